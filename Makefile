@@ -1,0 +1,75 @@
+# The two commands a reader needs: `make demo` and `make test`. Both make .venv on their first run.
+#
+#   make demo     the main study on the embedded world, into OUT (runs/demo), with a report to open
+#   make test     every test that this machine can run (network, GPU and real data are not needed)
+#   make check    what continuous integration asks: format, lint, types, tests, docs
+#   make docs     the documentation alone: doctests, the README's code and links, docstrings of public names
+#   make format   rewrite the code in the house's format
+#   make bench    what certified attribution costs, against full enumeration and its floor (some minutes)
+#   make clean    remove what the commands made (runs/ stays)
+#
+# Variables: PYTHON (3.11 or 3.12, to make .venv with), VENV, OUT, JOBS (test processes), PYTEST_ARGS.
+
+SHELL := /bin/bash
+VENV ?= .venv
+OUT ?= runs/demo
+JOBS ?= 2
+PYTEST_ARGS ?=
+
+# The first Python of a version this project runs on; a shim that only says "not installed" does not count.
+RIGHT_VERSION := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c '$(RIGHT_VERSION)' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DOCS := tests/test_docs.py mechedit xlprobe experiments reports
+
+.DEFAULT_GOAL := demo
+.PHONY: demo install test check format format-check lint types docs bench clean
+
+demo: $(STAMP)
+	$(BIN)/mechedit demo --out $(OUT)
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@if [ ! -x $(BIN)/python ]; then \
+		if ! "$(PYTHON)" -c '$(RIGHT_VERSION)' 2>/dev/null; then \
+			echo "make: Python 3.11 or 3.12 is needed, found $(if $(PYTHON),$(PYTHON),none): make $(or $(MAKECMDGOALS),demo) PYTHON=/path/to/python3.11" >&2; \
+			exit 2; \
+		fi; \
+		echo "making $(VENV) and installing: three to four minutes, 2 GB"; \
+		"$(PYTHON)" -m venv $(VENV); \
+	fi
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
+	@touch $@
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+check: format-check lint types test docs
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+format-check: $(STAMP)
+	$(BIN)/ruff format --check .
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+# `make test` runs these too; alone they take seconds, for whoever writes documentation.
+docs: $(STAMP)
+	$(BIN)/python -m pytest $(DOCS) $(PYTEST_ARGS)
+
+bench: $(STAMP)
+	$(BIN)/mechedit bench nlka
+
+clean:
+	rm -rf .venv dist build htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find mechedit xlprobe experiments reports tests -name __pycache__ -type d -prune -exec rm -rf {} +

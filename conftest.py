@@ -1,0 +1,103 @@
+"""Pytest, for every folder: no network, one thread, which marked tests run, the shared fixtures.
+
+The environment is set here, at import, because torch, the tokenizers and the Hugging Face libraries read it
+when they are imported themselves.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from mechedit.model import HookedModel
+
+ROOT = Path(__file__).resolve().parent
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    WANDB_MODE="disabled",
+    MPLBACKEND="Agg",
+    OMP_NUM_THREADS="1",
+    MKL_NUM_THREADS="1",
+)
+
+
+def shared_folder() -> Path:
+    """Where the real data and models are looked for: `MECHEDIT_DATA`, else the folder beside the checkout."""
+    return Path(os.environ.get("MECHEDIT_DATA") or ROOT.parent / "shared")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-slow", action="store_true", help="run the tests marked slow as well")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Two torch processes with two threads each crawl on two cores: one thread a process.
+    import torch
+    from hypothesis import settings
+
+    torch.set_num_threads(1)
+    # The same examples on every run, and no deadline: a busy machine is not a fault of the code.
+    settings.register_profile("house", deadline=None, derandomize=True)
+    settings.load_profile("house")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    reasons = skip_reasons(run_slow=bool(config.getoption("--run-slow") or os.environ.get("MECHEDIT_SLOW")))
+    for item in items:
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def skip_reasons(*, run_slow: bool) -> dict[str, str]:
+    """The markers whose tests cannot or shall not run here, each with the reason that the summary prints."""
+    import torch
+
+    reasons = {}
+    if not run_slow:
+        reasons["slow"] = "slow: run with --run-slow or MECHEDIT_SLOW=1"
+    if not torch.cuda.is_available():
+        reasons["gpu"] = "gpu: torch sees no CUDA device"
+    if not shared_folder().is_dir():
+        reasons["shared"] = f"shared: no folder {shared_folder()}; name it in MECHEDIT_DATA"
+    return reasons
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The folder of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of real data and models. Tests that use it are marked `shared`."""
+    folder = shared_folder()
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}; name it in MECHEDIT_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def factworld_gpt2() -> HookedModel:
+    """The embedded GPT-2 model, loaded once a process. Tests leave it as they found it."""
+    from mechedit.model import load_model
+
+    return load_model("factworld")
+
+
+@pytest.fixture(scope="session")
+def factworld_llama() -> HookedModel:
+    """The embedded LLaMA model (grouped-query attention), loaded once a process."""
+    from mechedit.model import load_model
+
+    return load_model("factworld-llama")

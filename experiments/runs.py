@@ -1,0 +1,406 @@
+"""The run folder: one experiment on disk, resumable after any crash.
+
+    config.toml        what was asked for; the run can be done again from it provenance.json    versions,
+    model and data hashes, seeds, device, git commit cases/<id>.json    one file per finished case
+    results/<name>/    saved `Result` objects manifest.json      name, size and sha256 of every file above;
+    written last, so its presence means "finished"
+
+Steps: `RunFolder.open` validates before it writes; every file is written to a hidden temporary name, flushed
+to the disk and renamed, so a reader sees a whole file or none and a killed process leaves at most one
+`.<name>.tmp`, which everything here ignores and the next write of that file replaces; a resumed run skips the
+cases that exist; `finish` writes the manifest. The same folder with another configuration, or another model,
+data or seed under it, is refused.
+
+One process writes to a run folder at a time; there is no lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import tomli_w
+
+from reports.codec import decode, encode
+from reports.errors import InputError, IntegrityError
+from reports.results import Result
+
+__all__ = ["RunFolder", "check_case_id", "provenance"]
+
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+_CONFIG, _PROVENANCE, _MANIFEST = "config.toml", "provenance.json", "manifest.json"
+_CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_TEMPORARY = re.compile(r"\..*\.(tmp|old)")  # also the temporary folders of `Result.save`
+_SAME = ("model", "data", "seeds", "device", "dtype", "attn_implementation")  # must agree on resume
+_PACKAGES = ("mechedit", "torch", "transformers", "transformer-lens", "tokenizers", "numpy", "pandas")
+_ABSENT = object()
+
+
+class RunFolder:
+    """One run on disk. Make it with `RunFolder.open`.
+
+    >>> import tempfile
+    >>> facts = provenance(
+    ...     model={}, data={}, seeds={"all": 0}, device="cpu", dtype="float32", attn_implementation="eager"
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = RunFolder.open(folder, {"editor": "mega"}, provenance=facts)
+    ...     run.write_case(7, {"score": 1.0})
+    ...     again = RunFolder.open(folder, {"editor": "mega"}, provenance=facts)
+    ...     again.done(), again.read_case(7), again.finished
+    ({'7'}, {'score': 1.0}, False)
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path = path
+        self.config = config
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], config: dict[str, Any], *, provenance: dict[str, Any]
+    ) -> RunFolder:
+        """Create the run folder `path`, or resume the one that is there.
+
+        `config` holds what TOML can say (str, int, float, bool, lists, tables); tuples become lists.
+        `provenance` is what `provenance()` returns.
+        Errors: `InputError` if `config` holds anything else, if `path` is a file or a folder with other
+        content, or if the run there has another configuration, model, data, seed, device or dtype; the
+        message names the first key that differs. Nothing is written before these checks have passed.
+        `IntegrityError` if the run there is damaged.
+        """
+        folder = Path(path)
+        text = _to_toml(config)
+        plain = tomllib.loads(text)
+        facts = encode(provenance, where="provenance")
+        if _is_run(folder):
+            _check_same(plain, _read_toml(folder / _CONFIG), f"config of the run in {folder}")
+            _check_provenance(folder, facts)
+        (folder / "cases").mkdir(parents=True, exist_ok=True)
+        if not (folder / _CONFIG).exists():
+            _write(folder / _CONFIG, text.encode())
+        if not (folder / _PROVENANCE).exists():
+            _write(folder / _PROVENANCE, _to_json(facts))
+        return cls(folder, plain)
+
+    @property
+    def finished(self) -> bool:
+        """Whether `finish` has been called and nothing was written since."""
+        return (self.path / _MANIFEST).is_file()
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the run was started with."""
+        return _read_json(self.path / _PROVENANCE)
+
+    def done(self) -> set[str]:
+        """The ids of the finished cases, as strings."""
+        files = (self.path / "cases").glob("*.json")
+        return {file.stem for file in files if not file.name.startswith(".")}
+
+    def write_case(self, case_id: int | str, obj: dict[str, Any]) -> None:
+        """Write one finished case, whole or not at all; an older one is replaced and a manifest withdrawn.
+
+        `obj` holds None, bool, int, float (nan and infinities too), str, lists and str-keyed dicts of these.
+        Errors: `InputError` for anything else and for an id that is no file name (`check_case_id`).
+        """
+        file = self._case_file(case_id)
+        data = _to_json(encode(obj, where=f"case {case_id}"))
+        self._withdraw_manifest()
+        _write(file, data)
+
+    def read_case(self, case_id: int | str) -> dict[str, Any]:
+        """The object that `write_case` stored; `InputError` if there is none, `IntegrityError` if damaged."""
+        file = self._case_file(case_id)
+        if not file.is_file():
+            raise InputError(f"case_id: expected a finished case, found no {file}")
+        return _read_json(file)
+
+    def cases(self) -> dict[str, dict[str, Any]]:
+        """Every finished case by its id, in the order of the ids (numbers by value, before words)."""
+        return {case_id: self.read_case(case_id) for case_id in sorted(self.done(), key=_natural)}
+
+    def write_result(self, result: Result, name: str) -> Path:
+        """Save `result` to `results/<name>`, return that folder; an older one of its kind is replaced."""
+        check_case_id(name)
+        self._withdraw_manifest()
+        return result.save(self.path / "results" / name)
+
+    def write_json(self, name: str, obj: dict[str, Any]) -> None:
+        """Write `<name>.json` beside the cases: what the page of the run reads. Plain data, as `write_case`."""
+        self._write_top(f"{check_case_id(name)}.json", _to_json(encode(obj, where=name)))
+
+    def write_frame(self, name: str, frame: pd.DataFrame) -> None:
+        """Write `<name>.parquet` beside the cases, without its index."""
+        self._write_top(f"{check_case_id(name)}.parquet", frame.to_parquet(index=False))
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write `manifest.json`: `summary`, and path, size and sha256 of every file of the run.
+
+        Errors: `InputError` if `summary` is not plain data.
+        """
+        text = encode(summary, where="summary")
+        self._withdraw_manifest()
+        files = [
+            {
+                "path": name.as_posix(),
+                "size": (self.path / name).stat().st_size,
+                "sha256": _sha256(self.path / name),
+            }
+            for name in self._files()
+        ]
+        manifest = {"kind": "run", "schema_version": SCHEMA_VERSION, "summary": text, "files": files}
+        _write(self.path / _MANIFEST, _to_json(manifest))
+
+    def _write_top(self, name: str, data: bytes) -> None:
+        if name in (_PROVENANCE, _MANIFEST):
+            raise InputError(f"name: {name!r} is the run folder's own; choose another")
+        self._withdraw_manifest()
+        _write(self.path / name, data)
+
+    def _files(self) -> list[Path]:
+        files = [file.relative_to(self.path) for file in self.path.rglob("*") if file.is_file()]
+        return sorted(name for name in files if not _is_temporary(name))
+
+    def _case_file(self, case_id: int | str) -> Path:
+        return self.path / "cases" / f"{check_case_id(case_id)}.json"
+
+    def _withdraw_manifest(self) -> None:
+        (self.path / _MANIFEST).unlink(missing_ok=True)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+
+def check_case_id(case_id: int | str) -> str:
+    """`case_id` as the stem of a file name.
+
+    Letters, digits, `.`, `_` and `-`, at most 128 of them, a letter or digit first.
+    Errors: `InputError` for any other id, so that no id can leave the folder or hide a file.
+
+    >>> check_case_id(42)
+    '42'
+    """
+    text = str(case_id)
+    if not _CASE_ID.fullmatch(text):
+        raise InputError(
+            "case_id: expected at most 128 letters, digits, '.', '_' or '-', a letter or digit first, "
+            f"found {_show(text)}"
+        )
+    return text
+
+
+def provenance(
+    *,
+    model: dict[str, Any],
+    data: dict[str, Any],
+    seeds: dict[str, Any],
+    device: str,
+    dtype: str,
+    attn_implementation: str,
+) -> dict[str, Any]:
+    """What a number depends on besides the configuration: one dict for `RunFolder.open` and for a result.
+
+    `model` and `data` name their source and hash, `seeds` each seed used. Added here: versions of the
+    packages, Python, platform, and the git commit with a `dirty` flag when the code runs from a checkout
+    (else None). No time stamp, so that the same run twice gives the same bytes.
+    """
+    return {
+        "model": model,
+        "data": data,
+        "seeds": seeds,
+        "device": device,
+        "dtype": dtype,
+        "attn_implementation": attn_implementation,
+        "versions": {"python": platform.python_version(), **_versions()},
+        "platform": platform.platform(),
+        "git": _git(Path(__file__).resolve().parent),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    """Commit and dirty flag of the checkout that *tracks* this file.
+
+    An installed copy inside another repository must not report that repository's commit.
+    """
+    try:
+        if _ask_git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
+            return None
+        commit = _ask_git(folder, "rev-parse", "HEAD")
+        changes = _ask_git(folder, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if commit is None else {"commit": commit, "dirty": bool(changes)}
+
+
+def _ask_git(folder: Path, *arguments: str) -> str | None:
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+# --- checks -----------------------------------------------------------------------------------------
+
+
+def _is_run(folder: Path) -> bool:
+    """True for a run, False for a free place, `InputError` for anything else."""
+    if not folder.exists():
+        return False
+    if not folder.is_dir():
+        raise InputError(f"path: expected a folder for the run, found the file {folder}; choose another name")
+    if (folder / _CONFIG).is_file():
+        return True
+    # a run that was killed before its config was renamed has nothing but an empty cases/ and temporary files
+    cases = folder / "cases"
+    started = cases.is_dir() and not any(cases.iterdir())
+    foreign = [
+        entry.name
+        for entry in sorted(folder.iterdir())
+        if not _TEMPORARY.fullmatch(entry.name) and not (started and entry == cases)
+    ]
+    if foreign:
+        raise InputError(
+            f"path: expected a run or an empty folder, found {foreign[0]!r} and no {_CONFIG} in {folder}; "
+            "choose another folder"
+        )
+    return False
+
+
+def _check_provenance(folder: Path, facts: dict[str, Any]) -> None:
+    """Refuse to mix cases of two models, data sets or seeds; other package versions are only logged."""
+    if not (folder / _PROVENANCE).is_file():
+        return
+    old = encode(_read_json(folder / _PROVENANCE), where="provenance")
+    _check_same(
+        {key: facts[key] for key in _SAME if key in facts},
+        {key: old[key] for key in _SAME if key in old},
+        f"provenance of the run in {folder}",
+    )
+    if facts != old:
+        log.warning("%s was started with other package versions or another commit; going on", folder)
+
+
+def _check_same(mine: dict[str, Any], theirs: dict[str, Any], what: str) -> None:
+    new, old = _flatten(mine), _flatten(theirs)
+    for key in [*old, *(key for key in new if key not in old)]:
+        a, b = old.get(key, _ABSENT), new.get(key, _ABSENT)
+        if repr(a) != repr(b):  # repr: nan equals nan, 1 differs from True
+            raise InputError(f"{what}: {key!r} is {_show(a)} there and {_show(b)} now; choose another folder")
+
+
+def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _show(value: object) -> str:
+    if value is _ABSENT:
+        return "absent"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _is_temporary(path: Path) -> bool:
+    return any(_TEMPORARY.fullmatch(part) for part in path.parts)
+
+
+def _natural(case_id: str) -> tuple[bool, int, str]:
+    number = case_id.isdecimal()
+    return (not number, int(case_id) if number else 0, case_id)
+
+
+# --- bytes ------------------------------------------------------------------------------------------
+
+
+def _to_toml(config: dict[str, Any]) -> str:
+    if not isinstance(config, dict):
+        raise InputError(f"config: expected a dict, found {type(config).__name__}")
+    return tomli_w.dumps(_plain(config, "config"))
+
+
+def _plain(value: Any, where: str) -> Any:
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+    hint = "; TOML cannot say None: leave the key out" if value is None else ""
+    found = type(value).__name__
+    raise InputError(f"{where}: expected str, int, float, bool, list or table, found {found}{hint}")
+
+
+def _to_json(obj: Any) -> bytes:
+    return (json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        obj = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{file}: expected this file of the run, found none") from error
+    except ValueError as error:
+        raise IntegrityError(f"{file}: not readable as JSON ({error})") from error
+    if not isinstance(obj, dict):
+        raise IntegrityError(f"{file}: expected a JSON object, found {type(obj).__name__}")
+    return decode(obj, Any)
+
+
+def _write(file: Path, data: bytes) -> None:
+    """Write under a temporary name, flush to the disk, rename: after a crash the file is whole or absent."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+    _sync_folder(file.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself survive a power cut (Windows cannot open a folder: there the rename is all)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"path: expected a run, found {file} that is no TOML ({_show(str(error))}); choose another folder"
+        ) from error
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

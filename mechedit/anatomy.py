@@ -1,0 +1,176 @@
+"""The anatomy of an edit: where success and failure part ways.
+
+Source: "The Anatomy of an Edit" (arXiv 2603.20795): attribution *after* an edit, successful against failed
+edits. Here the edit is a statement in context, which changes nothing in the model and still changes what it says:
+
+1. For every fact two prompts state the new object before the rewrite prompt: once for this subject (it should be
+   followed), once for another fact's subject (it should be ignored).
+2. Each is attributed for the new object (NLKA layer scores, nats); it is a success where the next token starts the new
+   object.
+3. `difference` is the mean of the successes minus the mean of the failures, per layer and module, with a bootstrap
+   interval over prompts.
+4. The window is the contiguous run of layers whose attention differences, less their mean over all layers, sum
+   to the most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mechedit.attribution.frames import head_frames
+from mechedit.attribution.layers import account
+from mechedit.attribution.projection import Projection
+from mechedit.attribution.terms import layer_terms
+from mechedit.facts import FactEdit
+from mechedit.prompts import avoid
+from reports.errors import InputError
+from reports.results import Result
+
+if TYPE_CHECKING:
+    from mechedit.model import HookedModel
+
+__all__ = [
+    "LayerScores",
+    "StatementContrast",
+    "best_window",
+    "layer_scores",
+    "statement_contrast",
+    "window_scores",
+]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class StatementContrast(Result):
+    """What a statement that succeeds writes, layer by layer, and one that fails does not.
+
+    layers: frame layer, module, success, failure, difference, low, high (nats, 95 % bootstrap interval).
+    window: (first, last) layer, both included. n_success, n_failure: prompts of each kind.
+    """
+
+    kind: ClassVar[str] = "statement_contrast"
+    layers: pd.DataFrame
+    window: tuple[int, int]
+    n_success: int
+    n_failure: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def windows(self) -> pd.DataFrame:
+        """Every candidate window and its score, as `window_scores`."""
+        return window_scores(_attention(self.layers))
+
+
+@dataclass(frozen=True, eq=False)
+class LayerScores:
+    """One target's NLKA scores, nats: frames layer, module, score and layer, head, score, as `attribute` has them.
+
+    token: the id of the target's first token.
+    """
+
+    token: int
+    layers: pd.DataFrame
+    heads: pd.DataFrame
+
+
+@torch.no_grad()
+def layer_scores(model: HookedModel, prompt: str, targets: Sequence[str]) -> list[LayerScores]:
+    """Layer and head scores of several targets from one forward pass, with biases kept and without neurons."""
+    ids, _ = model.continuation(prompt, targets[0])
+    view = model.residual_view(ids)
+    norm = model.final_norm
+    projection = Projection.freeze(norm, model.W_U, model.b_U, x_final=view.resid_final, biases="keep")
+    terms = list(layer_terms(model, view))
+    results = []
+    for target in targets:
+        token = int(model.continuation(prompt, target)[1][0])
+        scores = account(projection, terms, target=token)
+        heads, _ = head_frames(projection, terms, scores.log_p, target=token, all_positions=False)
+        results.append(LayerScores(token, scores.layers, heads))
+    return results
+
+
+def statement_contrast(model: HookedModel, facts: Sequence[FactEdit], *, seed: int = 0) -> StatementContrast:
+    """Attributes statements in context for the new object and contrasts those that succeed with those that fail.
+
+    Two forward passes a fact. Errors: `InputError` with fewer than two facts, or where no statement succeeds or none
+    fails: then this model gives nothing to choose a window by.
+
+    >>> import mechedit as me
+    >>> from mechedit.factworld import edits
+    >>> contrast = statement_contrast(me.load_model("factworld"), edits(4, seed=1))
+    >>> sorted(contrast.layers.columns)
+    ['difference', 'failure', 'high', 'layer', 'low', 'module', 'success']
+    """
+    if len({fact.subject for fact in facts}) < 2:
+        raise InputError(
+            f"facts: expected at least two subjects to contrast statements about, found {len(facts)}"
+        )
+    frames, success = [], []
+    for i, fact in enumerate(facts):
+        stranger = next(f.subject for f in (*facts[i + 1 :], *facts[:i]) if f.subject != fact.subject)
+        for told in (fact.subject, stranger):
+            said = fact.prompt.replace("{}", told)
+            prompt = avoid(said, fact.target_true, fact.target_new, fact.rewrite_prompt)
+            (scores,) = layer_scores(model, prompt, [fact.target_new])
+            frames.append(scores.layers)
+            success.append(int(model.logits([prompt])[0].argmax()) == scores.token)
+    outcome = np.array(success)
+    if outcome.all() or not outcome.any():
+        found = "every statement succeeded" if outcome.all() else "no statement succeeded"
+        raise InputError(
+            f"facts: expected statements in context that succeed and others that fail, found that {found} "
+            f"({len(outcome)}); this model gives no window, so give one: MEGA(window=(first, last))"
+        )
+    layers = _difference(frames, outcome, seed=seed)
+    return StatementContrast(
+        layers, best_window(_attention(layers)), int(outcome.sum()), int((~outcome).sum())
+    )
+
+
+def window_scores(differences: np.ndarray) -> pd.DataFrame:
+    """Every contiguous run of layers: frame first, last, score, the run's sum above the mean of all layers.
+
+    Without the mean every layer that is not negative would belong to the best run.
+
+    >>> window_scores(np.array([0.0, 3.0])).to_dict("list")
+    {'first': [0, 0, 1], 'last': [0, 1, 1], 'score': [-1.5, 0.0, 1.5]}
+    """
+    excess = differences - differences.mean()
+    runs = [(a, b) for a in range(len(excess)) for b in range(a, len(excess))]
+    rows = [(a, b, float(excess[a : b + 1].sum())) for a, b in runs]
+    return pd.DataFrame(rows, columns=["first", "last", "score"])
+
+
+def best_window(differences: np.ndarray) -> tuple[int, int]:
+    """First and last layer of the run with the highest of `window_scores`; ties go to the earliest, shortest.
+
+    >>> best_window(np.array([0.1, 0.0, 0.2, 1.0, 1.5, 0.1]))
+    (3, 4)
+    """
+    scores = window_scores(differences)
+    best = scores.loc[scores["score"].idxmax()]
+    return int(best["first"]), int(best["last"])
+
+
+def _attention(layers: pd.DataFrame) -> np.ndarray:
+    return layers[layers["module"] == "attn"].sort_values("layer")["difference"].to_numpy()
+
+
+def _difference(frames: list[pd.DataFrame], success: np.ndarray, *, seed: int) -> pd.DataFrame:
+    scores = np.stack([frame["score"].to_numpy() for frame in frames])
+    good, bad = scores[success], scores[~success]
+    rng = np.random.default_rng(seed)
+    resampled = np.stack([_resample(good, rng) - _resample(bad, rng) for _ in range(1000)])
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+    return frames[0][["layer", "module"]].assign(
+        success=good.mean(0), failure=bad.mean(0), difference=good.mean(0) - bad.mean(0), low=low, high=high
+    )
+
+
+def _resample(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return rows[rng.integers(len(rows), size=len(rows))].mean(0)

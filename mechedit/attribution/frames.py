@@ -1,0 +1,107 @@
+"""Scores as tidy frames, one row a unit, with the columns that name it.
+
+`promotes_frame` reads an FFN neuron in the vocabulary: the single tokens whose logits its contribution m_i ·
+W_out[i] moves most, through the same projection B as every score (the logit lens of a value vector; Geva et
+al., EMNLP 2022, arXiv 2203.14680).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mechedit.attribution.neurons import Ranked
+from mechedit.attribution.projection import Projection
+from mechedit.attribution.scores import inc_rows
+from mechedit.attribution.terms import LayerTerms
+from mechedit.attribution.tokens import token_strings
+
+__all__ = ["PROMOTES_ROWS", "attn_frame", "head_frames", "neuron_frame", "promotes_frame"]
+
+#: For how many of the strongest FFN neurons the vocabulary is read (`Attribution.promotes`), and how many
+#: tokens a side.
+PROMOTES_ROWS, PROMOTES_TOKENS = 40, 5
+#: How many rows heads at source positions take in a certified result: each is a product with the vocabulary.
+POSITION_ROWS = 100
+
+
+def head_frames(
+    projection: Projection, terms: Sequence[LayerTerms], log_p: Tensor, *, target: int, all_positions: bool
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Frames of all heads, and of heads at each source position: of all of them, or of the strongest by |score|,
+    as many as make up `POSITION_ROWS` rows (at least one)."""
+    vectors = torch.stack([term.head_positions() for term in terms])  # [n_layers, n_heads, T, d_model]
+    n_layers, n_heads, length, _ = vectors.shape
+    bases = [(log_p[layer, 0], log_p[layer, 0].exp()) for layer in range(n_layers)]
+    heads = inc_rows(projection, list(vectors.sum(dim=2)), bases, target=target).view(n_layers, n_heads)
+    many = n_layers * n_heads if all_positions else max(1, POSITION_ROWS // length)
+    chosen = heads.flatten().abs().topk(min(many, heads.numel())).indices.sort().values
+    layer, head = chosen // n_heads, chosen % n_heads
+    present = layer.unique().tolist()
+    rows = [vectors[i, head[layer == i]].flatten(0, 1) for i in present]
+    positions = inc_rows(projection, rows, [bases[i] for i in present], target=target)
+    index = {"layer": layer, "head": head}
+    table = {name: values.repeat_interleave(length).cpu().numpy() for name, values in index.items()}
+    table |= {"pos": torch.arange(length).repeat(len(chosen)).numpy(), "score": positions.cpu().numpy()}
+    return _heads(heads), pd.DataFrame(table)
+
+
+def _heads(scores: Tensor) -> pd.DataFrame:
+    """Scores [n_layers, n_heads] as a frame layer, head, score."""
+    layer, head = (
+        axis.flatten().numpy() for axis in torch.meshgrid(*map(torch.arange, scores.shape), indexing="ij")
+    )
+    return pd.DataFrame({"layer": layer, "head": head, "score": scores.flatten().cpu().numpy()})
+
+
+def neuron_frame(ranked: Ranked) -> pd.DataFrame:
+    """Frame layer, neuron, score of a ranking, in its order."""
+    columns = {"layer": ranked.layer, "neuron": ranked.index, "score": ranked.score}
+    return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+
+
+def attn_frame(ranked: Ranked, *, length: int, width: int) -> pd.DataFrame:
+    """Frame layer, head, dim, pos, score; `length` is the prompt's, in tokens, `width` is d_head."""
+    index = ranked.index.cpu().numpy()
+    unit, pos = divmod(index, length)
+    head, dim = divmod(unit, width)
+    layer, score = ranked.layer.cpu().numpy(), ranked.score.cpu().numpy()
+    return pd.DataFrame({"layer": layer, "head": head, "dim": dim, "pos": pos, "score": score})
+
+
+def promotes_frame(
+    tokenizer: Any, projection: Projection, terms: Sequence[LayerTerms], ranked: Ranked
+) -> pd.DataFrame:
+    """What each of the best FFN neurons adds most to, and takes most from: layer, neuron, side, rank,
+    token_id, token, logit. Five tokens a side for the `PROMOTES_ROWS` of largest |score|, in the order of the
+    ranking."""
+    strongest = ranked.score.abs().sort(descending=True, stable=True).indices[:PROMOTES_ROWS].sort().values
+    layers, neurons = ranked.layer[strongest].tolist(), ranked.index[strongest].tolist()
+    rows: list[tuple[int, int, str, int, int, float]] = []
+    height = projection.rows(bytes_each=2 * 4)
+    for start in range(0, len(layers), height):
+        block = list(zip(layers[start : start + height], neurons[start : start + height], strict=True))
+        mlps = [terms[layer].mlp for layer, _ in block]
+        parts = zip(mlps, block, strict=True)
+        vectors = [mlp.coefficients[i, 0] * mlp.directions[i].float() for mlp, (_, i) in parts]
+        tops = _tops(projection.directions(torch.stack(vectors)))
+        rows += [(*unit, *top) for unit, unit_tops in zip(block, tops, strict=True) for top in unit_tops]
+    names = ("layer", "neuron", "side", "rank", "token_id", "logit")
+    frame = pd.DataFrame(rows, columns=list(names))
+    frame.insert(5, "token", list(token_strings(tokenizer, frame["token_id"].tolist())))
+    return frame
+
+
+def _tops(added: Tensor) -> list[list[tuple[str, int, int, float]]]:
+    """For each row [d_vocab] of logits: side, rank, token_id, logit of its largest and its smallest
+    entries."""
+    tops: list[list[tuple[str, int, int, float]]] = [[] for _ in added]
+    for side, largest in (("promotes", True), ("demotes", False)):
+        best = added.topk(min(PROMOTES_TOKENS, added.shape[1]), dim=1, largest=largest)
+        for top, ids, logits in zip(tops, best.indices.tolist(), best.values.tolist(), strict=True):
+            top += [(side, rank, i, x) for rank, (i, x) in enumerate(zip(ids, logits, strict=True))]
+    return tops

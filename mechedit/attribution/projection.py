@@ -1,0 +1,134 @@
+"""The projection B from the residual stream to the vocabulary, with the final norm inside and its scale
+frozen.
+
+Source: Yu & Ananiadou, "Neuron-Level Knowledge Attribution in Large Language Models", EMNLP 2024
+(arXiv 2312.12141), section 3; written from the formulas.
+
+1. The final norm of a real forward pass has one scale σ at the last position. It is frozen.
+2. With σ frozen the norm is linear, so the logits are linear in the residual: `B z = ((z − mean z) ⊙ γ / σ)
+   W_U` (RMSNorm does not centre).
+3. What does not depend on z, the final norm's bias β and the unembedding's b_U, is one vector `c = β W_U +
+   b_U`: part of every logit with `biases="keep"`, left out with `biases="drop"`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mechedit.model import FinalNorm
+
+__all__ = ["BLOCK_BYTES", "Biases", "Projection"]
+
+Biases = Literal["keep", "drop"]
+
+#: Memory budget: no temporary that has the vocabulary as one of its axes is larger than this many bytes (but
+#: for one row, where a single row is larger). A block of 64 MiB keeps the matrix products efficient on two
+#: cores.
+BLOCK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Projection:
+    """`B z + c`: the logits of a residual vector z under the final norm with its scale frozen.
+
+    Shapes: `W_U` [d_model, d_vocab] (any float type; a view, never copied whole), `scale` = γ/σ [d_model] and
+    `constant` = c [d_vocab] or None, both fp64. `centre`: whether the norm subtracts the mean (LayerNorm).
+    Wrong as a model of the network for vectors that would change σ much: the score of a unit is its effect
+    with the norm held still, not the effect of removing it.
+
+    >>> B = Projection(W_U=torch.eye(2), scale=torch.ones(2).double(), centre=False, constant=None, sigma=1.0)
+    >>> B.log_probs(torch.tensor([[0.0, 0.0]])).exp()
+    tensor([[0.5000, 0.5000]], dtype=torch.float64)
+    """
+
+    W_U: Tensor
+    scale: Tensor
+    centre: bool
+    constant: Tensor | None
+    sigma: float
+    biases: Biases = "keep"
+
+    @classmethod
+    def freeze(
+        cls, norm: FinalNorm, W_U: Tensor, b_U: Tensor | None, *, x_final: Tensor, biases: Biases
+    ) -> Projection:
+        """The projection whose σ is that of `x_final` [d_model], the residual before the final norm.
+
+        LayerNorm: σ = sqrt(var(x) + eps) with the biased variance; RMSNorm: σ = sqrt(mean(x²) + eps).
+        """
+        x = x_final.double()
+        centre = norm.kind == "layer"
+        power = x.var(unbiased=False) if centre else x.square().mean()
+        sigma = (power + norm.eps).sqrt()
+        constant = None
+        if biases == "keep":
+            parts = [] if norm.bias is None else [_product(norm.bias.double()[None], W_U)[0]]
+            parts += [] if b_U is None else [b_U.double()]
+            constant = sum(parts[1:], parts[0]) if parts else None
+        scale = norm.weight.double() / sigma
+        return cls(W_U=W_U, scale=scale, centre=centre, constant=constant, sigma=float(sigma), biases=biases)
+
+    def normalise(self, vectors: Tensor) -> Tensor:
+        """`(v − mean v) ⊙ γ / σ` (RMSNorm: no mean) for rows v [..., d_model]; fp64."""
+        vectors = vectors.double()
+        if self.centre:
+            vectors = vectors - vectors.mean(dim=-1, keepdim=True)
+        return vectors * self.scale
+
+    def directions(self, vectors: Tensor) -> Tensor:
+        """`B v` [n, d_vocab] in fp32 for rows v [n, d_model]; linear, so without c. The caller keeps n
+        small."""
+        return _product(self.normalise(vectors).float(), self.W_U)
+
+    def log_probs(self, states: Tensor) -> Tensor:
+        """`log_softmax(B z + c)` [n, d_vocab] in fp64 for rows z [n, d_model]. The caller keeps n small."""
+        logits = _product(self.normalise(states), self.W_U)
+        if self.constant is not None:
+            logits += self.constant
+        return logits.log_softmax(dim=-1)
+
+    def target_logps(self, states: Tensor, target: int) -> Tensor:
+        """`logp(t | z)` [n] in fp64 for rows z [n, d_model], in blocks within the memory budget."""
+        rows = self.rows(bytes_each=3 * 8)  # the logits, their softmax and one temporary
+        return torch.cat([self.log_probs(block)[:, target] for block in states.split(rows)])
+
+    def expectations(self, p: Tensor) -> Tensor:
+        """`Σ_k p_k B_k` [n, d_model] in fp64 for rows of probabilities p [n, d_vocab], in one pass over W_U.
+
+        As a map of vectors: `v · expectation = E_p[B v]`.
+        """
+        total = torch.zeros(len(p), len(self.scale), dtype=torch.float64, device=p.device)
+        for chunk, part in _chunks(self.W_U, p.dtype):
+            total += (p[:, chunk] @ part.T).double()
+        total *= self.scale
+        return total - total.mean(-1, keepdim=True) if self.centre else total
+
+    def column(self, token: int) -> Tensor:
+        """`B_t` [d_model] in fp64, so that `(B v)[t] = v · B_t`."""
+        column = self.W_U[:, token].double() * self.scale
+        return column - column.mean() if self.centre else column
+
+    def rows(self, *, bytes_each: int) -> int:
+        """How many rows of the vocabulary fit the memory budget at `bytes_each` bytes an entry (at least
+        1)."""
+        return max(1, BLOCK_BYTES // (self.W_U.shape[1] * bytes_each))
+
+
+def _chunks(W_U: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Column blocks of `W_U` in `dtype`: a cast of the whole would be a second copy of the unembedding."""
+    width = max(1, BLOCK_BYTES // (8 * W_U.shape[0]))
+    for start in range(0, W_U.shape[1], width):
+        chunk = slice(start, start + width)
+        yield chunk, W_U[:, chunk].to(dtype)
+
+
+def _product(rows: Tensor, W_U: Tensor) -> Tensor:
+    if rows.dtype == W_U.dtype:
+        return rows @ W_U
+    return torch.cat([rows @ part for _, part in _chunks(W_U, rows.dtype)], dim=1)

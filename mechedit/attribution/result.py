@@ -1,0 +1,161 @@
+"""The result of an attribution: tidy frames, their ranking, their picture, their circuit.
+
+Source of the quantities: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141). Every score is
+`inc(base, v) = logp(t | base + v) − logp(t | base)` in nats, with the final norm's scale frozen.
+"""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pandas as pd
+
+from reports.errors import InputError
+from reports.results import Result
+from reports.text import visible
+
+__all__ = ["UNITS", "Attribution", "attribution_json"]
+
+#: The frames with a score, and the columns that name their units.
+UNITS: dict[str, tuple[str, ...]] = {
+    "layers": ("layer", "module"),
+    "heads": ("layer", "head"),
+    "head_positions": ("layer", "head", "pos"),
+    "mlp_neurons": ("layer", "neuron"),
+    "attn_neurons": ("layer", "head", "dim", "pos"),
+    "query_neurons": ("layer", "neuron"),
+}
+_TIDY = ("unit", "layer", "module", "head", "neuron", "dim", "pos", "score")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Attribution(Result):
+    """Which layers, heads and neurons raise (or lower) the log-probability of a target token.
+
+    Frames (scores in nats): `layers` (layer, module "attn" | "mlp" | "steer" | "steer_mlp", score; in the
+    order of the computation), `heads` (layer, head, score), `head_positions` (layer, head, pos, score; of the
+    strongest heads, or of all where neurons were enumerated),
+    `mlp_neurons` (layer, neuron, score), `attn_neurons` (layer, head, dim, pos, score), `query_neurons`
+    (layer, neuron, score), `promotes` (layer, neuron, side "promotes" | "demotes", rank, token_id, token,
+    logit: what the neuron's contribution m_i · W_out[i] adds to single tokens' logits, for the first rows of
+    `mlp_neurons`). Neuron frames are sorted, best first, and hold `top_k` rows.
+
+    `logp` = logp(t | x_final), `prior_logp` = logp(t | 0) (what the constants alone predict) and
+    `embedding_logp` = logp(t | x_pre^0), under this `biases` convention; so `logp = embedding_logp + Σ
+    layers.score + completeness_gap`. Only the layer scores sum up: heads and neurons of one layer are each
+    scored alone against the same base, and their scores overlap. `certificate`: method, exact, evaluated,
+    total (value neurons), tolerance (nats), query (the denominators of the query neurons: `query.py`).
+    """
+
+    kind: ClassVar[str] = "attribution"
+
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    target: str
+    target_id: int
+    target_token: str
+    target_ids: tuple[int, ...]
+    logp: float
+    embedding_logp: float
+    prior_logp: float
+    completeness_gap: float
+    sigma: float
+    biases: str
+    sign: str
+    method: str
+    layers: pd.DataFrame
+    heads: pd.DataFrame
+    head_positions: pd.DataFrame
+    mlp_neurons: pd.DataFrame
+    attn_neurons: pd.DataFrame
+    query_neurons: pd.DataFrame
+    promotes: pd.DataFrame
+    certificate: dict[str, Any]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def top(self, k: int, unit: str = "mlp_neurons") -> pd.DataFrame:
+        """The k best rows of one frame: the largest scores, or with `sign="suppress"` the lowest; k >= 1.
+
+        Errors: `InputError` for k < 1 and for a unit that is none of `UNITS`.
+        """
+        _check_unit(unit)
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise InputError(f"k: expected an integer of at least 1, found {k!r}")
+        frame: pd.DataFrame = getattr(self, unit)
+        ascending = self.sign == "suppress"
+        ranked = frame.sort_values("score", ascending=ascending, kind="stable")
+        return ranked.head(k).reset_index(drop=True)
+
+    def to_frame(self) -> pd.DataFrame:
+        """All scores in one tidy frame: unit, layer, module, head, neuron, dim, pos (missing: NA), score."""
+        parts = [getattr(self, unit).assign(unit=unit).reindex(columns=list(_TIDY)) for unit in UNITS]
+        integer = dict.fromkeys(("layer", "head", "neuron", "dim", "pos"), "Int64")
+        typed = [part.astype({**integer, "module": "string", "score": "float64"}) for part in parts]
+        return pd.concat(typed, ignore_index=True)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Layer scores over depth, one line a module; returns the axes."""
+        from reports.figures import layer_curve  # here: matplotlib is slow to import and not always wanted
+
+        return layer_curve(self.layers, ax=ax)
+
+    def circuit(self, *, share: float = 0.8, max_units: int = 40) -> dict[str, Any]:
+        """The attribution graph as data: tokens → heads → target, FFN neurons → target; see `circuit.py`."""
+        from mechedit.attribution.circuit import build_circuit  # here: circuit.py imports this module
+
+        return build_circuit(self, share=share, max_units=max_units)
+
+    def _repr_html_(self) -> str:
+        """The target, the account of its log-probability, and the best rows of each frame; all text
+        escaped."""
+        text = "".join(visible(token) for token in self.tokens)
+        gain = self.layers["score"].sum()
+        lines = [
+            f"<p><strong>Attribution</strong> of {_code(self.target_token)} after {_code(text)}</p>",
+            f"<p>log p {self.logp:.4f} = embedding {self.embedding_logp:.4f} + layers {gain:.4f} "
+            f"+ gap {self.completeness_gap:.1e} nats; σ {self.sigma:.4g} (frozen), biases: "
+            f"{html.escape(self.biases)}, sign: {html.escape(self.sign)}, method: {html.escape(self.method)}"
+            "</p>",
+        ]
+        for unit in UNITS:
+            frame: pd.DataFrame = getattr(self, unit)
+            shown = frame if unit == "layers" else self.top(5, unit)
+            if len(frame):
+                head = f"<p><strong>{unit}</strong> ({len(shown)} of {len(frame)} rows)</p>"
+                lines.append(head + shown.to_html(escape=True, border=0, index=False))
+        return f"<div>{''.join(lines)}</div>"
+
+
+def attribution_json(attr: Attribution) -> dict[str, Any]:
+    """The result as plain lists and numbers: frames become rows (dicts by column name), for `json.dumps`.
+
+    Keys: ids, tokens, target, target_id, target_token, logp, embedding_logp, prior_logp,
+    completeness_gap, sigma, biases,
+    sign, method, certificate, and each frame of `UNITS` and `promotes`.
+    """
+    plain = (
+        "target",
+        "target_id",
+        "target_token",
+        "logp",
+        "embedding_logp",
+        "prior_logp",
+        "completeness_gap",
+    )
+    result: dict[str, Any] = {"ids": list(attr.ids), "tokens": list(attr.tokens)}
+    result |= {name: getattr(attr, name) for name in (*plain, "sigma", "biases", "sign", "method")}
+    result["certificate"] = dict(attr.certificate)
+    for name in (*UNITS, "promotes"):
+        result[name] = getattr(attr, name).to_dict("records")
+    return result
+
+
+def _check_unit(unit: str) -> None:
+    if unit not in UNITS:
+        raise InputError(f"unit: expected one of {', '.join(UNITS)}, found {unit!r}")
+
+
+def _code(text: str) -> str:
+    return f"<code>{html.escape(visible(text))}</code>"

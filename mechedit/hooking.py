@@ -1,0 +1,106 @@
+"""Forward hooks on a TransformerLens bridge that cannot fail silently.
+
+The bridge's own hook context leaves five ways to change nothing, or to change it twice, without an error. Here:
+
+1. a name the model does not have is refused, with the nearest one it has;
+2. one hook point under two of its names is refused: the same edit would be applied twice;
+3. a hook point that is switched off (`hook_result` and the like) is refused;
+4. a hook that never fired although the model ran is an error on leaving;
+5. a value returned at `hook_resid_mid` is refused: that point is the input of the second norm, behind the branch,
+   so the bridge would feed the new value to the MLP and add the old one to the residual stream.
+
+Leaving the context by any way removes the hooks, exactly these; contexts nest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
+
+from reports.errors import InputError, IntegrityError
+
+__all__ = ["Hook", "attach"]
+
+Hook = tuple[str, Callable[..., torch.Tensor | None]]
+
+
+@contextlib.contextmanager
+def attach(bridge: TransformerBridge, hooks: Sequence[Hook]) -> Iterator[None]:
+    """Attach (name, fn) pairs, in order, for the length of the block; `fn(tensor, hook)` returns a tensor or None.
+
+    Raises `InputError` for names 1 to 3 above (nothing is attached then), `IntegrityError` for 4, and
+    `InputError` out of the forward pass for 5.
+    """
+    points = bridge.hook_dict  # the bridge builds it anew at each look
+    canonical = [resolve(bridge, points, name) for name, _ in hooks]
+    _refuse_twins([name for name, _ in hooks], canonical)
+    fired = [0] * len(hooks)
+    wrapped = [
+        (point.name, partial(_call, fn, name, fired, i))
+        for i, (point, (name, fn)) in enumerate(zip(canonical, hooks, strict=True))
+    ]
+    passes = [0]
+    counter = bridge.original_model.register_forward_hook(partial(_count, passes))
+    try:
+        with bridge.hooks(fwd_hooks=wrapped):
+            yield
+    finally:
+        counter.remove()
+    silent = [name for (name, _), times in zip(hooks, fired, strict=True) if not times]
+    if passes[0] and silent:
+        raise IntegrityError(
+            f"hooks: {silent[0]!r} never fired in {passes[0]} forward passes ({len(silent)} of {len(hooks)} hooks); "
+            "the model does not run through that point, so nothing was read or changed there"
+        )
+
+
+def resolve(bridge: TransformerBridge, points: dict[str, HookPoint], name: str) -> HookPoint:
+    """The hook point that `name` (canonical or an alias) stands for; unknown and switched-off ones are refused."""
+    if name not in points:
+        near = difflib.get_close_matches(name, points, n=1)
+        raise InputError(
+            f"hooks: no hook point {name!r} in this model; nearest: {near[0] if near else 'none'}"
+        )
+    point: HookPoint = points[name]
+    try:
+        bridge.check_hooks_to_add(point, name, resolve)
+    except ValueError as error:
+        raise InputError(f"hooks: {error}") from error
+    return point
+
+
+def _refuse_twins(names: list[str], points: list[HookPoint]) -> None:
+    """Two spellings of one point in one list are a mistake; the same spelling twice is two hooks, in order."""
+    spelled: dict[int, str] = {}
+    for name, point in zip(names, points, strict=True):
+        first = spelled.setdefault(id(point), name)
+        if first != name:
+            raise InputError(f"hooks: {first!r} and {name!r} are one hook point; give it under one name")
+
+
+def _call(
+    fn: Callable[..., torch.Tensor | None],
+    name: str,
+    fired: list[int],
+    index: int,
+    tensor: torch.Tensor,
+    hook: HookPoint,
+) -> torch.Tensor | None:
+    fired[index] += 1
+    result = fn(tensor, hook)
+    if result is not None and name.endswith("hook_resid_mid"):
+        raise InputError(
+            f"hooks: {name!r} can be read but not replaced: the new value would reach the MLP and not the residual "
+            f"stream; return it at {name.removesuffix('hook_resid_mid')}hook_attn_out, as attn_out + change"
+        )
+    return result
+
+
+def _count(passes: list[int], *_: object) -> None:
+    passes[0] += 1

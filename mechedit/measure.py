@@ -1,0 +1,205 @@
+"""The prompts of a fact, what a model says to each, and the metrics that are made of it.
+
+Steps: a fact becomes questions (role, prompt, both objects); `measure` scores a list of questions on one
+model, edited or not, in batches; `METRICS` says which role a metric reads and how it scores one prompt;
+`record_values` reduces the prompts of one record. The definitions are in `mechedit.metrics`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mechedit.facts import FactEdit
+from mechedit.metrics import (
+    below,
+    divergence,
+    doubt_prompt_1,
+    doubt_prompt_2,
+    kept_for_specificity,
+    margin,
+    specific,
+    starts_answer,
+)
+from mechedit.scoring import Scored, score_pairs
+
+__all__ = [
+    "FAMILIES",
+    "METRICS",
+    "Metric",
+    "PromptScore",
+    "Question",
+    "measure",
+    "questions_of",
+    "record_values",
+]
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "probability": ("rewrite", "paraphrase", "neighborhood"),
+    "argmax": ("rewrite", "paraphrase", "neighborhood"),
+    "doubt": ("doubt_1", "doubt_2"),
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt of a fact: its role, its place among the prompts of that role, and the two objects."""
+
+    role: str
+    index: int
+    prompt: str
+    fact: FactEdit
+
+
+@dataclass(frozen=True)
+class PromptScore:
+    """One prompt, scored.
+
+    nll_new, nll_true: nats per token. hit_new, hit_true: every token the argmax, teacher-forced (1.0, 0.0,
+    NaN). p_new, p_true: probability of as many tokens as it takes to tell the objects apart
+    (`metrics.divergence`). next_token: decoded argmax, None where the logits hold a NaN; starts_new: it
+    starts the new object (1.0, 0.0, NaN). gate_fired: None without a gate. base_p_new, base_p_true: of the
+    unedited model, on neighbourhood prompts.
+    """
+
+    role: str
+    index: int
+    prompt: str
+    nll_new: float
+    nll_true: float
+    hit_new: float
+    hit_true: float
+    p_new: float
+    p_true: float
+    next_token: str | None
+    starts_new: float
+    gate_fired: bool | None
+    base_p_new: float = math.nan
+    base_p_true: float = math.nan
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Family and role of a metric, how a prompt scores, whether that is a proportion, which prompts count."""
+
+    family: str
+    role: str
+    score: Callable[[PromptScore], float]
+    proportion: bool = True
+    keep: Callable[[PromptScore], bool] = lambda _: True
+
+
+METRICS: dict[str, Metric] = {
+    "ES": Metric("probability", "rewrite", lambda p: below(p.nll_new, p.nll_true)),
+    "EM": Metric("probability", "rewrite", lambda p: margin(p.nll_new, p.nll_true), proportion=False),
+    "ES_acc": Metric("probability", "rewrite", lambda p: p.hit_new),
+    "PS": Metric("probability", "paraphrase", lambda p: below(p.nll_new, p.nll_true)),
+    "PM": Metric("probability", "paraphrase", lambda p: margin(p.nll_new, p.nll_true), proportion=False),
+    "PS_acc": Metric("probability", "paraphrase", lambda p: p.hit_new),
+    "NS": Metric("probability", "neighborhood", lambda p: below(p.nll_true, p.nll_new)),
+    "NM": Metric("probability", "neighborhood", lambda p: margin(p.nll_true, p.nll_new), proportion=False),
+    "NS_acc": Metric("probability", "neighborhood", lambda p: p.hit_true),
+    "Acc": Metric("argmax", "rewrite", lambda p: p.starts_new),
+    "Gen": Metric("argmax", "paraphrase", lambda p: p.starts_new),
+    "Spec": Metric(
+        "argmax",
+        "neighborhood",
+        lambda p: specific(p.gate_fired, p.p_new, p.p_true),
+        keep=lambda p: kept_for_specificity(p.base_p_new, p.base_p_true),
+    ),
+    "DI": Metric("doubt", "doubt_1", lambda p: p.starts_new),
+    "DII": Metric("doubt", "doubt_2", lambda p: p.starts_new),
+}
+
+
+def questions_of(fact: FactEdit, families: Sequence[str]) -> list[Question]:
+    """The prompts that these families read, each once.
+
+    >>> fact = FactEdit("Ann", "{} speaks", "Dutch", "Greek", neighborhood_prompts=("Bob speaks",))
+    >>> [(q.role, q.prompt) for q in questions_of(fact, ["argmax"])]
+    [('rewrite', 'Ann speaks'), ('neighborhood', 'Bob speaks')]
+    """
+    q, new, true = fact.rewrite_prompt, fact.target_new, fact.target_true
+    prompts: dict[str, tuple[str, ...]] = {
+        "rewrite": (q,),
+        "paraphrase": fact.paraphrase_prompts,
+        "neighborhood": fact.neighborhood_prompts,
+        "doubt_1": (doubt_prompt_1(q, new),),
+        "doubt_2": (doubt_prompt_2(q, new, true),),
+    }
+    wanted = {role for family in families for role in FAMILIES[family]}
+    return [
+        Question(role, index, prompt, fact)
+        for role, texts in prompts.items()
+        if role in wanted
+        for index, prompt in enumerate(texts)
+    ]
+
+
+def measure(model: Any, questions: Sequence[Question], *, batch_size: int = 32) -> list[PromptScore]:
+    """Score each question on `model` (a `HookedModel`, or what an editor yields), in their order.
+
+    New and true objects are scored behind every prompt; the gate, if the model has one, is asked for each
+    prompt.
+    """
+    if not questions:
+        return []
+    new = [model.continuation(q.prompt, q.fact.target_new) for q in questions]
+    true = [model.continuation(q.prompt, q.fact.target_true) for q in questions]
+    scores = score_pairs(model, new + true, batch_size=batch_size)
+    fired = _gate_fired(model, [q.prompt for q in questions])
+    rows = zip(questions, scores[: len(new)], scores[len(new) :], fired, strict=True)
+    return [_prompt_score(model, *row) for row in rows]
+
+
+def record_values(scores: Sequence[PromptScore], families: Sequence[str]) -> list[dict[str, Any]]:
+    """metric, value, n_prompts, n_dropped of one record: the mean over its prompts, NaN where it has none.
+
+    >>> record_values([], ["doubt"])[0]
+    {'metric': 'DI', 'value': nan, 'n_prompts': 0, 'n_dropped': 0}
+    """
+    rows = []
+    for name, metric in METRICS.items():
+        if metric.family in families:
+            of_role = [score for score in scores if score.role == metric.role]
+            values = [metric.score(score) for score in of_role if metric.keep(score)]
+            value = sum(values) / len(values) if values else math.nan
+            rows.append(
+                {
+                    "metric": name,
+                    "value": value,
+                    "n_prompts": len(values),
+                    "n_dropped": len(of_role) - len(values),
+                }
+            )
+    return rows
+
+
+def _prompt_score(
+    model: Any, question: Question, new: Scored, true: Scored, fired: bool | None
+) -> PromptScore:
+    fact = question.fact
+    depth = divergence(new.ids, true.ids)
+    token = None if new.next_id is None else str(model.tokenizer.decode([new.next_id])).strip()
+    return PromptScore(
+        role=question.role,
+        index=question.index,
+        prompt=question.prompt,
+        nll_new=new.nll,
+        nll_true=true.nll,
+        hit_new=new.all_hit,
+        hit_true=true.all_hit,
+        p_new=math.exp(float(new.logps[:depth].sum())),
+        p_true=math.exp(float(true.logps[:depth].sum())),
+        next_token=token,
+        starts_new=starts_answer(token, (fact.target_new, *fact.target_new_aliases)),
+        gate_fired=fired,
+    )
+
+
+def _gate_fired(model: Any, prompts: list[str]) -> Sequence[bool | None]:
+    ask = getattr(model, "gate_fired", None)
+    fired = ask(prompts) if ask is not None else None
+    return [None] * len(prompts) if fired is None else [bool(one) for one in fired]

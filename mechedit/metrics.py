@@ -1,0 +1,149 @@
+"""Metrics of an edit as pure functions: numbers in, numbers out; no model, no file.
+
+Two families that are not comparable with each other:
+
+- probability [kmeng01/rome, kmeng01/memit]: ES, EM, PS, PM, NS, NM, their `_acc` and S compare
+  nll(o | x) = −(1/|o|) Σ_j log p(o_j | x, o_<j) of the new and of the true object;
+- argmax [SAKE, arXiv 2503.01751]: Acc, Gen, Spec, DI, DII look at the decoded next token.
+
+A score of one prompt is 1.0, 0.0 or NaN; ties count as failures; NaN stays NaN. A record's value is the mean
+over its prompts, a data set's the mean over its records, as a fraction (the literature prints it × 100).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mechedit.prompts import doubt as doubt_prompt_1
+from mechedit.prompts import doubt_old as doubt_prompt_2
+from reports.errors import InputError
+
+__all__ = [
+    "below",
+    "margin",
+    "starts_answer",
+    "kept_for_specificity",
+    "specific",
+    "divergence",
+    "harmonic_mean",
+    "bootstrap_harmonic_mean",
+    "doubt_prompt_1",
+    "doubt_prompt_2",
+]
+
+
+def below(a: float, b: float) -> float:
+    """1.0 if a < b strictly, else 0.0; NaN if either is NaN.
+
+    ES and PS are `below(nll_new, nll_true)`, NS is `below(nll_true, nll_new)`.
+
+    >>> below(0.5, 2.0), below(2.0, 2.0), below(float("nan"), 2.0)
+    (1.0, 0.0, nan)
+    """
+    return math.nan if math.isnan(a) or math.isnan(b) else float(a < b)
+
+
+def margin(nll_a: float, nll_b: float) -> float:
+    """e^{−nll_a} − e^{−nll_b}, between −1 and 1: how much likelier a is, as geometric means per token.
+
+    EM and PM are `margin(nll_new, nll_true)`, NM is `margin(nll_true, nll_new)`.
+
+    >>> round(margin(math.log(2), math.log(4)), 12)
+    0.25
+    """
+    return math.exp(-nll_a) - math.exp(-nll_b)
+
+
+def starts_answer(token: str | None, answers: Iterable[str]) -> float:
+    """1.0 if the decoded next token, stripped, is not empty and an answer starts with it; None gives NaN.
+
+    Wrong for a token of part of a character, which decodes to a replacement mark and never matches, and too
+    kind to a short token: "S" starts every answer in S. Case matters.
+
+    >>> starts_answer(" Par", ["Paris"]), starts_answer(" ", ["Paris"]), starts_answer("Paris.", ["Paris"])
+    (1.0, 0.0, 0.0)
+    """
+    if token is None:
+        return math.nan
+    stripped = token.strip()
+    return float(stripped != "" and any(answer.strip().startswith(stripped) for answer in answers))
+
+
+def kept_for_specificity(base_p_new: float, base_p_old: float) -> bool:
+    """Whether Spec counts a neighbourhood prompt: not where the *unedited* model has p(new) > p(old).
+
+    >>> kept_for_specificity(0.1, 0.3), kept_for_specificity(0.3, 0.1), kept_for_specificity(0.2, 0.2)
+    (True, False, True)
+    """
+    return not base_p_new > base_p_old
+
+
+def specific(gate_fired: bool | None, p_new: float, p_old: float) -> float:
+    """1.0 if the gate is silent or p(new) < p(old) after the edit; no gate (None) is never silent.
+
+    >>> specific(False, 0.9, 0.1), specific(True, 0.9, 0.1), specific(None, 0.1, 0.9)
+    (1.0, 0.0, 1.0)
+    """
+    return 1.0 if gate_fired is False else below(p_new, p_old)
+
+
+def divergence(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens of two objects it takes to tell them apart: index of the first difference, plus one.
+
+    The p(new) and p(old) of Spec are the probabilities of that many tokens (our reading). Where the first
+    tokens differ, that is the next-token probability of the source; where they agree (" San| Diego", " San|
+    Jose"), the source compares a number with itself. Wrong where one object begins with the whole other one:
+    the shorter can then only win.
+
+    >>> divergence([5, 7], [6]), divergence([5, 7], [5, 8, 9]), divergence([5], [5, 8])
+    (1, 2, 2)
+    """
+    for index, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return index + 1
+    return min(len(a), len(b)) + 1
+
+
+def harmonic_mean(values: Sequence[float]) -> float:
+    """n / Σ 1/v; 0 if one value is 0, NaN if one is NaN or there is none. S takes data-set level ES, PS, NS.
+
+    Errors: `InputError` for a negative value.
+
+    >>> round(harmonic_mean([1.0, 0.5, 0.25]), 6), harmonic_mean([1.0, 0.0, 1.0])
+    (0.428571, 0.0)
+    """
+    if any(value < 0 for value in values):
+        raise InputError(f"values: expected none below 0, found {min(values)}")
+    if not values or any(math.isnan(value) for value in values):
+        return math.nan
+    return 0.0 if 0.0 in values else len(values) / sum(1 / value for value in values)
+
+
+def bootstrap_harmonic_mean(
+    values: ArrayLike, present: ArrayLike, *, seed: int = 0, n_resamples: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the harmonic mean of columns' means; `values` is [records, metrics].
+
+    Whole records are drawn with replacement, so that what a record's metrics share is kept. `present`
+    [records, metrics] is False where a record has no prompt of that kind: the column's mean is over the
+    others. A NaN that is present, or a column with nothing present, gives (nan, nan).
+
+    >>> bootstrap_harmonic_mean([[1.0, 1.0, 0.5]] * 4, [[True, True, True]] * 4)
+    (0.75, 0.75)
+    """
+    there = np.asarray(present, dtype=bool)
+    table = np.where(there, np.asarray(values, dtype=np.float64), 0.0)
+    if not len(table) or np.isnan(table).any() or not there.any(axis=0).all():
+        return math.nan, math.nan
+    drawn = np.random.default_rng(seed).integers(len(table), size=(n_resamples, len(table)))
+    sums = np.stack([column[drawn].sum(axis=1) for column in table.T], axis=1)
+    counts = np.stack([column[drawn].sum(axis=1) for column in there.T], axis=1)
+    whole = counts.all(axis=1)  # a sample may miss every record that has one kind of prompt
+    means = [harmonic_mean(row) for row in (sums[whole] / counts[whole]).tolist()]
+    tail = (1 - level) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)

@@ -1,0 +1,105 @@
+"""The residual stream of one forward pass, at the last position, and what every sub-layer wrote into it.
+
+What is taken, and where (l counts layers):
+
+1. `resid_pre[l]` at the block's input, `attn_out[l]` at the attention's output behind every other hook on it,
+   `resid_mid[l]` at the second norm's input, `mlp_out[l]` at the MLP's output, `resid_final` at the last norm's input;
+2. `pattern[l]`, `v[l]` and `mlp_post[l]`, from which heads and neurons are rebuilt.
+
+So, up to rounding:
+
+    resid_pre[l] + attn_out[l] = resid_mid[l]
+    resid_mid[l] + mlp_out[l]  = resid_pre[l + 1], or resid_final behind the last layer
+    sum over heads h and positions t of pattern[l, h, t] · v[l, t, h // (H // K)] @ W_O(l)[h]  + b_O(l) = attn_out[l]
+    mlp_post[l, -1] @ W_out(l) + b_out(l) = mlp_out[l]
+    final_norm(resid_final) @ W_U + b_U   = logits
+
+Under a hook that steers attn_out the third line has a rest: the steering term.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from mechedit.hooking import Hook
+
+if TYPE_CHECKING:
+    from mechedit.model import HookedModel
+
+__all__ = ["ResidualView", "view_residual"]
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualView:
+    """One prompt's forward pass; all at the last position unless said, in the model's dtype, without gradients.
+
+    Shapes: L layers, H heads, K key-value heads, T tokens, d = d_model, V = d_vocab.
+
+    ids [T]; resid_pre, attn_out, resid_mid, mlp_out [L, d]; resid_final [d], before the final norm;
+    pattern [L, H, T], the last position's attention to every position; v [L, T, K, d_head];
+    mlp_post [L, T, d_mlp], what W_out multiplies (act(x), or act(gate) · up), at every position;
+    resid_pre_all [L, T, d], at every position; logits [V].
+
+    `attn_out` is what was really added to the stream, behind every hook: under a steering edit it is the heads'
+    sum + b_O + the steering term.
+    """
+
+    ids: torch.Tensor
+    resid_pre: torch.Tensor
+    attn_out: torch.Tensor
+    resid_mid: torch.Tensor
+    mlp_out: torch.Tensor
+    resid_final: torch.Tensor
+    pattern: torch.Tensor
+    v: torch.Tensor
+    mlp_post: torch.Tensor
+    resid_pre_all: torch.Tensor
+    logits: torch.Tensor
+
+
+@torch.no_grad()
+def view_residual(model: HookedModel, ids: torch.Tensor) -> ResidualView:
+    """Run `model` once on `ids` [T] and keep what `ResidualView` holds; hooks already on the model stay on."""
+    kept: dict[str, list[torch.Tensor]] = {name: [] for name in (*_LAYER_POINTS, "resid_final")}
+    hooks: list[Hook] = [
+        (f"blocks.{layer}.{point}", partial(_keep, kept[name], part))
+        for layer in range(model.shape.n_layers)
+        for name, (point, part) in _LAYER_POINTS.items()
+    ]
+    hooks.append(("ln_final.hook_in", partial(_keep, kept["resid_final"], LAST)))
+    with model.hooks(hooks):
+        logits = model.forward(ids[None], torch.ones_like(ids)[None])[0, -1]
+    stacked = {name: torch.stack(kept[name]) for name in _LAYER_POINTS}
+    return ResidualView(
+        ids=ids,
+        resid_pre=stacked["resid_pre_all"][:, -1].clone(),
+        resid_final=kept["resid_final"][0],
+        logits=logits.detach().clone(),
+        **stacked,
+    )
+
+
+Part = tuple[int | slice, ...]
+WHOLE: Part = (0,)  # of [1, T, ...]
+LAST: Part = (0, -1)  # of [1, T, d]
+LAST_QUERY: Part = (0, slice(None), -1)  # of [1, H, T, T]
+
+# name in the view -> (hook point in a block, the part of it that is kept)
+_LAYER_POINTS: dict[str, tuple[str, Part]] = {
+    "resid_pre_all": ("hook_resid_pre", WHOLE),
+    "attn_out": ("hook_attn_out", LAST),
+    "resid_mid": ("hook_resid_mid", LAST),
+    "mlp_out": ("hook_mlp_out", LAST),
+    "pattern": ("attn.hook_pattern", LAST_QUERY),
+    "v": ("attn.hook_v", WHOLE),
+    "mlp_post": ("mlp.hook_post", WHOLE),
+}
+
+
+def _keep(store: list[torch.Tensor], part: Part, tensor: torch.Tensor, hook: object) -> None:
+    """A copy, because the model may go on to change a tensor in place."""
+    store.append(tensor[part].detach().clone())

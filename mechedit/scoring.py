@@ -1,0 +1,106 @@
+"""Log-probability of an object behind a prompt, as the model would reach it when it generates.
+
+Steps, for each batch of (prompt, object) pairs padded on the left:
+
+1. one pass over the prompts fills the KV cache and predicts the first token of each object;
+2. one pass of a single position per further token, with the *right* object's token fed in (teacher forcing).
+
+This is the path of `HookedModel.generate`, so a steering hook that addresses the last position as −1 acts
+where it acts during generation: at the prompt's last token and at each token behind it. One padded pass over
+prompt and object together gives the same numbers for a model without such a hook, and would let the hook miss
+the prompt's end. Pairs are sorted by length before they are cut into batches; the result is in the order of
+the pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from reports.errors import InputError
+
+if TYPE_CHECKING:
+    from mechedit.model import HookedModel
+
+__all__ = ["Scored", "score_pairs", "scored_row"]
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """One object behind one prompt.
+
+    ids: its tokens [n]. logps [n], fp32: log p(o_j | prompt, o_<j) in nats. hits [n]: whether o_j alone has
+    the highest logit (a tie is no hit). next_id: the argmax behind the prompt, None where its logits hold a
+    NaN.
+    """
+
+    ids: tuple[int, ...]
+    logps: torch.Tensor
+    hits: torch.Tensor
+    next_id: int | None
+
+    @property
+    def nll(self) -> float:
+        """−(1/n) Σ_j logps_j, in nats per token; NaN if one of them is."""
+        return -float(self.logps.mean())
+
+    @property
+    def all_hit(self) -> float:
+        """1.0 if every token is the argmax, teacher-forced: greedy decoding would write it; else 0.0."""
+        return float("nan") if self.logps.isnan().any() else float(self.hits.all())
+
+
+def score_pairs(model: HookedModel, pairs: Sequence[Pair], *, batch_size: int = 32) -> list[Scored]:
+    """Score (ids of the prompt [T], ids of the object [n]) pairs, in their order, `batch_size` at a time.
+
+    Batch mates and padding change nothing but rounding. Errors: `InputError` for a batch size below 1 and for
+    a pair that is longer than the model's context.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size: expected 1 or more, found {batch_size}")
+    order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), len(pairs[i][1])))
+    scores: dict[int, Scored] = {}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        rows = _batch_logits(model, [pairs[i] for i in batch])
+        scores |= {i: scored_row(row, pairs[i][1]) for i, row in zip(batch, rows, strict=True)}
+    return [scores[i] for i in range(len(pairs))]
+
+
+def scored_row(logits: torch.Tensor, target: torch.Tensor) -> Scored:
+    """`Scored` of one object [n] from the logits [n, V] that predict its tokens.
+
+    >>> uniform = scored_row(torch.zeros(1, 4), torch.tensor([2]))
+    >>> round(uniform.nll, 4), uniform.hits.tolist()        # ln 4; four tokens tie, so none is the argmax
+    (1.3863, [False])
+    """
+    logits, target = logits.float().cpu(), target.cpu()
+    chosen = logits.gather(-1, target[:, None])
+    first_is_nan = bool(logits[0].isnan().any())
+    return Scored(
+        ids=tuple(target.tolist()),
+        logps=logits.log_softmax(-1).gather(-1, target[:, None])[:, 0],
+        hits=(logits >= chosen).sum(-1) == 1,
+        next_id=None if first_is_nan else int(logits[0].argmax()),
+    )
+
+
+@torch.no_grad()
+def _batch_logits(model: HookedModel, pairs: Sequence[Pair]) -> list[torch.Tensor]:
+    """For each pair the logits [n, V] in front of each token of its object."""
+    ids, mask = model.pad([prompt for prompt, _ in pairs])
+    targets, _ = model.pad([target for _, target in pairs], side="right")
+    steps, cache = [], None
+    for position in range(targets.shape[1]):
+        more = position + 1 < targets.shape[1]
+        logits, cache = model.run(ids, mask, use_cache=more, past_key_values=cache, logits_to_keep=1)
+        steps.append(logits[:, -1])
+        ids = targets[:, position : position + 1]
+        mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+    stacked = torch.stack(steps, dim=1)
+    return [stacked[row, : len(target)] for row, (_, target) in enumerate(pairs)]

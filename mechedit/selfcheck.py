@@ -1,0 +1,176 @@
+"""Is this model what the rest of the package takes it for? One small forward pass, after loading.
+
+Checked, in this order:
+
+1. the parts are there: two norms, attention with v and o, an MLP with in and out, in every block;
+2. the bridge's logits equal the plain Hugging Face model's, alone and in a padded batch;
+3. every hook point that `ResidualView` reads fires (`HookedModel.hooks` fails otherwise), and z too;
+4. the view adds up (see `mechedit.residual`): sub-layers to the residual stream, heads to attn_out, neurons to
+   mlp_out, the final norm and W_U to the logits.
+
+Any architecture that passes is a sequential pre-norm decoder in the raw coordinates that attribution and edits
+assume. Parallel blocks, scaled residuals, norms that store weight − 1 and soft-capped logits fail at 1 or 4.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from reports.errors import InputError, IntegrityError
+
+if TYPE_CHECKING:
+    from mechedit.model import HookedModel
+    from mechedit.residual import ResidualView
+
+__all__ = ["check_loaded", "conservation", "heads_output", "refuse_processed", "require_parts"]
+
+# Largest difference allowed, as a share of the largest value compared; fp32 agrees to about 1e-6.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+PARTS = ("ln1", "attn.v", "attn.o", "ln2", "mlp.in", "mlp.out")
+STREAM_POINTS = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out")
+POINTS = (*STREAM_POINTS, "attn.hook_pattern", "attn.hook_v", "attn.hook_z", "mlp.hook_post")
+
+
+def require_parts(bridge: TransformerBridge) -> None:
+    """Refuse a bridge without the parts of a sequential pre-norm decoder."""
+    missing = [part for part in ("blocks", "ln_final", "unembed") if not hasattr(bridge, part)]
+    if not missing:
+        points = bridge.hook_dict
+        for i, block in enumerate(bridge.blocks):
+            missing += [f"blocks.{i}.{part}" for part in PARTS if not _has(block, part)]
+            missing += [f"blocks.{i}.{point}" for point in POINTS if f"blocks.{i}.{point}" not in points]
+    if missing:
+        raise InputError(
+            f"model: unknown architecture {bridge.cfg.architecture}: expected a sequential pre-norm decoder, such as "
+            f"GPT2LMHeadModel or LlamaForCausalLM, found no {missing[0]}"
+        )
+
+
+def refuse_processed(bridge: TransformerBridge) -> None:
+    """Refuse folded or centred weights and compatibility mode, with the call that gives a raw bridge.
+
+    Processing leaves traces that training never does: norm weights of exactly 1 (folded), W_U with mean 0 over the
+    vocabulary or W_out with mean 0 over d_model (centred), value biases of exactly 0 (folded into b_O). A GPT-2 that
+    nobody has trained yet has the first and the last too, and is refused with them.
+    """
+    found = _processing(bridge)
+    if found:
+        raise InputError(
+            f"bridge: expected raw weights, found {found}; use "
+            f"TransformerBridge.boot_transformers({str(bridge.cfg.model_name)!r}) and neither "
+            "enable_compatibility_mode nor process_weights"
+        )
+
+
+def _processing(bridge: TransformerBridge) -> str | None:
+    """What has been done to the weights, in words, or None."""
+    blocks = list(bridge.blocks)
+    norms = [norm for block in blocks for norm in (block.ln1, block.ln2)] + [bridge.ln_final]
+    value_biases = [block.attn.v.original_component.bias for block in blocks]
+    out = blocks[0].mlp.out.original_component.weight
+    if bridge.compatibility_mode:
+        return "one in compatibility mode, where weights are processed and hooks called once for each of their names"
+    if all(bool((norm.original_component.weight == 1).all()) for norm in norms):
+        return "one with its norms folded (all their weights are 1)"
+    if _centred(bridge.unembed.original_component.weight, dim=0):
+        return "one with a centred unembedding"
+    if _centred(out, dim=out.shape.index(bridge.cfg.d_model)):
+        return "one with centred writing weights"
+    if all(bias is not None and not bool(bias.any()) for bias in value_biases):
+        return "one with its value biases folded (all of them are 0)"
+    return None
+
+
+def check_loaded(
+    model: HookedModel, *, probe: torch.Tensor | None = None, reference: torch.Tensor | None = None
+) -> None:
+    """Run the checks above on ids `probe` [T], against the plain model's logits `reference` [T, V] if there are any.
+
+    Raises `InputError` for an architecture whose residual view does not add up, `IntegrityError` for logits that
+    differ from the plain model's.
+    """
+    ids = torch.linspace(0, model.shape.d_vocab - 1, 6).long().to(model.device) if probe is None else probe
+    if reference is not None:
+        _check_logits(model, ids, reference)
+    z: list[torch.Tensor] = []
+    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.shape.n_layers)]
+    with model.hooks([(name, lambda t, hook: z.append(t)) for name in names]):
+        view = model.residual_view(ids)
+    for what, (found, expected) in conservation(model, view).items():
+        error = _error(found, expected)
+        if not error <= TOLERANCE[model.dtype]:
+            raise InputError(
+                f"model: unknown architecture {model.shape.architecture}: expected a sequential pre-norm decoder, but "
+                f"{what} does not hold (off by {error:.1e} of the largest value)"
+            )
+
+
+def conservation(model: HookedModel, view: ResidualView) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """The identities of `mechedit.residual`, by name: (what the parts add up to, what the model had).
+
+    They hold for a model without a steering hook; under one the heads' sum lacks the steering term.
+    """
+    layers = range(model.shape.n_layers)
+    following = torch.cat([view.resid_pre[1:], view.resid_final[None]])
+    heads = torch.stack([heads_output(model, view, layer) for layer in layers])
+    neurons = torch.stack([_plus(view.mlp_post[i, -1] @ model.W_out(i), model.b_out(i)) for i in layers])
+    return {
+        "resid_pre + attn_out = resid_mid": (view.resid_pre + view.attn_out, view.resid_mid),
+        "resid_mid + mlp_out = the next resid_pre": (view.resid_mid + view.mlp_out, following),
+        "heads + b_O = attn_out": (heads, view.attn_out),
+        "mlp_post @ W_out + b_out = mlp_out": (neurons, view.mlp_out),
+        "final_norm(resid_final) @ W_U + b_U = logits": (
+            _plus(model.final_norm(view.resid_final) @ model.W_U, model.b_U),
+            view.logits,
+        ),
+    }
+
+
+def heads_output(model: HookedModel, view: ResidualView, layer: int) -> torch.Tensor:
+    """Σ_{h,t} pattern[h, t] · v[t, h // (H // K)] @ W_O[h] + b_O, [d_model], at the last position."""
+    group = model.shape.n_heads // model.shape.n_kv_heads
+    v = view.v[layer].repeat_interleave(group, dim=1)  # [T, H, d_head]
+    z = torch.einsum("ht,thd->hd", view.pattern[layer], v)
+    return _plus(torch.einsum("hd,hdm->m", z, model.W_O(layer)), model.b_O(layer))
+
+
+@torch.no_grad()
+def _check_logits(model: HookedModel, ids: torch.Tensor, reference: torch.Tensor) -> None:
+    alone = model.forward(ids[None], torch.ones_like(ids)[None])[0]
+    half = len(ids) // 2
+    padded = model.logits([ids, ids[:half]])
+    pairs = {"alone": (alone, reference), "in a padded batch": (padded, reference[[-1, half - 1]])}
+    for where, (found, expected) in pairs.items():
+        error = _error(found, expected)
+        if not error <= TOLERANCE[model.dtype]:
+            raise IntegrityError(
+                f"model: the bridged {model.shape.architecture} does not compute what the plain one does: logits "
+                f"{where} are off by {error:.1e} of the largest; this architecture cannot be used"
+            )
+
+
+def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference as a share of the largest expected value; nan and inf fail every comparison with <=."""
+    difference = (found.double() - expected.double()).abs().max()
+    return float(difference / expected.double().abs().max())
+
+
+def _plus(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return x if bias is None else x + bias
+
+
+def _has(block: Any, path: str) -> bool:
+    for name in path.split("."):
+        if not hasattr(block, name):
+            return False
+        block = getattr(block, name)
+    return getattr(block, "original_component", None) is not None
+
+
+def _centred(weight: torch.Tensor, *, dim: int) -> bool:
+    """Do all means along `dim` vanish, up to rounding?"""
+    weight = weight.detach().double()
+    return bool((weight.mean(dim).abs().max() < 1e-6 * weight.std()).item())

@@ -1,0 +1,139 @@
+"""The raw weights of a bridged model: sizes, projections as [in, out] views, norms, and a hash of all of it.
+
+Nothing is copied: what is read here shares its memory with what the model runs on, so that writing to it edits the
+model, and an edit of the model shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+from transformers.pytorch_utils import Conv1D
+
+__all__ = ["FinalNorm", "ModelShape", "bias", "checkpoint_weights", "digest", "matrix", "norm", "shape"]
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a decoder. `architecture` is Hugging Face's class name; query head h reads KV head
+    h // (n_heads // n_kv_heads); `gated`: the MLP multiplies act(gate) by up (LLaMA).
+    """
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    d_vocab: int
+    architecture: str
+    norm: Literal["layer", "rms"]
+    gated: bool
+
+
+@dataclass(frozen=True, eq=False)
+class FinalNorm:
+    """The norm before the unembedding, with its raw weight [d] and bias [d] or None.
+
+    kind "layer": (x − mean x) / σ · weight + bias, σ = sqrt(var x + eps), the biased variance;
+    kind "rms": x / σ · weight, σ = sqrt(mean x² + eps).
+
+    >>> norm = FinalNorm(weight=torch.tensor([2.0, 2.0]), bias=None, eps=0.0, kind="rms")
+    >>> norm(torch.tensor([3.0, 4.0])) * 12.5 ** 0.5
+    tensor([6., 8.])
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    eps: float
+    kind: Literal["layer", "rms"]
+
+    def centre(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., d] minus its mean for a LayerNorm, x itself for an RMSNorm."""
+        return x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
+
+    def scale(self, x: torch.Tensor) -> torch.Tensor:
+        """σ of x [..., d], as [..., 1]."""
+        return (self.centre(x).pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The normed x [..., d]."""
+        normed = self.centre(x) / self.scale(x) * self.weight
+        return normed if self.bias is None else normed + self.bias
+
+
+def matrix(component: Any) -> torch.Tensor:
+    """Weight [in, out] of a bridged projection, sharing its memory: GPT-2's Conv1D holds it so, Linear transposed."""
+    module = component.original_component
+    weight: torch.Tensor = module.weight.detach()
+    return weight if isinstance(module, Conv1D) else weight.T
+
+
+def bias(component: Any) -> torch.Tensor | None:
+    """Bias of a bridged projection; the buffer of zeros that the bridge gives to an unembedding is none."""
+    bias = component.original_component._parameters.get("bias")
+    return None if bias is None else bias.detach()
+
+
+def norm(component: Any) -> FinalNorm:
+    """A bridged norm, with the eps of the module it wraps."""
+    module = component.original_component
+    bias = getattr(module, "bias", None)
+    return FinalNorm(
+        weight=module.weight.detach(),
+        bias=None if bias is None else bias.detach(),
+        eps=float(module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps),
+        kind="layer" if isinstance(module, torch.nn.LayerNorm) else "rms",
+    )
+
+
+def shape(bridge: TransformerBridge) -> ModelShape:
+    """The sizes, off the bridge's config and the weights themselves."""
+    cfg, mlp = bridge.cfg, bridge.blocks[0].mlp
+    return ModelShape(
+        n_layers=len(bridge.blocks),
+        n_heads=int(cfg.n_heads),
+        n_kv_heads=int(cfg.n_key_value_heads or cfg.n_heads),
+        d_model=int(cfg.d_model),
+        d_head=int(cfg.d_head),
+        d_mlp=matrix(mlp.out).shape[0],
+        d_vocab=matrix(bridge.unembed).shape[1],
+        architecture=str(cfg.architecture),
+        norm=norm(bridge.ln_final).kind,
+        gated=hasattr(mlp, "gate"),
+    )
+
+
+def checkpoint_weights(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name in the checkpoint, parameter) of the bridged Hugging Face module: through the bridge's components to the
+    modules they wrap, and never into what the bridge derived from them (GPT-2's q, k and v). Tied weights come once.
+    """
+    seen: set[int] = set()
+    stack = [("", module)]
+    while stack:
+        path, current = stack.pop()
+        wrapped = current._modules.get("_original_component")
+        if wrapped is not None:
+            stack.append((path, wrapped))
+            continue
+        for name, parameter in current._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{path}{name}", parameter
+        inner = ((name, child) for name, child in current._modules.items() if child is not None)
+        stack.extend(reversed([(f"{path}{name}.", child) for name, child in inner]))
+
+
+def digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """sha256, as hex, over name, dtype, shape and bytes of each weight, in the order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        weight = weights[name].detach().cpu().contiguous()
+        total.update(f"{name} {weight.dtype} {list(weight.shape)}\n".encode())
+        total.update(weight.flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()

@@ -1,0 +1,413 @@
+"""Every chart of the project, in one look: tidy frame in, matplotlib axes out.
+
+Choices, and why:
+
+- **No pyplot state.** Each function makes its own `matplotlib.figure.Figure` (or draws into the axes it is
+given)
+  inside `rc_context`, from matplotlib's defaults: nobody's settings leak in, none leak out, no figure stays
+  open.
+- **Colour never speaks alone.** New and old object differ in colour *and* marker, before and after in dash
+*and*
+  filling. The pairs green/purple (objects) and blue/orange (signs) are told apart by readers with any of the
+  common colour-vision deficiencies, and each colour has a contrast of at least 4.5 : 1 on white.
+- **Text stays text** (`svg.fonttype: none`): it can be searched, selected, read aloud and take the page's
+colour in
+  dark mode, at a third of the size of outlines. The price is that the viewer's font decides the width; labels
+  are laid out with DejaVu Sans, wider than the usual sans-serif fonts, so that a narrower one leaves gaps and
+  never overlaps.
+- **Signed scores share one map**, centred on 0 and symmetric: blue promotes, orange suppresses.
+- **NaN is not zero**: an undefined cell is hatched, an undefined point interrupts its line.
+
+Layers are drawn upward or to the right, layer 0 first. Functions raise `InputError` for a frame that is
+empty, lacks a column, or names one point twice.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any, ParamSpec, TypeAlias, TypeVar
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from reports.colours import LIGHT
+from reports.errors import InputError
+from reports.text import clip, visible
+
+__all__ = [
+    "forest",
+    "forest_panels",
+    "head_heatmap",
+    "layer_curve",
+    "layer_panels",
+    "neuron_bar",
+    "row",
+    "style",
+    "window_strip",
+]
+
+_DIVERGING = LinearSegmentedColormap.from_list(
+    "mechedit_sign", ["#8a3203", LIGHT["neg"], "#f2c19c", "#f7f7f5", "#a9cdec", LIGHT["pos"], "#073f6e"]
+)
+_STYLE = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": LIGHT["muted"],
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.labelcolor": LIGHT["ink"],
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": LIGHT["ink"],
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "none",
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9,
+    "grid.color": LIGHT["grid"],
+    "grid.linewidth": 0.6,
+    "hatch.color": LIGHT["muted"],
+    "hatch.linewidth": 0.5,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "legend.labelcolor": LIGHT["ink"],
+    "lines.linewidth": 1.7,
+    "lines.markersize": 5,
+    "savefig.facecolor": "none",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mechedit",
+    "text.color": LIGHT["ink"],
+    "text.parse_math": False,  # a token may hold two dollar signs
+    "xtick.color": LIGHT["muted"],
+    "xtick.labelcolor": LIGHT["ink"],
+    "xtick.labelsize": 8.5,
+    "ytick.color": LIGHT["muted"],
+    "ytick.labelcolor": LIGHT["ink"],
+    "ytick.labelsize": 8.5,
+}
+_MODULES = {"attn": "attention", "mlp": "MLP", "steer": "steering term"}
+_LINE_COLOURS = {"new": "new", "old": "old", "attn": "pos", "mlp": "neg", "steer": "new"}
+Window: TypeAlias = "tuple[int, int] | None"
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def style() -> AbstractContextManager[None]:
+    """A context in which matplotlib draws in the house style; on leaving it, its settings are as they were.
+
+    >>> before = dict(mpl.rcParams)
+    >>> with style():
+    ...     mpl.rcParams["svg.fonttype"]
+    'none'
+    >>> dict(mpl.rcParams) == before
+    True
+    """
+    return mpl.rc_context(_defaults() | _STYLE)
+
+
+def _styled(draw: Callable[P, T]) -> Callable[P, T]:
+    @functools.wraps(draw)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> T:
+        with style():
+            return draw(*args, **kwargs)
+
+    return inside
+
+
+def _defaults() -> dict[Any, Any]:
+    """Matplotlib's own defaults but for the backend, which is the process's business and not a look."""
+    kept = ("backend", "interactive", "toolbar", "webagg", "tk.", "macosx", "date.")
+    return {key: value for key, value in mpl.rcParamsDefault.items() if not key.startswith(kept)}
+
+
+@_styled
+def row(n: int, *, width: float = 7.2, height: float = 2.8, sharey: bool = False) -> list[Axes]:
+    """`n` axes side by side in a new figure of `width` × `height` inches.
+
+    >>> [ax.get_subplotspec().colspan.start for ax in row(2)]
+    [0, 1]
+    """
+    figure = Figure(figsize=(width, height))
+    return list(figure.subplots(1, n, squeeze=False, sharey=sharey)[0])
+
+
+@_styled
+def layer_curve(frame: pd.DataFrame, ax: Axes | None = None, *, window: Window = None) -> Axes:
+    """Score against layer: a line for each object and stage, or for each module.
+
+    Objects differ in colour and marker, stages in dash and filling.
+
+    `frame`: layer, module, score (nats), one row a layer and line; optional object ("new" | "old"), stage
+    ("before" | "after"), low and high (a band, drawn where both are finite). With `object` or `stage` the
+    frame may hold one module only: use `layer_panels` for more. `window` (first, last; both included) is
+    shaded.
+
+    >>> modules = ["attn", "attn", "mlp", "mlp"]
+    >>> frame = pd.DataFrame({"layer": [0, 1, 0, 1], "module": modules, "score": [0.1, 2, 0, 1]})
+    >>> [line.get_label() for line in layer_curve(frame).get_lines()][1:]
+    ['attention', 'MLP']
+    """
+    keys = [key for key in ("object", "stage") if key in frame] or ["module"]
+    _check(frame, ("layer", "module", "score"), key=("layer", "module", *keys))
+    if keys != ["module"] and frame["module"].nunique() > 1:
+        raise InputError("frame: with object or stage, one module an axes; use layer_panels for several")
+    axes = row(1, width=4.6)[0] if ax is None else ax
+    _shade(axes, window)
+    axes.axhline(0, color=LIGHT["muted"], linewidth=0.8, zorder=1)
+    for names, group in frame.groupby(keys, sort=False, dropna=False):
+        _line(axes, group.sort_values("layer"), dict(zip(keys, names, strict=True)))
+    axes.set(xlabel="layer", ylabel="score (nats)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(visible=False, axis="x")
+    if ax is None:
+        axes.legend()
+    return axes
+
+
+@_styled
+def layer_panels(frame: pd.DataFrame, *, window: Window = None) -> list[Axes]:
+    """`layer_curve` for each module of `frame` side by side, on one scale, under one legend.
+
+    >>> frame = pd.DataFrame({"layer": [0, 0], "module": ["mlp", "attn"], "score": [0.1, 2.0]})
+    >>> [axes.get_title(loc="left") for axes in layer_panels(frame)]
+    ['attention', 'MLP']
+    """
+    _check(frame, ("layer", "module", "score"))
+    present = list(dict.fromkeys(frame["module"]))
+    modules = [m for m in _MODULES if m in present] + [m for m in present if m not in _MODULES]
+    panels = row(len(modules), height=3.1, sharey=True)
+    for axes, module in zip(panels, modules, strict=True):
+        layer_curve(frame[frame["module"] == module], axes, window=window)
+        axes.set_title(_MODULES.get(module, visible(str(module))))
+        axes.label_outer()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure = panels[0].get_figure(root=True)
+    if figure is not None:
+        figure.legend(handles, labels, loc="outside upper left", ncols=4, handlelength=3)
+    return panels
+
+
+@_styled
+def head_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, limit: float | None = None) -> Axes:
+    """Score of every head: layer (upward) × head, on the diverging map centred on 0.
+
+    `frame`: layer, head, score (nats), one row a head; a head without a row, or with NaN, is hatched. The
+    scale is ±`limit`, by default the largest |score|; up to 120 cells carry their value.
+
+    >>> axes = head_heatmap(pd.DataFrame({"layer": [0, 0, 1], "head": [0, 1, 0], "score": [0.5, -1.0, 0.0]}))
+    >>> axes.collections[0].get_clim()
+    (-1.0, 1.0)
+    """
+    _check(frame, ("layer", "head", "score"), key=("layer", "head"))
+    matrix = frame.pivot_table(index="layer", columns="head", values="score", dropna=False, aggfunc="first")
+    matrix = matrix.astype(float).reindex(index=_span(frame["layer"]), columns=_span(frame["head"]))
+    bound = limit or float(np.nanmax(np.abs(matrix.to_numpy()), initial=0.0)) or 1.0
+    size = (min(7.2, 1.9 + 0.46 * matrix.shape[1]), min(7.0, 1.0 + 0.3 * matrix.shape[0]))
+    axes = row(1, width=size[0], height=size[1])[0] if ax is None else ax
+    axes.patch.set(hatch="////", edgecolor=LIGHT["muted"], linewidth=0)
+    sns.heatmap(
+        matrix,
+        ax=axes,
+        cmap=_DIVERGING,
+        vmin=-bound,
+        vmax=bound,
+        annot=_written(matrix) if matrix.size <= 120 else False,
+        fmt="",
+        annot_kws={"size": 7},
+        linewidths=0.4 if matrix.size <= 1500 else 0,
+        linecolor=LIGHT["paper"],
+        rasterized=matrix.size > 3000,  # thousands of paths would make the page megabytes large
+        cbar_kws={"label": "score (nats)", "pad": 0.02},
+        xticklabels=_every(matrix.shape[1]),
+        yticklabels=_every(matrix.shape[0]),
+    )
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    axes.tick_params(length=0, rotation=0)
+    axes.set(xlabel="head", ylabel="layer")
+    return axes
+
+
+@_styled
+def window_strip(frame: pd.DataFrame, window: Window = None, *, ax: Axes | None = None) -> Axes:
+    """Candidate layer windows: each a segment over the layers that it covers, at the height of its score.
+
+    `frame`: first, last (both included), score. The chosen `window` is shaded and its segment drawn thick.
+
+    >>> frame = pd.DataFrame({"first": [0, 1], "last": [1, 2], "score": [0.1, 0.9]})
+    >>> axes = window_strip(frame, window=(1, 2))
+    >>> axes.get_xlabel()
+    'layer'
+    """
+    _check(frame, ("first", "last", "score"), key=("first", "last"))
+    axes = row(1, width=7.2, height=2.6)[0] if ax is None else ax
+    _shade(axes, window)
+    for first, last, score in zip(frame["first"], frame["last"], frame["score"], strict=True):
+        chosen = window is not None and (first, last) == tuple(window)
+        (line,) = axes.plot([first - 0.35, last + 0.35], [score, score], solid_capstyle="butt")
+        if chosen:
+            line.set(color=LIGHT["pos"], linewidth=4, zorder=4, label="chosen window")
+        else:
+            line.set(color=LIGHT["muted"], linewidth=1.6, alpha=0.75, label="other candidates")
+    axes.set(xlabel="layer", ylabel="score")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
+    axes.grid(visible=False, axis="x")
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    names = [name for name in ("chosen window", "other candidates") if name in handles]
+    axes.legend([handles[name] for name in names], names, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return axes
+
+
+@_styled
+def neuron_bar(frame: pd.DataFrame, ax: Axes | None = None, *, top: int = 20) -> Axes:
+    """The `top` rows with the largest |score| as bars, largest first: blue promotes, orange suppresses.
+
+    `frame`: score (nats) and `unit` (str), or the columns of an attribution frame (layer, neuron) or
+    (layer, head, dim, pos), which are then joined by dots.
+
+    >>> axes = neuron_bar(pd.DataFrame({"layer": [3, 5], "neuron": [7, 9], "score": [0.2, -0.4]}))
+    >>> [label.get_text() for label in axes.get_yticklabels()]
+    ['5.9', '3.7']
+    """
+    _check(frame, ("score",))
+    largest = frame.loc[frame["score"].abs().sort_values(ascending=False, kind="stable").index].head(top)
+    labels = _units(largest)
+    axes = row(1, width=4.8, height=0.9 + 0.2 * len(largest))[0] if ax is None else ax
+    colours = [LIGHT["pos"] if score >= 0 else LIGHT["neg"] for score in largest["score"]]
+    axes.barh(range(len(largest)), largest["score"], color=colours, height=0.7)
+    axes.axvline(0, color=LIGHT["muted"], linewidth=0.8)
+    axes.set_yticks(range(len(largest)), labels)
+    axes.invert_yaxis()
+    axes.set(xlabel="score (nats)")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    return axes
+
+
+@_styled
+def forest(frame: pd.DataFrame, ax: Axes | None = None, *, xlabel: str = "") -> Axes:
+    """A point and its interval on each line, first row on top; a row without a finite value says "undefined".
+
+    `frame`: label (str), value, low, high.
+
+    >>> frame = pd.DataFrame({"label": ["a", "b"], "value": [0.5, 0.9], "low": [0.3, 0.8], "high": [0.7, 1]})
+    >>> axes = forest(frame)
+    >>> [label.get_text() for label in axes.get_yticklabels()]
+    ['a', 'b']
+    """
+    _check(frame, ("label", "value", "low", "high"))
+    axes = row(1, width=4.8, height=0.9 + 0.28 * len(frame))[0] if ax is None else ax
+    for y, item in enumerate(frame.itertuples(index=False)):
+        if not np.isfinite(item.value):
+            where = axes.get_yaxis_transform()
+            axes.text(0.02, y, "undefined", transform=where, va="center", color=LIGHT["muted"])
+            continue
+        axes.plot([item.low, item.high], [y, y], color=LIGHT["pos"], linewidth=1.6, solid_capstyle="butt")
+        axes.plot([item.value], [y], marker="o", color=LIGHT["pos"], markersize=6)
+    axes.set_yticks(range(len(frame)), [clip(visible(str(label)), 40) for label in frame["label"]])
+    axes.set_ylim(len(frame) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.set(xlabel=xlabel)
+    return axes
+
+
+@_styled
+def forest_panels(frame: pd.DataFrame) -> list[Axes]:
+    """`forest` for each value of the column `panel`, side by side on one scale of 0 to 100 per cent.
+
+    `frame`: panel, label, value, low, high, the last three as fractions; every panel has the same labels.
+
+    >>> frame = pd.DataFrame({"panel": ["Acc", "Gen"], "label": "a", "value": 0.5, "low": 0.4, "high": 0.6})
+    >>> [axes.get_title(loc="left") for axes in forest_panels(frame)]
+    ['Acc', 'Gen']
+    """
+    _check(frame, ("panel", "label", "value", "low", "high"))
+    names = list(dict.fromkeys(frame["panel"]))
+    rows = int(frame.groupby("panel").size().max())
+    panels = row(len(names), height=1.05 + 0.25 * rows, sharey=True)
+    for axes, name in zip(panels, names, strict=True):
+        part = frame[frame["panel"] == name]
+        scaled = part.assign(**{column: 100 * part[column] for column in ("value", "low", "high")})
+        forest(scaled, axes, xlabel="per cent")
+        axes.set(xlim=(-5, 105), xticks=[0, 50, 100])
+        axes.set_title(visible(str(name)))
+        axes.label_outer()
+    return panels
+
+
+def _line(axes: Axes, group: pd.DataFrame, names: dict[str, Any]) -> None:
+    """One line of `layer_curve`, and its band."""
+    stage, module, thing = (names.get(name) for name in ("stage", "module", "object"))
+    colour = LIGHT[_LINE_COLOURS.get(str(thing or module), "ink")]
+    parts = [_MODULES.get(str(module), str(module))] if module is not None else []
+    parts += [f"{thing} object"] if thing is not None else []
+    parts += [str(stage)] if stage is not None else []
+    axes.plot(  # not seaborn's lineplot, which draws straight across a NaN
+        group["layer"].to_numpy(),
+        group["score"].to_numpy(dtype=float),
+        color=colour,
+        label=", ".join(visible(part) for part in parts),
+        linestyle="--" if stage == "before" else "-",
+        marker="s" if thing == "old" or module == "mlp" else "o",
+        markeredgecolor=colour,
+        markerfacecolor=LIGHT["paper"] if stage == "before" else colour,
+        zorder=3,
+    )
+    if {"low", "high"} <= set(group):
+        layer, low, high = (group[name].to_numpy(dtype=float) for name in ("layer", "low", "high"))
+        axes.fill_between(layer, low, high, color=colour, alpha=0.14, linewidth=0, zorder=2)
+
+
+def _written(matrix: pd.DataFrame) -> np.ndarray:
+    """Two decimals with a true minus; what rounds to zero has no sign."""
+    return np.array(
+        [
+            [f"{v + 0.0:.2f}".replace("-0.00", "0.00").replace("-", "−") for v in row]
+            for row in matrix.to_numpy()
+        ]
+    )
+
+
+def _shade(axes: Axes, window: tuple[int, int] | None) -> None:
+    if window is not None:
+        axes.axvspan(window[0] - 0.5, window[1] + 0.5, color=LIGHT["band"], linewidth=0, zorder=0)
+
+
+def _units(frame: pd.DataFrame) -> list[str]:
+    if "unit" in frame:
+        return [clip(visible(str(unit)), 32) for unit in frame["unit"]]
+    columns = [name for name in ("layer", "head", "neuron", "dim", "pos") if name in frame]
+    if not columns:
+        raise InputError("frame: expected a column unit, or layer with neuron or head, found none of them")
+    return [".".join(str(int(value)) for value in values) for values in frame[columns].to_numpy()]
+
+
+def _span(column: pd.Series) -> range:
+    return range(int(column.min()), int(column.max()) + 1)
+
+
+def _every(n: int) -> int:
+    return max(1, -(-n // 24))
+
+
+def _check(frame: pd.DataFrame, columns: Iterable[str], *, key: Iterable[str] = ()) -> None:
+    if missing := [name for name in columns if name not in frame]:
+        found = ", ".join(map(str, frame.columns))
+        raise InputError(f"frame: expected a column {missing[0]!r}, found {found}")
+    if frame.empty:
+        raise InputError("frame: expected at least one row, found none")
+    if (names := list(key)) and frame.duplicated(names).any():
+        first = frame.loc[frame.duplicated(names), names].iloc[0].tolist()
+        raise InputError(f"frame: expected one row for each {names}, found {first} twice; filter it first")

@@ -1,0 +1,109 @@
+"""The graph of one attribution circuit, and its JSON file.
+
+`{"schema_version": 1, "target", "share", "prompt", "nodes": [{"id", "kind", "layer", "pos", "label", "score",
+"promotes"}], "edges": [{"source", "target", "score"}]}`; a node's kind is token, head, mlp, neuron or target.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reports.errors import InputError, IntegrityError
+
+__all__ = ["SCHEMA_VERSION", "Circuit", "Edge", "Node", "read"]
+
+SCHEMA_VERSION = 1
+_KINDS = ("token", "head", "mlp", "neuron", "target")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A unit of the circuit; `score` in nats, `pos` the token position that it reads (None: the last)."""
+
+    id: str
+    kind: str
+    layer: int
+    label: str
+    score: float
+    pos: int | None = None
+    promotes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Edge:
+    """What `source` passes to `target`, in nats."""
+
+    source: str
+    target: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """An attribution graph: `share` is the part of the target's score that its nodes account for (0..1)."""
+
+    target: str
+    prompt: str
+    share: float
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+
+
+def read(source: str | os.PathLike[str] | Mapping[str, Any]) -> Circuit:
+    """The circuit in a JSON file, or in the object parsed from one.
+
+    Errors: `InputError` if there is no such file; `IntegrityError` naming what is missing or wrong in it.
+
+    >>> node = {"id": "t", "kind": "target", "layer": 1, "pos": None, "label": "Paris", "score": 2.0}
+    >>> about = {"schema_version": 1, "target": "Paris", "prompt": "In", "share": 1.0}
+    >>> read(about | {"nodes": [node], "edges": []}).nodes[0].label
+    'Paris'
+    """
+    if isinstance(source, Mapping):
+        return _parse(source, "circuit")
+    path = Path(source)
+    if not path.is_file():
+        raise InputError(f"source: expected a circuit file, found none at {path}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise IntegrityError(f"{path}: not readable as JSON ({error})") from error
+    return _parse(data, str(path))
+
+
+def _parse(data: Mapping[str, Any], where: str) -> Circuit:
+    if not isinstance(data, Mapping) or data.get("schema_version") != SCHEMA_VERSION:
+        found = data.get("schema_version") if isinstance(data, Mapping) else type(data).__name__
+        raise IntegrityError(
+            f"{where}: expected a circuit of schema version {SCHEMA_VERSION}, found {found!r}"
+        )
+    try:
+        nodes = tuple(_parse_node(item) for item in data["nodes"])
+        edges = tuple(Edge(str(e["source"]), str(e["target"]), float(e["score"])) for e in data["edges"])
+        circuit = Circuit(str(data["target"]), str(data["prompt"]), float(data["share"]), nodes, edges)
+    except KeyError as error:
+        raise IntegrityError(f"{where}: expected a field {error.args[0]!r}, found none") from error
+    except (TypeError, ValueError) as error:
+        raise IntegrityError(f"{where}: a field has the wrong type ({error})") from error
+    ids = [node.id for node in nodes]
+    if len(set(ids)) < len(ids):
+        raise IntegrityError(f"{where}: node id {next(i for i in ids if ids.count(i) > 1)!r} occurs twice")
+    for edge in edges:
+        for end in (edge.source, edge.target):
+            if end not in set(ids):
+                raise IntegrityError(f"{where}: an edge names node {end!r}, which does not exist")
+    return circuit
+
+
+def _parse_node(item: Mapping[str, Any]) -> Node:
+    if item["kind"] not in _KINDS:
+        raise ValueError(f"kind {item['kind']!r}, expected one of {', '.join(_KINDS)}")
+    pos = None if item.get("pos") is None else int(item["pos"])
+    promotes = tuple(str(token) for token in item.get("promotes") or ())
+    score = float(item["score"])
+    return Node(str(item["id"]), item["kind"], int(item["layer"]), str(item["label"]), score, pos, promotes)

@@ -1,0 +1,176 @@
+"""The certified ranking against full enumeration: bounds that hold, equal sets, few evaluations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import mechedit.attribution.certified as certified_module
+from mechedit.attribution import Attribution, attribute
+from mechedit.attribution.certified import chord_bound, jensen_bound
+from mechedit.attribution.neurons import Sign
+from mechedit.attribution.ranges import _ranges, cache_folder, compute_ranges, vocabulary_ranges
+from mechedit.factworld import edits
+from mechedit.model import HookedModel, load_model
+from reports.errors import InputError
+from tests.tiny import ARCHS, Arch, build, tiny_model
+
+PROMPT, TARGET = "Anna Keller works as a", "teacher"
+KEYS = {"mlp_neurons": ["layer", "neuron"], "attn_neurons": ["layer", "head", "dim", "pos"]}
+SIGNS: tuple[Sign, ...] = ("promote", "suppress")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MECHEDIT_CACHE", str(tmp_path / "cache"))
+    _ranges.cache_clear()
+
+
+def inc(p: torch.Tensor, u: torch.Tensor, target: int) -> torch.Tensor:
+    """The score by its formula, fp64."""
+    return u[target] - torch.logsumexp(p.log() + u, dim=-1)
+
+
+@given(st.integers(2, 30), st.sampled_from([1e-6, 1e-3, 1.0, 30.0, 1e3]), st.integers(0, 10_000))
+def test_no_bound_is_ever_violated(size: int, scale: float, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    p = (3 * torch.randn(size, generator=draw, dtype=torch.float64)).softmax(-1)
+    u = scale * torch.randn(size, generator=draw, dtype=torch.float64)
+    target, mean = seed % size, (p * u).sum()
+    exact = inc(p, u, target)
+    slack = 1e-12 * max(1.0, scale)
+    assert exact <= jensen_bound(u[target], mean) + slack
+    for widen in (0.0, scale):  # a range that is too wide is still a bound
+        assert exact >= chord_bound(u[target], mean, u.min() - widen, u.max() + widen) - slack
+
+
+def test_the_bound_oracle_fails_where_the_mean_is_wrong() -> None:
+    p, u = torch.tensor([0.5, 0.5]).double(), torch.tensor([2.0, 0.0]).double()
+    assert inc(p, u, 0) > jensen_bound(u[0], 2 * (p * u).sum())
+
+
+def test_a_range_of_no_width_is_exact() -> None:
+    u = torch.full((3,), 0.7, dtype=torch.float64)
+    assert chord_bound(u[0], u.mean(), u.min(), u.max()).item() == pytest.approx(0.0, abs=1e-15)
+
+
+def assert_same_ranking(fast: Attribution, full: Attribution) -> None:
+    """Equal scores rank for rank; equal sets but for units within rounding of the last score."""
+    for unit, keys in KEYS.items():
+        a, b = getattr(fast, unit), getattr(full, unit)
+        assert len(a) == len(b)
+        assert (a["score"] - b["score"]).abs().max() < 1e-6
+        edge = b["score"].iloc[-1]
+        clear = b[(b["score"] - edge).abs() > 1e-6]
+        mine = set(map(tuple, a[keys].to_numpy().tolist()))
+        assert set(map(tuple, clear[keys].to_numpy().tolist())) <= mine
+
+
+def both(model: HookedModel, k: int, sign: Sign) -> tuple[Attribution, Attribution]:
+    fast = attribute(model, PROMPT, TARGET, top_k=k, sign=sign, method="certified")
+    return fast, attribute(model, PROMPT, TARGET, top_k=k, sign=sign, method="exhaustive")
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_sets_are_those_of_full_enumeration(arch: Arch, sign: Sign) -> None:
+    model = tiny_model(arch)
+    for k in (1, 40, 300, 10**6):  # the last: more than there are
+        assert_same_ranking(*both(model, k, sign))
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 30.0])
+def test_tiny_and_huge_vectors(tmp_path: Path, scale: float, sign: Sign) -> None:
+    """The same checkpoint with its value directions scaled: scores of 1e-6 nats, or of tens."""
+    folder = build("llama-gqa", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    scaled = {n: w * (scale if "o_proj" in n or "down_proj" in n else 1) for n, w in weights.items()}
+    save_file(scaled, folder / "model.safetensors", metadata={"format": "pt"})
+    assert_same_ranking(*both(load_model(folder), 60, sign))
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_other_precisions(tmp_path: Path, dtype: str, sign: Sign) -> None:
+    model = load_model(build("gpt2", tmp_path), dtype=dtype)
+    fast, full = both(model, 50, sign)
+    assert_same_ranking(fast, full)
+    assert fast.certificate["tolerance"] > 0
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+def test_ties_are_handled(tmp_path: Path, sign: Sign) -> None:
+    """Twin neurons: every second FFN neuron of every layer is a copy of its neighbour."""
+    folder = build("gpt2", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    for name, weight in weights.items():
+        if "mlp.c_fc" in name:
+            weight[..., 1::2] = weight[..., ::2].clone()
+        elif name.endswith("mlp.c_proj.weight"):
+            weight[1::2] = weight[::2].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    fast, full = both(load_model(folder), 21, sign)
+    assert_same_ranking(fast, full)
+    scores = full.mlp_neurons["score"].to_numpy()
+    assert abs(scores[0] - scores[1]) < 1e-7
+
+
+@pytest.mark.parametrize("name", ["factworld_gpt2", "factworld_llama"])
+def test_trained_models_need_few_evaluations(name: str, request: pytest.FixtureRequest) -> None:
+    model: HookedModel = request.getfixturevalue(name)
+    for fact in edits(4, seed=11):
+        promote = attribute(model, fact.rewrite_prompt, fact.target_true, top_k=100)
+        assert promote.method == "certified"
+        assert promote.certificate["exact"]
+        assert max(promote.certificate["evaluated_by_kind"].values()) <= 120
+        suppress = attribute(model, fact.rewrite_prompt, fact.target_true, top_k=100, sign="suppress")
+        assert suppress.certificate["evaluated"] <= 0.2 * suppress.certificate["total"]
+
+
+def test_a_bound_that_is_too_small_loses_neurons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof hangs on the bound: with a wrong one the sets differ, and the comparison sees it."""
+    model = tiny_model("gpt2")
+    monkeypatch.setattr(certified_module, "jensen_bound", lambda u_target, mean: -(u_target - mean))
+    fast, full = both(model, 20, "promote")
+    with pytest.raises(AssertionError):
+        assert_same_ranking(fast, full)
+
+
+def test_ranges_hold_every_entry_and_are_kept_under_the_weights_hash() -> None:
+    model = tiny_model("gpt2")
+    ranges = compute_ranges(model)
+    norm = model.final_norm
+    row = model.W_out(1)[5].double()
+    u = ((row - row.mean()) * norm.weight.double()) @ model.W_U.double()
+    torch.testing.assert_close(
+        ranges.mlp[1, 5].double(), torch.stack([u.min(), u.max()]), atol=1e-5, rtol=1e-5
+    )
+    first = vocabulary_ranges(model)
+    (file,) = cache_folder().iterdir()
+    assert model.hash in file.name
+    _ranges.cache_clear()
+    again = vocabulary_ranges(model)
+    assert torch.equal(first.attn, again.attn)
+    assert torch.equal(first.mlp, again.mlp)
+    assert vocabulary_ranges(tiny_model("gpt2-untied")).mlp.shape == first.mlp.shape
+    assert len(list(cache_folder().iterdir())) == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("MECHEDIT_CACHE", str(tmp_path / "file"))
+    assert_same_ranking(*both(tiny_model("gpt2"), 10, "suppress"))
+    assert "cannot keep" in caplog.text
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(InputError, match="exhaustive, certified"):
+        attribute(tiny_model("gpt2"), PROMPT, TARGET, method="guess")  # type: ignore[arg-type]

@@ -1,0 +1,251 @@
+"""The rules of the house, read off the source: floors, sizes, pickle, print, package data, versions.
+
+Every rule is a function from source to a list of faults, so each has a test in which it must find one.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# What a package may import of the others: the arrow points down only, and the two methods never meet.
+BELOW: dict[str, set[str]] = {
+    "mechedit": {"experiments", "reports"},
+    "xlprobe": {"experiments", "reports"},
+    "experiments": {"reports"},
+    "reports": set(),
+}
+PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+IMPORTERS = {"importlib.import_module", "import_module", "__import__"}
+PICKLING_CALLS = {"torch.load", "torch.save", "read_pickle", "to_pickle"}
+MAX_FUNCTION_LINES, MAX_FILE_LINES = 60, 450
+MAX_MODEL_BYTES = 8_000_000
+
+Rule = Callable[[str, ast.Module], list[str]]
+
+
+def imported(module: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Every import of a module, wherever it stands, as (line, absolute dotted name)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            parent = module.split(".")[: -node.level] if node.level else []
+            yield node.lineno, ".".join([*parent, *([node.module] if node.module else [])])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in IMPORTERS:
+            yield node.lineno, ast.unparse(node.args[0]).strip("'\"")
+
+
+def arrows_up(module: str, tree: ast.Module) -> list[str]:
+    """Imports of a package that is not below the module's own; benchmarks measure the methods, so they may."""
+    if module.startswith("experiments.benchmarks"):
+        return []
+    own = module.split(".")[0]
+    barred = set(BELOW) - BELOW[own] - {own}
+    return [
+        f"line {line} imports {name}" for line, name in imported(module, tree) if name.split(".")[0] in barred
+    ]
+
+
+def pickles(module: str, tree: ast.Module) -> list[str]:
+    """Imports of a pickling module, and calls that pickle or unpickle."""
+    faults = [
+        f"line {line} imports {name}"
+        for line, name in imported(module, tree)
+        if name.split(".")[0] in PICKLERS
+    ]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in PICKLING_CALLS or called.rpartition(".")[2] in PICKLING_CALLS:
+                faults.append(f"line {node.lineno} calls {called}")
+            if any(k.arg == "allow_pickle" and ast.unparse(k.value) != "False" for k in node.keywords):
+                faults.append(f"line {node.lineno} allows pickle")
+    return faults
+
+
+def prints(module: str, tree: ast.Module) -> list[str]:
+    """Calls of print outside the command line's files (cli.py, cli_*.py, anything in a folder cli)."""
+    if any(part == "cli" or part.startswith("cli_") for part in module.split(".")):
+        return []
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return [
+        f"line {node.lineno} prints"
+        for node in calls
+        if isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+
+
+def long_functions(module: str, tree: ast.Module) -> list[str]:
+    """Functions longer than the eye takes in at once, decorators left out, docstring included."""
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    lengths = ((node, (node.end_lineno or node.lineno) - node.lineno + 1) for node in functions)
+    return [f"line {node.lineno} {node.name} has {n} lines" for node, n in lengths if n > MAX_FUNCTION_LINES]
+
+
+def stray_dependencies(module: str, tree: ast.Module) -> list[str]:
+    """Imports of what the project does not declare (development tools do not count)."""
+    known = set(sys.stdlib_module_names) | set(BELOW) | declared()
+    return [
+        f"line {line} imports {name}"
+        for line, name in imported(module, tree)
+        if name.split(".")[0] not in known
+    ]
+
+
+RULES: list[Rule] = [arrows_up, pickles, prints, long_functions, stray_dependencies]
+BREAKERS: list[tuple[Rule, str, str]] = [
+    (arrows_up, "reports.page", "import mechedit"),
+    (arrows_up, "reports.page", "from experiments.runs import RunFolder"),
+    (arrows_up, "experiments.runs", "def late():\n    from mechedit.model import load_model"),
+    (arrows_up, "mechedit.model", "import xlprobe.encoder"),
+    (arrows_up, "xlprobe.encoder", "import importlib\nimportlib.import_module('mechedit.model')"),
+    (pickles, "reports.results", "import pickle"),
+    (pickles, "mechedit.model", "from joblib import dump"),
+    (pickles, "mechedit.model", "import torch\nweights = torch.load('x.pt')"),
+    (pickles, "reports.results", "import pandas as pd\nframe = pd.read_pickle('x')"),
+    (pickles, "reports.results", "import numpy as np\nnp.load('x.npy', allow_pickle=True)"),
+    (prints, "mechedit.model", "print('hello')"),
+    (long_functions, "mechedit.model", "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES),
+    (stray_dependencies, "mechedit.transport", "import ot"),
+]
+KEEPERS: list[tuple[Rule, str, str]] = [
+    (arrows_up, "mechedit.evaluation", "from experiments.runs import RunFolder\nfrom reports import results"),
+    (arrows_up, "mechedit.editors.mega", "from ..model import HookedModel\nfrom . import base"),
+    (pickles, "mechedit.model", "import numpy as np\nnp.load('x.npy', allow_pickle=False)"),
+    (prints, "mechedit.cli", "print('hello')"),
+    (long_functions, "mechedit.model", "def f():\n" + "    x = 1\n" * (MAX_FUNCTION_LINES - 1)),
+    (stray_dependencies, "mechedit.model", "import json, torch\nimport transformer_lens.model_bridge"),
+]
+
+
+def declared() -> set[str]:
+    """The declared dependencies without the extras, by the name that an import uses."""
+    return {re.split(r"[^\w.-]", line, maxsplit=1)[0].replace("-", "_") for line in project()["dependencies"]}
+
+
+def project() -> dict[str, list[str]]:
+    """The [project] table of pyproject.toml."""
+    table: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    return table
+
+
+def sources(root: Path) -> dict[str, str]:
+    """Dotted module name to source text, of the four packages."""
+    files = (file for package in BELOW for file in sorted((root / package).rglob("*.py")))
+    return {
+        ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        + (".__init__" if file.name == "__init__.py" else ""): file.read_text("utf-8")
+        for file in files
+    }
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_source_keeps_the_rule(rule: Rule, root: Path) -> None:
+    modules = sources(root)
+    assert {name.split(".")[0] for name in modules} == set(BELOW)
+    faults = {name: rule(name, ast.parse(text)) for name, text in modules.items()}
+    assert {name: found for name, found in faults.items() if found} == {}
+
+
+@pytest.mark.parametrize(("rule", "module", "text"), BREAKERS)
+def test_rule_finds_the_fault(rule: Rule, module: str, text: str) -> None:
+    assert len(rule(module, ast.parse(text))) == 1
+
+
+@pytest.mark.parametrize(("rule", "module", "text"), KEEPERS)
+def test_rule_lets_the_good_pass(rule: Rule, module: str, text: str) -> None:
+    assert rule(module, ast.parse(text)) == []
+
+
+def test_every_rule_has_a_breaker_and_a_keeper() -> None:
+    assert {rule for rule, _, _ in BREAKERS} == {rule for rule, _, _ in KEEPERS} == set(RULES)
+
+
+def test_files_stay_short(root: Path) -> None:
+    lengths = {name: text.count("\n") for name, text in sources(root).items()}
+    assert {name: n for name, n in lengths.items() if n > MAX_FILE_LINES} == {}
+
+
+def test_importing_a_lower_floor_loads_no_upper_one(root: Path) -> None:
+    """What the source says, seen at work: an interpreter that imports the lower floors knows no method."""
+    code = (
+        "import importlib, json, pkgutil, sys\n"
+        "for name in ('reports', 'experiments'):\n"
+        "    for found in pkgutil.walk_packages(importlib.import_module(name).__path__, name + '.'):\n"
+        "        importlib.import_module(found.name)\n"
+        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    loaded = set(json.loads(out.stdout.splitlines()[-1]))
+    assert {"reports", "experiments"} <= loaded
+    assert not loaded & {"mechedit", "xlprobe"}
+
+
+@pytest.mark.parametrize("package", BELOW)
+def test_package_is_typed_and_says_what_it_is(package: str, root: Path) -> None:
+    assert (root / package / "py.typed").is_file()
+    assert ast.get_docstring(ast.parse((root / package / "__init__.py").read_text("utf-8")))
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+def test_embedded_model_is_shipped(model: str, root: Path) -> None:
+    folder = root / "mechedit" / "factworld" / "models" / model
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        assert (folder / name).is_file()
+    assert (folder / "model.safetensors").stat().st_size <= MAX_MODEL_BYTES
+
+
+def test_git_ignores_nothing_that_ships(root: Path) -> None:
+    """The wheel leaves out what git ignores."""
+    if not (root / ".git").exists():
+        pytest.skip("not a git checkout")
+    data = [
+        str(file.relative_to(root))
+        for package in BELOW
+        for file in (root / package).rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    ]
+    command = ["git", "check-ignore", *data, "runs/x"]
+    out = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert out.stdout.split() == ["runs/x"]
+
+
+@pytest.mark.slow
+def test_wheel_carries_the_package_data(root: Path, tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir"]
+    subprocess.run([*build, str(tmp_path), str(root)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    shipped = set(zipfile.ZipFile(wheel).namelist())
+    present = {
+        file.relative_to(root).as_posix()
+        for package in BELOW
+        for file in (root / package).rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    assert present - shipped == set()
+    assert not {name for name in shipped if name.split("/")[0] in ("tests", "docs", "conftest.py")}
+
+
+def test_versions_agree(root: Path) -> None:
+    version = project()["version"]
+    changelog, citation = ((root / name).read_text("utf-8") for name in ("CHANGELOG.md", "CITATION.cff"))
+    headings = re.findall(r"^## \[(\d[^\]]*)\] - \d{4}-\d\d-\d\d$", changelog, re.M)
+    cited = re.findall(r"^version: (\S+)$", citation, re.M)
+    assert headings[0] == version
+    assert cited == [version]
+
+
+def test_torch_is_pinned_exactly() -> None:
+    assert "torch==2.13.0" in project()["dependencies"]
