@@ -1,0 +1,54 @@
+"""`mechedit demo`: the main study on the embedded world."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mechedit.cli.options import command, count, load
+from mechedit.cli.output import print_json
+
+
+def demo(options: argparse.Namespace) -> None:
+    """The main study on the embedded world."""
+    import torch
+
+    from mechedit.demo import DemoConfig, run_demo
+
+    # The embedded models are too small to gain by a second thread, and stall where cores are shared.
+    torch.set_num_threads(1)
+    config = DemoConfig(model=options.model, limit=options.limit, seed=options.seed)
+    summary = run_demo(load(options), config, options.out, progress=not options.quiet)
+    report = Path(options.out) / "report.html"
+    if options.json:
+        rows = {row["name"]: _flat(row) for row in summary["editors"]}
+        print_json({**rows, "window": summary["window"], "n": summary["n"], "report": str(report)})
+        return
+    first, last = summary["window"]
+    print(
+        f"{summary['n']} of {options.limit} facts known; steered: attention outputs of layers {first} to {last}"
+    )
+    print(f"{'editor':<34}{'Acc':>7}{'Gen':>7}{'Spec':>7}{'mean':>7}   95 % interval")
+    for row in summary["editors"]:
+        cells = "".join(f"{row[key]['value']:>7.2f}" for key in ("acc", "gen", "spec", "mean"))
+        print(f"{row['label']:<34}{cells}   {row['mean']['low']:.2f} to {row['mean']['high']:.2f}")
+    print(f"report: {report}")
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """An editor's row for JSON: bare values, with intervals beside them and the n of Acc."""
+    cells = {key: cell for key, cell in row.items() if isinstance(cell, dict)}
+    values = {key: cell["value"] for key, cell in cells.items()}
+    return {
+        **values,
+        "n": cells["acc"]["n"],
+        "intervals": {key: [c["low"], c["high"]] for key, c in cells.items()},
+    }
+
+
+def add(commands: Any) -> None:
+    """`demo`."""
+    p = command(commands, "demo", demo, "mechedit demo --out runs/demo")
+    p.add_argument("--out", default="runs/demo", help="run folder (default runs/demo)")
+    p.add_argument("--limit", type=count, default=40, help="facts to edit (default 40)")

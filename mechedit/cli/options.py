@@ -1,0 +1,70 @@
+"""What every command takes: the options that all share, and the kinds of value an option may have."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from mechedit.model import HookedModel
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong usage is one line, as every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        """Status 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def command(
+    commands: Any, name: str, run: Any, example: str, *, model: bool = True
+) -> argparse.ArgumentParser:
+    """Adds a subcommand whose help is the docstring of `run`, with the options that all commands share."""
+    help_line = (run.__doc__ or "").strip().splitlines()[0]
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=help_line, description=help_line, epilog=f"example: {example}"
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--seed", type=int, default=0, help="of every random choice (default 0)")
+    if model:
+        parser.add_argument(
+            "--model", default="factworld", help="factworld, factworld-llama, a folder or a Hugging Face id"
+        )
+        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default auto)")
+        parser.add_argument(
+            "--dtype", default="float32", help="float32, float64, bfloat16, float16 (default float32)"
+        )
+    return parser
+
+
+def load(options: argparse.Namespace) -> HookedModel:
+    """The model of --model, --device and --dtype."""
+    from mechedit.model import load_model
+
+    return load_model(options.model, device=options.device, dtype=options.dtype)
+
+
+def count(text: str) -> int:
+    """An integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
+    return value
+
+
+def top_k(text: str) -> int | str:
+    """A count, or "all"."""
+    return text if text == "all" else count(text)
+
+
+def layers(text: str) -> tuple[int, int] | str:
+    """The word auto, or FIRST-LAST."""
+    if text == "auto":
+        return text
+    first, _, last = text.partition("-")
+    if not first.isdigit() or not last.isdigit():
+        raise argparse.ArgumentTypeError(f"expected auto or FIRST-LAST, as 4-7, found {text!r}")
+    return int(first), int(last)
