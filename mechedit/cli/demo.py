@@ -12,12 +12,8 @@ from mechedit.cli.output import print_json
 
 def demo(options: argparse.Namespace) -> None:
     """The main study on the embedded world."""
-    import torch
-
     from mechedit.demo import DemoConfig, run_demo
 
-    # The embedded models are too small to gain by a second thread, and stall where cores are shared.
-    torch.set_num_threads(1)
     config = DemoConfig(model=options.model, limit=options.limit, seed=options.seed)
     summary = run_demo(load(options), config, options.out, progress=not options.quiet)
     report = Path(options.out) / "report.html"

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from mechedit.model import HookedModel
 
 
+#: Weights of a model that is too small to gain by a second thread, and stalls on one where cores are shared.
+SMALL = 20_000_000
+
+
 class Parser(argparse.ArgumentParser):
     """Wrong usage is one line, as every other error."""
 
@@ -41,10 +45,15 @@ def command(
 
 
 def load(options: argparse.Namespace) -> HookedModel:
-    """The model of --model, --device and --dtype."""
+    """The model of --model, --device and --dtype; a small one on the CPU runs in one thread."""
+    import torch
+
     from mechedit.model import load_model
 
-    return load_model(options.model, device=options.device, dtype=options.dtype)
+    model = load_model(options.model, device=options.device, dtype=options.dtype)
+    if model.device.type == "cpu" and sum(weight.numel() for weight in model.hf.parameters()) < SMALL:
+        torch.set_num_threads(1)
+    return model
 
 
 def count(text: str) -> int:
