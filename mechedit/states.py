@@ -26,9 +26,15 @@ def resid_pre(layer: int) -> str:
 
 @torch.no_grad()
 def last_states(
-    model: HookedModel, prompts: Sequence[str], points: Sequence[str], *, batch_size: int = 64
+    model: HookedModel,
+    prompts: Sequence[str] | Sequence[Tensor],
+    points: Sequence[str],
+    *,
+    batch_size: int = 64,
 ) -> list[Tensor]:
-    """For each hook point the states [n_prompts, d] at the prompts' last tokens; hooks already on stay on.
+    """For each hook point the states [n_prompts, d] at the last tokens of the prompts (text or ids [T]).
+
+    Hooks already on stay on.
 
     `points` are TransformerLens names whose activation is [batch, pos, d], as "blocks.3.hook_attn_out". What is
     read is what the hooks attached before left behind.

@@ -40,7 +40,7 @@ from reports.errors import InputError
 if TYPE_CHECKING:
     from mechedit.model import HookedModel
 
-__all__ = ["MEGA"]
+__all__ = ["MEGA", "best_gate"]
 
 Window = tuple[int, int]
 # A mean over paraphrases falls short of any one of them, so going past it can pay.
@@ -189,16 +189,23 @@ class MEGA:
         """Gate layer and threshold with the fewest errors on the facts' own paraphrases and neighbours."""
         first, _ = self.layers(model)
         layers = [self.gate_layer] if self.gate_layer is not None else list(range(first + 1))
-        distances = _distances(model, facts, layers, self.paraphrases)
-        best: tuple[float, int, float] | None = None
-        for layer, (own, foreign) in zip(layers, distances, strict=True):
-            threshold = calibrate(own, foreign)
-            missed = sum(d > threshold for d in own) / len(own)
-            false = sum(d <= threshold for d in foreign) / len(foreign)
-            if best is None or missed + false <= best[0]:  # of equals the deepest: it has seen the most
-                best = (missed + false, layer, threshold)
-        assert best is not None
-        return best[1], best[2]
+        return best_gate(model, facts, layers, self.paraphrases)
+
+
+def best_gate(
+    model: HookedModel, facts: Sequence[FactEdit], layers: Sequence[int], table: Paraphrases | None
+) -> tuple[int, float]:
+    """Of `layers` the one, and the threshold there, with the fewest errors on the facts' own paraphrases and
+    neighbours."""
+    best: tuple[float, int, float] | None = None
+    for layer, (own, foreign) in zip(layers, _distances(model, facts, layers, table), strict=True):
+        threshold = calibrate(own, foreign)
+        missed = sum(d > threshold for d in own) / len(own)
+        false = sum(d <= threshold for d in foreign) / len(foreign)
+        if best is None or missed + false <= best[0]:  # of equals the deepest: it has seen the most
+            best = (missed + false, layer, threshold)
+    assert best is not None
+    return best[1], best[2]
 
 
 def _distances(

@@ -10,6 +10,7 @@ the tokens that follow.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +26,11 @@ from mechedit.model import HookedModel
 from mechedit.states import resid_pre
 from mechedit.transport import AffineMap
 
-__all__ = ["SteeredModel", "SteeringEdit", "site", "steer"]
+__all__ = ["FINAL", "SteeredModel", "SteeringEdit", "site", "steer", "unsteered"]
+
+# A map's place behind the last layer: the residual stream before the final norm. It is moved by what is added to the
+# last layer's MLP output, so that the account of the residual stream still adds up.
+FINAL = sys.maxsize
 
 
 def site(layer: int) -> str:
@@ -35,7 +40,7 @@ def site(layer: int) -> str:
 
 @dataclass(frozen=True, eq=False)
 class SteeringEdit:
-    """One edited fact as data: a map for each steered layer, a gate, and how far to go (`alpha`)."""
+    """One edited fact as data: a map for each steered layer (or FINAL), a gate, and how far to go (`alpha`)."""
 
     fact: FactEdit
     maps: Mapping[int, AffineMap]
@@ -52,8 +57,10 @@ class SteeredModel(HookedModel):
     """A `HookedModel` under steering edits: the same interface, the same weights. Made by `steer`."""
 
     edits: tuple[SteeringEdit, ...]
+    _steerings: tuple[SteeredModel, ...]  # all that are on, this one last
     _winner: Tensor  # [B]: which edit steers each row of the batch, -1 for none
     _ratios: list[Tensor | None]
+    _before_mlp: Tensor  # [B, d]: the last layer's residual stream, where FINAL is steered
     _in_prompt: bool  # gates may decide
     _looking: bool  # in a pass that only decides gates
 
@@ -62,6 +69,8 @@ class SteeredModel(HookedModel):
         """Shares everything with `model`."""
         steered = cls.__new__(cls)
         steered.__dict__.update(model.__dict__)
+        steered.__dict__.pop("gate_fired", None)  # of an earlier steering edit: this one asks its own gates
+        steered._steerings = (*getattr(model, "_steerings", ()), steered)
         steered._looking = False
         steered.edits = tuple(edit.to(model.device, model.dtype) for edit in edits)
         return steered
@@ -104,8 +113,15 @@ class SteeredModel(HookedModel):
     def hook_points(self) -> list[Hook]:
         """Gates first: within a layer they must have decided before the first map."""
         looks = [(resid_pre(layer), partial(self._look, layer)) for layer in self._gate_layers()]
-        layers = sorted({layer for edit in self.edits for layer in edit.maps})
-        return [*looks, *((site(layer), partial(self._move, layer)) for layer in layers)]
+        layers = sorted({layer for edit in self.edits for layer in edit.maps} - {FINAL})
+        moves: list[Hook] = [(site(layer), partial(self._move, layer)) for layer in layers]
+        if any(FINAL in edit.maps for edit in self.edits):
+            last = f"blocks.{self.shape.n_layers - 1}"
+            moves += [
+                (f"{last}.hook_resid_mid", self._note),
+                (f"{last}.hook_mlp_out", partial(self._move, FINAL)),
+            ]
+        return [*looks, *moves]
 
     def _gate_layers(self) -> list[int]:
         return sorted({edit.gate.layer for edit in self.edits if edit.gate.layer is not None})
@@ -126,8 +142,11 @@ class SteeredModel(HookedModel):
         best, winner = ratios.min(0)
         return winner.where(best <= 1, -1)
 
+    def _note(self, states: Tensor, hook: object) -> None:
+        self._before_mlp = states[:, -1]
+
     def _move(self, layer: int, states: Tensor, hook: object) -> Tensor | None:
-        """The attention output [B, T, d] with the last position moved where an edit is open."""
+        """What a sub-layer adds [B, T, d], with the last position moved where an edit is open."""
         if self._looking:
             return None
         moved = None
@@ -136,7 +155,9 @@ class SteeredModel(HookedModel):
             if layer not in edit.maps or not len(rows) or edit.alpha == 0:
                 continue
             moved = states.clone() if moved is None else moved
-            moved[rows, -1] = edit.maps[layer](states[rows, -1], alpha=edit.alpha)
+            here = states[rows, -1]
+            seen = here + self._before_mlp[rows] if layer == FINAL else here
+            moved[rows, -1] = here + edit.alpha * edit.maps[layer].displacement(seen)
         return moved
 
 
@@ -150,3 +171,17 @@ def steer(model: HookedModel, edits: Sequence[SteeringEdit]) -> Iterator[Steered
             yield steered
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def unsteered(model: HookedModel) -> Iterator[None]:
+    """No steering for the length of the block: an editor of weights fits the weights, not what hooks add to them."""
+    steerings: tuple[SteeredModel, ...] = getattr(model, "_steerings", ())
+    before = [steering._looking for steering in steerings]
+    try:
+        for steering in steerings:
+            steering._looking = True
+        yield
+    finally:
+        for steering, looking in zip(steerings, before, strict=True):
+            steering._looking = looking
