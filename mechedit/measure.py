@@ -68,8 +68,8 @@ class PromptScore:
     "true" is the right answer before the edit (`Question.true`). nll_new, nll_true: nats per token. hit_new, hit_true:
     every token the argmax, teacher-forced (1.0, 0.0, NaN); share_new: the share that is. p_new, p_true: probability of
     as many tokens as it takes to tell the objects apart (`metrics.divergence`). next_token: decoded argmax, None where
-    the logits hold a NaN; starts_new: it starts the new object (1.0, 0.0, NaN). gate_fired: None without a gate. argmax:
-    what is said in the place of each token of the true answer, ids joined by spaces. base_p_new, base_p_true,
+    the logits hold a NaN; starts_new: it starts the new object (1.0, 0.0, NaN). gate_fired: None without a gate.
+    argmax: what is said in the place of each token of the true answer, ids joined by spaces. base_p_new, base_p_true,
     base_argmax: of the unedited model, on neighbourhood prompts.
     """
 
