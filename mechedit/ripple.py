@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from mechedit.editors.base import Editor
     from mechedit.model import HookedModel
 
-__all__ = ["TOKENS", "RippleEvaluation", "holds", "ripple"]
+__all__ = ["TOKENS", "RippleEvaluation", "check_tests", "holds", "ripple"]
 
 TOKENS = 30
 EXECUTED, EDIT_FAILED, UNKNOWN = "EXECUTED", "EDIT_FAILED", "PREV_FACT_UNKNOWN"
@@ -101,9 +101,14 @@ def ripple(
     run: each case is written as it ends, as `ripple-<editor>-<case_id>`, and read where it exists.
     Errors: `InputError` where no fact has tests, for two facts of one case_id, and for a case in `run` of another
     model, editor or fact.
+
+    >>> import mechedit as me
+    >>> asked = RippleQuery("Anna Novak is a native speaker of", (("Greek",),))
+    >>> fact = dataclasses.replace(me.factworld.edits(1)[0], ripple=(RippleTest("RS", (asked,)),))
+    >>> ripple(me.load_model("factworld"), me.editors.NoEdit(), [fact], progress=False).outcomes()["EDIT_FAILED"]
+    1
     """
-    if not any(fact.ripple for fact in facts):
-        raise InputError("facts: expected RippleEdits' tests on some, found none; load a file of its schema")
+    check_tests(facts)
     keys = [f"ripple-{editor.name}-{fact.case_id}" for fact in facts]
     if len(set(keys)) < len(keys):
         raise InputError("facts: a case_id occurs twice; give each its own")
@@ -125,6 +130,12 @@ def ripple(
                 run.write_case(key, case)
         cases.append(case)
     return _gather(model, editor, facts, cases)
+
+
+def check_tests(facts: Sequence[FactEdit]) -> None:
+    """`InputError` where no fact has RippleEdits' tests; call it before a run folder is made."""
+    if not any(fact.ripple for fact in facts):
+        raise InputError("facts: expected RippleEdits' tests on some, found none; load a file of its schema")
 
 
 def holds(text: str, answers: Sequence[Sequence[str]]) -> bool:

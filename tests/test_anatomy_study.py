@@ -290,7 +290,7 @@ def test_every_editor_runs_as_set_and_fails_in_turn(factworld_gpt2: HookedModel)
     few, wrong = ways["fewer steps"], ways["wrong layer"]
     assert isinstance(few, FT)
     assert isinstance(wrong, FT)
-    assert (few.steps, few.layer) == (max(1, ready.steps // 8), ready.layer)
+    assert (few.steps, few.layer) == (max(1, ready.steps // 3), ready.layer)
     assert (wrong.steps, wrong.layer) == (ready.steps, 0)
     labels = [[s.label for s in settings_for([ft, NoEdit()], [ways, {}], i)] for i in range(3)]
     assert labels == [

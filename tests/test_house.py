@@ -132,7 +132,10 @@ KEEPERS: list[tuple[Rule, str, str]] = [
 
 def declared() -> set[str]:
     """The declared dependencies without the extras, by the name that an import uses."""
-    return {re.split(r"[^\w.-]", line, maxsplit=1)[0].replace("-", "_") for line in project()["dependencies"]}
+    names = {
+        re.split(r"[^\w.-]", line, maxsplit=1)[0].replace("-", "_") for line in project()["dependencies"]
+    }
+    return {"sklearn" if name == "scikit_learn" else name for name in names}
 
 
 def project() -> dict[str, list[str]]:

@@ -81,7 +81,7 @@ def _run(
     with setting.editor.apply(model, [fact]) as edited:
         after = Scored(edited, fact.rewrite_prompt, [fact.target_new, fact.target_true])
         success = after.next_token == after.tokens[NEW]
-        strict = success and all(_starts(edited, prompt, fact) for prompt in fact.paraphrase_prompts)
+        strict = success and _start(edited, fact)
         state, tops = _state(after), after.top(NEW, top_k)
         fallen = {}
         for kind in KINDS:
@@ -106,9 +106,12 @@ def _run(
     return {**names, "success": success, "strict": strict, "after": state, "neurons": neurons}
 
 
-def _starts(model: HookedModel, prompt: str, fact: FactEdit) -> bool:
-    token = int(model.continuation(prompt, fact.target_new)[1][0])
-    return int(model.logits([prompt])[0].argmax()) == token
+def _start(model: HookedModel, fact: FactEdit) -> bool:
+    """Whether the next token starts the new object on every paraphrase."""
+    if not fact.paraphrase_prompts:
+        return True
+    tokens = [int(model.continuation(prompt, fact.target_new)[1][0]) for prompt in fact.paraphrase_prompts]
+    return bool(model.logits(fact.paraphrase_prompts).argmax(-1).tolist() == tokens)
 
 
 def _state(scored: Scored) -> dict[str, Any]:

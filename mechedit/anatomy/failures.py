@@ -4,13 +4,14 @@ Each way changes one hyper-parameter of the editor, and only those that it has:
 
 | label | what changes |
 |---|---|
-| fewer steps | an eighth of the optimiser's steps, at least 1 |
+| fewer steps | a third of the optimiser's steps, at least 1 |
 | wrong layer | the layers at the other end of the model, as many |
-| smaller clamp | an eighth of the largest change that is allowed |
-| smaller alpha | a quarter of the way that a steering edit goes |
+| smaller clamp | a quarter of the largest change that is allowed |
+| smaller alpha | half of the way that a steering edit goes |
 | fewer demonstrations | none but the new fact itself |
 
-They are meant to fail; whether one did is measured, run by run, and a table names them by their label.
+They are meant to fail, and on some facts not to: where a setting has both outcomes, nothing else tells its runs apart.
+Whether one failed is measured, run by run, and a table names them by their label.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ def weakened(editor: Editor, model: HookedModel) -> dict[str, Editor]:
     ready: Any = resolve(editor, model, table, layers=layers) if table else editor
     ways: dict[str, dict[str, Any]] = {}
     if isinstance(getattr(ready, "steps", None), int):
-        ways["fewer steps"] = {"steps": max(1, ready.steps // 8)}
+        ways["fewer steps"] = {"steps": max(1, ready.steps // 3)}
     for name in layers:
         ways["wrong layer"] = {name: _elsewhere(getattr(ready, name), model.shape.n_layers)}
     if isinstance(getattr(ready, "clamp", None), float):
-        ways["smaller clamp"] = {"clamp": ready.clamp / 8}
+        ways["smaller clamp"] = {"clamp": ready.clamp / 4}
     if isinstance(getattr(ready, "alpha", None), float):
-        ways["smaller alpha"] = {"alpha": ready.alpha / 4}
+        ways["smaller alpha"] = {"alpha": ready.alpha / 2}
     if isinstance(getattr(ready, "demonstrations", None), int):
         ways["fewer demonstrations"] = {"demonstrations": 0}
     return {label: dataclasses.replace(ready, **change) for label, change in ways.items()}

@@ -27,11 +27,14 @@ def evaluate(options: argparse.Namespace) -> None:
     from experiments.runs import RunFolder
     from mechedit.evaluation import baseline, check_facts
     from mechedit.facts import facts_hash
+    from mechedit.ripple import check_tests
     from reports import page
 
     facts = me.load_facts(options.data, limit=options.limit, skip_malformed=options.skip_malformed)
     wanted = tuple(options.families.split(","))
     families = tuple(name for name in wanted if name != "ripple")
+    if "ripple" in wanted:
+        check_tests(facts)
     model = load(options)
     check_facts(model, facts, families=families or ("argmax",))
     references = _references(options)
