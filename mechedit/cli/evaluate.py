@@ -70,7 +70,7 @@ def evaluate(options: argparse.Namespace) -> None:
         run.write_result(result, "evaluation")
         if ripples is not None:
             run.write_result(ripples, "ripple")
-        run.write_json("summary", _evaluation_summary(options, result, table))
+        run.write_json("summary", _evaluation_summary(options, result, table, ripples))
         page.build(run.path)
         run.finish({"n_known": result.n_known, "n_total": result.n_total})
     _show(options, editor.name, result, table, ripples)
@@ -120,20 +120,39 @@ def _references(options: argparse.Namespace) -> dict[str, list[str]] | None:
     return dict(found)
 
 
-def _evaluation_summary(options: argparse.Namespace, result: Any, table: pd.DataFrame) -> dict[str, Any]:
-    """What the report reads."""
+def _evaluation_summary(
+    options: argparse.Namespace, result: Any, table: pd.DataFrame, ripples: Any
+) -> dict[str, Any]:
+    """What the report reads: fractions as cells of its table, what has another unit or n as notes."""
+    rows = table.to_dict("records")
     cells = {
         row["metric"].lower(): {k: row[k] for k in ("value", "low", "high", "n")}
-        for row in table.to_dict("records")
+        for row in rows
+        if row["metric"] not in ("GE", "RS")
     }
-    shown = {key: cells[key] for key in ("acc", "gen", "spec", "es", "ps", "ns", "s") if key in cells}
+    notes = [f"n known {result.n_known} of {result.n_total}", *result.notes]
+    notes += [
+        f"{row['metric']} of the generated texts: {row['value']:.3f}{' bits' if row['metric'] == 'GE' else ''} "
+        f"[{row['low']:.3f}, {row['high']:.3f}], n {row['n']}"
+        for row in rows
+        if row["metric"] in ("GE", "RS")
+    ]
+    if ripples is not None:
+        counted = ", ".join(f"{outcome} {n}" for outcome, n in ripples.outcomes().items())
+        notes.append(f"RippleEdits, outcomes of the facts: {counted}")
+        notes += [
+            f"{'RippleEdits' if row['family'] == 'ripple' else 'RippleEdits, read as SAKE does'}, {row['metric']}: "
+            f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}], n {row['n']} facts, {row['n_tests']} tests"
+            for row in ripples.summary().to_dict("records")
+            if row["n_tests"]
+        ]
     return {
         "title": f"{options.editor} on {options.model}",
         "subtitle": f"{result.n_total} edits from {Path(options.data).name}, {MODES[options.mode]}",
         "model": options.model,
         "n": result.n_known,
-        "editors": [{"name": options.editor, "label": options.editor, **shown}],
-        "notes": [f"n known {result.n_known} of {result.n_total}", *result.notes],
+        "editors": [{"name": options.editor, "label": options.editor, **cells}],
+        "notes": notes,
         "not_done": ["Controls (no edit, gate alone, mean shift, random layers) are not part of this run."],
     }
 
