@@ -122,8 +122,8 @@ def explain(
     >>> import mechedit as me
     >>> model, fact = me.load_model("factworld"), me.factworld.edits(1)[0]
     >>> found = explain(model, me.editors.NoEdit(), fact)
-    >>> found.texts.loc[0, ["role", "ok", "changed"]].tolist()
-    ['rewrite', False, False]
+    >>> bool(found.texts.loc[0, "ok"]), found.lines()[0].startswith("rewrite FAILED: The employer of Lukas Novak is")
+    (False, True)
     """
     prompts = [("rewrite", 0, fact.rewrite_prompt)]
     prompts += [("paraphrase", i, prompt) for i, prompt in enumerate(fact.paraphrase_prompts)]

@@ -16,7 +16,7 @@ from mechedit.editors import FT, MEGA, NoEdit
 from mechedit.explain import Explanation, explain
 from mechedit.facts import FactEdit
 from mechedit.factworld import edits
-from mechedit.model import HookedModel
+from mechedit.model import HookedModel, load_model
 from reports.errors import InputError
 
 
@@ -165,3 +165,16 @@ def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], extra: tuple[
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert says in error
+
+
+def test_an_edit_is_kept_and_one_without_weights_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, fact: FactEdit
+) -> None:
+    inline = {name: getattr(fact, name) for name in ("subject", "prompt", "target_true", "target_new")}
+    argv = ["edit", "--fact", json.dumps(inline), "--quiet"]
+    assert main([*argv, "--editor", "ft", "--save", str(tmp_path / "kept")]) == 0
+    kept = load_model(tmp_path / "kept", device="cpu")
+    assert kept.generate([fact.rewrite_prompt], max_new_tokens=3)[0].startswith(f" {fact.target_new}")
+    assert main([*argv, "--editor", "no_edit", "--save", str(tmp_path / "none")]) == 2
+    assert "changes no weight" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
