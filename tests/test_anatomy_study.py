@@ -28,7 +28,7 @@ from mechedit.anatomy.scores import Scored
 from mechedit.anatomy.tables import LEAST, overlap_table
 from mechedit.attribution.neurons import exhaustive
 from mechedit.cli import main
-from mechedit.editors import FT, MEGA, NoEdit
+from mechedit.editors import FT, IKE, MEGA, NoEdit
 from mechedit.facts import FactEdit
 from mechedit.factworld import edits
 from mechedit.model import HookedModel
@@ -300,6 +300,22 @@ def test_every_editor_runs_as_set_and_fails_in_turn(factworld_gpt2: HookedModel)
     ]
 
 
+def test_demonstrations_about_another_subject_fail(
+    factworld_gpt2: HookedModel, facts: list[FactEdit]
+) -> None:
+    ways = weakened(IKE(), factworld_gpt2, facts)
+    assert set(ways) == {"fewer demonstrations", "another subject"}
+    assert set(weakened(IKE(), factworld_gpt2, facts[:1])) == {"fewer demonstrations"}
+    wrong = ways["another subject"]
+    for fact in facts[:2]:
+        with wrong.apply(factworld_gpt2, [fact]) as edited:
+            prefix = str(edited.tokenizer.decode(edited.tokenize(fact.rewrite_prompt)))
+        last = prefix.split("New Fact: ")[-1].split("Prompt:")[0]
+        assert fact.target_new in last
+        assert fact.subject not in last
+        assert any(other.subject in last for other in facts)
+
+
 # --- whole ------------------------------------------------------------------------------------------
 
 
@@ -329,7 +345,7 @@ def test_a_study_resumes_and_comes_back_from_disk(
     factworld_gpt2: HookedModel, facts: list[FactEdit], tmp_path: Path
 ) -> None:
     model, facts = factworld_gpt2, facts[:4]
-    editor, others = Halted(at=facts[2].case_id), edits(3, seed=9, skip=facts)
+    editor, others = Halted(at=facts[2].case_id, steps=15), edits(3, seed=9, skip=facts)
     options: dict[str, Any] = {"selection": others, "top_k": 3, "progress": False}
     with pytest.raises(KeyboardInterrupt):
         anatomy(model, facts, editors=[editor], run=open_run(tmp_path / "cut"), **options)

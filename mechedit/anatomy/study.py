@@ -125,7 +125,7 @@ def anatomy(
     {'editor': ['ft', 'ft', 'ft'], 'setting': ['as set', 'fewer steps', 'wrong layer'], 'n': [3, 2, 1]}
     """
     _check(model, facts, selection, editors)
-    ways = [weakened(editor, model) if made_to_fail else {} for editor in editors]
+    ways = [weakened(editor, model, facts) if made_to_fail else {} for editor in editors]
     splits: dict[str, Cases] = {}
     for split, chosen in (("selection", selection), ("fact", facts)):
         splits[split] = {}
