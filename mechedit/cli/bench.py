@@ -21,9 +21,21 @@ def bench_nlka(options: argparse.Namespace) -> None:
         print(f"{key}: {value}")
 
 
+def bench_edit(options: argparse.Namespace) -> None:
+    """Times ROME's search for v* against the plain loop over full forward passes."""
+    from experiments.benchmarks.edit import bench_edit as bench
+
+    result = bench(shape=options.shape, facts=options.facts)
+    if options.json:
+        print_json(result)
+        return
+    for key, value in result.items():
+        print(f"{key}: {value}")
+
+
 def add(commands: Any) -> None:
-    """`bench nlka`."""
-    bench = commands.add_parser("bench", help="Ratios within one run: nlka.").add_subparsers(
+    """`bench nlka | edit`."""
+    bench = commands.add_parser("bench", help="Ratios within one run: nlka, edit.").add_subparsers(
         required=True, metavar="COMMAND", parser_class=Parser
     )
     p = command(bench, "nlka", bench_nlka, "mechedit bench nlka --json", model=False)
@@ -32,3 +44,6 @@ def add(commands: Any) -> None:
     p.add_argument(
         "--no-exhaustive", action="store_true", help="leave out the enumeration, which takes minutes"
     )
+    p = command(bench, "edit", bench_edit, "mechedit bench edit --json", model=False)
+    p.add_argument("--shape", choices=("gpt2-small", "gpt2-medium", "gpt2-xl"), default="gpt2-small")
+    p.add_argument("--facts", type=count, default=32, help="facts in one batch (default 32)")

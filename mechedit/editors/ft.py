@@ -60,8 +60,8 @@ class FT:
     DEFAULTS: ClassVar[Table] = {
         "gpt2-xl": {"layer": 1, "steps": 25, "lr": 5e-4},
         "llama-2-7b": {"layer": 21, "steps": 25, "lr": 5e-4},
-        "factworld": {"layer": 4, "steps": 25, "lr": 5e-3},
-        "factworld-llama": {"layer": 4, "steps": 25, "lr": 5e-3},
+        "factworld": {"layer": 4, "steps": 25, "lr": 2e-2},
+        "factworld-llama": {"layer": 2, "steps": 25, "lr": 2e-2},
     }
 
     @classmethod

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["load_change", "save_change", "save_pretrained"]
 
 SCHEMA_VERSION = 1
+# What is edited; the prompts that test a fact stay with whoever measures it.
+EDIT_FIELDS = ("subject", "prompt", "target_true", "target_new", "case_id", "relation")
 
 
 def save_pretrained(model: HookedModel, folder: str | Path) -> Path:
@@ -64,7 +66,7 @@ def save_change(change: WeightChange, folder: str | Path) -> Path:
         "schema_version": SCHEMA_VERSION,
         "editor": change.editor,
         "model_hash": change.model_hash,
-        "facts": [dataclasses.asdict(fact) for fact in change.facts],
+        "facts": [{name: getattr(fact, name) for name in EDIT_FIELDS} for fact in change.facts],
         "parts": parts,
     }
     with _new_folder(folder) as temporary:

@@ -75,19 +75,19 @@ class MEMIT:
     lam: float = AUTO
     contexts: Lengths = AUTO
     null_space: float | None = None
-    ridge: float = 10.0
+    ridge: float = AUTO
     covariances: dict[int, Covariance] | None = field(default=None, repr=False)
     name: str = "memit"
 
     DEFAULTS: ClassVar[Table] = {
         "gpt2-xl": {"layers": (13, 17), "steps": 20, "lr": 0.5, "weight_decay": 0.5, "kl_factor": 0.0625,
-                    "clamp": 0.75, "lam": 20000.0, "contexts": ((5, 10),)},
+                    "clamp": 0.75, "lam": 20000.0, "ridge": 10.0, "contexts": ((5, 10),)},
         "llama-2-7b": {"layers": (4, 8), "steps": 25, "lr": 0.5, "weight_decay": 1e-3, "kl_factor": 0.0625,
-                       "clamp": 4.0, "lam": 15000.0, "contexts": ((5, 10),)},
-        "factworld": {"layers": (2, 4), "steps": 20, "lr": 0.5, "weight_decay": 0.5, "kl_factor": 0.0625,
-                      "clamp": 2.0, "lam": 10.0, "contexts": ((5, 10),)},
-        "factworld-llama": {"layers": (2, 4), "steps": 20, "lr": 0.5, "weight_decay": 0.5, "kl_factor": 0.0625,
-                            "clamp": 2.0, "lam": 10.0, "contexts": ((5, 10),)},
+                       "clamp": 4.0, "lam": 15000.0, "ridge": 10.0, "contexts": ((5, 10),)},
+        "factworld": {"layers": (0, 2), "steps": 20, "lr": 2.0, "weight_decay": 1e-3, "kl_factor": 0.0625,
+                      "clamp": 10.0, "lam": 10.0, "ridge": 0.1, "contexts": ((3, 6),)},
+        "factworld-llama": {"layers": (0, 2), "steps": 20, "lr": 4.0, "weight_decay": 1e-3, "kl_factor": 0.0625,
+                            "clamp": 10.0, "lam": 10.0, "ridge": 0.1, "contexts": ((3, 6),)},
     }  # fmt: skip
 
     @classmethod

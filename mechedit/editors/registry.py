@@ -25,7 +25,7 @@ _EDITORS: Mapping[str, Callable[..., Editor]] = {
     "lora": LoRA,
     "rome": ROME,
     "memit": MEMIT,
-    "alphaedit": partial(MEMIT, null_space=1e-2, name="alphaedit"),
+    "alphaedit": partial(MEMIT, null_space=2e-2, name="alphaedit"),
     "ike": IKE,
     "sake": SAKE,
     "mega": MEGA,

@@ -81,10 +81,10 @@ class ROME:
                     "contexts": ((10, 5), (10, 10))},
         "llama-2-7b": {"layer": 5, "steps": 25, "lr": 0.5, "weight_decay": 1e-3, "kl_factor": 0.0625, "clamp": 4.0,
                        "contexts": ((10, 5), (10, 10))},
-        "factworld": {"layer": 3, "steps": 20, "lr": 0.5, "weight_decay": 0.5, "kl_factor": 0.0625, "clamp": 4.0,
-                      "contexts": ((5, 10),)},
-        "factworld-llama": {"layer": 3, "steps": 20, "lr": 0.5, "weight_decay": 0.5, "kl_factor": 0.0625, "clamp": 4.0,
-                            "contexts": ((5, 10),)},
+        "factworld": {"layer": 0, "steps": 20, "lr": 1.0, "weight_decay": 1e-3, "kl_factor": 0.0625, "clamp": 20.0,
+                      "contexts": ((3, 6),)},
+        "factworld-llama": {"layer": 0, "steps": 25, "lr": 4.0, "weight_decay": 1e-3, "kl_factor": 0.0625,
+                            "clamp": 40.0, "contexts": ((3, 6),)},
     }  # fmt: skip
 
     @classmethod

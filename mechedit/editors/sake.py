@@ -5,7 +5,8 @@ Source: Scialanga et al., "SAKE: Steering Activations for Knowledge Editing", ar
 1. *Prompts*: paraphrases p_j of the rewrite prompt, also behind contexts that the model writes; the source is p_j and,
    where `forced`, also `Repeat this sentence: 'p_j OLD'. p_j`; the target `Do not mention 'OLD'. Repeat this sentence:
    'p_j NEW'. p_j`.
-2. *Map*: optimal transport between the Gaussians of the final states at the last token (`mechedit.transport`).
+2. *Map*: optimal transport between the Gaussians of the final states at the last token (`mechedit.transport`), applied
+   at the prompt's last token.
 3. *Gate*: opens where the last token's state at the input of `gate_layer` is near one of the source's
    (`mechedit.gates`): the paper's second variant, which needs no other model.
 
@@ -43,7 +44,8 @@ __all__ = ["SAKE"]
 
 @dataclass(frozen=True)
 class SAKE:
-    """The editor; what is AUTO is chosen by the model (`for_model`), the gate by `select` on facts not evaluated.
+    """The editor; what is AUTO is chosen by the model (`for_model`); the gate, but for the embedded models, by
+    `select` on facts that are not evaluated.
 
     Attributes:
         estimator: "transport", or "shift", the control that only moves the mean. alpha: how far to go, 1 ends at the
@@ -66,8 +68,8 @@ class SAKE:
     DEFAULTS: ClassVar[Table] = {
         "gpt2-xl": {"reg": 1e-2, "forced": True, "contexts": ((10, 5), (10, 10))},
         "llama-2-7b": {"reg": 0.5, "forced": True, "contexts": ((10, 5), (10, 10))},
-        "factworld": {"reg": 1e-2, "forced": True, "contexts": ()},
-        "factworld-llama": {"reg": 1e-2, "forced": True, "contexts": ()},
+        "factworld": {"reg": 1e-2, "forced": True, "contexts": (), "gate_layer": 7, "threshold": 47.0},
+        "factworld-llama": {"reg": 1e-2, "forced": True, "contexts": (), "gate_layer": 7, "threshold": 109.0},
     }
 
     @classmethod

@@ -29,7 +29,8 @@ from mechedit.transport import AffineMap
 __all__ = ["FINAL", "SteeredModel", "SteeringEdit", "site", "steer", "unsteered"]
 
 # A map's place behind the last layer: the residual stream before the final norm. It is moved by what is added to the
-# last layer's MLP output, so that the account of the residual stream still adds up.
+# last layer's MLP output, so that the account of the residual stream still adds up; and at the prompt's end only: the
+# map goes to the state that says the new object's first token, which would be said again and again.
 FINAL = sys.maxsize
 
 
@@ -61,6 +62,7 @@ class SteeredModel(HookedModel):
     _winner: Tensor  # [B]: which edit steers each row of the batch, -1 for none
     _ratios: list[Tensor | None]
     _before_mlp: Tensor  # [B, d]: the last layer's residual stream, where FINAL is steered
+    _at_prompt: bool  # in a pass over a prompt, not over a token behind it
     _in_prompt: bool  # gates may decide
     _looking: bool  # in a pass that only decides gates
 
@@ -81,7 +83,8 @@ class SteeredModel(HookedModel):
         A gate that reads a layer behind the first steered one is decided by a pass of its own, without steering.
         """
         cache = kwargs.get("past_key_values")
-        if self._looking or (cache is not None and cache.get_seq_length() > 0):
+        self._at_prompt = cache is None or cache.get_seq_length() == 0
+        if self._looking or not self._at_prompt:
             self._in_prompt = self._looking
             return
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
@@ -147,7 +150,7 @@ class SteeredModel(HookedModel):
 
     def _move(self, layer: int, states: Tensor, hook: object) -> Tensor | None:
         """What a sub-layer adds [B, T, d], with the last position moved where an edit is open."""
-        if self._looking:
+        if self._looking or (layer == FINAL and not self._at_prompt):
             return None
         moved = None
         for i, edit in enumerate(self.edits):
