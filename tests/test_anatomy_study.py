@@ -22,10 +22,10 @@ from mechedit.anatomy.cases import Setting, measure_fact, settings_for
 from mechedit.anatomy.claims import HOLDS, NOT, agreement_table, claim_table
 from mechedit.anatomy.contrast import Contrast, contrast, interval
 from mechedit.anatomy.failures import AS_SET, weakened
-from mechedit.anatomy.features import columns, gather
+from mechedit.anatomy.features import Runs, columns, gather
 from mechedit.anatomy.recipe import AnatomyConfig
 from mechedit.anatomy.scores import Scored
-from mechedit.anatomy.tables import LEAST, overlap_table
+from mechedit.anatomy.tables import LEAST, contrasts, overlap_table
 from mechedit.attribution.neurons import exhaustive
 from mechedit.cli import main
 from mechedit.editors import FT, IKE, MEGA, NoEdit
@@ -71,6 +71,35 @@ def test_too_few_of_one_outcome_gives_no_interval() -> None:
     none = contrast(features, np.array([True] * 6), fact, n_facts=6)
     assert np.isnan(none.difference).all()
     assert not none.enough(1)
+
+
+def test_pooling_sets_no_editor_against_another() -> None:
+    """One editor only succeeds, one only fails, and two have both: the pool is the mean of the latter."""
+    rng, facts = np.random.default_rng(2), 12
+    rows, features, success = [], [], []
+    for editor, outcome in (
+        ("a", [1] * 12),
+        ("b", [0] * 12),
+        ("c", [1] * 12 + [0] * 12),
+        ("d", [0] * 12 + [1] * 12),
+    ):
+        for i, good in enumerate(outcome):
+            rows.append((editor, "all of it", "x", i % facts, bool(good), False, 0.0, 0.0))
+            features.append(rng.normal(size=(2, 4 * 2 + 1)) + 10 * (editor in "ab"))
+            success.append(bool(good))
+    names = ["editor", "setting", "case_id", "fact", "success", "strict", "gained", "lost"]
+    runs = Runs(pd.DataFrame(rows, columns=names), np.array(features), np.zeros((len(rows), 2, 2, 1)), facts)
+    found = contrasts(runs)
+    mean = (found["c", "all"].difference + found["d", "all"].difference) / 2
+    np.testing.assert_allclose(found["pooled", "all"].difference, mean)
+    assert found["pooled", "all"].n_success == 24
+    together = contrast(
+        np.array(features).reshape(len(rows), -1),
+        np.array(success),
+        runs.index["fact"].to_numpy(),
+        n_facts=12,
+    )
+    assert not np.allclose(together.difference, mean, atol=0.1)
 
 
 def contrast_of(d: np.ndarray, *, facts: int = 20, noise: float = 0.01) -> Contrast:

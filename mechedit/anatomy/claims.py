@@ -56,9 +56,24 @@ def claim_table(
     value, low, high: of the claim's first condition (nats; for "agree" the lowest correlation).
     """
     rows = []
+    ready = [
+        name
+        for (name, setting), one in found.items()
+        if setting == ALL and name != POOLED and one.enough(LEAST)
+    ]
     for (editor, setting), one in found.items():
-        if setting == ALL:
-            rows += [_promotes(editor, one, n_layers), _suppress(editor, one, n_layers)]
+        if setting != ALL:
+            continue
+        for row in (_promotes(editor, one, n_layers), _suppress(editor, one, n_layers)):
+            if editor == POOLED:
+                if not ready:  # all runs together would set one editor's failures against another's successes
+                    row |= {
+                        "answer": TOO_FEW["failure"],
+                        "evidence": f"no editor has {LEAST} facts of each outcome",
+                    }
+                else:
+                    row["evidence"] = f"mean of {', '.join(ready)}: {row['evidence']}"
+            rows.append(row)
     rows.append(_agree(agreement))
     table = pd.DataFrame(rows)
     table.insert(0, "claim", [CLAIMS[key] for key in table["key"]])
@@ -108,7 +123,7 @@ def _promotes(editor: str, one: Contrast, n_layers: int) -> dict[str, object]:
         f"({value:+.3f} [{low:+.3f}, {high:+.3f}] a layer); against an early layer {apart:+.3f} "
         f"[{apart_low:+.3f}, {apart_high:+.3f}]"
     )
-    evidence += _steering(one, "new", n_layers)
+    evidence += _steering(one, "new", ATTENTION, n_layers)
     return _row("promotes", editor, one, low > 0 and apart_low > 0, (value, low, high), evidence)
 
 
@@ -120,15 +135,21 @@ def _suppress(editor: str, one: Contrast, n_layers: int) -> dict[str, object]:
         for label, (value, low, high) in zip(("attention", "MLP"), parts.values(), strict=True)
     ]
     evidence = f"on the old object, success less failure, nats over all layers: {'; '.join(said)}"
-    evidence += _steering(one, "old", n_layers)
+    evidence += _steering(one, "old", (*ATTENTION, *FFN), n_layers)
     holds = all(high < 0 for _, _, high in parts.values())
     return _row("suppress", editor, one, holds, parts["attn"], evidence)
 
 
-def _steering(one: Contrast, thing: str, n_layers: int) -> str:
-    """What of it is the steering term's, where there is one."""
-    terms = _functional(one, _mask(n_layers, thing, ("steer", "steer_mlp")))[0]
-    return f"; of which the steering term itself {terms:+.2f} nats" if abs(terms) > 1e-3 else ""
+def _steering(one: Contrast, thing: str, modules: tuple[str, ...], n_layers: int) -> str:
+    """What of it the editor's own steering terms write, where there are any."""
+    terms = {
+        name: _functional(one, _mask(n_layers, thing, (name,)))[0]
+        for name in modules
+        if name.startswith("steer")
+    }
+    where = {"steer": "attention", "steer_mlp": "MLP"}
+    said = [f"{where[name]} {value:+.2f}" for name, value in terms.items() if abs(value) > 1e-3]
+    return f"; of which the steering term itself: {', '.join(said)}" if said else ""
 
 
 def _agree(agreement: pd.DataFrame) -> dict[str, object]:

@@ -11,12 +11,13 @@ difference and is left out; where that is more than one in ten there is no inter
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-__all__ = ["Contrast", "contrast", "interval"]
+__all__ = ["Contrast", "average", "contrast", "interval"]
 
 Array = np.ndarray
 N_RESAMPLES = 1000
@@ -85,6 +86,21 @@ def contrast(
         runs.append(int(rows.sum()))
         facts.append(int((counts > 0).sum()))
     return Contrast(*means, *draws, *runs, *facts)
+
+
+def average(contrasts: Sequence[Contrast]) -> Contrast:
+    """The mean of several contrasts that were drawn together (the same facts and seed), each weighing the same.
+
+    So an editor that only fails is not set against one that only succeeds. Counts are sums over the contrasts for
+    runs, the largest for facts.
+    """
+    means = [
+        np.mean([getattr(one, name) for one in contrasts], axis=0)
+        for name in ("success", "failure", "drawn_success", "drawn_failure")
+    ]
+    runs = [sum(getattr(one, name) for one in contrasts) for name in ("n_success", "n_failure")]
+    facts = [max(getattr(one, name) for one in contrasts) for name in ("facts_success", "facts_failure")]
+    return Contrast(*means, *runs, *facts)
 
 
 def interval(draws: Array, level: float = 0.95) -> tuple[Array, Array]:

@@ -120,6 +120,7 @@ def _summary(config: AnatomyConfig, study: AnatomyStudy, editors: Sequence[Edito
             *left_out,
             f"Most failures were made on purpose (the table of outcomes says how); an answer needs {LEAST} facts of "
             "each outcome.",
+            "Pooled is the mean of the editors that have both outcomes, each weighing the same.",
             "Under an editor that steers the attention output, attention counts with the steering term, which the "
             "editor itself writes: its part is said in the evidence.",
         ],

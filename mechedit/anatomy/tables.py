@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mechedit.anatomy.cases import OBJECTS
-from mechedit.anatomy.contrast import Contrast, contrast, interval
+from mechedit.anatomy.contrast import Contrast, average, contrast, interval
 from mechedit.anatomy.failures import AS_SET
 from mechedit.anatomy.features import POOLED, Runs, columns
 from mechedit.anatomy.scores import KINDS
@@ -40,14 +40,15 @@ def contrasts(runs: Runs, *, seed: int = 0) -> dict[tuple[str, str], Contrast]:
     """By (editor or "pooled", setting): the contrast of the layer features, flattened [2 · (4 L + 1)].
 
     Settings: "all", and of one editor each with both outcomes on at least `LEAST` facts: nothing else differs there.
+    "pooled" is the mean of the editors' own contrasts, over those with both outcomes on at least `LEAST` facts.
     """
     found = {}
-    for editor in [*runs.editors, POOLED]:
-        labels = dict.fromkeys(runs.index["setting"][runs.rows(editor)])
-        for label in [ALL, *(labels if editor != POOLED else ())]:
+    for editor in runs.editors:
+        for label in [ALL, *dict.fromkeys(runs.index["setting"][runs.rows(editor)])]:
             one = _contrast(runs, runs.layers, runs.rows(editor, None if label == ALL else label), seed)
             if label == ALL or one.enough(LEAST):
                 found[editor, label] = one
+    found[POOLED, ALL] = _pooled(runs, runs.layers, seed)
     return found
 
 
@@ -84,7 +85,12 @@ def head_table(runs: Runs, *, seed: int = 0) -> pd.DataFrame:
     place = np.indices(shape).reshape(3, -1)
     parts = []
     for editor in [*runs.editors, POOLED]:
-        one = _contrast(runs, runs.heads, runs.rows(editor), seed)
+        pooled = editor == POOLED
+        one = (
+            _pooled(runs, runs.heads, seed)
+            if pooled
+            else _contrast(runs, runs.heads, runs.rows(editor), seed)
+        )
         low, high = interval(one.drawn)
         names = [OBJECTS[i] for i in place[0]]
         table = {"object": names, "layer": place[1], "head": place[2], "success": one.success}
@@ -187,6 +193,13 @@ def _contrast(runs: Runs, features: np.ndarray, rows: np.ndarray, seed: int) -> 
     flat = features[rows].reshape(int(rows.sum()), -1)
     success, fact = (runs.index[name].to_numpy()[rows] for name in ("success", "fact"))
     return contrast(flat, success.astype(bool), fact.astype(int), n_facts=runs.n_facts, seed=seed)
+
+
+def _pooled(runs: Runs, features: np.ndarray, seed: int) -> Contrast:
+    """The mean of the editors that have enough of both outcomes; where none has, all runs together."""
+    each = [_contrast(runs, features, runs.rows(editor), seed) for editor in runs.editors]
+    ready = [one for one in each if one.enough(LEAST)]
+    return average(ready) if ready else _contrast(runs, features, runs.rows(POOLED), seed)
 
 
 def _tops_of(cases: Mapping[str, dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
