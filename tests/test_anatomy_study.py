@@ -315,18 +315,15 @@ def test_every_editor_runs_as_set_and_fails_in_turn(factworld_gpt2: HookedModel)
     ft = FT()
     ways = weakened(ft, factworld_gpt2)
     ready = FT.for_model(factworld_gpt2)
-    assert set(ways) == {"fewer steps", "wrong layer"}
+    assert set(ways) == {"one step", "fewer steps", "wrong layer"}
     few, wrong = ways["fewer steps"], ways["wrong layer"]
     assert isinstance(few, FT)
     assert isinstance(wrong, FT)
     assert (few.steps, few.layer) == (max(1, ready.steps // 3), ready.layer)
     assert (wrong.steps, wrong.layer) == (ready.steps, 0)
-    labels = [[s.label for s in settings_for([ft, NoEdit()], [ways, {}], i)] for i in range(3)]
-    assert labels == [
-        [AS_SET, "fewer steps", AS_SET],
-        [AS_SET, "wrong layer", AS_SET],
-        [AS_SET, "fewer steps", AS_SET],
-    ]
+    labels = [[s.label for s in settings_for([ft, NoEdit()], [ways, {}], i)] for i in range(4)]
+    assert [own[1] for own in labels] == ["one step", "fewer steps", "wrong layer", "one step"]
+    assert {own[0] for own in labels} == {own[2] for own in labels} == {AS_SET}
 
 
 def test_demonstrations_about_another_subject_fail(
@@ -374,11 +371,11 @@ def test_a_study_resumes_and_comes_back_from_disk(
     factworld_gpt2: HookedModel, facts: list[FactEdit], tmp_path: Path
 ) -> None:
     model, facts = factworld_gpt2, facts[:4]
-    editor, others = Halted(at=facts[2].case_id, steps=15), edits(3, seed=9, skip=facts)
+    editor, others = Halted(at=facts[2].case_id), edits(4, seed=9, skip=facts)
     options: dict[str, Any] = {"selection": others, "top_k": 3, "progress": False}
     with pytest.raises(KeyboardInterrupt):
         anatomy(model, facts, editors=[editor], run=open_run(tmp_path / "cut"), **options)
-    assert len(open_run(tmp_path / "cut").done()) == 3 + 2
+    assert len(open_run(tmp_path / "cut").done()) == 4 + 2
     cut = anatomy(model, facts, editors=[editor], run=open_run(tmp_path / "cut"), **options)
     whole = anatomy(model, facts, editors=[editor], run=open_run(tmp_path / "whole"), **options)
     assert cut.equals(whole)
@@ -424,7 +421,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SMALL = ["--editors", "ft,no_edit", "--limit", "4", "--selection", "3"]
+SMALL = ["--editors", "ft,no_edit", "--limit", "4", "--selection", "4"]
 
 
 def test_the_command_prints_the_answers_and_goes_on(

@@ -4,6 +4,7 @@ Each way changes one hyper-parameter of the editor, and only those that it has (
 
 | label | what changes |
 |---|---|
+| one step | a single evaluation of the loss |
 | fewer steps | a third of the optimiser's steps, at least 1 |
 | wrong layer | the layers at the other end of the model, as many |
 | smaller clamp | a quarter of the largest change that is allowed |
@@ -82,6 +83,7 @@ def weakened(editor: Editor, model: HookedModel, facts: Sequence[FactEdit] = ())
     ready: Any = resolve(editor, model, table, layers=layers) if table else editor
     ways: dict[str, dict[str, Any]] = {}
     if isinstance(getattr(ready, "steps", None), int):
+        ways["one step"] = {"steps": 1}
         ways["fewer steps"] = {"steps": max(1, ready.steps // 3)}
     for name in layers:
         ways["wrong layer"] = {name: _elsewhere(getattr(ready, name), model.shape.n_layers)}

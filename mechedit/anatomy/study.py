@@ -121,8 +121,8 @@ def anatomy(
     >>> import mechedit as me
     >>> model, facts = me.load_model("factworld"), me.factworld.edits(3)
     >>> study = anatomy(model, facts, editors=[me.editors.FT()], progress=False)
-    >>> study.outcomes[["editor", "setting", "n"]].to_dict("list")
-    {'editor': ['ft', 'ft', 'ft'], 'setting': ['as set', 'fewer steps', 'wrong layer'], 'n': [3, 2, 1]}
+    >>> study.outcomes[["setting", "n"]].to_dict("list")
+    {'setting': ['as set', 'one step', 'fewer steps', 'wrong layer'], 'n': [3, 1, 1, 1]}
     """
     _check(model, facts, selection, editors)
     ways = [weakened(editor, model, facts) if made_to_fail else {} for editor in editors]
