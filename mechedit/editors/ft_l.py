@@ -36,8 +36,8 @@ class FTL(FT):
     DEFAULTS: ClassVar[Table] = {
         "gpt2-xl": {"layer": 0, "steps": 25, "lr": 5e-4, "epsilon": 5e-4},
         "llama-2-7b": {"layer": 21, "steps": 25, "lr": 5e-4, "epsilon": 5e-4},
-        "factworld": {"layer": 4, "steps": 25, "lr": 5e-3, "epsilon": 1e-2},
-        "factworld-llama": {"layer": 4, "steps": 25, "lr": 5e-3, "epsilon": 1e-2},
+        "factworld": {"layer": 4, "steps": 25, "lr": 2e-2, "epsilon": 6e-2},
+        "factworld-llama": {"layer": 2, "steps": 25, "lr": 2e-2, "epsilon": 0.1},
     }
 
     @classmethod
