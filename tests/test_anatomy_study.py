@@ -370,19 +370,19 @@ def open_run(folder: Path) -> RunFolder:
 def test_a_study_resumes_and_comes_back_from_disk(
     factworld_gpt2: HookedModel, facts: list[FactEdit], tmp_path: Path
 ) -> None:
-    model, facts = factworld_gpt2, facts[:4]
+    model, facts = factworld_gpt2, facts[:3]
     editor, others = Halted(at=facts[2].case_id), edits(4, seed=9, skip=facts)
     options: dict[str, Any] = {"selection": others, "top_k": 3, "progress": False}
     with pytest.raises(KeyboardInterrupt):
         anatomy(model, facts, editors=[editor], run=open_run(tmp_path / "cut"), **options)
-    assert len(open_run(tmp_path / "cut").done()) == 4 + 2
+    assert len(open_run(tmp_path / "cut").done()) == 4 + 2  # four to choose by, two of three facts
     cut = anatomy(model, facts, editors=[editor], run=open_run(tmp_path / "cut"), **options)
     whole = anatomy(model, facts, editors=[editor], run=open_run(tmp_path / "whole"), **options)
     assert cut.equals(whole)
     assert AnatomyStudy.load(cut.save(tmp_path / "saved")).equals(cut)
-    assert cut.n == 4
+    assert cut.n == 3
     assert set(cut.claims["key"]) == {"promotes", "suppress", "agree"}
-    assert set(cut.claims["answer"]) == {"not enough failures"}  # four facts are too few to say anything
+    assert set(cut.claims["answer"]) == {"not enough failures"}  # three facts are too few to say anything
     assert cut.window is not None
     assert len(cut.windows) == 8 * 9 // 2
     with pytest.raises(InputError, match="another model, editor or fact"):
@@ -421,7 +421,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SMALL = ["--editors", "ft,no_edit", "--limit", "4", "--selection", "4"]
+SMALL = ["--editors", "ft,no_edit", "--limit", "2", "--selection", "2"]
 
 
 def test_the_command_prints_the_answers_and_goes_on(
@@ -431,11 +431,11 @@ def test_the_command_prints_the_answers_and_goes_on(
     next((finished / "cases").glob("fact-*.json")).unlink()
     assert main(["anatomy", *SMALL, "--out", str(finished), "--quiet", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["n"] == 4
+    assert found["n"] == 2
     assert {row["editor"] for row in found["claims"]} == {"ft", "no_edit", "pooled"}
     assert {row["answer"] for row in found["claims"]} <= {"not enough failures", "not enough successes"}
     assert files == {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()}
-    assert AnatomyStudy.load(finished / "results" / "anatomy").n == 4
+    assert AnatomyStudy.load(finished / "results" / "anatomy").n == 2
 
 
 def test_the_page_needs_no_network_and_names_its_claims(finished: Path) -> None:
