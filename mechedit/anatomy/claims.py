@@ -53,7 +53,7 @@ def claim_table(
 ) -> pd.DataFrame:
     """One row a claim and editor: claim, key, editor, answer, value, low, high, evidence, n_success, n_failure.
 
-    value, low, high: of the claim's first condition (nats; for "agree" the lowest correlation).
+    value, low, high: of the claim's first condition (nats; for "agree" the correlation of the pair nearest its null).
     """
     rows = []
     ready = [
@@ -158,13 +158,14 @@ def _agree(agreement: pd.DataFrame) -> dict[str, object]:
     if agreement.empty:
         few = f"fewer than two editors with {LEAST} facts of each outcome"
         return {**row, "answer": TOO_FEW["failure"], "evidence": few, **none}
-    least = agreement.loc[agreement["correlation"].idxmin()]
-    holds = bool(((agreement["low"] > 0) & (agreement["correlation"] > agreement["null"])).all())
+    passed = (agreement["low"] > 0) & (agreement["correlation"] > agreement["null"])
+    least = agreement.loc[(agreement["correlation"] - agreement["null"]).idxmin()]
     evidence = (
-        f"{len(agreement)} pairs of editors; the lowest correlation is {least['a']} with {least['b']}, "
-        f"{least['correlation']:+.2f} [{least['low']:+.2f}, {least['high']:+.2f}], shuffled layers up to "
-        f"{least['null']:+.2f}; the median of all pairs {agreement['correlation'].median():+.2f}"
+        f"{int(passed.sum())} of {len(agreement)} pairs of editors agree; the least sure are {least['a']} and "
+        f"{least['b']}, correlation {least['correlation']:+.2f} [{least['low']:+.2f}, {least['high']:+.2f}], shuffled "
+        f"layers up to {least['null']:+.2f}; the median of all pairs {agreement['correlation'].median():+.2f}"
     )
+    holds = bool(passed.all())
     values = {"value": least["correlation"], "low": least["low"], "high": least["high"]}
     return {**row, "answer": HOLDS if holds else NOT, "evidence": evidence, **none, **values}
 
