@@ -89,6 +89,17 @@ def test_the_nearest_fact_is_demonstrated() -> None:
     assert nearest == twin
 
 
+def test_another_embedding_changes_what_is_retrieved() -> None:
+    model = tiny_model("gpt2")
+    for wanted in POOL[:3]:
+
+        def embed(texts: list[str], name: str = wanted.subject) -> list[list[float]]:
+            return [[1.0, 0.0] if name in text or FACT.subject in text else [0.0, 1.0] for text in texts]
+
+        ((nearest, _),) = IKE(demonstrations=1, pool=POOL[:3], embed=embed)._retrieve(model, (FACT,))
+        assert nearest == wanted
+
+
 def test_several_facts_are_all_in_the_prompt() -> None:
     model = tiny_model("gpt2")
     other = replace(FACT, subject="Tim Duncan", target_new="queen")

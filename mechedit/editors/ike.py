@@ -6,7 +6,8 @@ model reads, before every prompt x,
     New Fact: p_1 o_1 \n Prompt: q_1 a_1 \n\n ... New Fact: p* o* \n Prompt: x
 
 1. *Demonstrations* come from a pool of other edits, the most similar to the new fact last: cosine of sentence
-   embeddings, which are the model's own mean hidden states at half depth, or those of a `sentence-transformers` model.
+   embeddings, which are the model's own mean hidden states at half depth, or those of a function such as
+   `SentenceTransformer(...).encode`.
 2. *Kinds*, 1 copy : 3 update : 4 retain as in the paper: the prompt after the demonstrated fact is the same (a = o), a
    paraphrase (a = o), or a neighbour's (a = what was true before).
 
@@ -17,11 +18,11 @@ The edited model is one whose `tokenize` puts the demonstrations before a text. 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,13 +36,12 @@ from mechedit.model import HookedModel
 from mechedit.prompts import demonstration
 from reports.errors import InputError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 __all__ = ["IKE", "PromptedModel"]
 
 KINDS = ("copy", "update", "retain", "update", "retain", "update", "retain", "retain")
 EMBEDDED_POOL = 64
+
+Embed = Callable[[list[str]], Any]
 
 
 class PromptedModel(HookedModel):
@@ -72,8 +72,9 @@ class IKE:
 
     Attributes:
         demonstrations: how many. pool: edits to take them from, never about the edited subjects (None: the embedded
-        world's for the embedded models, else none, and the new fact stands alone). sentence_model: a
-        `sentence-transformers` model for the retrieval (None: the language model itself).
+        world's for the embedded models, else none, and the new fact stands alone). embed: sentences to
+        vectors [n, d] for the retrieval, as `SentenceTransformer("all-MiniLM-L6-v2").encode` (None: the language model
+        itself).
 
     >>> import mechedit as me
     >>> model, fact = me.load_model("factworld"), me.factworld.edits(1)[0]
@@ -84,7 +85,7 @@ class IKE:
 
     demonstrations: int = AUTO
     pool: tuple[FactEdit, ...] | None = field(default=None, repr=False)
-    sentence_model: str | None = None
+    embed: Embed | None = None
     name: str = "ike"
 
     DEFAULTS: ClassVar[Table] = {
@@ -120,8 +121,8 @@ class IKE:
         edited = {fact.subject for fact in facts}
         if not pool or not self.demonstrations:
             return []
-        states = _embed(model, model.hash, tuple(_sentence(fact) for fact in pool), self.sentence_model)
-        wanted = _embed(model, model.hash, tuple(_sentence(fact) for fact in facts), self.sentence_model)
+        states = _embed(model, model.hash, tuple(_sentence(fact) for fact in pool), self.embed)
+        wanted = _embed(model, model.hash, tuple(_sentence(fact) for fact in facts), self.embed)
         nearness = torch.nn.functional.cosine_similarity(states[:, None], wanted[None], dim=-1).amax(1)
         order = [int(i) for i in nearness.argsort(descending=True) if not _mentions(pool[int(i)], edited)]
         chosen = [(pool[i], KINDS[n % len(KINDS)]) for n, i in enumerate(order[: self.demonstrations])]
@@ -160,18 +161,9 @@ def _world_pool() -> tuple[FactEdit, ...]:
 
 
 @lru_cache(maxsize=64)
-def _embed(model: HookedModel, digest: str, texts: tuple[str, ...], sentence_model: str | None) -> Tensor:
+def _embed(model: HookedModel, digest: str, texts: tuple[str, ...], embed: Embed | None) -> Tensor:
     """One vector a text [n, d]."""
-    if sentence_model is None:
-        return _mean_states(model, texts)
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise InputError(
-            "sentence_model: needs sentence-transformers; pip install 'mechedit[sentences]', or leave it None"
-        ) from error
-    encoded: Tensor = SentenceTransformer(sentence_model).encode(list(texts), convert_to_tensor=True)
-    return encoded
+    return _mean_states(model, texts) if embed is None else torch.as_tensor(embed(list(texts)))
 
 
 @torch.no_grad()
