@@ -1,30 +1,35 @@
 """mechedit: how a knowledge edit works inside a language model.
 
 Attribute a fact to layers, heads and neurons (NLKA), edit it by steering attention (MEGA), and measure the edit
-beside its controls. `load_model`, `attribute`, `editors`, `evaluate` and `statement_contrast` are the main road.
+beside its controls. `load_model`, `attribute`, `editors`, `evaluate` and `anatomy` are the main road.
 """
 
 from mechedit import editors, factworld
-from mechedit.anatomy import StatementContrast, statement_contrast
+from mechedit.anatomy import AnatomyStudy, StatementContrast, anatomy, statement_contrast
 from mechedit.attribution import Attribution, attribute
 from mechedit.evaluation import Evaluation, evaluate
 from mechedit.facts import FactEdit, load_facts
 from mechedit.model import HookedModel, ResidualView, load_model
+from mechedit.ripple import RippleEvaluation, ripple
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnatomyStudy",
     "Attribution",
     "Evaluation",
     "FactEdit",
     "HookedModel",
     "ResidualView",
+    "RippleEvaluation",
     "StatementContrast",
+    "anatomy",
     "attribute",
     "editors",
     "evaluate",
     "factworld",
     "load_facts",
     "load_model",
+    "ripple",
     "statement_contrast",
 ]

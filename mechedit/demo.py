@@ -13,9 +13,8 @@ Steps, each of whose cases is a file in the run folder, so that a stopped run go
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from experiments.runs import RunFolder
 from mechedit.anatomy import StatementContrast, layer_scores, statement_contrast
 from mechedit.attribution import Attribution, attribute
 from mechedit.editors import MEGA, Editor, NoEdit
+from mechedit.editors.variants import CONTROLS, variant
 from mechedit.evaluation import Evaluation, baseline, evaluate
 from mechedit.facts import FactEdit, facts_hash
 from mechedit.factworld import edits
@@ -38,15 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["DemoConfig", "controls", "run_demo"]
 
 AXES = {"acc": "Acc", "gen": "Gen", "spec": "Spec"}
-LABELS = {
-    "mega": "MEGA",
-    "mega_ungated": "MEGA, gate always open",
-    "mean_shift": "Mean shift, same layers and gate",
-    "gate_only": "Gate alone (nothing is steered)",
-    "random_window": "Random layers, as many",
-    "early_window": "First layers, as many",
-    "no_edit": "No edit",
-}
+LABELS = {"mega": "MEGA", **{name: label for name, (label, _) in CONTROLS.items()}, "no_edit": "No edit"}
 
 
 @dataclass(frozen=True)
@@ -60,27 +52,9 @@ class DemoConfig:
 
 
 def controls(mega: MEGA, *, n_layers: int, seed: int) -> list[Editor]:
-    """MEGA and what it is held against, in the order of the table.
-
-    The random window has as many layers, none of them in MEGA's own where that is possible: the run that shares the
-    fewest, by chance among equals.
-    """
-    assert isinstance(mega.window, tuple)
-    first, last = mega.window
-    size = last - first + 1
-    places = [(a, a + size - 1) for a in range(n_layers - size + 1)]
-    shared = {p: max(0, min(p[1], last) - max(p[0], first) + 1) for p in places}
-    apart = [p for p in places if shared[p] == min(shared.values())]
-    drawn = random.Random(f"{seed}:random_window").choice(apart)
-    return [
-        mega,
-        replace(mega, gate="always", name="mega_ungated"),
-        replace(mega, estimator="shift", name="mean_shift"),
-        replace(mega, alpha=0.0, name="gate_only"),
-        replace(mega, window=drawn, name="random_window"),
-        replace(mega, window=(0, size - 1), name="early_window"),
-        NoEdit(),
-    ]
+    """MEGA and what it is held against, in the order of the table (`mechedit.editors.variants`)."""
+    beside = [variant(mega, name, n_layers=n_layers, seed=seed) for name in CONTROLS]
+    return [mega, *beside, NoEdit()]
 
 
 def run_demo(

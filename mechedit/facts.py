@@ -1,13 +1,11 @@
-"""Facts to edit: the record, and loaders that refuse what they do not understand.
+"""Facts to edit: loaders that refuse what they do not understand.
 
-A `FactEdit` is one counterfactual edit with the prompts that test it. Sources of the schemas: CounterFact
-[Meng et al., NeurIPS 2022; kmeng01/rome] and its flat form in EasyEdit [zjunlp/EasyEdit]. Steps of
-`load_facts`:
+Steps of `load_facts`:
 
 1. read the rows of a JSON, JSONL or Parquet file, or of a `datasets` name or folder;
-2. detect the schema by the first row's keys;
+2. detect the schema by the first row's keys (`mechedit.schemas`);
 3. build one `FactEdit` a row; a row that is not as its schema says is an `InputError` with file, index and
-   field.
+   field, or is left out and logged where the caller says so.
 
 EasyEdit's `rephrase_prompt` is one of CounterFact's *generation* prompts, so a score on it is not ROME's
 paraphrase score: `source_schema` says so, the loader logs it, and an evaluation carries the note.
@@ -15,90 +13,40 @@ paraphrase score: `source_schema` says so, the loader logs it, and an evaluation
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from mechedit.records import FactEdit, RippleQuery, RippleTest, clip_line, facts_hash
+from mechedit.schemas import BUILDERS, Schema, detect, from_row
 from reports.errors import InputError
 
-__all__ = ["FactEdit", "Schema", "facts_hash", "load_facts"]
+__all__ = ["FactEdit", "RippleQuery", "RippleTest", "Schema", "facts_hash", "load_facts"]
 
 log = logging.getLogger(__name__)
 
-Schema = Literal["counterfact", "easyedit"]
 _SUFFIXES = (".json", ".jsonl", ".parquet")
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
-_DETECTED_BY: dict[str, Schema] = {"requested_rewrite": "counterfact", "ground_truth": "easyedit"}
-
-
-@dataclass(frozen=True)
-class FactEdit:
-    """One edit: the model shall answer `target_new` where it answers `target_true`.
-
-    `prompt` holds exactly one `{}`, the place of `subject`. Targets are bare ("French"); the space before
-    them is added where they are scored. `aliases` are other names of the subject, `target_new_aliases` other
-    spellings of the new object. `source_schema` is the schema that it was loaded from ("" if built by hand).
-    Errors: `InputError` naming the field, for an empty text, a prompt without one `{}`, or another type.
-
-    >>> fact = FactEdit("Danielle Darrieux", "The mother tongue of {} is", "French", "English")
-    >>> fact.rewrite_prompt
-    'The mother tongue of Danielle Darrieux is'
-    """
-
-    subject: str
-    prompt: str
-    target_true: str
-    target_new: str
-    _: KW_ONLY
-    case_id: int | str = 0
-    relation: str = ""
-    paraphrase_prompts: tuple[str, ...] = ()
-    neighborhood_prompts: tuple[str, ...] = ()
-    generation_prompts: tuple[str, ...] = ()
-    attribute_prompts: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
-    target_new_aliases: tuple[str, ...] = ()
-    source_schema: str = ""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(field.default, tuple):
-                object.__setattr__(self, field.name, _texts(value, field.name))
-            elif field.name == "case_id":
-                if isinstance(value, bool) or not isinstance(value, int | str):
-                    raise InputError(f"case_id: expected an integer or a text, found {_show(value)}")
-            else:
-                _text(value, field.name, empty=field.name in ("relation", "source_schema"))
-        if self.prompt.count("{}") != 1:
-            raise InputError(
-                f"prompt: expected one {{}} in the place of the subject, found {self.prompt.count('{}')} "
-                f"in {_show(self.prompt)}; write {{}} where {_show(self.subject)} belongs"
-            )
-
-    @property
-    def rewrite_prompt(self) -> str:
-        """The prompt with the subject in its place."""
-        return self.prompt.replace("{}", self.subject)
 
 
 def load_facts(
-    path_or_dataset_name: str | os.PathLike[str], *, limit: int | None = None, schema: Schema | None = None
+    path_or_dataset_name: str | os.PathLike[str],
+    *,
+    limit: int | None = None,
+    schema: Schema | None = None,
+    skip_malformed: bool = False,
 ) -> list[FactEdit]:
     """The edits in a file, or in a data set that `datasets` can load.
 
     A `.json` file holds one array of objects, `.jsonl` one object a line, `.parquet` one row an edit.
     Anything that is no path is taken for a `datasets` name, `owner/name` or `owner/name:split` (a folder of
     such files is loaded by `datasets` too). `limit` takes the first rows, and only those are checked.
-    `schema` is detected from the first row.
+    `schema` is detected from the first row: "counterfact", "easyedit", "ripple" (RippleEdits), "zsre".
+    `skip_malformed`: leave a malformed row out and log it, for files that are known to hold some.
     Errors: `InputError` for a missing, unreadable or empty source, and for a malformed row (source, index,
     field).
 
@@ -120,9 +68,17 @@ def load_facts(
     rows = _rows(source, limit)
     if not rows:
         raise InputError(f"{source}: expected at least one record, found none")
-    found = schema or _detect(rows[0], source)
-    build = _BUILDERS[found]
-    facts = [_build_row(build, row, f"{source}: record {index}") for index, row in enumerate(rows)]
+    found = schema or detect(rows[0], source)
+    facts = []
+    for index, row in enumerate(rows):
+        try:
+            facts.append(from_row(BUILDERS[found], row, index, where=f"{source}: record {index}"))
+        except InputError as error:
+            if not skip_malformed:
+                raise
+            log.warning("left out: %s", error)
+    if not facts:
+        raise InputError(f"{source}: expected at least one record that is as its schema says, found none")
     if found == "easyedit":
         log.warning(
             "%s: EasyEdit's rephrase_prompt is one of CounterFact's generation prompts; "
@@ -130,16 +86,6 @@ def load_facts(
             source,
         )
     return facts
-
-
-def facts_hash(facts: Sequence[FactEdit]) -> str:
-    """sha256 over every field of every fact, in order: what a run's provenance says of its data.
-
-    >>> facts_hash([]) == facts_hash([FactEdit("Ann", "{} speaks", "Dutch", "Greek")])
-    False
-    """
-    rows = [dataclasses.asdict(fact) for fact in facts]
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 # --- rows of a source -------------------------------------------------------------------------------
@@ -150,7 +96,7 @@ def _rows(source: str, limit: int | None) -> list[Any]:
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
     except OSError as error:  # a name longer than the file system allows
-        raise InputError(f"{_clip(source)}: expected a data file ({_one_line(error)})") from error
+        raise InputError(f"{clip_line(source)}: expected a data file ({_one_line(error)})") from error
     if is_file:
         return _file_rows(path)[:limit]
     looks_like_path = path.suffix.lower() in _SUFFIXES or not _NAME.fullmatch(source)
@@ -210,140 +156,5 @@ def _dataset_rows(source: str, limit: int | None, *, is_folder: bool) -> list[An
     return list(islice(loaded[split], limit))
 
 
-# --- one row ----------------------------------------------------------------------------------------
-
-
-def _detect(row: Any, source: str) -> Schema:
-    _object(row, f"{source}: record 0")
-    for key, schema in _DETECTED_BY.items():
-        if row.get(key) is not None:
-            return schema
-    keys = ", ".join(map(str, row)) or "no keys"
-    raise InputError(
-        f"{source}: record 0: expected CounterFact's keys ('requested_rewrite', ...) or EasyEdit's "
-        f"('ground_truth', ...), found {_clip(keys)}"
-    )
-
-
-def _build_row(build: Callable[[dict[str, Any]], FactEdit], row: Any, where: str) -> FactEdit:
-    _object(row, where)
-    try:
-        return build(row)
-    except InputError as error:
-        raise InputError(f"{where}: field {error}") from error
-
-
-def _counterfact(row: dict[str, Any]) -> FactEdit:
-    rewrite = "requested_rewrite"
-    return FactEdit(
-        subject=_text_at(row, f"{rewrite}.subject"),
-        prompt=_text_at(row, f"{rewrite}.prompt"),
-        target_true=_text_at(row, f"{rewrite}.target_true.str"),
-        target_new=_text_at(row, f"{rewrite}.target_new.str"),
-        case_id=_at(row, "case_id"),
-        relation=_optional(row[rewrite], "relation_id", ""),
-        paraphrase_prompts=_at(row, "paraphrase_prompts"),
-        neighborhood_prompts=_at(row, "neighborhood_prompts"),
-        generation_prompts=_optional(row, "generation_prompts", ()),
-        attribute_prompts=_optional(row, "attribute_prompts", ()),
-        source_schema="counterfact",
-    )
-
-
-def _easyedit(row: dict[str, Any]) -> FactEdit:
-    subject, prompt, true = (_text_at(row, field) for field in ("subject", "prompt", "ground_truth"))
-    # neighbours are scored old against new object, so another right answer there would be scored as wrong
-    neighbour = _optional(row, "locality_ground_truth", true)
-    if neighbour != true:
-        raise InputError(
-            f"locality_ground_truth: expected the ground_truth {_show(true)}, found {_show(neighbour)}"
-        )
-    return FactEdit(
-        subject=subject,
-        prompt=_template(prompt, subject),
-        target_true=true,
-        target_new=_text_at(row, "target_new"),
-        case_id=_at(row, "case_id"),
-        paraphrase_prompts=_one_or_more(row, "rephrase_prompt"),
-        neighborhood_prompts=_one_or_more(row, "locality_prompt"),
-        source_schema="easyedit",
-    )
-
-
-_BUILDERS: dict[Schema, Callable[[dict[str, Any]], FactEdit]] = {
-    "counterfact": _counterfact,
-    "easyedit": _easyedit,
-}
-
-
-def _template(prompt: str, subject: str) -> str:
-    """`prompt` with `{}` for the subject: its first occurrence as a whole word, else its first occurrence."""
-    if subject not in prompt:
-        raise InputError(f"prompt: expected it to hold the subject {_show(subject)}, found {_show(prompt)}")
-    whole = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)
-    start = whole.start() if whole else prompt.index(subject)
-    return prompt[:start] + "{}" + prompt[start + len(subject) :]
-
-
-def _at(row: dict[str, Any], field: str) -> Any:
-    """The value at a dotted `field`; a column of nulls (Parquet) is as good as a missing key."""
-    value: Any = row
-    for depth, key in enumerate(field.split("."), start=1):
-        if not isinstance(value, dict):
-            raise InputError(
-                f"{'.'.join(field.split('.')[: depth - 1])}: expected an object, found {_show(value)}"
-            )
-        value = value.get(key)
-        if value is None:
-            raise InputError(f"{'.'.join(field.split('.')[:depth])}: expected a value, found none")
-    return value
-
-
-def _optional(row: dict[str, Any], key: str, default: Any) -> Any:
-    value = row.get(key)
-    return default if value is None else value
-
-
-def _text_at(row: dict[str, Any], field: str) -> str:
-    return _text(_at(row, field), field)
-
-
-def _one_or_more(row: dict[str, Any], field: str) -> tuple[str, ...]:
-    value = _at(row, field)
-    return (_text(value, field),) if isinstance(value, str) else _texts(value, field)
-
-
-def _object(row: Any, where: str) -> None:
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: expected an object, found {_show(row)}")
-
-
-def _text(value: Any, field: str, *, empty: bool = False) -> str:
-    if not isinstance(value, str):
-        raise InputError(f"{field}: expected a text, found {_show(value)}")
-    if not empty and not value.strip():
-        raise InputError(f"{field}: expected a text, found an empty one ({value!r})")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair; no tokenizer can read it
-        raise InputError(f"{field}: expected valid Unicode, found {_show(value)}") from error
-    return value
-
-
-def _texts(value: Any, field: str) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple):
-        raise InputError(f"{field}: expected a list of texts, found {_show(value)}")
-    return tuple(_text(item, f"{field}[{i}]") for i, item in enumerate(value))
-
-
-def _show(value: object) -> str:
-    return f"{type(value).__name__} {_clip(ascii(value) if isinstance(value, str) else repr(value))}"
-
-
-def _clip(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 70 else text[:69] + "…"
-
-
 def _one_line(error: Exception) -> str:
-    return _clip(f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error))
+    return clip_line(f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error))

@@ -3,28 +3,49 @@
 An edit that steers every prompt is precise nowhere; an edit that never steers is "specific" for free. So a gate is
 part of the edit, and every comparison also shows the gate alone and the edit without it.
 
-`hidden`: the hidden state at the prompt's last token, at the input of a layer not above the first steered one, is
-nearer to one of the edit's own prompts than a threshold (SAKE's hidden-state variant; nearest instead of mean, since
-paraphrases form several clusters). By mid-depth this state holds both the subject and what is asked of it. It is read
-in the very forward pass that is steered, so it costs one product.
+- `AlwaysOn`: nothing is asked.
+- `HiddenGate`: a state at the input of a layer, of the prompt's last token or the mean over its tokens, is near the
+  same state of one of the edit's own prompts, by the Euclidean, cosine or Mahalanobis distance.
+- `SentenceGate`: the text's embedding by a sentence encoder is near that of one of the edit's own prompts.
+
+SAKE (arXiv 2503.01751) takes the distance to the *mean* of the prompts; here the nearest counts, since paraphrases
+form several clusters. Every distance is Euclidean in some coordinates of the state, so one product with the centres
+of all edits decides all gates of a batch (`mechedit.editors.bank`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from reports.errors import InputError
 
-__all__ = ["AlwaysOn", "Gate", "HiddenGate", "calibrate"]
+__all__ = [
+    "AlwaysOn",
+    "Distance",
+    "Gate",
+    "HiddenGate",
+    "Pool",
+    "SentenceGate",
+    "Whitening",
+    "calibrate",
+    "nearest",
+    "roc",
+    "whitening",
+]
+
+Distance = Literal["euclidean", "cosine", "mahalanobis"]
+Pool = Literal["last", "mean"]
+Embed = Callable[[Sequence[str]], Tensor]
 
 
 class Gate(Protocol):
-    """Decides for prompts by their last tokens' states at the input of layer `layer` (None: without looking)."""
+    """Decides for prompts by a state at the input of layer `layer` (None: without looking at the model)."""
 
     @property
     def layer(self) -> int | None:
@@ -50,8 +71,29 @@ class AlwaysOn:
 
 
 @dataclass(frozen=True, eq=False)
+class Whitening:
+    """`W h = r h + P ((s − r) ⊙ Pᵀ h)`: coordinates in which the Mahalanobis distance is Euclidean.
+
+    basis: P [d, k], principal directions of a sample; scale: s [k], 1 / sqrt(variance + reg) along them; rest:
+    r = 1 / sqrt(reg), off their span.
+    """
+
+    basis: Tensor
+    scale: Tensor
+    rest: float
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """W of states [B, d]."""
+        basis, scale = self.basis.to(states), self.scale.to(states)
+        return self.rest * states + ((states @ basis) * (scale - self.rest)) @ basis.T
+
+
+@dataclass(frozen=True, eq=False)
 class HiddenGate:
-    """Opens within `threshold` (Euclidean, in units of the hidden state) of one of `centres` [k, d].
+    """Opens within `threshold` of one of `centres` [k, d], states at the input of layer `layer`.
+
+    distance: "euclidean" (units of the state), "cosine" (Euclidean between states of length 1, sqrt(2 − 2 cos)) or
+    "mahalanobis" (standard deviations; needs `whitening`). pool: the last token's state, or the mean over tokens.
 
     >>> gate = HiddenGate(layer=2, centres=torch.zeros(1, 2), threshold=5.0)
     >>> gate.ratio(torch.tensor([[3.0, 4.0], [6.0, 8.0]]))
@@ -61,10 +103,71 @@ class HiddenGate:
     layer: int
     centres: Tensor
     threshold: float
+    distance: Distance = "euclidean"
+    pool: Pool = "last"
+    whitening: Whitening | None = None
+
+    def coordinates(self, states: Tensor) -> Tensor:
+        """Where the distance is Euclidean: the states [B, d] themselves, of length 1, or whitened."""
+        if self.distance == "cosine":
+            return states / states.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(states.dtype).tiny)
+        if self.distance == "mahalanobis":
+            if self.whitening is None:
+                raise InputError(
+                    "whitening: expected one for the Mahalanobis distance, found None; see whitening()"
+                )
+            return self.whitening(states)
+        return states
 
     def ratio(self, states: Tensor) -> Tensor:
         """Distance to the nearest centre over the threshold, [B]."""
+        centres = self.centres.to(states)
+        return nearest(self.coordinates(states), self.coordinates(centres)) / self.threshold
+
+
+@dataclass(frozen=True, eq=False)
+class SentenceGate:
+    """Opens within `threshold` (Euclidean) of the embedding of one of the edit's prompts, `centres` [k, e].
+
+    embed: texts to embeddings [n, e]; `model`: the name or folder of the encoder, by which a saved gate finds it again
+    (`mechedit.embedding.sentence_encoder`). SAKE's gate, with the nearest prompt in the place of their mean.
+    """
+
+    centres: Tensor
+    threshold: float
+    model: str
+    embed: Embed = field(repr=False)
+    layer: None = None
+
+    def ratio(self, states: Tensor) -> Tensor:
+        """For embeddings [B, e]: distance to the nearest centre over the threshold, [B]."""
         return nearest(states, self.centres) / self.threshold
+
+    def coordinates(self, states: Tensor) -> Tensor:
+        """The embeddings themselves."""
+        return states
+
+
+def whitening(sample: Tensor, *, reg: float = 1e-2) -> Whitening:
+    """The `Whitening` of the states' covariance, `sample` [n, d]; reg is a share of their mean variance.
+
+    Off the span of the sample only the regularisation is known, so no d × d matrix is formed.
+    Errors: `InputError` for fewer than two states or a sample without variance.
+
+    >>> draw = torch.Generator().manual_seed(0)
+    >>> w = whitening(torch.randn(500, 3, generator=draw) * torch.tensor([1.0, 5.0, 25.0]), reg=1e-6)
+    >>> (w(torch.eye(3)).norm(dim=1) * torch.tensor([1.0, 5.0, 25.0])).round().tolist()
+    [1.0, 1.0, 1.0]
+    """
+    states = sample.double()
+    if len(states) < 2:
+        raise InputError(f"sample: expected at least two states, found {len(states)}")
+    _, values, directions = torch.linalg.svd(states - states.mean(0), full_matrices=False)
+    variance = values.square() / len(states)
+    floor = reg * float(variance.sum()) / sample.shape[1]
+    if not floor > 0:
+        raise InputError("sample: expected states that differ, found none that do")
+    return Whitening(directions.T.float(), (variance + floor).rsqrt().float(), floor**-0.5)
 
 
 def nearest(states: Tensor, centres: Tensor) -> Tensor:
@@ -72,22 +175,51 @@ def nearest(states: Tensor, centres: Tensor) -> Tensor:
     return torch.cdist(states, centres.to(states), compute_mode="donot_use_mm_for_euclid_dist").amin(1)
 
 
-def calibrate(own: Sequence[float], foreign: Sequence[float]) -> float:
-    """The threshold that separates an edit's prompts (distances `own`) from others (`foreign`) with fewest errors.
+def calibrate(own: Sequence[float], foreign: Sequence[float], *, max_fpr: float | None = None) -> float:
+    """The threshold that separates an edit's prompts (distances `own`) from others (`foreign`).
 
-    Both sides weigh the same whatever their numbers; between equally good thresholds the middle of the widest gap is
-    taken. Errors: `InputError` if a side is empty or not finite.
+    With `max_fpr`, the largest that opens for at most this share of the others; else the one with the fewest errors,
+    both sides weighing the same whatever their numbers, and between equally good ones the middle of the widest gap.
+    Errors: `InputError` if a side is empty or not finite, and for a rate outside of 0 to 1.
 
     >>> calibrate([1.0, 2.0], [4.0, 9.0])
     3.0
+    >>> calibrate([1.0, 2.0], [1.5, 9.0, 9.5, 9.75], max_fpr=0.25)
+    5.5
     """
-    a, b = torch.tensor(own, dtype=torch.float64), torch.tensor(foreign, dtype=torch.float64)
-    for name, values in (("own", a), ("foreign", b)):
-        if not len(values) or not torch.isfinite(values).all():
-            raise InputError(f"{name}: expected finite distances, at least one, found {len(values)}")
+    a, b = (_finite(name, values) for name, values in (("own", own), ("foreign", foreign)))
+    if max_fpr is not None and not 0 <= max_fpr <= 1:
+        raise InputError(f"max_fpr: expected a rate between 0 and 1, found {max_fpr}")
     edges = torch.cat([a, b]).unique()
     cuts = torch.cat([edges[:1] / 2, (edges[1:] + edges[:-1]) / 2, edges[-1:] * 1.5])
-    errors = (a[None] > cuts[:, None]).double().mean(1) + (b[None] <= cuts[:, None]).double().mean(1)
+    false = (b[None] <= cuts[:, None]).double().mean(1)
+    if max_fpr is not None:
+        allowed = cuts[false <= max_fpr]
+        return float(allowed[-1] if len(allowed) else edges[0] / 2)
+    errors = (a[None] > cuts[:, None]).double().mean(1) + false
     widths = torch.cat([edges[:1], edges.diff(), edges[-1:]])
     best = (errors == errors.min()).nonzero()[:, 0]
     return float(cuts[best[widths[best].argmax()]])
+
+
+def roc(own: Sequence[float], foreign: Sequence[float]) -> pd.DataFrame:
+    """The gate's rates at every threshold: frame threshold, true_rate, false_rate, from closed to open.
+
+    The area under it (`numpy.trapezoid`) is the share of pairs in which the own prompt is the nearer one.
+    Errors: `InputError` if a side is empty or not finite.
+
+    >>> roc([1.0, 2.0], [2.0, 9.0]).to_dict("list")["true_rate"]
+    [0.0, 0.5, 1.0, 1.0]
+    """
+    a, b = (_finite(name, values) for name, values in (("own", own), ("foreign", foreign)))
+    cuts = torch.cat([torch.zeros(1, dtype=torch.float64) - 1, torch.cat([a, b]).unique()])
+    rates = {"true_rate": a, "false_rate": b}
+    table = {name: (x[None] <= cuts[:, None]).double().mean(1).numpy() for name, x in rates.items()}
+    return pd.DataFrame({"threshold": cuts.clamp_min(0).numpy(), **table})
+
+
+def _finite(name: str, values: Sequence[float]) -> Tensor:
+    found = torch.tensor(values, dtype=torch.float64)
+    if not len(found) or not torch.isfinite(found).all():
+        raise InputError(f"{name}: expected finite distances, at least one, found {len(found)}")
+    return found

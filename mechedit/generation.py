@@ -4,7 +4,8 @@ Steps, for each batch of prompts padded on the left:
 
 1. one forward pass over the prompts fills the cache and gives the first token of each;
 2. one pass of a single position per further token, with mask and positions that go on where the prompt ended;
-3. a row ends at an end token; the batch ends when all rows have, or after `max_new_tokens`.
+3. a row ends at an end token, unless it shall go on past it; the batch ends when all rows have, or after
+   `max_new_tokens`.
 
 Every prompt draws from a generator of its own, seeded by the seed and its place in the list, so the text does not
 depend on the batch it ran in.
@@ -34,8 +35,12 @@ def generate(
     seed: int,
     temperature: float,
     batch_size: int,
+    past_end: bool = False,
 ) -> list[str]:
-    """The text behind each prompt (ids [T]), without the prompt; greedy where `top_k` is None."""
+    """The text behind each prompt (ids [T]), without the prompt; greedy where `top_k` is None.
+
+    past_end: an end token is passed over and every text has `max_new_tokens` tokens, so that lengths are equal.
+    """
     if max_new_tokens < 1 or batch_size < 1 or temperature <= 0 or (top_k is not None and top_k < 1):
         raise InputError(
             "generate: expected max_new_tokens, batch_size and top_k of 1 or more and a temperature above 0, found "
@@ -51,7 +56,10 @@ def generate(
     texts = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
-        new = _extend(model, batch, max_new_tokens, top_k, temperature, dice[start : start + batch_size])
+        ends = set() if past_end else end_tokens(model)
+        new = _extend(
+            model, batch, max_new_tokens, top_k, temperature, dice[start : start + batch_size], ends
+        )
         texts += [_text(model, ids, row) for ids, row in zip(batch, new, strict=True)]
     return texts
 
@@ -64,9 +72,9 @@ def _extend(
     top_k: int | None,
     temperature: float,
     dice: Sequence[torch.Generator],
+    ends: set[int],
 ) -> list[list[int]]:
-    """The new ids of each prompt, without the end token."""
-    ends = end_tokens(model)
+    """The new ids of each prompt, up to one of `ends`, without it."""
     ids, mask = model.pad(prompts)
     new: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))

@@ -22,6 +22,7 @@ from mechedit.metrics import (
     margin,
     specific,
     starts_answer,
+    unchanged,
 )
 from mechedit.scoring import Scored, score_pairs
 
@@ -36,32 +37,40 @@ __all__ = [
     "record_values",
 ]
 
+# which prompts a family scores; the texts of "generation" are no scored prompts (`mechedit.fluency`)
 FAMILIES: dict[str, tuple[str, ...]] = {
     "probability": ("rewrite", "paraphrase", "neighborhood"),
     "argmax": ("rewrite", "paraphrase", "neighborhood"),
+    "token": ("rewrite", "paraphrase", "neighborhood"),
     "doubt": ("doubt_1", "doubt_2"),
+    "generation": (),
 }
 
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt of a fact: its role, its place among the prompts of that role, and the two objects."""
+    """One prompt of a fact: its role, its place among the prompts of that role, and the right answer before the edit.
+
+    true: the true object, or the neighbour's own answer.
+    """
 
     role: str
     index: int
     prompt: str
     fact: FactEdit
+    true: str
 
 
 @dataclass(frozen=True)
 class PromptScore:
     """One prompt, scored.
 
-    nll_new, nll_true: nats per token. hit_new, hit_true: every token the argmax, teacher-forced (1.0, 0.0,
-    NaN). p_new, p_true: probability of as many tokens as it takes to tell the objects apart
-    (`metrics.divergence`). next_token: decoded argmax, None where the logits hold a NaN; starts_new: it
-    starts the new object (1.0, 0.0, NaN). gate_fired: None without a gate. base_p_new, base_p_true: of the
-    unedited model, on neighbourhood prompts.
+    "true" is the right answer before the edit (`Question.true`). nll_new, nll_true: nats per token. hit_new, hit_true:
+    every token the argmax, teacher-forced (1.0, 0.0, NaN); share_new: the share that is. p_new, p_true: probability of
+    as many tokens as it takes to tell the objects apart (`metrics.divergence`). next_token: decoded argmax, None where
+    the logits hold a NaN; starts_new: it starts the new object (1.0, 0.0, NaN). gate_fired: None without a gate.
+    argmax: what is said in the place of each token of the true answer, ids joined by spaces. base_p_new, base_p_true,
+    base_argmax: of the unedited model, on neighbourhood prompts.
     """
 
     role: str
@@ -76,8 +85,11 @@ class PromptScore:
     next_token: str | None
     starts_new: float
     gate_fired: bool | None
+    share_new: float = math.nan
+    argmax: str = ""
     base_p_new: float = math.nan
     base_p_true: float = math.nan
+    base_argmax: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,18 @@ class Metric:
     score: Callable[[PromptScore], float]
     proportion: bool = True
     keep: Callable[[PromptScore], bool] = lambda _: True
+
+
+def _kept(prompt: PromptScore) -> float:
+    """The share of the true answer's tokens at which the edited model says what the unedited one does."""
+    if math.isnan(prompt.nll_true) or not prompt.base_argmax:
+        return math.nan
+    return unchanged(*([int(token) for token in ids.split()] for ids in (prompt.base_argmax, prompt.argmax)))
+
+
+def _all_kept(prompt: PromptScore) -> float:
+    share = _kept(prompt)
+    return math.nan if math.isnan(share) else float(share == 1)
 
 
 METRICS: dict[str, Metric] = {
@@ -109,6 +133,12 @@ METRICS: dict[str, Metric] = {
         lambda p: specific(p.gate_fired, p.p_new, p.p_true),
         keep=lambda p: kept_for_specificity(p.base_p_new, p.base_p_true),
     ),
+    "Rel_tok": Metric("token", "rewrite", lambda p: p.share_new, proportion=False),
+    "Rel_all": Metric("token", "rewrite", lambda p: p.hit_new),
+    "Gen_tok": Metric("token", "paraphrase", lambda p: p.share_new, proportion=False),
+    "Gen_all": Metric("token", "paraphrase", lambda p: p.hit_new),
+    "Loc_tok": Metric("token", "neighborhood", _kept, proportion=False),
+    "Loc_all": Metric("token", "neighborhood", _all_kept),
     "DI": Metric("doubt", "doubt_1", lambda p: p.starts_new),
     "DII": Metric("doubt", "doubt_2", lambda p: p.starts_new),
 }
@@ -129,9 +159,10 @@ def questions_of(fact: FactEdit, families: Sequence[str]) -> list[Question]:
         "doubt_1": (doubt_prompt_1(q, new),),
         "doubt_2": (doubt_prompt_2(q, new, true),),
     }
+    answers = {"neighborhood": fact.neighborhood_answers} if fact.neighborhood_answers else {}
     wanted = {role for family in families for role in FAMILIES[family]}
     return [
-        Question(role, index, prompt, fact)
+        Question(role, index, prompt, fact, answers[role][index] if role in answers else true)
         for role, texts in prompts.items()
         if role in wanted
         for index, prompt in enumerate(texts)
@@ -141,13 +172,13 @@ def questions_of(fact: FactEdit, families: Sequence[str]) -> list[Question]:
 def measure(model: Any, questions: Sequence[Question], *, batch_size: int = 32) -> list[PromptScore]:
     """Score each question on `model` (a `HookedModel`, or what an editor yields), in their order.
 
-    New and true objects are scored behind every prompt; the gate, if the model has one, is asked for each
+    The new object and the true answer are scored behind every prompt; the gate, if the model has one, is asked for each
     prompt.
     """
     if not questions:
         return []
     new = [model.continuation(q.prompt, q.fact.target_new) for q in questions]
-    true = [model.continuation(q.prompt, q.fact.target_true) for q in questions]
+    true = [model.continuation(q.prompt, q.true) for q in questions]
     scores = score_pairs(model, new + true, batch_size=batch_size)
     fired = _gate_fired(model, [q.prompt for q in questions])
     rows = zip(questions, scores[: len(new)], scores[len(new) :], fired, strict=True)
@@ -196,6 +227,8 @@ def _prompt_score(
         next_token=token,
         starts_new=starts_answer(token, (fact.target_new, *fact.target_new_aliases)),
         gate_fired=fired,
+        share_new=new.share_hit,
+        argmax=" ".join(map(str, true.argmax)),
     )
 
 

@@ -1,10 +1,13 @@
 """Metrics of an edit as pure functions: numbers in, numbers out; no model, no file.
 
-Two families that are not comparable with each other:
+Three families that are not comparable with each other:
 
 - probability [kmeng01/rome, kmeng01/memit]: ES, EM, PS, PM, NS, NM, their `_acc` and S compare
   nll(o | x) = −(1/|o|) Σ_j log p(o_j | x, o_<j) of the new and of the true object;
-- argmax [SAKE, arXiv 2503.01751]: Acc, Gen, Spec, DI, DII look at the decoded next token.
+- argmax [SAKE, arXiv 2503.01751]: Acc, Gen, Spec, DI, DII look at the decoded next token;
+- token match [zjunlp/EasyEdit]: the share of the object's tokens that are the argmax, teacher-forced; locality is the
+  share *unchanged* by the edit. One of three tokens reads as "33 % success", so each stands beside its strict form, in
+  which all tokens must be right (`_all`).
 
 A score of one prompt is 1.0, 0.0 or NaN; ties count as failures; NaN stays NaN. A record's value is the mean
 over its prompts, a data set's the mean over its records, as a fraction (the literature prints it × 100).
@@ -28,6 +31,7 @@ __all__ = [
     "starts_answer",
     "kept_for_specificity",
     "specific",
+    "unchanged",
     "divergence",
     "harmonic_mean",
     "bootstrap_harmonic_mean",
@@ -89,6 +93,19 @@ def specific(gate_fired: bool | None, p_new: float, p_old: float) -> float:
     (1.0, 0.0, 1.0)
     """
     return 1.0 if gate_fired is False else below(p_new, p_old)
+
+
+def unchanged(before: Sequence[int], after: Sequence[int]) -> float:
+    """The share of places at which two models say the same token; NaN for no place.
+
+    Errors: `InputError` for two lengths.
+
+    >>> unchanged([5, 7, 9, 1], [5, 8, 9, 1]), unchanged([5], [5])
+    (0.75, 1.0)
+    """
+    if len(before) != len(after):
+        raise InputError(f"after: expected {len(before)} tokens as before, found {len(after)}")
+    return sum(a == b for a, b in zip(before, after, strict=True)) / len(before) if before else math.nan
 
 
 def divergence(a: Sequence[int], b: Sequence[int]) -> int:

@@ -1,42 +1,104 @@
-"""Other ways to ask for the same fact: what an editor is fitted on.
+"""Other ways to ask for the same fact, and questions that follow from it: what an editor is fitted on.
 
-A paraphrase of a template is another template of the same relation. They come from the user's own table, or from the
-table of the embedded world; a fact's evaluation prompts are always left out, so nothing is fitted on what it is
-measured by.
+A paraphrase of a template is another template of the same relation. They come from the user's own table, else from
+those of this package: the embedded world's by template, CounterFact's 34 relations by relation id. A fact's evaluation
+prompts are always left out, so nothing is fitted on what it is measured by. Nothing is asked of any service.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 
 from mechedit.facts import FactEdit
+from reports.errors import InputError
 
-__all__ = ["Paraphrases", "paraphrases"]
+__all__ = ["Paraphrases", "implications", "load_paraphrases", "paraphrases"]
 
-# rewrite template -> other templates of the same relation, each with {} in the subject's place
+# rewrite template, or relation -> other templates of the same relation, each with {} in the subject's place
 Paraphrases = Mapping[str, Sequence[str]]
 
 
 def paraphrases(fact: FactEdit, table: Paraphrases | None = None) -> list[str]:
     """The rewrite prompt first, then the table's templates about the fact's subject, without its evaluation prompts.
 
-    With no table the embedded world's is used; a template that it does not know has no paraphrase but itself.
+    The table is asked for the fact's template, then for its relation; with no table this package's own are used.
+    A fact that it does not know has no paraphrase but itself.
 
     >>> fact = FactEdit("Anna Novak", "{} speaks", "French", "Greek", paraphrase_prompts=("Anna Novak talks",))
     >>> paraphrases(fact, {"{} speaks": ["{} talks", "The language of {} is"]})
     ['Anna Novak speaks', 'The language of Anna Novak is']
     """
-    templates = (_embedded_table() if table is None else table).get(fact.prompt, ())
-    prompts = [fact.rewrite_prompt, *(template.replace("{}", fact.subject) for template in templates)]
-    measured = {*fact.paraphrase_prompts, *fact.neighborhood_prompts}
-    return [prompts[0], *dict.fromkeys(p for p in prompts[1:] if p not in measured and p != prompts[0])]
+    return [fact.rewrite_prompt, *_others(fact, _own_table() if table is None else table)]
+
+
+def implications(fact: FactEdit, table: Paraphrases | None = None) -> list[str]:
+    """Questions whose answer follows from the fact, about its subject; the embedded world's hops with no table.
+
+    >>> implications(FactEdit("Anna Novak", "{} was born in", "Paris", "Rome"))[0]
+    'The country where Anna Novak was born is'
+    """
+    return _others(fact, _hops() if table is None else table)
+
+
+def load_paraphrases(path: str | Path) -> dict[str, tuple[str, ...]]:
+    """A user's table: a JSON object of template or relation -> list of templates, each with one `{}`.
+
+    Errors: `InputError` naming the file and the entry.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "mine.json"
+    ...     _ = file.write_text('{"P103": ["{} speaks", "{} talks"]}')
+    ...     load_paraphrases(file)
+    {'P103': ('{} speaks', '{} talks')}
+    """
+    file = Path(path)
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{file}: expected a JSON file of paraphrases ({' '.join(str(error).split())})"
+        ) from error
+    if not isinstance(table, dict):
+        raise InputError(f"{file}: expected an object of lists, found {type(table).__name__}")
+    for key, templates in table.items():
+        right = isinstance(templates, list) and all(
+            isinstance(t, str) and t.count("{}") == 1 for t in templates
+        )
+        if not right:
+            raise InputError(
+                f"{file}: {key!r}: expected a list of templates with one {{}} each, found {templates!r:.80}"
+            )
+    return {key: tuple(templates) for key, templates in table.items()}
+
+
+def _others(fact: FactEdit, table: Paraphrases) -> list[str]:
+    templates = table.get(fact.prompt) or table.get(fact.relation) or ()
+    measured = {*fact.paraphrase_prompts, *fact.neighborhood_prompts, fact.rewrite_prompt}
+    measured |= {query.prompt for test in fact.ripple for query in test.queries}
+    prompts = (template.replace("{}", fact.subject) for template in templates)
+    return list(dict.fromkeys(p for p in prompts if p not in measured))
 
 
 @cache
-def _embedded_table() -> dict[str, tuple[str, ...]]:
+def _own_table() -> dict[str, Sequence[str]]:
     from mechedit.factworld.world import RELATIONS
 
-    return {
-        template: relation.templates for relation in RELATIONS.values() for template in relation.templates
-    }
+    table: dict[str, Sequence[str]] = json.loads(
+        (Path(__file__).parent / "data" / "counterfact_templates.json").read_text(encoding="utf-8")
+    )
+    return table | {template: r.templates for r in RELATIONS.values() for template in r.templates}
+
+
+@cache
+def _hops() -> dict[str, tuple[str, ...]]:
+    from mechedit.factworld.world import HOPS, RELATIONS
+
+    found: dict[str, tuple[str, ...]] = {}
+    for hop in HOPS.values():
+        for template in RELATIONS[hop.path[0]].templates:
+            found[template] = (*found.get(template, ()), *hop.templates)
+    return found

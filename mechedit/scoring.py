@@ -35,13 +35,14 @@ class Scored:
     """One object behind one prompt.
 
     ids: its tokens [n]. logps [n], fp32: log p(o_j | prompt, o_<j) in nats. hits [n]: whether o_j alone has
-    the highest logit (a tie is no hit). next_id: the argmax behind the prompt, None where its logits hold a
-    NaN.
+    the highest logit (a tie is no hit). argmax [n]: what the model would have said in the place of each o_j.
+    next_id: the argmax behind the prompt, None where its logits hold a NaN.
     """
 
     ids: tuple[int, ...]
     logps: torch.Tensor
     hits: torch.Tensor
+    argmax: tuple[int, ...]
     next_id: int | None
 
     @property
@@ -53,6 +54,11 @@ class Scored:
     def all_hit(self) -> float:
         """1.0 if every token is the argmax, teacher-forced: greedy decoding would write it; else 0.0."""
         return float("nan") if self.logps.isnan().any() else float(self.hits.all())
+
+    @property
+    def share_hit(self) -> float:
+        """The share of the tokens that are the argmax, teacher-forced: one of three right is 0.33."""
+        return float("nan") if self.logps.isnan().any() else float(self.hits.float().mean())
 
 
 def score_pairs(model: HookedModel, pairs: Sequence[Pair], *, batch_size: int = 32) -> list[Scored]:
@@ -86,6 +92,7 @@ def scored_row(logits: torch.Tensor, target: torch.Tensor) -> Scored:
         ids=tuple(target.tolist()),
         logps=logits.log_softmax(-1).gather(-1, target[:, None])[:, 0],
         hits=(logits >= chosen).sum(-1) == 1,
+        argmax=tuple(logits.argmax(-1).tolist()),
         next_id=None if first_is_nan else int(logits[0].argmax()),
     )
 

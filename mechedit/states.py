@@ -1,4 +1,4 @@
-"""Hidden states of many prompts at their last tokens."""
+"""Hidden states of many prompts: at their last tokens, or their mean over tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from mechedit.model import HookedModel
 
-__all__ = ["last_states", "resid_pre"]
+__all__ = ["last_states", "mean_states", "resid_pre"]
 
 
 def resid_pre(layer: int) -> str:
@@ -26,11 +26,17 @@ def resid_pre(layer: int) -> str:
 
 @torch.no_grad()
 def last_states(
-    model: HookedModel, prompts: Sequence[str], points: Sequence[str], *, batch_size: int = 64
+    model: HookedModel,
+    prompts: Sequence[str] | Sequence[Tensor],
+    points: Sequence[str],
+    *,
+    batch_size: int = 64,
 ) -> list[Tensor]:
-    """For each hook point the states [n_prompts, d] at the prompts' last tokens; hooks already on stay on.
+    """For each hook point the states [n_prompts, ...] at the last tokens of the prompts (text or ids [T]).
 
-    `points` are TransformerLens names whose activation is [batch, pos, d], as "blocks.3.hook_attn_out". What is
+    Hooks already on stay on.
+
+    `points` are TransformerLens names whose activation is [batch, pos, ...], as "blocks.3.hook_attn_out". What is
     read is what the hooks attached before left behind.
     """
     kept: list[list[Tensor]] = [[] for _ in points]
@@ -41,5 +47,25 @@ def last_states(
     return [torch.cat(store) for store in kept]
 
 
+@torch.no_grad()
+def mean_states(
+    model: HookedModel, prompts: Sequence[str], points: Sequence[str], *, batch_size: int = 64
+) -> list[Tensor]:
+    """As `last_states`, the mean over each prompt's own tokens, [n_prompts, d]: padding does not count."""
+    kept: list[list[Tensor]] = [[] for _ in points]
+    ids = model.encode(prompts)
+    for start in range(0, len(ids), batch_size):
+        batch, mask = model.pad(ids[start : start + batch_size])
+        hooks = [(point, partial(_keep_mean, store, mask)) for point, store in zip(points, kept, strict=True)]
+        with model.hooks(hooks):
+            model.run(batch, mask, logits_to_keep=1)
+    return [torch.cat(store) for store in kept]
+
+
 def _keep_last(store: list[Tensor], states: Tensor, hook: object) -> None:
     store.append(states[:, -1].detach().clone())
+
+
+def _keep_mean(store: list[Tensor], mask: Tensor, states: Tensor, hook: object) -> None:
+    weights = mask.to(states)[:, :, None]
+    store.append((states * weights).sum(1) / weights.sum(1))

@@ -96,8 +96,8 @@ _STYLE = {
     "ytick.labelcolor": LIGHT["ink"],
     "ytick.labelsize": 8.5,
 }
-_MODULES = {"attn": "attention", "mlp": "MLP", "steer": "steering term"}
-_LINE_COLOURS = {"new": "new", "old": "old", "attn": "pos", "mlp": "neg", "steer": "new"}
+_MODULES = {"attn": "attention", "mlp": "MLP", "steer": "steering term", "steer_mlp": "steering term, MLP"}
+_LINE_COLOURS = {"new": "new", "old": "old", "attn": "pos", "mlp": "neg", "steer": "new", "steer_mlp": "old"}
 Window: TypeAlias = "tuple[int, int] | None"
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -6,8 +6,9 @@ and a content-security policy forbids everything else, so even a hole in the esc
 Every string of the run goes through Jinja's autoescaping, every token through `reports.text.visible` first.
 
 Read in the folder, all but the first optional: `summary.json`, `contrast.parquet`, `heads.parquet`,
-`window.parquet`, `neurons.parquet`, `circuit.json`, `provenance.json`, `config.toml`. A section without its
-file says so; a file that is there but is not what it should be stops the build, naming file and reason.
+`window.parquet`, `neurons.parquet`, `circuit.json`, `provenance.json`, `config.toml`, `results/gates`, and
+`results/anatomy`, which gives the page the sections of an anatomy study. A section without its file says so; a file
+that is there but is not what it should be stops the build, naming file and reason.
 
 Steps of `build`: read, make each section's figures and tables (`reports.sections`), fill the template, write
 to a temporary name, rename.
@@ -24,7 +25,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from reports import sections
+from reports import anatomy_sections, gates, sections
 from reports.circuit import Circuit
 from reports.circuit import read as read_circuit
 from reports.codec import decode
@@ -83,10 +84,34 @@ def _context(folder: Path) -> dict[str, Any]:
         "neurons": _section(folder, "neurons.parquet", sections.neurons, frames["neurons"]),
         "circuit": sections.circuit(circuit) if circuit else None,
         "result": _section(folder, "summary.json", sections.result, summary),
+        "study": _study(folder, window),
+        "gates": _gates(folder),
         "provenance": sections.flat(_object(provenance)) if provenance.is_file() else None,
         "config": _lines(config) if config.is_file() else None,
     }
     return {"summary": summary, "window": window, "light": LIGHT, "dark": DARK, **made}
+
+
+def _gates(folder: Path) -> dict[str, Any] | None:
+    """The section of the gates, where the run has measured them."""
+    saved = folder / "results" / "gates"
+    if not (saved / "result.json").is_file():
+        return None
+    frames = {name: _frame(saved, name) for name in gates.FRAMES}
+    if missing := [name for name, frame in frames.items() if frame is None]:
+        raise IntegrityError(f"{saved}: expected {missing[0]}.parquet, found none")
+    return dict(_section(saved, "result.json", gates.gates, frames))
+
+
+def _study(folder: Path, window: tuple[int, int] | None) -> dict[str, Any] | None:
+    """The sections of an anatomy study, where the run has one."""
+    saved = folder / "results" / "anatomy"
+    if not (saved / "result.json").is_file():
+        return None
+    frames = {name: _frame(saved, name) for name in anatomy_sections.FRAMES}
+    if missing := [name for name, frame in frames.items() if frame is None]:
+        raise IntegrityError(f"{saved}: expected {missing[0]}.parquet, found none")
+    return dict(_section(saved, "result.json", anatomy_sections.study, frames, window))
 
 
 def _summary(path: Path) -> dict[str, Any]:

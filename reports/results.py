@@ -98,7 +98,7 @@ class Result:
                 record["frames"][name] = _write_frame(temporary / f"{name}.parquet", frame)
             text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
             (temporary / _RECORD).write_text(text + "\n", encoding="utf-8")
-            _swap(temporary, target)
+            swap_folder(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return target
@@ -265,8 +265,8 @@ def _write_frame(path: Path, frame: pd.DataFrame) -> dict[str, Any]:
     return {"file": path.name, "rows": len(frame), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
-def _swap(temporary: Path, target: Path) -> None:
-    """Put `temporary` in the place of `target`; if the second rename fails, the old result is put back."""
+def swap_folder(temporary: Path, target: Path) -> None:
+    """Put the folder `temporary` in the place of `target`; if the second rename fails, the old result is put back."""
     if not target.exists():
         temporary.replace(target)
         return

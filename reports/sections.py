@@ -25,7 +25,14 @@ __all__ = ["circuit", "flat", "heads", "layers", "neurons", "number", "result", 
 
 _FAMILIES = (
     ("Argmax family", (("acc", "Acc"), ("gen", "Gen"), ("spec", "Spec"), ("mean", "Mean"))),
+    ("Doubts", (("di", "DI"), ("dii", "DII"))),
     ("Probability family", (("es", "ES"), ("ps", "PS"), ("ns", "NS"), ("s", "S"))),
+    # each share of tokens beside its strict form: one of three tokens is no third of a success
+    (
+        "Token match",
+        (("rel_tok", "Rel"), ("rel_all", "Rel, all"), ("gen_tok", "Gen"), ("gen_all", "Gen, all")),
+    ),
+    ("Token match, locality", (("loc_tok", "Loc"), ("loc_all", "Loc, all"))),
 )
 _ROWS = 25
 _MODULES = {"attn": "attention", "mlp": "MLP", "steer": "steering term"}

@@ -14,7 +14,7 @@ import mechedit.attribution.certified as certified_module
 from mechedit.attribution import Attribution, attribute
 from mechedit.attribution.certified import chord_bound, jensen_bound
 from mechedit.attribution.neurons import Sign
-from mechedit.attribution.ranges import _ranges, cache_folder, compute_ranges, vocabulary_ranges
+from mechedit.attribution.ranges import _memory, cache_folder, compute_ranges, vocabulary_ranges
 from mechedit.factworld import edits
 from mechedit.model import HookedModel, load_model
 from reports.errors import InputError
@@ -28,7 +28,7 @@ SIGNS: tuple[Sign, ...] = ("promote", "suppress")
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MECHEDIT_CACHE", str(tmp_path / "cache"))
-    _ranges.cache_clear()
+    _memory.clear()
 
 
 def inc(p: torch.Tensor, u: torch.Tensor, target: int) -> torch.Tensor:
@@ -154,7 +154,7 @@ def test_ranges_hold_every_entry_and_are_kept_under_the_weights_hash() -> None:
     first = vocabulary_ranges(model)
     (file,) = cache_folder().iterdir()
     assert model.hash in file.name
-    _ranges.cache_clear()
+    _memory.clear()
     again = vocabulary_ranges(model)
     assert torch.equal(first.attn, again.attn)
     assert torch.equal(first.mlp, again.mlp)
@@ -168,7 +168,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("MECHEDIT_CACHE", str(tmp_path / "file"))
     assert_same_ranking(*both(tiny_model("gpt2"), 10, "suppress"))
-    assert "cannot keep" in caplog.text
+    assert "cannot be kept" in caplog.text
 
 
 def test_an_unknown_method_is_refused() -> None:

@@ -119,6 +119,10 @@ def test_a_malformed_record_is_named(
         (("evaluate", "--data", "DATA", "--window", "soon"), ("window", "soon")),
         (("evaluate", "--data", "DATA", "--families", "astrology"), ("families", "astrology")),
         (("evaluate", "--data", "DATA", "--limit", "0"), ("limit",)),
+        (("evaluate", "--data", "DATA", "--editor", "roma"), ("editor", "roma")),
+        (("evaluate", "--data", "DATA", "--editor", "ft", "--window", "4-7"), ("window", "ft")),
+        (("evaluate", "--data", "DATA", "--mode", "twice"), ("mode", "twice")),
+        (("evaluate", "--data", "DATA", "--families", "ripple"), ("facts", "tests")),
         (("attribute", "--prompt", "The capital of France is", "--target", " "), ("target",)),
         (
             ("attribute", "--prompt", "The capital of France is", "--target", "Paris", "--top-k", "-1"),
@@ -173,7 +177,10 @@ def test_the_folder_of_another_run_is_refused(
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "attribute", "evaluate", "factworld train", "factworld check", "factworld export", "report"],
+    [
+        *("demo", "attribute", "edit", "evaluate", "anatomy", "report"),
+        *("factworld train", "factworld check", "factworld export"),
+    ],
 )
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -182,3 +189,46 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], comma
     out = capsys.readouterr().out
     assert f"example: mechedit {command}" in " ".join(out.split())
     assert "--json" in out
+
+
+def test_every_editor_of_the_registry_is_evaluated(capsys: pytest.CaptureFixture[str], data: Path) -> None:
+    from mechedit.editors import NAMES
+
+    for name in ("ft", "ike"):
+        assert name in NAMES
+        result = run(capsys, "evaluate", "--editor", name, "--data", data, "--limit", "2")
+        assert result["editor"] == name
+        assert result["scores"]["Acc"]["value"] == 1.0
+
+
+def test_evaluate_in_other_modes_and_families(
+    capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "texts.json").write_text('{"Greek": ["Greek is spoken in Athens."]}', encoding="utf-8")
+    argv = ("evaluate", "--editor", "ft", "--data", data, "--limit", "3")
+    both = run(
+        capsys,
+        *(*argv, "--mode", "sequential", "--families", "token,generation", "--out", tmp_path / "run"),
+        *("--references", tmp_path / "texts.json"),
+    )
+    assert both["mode"] == "sequential"
+    assert {"Rel_tok", "Rel_all", "Loc_tok", "Loc_all", "GE"} <= set(both["scores"])
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert len(list((tmp_path / "run" / "cases").glob("ft-sequential-*.json"))) == 3
+
+
+def test_evaluate_runs_ripple_edits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    export(tmp_path / "ripple.json", schema="ripple", limit=2, seed=9)
+    argv = ("evaluate", "--editor", "ike", "--data", tmp_path / "ripple.json", "--families", "ripple")
+    found = run(capsys, *argv)["ripple"]
+    assert sum(found["outcomes"].values()) == 2
+    assert {row["metric"] for row in found["axes"]} == {"RS", "LG", "SA", "CI", "CII", "FN"}
+
+
+@pytest.mark.parametrize("content", ["[]", '{"Greek": []}', '{"Greek": "one"}', "{"])
+def test_references_that_are_none_are_refused(
+    capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "texts.json").write_text(content, encoding="utf-8")
+    argv = ("evaluate", "--data", data, "--families", "generation", "--references", tmp_path / "texts.json")
+    refused(capsys, tmp_path, argv, ("references",))

@@ -397,6 +397,11 @@ def test_progress_is_silent_where_asked(capfd: pytest.CaptureFixture[str]) -> No
         ([unknown_fact()], {"families": ("ripple",)}, r"families: expected some of .* found \['ripple'\]"),
         ([unknown_fact()], {"families": ()}, "families: expected some of"),
         ([unknown_fact()], {"batch_size": 0}, "batch_size"),
+        (
+            [unknown_fact()],
+            {"mode": "twice"},
+            "mode: expected one of single, sequential, batch, found 'twice'",
+        ),
         ([unknown_fact(), replace(unknown_fact(5), subject="Lily " * 200)], {}, "at most 128 tokens"),
     ],
 )
@@ -412,6 +417,92 @@ def test_a_target_that_the_prompt_swallows_names_its_record() -> None:
     with pytest.raises(InputError, match=r"record 1 \(case_id 2\): target_new behind a paraphrase prompt"):
         check_facts(tiny_model("gpt2"), facts)
     assert check_facts(tiny_model("gpt2"), facts[:1], families=("argmax", "argmax")) == ("argmax",)
+
+
+# --- together ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Adds to the logits of the new objects of all its facts; edits add up, one upon the other or at once."""
+
+    strength: float = 20.0
+    name: str = "stack"
+    seen: list[Any] = field(default_factory=list, repr=False, compare=False)
+
+    @contextlib.contextmanager
+    def apply(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> Iterator[HookedModel]:
+        assert not isinstance(facts, FactEdit)
+        self.seen.append([fact.case_id for fact in facts])
+        tokens = [int(model.continuation(f.rewrite_prompt, f.target_new)[1][0]) for f in facts]
+
+        def push(logits: torch.Tensor, hook: object) -> torch.Tensor:
+            moved = logits.clone()
+            for token in tokens:
+                moved[:, -1, token] += self.strength
+            return moved
+
+        with model.hooks([("unembed.hook_out", push)]):
+            yield model
+        self.seen.append("undone")
+
+
+def test_edits_together_are_all_in_when_they_are_scored_and_undone_in_order() -> None:
+    model, facts = tiny_model("gpt2"), known_facts()
+    before = model.logits([fact.rewrite_prompt for fact in facts])
+    results = {}
+    for mode in ("single", "sequential", "batch"):
+        editor = Stack()
+        results[mode] = quiet(model, editor, facts, mode=mode)
+        ids = [fact.case_id for fact in facts]
+        groups = [ids] if mode == "batch" else [[i] for i in ids]
+        undone = ["undone"] * len(groups)
+        alone = [step for pair in zip(groups, undone, strict=True) for step in pair]
+        assert editor.seen == (alone if mode == "single" else [*groups, *undone])
+        assert torch.equal(model.logits([fact.rewrite_prompt for fact in facts]), before)
+    assert values(results["sequential"]) == pytest.approx(values(results["batch"]), abs=1e-6)
+    # three pushes at once: the other facts' objects come out at these prompts too
+    assert values(results["batch"])["Acc"] < values(results["single"])["Acc"] == 1.0
+    assert (results["batch"].mode, results["single"].mode) == ("batch", "single")
+
+
+@pytest.mark.parametrize("mode", ["sequential", "batch"])
+def test_locality_is_against_the_unedited_model_however_many_edits_are_in(mode: Any) -> None:
+    model, facts = tiny_model("gpt2"), known_facts()
+    result = quiet(model, Stack(), facts, mode=mode, families=("token", "argmax"))
+    plain = quiet(model, NoEdit(), facts, families=("token", "argmax"))
+    near, base = (r.prompts[r.prompts["role"] == "neighborhood"].reset_index() for r in (result, plain))
+    assert near["base_argmax"].tolist() == base["argmax"].tolist() == base["base_argmax"].tolist()
+    assert near["base_p_true"].tolist() == pytest.approx(base["p_true"].tolist(), rel=1e-4)
+    assert values(plain)["Loc_tok"] == values(plain)["Loc_all"] == 1.0
+    assert values(result)["Loc_tok"] < 1.0
+
+
+def test_edits_together_resume_as_one(tmp_path: Path) -> None:
+    model, facts = tiny_model("gpt2"), known_facts()
+    run = open_run(tmp_path)
+    first = quiet(model, Stack(), facts, mode="batch", run=run)
+    assert run.done() == {f"stack-batch-{fact.case_id}" for fact in facts}
+    again = Stack()
+    assert quiet(model, again, facts, mode="batch", run=run).equals(first)
+    assert again.seen == []
+    next((tmp_path / "cases").iterdir()).unlink()
+    assert quiet(model, again, facts, mode="batch", run=run).equals(first)
+    assert len(again.seen) == 2
+    with pytest.raises(InputError, match="choose another folder"):  # the same fact among fewer others
+        quiet(model, Stack(), facts[:2], mode="batch", run=run)
+
+
+def test_neighbours_may_have_answers_of_their_own() -> None:
+    model, fact = tiny_model("gpt2"), known_facts()[0]
+    own = replace(fact, neighborhood_answers=("basketball",) * len(fact.neighborhood_prompts))
+    result = quiet(model, NoEdit(), [own])
+    near = result.prompts[result.prompts["role"] == "neighborhood"].iloc[0]
+    assert near["nll_true"] == pytest.approx(
+        naive(model, own.neighborhood_prompts[0], "basketball")[0], rel=1e-5
+    )
+    notes = result.summary().set_index("metric")["note"]
+    assert {name for name, note in notes.items() if note} == {"NS", "NM", "NS_acc", "Spec", "S"}
 
 
 # --- runs -------------------------------------------------------------------------------------------

@@ -256,12 +256,7 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
         (FLAT, "rephrase_prompt", ..., "rephrase_prompt: expected a value, found none"),
         (FLAT, "rephrase_prompt", ["a", ""], "rephrase_prompt[1]: expected a text, found an empty"),
         (FLAT, "locality_prompt", ..., "locality_prompt: expected a value, found none"),
-        (
-            FLAT,
-            "locality_ground_truth",
-            "Dutch",
-            "locality_ground_truth: expected the ground_truth str 'French'",
-        ),
+        (FLAT, "locality_ground_truth", 3, "locality_ground_truth: expected a text, found int 3"),
         (FLAT, "case_id", ..., "case_id: expected a value, found none"),
     ],
 )
@@ -291,8 +286,10 @@ def test_bad_arguments(tmp_path: Path) -> None:
     for limit in (0, -1, True, 1.5):
         with pytest.raises(InputError, match="limit: expected at least 1"):
             load_facts(file, limit=limit)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="schema: expected one of counterfact, easyedit, found 'zsre'"):
-        load_facts(file, schema="zsre")  # type: ignore[arg-type]
+    with pytest.raises(
+        InputError, match="schema: expected one of counterfact, easyedit, ripple, zsre, found 'x'"
+    ):
+        load_facts(file, schema="x")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -396,6 +393,24 @@ def test_the_real_files_load_whole(shared_dir: Path, name: str, records: int) ->
 
 @pytest.mark.shared
 def test_files_of_other_schemas_are_refused(shared_dir: Path) -> None:
-    for name in ("facts/zsre_mend_train-1k.json", "facts/known_1000.json", "popular/popular_stats.json"):
+    for name in ("facts/known_1000.json", "popular/popular_stats.json"):
         with pytest.raises(InputError, match=r"expected CounterFact's keys|expected a JSON array"):
             load_facts(shared_dir / "data" / name)
+
+
+@pytest.mark.shared
+def test_the_real_zsre_file_has_two_records_without_a_new_object(
+    shared_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = shared_dir / "data" / "facts" / "zsre_mend_train-1k.json"
+    with pytest.raises(InputError, match="record 534: field alt: expected a text, found an empty one"):
+        load_facts(file)
+    with caplog.at_level(logging.WARNING):
+        facts = load_facts(file, skip_malformed=True)
+    assert len(facts) == 998
+    assert [record.getMessage().partition("record ")[2][:3] for record in caplog.records] == ["534", "723"]
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    for fact in facts:
+        row = rows[int(fact.case_id)]
+        assert (fact.rewrite_prompt, fact.target_new) == (row["src"], row["alt"])
+        assert fact.neighborhood_answers == (row["loc_ans"],)

@@ -24,6 +24,7 @@ from mechedit.metrics import (
     margin,
     specific,
     starts_answer,
+    unchanged,
 )
 from mechedit.scoring import scored_row
 from reports.errors import InputError
@@ -153,7 +154,8 @@ def test_nll_and_hits_of_a_row_by_hand() -> None:
     scored = scored_row(logits, torch.tensor([2, 0]))
     assert scored.nll == pytest.approx(-(math.log(5 / 8) + math.log(1 / 8)) / 2, rel=1e-6)
     assert scored.hits.tolist() == [True, False]
-    assert scored.all_hit == 0.0
+    assert (scored.all_hit, scored.share_hit) == (0.0, 0.5)
+    assert scored.argmax == (2, 2)
     assert scored.next_id == 2
     assert scored_row(logits[:1], torch.tensor([2])).all_hit == 1.0
 
@@ -213,6 +215,36 @@ def test_a_record_without_prompts_of_a_kind_has_no_value_for_it() -> None:
     assert math.isnan(values["Spec"])
 
 
+def test_token_match_by_hand_beside_its_strict_form() -> None:
+    near = replace(BASE, role="neighborhood", base_argmax="4 5 6", argmax="4 9 6")
+    scores = [
+        replace(BASE, share_new=1 / 3, hit_new=0.0),
+        replace(BASE, role="paraphrase", share_new=1.0, hit_new=1.0),
+        replace(BASE, role="paraphrase", share_new=0.5, hit_new=0.0),
+        near,
+        replace(near, argmax="4 5 6"),
+    ]
+    assert values_of(scores, "token") == pytest.approx(
+        {
+            "Rel_tok": 1 / 3,
+            "Rel_all": 0.0,
+            "Gen_tok": 0.75,
+            "Gen_all": 0.5,
+            "Loc_tok": (2 / 3 + 1) / 2,  # unchanged by the edit, whether right or wrong
+            "Loc_all": 0.5,
+        }
+    )
+    assert math.isnan(values_of([replace(near, base_argmax="")], "token")["Loc_tok"])
+    assert math.isnan(values_of([replace(near, nll_true=NAN)], "token")["Loc_all"])
+
+
+def test_unchanged_by_hand() -> None:
+    assert (unchanged([1, 2, 3, 4], [1, 2, 3, 5]), unchanged([1], [2])) == (0.75, 0.0)
+    assert math.isnan(unchanged([], []))
+    with pytest.raises(InputError, match="after: expected 2 tokens as before, found 1"):
+        unchanged([1, 2], [1])
+
+
 def test_one_nan_prompt_makes_its_record_nan() -> None:
     scores = [replace(BASE, role="paraphrase"), replace(BASE, role="paraphrase", nll_new=NAN)]
     assert math.isnan(values_of(scores, "probability")["PS"])
@@ -225,9 +257,11 @@ def test_every_metric_reads_something(name: str) -> None:
     good = replace(
         BASE, nll_new=1.0, nll_true=2.0, hit_new=1.0, hit_true=0.0, p_new=0.9, p_true=0.1, starts_new=1.0
     )
+    good = replace(good, share_new=1.0, argmax="1", base_argmax="1")
     bad = replace(
         BASE, nll_new=2.0, nll_true=1.0, hit_new=0.0, hit_true=1.0, p_new=0.1, p_true=0.9, starts_new=0.0
     )
+    bad = replace(bad, share_new=0.0, argmax="1", base_argmax="2")
     assert metric.score(good) != metric.score(bad)
 
 
@@ -239,3 +273,7 @@ def test_the_questions_of_a_fact() -> None:
     assert asked[0].prompt == "Ann Lee speaks"
     assert asked[4].prompt.startswith("Ann Lee speaks Greek??? No")
     assert [q.role for q in questions_of(FACT, ["doubt"])] == ["doubt_1", "doubt_2"]
+    assert questions_of(FACT, ["generation"]) == []
+    assert {q.true for q in asked} == {"Dutch"}
+    own = replace(FACT, neighborhood_answers=("Welsh",))
+    assert [q.true for q in questions_of(own, ["token"])] == ["Dutch", "Dutch", "Dutch", "Welsh"]

@@ -9,7 +9,8 @@ import torch
 
 from mechedit.attribution import attribute
 from mechedit.editors import MEGA, NoEdit, SteeringEdit
-from mechedit.editors.steering import site, steer
+from mechedit.editors.sites import read_site
+from mechedit.editors.steering import steer
 from mechedit.facts import FactEdit
 from mechedit.gates import AlwaysOn, HiddenGate
 from mechedit.model import HookedModel
@@ -47,10 +48,10 @@ def test_the_last_position_moves_by_the_map_and_no_other(model: HookedModel) -> 
     edit = SteeringEdit(FACT, {1: shift(model)})
     ids = model.tokenize(PROMPTS[0])
     seen: dict[str, torch.Tensor] = {}
-    hook = [(site(1), lambda a, hook: seen.__setitem__("plain", a.clone()))]
+    hook = [(read_site(1, "attn_out"), lambda a, hook: seen.__setitem__("plain", a.clone()))]
     with model.hooks(hook):
         model.forward(ids[None], torch.ones_like(ids)[None])
-    hook = [(site(1), lambda a, hook: seen.__setitem__("steered", a.clone()))]
+    hook = [(read_site(1, "attn_out"), lambda a, hook: seen.__setitem__("steered", a.clone()))]
     with steer(model, [edit]) as steered, steered.hooks(hook):
         steered.forward(ids[None], torch.ones_like(ids)[None])
     moved = seen["steered"] - seen["plain"]
@@ -120,7 +121,7 @@ def test_generation_is_steered_at_every_token(model: HookedModel) -> None:
         return moved
 
     text = ids
-    with model.hooks([(site(1), by_hand)]):
+    with model.hooks([(read_site(1, "attn_out"), by_hand)]):
         for _ in range(n):
             logits = model.forward(text[None], torch.ones_like(text)[None])[0, -1]
             text = torch.cat([text, logits.argmax()[None]])
@@ -147,9 +148,11 @@ def test_a_mega_edit_fits_its_own_targets(model: HookedModel) -> None:
 
     source = paraphrases(FACT, TABLE)
     assert len(source) == 3
-    (goal,) = last_states(model, [avoid(p, "teacher", "basketball") for p in source], [site(1)])
+    (goal,) = last_states(
+        model, [avoid(p, "teacher", "basketball") for p in source], [read_site(1, "attn_out")]
+    )
     with steer(model, [edit]) as steered:
-        (reached,) = last_states(steered, source, [site(1)])
+        (reached,) = last_states(steered, source, [read_site(1, "attn_out")])
     torch.testing.assert_close(reached.mean(0), goal.mean(0), atol=1e-4, rtol=1e-4)
 
 

@@ -19,23 +19,27 @@ Floating point: a bound is trusted to within `MARGIN` nats; scores closer to eac
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mechedit.attribution.neurons import Ranked, Ranking, Sign
-from mechedit.attribution.projection import Projection
+from mechedit.attribution.passes import Pass
 from mechedit.attribution.scores import inc_rows
-from mechedit.attribution.terms import LayerTerms, SubLayer
+from mechedit.attribution.terms import SubLayer, product
 
-__all__ = ["MARGIN", "Ranges", "certified", "chord_bound", "jensen_bound"]
+__all__ = ["MARGIN", "Ranges", "Score", "certified", "chord_bound", "exact_score", "jensen_bound"]
 
+#: From a pass, vectors [n, d_model] and bases [n] (rows of its flattened log p) to [n, 2]: bounds of their scores.
+Score = Callable[[Pass, Tensor, Tensor], Tensor]
+#: Which of a layer's two bases the units of a sub-layer are added to.
+_PLACE = {"attn": 0, "mlp": 1}
 #: How far, in nats, a bound may be off by rounding.
 MARGIN = 1e-6
-_SHARE = 12  # once the first k are done, k // _SHARE units are scored at a time
+_SHARE = 12  # k + k // _SHARE units are scored first, then k // _SHARE at a time
 
 
 @dataclass(frozen=True)
@@ -76,91 +80,121 @@ def chord_bound(u_target: Tensor, mean: Tensor, low: Tensor, high: Tensor) -> Te
 
 
 def certified(
-    projection: Projection,
-    terms: Sequence[LayerTerms],
-    log_p: Tensor,
+    passes: Sequence[Pass],
     *,
-    target: int,
     k: int,
     sign: Sign,
+    score: Score,
     ranges: Ranges | None = None,
 ) -> Ranking:
-    """The best k value neurons of each kind, exactly as `exhaustive`; `ranges` are needed for "suppress"."""
-    p = log_p.exp()
-    means = projection.expectations(p.flatten(0, 1)).unflatten(
-        0, p.shape[:2]
-    )  # Σ_k p_k B_k, [n_layers, 2, d]
-    column = projection.column(target)
-    found, evaluated, total = [], [], 0
-    for name, place in (("mlp", 1), ("attn", 0)):
-        parts = [getattr(term, name) for term in terms]
-        rows = None if ranges is None else getattr(ranges, name).double() / projection.sigma
-        bounds = [
-            _bounds(part, column, means[i, place], None if rows is None else rows[i], sign)
-            for i, part in enumerate(parts)
-        ]
-        ranked, n = _search(
-            projection, parts, bounds, p[:, place], log_p[:, place], target=target, k=k, sign=sign
-        )
-        found.append(ranked)
-        evaluated.append(n)
-        total += sum(bound.numel() for bound in bounds)
-    return Ranking(found[0], found[1], evaluated=(evaluated[0], evaluated[1]), total=total)
+    """The best k value neurons of each kind, as `exhaustive` has them; `ranges` are needed for "suppress".
+
+    `score` bounds what vectors score from below and above: equal bounds are exact scores (`exact_score`), others
+    leave intervals (`intervals.py`). Over several passes scores and bounds add up.
+    """
+    searches = [_Search(passes, name, k=k, sign=sign, ranges=ranges) for name in ("mlp", "attn")]
+    while any(wanted := [len(search.choose()) for search in searches]):
+        found = torch.zeros(sum(wanted), 2, dtype=torch.float64)
+        for n, one in enumerate(passes):
+            vectors, bases = zip(*(search.vectors(n) for search in searches), strict=True)
+            found += score(one, torch.cat(vectors), torch.cat(bases)).cpu()
+        for search, part in zip(searches, found.split(wanted), strict=True):
+            search.take(part)
+    mlp, attn = searches
+    return Ranking(
+        mlp.ranked(intervals=score is not exact_score),
+        attn.ranked(intervals=score is not exact_score),
+        evaluated=(len(mlp.found), len(attn.found)),
+        total=len(mlp.bound) + len(attn.bound),
+    )
 
 
-def _bounds(part: SubLayer, column: Tensor, mean: Tensor, rows: Tensor | None, sign: Sign) -> Tensor:
-    """[n · m]: how large (promote) or how low (suppress) each unit of a sub-layer can score; the sign is turned
+def exact_score(one: Pass, vectors: Tensor, base: Tensor) -> Tensor:
+    """Every score over the whole vocabulary: both bounds [n, 2] are the score."""
+    log_p = one.acc.log_p.flatten(0, 1)
+    return inc_rows(one.projection, vectors, base, log_p, target=one.target)[:, None].expand(-1, 2)
+
+
+def _bounds(one: Pass, name: str, sign: Sign, ranges: Ranges | None) -> Tensor:
+    """[n_layers, n, m]: how large (promote) or how low (suppress) each unit of a kind can score; the sign is turned
     for "suppress", so that the largest come first in both."""
-    directions, coefficients = part.directions, part.coefficients.double()
-    both = torch.stack([column, mean], dim=1).to(directions.dtype)
-    u_target, mu = (coefficients * x[:, None] for x in (directions @ both).double().unbind(1))
-    if sign == "promote":
-        return jensen_bound(u_target, mu).flatten()
-    assert rows is not None, "suppress needs the rows' ranges"
-    ends = coefficients[:, :, None] * rows[:, None, :]
-    return -chord_bound(u_target, mu, ends.amin(-1), ends.amax(-1)).flatten()
+    column, place = one.projection.column(one.target), _PLACE[name]
+    found = []
+    for i, term in enumerate(one.terms):
+        part: SubLayer = getattr(term, name)
+        coefficients = part.coefficients.double()
+        both = torch.stack([column, one.acc.means[i, place]], dim=1)
+        u_target, mu = product(part.directions, both).double().unbind(1)
+        if sign == "promote":
+            found.append(coefficients * jensen_bound(u_target, mu)[:, None])
+            continue
+        assert ranges is not None, "suppress needs the rows' ranges"
+        rows = getattr(ranges, name)[i].to(coefficients.device).double() / one.projection.sigma
+        ends = coefficients[:, :, None] * rows[:, None, :]
+        u_target, mu = coefficients * u_target[:, None], coefficients * mu[:, None]
+        found.append(-chord_bound(u_target, mu, ends.amin(-1), ends.amax(-1)))
+    return torch.stack([bound.cpu() for bound in found])
 
 
-def _search(
-    projection: Projection,
-    parts: Sequence[SubLayer],
-    bounds: Sequence[Tensor],
-    p: Tensor,
-    log_p: Tensor,
-    *,
-    target: int,
-    k: int,
-    sign: Sign,
-) -> tuple[Ranked, int]:
-    """Step 3: the k best, and how many were scored."""
-    sizes = torch.tensor([len(bound) for bound in bounds])
-    starts = sizes.cumsum(0) - sizes
-    bound = torch.cat(list(bounds)).cpu()
-    order = torch.sort(bound, descending=True, stable=True).indices
-    block = max(8, k // _SHARE)
-    turn = 1.0 if sign == "promote" else -1.0
-    scores = torch.empty(0, dtype=torch.float64)
-    done, k = 0, min(k, len(order))
-    while done < len(order):
-        kth = float(scores.topk(k).values[-1]) if done >= k else -math.inf
-        open_units = int((bound[order[done : done + block]] >= kth - MARGIN).sum())
-        if not open_units:
-            break
-        chosen = order[done : done + (open_units if done else k)].sort().values
-        order[done : done + len(chosen)] = chosen  # scored layer by layer
-        layer = torch.searchsorted(starts, chosen, right=True) - 1
-        present = layer.unique().tolist()
-        rows = [_vectors(parts[i], chosen[layer == i] - starts[i]) for i in present]
-        bases = [(log_p[i], p[i]) for i in present]
-        scores = torch.cat([scores, turn * inc_rows(projection, rows, bases, target=target).cpu()])
-        done += len(chosen)
-    index = order[:done].sort()
-    layer = torch.searchsorted(starts, index.values, right=True) - 1
-    ranked = Ranked(turn * scores[index.indices], layer, index.values - starts[layer])
-    return Ranked.best([ranked], k=k, sign=sign), done
+class _Search:
+    """Step 3 for one kind of unit: what to score next, and what has been found (scores turned as the bounds are)."""
+
+    def __init__(
+        self, passes: Sequence[Pass], name: str, *, k: int, sign: Sign, ranges: Ranges | None
+    ) -> None:
+        self.parts: list[list[SubLayer]] = [[getattr(term, name) for term in one.terms] for one in passes]
+        self.place, self.sign = _PLACE[name], sign
+        bounds = [_bounds(one, name, sign, ranges) for one in passes]
+        self.columns = max(bound.shape[2] for bound in bounds)
+        # a source position that an earlier pass does not have adds nothing there
+        padded = [pad(bound, (0, self.columns - bound.shape[2])) for bound in bounds]
+        self.bound = sum(padded[1:], padded[0]).flatten()
+        self.order = torch.sort(self.bound, descending=True, stable=True).indices
+        self.size = bounds[0].shape[1] * self.columns
+        self.k = min(k, len(self.order))
+        self.found = torch.empty(0, 2, dtype=torch.float64)
+        self.chosen = self.order[:0]
+
+    def choose(self) -> Tensor:
+        """The next units in the order of their bound, or none: then the best k are certified."""
+        done, more = len(self.found), max(8, self.k // _SHARE)
+        if not done:
+            self.chosen = self.order[: self.k + more]
+            return self.chosen
+        kth = float(self.found[:, 0].topk(self.k).values[-1])
+        following = self.order[done : done + more]
+        self.chosen = following[self.bound[following] >= kth - MARGIN]
+        return self.chosen
+
+    def vectors(self, n: int) -> tuple[Tensor, Tensor]:
+        """[n_chosen, d_model] in pass n of the chosen units, and their bases as rows of the flattened log p."""
+        parts = self.parts[n]
+        layer, index = self.chosen // self.size, self.chosen % self.size
+        out = parts[0].coefficients.new_empty(len(layer), parts[0].directions.shape[1])
+        for i in layer.unique().tolist():
+            mine = layer == i
+            out[mine.to(out.device)] = _vectors(parts[i], index[mine], self.columns).to(out.device)
+        return out, (2 * layer + self.place).to(out.device)
+
+    def take(self, scores: Tensor) -> None:
+        """Scores [n, 2], low and high, of the chosen units."""
+        turned = scores if self.sign == "promote" else -scores.flip(1)
+        self.found = torch.cat([self.found, turned])
+
+    def ranked(self, *, intervals: bool) -> Ranked:
+        """The best k by the middle of their bounds."""
+        scored = self.order[: len(self.found)].sort()
+        found = self.found[scored.indices]
+        found = found if self.sign == "promote" else -found.flip(1)
+        layer, index = scored.values // self.size, scored.values % self.size
+        ranked = Ranked(found.mean(dim=1), layer, index, found if intervals else None)
+        return Ranked.best([ranked], k=self.k, sign=self.sign)
 
 
-def _vectors(part: SubLayer, index: Tensor) -> Tensor:
-    """[n, d_model] fp32: the units at these flat indices of the coefficients, a direction times a coefficient."""
-    unit, column = index // part.coefficients.shape[1], index % part.coefficients.shape[1]
-    return part.coefficients[unit, column].float()[:, None] * part.directions[unit].float()
+def _vectors(part: SubLayer, index: Tensor, columns: int) -> Tensor:
+    """[n, d_model]: the units at these places of the coefficients, `columns` of them a row: a direction times its
+    coefficient, zero where this pass has no such column."""
+    index = index.to(part.directions.device)
+    unit, column = index // columns, index % columns
+    coefficients = pad(part.coefficients, (0, columns - part.coefficients.shape[1]))[unit, column]
+    return coefficients[:, None] * part.directions[unit].to(coefficients.dtype)

@@ -20,13 +20,13 @@ from mechedit.attribution.scores import inc_rows
 from mechedit.attribution.terms import LayerTerms
 from mechedit.attribution.tokens import token_strings
 
-__all__ = ["PROMOTES_ROWS", "attn_frame", "head_frames", "neuron_frame", "promotes_frame"]
+__all__ = ["PROMOTES_ROWS", "attn_frame", "head_frames", "neuron_frame", "promotes_frame", "summed"]
 
 #: For how many of the strongest FFN neurons the vocabulary is read (`Attribution.promotes`), and how many
 #: tokens a side.
 PROMOTES_ROWS, PROMOTES_TOKENS = 40, 5
 #: How many rows heads at source positions take in a certified result: each is a product with the vocabulary.
-POSITION_ROWS = 100
+POSITION_ROWS = 50
 
 
 def head_frames(
@@ -36,14 +36,15 @@ def head_frames(
     as many as make up `POSITION_ROWS` rows (at least one)."""
     vectors = torch.stack([term.head_positions() for term in terms])  # [n_layers, n_heads, T, d_model]
     n_layers, n_heads, length, _ = vectors.shape
-    bases = [(log_p[layer, 0], log_p[layer, 0].exp()) for layer in range(n_layers)]
-    heads = inc_rows(projection, list(vectors.sum(dim=2)), bases, target=target).view(n_layers, n_heads)
+    before = log_p[:, 0]
+    base = torch.arange(n_layers, device=vectors.device).repeat_interleave(n_heads)
+    whole = vectors.sum(dim=2).flatten(0, 1)
+    heads = inc_rows(projection, whole, base, before, target=target).view(n_layers, n_heads)
     many = n_layers * n_heads if all_positions else max(1, POSITION_ROWS // length)
     chosen = heads.flatten().abs().topk(min(many, heads.numel())).indices.sort().values
     layer, head = chosen // n_heads, chosen % n_heads
-    present = layer.unique().tolist()
-    rows = [vectors[i, head[layer == i]].flatten(0, 1) for i in present]
-    positions = inc_rows(projection, rows, [bases[i] for i in present], target=target)
+    places = vectors.flatten(0, 1)[chosen].flatten(0, 1)
+    positions = inc_rows(projection, places, layer.repeat_interleave(length), before, target=target)
     index = {"layer": layer, "head": head}
     table = {name: values.repeat_interleave(length).cpu().numpy() for name, values in index.items()}
     table |= {"pos": torch.arange(length).repeat(len(chosen)).numpy(), "score": positions.cpu().numpy()}
@@ -58,10 +59,17 @@ def _heads(scores: Tensor) -> pd.DataFrame:
     return pd.DataFrame({"layer": layer, "head": head, "score": scores.flatten().cpu().numpy()})
 
 
+def summed(frames: Sequence[pd.DataFrame], *, keys: Sequence[str]) -> pd.DataFrame:
+    """The frames of several passes added up by their keys, in the order of the first appearance."""
+    if len(frames) == 1:
+        return frames[0]
+    return pd.concat(frames).groupby(list(keys), sort=False, as_index=False)["score"].sum()
+
+
 def neuron_frame(ranked: Ranked) -> pd.DataFrame:
     """Frame layer, neuron, score of a ranking, in its order."""
     columns = {"layer": ranked.layer, "neuron": ranked.index, "score": ranked.score}
-    return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
+    return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()} | _ends(ranked))
 
 
 def attn_frame(ranked: Ranked, *, length: int, width: int) -> pd.DataFrame:
@@ -70,7 +78,15 @@ def attn_frame(ranked: Ranked, *, length: int, width: int) -> pd.DataFrame:
     unit, pos = divmod(index, length)
     head, dim = divmod(unit, width)
     layer, score = ranked.layer.cpu().numpy(), ranked.score.cpu().numpy()
-    return pd.DataFrame({"layer": layer, "head": head, "dim": dim, "pos": pos, "score": score})
+    columns = {"layer": layer, "head": head, "dim": dim, "pos": pos, "score": score}
+    return pd.DataFrame(columns | _ends(ranked))
+
+
+def _ends(ranked: Ranked) -> dict[str, Any]:
+    """Columns low and high where the scores are intervals."""
+    if ranked.bounds is None:
+        return {}
+    return dict(zip(("low", "high"), ranked.bounds.cpu().numpy().T, strict=True))
 
 
 def promotes_frame(
@@ -87,7 +103,9 @@ def promotes_frame(
         block = list(zip(layers[start : start + height], neurons[start : start + height], strict=True))
         mlps = [terms[layer].mlp for layer, _ in block]
         parts = zip(mlps, block, strict=True)
-        vectors = [mlp.coefficients[i, 0] * mlp.directions[i].float() for mlp, (_, i) in parts]
+        vectors = [
+            mlp.coefficients[i, 0] * mlp.directions[i].to(mlp.coefficients.dtype) for mlp, (_, i) in parts
+        ]
         tops = _tops(projection.directions(torch.stack(vectors)))
         rows += [(*unit, *top) for unit, unit_tops in zip(block, tops, strict=True) for top in unit_tops]
     names = ("layer", "neuron", "side", "rank", "token_id", "logit")

@@ -17,11 +17,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
-from mechedit.attribution.projection import Projection
+from mechedit.attribution.passes import Pass
 from mechedit.attribution.scores import inc_scaled
-from mechedit.attribution.terms import LayerTerms
 
 __all__ = ["Ranked", "Ranking", "Sign", "exhaustive"]
 
@@ -31,11 +31,13 @@ Sign = Literal["promote", "suppress"]
 @dataclass(frozen=True)
 class Ranked:
     """Neurons, best first: `score` (fp64), `layer` and `index` [k]. `index` counts within the layer: i for an
-    FFN neuron, `(h · d_head + j) · T + pos` for an attention neuron."""
+    FFN neuron, `(h · d_head + j) · T + pos` for an attention neuron. `bounds` [k, 2]: where `score` is the middle
+    of an interval, its ends; None for exact scores."""
 
     score: Tensor
     layer: Tensor
     index: Tensor
+    bounds: Tensor | None = None
 
     @classmethod
     def best(cls, parts: Sequence[Ranked], *, k: int | None, sign: Sign) -> Ranked:
@@ -43,7 +45,9 @@ class Ranked:
         score = torch.cat([part.score for part in parts])
         order = torch.sort(score, descending=sign == "promote", stable=True).indices[:k]
         layer, index = (torch.cat([getattr(part, name) for part in parts]) for name in ("layer", "index"))
-        return cls(score[order], layer[order], index[order])
+        ends = [part.bounds for part in parts if part.bounds is not None]
+        bounds = torch.cat(ends)[order] if len(ends) == len(parts) else None
+        return cls(score[order], layer[order], index[order], bounds)
 
     @classmethod
     def of_layer(cls, layer: int, scores: Tensor) -> Ranked:
@@ -53,7 +57,8 @@ class Ranked:
 
     def first(self, k: int | None) -> Ranked:
         """The first k (None: all)."""
-        return Ranked(self.score[:k], self.layer[:k], self.index[:k])
+        bounds = None if self.bounds is None else self.bounds[:k]
+        return Ranked(self.score[:k], self.layer[:k], self.index[:k], bounds)
 
 
 @dataclass(frozen=True)
@@ -67,28 +72,25 @@ class Ranking:
     total: int
 
 
-def exhaustive(
-    projection: Projection,
-    terms: Sequence[LayerTerms],
-    log_p: Tensor,
-    *,
-    target: int,
-    k: int | None,
-    sign: Sign,
-) -> Ranking:
-    """Score every value neuron; the best k of each kind (None: all). `log_p` [n_layers, 2, d_vocab]:
-    bases."""
+def exhaustive(passes: Sequence[Pass], *, k: int | None, sign: Sign) -> Ranking:
+    """Score every value neuron; the best k of each kind (None: all). Over several passes scores add up."""
     mlp: list[Ranked] = []
     attn: list[Ranked] = []
     total = [0, 0]
     # disable=None: the bar shows on a terminal only
-    for term in tqdm(terms, desc="layers", disable=None, leave=False):
-        for kept, part, base in ((attn, term.attn, 0), (mlp, term.mlp, 1)):
-            scores = inc_scaled(
-                projection, log_p[term.layer, base], part.directions, part.coefficients, target=target
-            )
-            layer = Ranked.of_layer(term.layer, scores.flatten())
-            kept.append(Ranked.best([layer], k=k, sign=sign))
-            total[1 - base] += scores.numel()
+    for layer in tqdm(range(len(passes[0].terms)), desc="layers", disable=None, leave=False):
+        for place, (name, kept) in enumerate((("attn", attn), ("mlp", mlp))):
+            scores = [_layer_scores(one, layer, place, name) for one in passes]
+            columns = max(part.shape[1] for part in scores)
+            padded = [pad(part, (0, columns - part.shape[1])) for part in scores]
+            summed = sum(padded[1:], padded[0])
+            kept.append(Ranked.best([Ranked.of_layer(layer, summed.flatten())], k=k, sign=sign))
+            total[1 - place] += summed.numel()
     ranked = [Ranked.best(parts, k=k, sign=sign) for parts in (mlp, attn)]
     return Ranking(ranked[0], ranked[1], evaluated=(total[0], total[1]), total=sum(total))
+
+
+def _layer_scores(one: Pass, layer: int, place: int, name: str) -> Tensor:
+    part = getattr(one.terms[layer], name)
+    log_p = one.acc.log_p[layer, place]
+    return inc_scaled(one.projection, log_p, part.directions, part.coefficients, target=one.target).cpu()

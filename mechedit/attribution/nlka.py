@@ -26,29 +26,30 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 import torch
-from torch import Tensor
 
-from mechedit.attribution.certified import certified
-from mechedit.attribution.frames import attn_frame, head_frames, neuron_frame, promotes_frame
-from mechedit.attribution.layers import account, contrast_scores
+from mechedit.attribution.certified import certified, exact_score
+from mechedit.attribution.frames import attn_frame, head_frames, neuron_frame, promotes_frame, summed
+from mechedit.attribution.intervals import Intervals
+from mechedit.attribution.layers import contrast_scores
 from mechedit.attribution.neurons import Ranking, Sign, exhaustive
+from mechedit.attribution.passes import Pass, TargetTokens, run_passes
 from mechedit.attribution.projection import Biases, Projection
 from mechedit.attribution.query import N_VALUES, query_neurons
-from mechedit.attribution.ranges import vocabulary_ranges
-from mechedit.attribution.result import Attribution
-from mechedit.attribution.terms import LayerTerms, layer_terms
+from mechedit.attribution.ranges import vocabulary_ranges, vocabulary_spread
+from mechedit.attribution.result import UNITS, Attribution
+from mechedit.attribution.terms import layer_terms
 from mechedit.attribution.tokens import token_strings
 from reports.errors import InputError
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel, ResidualView
+    from mechedit.model import HookedModel
 
 __all__ = ["Method", "TOLERANCE", "attribute", "contrast"]
 
 Method = Literal["exhaustive", "certified"]
 
-#: Stated floating-point tolerance of a score, in nats: vocabulary projections are fp32, bases and sums fp64.
-TOLERANCE = 1e-4
+#: Stated floating-point tolerance of a score, in nats: vocabulary projections are fp32 (fp64 for fp64 weights).
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 
 
 @torch.no_grad()
@@ -61,6 +62,8 @@ def attribute(
     sign: Sign = "promote",
     method: Method = "certified",
     biases: Biases = "keep",
+    tokens: TargetTokens = "first",
+    tolerance: float = 0.0,
 ) -> Attribution:
     """Score every layer, head and neuron by what it adds to log p(target | prompt), in nats.
 
@@ -72,12 +75,17 @@ def attribute(
     `sign`: "promote" ranks the largest scores first, "suppress" the lowest. `biases`: "keep" has the final norm's
     bias and b_U in every logit, so that logp is the model's own; "drop" leaves both out and takes no guard against
     tiny denominators of query neurons, as the reference does. In both, b_O and b_out are in the layer scores (a^l,
-    f^l are what really is added) and in no head or neuron. A hook's steering term is a row of its own in `layers`
-    (module "steer", at the FFN "steer_mlp").
+    f^l are what really is added) and in no head or neuron. `tokens`: "first" scores the first token of the
+    continuation, "sum" adds the scores of all its tokens, each behind those before it (teacher-forced; a forward
+    pass a token; log p is the sum, `ids` those of the last pass, where query neurons are read; `promotes` is read at
+    the first). `tolerance` above 0 gives intervals instead of exact scores of neurons (`intervals.py`): `score` is the
+    middle, columns low and high the ends; what is left out scores at most `tolerance` nats more than the last row. A
+    hook's steering term is a row of its own in `layers` (module "steer", at the FFN "steer_mlp").
 
     Memory: temporaries over the vocabulary stay below `projection.BLOCK_BYTES` (64 MiB), the bases take
-    16 · n_layers · d_vocab bytes. Products with the vocabulary: 2 · n_layers and about 1.1 k of each kind, or
-    n_layers · (d_mlp + d_model) if "exhaustive". Scores are within `TOLERANCE` of fp64 whatever the model's type.
+    8 · n_layers · d_vocab bytes and some passing copies. Products with the vocabulary: 2 · n_layers
+    and about 1.1 k of each kind, or n_layers · (d_mlp + d_model) if "exhaustive". Scores are within `TOLERANCE` of
+    fp64 whatever the model's type.
 
     Errors: `InputError` for an unknown option, top_k < 1, a target that is empty or changes the prompt's tokens, or
     a forward pass that is not finite. Wrong as a causal claim: units are added alone under a frozen norm; ablate them.
@@ -87,29 +95,23 @@ def attribute(
     >>> abs(attr.completeness_gap) < 1e-3, len(attr.mlp_neurons)
     (True, 5)
     """
-    _check(top_k=top_k, sign=sign, method=method, biases=biases)
-    k = None if top_k == "all" else top_k
-    view, target_ids = _run(model, prompt, target)
-    projection = _projection(model, view, biases=biases)
-    final = view.resid_final.double()
-    logp, prior = projection.target_logps(torch.stack([final, final * 0]), target_ids[0]).tolist()
-    if not math.isfinite(logp):
-        raise InputError(f"model: expected a finite forward pass, found log p {logp}; try dtype='float32'")
+    _check(top_k=top_k, sign=sign, method=method, biases=biases, tokens=tokens, tolerance=tolerance)
+    passes, target_ids = run_passes(model, prompt, target, tokens=tokens, biases=biases)
+    ids = passes[-1].view.ids.tolist()
     return Attribution(
-        ids=tuple(view.ids.tolist()),
-        tokens=token_strings(model.tokenizer, view.ids.tolist()),
+        ids=tuple(ids),
+        tokens=token_strings(model.tokenizer, ids),
         target=target,
         target_id=target_ids[0],
-        target_token=token_strings(model.tokenizer, target_ids[:1])[0],
+        target_token="".join(token_strings(model.tokenizer, target_ids[: len(passes)])),
         target_ids=target_ids,
-        logp=logp,
-        prior_logp=prior,
-        sigma=projection.sigma,
+        target_scored=tokens,
         biases=biases,
         sign=sign,
         method=method,
         provenance=model.provenance(data={"prompt": prompt, "target": target}, seeds={}),
-        **_scores(model, view, projection, target=target_ids[0], logp=logp, k=k, sign=sign, method=method),
+        **_account(passes),
+        **_scores(model, passes, top_k=top_k, sign=sign, method=method, tolerance=tolerance),
     )
 
 
@@ -125,92 +127,108 @@ def contrast(model: HookedModel, prompt: str, new: str, old: str) -> pd.DataFram
     >>> contrast(me.load_model("factworld"), "The mother tongue of", " English", " French").columns.tolist()
     ['layer', 'module', 'score']
     """
-    view, new_ids = _run(model, prompt, new)
+    ids, new_ids = model.continuation(prompt, new)
     _, old_ids = model.continuation(prompt, old)
-    if new_ids[0] == int(old_ids[0]):
+    if new_ids[0] == old_ids[0]:
         raise InputError(f"old: expected another first token than new, found {old!r} and {new!r} start alike")
-    projection = _projection(model, view, biases="drop")
+    view = model.residual_view(ids)
+    projection = Projection.freeze(
+        model.final_norm, model.W_U, model.b_U, x_final=view.resid_final, biases="drop"
+    )
     terms = list(layer_terms(model, view))
-    return contrast_scores(projection, terms, new=new_ids[0], old=int(old_ids[0]))
+    return contrast_scores(projection, terms, new=int(new_ids[0]), old=int(old_ids[0]))
 
 
-def _check(*, top_k: object, sign: str, method: str, biases: str) -> None:
+def _check(*, top_k: object, tolerance: float, **options: str) -> None:
     if top_k != "all" and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
         raise InputError(f"top_k: expected an integer of at least 1 or 'all', found {top_k!r}")
-    for name, value, known in (
-        ("sign", sign, get_args(Sign)),
-        ("method", method, get_args(Method)),
-        ("biases", biases, get_args(Biases)),
-    ):
-        if value not in known:
-            raise InputError(f"{name}: expected one of {', '.join(known)}, found {value!r}")
+    if not 0 <= tolerance < math.inf:
+        raise InputError(f"tolerance: expected a number of nats of at least 0, found {tolerance!r}")
+    known = {"sign": Sign, "method": Method, "biases": Biases, "tokens": TargetTokens}
+    for name, value in options.items():
+        if value not in get_args(known[name]):
+            raise InputError(f"{name}: expected one of {', '.join(get_args(known[name]))}, found {value!r}")
+    if tolerance and (options["method"] == "exhaustive" or top_k == "all"):
+        raise InputError(
+            "tolerance: intervals belong to method='certified' with a number as top_k; leave it at 0"
+        )
 
 
-def _run(model: HookedModel, prompt: str, target: str) -> tuple[ResidualView, tuple[int, ...]]:
-    prompt_ids, target_ids = model.continuation(prompt, target)
-    return model.residual_view(prompt_ids), tuple(target_ids.tolist())
-
-
-def _projection(model: HookedModel, view: ResidualView, *, biases: Biases) -> Projection:
-    return Projection.freeze(model.final_norm, model.W_U, model.b_U, x_final=view.resid_final, biases=biases)
+def _account(passes: Sequence[Pass]) -> dict[str, Any]:
+    """The fields that account for log p(target), summed over the passes; σ is the first one's."""
+    names = ("logp", "embedding_logp", "prior_logp")
+    total = {name: sum(getattr(one.acc, name) for one in passes) for name in names}
+    layers = summed([one.acc.layers for one in passes], keys=UNITS["layers"])
+    gap = total["logp"] - total["embedding_logp"] - float(layers["score"].sum())
+    sigma = passes[0].projection.sigma
+    return {**total, "layers": layers, "completeness_gap": gap, "sigma": sigma}
 
 
 def _scores(
     model: HookedModel,
-    view: ResidualView,
-    projection: Projection,
+    passes: Sequence[Pass],
     *,
-    target: int,
-    logp: float,
-    k: int | None,
+    top_k: int | Literal["all"],
     sign: Sign,
     method: Method,
+    tolerance: float,
 ) -> dict[str, Any]:
-    """The fields of `Attribution` that hold scores, k neurons of a kind (None: all)."""
-    terms = list(layer_terms(model, view))
-    acc = account(projection, terms, target=target)
-    heads, head_positions = head_frames(
-        projection, terms, acc.log_p, target=target, all_positions=method == "exhaustive" or k is None
-    )
+    """The fields of `Attribution` that hold heads and neurons."""
+    k = None if top_k == "all" else top_k
+    everything = method == "exhaustive" or k is None
+    pairs = [
+        head_frames(
+            one.projection,
+            one.terms,
+            one.acc.log_p,
+            target=one.target,
+            all_positions=everything or len(passes) > 1,
+        )
+        for one in passes
+    ]
     kept = None if k is None else max(k, N_VALUES)  # query neurons read N_VALUES, however few are shown
-    ranking = _rank(model, projection, terms, acc.log_p, target=target, k=kept, sign=sign, method=method)
-    guard = projection.biases == "keep"
-    query, denominators = query_neurons(model, view, terms, ranking.attn, k=k, sign=sign, guard=guard)
-    by_kind = dict(zip(("mlp_neurons", "attn_neurons"), ranking.evaluated, strict=True))
-    counts = {
-        "method": method,
-        "exact": True,
-        "evaluated": sum(ranking.evaluated),
-        "evaluated_by_kind": by_kind,
-        "total": ranking.total,
-    }
+    ranking, spent = _rank(model, passes, k=kept, sign=sign, method=method, tolerance=tolerance)
+    first, last = passes[0], passes[-1]
+    guard = first.projection.biases == "keep"
+    query, denominators = query_neurons(
+        model, last.view, last.terms, ranking.attn, k=k, sign=sign, guard=guard
+    )
     return {
-        "embedding_logp": acc.embedding_logp,
-        "completeness_gap": logp - acc.embedding_logp - float(acc.layers["score"].sum()),
-        "layers": acc.layers,
-        "heads": heads,
-        "head_positions": head_positions,
+        "heads": summed([heads for heads, _ in pairs], keys=UNITS["heads"]),
+        "head_positions": summed([places for _, places in pairs], keys=UNITS["head_positions"]),
         "mlp_neurons": neuron_frame(ranking.mlp.first(k)),
-        "attn_neurons": attn_frame(ranking.attn.first(k), length=len(view.ids), width=model.shape.d_head),
+        "attn_neurons": attn_frame(
+            ranking.attn.first(k), length=len(last.view.ids), width=model.shape.d_head
+        ),
         "query_neurons": neuron_frame(query),
-        "promotes": promotes_frame(model.tokenizer, projection, terms, ranking.mlp.first(k)),
-        "certificate": {**counts, "tolerance": TOLERANCE, "query": denominators},
+        "promotes": promotes_frame(model.tokenizer, first.projection, first.terms, ranking.mlp.first(k)),
+        "certificate": {
+            "method": method,
+            "exact": not tolerance,
+            "evaluated": sum(ranking.evaluated),
+            "evaluated_by_kind": dict(zip(("mlp_neurons", "attn_neurons"), ranking.evaluated, strict=True)),
+            "total": ranking.total,
+            "tolerance": max(tolerance, TOLERANCE[first.projection.dtype]),
+            **spent,
+            "query": denominators,
+        },
     }
 
 
 def _rank(
     model: HookedModel,
-    projection: Projection,
-    terms: Sequence[LayerTerms],
-    log_p: Tensor,
+    passes: Sequence[Pass],
     *,
-    target: int,
     k: int | None,
     sign: Sign,
     method: Method,
-) -> Ranking:
+    tolerance: float,
+) -> tuple[Ranking, dict[str, Any]]:
     """All neurons are enumerated where all are asked for: then there is nothing to leave out."""
     if method == "exhaustive" or k is None:
-        return exhaustive(projection, terms, log_p, target=target, k=k, sign=sign)
+        return exhaustive(passes, k=k, sign=sign), {}
     ranges = vocabulary_ranges(model) if sign == "suppress" else None
-    return certified(projection, terms, log_p, target=target, k=k, sign=sign, ranges=ranges)
+    if not tolerance:
+        return certified(passes, k=k, sign=sign, score=exact_score, ranges=ranges), {}
+    intervals = Intervals(vocabulary_spread(model), tolerance=tolerance / len(passes))
+    return certified(passes, k=k, sign=sign, score=intervals, ranges=ranges), intervals.spent()

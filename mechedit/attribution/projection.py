@@ -7,8 +7,10 @@ Source: Yu & Ananiadou, "Neuron-Level Knowledge Attribution in Large Language Mo
 1. The final norm of a real forward pass has one scale σ at the last position. It is frozen.
 2. With σ frozen the norm is linear, so the logits are linear in the residual: `B z = ((z − mean z) ⊙ γ / σ)
    W_U` (RMSNorm does not centre).
-3. What does not depend on z, the final norm's bias β and the unembedding's b_U, is one vector `c = β W_U +
-   b_U`: part of every logit with `biases="keep"`, left out with `biases="drop"`.
+3. What does not depend on z, the final norm's bias β and the unembedding's b_U, is `c = β W_U + b_U`: part of
+   every logit with `biases="keep"`, left out with `biases="drop"`.
+4. Products with the vocabulary run in fp32 (in fp64 where the weights are fp64), a block of tokens at a time: a
+   block of W_U stays in the processor's cache for all rows, and no [rows, vocabulary] matrix is ever made.
 """
 
 from __future__ import annotations
@@ -37,8 +39,9 @@ BLOCK_BYTES = 64 * 2**20
 class Projection:
     """`B z + c`: the logits of a residual vector z under the final norm with its scale frozen.
 
-    Shapes: `W_U` [d_model, d_vocab] (any float type; a view, never copied whole), `scale` = γ/σ [d_model] and
-    `constant` = c [d_vocab] or None, both fp64. `centre`: whether the norm subtracts the mean (LayerNorm).
+    Shapes: `W_U` [d_model, d_vocab] (any float type; a view, never copied whole), `scale` = γ/σ [d_model],
+    `constant` = b_U [d_vocab] or None and `shift` = β [d_model] or None, all fp64: c = β W_U + b_U. `centre`: whether
+    the norm subtracts the mean (LayerNorm).
     Wrong as a model of the network for vectors that would change σ much: the score of a unit is its effect
     with the norm held still, not the effect of removing it.
 
@@ -53,6 +56,7 @@ class Projection:
     constant: Tensor | None
     sigma: float
     biases: Biases = "keep"
+    shift: Tensor | None = None
 
     @classmethod
     def freeze(
@@ -66,13 +70,21 @@ class Projection:
         centre = norm.kind == "layer"
         power = x.var(unbiased=False) if centre else x.square().mean()
         sigma = (power + norm.eps).sqrt()
-        constant = None
-        if biases == "keep":
-            parts = [] if norm.bias is None else [_product(norm.bias.double()[None], W_U)[0]]
-            parts += [] if b_U is None else [b_U.double()]
-            constant = sum(parts[1:], parts[0]) if parts else None
-        scale = norm.weight.double() / sigma
-        return cls(W_U=W_U, scale=scale, centre=centre, constant=constant, sigma=float(sigma), biases=biases)
+        kept = biases == "keep"
+        return cls(
+            W_U=W_U,
+            scale=norm.weight.double() / sigma,
+            centre=centre,
+            constant=b_U.double() if kept and b_U is not None else None,
+            sigma=float(sigma),
+            biases=biases,
+            shift=norm.bias.double() if kept and norm.bias is not None else None,
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What products with the vocabulary are computed in."""
+        return torch.float64 if self.W_U.dtype == torch.float64 else torch.float32
 
     def normalise(self, vectors: Tensor) -> Tensor:
         """`(v − mean v) ⊙ γ / σ` (RMSNorm: no mean) for rows v [..., d_model]; fp64."""
@@ -82,21 +94,28 @@ class Projection:
         return vectors * self.scale
 
     def directions(self, vectors: Tensor) -> Tensor:
-        """`B v` [n, d_vocab] in fp32 for rows v [n, d_model]; linear, so without c. The caller keeps n
-        small."""
-        return _product(self.normalise(vectors).float(), self.W_U)
+        """`B v` [n, d_vocab] for rows v [n, d_model]; linear, so without c. The caller keeps n small."""
+        return _product(self.normalise(vectors).to(self.dtype), self.W_U)
+
+    def logits(self, states: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+        """`B z + c` [n, d_vocab] for rows z [n, d_model], in `dtype` (None: `self.dtype`). The caller keeps n small."""
+        normed = self.normalise(states)
+        if self.shift is not None:
+            normed = normed + self.shift
+        logits = _product(normed.to(dtype or self.dtype), self.W_U)
+        return logits if self.constant is None else logits.add_(self.constant)
+
+    def target_logits(self, states: Tensor, target: int) -> Tensor:
+        """The target's entry of `logits` [n], a dot product in fp64."""
+        normed = self.normalise(states)
+        if self.shift is not None:
+            normed = normed + self.shift
+        logits = normed @ self.W_U[:, target].double()
+        return logits if self.constant is None else logits + self.constant[target]
 
     def log_probs(self, states: Tensor) -> Tensor:
-        """`log_softmax(B z + c)` [n, d_vocab] in fp64 for rows z [n, d_model]. The caller keeps n small."""
-        logits = _product(self.normalise(states), self.W_U)
-        if self.constant is not None:
-            logits += self.constant
-        return logits.log_softmax(dim=-1)
-
-    def target_logps(self, states: Tensor, target: int) -> Tensor:
-        """`logp(t | z)` [n] in fp64 for rows z [n, d_model], in blocks within the memory budget."""
-        rows = self.rows(bytes_each=3 * 8)  # the logits, their softmax and one temporary
-        return torch.cat([self.log_probs(block)[:, target] for block in states.split(rows)])
+        """`log_softmax(B z + c)` [n, d_vocab], all in fp64, for rows z [n, d_model]. The caller keeps n small."""
+        return self.logits(states, dtype=torch.float64).log_softmax(dim=-1)
 
     def expectations(self, p: Tensor) -> Tensor:
         """`Σ_k p_k B_k` [n, d_model] in fp64 for rows of probabilities p [n, d_vocab], in one pass over W_U.
@@ -104,10 +123,15 @@ class Projection:
         As a map of vectors: `v · expectation = E_p[B v]`.
         """
         total = torch.zeros(len(p), len(self.scale), dtype=torch.float64, device=p.device)
-        for chunk, part in _chunks(self.W_U, p.dtype):
+        for chunk, part in self.chunks():
             total += (p[:, chunk] @ part.T).double()
         total *= self.scale
         return total - total.mean(-1, keepdim=True) if self.centre else total
+
+    def chunks(self, *, width: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """(tokens, their columns of W_U [d_model, width] in `dtype`), over the whole vocabulary; None: what fits the
+        memory budget."""
+        return _chunks(self.W_U, self.dtype, width=width)
 
     def column(self, token: int) -> Tensor:
         """`B_t` [d_model] in fp64, so that `(B v)[t] = v · B_t`."""
@@ -120,15 +144,17 @@ class Projection:
         return max(1, BLOCK_BYTES // (self.W_U.shape[1] * bytes_each))
 
 
-def _chunks(W_U: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+def _chunks(W_U: Tensor, dtype: torch.dtype, *, width: int | None = None) -> Iterator[tuple[slice, Tensor]]:
     """Column blocks of `W_U` in `dtype`: a cast of the whole would be a second copy of the unembedding."""
-    width = max(1, BLOCK_BYTES // (8 * W_U.shape[0]))
+    width = width or max(1, BLOCK_BYTES // (8 * W_U.shape[0]))
     for start in range(0, W_U.shape[1], width):
         chunk = slice(start, start + width)
         yield chunk, W_U[:, chunk].to(dtype)
 
 
 def _product(rows: Tensor, W_U: Tensor) -> Tensor:
-    if rows.dtype == W_U.dtype:
-        return rows @ W_U
-    return torch.cat([rows @ part for _, part in _chunks(W_U, rows.dtype)], dim=1)
+    """[n, d_vocab]; written block by block into one result."""
+    out = torch.empty(len(rows), W_U.shape[1], dtype=rows.dtype, device=rows.device)
+    for chunk, part in _chunks(W_U, rows.dtype):
+        torch.matmul(rows, part, out=out[:, chunk])
+    return out

@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from mechedit.attribution.neurons import Ranked, Sign
-from mechedit.attribution.projection import BLOCK_BYTES
-from mechedit.attribution.terms import LayerTerms
+from mechedit.attribution.terms import LayerTerms, product
 
 if TYPE_CHECKING:
     from mechedit.model import HookedModel, ResidualView
@@ -68,7 +67,7 @@ def query_neurons(
     for term in terms:
         later = keys.layer > term.layer
         activations = view.mlp_post[term.layer][keys.pos[later]].T.float()  # [d_mlp, n]
-        reads = _product(term.mlp.directions, keys.key[later])  # W_out[i] · k, [d_mlp, n]
+        reads = product(term.mlp.directions, keys.key[later].T)  # W_out[i] · k, [d_mlp, n]
         scores = (activations * reads).double() @ keys.weight[later]
         parts.append(Ranked.of_layer(term.layer, scores))
     return Ranked.best(parts, k=k, sign=sign), info
@@ -97,10 +96,3 @@ def _keys(
     if guard:
         read = torch.where(small, torch.where(read < 0, -floor, floor), read)
     return _Keys(values.layer, pos, values.score / read, key.float()), info
-
-
-def _product(directions: Tensor, key: Tensor) -> Tensor:
-    """`directions` [n, d_model] times the keys [m, d_model], [n, m] in fp32; a cast copies some rows at a
-    time."""
-    height = max(1, BLOCK_BYTES // (4 * directions.shape[1]))
-    return torch.cat([rows.float() @ key.T for rows in directions.split(height)])

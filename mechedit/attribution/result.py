@@ -42,7 +42,8 @@ class Attribution(Result):
     logit: what the neuron's contribution m_i · W_out[i] adds to single tokens' logits, for the first rows of
     `mlp_neurons`). Neuron frames are sorted, best first, and hold `top_k` rows.
 
-    `logp` = logp(t | x_final), `prior_logp` = logp(t | 0) (what the constants alone predict) and
+    `target_scored`: "first" token of the target, or the "sum" over its tokens. `logp` = logp(t | x_final),
+    `prior_logp` = logp(t | 0) (what the constants alone predict) and
     `embedding_logp` = logp(t | x_pre^0), under this `biases` convention; so `logp = embedding_logp + Σ
     layers.score + completeness_gap`. Only the layer scores sum up: heads and neurons of one layer are each
     scored alone against the same base, and their scores overlap. `certificate`: method, exact, evaluated,
@@ -57,6 +58,7 @@ class Attribution(Result):
     target_id: int
     target_token: str
     target_ids: tuple[int, ...]
+    target_scored: str
     logp: float
     embedding_logp: float
     prior_logp: float

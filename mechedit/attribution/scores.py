@@ -15,26 +15,26 @@ Source: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141), section 3, with the proje
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from mechedit.attribution.projection import BLOCK_BYTES, Projection
 
-__all__ = ["inc", "inc_rows", "inc_scaled"]
+__all__ = ["inc", "inc_rows", "inc_scaled", "segments"]
 
 # exp(20) is far from fp32's overflow; below E = −0.5 the relative error of 1 + E starts to grow
 _PEAK, _LOW = 20.0, -0.5
 # entries of one block alive at once: the directions, the scaled differences and the redone rows (three)
 _COPIES = 5
+# a pass over the vocabulary: this many tokens at a time for this many rows keep to the processor's cache
+_WIDTH, _ROWS = 1024, 1024
 
 
 def inc(projection: Projection, log_p: Tensor, vectors: Tensor, *, target: int) -> Tensor:
     """`inc(base, v) = logp(t | base + v) − logp(t | base)` [n], in nats (fp64), for vectors v [n, d_model].
 
-    `log_p` [d_vocab] are the log-probabilities at the base (`Projection.log_probs`). Computed in fp32
-    products with an absolute error of about 1e-7 · max |B v|.
+    `log_p` [d_vocab] are the log-probabilities at the base (`Projection.log_probs`). Computed from
+    fp32 products (fp64 for fp64 weights) with an absolute error of about 1e-7 · max |B v|.
 
     >>> B = Projection(W_U=torch.eye(2), scale=torch.ones(2).double(), centre=False, constant=None, sigma=1.0)
     >>> base = B.log_probs(torch.tensor([[0.0, 0.0]]))[0]
@@ -58,7 +58,7 @@ def inc_scaled(
     >>> inc_scaled(B, base, torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 2.0]]), target=0)
     tensor([[0.3799, 0.5662]], dtype=torch.float64)
     """
-    log_p = log_p.float()
+    log_p = log_p.to(projection.dtype)
     p = log_p.exp()
     scores = torch.empty(coefficients.shape, dtype=torch.float64, device=directions.device)
     rows = max(2, BLOCK_BYTES // (4 * _COPIES * len(log_p)))
@@ -70,31 +70,53 @@ def inc_scaled(
         u -= u[:, target].clone()[:, None]
         for column in range(0, coefficients.shape[1], width):
             part = slice(column, column + width)
-            scores[block, part] = _scores(u, coefficients[block, part].float(), log_p, p)
+            scores[block, part] = _scores(u, coefficients[block, part].to(u.dtype), log_p, p)
     return scores
 
 
-def inc_rows(
-    projection: Projection, rows: Sequence[Tensor], bases: Sequence[tuple[Tensor, Tensor]], *, target: int
-) -> Tensor:
-    """`inc` [n] (fp64) of vectors at several bases, in one product with the vocabulary.
+def inc_rows(projection: Projection, vectors: Tensor, base: Tensor, log_p: Tensor, *, target: int) -> Tensor:
+    """`inc` [n] (fp64) of vectors [n, d_model] at several bases, in one pass over the vocabulary.
 
-    `rows`: for each base the vectors [n_i, d_model] that are added to it; `bases`: its log p and p [d_vocab], fp32.
-    Blocks of at most `BLOCK_BYTES`, as `inc_scaled`.
+    `base` [n]: the row of `log_p` [n_bases, d_vocab] that each vector is added to. For a block of tokens at a time
+    all rows are multiplied, and `E_p[expm1 d]` grows by the block's part; nothing of the size [n, d_vocab] is made.
     """
-    height = max(1, BLOCK_BYTES // (4 * _COPIES * len(bases[0][0])))
-    out: list[Tensor] = []
-    vectors = torch.cat(list(rows))
-    ends = torch.tensor([len(r) for r in rows]).cumsum(0).tolist()
-    for start in range(0, len(vectors), height):
-        stop = min(start + height, len(vectors))
-        u = projection.directions(vectors[start:stop])
-        u -= u[:, target].clone()[:, None]
-        for begin, end, (log_p, p) in zip([0, *ends], ends, bases, strict=False):
-            a, b = max(begin, start) - start, min(end, stop) - start
-            if a < b:
-                out.append(_scores(u[a:b], torch.ones(b - a, 1, device=u.device), log_p, p)[:, 0])
-    return torch.cat(out)
+    order = base.argsort(stable=True)
+    scores = torch.empty(len(order), dtype=torch.float64, device=vectors.device)
+    height = max(1, min(_ROWS, BLOCK_BYTES // (3 * 8 * _WIDTH)))
+    for rows in order.split(height):
+        scores[rows] = _streamed(projection, vectors[rows], base[rows], log_p, target=target)
+    return scores
+
+
+def segments(base: Tensor) -> list[tuple[int, int, int]]:
+    """(begin, end, base) of each run of equal entries of a sorted `base` [n].
+
+    >>> segments(torch.tensor([0, 0, 3]))
+    [(0, 2, 0), (2, 3, 3)]
+    """
+    present, counts = base.unique_consecutive(return_counts=True)
+    ends = counts.cumsum(0).tolist()
+    return list(zip([0, *ends[:-1]], ends, present.tolist(), strict=True))
+
+
+def _streamed(projection: Projection, vectors: Tensor, base: Tensor, log_p: Tensor, *, target: int) -> Tensor:
+    """`inc_rows` of some rows, sorted by their base."""
+    normed = projection.normalise(vectors)
+    u_target = (normed @ projection.W_U[:, target].double())[:, None]
+    rows, minus = normed.to(projection.dtype), -u_target.to(projection.dtype)
+    runs = segments(base)
+    mean = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    for chunk, W_U in projection.chunks(width=_WIDTH):
+        d = torch.addmm(minus, rows, W_U).expm1_()
+        p = log_p[:, chunk].exp()
+        for begin, end, row in runs:
+            mean[begin:end] += d[begin:end] @ p[row]
+    scores = -torch.log1p(mean)
+    unsafe = (~torch.isfinite(mean) | (mean < _LOW)).nonzero()[:, 0]
+    for some in unsafe.split(projection.rows(bytes_each=3 * 8)):
+        d = projection.directions(vectors[some]) + minus[some]
+        scores[some] = -torch.logsumexp(d + log_p[base[some]], dim=-1).double()
+    return scores
 
 
 def _scores(u: Tensor, coefficients: Tensor, log_p: Tensor, p: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from mechedit.attribution.projection import BLOCK_BYTES
 if TYPE_CHECKING:
     from mechedit.model import HookedModel, ResidualView
 
-__all__ = ["LayerTerms", "SubLayer", "layer_terms"]
+__all__ = ["LayerTerms", "SubLayer", "layer_terms", "product"]
 
 # A difference of this many units in the last place of the sum's terms is rounding, not an intervention. (In
 # fp32 1e-5 of the terms' size; in bf16 6 %: there a weaker steering term stays inside its sub-layer's score.)
@@ -69,14 +69,14 @@ class LayerTerms:
     def head_positions(self) -> Tensor:
         """`Σ_j A[h, last, pos] · V[pos, h, j] · W_O[h, j, :]`, [n_heads, T, d_model]."""
         width = self.attn.directions.shape[0] // self.n_heads
-        directions = self.attn.directions.float().unflatten(0, (self.n_heads, width))
+        directions = self.attn.directions.to(self.attn.coefficients.dtype).unflatten(0, (self.n_heads, width))
         coefficients = self.attn.coefficients.unflatten(0, (self.n_heads, width))
         return coefficients.transpose(1, 2) @ directions
 
 
 def layer_terms(model: HookedModel, view: ResidualView) -> Iterator[LayerTerms]:
-    """The layers' terms in order. Sums are fp64, coefficients fp32; directions are views of the weights (no
-    copy)."""
+    """The layers' terms in order. Sums are fp64, coefficients fp32 (fp64 for fp64 weights); directions are
+    views of the weights (no copy)."""
     shape = model.shape
     group = shape.n_heads // shape.n_kv_heads
     for layer in range(shape.n_layers):
@@ -91,17 +91,27 @@ def layer_terms(model: HookedModel, view: ResidualView) -> Iterator[LayerTerms]:
         yield LayerTerms(layer, x_pre, x_mid, attn, mlp, shape.n_heads)
 
 
+def _working(weights: Tensor) -> torch.dtype:
+    """What sums over these weights are taken in: at least fp32."""
+    return torch.promote_types(weights.dtype, torch.float32)
+
+
 def _sub_layer(added: Tensor, directions: Tensor, coefficients: Tensor, bias: Tensor | None) -> SubLayer:
     """Split what was `added` [d_model] to the residual into the sub-layer's own sum and the steering term."""
-    own, terms = _weighted_sum(coefficients.sum(dim=1), directions)
+    weights = coefficients.sum(dim=1)
+    precision = torch.finfo(added.dtype)
+    limit = (_ULPS if precision.bits > 16 else _ULPS_HALF) * precision.eps
+    # The terms' size is at least the sum's: where a quick sum is near enough, the careful one is too.
+    quick = (weights.to(directions.dtype) @ directions).double() + (0 if bias is None else bias.double())
+    if (added.double() - quick).norm() <= limit * quick.norm():
+        return SubLayer(added.double(), None, directions, coefficients.to(_working(directions)))
+    own, terms = _weighted_sum(weights, directions)
     if bias is not None:
         own, terms = own + bias.double(), terms + bias.double().abs()
     steering = added.double() - own
-    precision = torch.finfo(added.dtype)
-    ulps = _ULPS if precision.bits > 16 else _ULPS_HALF
-    if steering.norm() <= ulps * precision.eps * terms.norm():
-        return SubLayer(added.double(), None, directions, coefficients.float())
-    return SubLayer(own, steering, directions, coefficients.float())
+    if steering.norm() <= limit * terms.norm():
+        return SubLayer(added.double(), None, directions, coefficients.to(_working(directions)))
+    return SubLayer(own, steering, directions, coefficients.to(_working(directions)))
 
 
 def _weighted_sum(weights: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,3 +125,14 @@ def _weighted_sum(weights: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         total += w @ block
         size += w.abs() @ block.abs()
     return total, size
+
+
+def product(directions: Tensor, keys: Tensor) -> Tensor:
+    """`directions` [n, d_model] times `keys` [d_model, m], [n, m]; half-precision weights are cast some rows at a
+    time."""
+    dtype = _working(directions)
+    keys = keys.to(directions.device, dtype)
+    if directions.dtype == dtype:
+        return directions @ keys
+    height = max(1, BLOCK_BYTES // (4 * directions.shape[1]))
+    return torch.cat([rows.to(dtype) @ keys for rows in directions.split(height)])

@@ -1,4 +1,5 @@
-"""The command line: `mechedit demo | attribute | evaluate | factworld | report | bench`.
+"""The command line: `mechedit demo | attribute | edit | evaluate | anatomy | covariance | tune | factworld | report |
+bench`.
 
 Every command prints a table, or one JSON object with `--json`. Exit status: 0 done, 1 failed, 2 wrong usage
 (one line on standard error), 130 interrupted.
@@ -11,7 +12,19 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from mechedit.cli import attribute, bench, demo, evaluate, factworld, report
+from mechedit.cli import (
+    anatomy,
+    attribute,
+    bench,
+    compare,
+    covariance,
+    demo,
+    edit,
+    evaluate,
+    factworld,
+    report,
+    tune,
+)
 from mechedit.cli.options import Parser
 from reports.errors import InputError, MechEditError
 
@@ -44,6 +57,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    for module in (demo, attribute, evaluate, factworld, report, bench):
+    for module in (
+        demo,
+        attribute,
+        edit,
+        evaluate,
+        anatomy,
+        compare,
+        covariance,
+        tune,
+        factworld,
+        report,
+        bench,
+    ):
         module.add(commands)
     return parser

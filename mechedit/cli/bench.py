@@ -14,6 +14,26 @@ def bench_nlka(options: argparse.Namespace) -> None:
     from experiments.benchmarks.nlka import bench_nlka as bench
 
     result = bench(shape=options.shape, top_k=options.top_k, exhaustive=not options.no_exhaustive)
+    _print(options, result)
+
+
+def bench_mega(options: argparse.Namespace) -> None:
+    """Times a steered model against the plain one, and the fit of a map against POT's."""
+    from experiments.benchmarks.mega import bench_mega as bench
+
+    result = bench(fit=not options.no_fit)
+    _print(options, result)
+
+
+def bench_edit(options: argparse.Namespace) -> None:
+    """Times ROME's search for v* against the plain loop over full forward passes."""
+    from experiments.benchmarks.edit import bench_edit as bench
+
+    result = bench(shape=options.shape, facts=options.facts)
+    _print(options, result)
+
+
+def _print(options: argparse.Namespace, result: dict[str, Any]) -> None:
     if options.json:
         print_json(result)
         return
@@ -22,8 +42,8 @@ def bench_nlka(options: argparse.Namespace) -> None:
 
 
 def add(commands: Any) -> None:
-    """`bench nlka`."""
-    bench = commands.add_parser("bench", help="Ratios within one run: nlka.").add_subparsers(
+    """`bench nlka | edit | mega`."""
+    bench = commands.add_parser("bench", help="Ratios within one run: nlka, edit, mega.").add_subparsers(
         required=True, metavar="COMMAND", parser_class=Parser
     )
     p = command(bench, "nlka", bench_nlka, "mechedit bench nlka --json", model=False)
@@ -32,3 +52,8 @@ def add(commands: Any) -> None:
     p.add_argument(
         "--no-exhaustive", action="store_true", help="leave out the enumeration, which takes minutes"
     )
+    p = command(bench, "mega", bench_mega, "mechedit bench mega --json", model=False)
+    p.add_argument("--no-fit", action="store_true", help="leave out POT's fit, which takes minutes")
+    p = command(bench, "edit", bench_edit, "mechedit bench edit --json", model=False)
+    p.add_argument("--shape", choices=("gpt2-small", "gpt2-medium", "gpt2-xl"), default="gpt2-small")
+    p.add_argument("--facts", type=count, default=32, help="facts in one batch (default 32)")

@@ -9,14 +9,16 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from mechedit.facts import FactEdit
 
 if TYPE_CHECKING:
     from mechedit.model import HookedModel
 
-__all__ = ["Editor", "NoEdit", "as_facts"]
+__all__ = ["Editor", "NoEdit", "as_facts", "derive"]
+
+M = TypeVar("M", bound="HookedModel")
 
 
 class Editor(Protocol):
@@ -51,3 +53,16 @@ class NoEdit:
 def as_facts(facts: FactEdit | Sequence[FactEdit]) -> tuple[FactEdit, ...]:
     """One fact or several, as a tuple."""
     return (facts,) if isinstance(facts, FactEdit) else tuple(facts)
+
+
+def derive(cls: type[M], model: HookedModel) -> M:
+    """An edited model of class `cls` that shares everything with `model`: tokens, weights, hooks that are on.
+
+    Where `model` has gates (a steering edit), the derived one asks them too.
+    """
+    derived = cls.__new__(cls)
+    derived.__dict__.update(model.__dict__)
+    ask = getattr(model, "gate_fired", None)
+    if ask is not None:
+        derived.__dict__["gate_fired"] = lambda prompts, **options: ask(derived.encode(prompts), **options)
+    return derived

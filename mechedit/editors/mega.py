@@ -5,46 +5,54 @@ attribution-aligned layers. The paper's details are not public; the map is the o
 is said to build on. Steps, for one fact:
 
 1. *Prompts*: paraphrases p_j of the rewrite prompt are the source; the target is the same question after a statement of
-   the new fact, `Do not mention 'OLD'. Repeat this sentence: 'p_j NEW'. p_j`.
+   the new fact, `Do not mention 'OLD'. Repeat this sentence: 'p_j NEW'. p_j` (`mechedit.editors.families`).
 2. *Map*: at each layer of the window, a Gaussian map from the source's attention outputs at the last token to the
-   target's, in the span of the prompts (`mechedit.transport`). Fitted in order, with the earlier layers' maps
-   on, so that
-   each map starts from the states it will really meet.
-3. *Gate*: opens where the last token's state below the window is near one of the source prompts' (`mechedit.gates`).
+   target's, in the span of the prompts (`mechedit.transport`). Fitted in order, with the earlier layers' maps on, so
+   that each map starts from the states it will really meet.
+3. *Gate*: opens where the prompt's state below the window is near one of the edit's own prompts (`mechedit.gates`).
 4. *Steer*: `a' = a + α · P (M z + c)` (`mechedit.editors.steering`).
 
-Window, alpha, gate layer and threshold are chosen on facts that are never evaluated, by `MEGA().select(model, facts)`:
-the window is the run of layers where a statement in context that succeeds writes more of the new object than
-one that fails (`mechedit.anatomy`), the threshold separates those facts' paraphrases from their neighbours.
+Window, alpha, rank, heads, gate layer and threshold are chosen on facts that are never evaluated, by
+`MEGA().select(model, facts)` (`mechedit.editors.selection`).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from mechedit.editors.base import as_facts
-from mechedit.editors.steering import SteeredModel, SteeringEdit, site, steer
+from mechedit.editors.families import (
+    Source,
+    align_implications,
+    doubts,
+    implication_pairs,
+    source_and_target,
+)
+from mechedit.editors.lookup import Lengths, contexts
+from mechedit.editors.sites import Heads, SiteName, part, read_site, site_of
+from mechedit.editors.steering import Position, SteeredModel, SteeringEdit, steer, unsteered
+from mechedit.embedding import sentence_encoder
 from mechedit.facts import FactEdit
-from mechedit.gates import AlwaysOn, Gate, HiddenGate, calibrate, nearest
-from mechedit.paraphrases import Paraphrases, paraphrases
-from mechedit.prompts import avoid
-from mechedit.states import last_states, resid_pre
+from mechedit.gates import AlwaysOn, Distance, Gate, HiddenGate, SentenceGate, Whitening
+from mechedit.paraphrases import Paraphrases, implications, paraphrases
+from mechedit.states import last_states, mean_states, resid_pre
 from mechedit.transport import AffineMap, gaussian_map, mean_shift
 from reports.errors import InputError
 
 if TYPE_CHECKING:
     from mechedit.model import HookedModel
 
-__all__ = ["MEGA"]
+__all__ = ["MEGA", "GateKind"]
 
 Window = tuple[int, int]
-# A mean over paraphrases falls short of any one of them, so going past it can pay.
-ALPHAS = (1.0, 1.5, 2.0)
+GateKind = Literal["hidden", "cosine", "mahalanobis", "mean", "sentence", "always"]
+_DISTANCE: dict[str, Distance] = {"cosine": "cosine", "mahalanobis": "mahalanobis"}
 
 
 @dataclass(frozen=True)
@@ -53,83 +61,106 @@ class MEGA:
 
     Attributes:
         window: first and last layer that are steered, or "auto": to be chosen by `select`.
+        site: what is steered there (`mechedit.editors.sites`); the attention's output by default.
+        heads: steer only some heads' outputs: how many of the window's heads the attribution shall name (chosen by
+            `select`), or the heads of each layer. None: the whole attention output.
         estimator: "transport", or "shift", the control that only moves the mean.
+        source: what the map starts from: "plain" paraphrases, prompts with the old object "forced", or "both".
+        implicate: fit implication prompts too (`mechedit.paraphrases.implications`).
         alpha: how far along the map; 0 steers nothing (the gate alone), above 1 goes past the target, "auto": to be
-            chosen by `select` from `ALPHAS`.
-        reg: regularisation of both covariances, in squared units of the attention output; the larger, the nearer the
-            transport comes to the mean shift.
-        rank: principal directions that the map may use (None: all).
+            chosen by `select`.
+        reg: regularisation of both covariances, in squared units of the state; the larger, the nearer the transport
+            comes to the mean shift.
+        rank: principal directions that the map may use (None: all; "auto": to be chosen by `select`).
         sequential: fit each layer with the earlier layers' maps on.
-        gate: "hidden" or "always".
-        gate_layer, threshold: whose input the hidden gate reads, and the distance within which it opens.
-        paraphrases: rewrite template -> other templates; None: the embedded world's.
+        position: steer the prompt's end alone ("prompt"), or each new token too ("every"): the map was fitted on the
+            ends of prompts, and text that is steered all along repeats the object (`mechedit.drift`).
+        gate: "hidden" (Euclidean), "cosine" or "mahalanobis" distance of the last token's state, "mean" (Euclidean, of
+            the mean state), "sentence" (a sentence encoder's embedding, `gate_model`), or "always".
+        gate_layer, threshold: whose input the gate reads, and the distance within which it opens.
+        max_fpr: the share of foreign prompts that `select` lets the gate open for (None: fewest errors in all).
+        doubted: the gate's centres hold the doubt forms too, over the paraphrases (never over the rewrite prompt).
+        prompts: how many paraphrases are used at the most (None: all).
+        contexts: (number, tokens) of texts that the model writes itself; each paraphrase is used behind each, too.
+        paraphrases: rewrite template or relation -> other templates; None: the embedded world's and CounterFact's.
     """
 
     window: Window | Literal["auto"] = "auto"
+    site: SiteName = "attn_out"
+    heads: int | Mapping[int, Heads] | None = None
     estimator: Literal["transport", "shift"] = "transport"
+    source: Source = "plain"
+    implicate: bool = False
     alpha: float | Literal["auto"] = "auto"
     reg: float = 1.0
-    rank: int | None = None
+    rank: int | Literal["auto"] | None = None
     sequential: bool = True
-    gate: Literal["hidden", "always"] = "hidden"
+    position: Position = "prompt"
+    gate: GateKind = "hidden"
     gate_layer: int | None = None
     threshold: float | None = None
+    max_fpr: float | None = None
+    doubted: bool = True
+    gate_model: str | None = None
+    whitening: Whitening | None = field(default=None, repr=False, compare=False)
+    prompts: int | None = None
+    contexts: Lengths = ()
     paraphrases: Paraphrases | None = field(default=None, repr=False)
+    choice: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     name: str = "mega"
+
+    def __post_init__(self) -> None:
+        site_of(self.site)
+        options = (("gate", GateKind), ("source", Source), ("position", Position))
+        for name, known in (*options, ("estimator", Literal["transport", "shift"])):
+            if getattr(self, name) not in get_args(known):
+                raise InputError(
+                    f"{name}: expected one of {', '.join(get_args(known))}, found {getattr(self, name)!r}"
+                )
+        if self.gate == "sentence" and self.gate_model is None:
+            raise InputError(
+                "gate_model: expected a sentence-transformers folder or id for the sentence gate, found None"
+            )
+        if self.prompts is not None and self.prompts < 1:
+            raise InputError(f"prompts: expected at least 1 or None, found {self.prompts}")
 
     @contextlib.contextmanager
     def apply(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> Iterator[SteeredModel]:
         """The model with the facts edited; of several edits whose gates open, the nearest steers."""
-        edits = [self.fit(model, fact) for fact in as_facts(facts)]
+        with unsteered(model):
+            edits = [self.fit(model, fact) for fact in as_facts(facts)]
         with steer(model, edits) as steered:
             yield steered
 
     def fit(self, model: HookedModel, fact: FactEdit) -> SteeringEdit:
         """The edit of one fact as data: maps, gate and alpha. The model is left as it is."""
         first, last = self.layers(model)
-        alpha, gate_layer = self._alpha(), self._gate_layer()
-        source = paraphrases(fact, self.paraphrases)
-        layers = range(first, last + 1)
-        sites = [site(layer) for layer in layers]
-        gate_sites = [] if gate_layer is None else [resid_pre(gate_layer)]
-        *centres, first_start = last_states(model, source, [*gate_sites, sites[0]])
-        gate: Gate = (
-            HiddenGate(gate_layer, centres[0], self.threshold or 0.0)
-            if gate_layer is not None
-            else AlwaysOn()
+        alpha, heads = self._alpha(), self.head_map()
+        site: SiteName = "z" if heads else self.site
+        edit = SteeringEdit(
+            fact, {}, self._gate(model, fact), alpha, site, heads, self.position, choice=dict(self.choice)
         )
         if alpha == 0:  # the gate alone
-            return SteeringEdit(fact, {}, gate, 0.0)
-        goals = last_states(model, [avoid(p, fact.target_true, fact.target_new) for p in source], sites)
-        maps: dict[int, AffineMap] = {}
-        for layer, goal in zip(layers, goals, strict=True):
-            earlier = SteeringEdit(fact, maps if self.sequential else {}, alpha=alpha)
-            start = first_start if layer == first else self._start(model, earlier, source, layer)
-            maps = {**maps, layer: self._map(start, goal)}
-        return SteeringEdit(fact, maps, gate, alpha)
+            return edit
+        layers = [layer for layer in range(first, last + 1) if site != "z" or layer in heads]
+        fitted = _Fitting(self, model, fact, site, heads, layers)
+        return fitted.edit(edit)
 
     def select(self, model: HookedModel, facts: Sequence[FactEdit]) -> MEGA:
-        """The same editor with all that is "auto" or None (window, alpha, gate layer, threshold) chosen on `facts`.
+        """The same editor with all that is "auto" or None chosen on `facts` (`mechedit.editors.selection`).
 
         Use facts that the evaluation never sees. Errors: `InputError` where there are none, or where no statement in
         context succeeds or none fails, so that there is nothing to contrast.
         """
-        from mechedit.anatomy import statement_contrast
+        from mechedit.editors.selection import select
 
-        chosen = self
-        if self.window == "auto":
-            chosen = replace(chosen, window=statement_contrast(model, facts).window)
-        if self.alpha == "auto":
-            chosen = replace(chosen, alpha=chosen._best_alpha(model, facts))
-        if self.gate == "hidden" and self.threshold is None:
-            layer, threshold = chosen._calibrate(model, facts)
-            chosen = replace(chosen, gate_layer=layer, threshold=threshold)
-        return chosen
+        return select(self, model, facts)
 
     @property
     def needs_selection(self) -> bool:
         """Whether `select` has something left to choose."""
-        return "auto" in (self.window, self.alpha) or (self.gate == "hidden" and self.threshold is None)
+        open_gate = self.gate != "always" and self.threshold is None
+        return "auto" in (self.window, self.alpha, self.rank) or isinstance(self.heads, int) or open_gate
 
     def layers(self, model: HookedModel) -> Window:
         """First and last layer that are steered. Errors: `InputError` for a window outside of `model`, or "auto"."""
@@ -145,72 +176,124 @@ class MEGA:
             )
         return first, last
 
+    def head_map(self) -> dict[int, Heads]:
+        """The heads that are steered, by layer; empty where the whole site is. Errors: `InputError` for a number."""
+        if isinstance(self.heads, int):
+            raise InputError(
+                f"heads: {self.heads} heads are named on facts that are not evaluated; "
+                "call MEGA(...).select(model, selection_facts), or give {layer: (head, ...)}"
+            )
+        return {layer: tuple(heads) for layer, heads in (self.heads or {}).items()}
+
+    def sources(self, model: HookedModel, fact: FactEdit) -> list[str]:
+        """The paraphrases that the edit is fitted on, the rewrite prompt first, then those behind contexts."""
+        before = contexts(model, self.contexts) if self.contexts else ("",)
+        return [text + prompt for text in before for prompt in self._plain(fact)]
+
+    def _plain(self, fact: FactEdit) -> list[str]:
+        return paraphrases(fact, self.paraphrases)[: self.prompts]
+
+    def centre_prompts(self, fact: FactEdit) -> list[str]:
+        """The prompts whose states are the gate's centres."""
+        own = self._plain(fact)
+        return own + (doubts(fact, own[1:]) if self.doubted else [])
+
     # -- pieces --------------------------------------------------------------------------------------------
 
-    def _map(self, source: Tensor, target: Tensor) -> AffineMap:
-        if self.estimator == "shift":
-            return mean_shift(source, target)
-        return gaussian_map(source, target, reg=self.reg, rank=self.rank)
+    def gate_states(self, model: HookedModel, prompts: Sequence[str], layers: Sequence[int]) -> list[Tensor]:
+        """For each layer the vectors [n, d] that this kind of gate compares; a sentence gate has one "layer"."""
+        if self.gate == "sentence":
+            assert self.gate_model is not None
+            return [sentence_encoder(self.gate_model)(prompts).to(model.device) for _ in layers]
+        read = mean_states if self.gate == "mean" else last_states
+        return read(model, prompts, [resid_pre(layer) for layer in layers])
 
-    def _start(self, model: HookedModel, earlier: SteeringEdit, source: Sequence[str], layer: int) -> Tensor:
-        """The source's attention outputs at `layer` with the earlier layers' maps on."""
-        with steer(model, [earlier]) as steered:
-            return last_states(steered, source, [site(layer)])[0]
+    def gate_of(self, centres: Tensor, *, layer: int, threshold: float, whitening: Whitening | None) -> Gate:
+        """A gate of this editor's kind."""
+        if self.gate == "sentence":
+            assert self.gate_model is not None
+            return SentenceGate(centres, threshold, self.gate_model, sentence_encoder(self.gate_model))
+        distance = _DISTANCE.get(self.gate, "euclidean")
+        pool: Literal["mean", "last"] = "mean" if self.gate == "mean" else "last"
+        return HiddenGate(layer, centres, threshold, distance, pool, whitening)
 
-    def _gate_layer(self) -> int | None:
-        if self.gate == "hidden" and (self.gate_layer is None or self.threshold is None):
+    def _gate(self, model: HookedModel, fact: FactEdit) -> Gate:
+        if self.gate == "always":
+            return AlwaysOn()
+        if self.threshold is None or (self.gate_layer is None and self.gate != "sentence"):
             raise InputError(
-                "threshold: expected one for the hidden gate, found None; "
+                f"threshold: expected one, and a gate_layer, for the {self.gate} gate, found None; "
                 "call MEGA(...).select(model, selection_facts) first, or take gate='always'"
             )
-        return self.gate_layer if self.gate == "hidden" else None
+        layer = self.gate_layer or 0
+        (centres,) = self.gate_states(model, self.centre_prompts(fact), [layer])
+        return self.gate_of(centres, layer=layer, threshold=self.threshold, whitening=self.whitening)
 
     def _alpha(self) -> float:
-        if isinstance(self.alpha, str):
+        if isinstance(self.alpha, str) or self.rank == "auto":
             raise InputError(
-                "alpha: 'auto' is chosen on facts that are not evaluated; "
+                "alpha: 'auto', and a rank of 'auto', is chosen on facts that are not evaluated; "
                 "call MEGA(...).select(model, selection_facts), or give a number (1.0 ends at the map's target)"
             )
         return self.alpha
 
-    def _best_alpha(self, model: HookedModel, facts: Sequence[FactEdit]) -> float:
-        """The smallest of `ALPHAS` with which most rewrite and paraphrase prompts of the facts give the new object."""
-        right = dict.fromkeys(ALPHAS, 0)
-        for alpha in ALPHAS:
-            editor = replace(self, alpha=alpha, gate="always")
-            for fact in facts:
-                prompts = [fact.rewrite_prompt, *fact.paraphrase_prompts]
-                token = model.continuation(fact.rewrite_prompt, fact.target_new)[1][0]
-                with editor.apply(model, fact) as edited:
-                    right[alpha] += int((edited.logits(prompts).argmax(-1) == token).sum())
-        return max(ALPHAS, key=lambda alpha: (right[alpha], -alpha))
 
-    def _calibrate(self, model: HookedModel, facts: Sequence[FactEdit]) -> tuple[int, float]:
-        """Gate layer and threshold with the fewest errors on the facts' own paraphrases and neighbours."""
-        first, _ = self.layers(model)
-        layers = [self.gate_layer] if self.gate_layer is not None else list(range(first + 1))
-        distances = _distances(model, facts, layers, self.paraphrases)
-        best: tuple[float, int, float] | None = None
-        for layer, (own, foreign) in zip(layers, distances, strict=True):
-            threshold = calibrate(own, foreign)
-            missed = sum(d > threshold for d in own) / len(own)
-            false = sum(d <= threshold for d in foreign) / len(foreign)
-            if best is None or missed + false <= best[0]:  # of equals the deepest: it has seen the most
-                best = (missed + false, layer, threshold)
-        assert best is not None
-        return best[1], best[2]
+@dataclass(frozen=True)
+class _Fitting:
+    """The maps of one edit: states at the sites, one layer after the other."""
 
+    editor: MEGA
+    model: HookedModel
+    fact: FactEdit
+    site: SiteName
+    heads: Mapping[int, Heads]
+    layers: Sequence[int]
 
-def _distances(
-    model: HookedModel, facts: Sequence[FactEdit], layers: Sequence[int], table: Paraphrases | None
-) -> list[tuple[list[float], list[float]]]:
-    """For each layer the distances to the facts' centres, of their paraphrase and of their neighbourhood prompts."""
-    points = [resid_pre(layer) for layer in layers]
-    found: list[tuple[list[float], list[float]]] = [([], []) for _ in layers]
-    for fact in facts:
-        centres = last_states(model, paraphrases(fact, table), points)
-        for side, prompts in enumerate((fact.paraphrase_prompts, fact.neighborhood_prompts)):
-            states = last_states(model, prompts, points) if prompts else []
-            for pair, at_layer, centre in zip(found, states, centres, strict=False):
-                pair[side].extend(nearest(at_layer, centre).tolist())
-    return found
+    def edit(self, empty: SteeringEdit) -> SteeringEdit:
+        """`empty` with a map for each layer."""
+        own = self.editor.sources(self.model, self.fact)
+        source, target = source_and_target(self.fact, own, self.editor.source)
+        more, more_target = self._implications()
+        goals = self._states(self.model, target + more_target, self.layers)
+        maps: dict[int, AffineMap] = {}
+        for layer, goal in zip(self.layers, goals, strict=True):
+            open_edit = SteeringEdit(
+                self.fact,
+                maps if self.editor.sequential else {},
+                AlwaysOn(),
+                empty.alpha,
+                self.site,
+                self.heads,
+            )
+            with steer(self.model, [open_edit]) as steered:
+                (start,) = self._states(steered, source + more, [layer])
+            maps = {**maps, layer: self._map(start, goal, len(source), len(target))}
+        return SteeringEdit(
+            empty.fact, maps, empty.gate, empty.alpha, empty.site, empty.heads, empty.position, empty.choice
+        )
+
+    def _implications(self) -> tuple[list[str], list[str]]:
+        if not self.editor.implicate:
+            return [], []
+        return implication_pairs(self.fact, implications(self.fact, self.editor.paraphrases))
+
+    def _states(self, model: HookedModel, prompts: Sequence[str], layers: Sequence[int]) -> list[Tensor]:
+        found = last_states(model, prompts, [read_site(layer, self.site) for layer in layers])
+        return [
+            part(states, self.heads[layer] if self.site == "z" else None)
+            for layer, states in zip(layers, found, strict=True)
+        ]
+
+    def _map(self, start: Tensor, goal: Tensor, n_source: int, n_target: int) -> AffineMap:
+        source, implied = start[:n_source], start[n_source:]
+        target, implied_goal = goal[:n_target], goal[n_target:]
+        if len(implied):
+            dice = torch.Generator().manual_seed(0)
+            mean = target.mean(0) - source.mean(0)
+            implied, implied_goal = align_implications(mean, implied, implied_goal, generator=dice)
+            source, target = torch.cat([source, implied]), torch.cat([target, implied_goal])
+        if self.editor.estimator == "shift":
+            return mean_shift(source, target)
+        rank = self.editor.rank
+        assert rank != "auto"
+        return gaussian_map(source, target, reg=self.editor.reg, rank=rank)

@@ -17,9 +17,11 @@ from typing import Any, Literal, get_args
 
 from mechedit.facts import FactEdit
 from mechedit.factworld.world import HOPS, RELATIONS, World, alias
+from mechedit.records import RippleTest
+from mechedit.schemas import BUILDERS, from_row
 from reports.errors import InputError
 
-__all__ = ["Schema", "edits", "export"]
+__all__ = ["Schema", "edits", "export", "ripple_tests"]
 
 Schema = Literal["counterfact", "ripple", "easyedit"]
 NEIGHBOURS = 10
@@ -45,6 +47,15 @@ def edits(
         raise InputError(f"limit: expected 1 to {len(facts)} edits, found {limit}")
     chosen = random.Random(f"{world.seed}:edits:{seed}").sample(facts, limit)
     return [_edit(world, subject, relation) for subject, relation in chosen]
+
+
+def ripple_tests(fact: FactEdit) -> tuple[RippleTest, ...]:
+    """RippleEdits' tests of an edit of the world: what the exported file holds, as `load_facts` reads it.
+
+    >>> sorted({test.axis for test in ripple_tests(edits(1)[0])})
+    ['RS', 'SA']
+    """
+    return from_row(BUILDERS["ripple"], _ripple(World(), fact), 0, where="factworld").ripple
 
 
 def export(path: str | os.PathLike[str], *, schema: Schema, limit: int, seed: int = 0) -> int:

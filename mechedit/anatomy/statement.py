@@ -1,7 +1,4 @@
-"""The anatomy of an edit: where success and failure part ways.
-
-Source: "The Anatomy of an Edit" (arXiv 2603.20795): attribution *after* an edit, successful against failed
-edits. Here the edit is a statement in context, which changes nothing in the model and still changes what it says:
+"""A statement in context as an edit: it changes nothing in the model and still changes what it says.
 
 1. For every fact two prompts state the new object before the rewrite prompt: once for this subject (it should be
    followed), once for another fact's subject (it should be ignored).
@@ -21,12 +18,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import torch
 
-from mechedit.attribution.frames import head_frames
-from mechedit.attribution.layers import account
-from mechedit.attribution.projection import Projection
-from mechedit.attribution.terms import layer_terms
+from mechedit.anatomy.scores import layer_scores
+from mechedit.anatomy.window import best_window, window_scores
 from mechedit.facts import FactEdit
 from mechedit.prompts import avoid
 from reports.errors import InputError
@@ -35,26 +29,21 @@ from reports.results import Result
 if TYPE_CHECKING:
     from mechedit.model import HookedModel
 
-__all__ = [
-    "LayerScores",
-    "StatementContrast",
-    "best_window",
-    "layer_scores",
-    "statement_contrast",
-    "window_scores",
-]
+__all__ = ["StatementContrast", "statement_contrast"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class StatementContrast(Result):
     """What a statement that succeeds writes, layer by layer, and one that fails does not.
 
-    layers: frame layer, module, success, failure, difference, low, high (nats, 95 % bootstrap interval).
+    layers: frame layer, module, success, failure, difference, low, high (nats, 95 % bootstrap interval). heads: frame
+    layer, head and the same columns.
     window: (first, last) layer, both included. n_success, n_failure: prompts of each kind.
     """
 
     kind: ClassVar[str] = "statement_contrast"
     layers: pd.DataFrame
+    heads: pd.DataFrame
     window: tuple[int, int]
     n_success: int
     n_failure: int
@@ -63,35 +52,6 @@ class StatementContrast(Result):
     def windows(self) -> pd.DataFrame:
         """Every candidate window and its score, as `window_scores`."""
         return window_scores(_attention(self.layers))
-
-
-@dataclass(frozen=True, eq=False)
-class LayerScores:
-    """One target's NLKA scores, nats: frames layer, module, score and layer, head, score, as `attribute` has them.
-
-    token: the id of the target's first token.
-    """
-
-    token: int
-    layers: pd.DataFrame
-    heads: pd.DataFrame
-
-
-@torch.no_grad()
-def layer_scores(model: HookedModel, prompt: str, targets: Sequence[str]) -> list[LayerScores]:
-    """Layer and head scores of several targets from one forward pass, with biases kept and without neurons."""
-    ids, _ = model.continuation(prompt, targets[0])
-    view = model.residual_view(ids)
-    norm = model.final_norm
-    projection = Projection.freeze(norm, model.W_U, model.b_U, x_final=view.resid_final, biases="keep")
-    terms = list(layer_terms(model, view))
-    results = []
-    for target in targets:
-        token = int(model.continuation(prompt, target)[1][0])
-        scores = account(projection, terms, target=token)
-        heads, _ = head_frames(projection, terms, scores.log_p, target=token, all_positions=False)
-        results.append(LayerScores(token, scores.layers, heads))
-    return results
 
 
 def statement_contrast(model: HookedModel, facts: Sequence[FactEdit], *, seed: int = 0) -> StatementContrast:
@@ -110,7 +70,7 @@ def statement_contrast(model: HookedModel, facts: Sequence[FactEdit], *, seed: i
         raise InputError(
             f"facts: expected at least two subjects to contrast statements about, found {len(facts)}"
         )
-    frames, success = [], []
+    frames, heads, success = [], [], []
     for i, fact in enumerate(facts):
         stranger = next(f.subject for f in (*facts[i + 1 :], *facts[:i]) if f.subject != fact.subject)
         for told in (fact.subject, stranger):
@@ -118,6 +78,7 @@ def statement_contrast(model: HookedModel, facts: Sequence[FactEdit], *, seed: i
             prompt = avoid(said, fact.target_true, fact.target_new, fact.rewrite_prompt)
             (scores,) = layer_scores(model, prompt, [fact.target_new])
             frames.append(scores.layers)
+            heads.append(scores.heads)
             success.append(int(model.logits([prompt])[0].argmax()) == scores.token)
     outcome = np.array(success)
     if outcome.all() or not outcome.any():
@@ -128,33 +89,12 @@ def statement_contrast(model: HookedModel, facts: Sequence[FactEdit], *, seed: i
         )
     layers = _difference(frames, outcome, seed=seed)
     return StatementContrast(
-        layers, best_window(_attention(layers)), int(outcome.sum()), int((~outcome).sum())
+        layers,
+        _difference(heads, outcome, seed=seed),
+        best_window(_attention(layers)),
+        int(outcome.sum()),
+        int((~outcome).sum()),
     )
-
-
-def window_scores(differences: np.ndarray) -> pd.DataFrame:
-    """Every contiguous run of layers: frame first, last, score, the run's sum above the mean of all layers.
-
-    Without the mean every layer that is not negative would belong to the best run.
-
-    >>> window_scores(np.array([0.0, 3.0])).to_dict("list")
-    {'first': [0, 0, 1], 'last': [0, 1, 1], 'score': [-1.5, 0.0, 1.5]}
-    """
-    excess = differences - differences.mean()
-    runs = [(a, b) for a in range(len(excess)) for b in range(a, len(excess))]
-    rows = [(a, b, float(excess[a : b + 1].sum())) for a, b in runs]
-    return pd.DataFrame(rows, columns=["first", "last", "score"])
-
-
-def best_window(differences: np.ndarray) -> tuple[int, int]:
-    """First and last layer of the run with the highest of `window_scores`; ties go to the earliest, shortest.
-
-    >>> best_window(np.array([0.1, 0.0, 0.2, 1.0, 1.5, 0.1]))
-    (3, 4)
-    """
-    scores = window_scores(differences)
-    best = scores.loc[scores["score"].idxmax()]
-    return int(best["first"]), int(best["last"])
 
 
 def _attention(layers: pd.DataFrame) -> np.ndarray:
@@ -167,8 +107,16 @@ def _difference(frames: list[pd.DataFrame], success: np.ndarray, *, seed: int) -
     rng = np.random.default_rng(seed)
     resampled = np.stack([_resample(good, rng) - _resample(bad, rng) for _ in range(1000)])
     low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
-    return frames[0][["layer", "module"]].assign(
-        success=good.mean(0), failure=bad.mean(0), difference=good.mean(0) - bad.mean(0), low=low, high=high
+    return (
+        frames[0]
+        .drop(columns="score")
+        .assign(
+            success=good.mean(0),
+            failure=bad.mean(0),
+            difference=good.mean(0) - bad.mean(0),
+            low=low,
+            high=high,
+        )
     )
 
 

@@ -1,0 +1,152 @@
+"""Seconds per edit: ROME's search for v* on what it can change, against the plain loop over full forward passes.
+
+All on one random model, in one run, on the same facts, contexts and hyper-parameters; both take as many steps
+(nothing stops early):
+
+- *plain*: for each fact alone, every step runs all contexts through the whole model, δ added by a hook at the layer's
+  MLP output, and takes the logits of every position, as the published code does;
+- *single*: `find_delta` on `upper_part`, one fact; *batch*: the same for all facts in one batch.
+
+The plain loop is also the oracle of the tests: the same formulas written once more, without padding to a common column,
+a cache or a batch of facts.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from experiments.benchmarks.shapes import random_gpt2
+
+if TYPE_CHECKING:
+    from mechedit.editors.lookup import Lengths
+    from mechedit.editors.target import Search
+    from mechedit.facts import FactEdit
+    from mechedit.model import HookedModel
+
+__all__ = ["bench_edit", "plain_delta"]
+
+CONTEXTS: Lengths = ((10, 5), (10, 10))  # ROME's
+
+
+def bench_edit(
+    *, shape: str = "gpt2-small", facts: int = 32, steps: int = 5, repeats: int = 3
+) -> dict[str, Any]:
+    """As one dict: single_speedup, batch_speedup, max_diff (of v* from the plain loop's), seconds per edit.
+
+    The plain loop is timed on `repeats` facts, alternating with the single edit of the same fact; the batch once.
+    """
+    from mechedit.editors.lookup import ask, contexts
+    from mechedit.editors.target import Search, find_delta
+    from mechedit.editors.upper import upper_part
+    from mechedit.factworld import edits
+
+    records = edits(facts)
+    # No stop before the last step: the two must do the same number of them.
+    search = Search(steps, lr=0.5, weight_decay=0.5, kl_factor=0.0625, clamp=4.0, stop=0.0)
+    with random_gpt2(shape) as model:
+        layer, before = model.shape.n_layers // 3, contexts(model, CONTEXTS)
+
+        def fast(chosen: Sequence[FactEdit]) -> tuple[Tensor, Tensor]:
+            asked = ask(model, chosen, before)
+            upper = upper_part(model, layer, asked.texts, asked.starts)
+            v0 = mlp_out(model, layer, chosen)
+            return v0, find_delta(upper, asked, v0, search)
+
+        def plain(fact: FactEdit) -> Tensor:
+            return plain_delta(model, layer, fact, before, mlp_out(model, layer, [fact])[0], search)
+
+        fast(records[:1])  # warm
+        timed = [(_timed(partial(plain, fact)), _timed(partial(fast, [fact]))) for fact in records[:repeats]]
+        batch_seconds, (v0, together) = _timed(partial(fast, records))
+        worst = max(
+            float((slow - one).abs().max())
+            for i, ((_, slow), (_, (_, single))) in enumerate(timed)
+            for one in (single[0], together[i])
+        )
+        n_layers = model.shape.n_layers
+    slow_seconds = statistics.median(seconds for (seconds, _), _ in timed)
+    single_seconds = statistics.median(seconds for _, (seconds, _) in timed)
+    return {
+        "single_speedup": slow_seconds / single_seconds,
+        "batch_speedup": slow_seconds / (batch_seconds / facts),
+        "max_diff": worst,
+        "v_norm": float(v0.norm(dim=-1).mean()),
+        "seconds": {"plain": slow_seconds, "single": single_seconds, "batch": batch_seconds / facts},
+        "facts": facts,
+        "steps": steps,
+        "contexts": len(before),
+        "layer": layer,
+        "n_layers": n_layers,
+        "shape": shape,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
+
+
+def mlp_out(model: HookedModel, layer: int, facts: Sequence[FactEdit]) -> Tensor:
+    """v0 [F, d]: the layer's MLP output at the end of each rewrite prompt's subject."""
+    from mechedit.editors.lookup import subject_ids
+    from mechedit.states import last_states
+
+    cut = [subject_ids(model, fact.prompt, fact.subject) for fact in facts]
+    (states,) = last_states(model, cut, [f"blocks.{layer}.hook_mlp_out"])
+    return states
+
+
+def plain_delta(
+    model: HookedModel, layer: int, fact: FactEdit, before: Sequence[str], v0: Tensor, search: Search
+) -> Tensor:
+    """δ [d] of one fact by full forward passes: the oracle of `mechedit.editors.target.find_delta`."""
+    from mechedit.editors.lookup import DRIFT, subject_end
+
+    pairs = [model.continuation(c + fact.rewrite_prompt, fact.target_new) for c in before]
+    drift_ids, drift_at = subject_end(model, DRIFT, fact.subject)
+    rows = [torch.cat([prompt, target[:-1]]) for prompt, target in pairs] + [drift_ids]
+    places = [subject_end(model, fact.prompt, fact.subject, context=c)[1] for c in before] + [drift_at]
+    ids, mask = model.pad(rows, side="right")
+    every = torch.arange(len(rows), device=model.device)
+    delta = torch.zeros_like(v0).requires_grad_()
+    adam = torch.optim.Adam([delta], lr=search.lr)
+    drift: Tensor | None = None
+
+    def add(out: Tensor, hook: object) -> Tensor:
+        changed = out.clone()
+        changed[every, places] = changed[every, places] + delta
+        return changed
+
+    for step in range(search.steps):
+        with model.hooks([(f"blocks.{layer}.hook_mlp_out", add)]), torch.enable_grad():
+            log_p = model.forward(ids, mask).log_softmax(-1)
+        now = log_p[-1, len(drift_ids) - 1]
+        drift = now.detach() if drift is None else drift
+        nll = torch.stack([
+            -torch.stack([log_p[row, len(prompt) - 1 + i, token] for i, token in enumerate(target)]).mean()
+            for row, (prompt, target) in enumerate(pairs)
+        ]).mean()  # fmt: skip
+        kl = (drift.exp() * (drift - now)).sum()
+        loss = nll + search.kl_factor * kl + search.weight_decay * delta.norm() / v0.norm() ** 2
+        if loss < search.stop or step == search.steps - 1:
+            break
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        with torch.no_grad():
+            limit = search.clamp * v0.norm()
+            if delta.norm() > limit:
+                delta.mul_(limit / delta.norm())
+    return delta.detach()
+
+
+def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    began = time.perf_counter()
+    result = call()
+    return time.perf_counter() - began, result

@@ -1,0 +1,147 @@
+"""What steering costs: the fit of a map, a forward pass, generation, and a thousand edits live on one model.
+
+Ratios within one run, warm, medians of `repeats` pairs that alternate (plain, steered, plain, ...), so that what else
+the machine does falls on both sides:
+
+- *fit*: the Gaussian map of one layer at d = 4,096 from 200 prompts a side, against POT's `LinearTransport` (once: it
+  takes minutes), both in fp64 with the same regularisation; the largest difference of the mapped states beside it;
+- *forward*: a batch of 8 prompts with one edit (window of four layers, hidden gate, open for one of them);
+- *generate*: 64 tokens behind one prompt that is steered all along;
+- *thousand edits*: the batch of 8 prompts with 1,000 edits live, 10 centres each, one of them open.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from experiments.benchmarks.shapes import random_gpt2
+
+if TYPE_CHECKING:
+    from mechedit.editors import SteeringEdit
+    from mechedit.model import HookedModel
+
+__all__ = ["bench_mega"]
+
+PROMPT = "The mother tongue of Anna Novak is Greek and"
+D_MODEL, N_PROMPTS, REG = 4096, 200, 1e-2
+EDITS, CENTRES = 1000, 10
+
+
+def bench_mega(*, repeats: int = 5, fit: bool = True) -> dict[str, Any]:
+    """The benchmark as one dict: fit_speedup_vs_pot, fit_max_diff, forward_ratio, generate_ratio,
+    thousand_edits_ratio."""
+    result: dict[str, Any] = _fit(repeats) if fit else {}
+    with random_gpt2("gpt2-small") as model:
+        result |= _steered(model, repeats)
+    return {
+        **result,
+        "shape": "gpt2-small",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
+
+
+def _fit(repeats: int) -> dict[str, Any]:
+    import ot
+
+    from mechedit.transport import gaussian_map
+
+    draw = torch.Generator().manual_seed(0)
+    source = torch.randn(N_PROMPTS, D_MODEL, generator=draw, dtype=torch.float64)
+    target = 1.5 * torch.randn(N_PROMPTS, D_MODEL, generator=draw, dtype=torch.float64) + 1
+    fitted = gaussian_map(source, target, reg=REG)
+    ours = _median(lambda: gaussian_map(source, target, reg=REG), repeats)
+    began = time.perf_counter()
+    theirs = ot.da.LinearTransport(reg=REG).fit(Xs=source.numpy(), Xt=target.numpy())
+    pot = time.perf_counter() - began
+    moved = torch.from_numpy(theirs.transform(source.numpy()))
+    return {
+        "fit_speedup_vs_pot": pot / ours,
+        "fit_max_diff": float((fitted(source) - moved).abs().max()),
+        "fit_seconds": {"ours": ours, "pot": pot},
+        "fit_d_model": D_MODEL,
+        "fit_prompts": N_PROMPTS,
+        "map_bytes": sum(t.numel() * 8 for t in (fitted.mean, fitted.basis, fitted.matrix, fitted.shift)),
+    }
+
+
+@torch.no_grad()
+def _steered(model: HookedModel, repeats: int) -> dict[str, Any]:
+    from mechedit.editors import EditBook
+    from mechedit.editors.steering import steer
+
+    prompts = [f"{PROMPT} {i}" for i in range(8)]
+    edits = _edits(model, prompts[0])
+    book = EditBook.of(model, edits)
+
+    def forward() -> None:
+        model.logits(prompts)
+
+    def tokens() -> None:
+        model.generate(prompts[:1], max_new_tokens=64)
+
+    with steer(model, edits[:1]) as steered:
+        assert steered.gate_fired(prompts) == [True] + [False] * 7
+    return {
+        "forward_ratio": _ratio(forward, lambda: steer(model, edits[:1]), 4 * repeats),
+        "generate_ratio": _ratio(tokens, lambda: steer(model, edits[:1]), repeats),
+        "thousand_edits_ratio": _ratio(forward, lambda: book.apply(model), 4 * repeats),
+        "edits": len(book),
+        "batch": len(prompts),
+    }
+
+
+def _edits(model: HookedModel, prompt: str) -> list[SteeringEdit]:
+    """An edit about `prompt`, and others whose gates are closed: as many centres, maps of the same size."""
+    from mechedit.editors import SteeringEdit
+    from mechedit.facts import FactEdit
+    from mechedit.gates import HiddenGate
+    from mechedit.states import last_states, resid_pre
+    from mechedit.transport import gaussian_map
+
+    d, window = model.shape.d_model, range(4, 8)
+    draw = torch.Generator().manual_seed(1)
+    fact = FactEdit("Anna Novak", "The mother tongue of {} is", "Greek", "French")
+    clouds = torch.randn(2, CENTRES, d, generator=draw)
+    maps = {layer: gaussian_map(clouds[0], clouds[1], reg=1.0) for layer in window}
+    (state,) = last_states(model, [prompt], [resid_pre(4)])
+    (others,) = last_states(model, [f"{prompt} and more {i}" for i in range(CENTRES)], [resid_pre(4)])
+    apart = float((others - state).norm(dim=1).min())
+    edits = []
+    for i in range(EDITS):
+        centres = others + (0.1 if i else 0.0) * torch.randn(CENTRES, d, generator=draw)
+        if i == 0:
+            centres[0] = state
+        gate = HiddenGate(4, centres, 1e-3 * apart)
+        edits.append(SteeringEdit(replace(fact, case_id=i), maps, gate))
+    return edits
+
+
+def _ratio(call: Callable[[], object], steered: Callable[[], Any], repeats: int) -> float:
+    """Median of the ratios of neighbouring runs, under the edit over without it; both warm, hooks put on outside."""
+    ratios = []
+    call()
+    for _ in range(repeats):
+        plain = _time(call)
+        with steered():
+            call()
+            ratios.append(_time(call) / plain)
+    return statistics.median(ratios)
+
+
+def _median(call: Callable[[], object], repeats: int) -> float:
+    return statistics.median(_time(call) for _ in range(repeats))
+
+
+def _time(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began

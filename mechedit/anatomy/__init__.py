@@ -1,0 +1,21 @@
+"""The anatomy of an edit: where success and failure part ways.
+
+Source: "The Anatomy of an Edit" (arXiv 2603.20795): attribution *after* an edit, successful against failed edits.
+`anatomy` contrasts knowledge editors (`study`), `statement_contrast` statements in context (`statement`).
+"""
+
+from mechedit.anatomy.scores import LayerScores, layer_scores
+from mechedit.anatomy.statement import StatementContrast, statement_contrast
+from mechedit.anatomy.study import AnatomyStudy, anatomy
+from mechedit.anatomy.window import best_window, window_scores
+
+__all__ = [
+    "AnatomyStudy",
+    "LayerScores",
+    "StatementContrast",
+    "anatomy",
+    "best_window",
+    "layer_scores",
+    "statement_contrast",
+    "window_scores",
+]

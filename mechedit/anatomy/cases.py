@@ -1,0 +1,130 @@
+"""One fact under every editor: outcome, and what changed in every layer, head and leading neuron.
+
+For each fact, steps:
+
+1. unedited: layer and head scores of the new and the old object, and the top neurons of both;
+2. for each editor: the same of the edited model; whether its next token starts the new object, on the rewrite prompt
+   (success) and on all paraphrases too (strict);
+3. the edited model's top neurons of the new object are scored in the unedited model, and the unedited model's top
+   neurons of the old object in the edited one: exact scores on both sides.
+
+A case is plain data, written to a run folder as it is. A fact that the unedited model does not know, or whose objects
+start with the same token, is left out, with the reason: there is no old fact to overrule, or nothing to tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mechedit.anatomy.failures import AS_SET
+from mechedit.anatomy.scores import KINDS, LayerScores, Scored
+from mechedit.evaluation import known_facts
+from mechedit.facts import FactEdit
+
+if TYPE_CHECKING:
+    from mechedit.editors import Editor
+    from mechedit.model import HookedModel
+
+__all__ = ["OBJECTS", "Setting", "measure_fact", "settings_for"]
+
+OBJECTS = ("new", "old")
+NEW, OLD = 0, 1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An editor under a label: "as set", or how it was made to fail."""
+
+    editor: Editor
+    name: str
+    label: str = AS_SET
+
+
+def settings_for(editors: Sequence[Editor], ways: Sequence[dict[str, Editor]], index: int) -> list[Setting]:
+    """What is run on the fact of this index: every editor as set, and one of the ways to make it fail, in turn."""
+    chosen = []
+    for editor, failing in zip(editors, ways, strict=True):
+        chosen.append(Setting(editor, editor.name))
+        if failing:
+            label = list(failing)[index % len(failing)]
+            chosen.append(Setting(failing[label], editor.name, label))
+    return chosen
+
+
+def measure_fact(
+    model: HookedModel, fact: FactEdit, settings: Sequence[Setting], *, top_k: int
+) -> dict[str, Any]:
+    """The case of one fact: skipped ("" or why), before, runs."""
+    targets = [fact.target_new, fact.target_true]
+    new, old = (int(model.continuation(fact.rewrite_prompt, t)[1][0]) for t in targets)
+    if new == old:
+        return {"skipped": "both objects start with the same token", "before": {}, "runs": []}
+    if not known_facts(model, [fact])[0]:
+        return {"skipped": "the unedited model does not know it", "before": {}, "runs": []}
+    before = Scored(model, fact.rewrite_prompt, targets)
+    state = _state(before)
+    state["top"] = {name: _tops(before, target, top_k) for target, name in enumerate(OBJECTS)}
+    runs = [_run(model, before, state, fact, setting, top_k) for setting in settings]
+    return {"skipped": "", "before": state, "runs": runs}
+
+
+def _run(
+    model: HookedModel,
+    before: Scored,
+    unedited: dict[str, Any],
+    fact: FactEdit,
+    setting: Setting,
+    top_k: int,
+) -> dict[str, Any]:
+    with setting.editor.apply(model, [fact]) as edited:
+        after = Scored(edited, fact.rewrite_prompt, [fact.target_new, fact.target_true])
+        success = after.next_token == after.tokens[NEW]
+        strict = success and _start(edited, fact)
+        state, tops = _state(after), after.top(NEW, top_k)
+        fallen = {}
+        for kind in KINDS:
+            units = [(layer, unit) for layer, unit, _ in unedited["top"]["old"][kind]]
+            fallen[kind] = after.of(OLD, kind, units)
+    # Directions are views of the weights: the unedited scores are asked for once the edit is undone.
+    risen = {kind: before.of(NEW, kind, [unit for unit, _ in tops[kind]]) for kind in KINDS}
+    neurons = {
+        "new": {
+            kind: [[*unit, was, now] for (unit, now), was in zip(tops[kind], risen[kind], strict=True)]
+            for kind in KINDS
+        },
+        "old": {
+            kind: [
+                [layer, unit, was, now]
+                for (layer, unit, was), now in zip(unedited["top"]["old"][kind], fallen[kind], strict=True)
+            ]
+            for kind in KINDS
+        },
+    }
+    names = {"editor": setting.name, "setting": setting.label}
+    return {**names, "success": success, "strict": strict, "after": state, "neurons": neurons}
+
+
+def _start(model: HookedModel, fact: FactEdit) -> bool:
+    """Whether the next token starts the new object on every paraphrase."""
+    if not fact.paraphrase_prompts:
+        return True
+    tokens = [int(model.continuation(prompt, fact.target_new)[1][0]) for prompt in fact.paraphrase_prompts]
+    return bool(model.logits(fact.paraphrase_prompts).argmax(-1).tolist() == tokens)
+
+
+def _state(scored: Scored) -> dict[str, Any]:
+    found: dict[str, LayerScores] = {name: scored.layers(i) for i, name in enumerate(OBJECTS)}
+    return {
+        "layers": {name: one.layers.to_dict("list") for name, one in found.items()},
+        "heads": {name: one.heads["score"].tolist() for name, one in found.items()},
+        "logp": {name: one.logp for name, one in found.items()},
+        "rest": {name: one.rest for name, one in found.items()},
+    }
+
+
+def _tops(scored: Scored, target: int, k: int) -> dict[str, list[list[float]]]:
+    return {
+        kind: [[*unit, score] for unit, score in ranked] for kind, ranked in scored.top(target, k).items()
+    }

@@ -1,0 +1,208 @@
+"""The paper's claims, put to the numbers of one model: "holds", "does not hold", or not enough runs to say.
+
+Claims of "The Anatomy of an Edit" (arXiv 2603.20795, abstract), in the words of success − failure differences d of
+Δ log p (nats); "mid-to-late" is every layer from a third of the depth on [our reading]:
+
+- *promotes*: d of the new object, attention: the mean of a mid-to-late layer is above 0, and above an early layer's.
+- *suppress*: d of the old object: the sum over attention is below 0, and so is the sum over the FFNs.
+- *agree* (of the editors): for every two, the correlation of their profiles d (attention and FFN by layer, both
+  objects) is above 0, and above what profiles with their layers shuffled reach (97.5 %).
+
+Attention is what really is added to the stream: the heads' output and, under an editor that steers it, the steering
+term, whose own part the evidence says. "Above" and "below" are those of a 95 % bootstrap interval over facts. An answer
+needs both outcomes on at least `tables.LEAST` facts. A claim that does not hold may be untrue or too weak for this n:
+the numbers stand beside it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from mechedit.anatomy.contrast import Contrast, interval
+from mechedit.anatomy.features import POOLED, columns
+from mechedit.anatomy.tables import ALL, LEAST
+
+__all__ = ["HOLDS", "NOT", "TOO_FEW", "agreement_table", "claim_table", "first_mid_layer"]
+
+HOLDS, NOT = "holds", "does not hold"
+TOO_FEW = {"failure": "not enough failures", "success": "not enough successes"}
+CLAIMS = {
+    "promotes": "Mid-to-late attention promotes the new object",
+    "suppress": "Attention and FFN suppress the old object together",
+    "agree": "The editors agree on where",
+}
+ATTENTION, FFN = ("attn", "steer"), ("mlp", "steer_mlp")
+_SHUFFLES = 1000
+
+
+def first_mid_layer(n_layers: int) -> int:
+    """Where "mid-to-late" begins: a third of the depth.
+
+    >>> first_mid_layer(8), first_mid_layer(48)
+    (3, 16)
+    """
+    return -(-n_layers // 3)
+
+
+def claim_table(
+    found: Mapping[tuple[str, str], Contrast], agreement: pd.DataFrame, *, n_layers: int
+) -> pd.DataFrame:
+    """One row a claim and editor: claim, key, editor, answer, value, low, high, evidence, n_success, n_failure.
+
+    value, low, high: of the claim's first condition (nats; for "agree" the correlation of the pair nearest its null).
+    """
+    rows = []
+    ready = [
+        name
+        for (name, setting), one in found.items()
+        if setting == ALL and name != POOLED and one.enough(LEAST)
+    ]
+    for (editor, setting), one in found.items():
+        if setting != ALL:
+            continue
+        for row in (_promotes(editor, one, n_layers), _suppress(editor, one, n_layers)):
+            if editor == POOLED:
+                if not ready:  # all runs together would set one editor's failures against another's successes
+                    row |= {
+                        "answer": TOO_FEW["failure"],
+                        "evidence": f"no editor has {LEAST} facts of each outcome",
+                    }
+                else:
+                    row["evidence"] = f"mean of {', '.join(ready)}: {row['evidence']}"
+            rows.append(row)
+    rows.append(_agree(agreement))
+    table = pd.DataFrame(rows)
+    table.insert(0, "claim", [CLAIMS[key] for key in table["key"]])
+    return table
+
+
+def agreement_table(
+    found: Mapping[tuple[str, str], Contrast], *, n_layers: int, seed: int = 0
+) -> pd.DataFrame:
+    """Correlation of two editors' difference profiles: a, b, correlation, low, high, null (97.5 % of shuffled layers).
+
+    Only editors with both outcomes on at least `LEAST` facts.
+    """
+    profile = _mask(n_layers, "new", ("attn", "mlp")) | _mask(
+        n_layers, "old", ("attn", "mlp")
+    )  # no steering terms
+    ready = {
+        editor: one
+        for (editor, setting), one in found.items()
+        if setting == ALL and editor != POOLED and one.enough(LEAST)
+    }
+    rng = np.random.default_rng(seed)
+    rows = []
+    for a, b in itertools.combinations(ready, 2):
+        one, other = (ready[name].difference[profile] for name in (a, b))
+        drawn = _correlations(ready[a].drawn[:, profile], ready[b].drawn[:, profile])
+        low, high = interval(drawn[:, None])
+        blocks = np.tile(other.reshape(4, n_layers), (_SHUFFLES, 1, 1))
+        shuffled = rng.permuted(blocks, axis=2).reshape(_SHUFFLES, -1)
+        null = float(np.quantile(_correlations(np.tile(one, (_SHUFFLES, 1)), shuffled), 0.975))
+        value = float(_correlations(one[None], other[None])[0])
+        rows.append((a, b, value, float(low[0]), float(high[0]), null))
+    return pd.DataFrame(rows, columns=["a", "b", "correlation", "low", "high", "null"])
+
+
+def _promotes(editor: str, one: Contrast, n_layers: int) -> dict[str, object]:
+    mid = first_mid_layer(n_layers)
+    late, early = (
+        _mask(n_layers, "new", ATTENTION, layers) / len(layers)
+        for layers in (range(mid, n_layers), range(mid))
+    )
+    value, low, high = _functional(one, late)
+    apart, apart_low, apart_high = _functional(one, late - early)
+    total = value * (n_layers - mid)
+    evidence = (
+        f"attention of layers {mid} to {n_layers - 1}: {total:+.2f} nats more where the edit succeeds "
+        f"({value:+.3f} [{low:+.3f}, {high:+.3f}] a layer); against an early layer {apart:+.3f} "
+        f"[{apart_low:+.3f}, {apart_high:+.3f}]"
+    )
+    evidence += _steering(one, "new", ATTENTION, n_layers)
+    return _row("promotes", editor, one, low > 0 and apart_low > 0, (value, low, high), evidence)
+
+
+def _suppress(editor: str, one: Contrast, n_layers: int) -> dict[str, object]:
+    sides = {"attn": ATTENTION, "mlp": FFN}
+    parts = {name: _functional(one, _mask(n_layers, "old", modules)) for name, modules in sides.items()}
+    said = [
+        f"{label} {value:+.2f} [{low:+.2f}, {high:+.2f}]"
+        for label, (value, low, high) in zip(("attention", "MLP"), parts.values(), strict=True)
+    ]
+    evidence = f"on the old object, success less failure, nats over all layers: {'; '.join(said)}"
+    evidence += _steering(one, "old", (*ATTENTION, *FFN), n_layers)
+    holds = all(high < 0 for _, _, high in parts.values())
+    return _row("suppress", editor, one, holds, parts["attn"], evidence)
+
+
+def _steering(one: Contrast, thing: str, modules: tuple[str, ...], n_layers: int) -> str:
+    """What of it the editor's own steering terms write, where there are any."""
+    terms = {
+        name: _functional(one, _mask(n_layers, thing, (name,)))[0]
+        for name in modules
+        if name.startswith("steer")
+    }
+    where = {"steer": "attention", "steer_mlp": "MLP"}
+    said = [f"{where[name]} {value:+.2f}" for name, value in terms.items() if abs(value) > 1e-3]
+    return f"; of which the steering term itself: {', '.join(said)}" if said else ""
+
+
+def _agree(agreement: pd.DataFrame) -> dict[str, object]:
+    none = {"value": np.nan, "low": np.nan, "high": np.nan, "n_success": 0, "n_failure": 0}
+    row: dict[str, object] = {"key": "agree", "editor": POOLED}
+    if agreement.empty:
+        few = f"fewer than two editors with {LEAST} facts of each outcome"
+        return {**row, "answer": TOO_FEW["failure"], "evidence": few, **none}
+    passed = (agreement["low"] > 0) & (agreement["correlation"] > agreement["null"])
+    least = agreement.loc[(agreement["correlation"] - agreement["null"]).idxmin()]
+    evidence = (
+        f"{int(passed.sum())} of {len(agreement)} pairs of editors agree; the least sure are {least['a']} and "
+        f"{least['b']}, correlation {least['correlation']:+.2f} [{least['low']:+.2f}, {least['high']:+.2f}], shuffled "
+        f"layers up to {least['null']:+.2f}; the median of all pairs {agreement['correlation'].median():+.2f}"
+    )
+    holds = bool(passed.all())
+    values = {"value": least["correlation"], "low": least["low"], "high": least["high"]}
+    return {**row, "answer": HOLDS if holds else NOT, "evidence": evidence, **none, **values}
+
+
+def _row(
+    key: str, editor: str, one: Contrast, holds: bool, value: tuple[float, float, float], evidence: str
+) -> dict[str, object]:
+    answer = HOLDS if holds else NOT
+    if not one.enough(LEAST):
+        side = "failure" if one.facts_failure < LEAST else "success"
+        answer = TOO_FEW[side]
+        evidence = f"succeeded on {one.facts_success} facts, failed on {one.facts_failure}; {LEAST} of each are needed"
+    counts = {"n_success": one.n_success, "n_failure": one.n_failure}
+    names = dict(zip(("value", "low", "high"), value, strict=True))
+    return {"key": key, "editor": editor, "answer": answer, "evidence": evidence, **names, **counts}
+
+
+def _mask(n_layers: int, thing: str, modules: tuple[str, ...], layers: range | None = None) -> np.ndarray:
+    """True at the features of an object's modules and layers, in the flattened order of `Runs.layers`."""
+    wanted = range(n_layers) if layers is None else layers
+    return np.array(
+        [
+            name == thing and module in modules and layer in wanted
+            for name in ("new", "old")
+            for module, layer in columns(n_layers)
+        ]
+    )
+
+
+def _functional(one: Contrast, weights: np.ndarray) -> tuple[float, float, float]:
+    """A weighted sum of the differences, with its interval."""
+    low, high = interval((one.drawn @ weights)[:, None])
+    return float(one.difference @ weights), float(low[0]), float(high[0])
+
+
+def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pearson's r of each row of a [n, D] with the same row of b."""
+    a, b = (x - x.mean(axis=1, keepdims=True) for x in (a, b))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))

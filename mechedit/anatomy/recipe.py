@@ -1,0 +1,139 @@
+"""A whole anatomy study in a run folder: facts, editors by name, window, tables, page.
+
+Steps:
+
+1. the facts to edit, and others (about other subjects) to choose by: the window, and what an editor leaves to `select`;
+2. `anatomy`, fact by fact into the run folder, so that a stopped run goes on;
+3. the study as a result, a summary, and the page, which `reports` draws from the files alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from experiments.runs import RunFolder
+from mechedit.anatomy.study import AnatomyStudy, anatomy
+from mechedit.anatomy.tables import LEAST
+from mechedit.editors import by_name
+from mechedit.evaluation import known_facts
+from mechedit.facts import FactEdit, facts_hash
+from mechedit.splits import facts_and_selection
+from reports import page
+from reports.errors import InputError
+
+if TYPE_CHECKING:
+    from mechedit.editors import Editor
+    from mechedit.model import HookedModel
+
+__all__ = ["AnatomyConfig", "run_anatomy"]
+
+PAPER = ("ft", "rome", "memit", "ike", "sake", "mega")
+
+
+@dataclass(frozen=True)
+class AnatomyConfig:
+    """What is studied: `limit` facts are edited by each of `editors`, `selection` others choose.
+
+    data: a file of facts, or "" for the embedded world's own.
+    """
+
+    model: str = "factworld"
+    editors: tuple[str, ...] = PAPER
+    limit: int = 60
+    selection: int = 20
+    top_k: int = 20
+    data: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.limit, self.selection, self.top_k) < 1:
+            raise InputError(
+                "limit, selection, top_k: expected at least 1 of each, found "
+                f"{self.limit}, {self.selection}, {self.top_k}"
+            )
+
+
+def run_anatomy(
+    model: HookedModel, config: AnatomyConfig, out: str | Path, *, progress: bool = True
+) -> AnatomyStudy:
+    """Runs the study into the folder `out`, or goes on with it.
+
+    Errors: `InputError` for an unknown editor, facts that the model does not know, and where `out` holds something
+    else or a run with another configuration.
+    """
+    editors = [by_name(name) for name in config.editors]
+    facts, selection = facts_and_selection(
+        config.data, embedded=config.model, limit=config.limit, selection=config.selection, seed=config.seed
+    )
+    if not any(known_facts(model, facts)):
+        raise InputError(f"facts: {model.name} knows none of the {len(facts)}, so there is nothing to edit")
+    ready = [_selected(editor, model, selection) for editor in editors]
+    source = {"source": config.data or "the embedded world", "facts": facts_hash(facts)}
+    source["selection"] = facts_hash(selection)
+    seeds = {"facts": config.seed, "selection": config.seed + 1, "bootstrap": config.seed}
+    run = RunFolder.open(out, asdict(config), provenance=model.provenance(data=source, seeds=seeds))
+    study = anatomy(
+        model,
+        facts,
+        editors=ready,
+        selection=selection,
+        top_k=config.top_k,
+        seed=config.seed,
+        run=run,
+        progress=progress,
+    )
+    run.write_result(study, "anatomy")
+    run.write_json("summary", _summary(config, study, ready))
+    page.build(run.path)
+    run.finish({"n": study.n, "answers": dict(zip(_keys(study), study.claims["answer"], strict=True))})
+    return study
+
+
+def _selected(editor: Editor, model: HookedModel, selection: Sequence[FactEdit]) -> Editor:
+    """The editor with what it leaves open chosen on the selection split."""
+    if not getattr(editor, "needs_selection", False):
+        return editor
+    chosen: Editor = cast(Any, editor).select(model, selection)
+    return chosen
+
+
+def _keys(study: AnatomyStudy) -> list[str]:
+    return [
+        f"{key}/{editor}" for key, editor in zip(study.claims["key"], study.claims["editor"], strict=True)
+    ]
+
+
+def _summary(config: AnatomyConfig, study: AnatomyStudy, editors: Sequence[Editor]) -> dict[str, Any]:
+    """What the page says besides the tables."""
+    left_out = [f"{count} facts were left out: {reason}." for reason, count in study.skipped.items()]
+    return {
+        "title": "The anatomy of an edit",
+        "subtitle": f"{study.n} facts under {len(editors)} editors, success against failure",
+        "model": config.model,
+        "n": study.n,
+        "window": list(study.window) if study.window else None,
+        "editors": [],
+        "notes": [
+            *left_out,
+            f"Most failures were made on purpose (the table of outcomes says how); an answer needs {LEAST} facts of "
+            "each outcome.",
+            "Pooled is the mean of the editors that have both outcomes, each weighing the same.",
+            "Under an editor that steers the attention output, attention counts with the steering term, which the "
+            "editor itself writes: its part is said in the evidence.",
+        ],
+        "not_done": [
+            "Scores are static: each unit is added alone under a frozen norm; ablate it to know what it causes.",
+            "Before and after have each their own scale of the final norm: a difference holds that change too.",
+            "Every answer stands alone: no correction is made for asking several questions of several editors.",
+            *(
+                [
+                    "The persons of the embedded world are invented: nothing here says what holds in a model of text."
+                ]
+                if not config.data
+                else []
+            ),
+        ],
+    }

@@ -1,0 +1,131 @@
+"""One forward pass scored for several objects: layers, heads and the neurons that matter, nothing twice.
+
+1. One pass gives the residual stream and its terms (`attribution.terms`) under one frozen σ.
+2. For each object: layer scores, which telescope to its log-probability, and head scores. What no sub-layer wrote (an
+   edit of the final state) is `rest`, so that nothing is lost.
+3. Only where asked: the top k neurons, certified exact (`attribution.certified`), and the exact scores of given ones.
+
+An attention value neuron is here (layer, head, dim), *summed over source positions*: prompts of other lengths (an edit
+that puts demonstrations in front) can then be compared, and there are T times fewer to rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+import torch
+
+from mechedit.attribution.certified import certified, exact_score
+from mechedit.attribution.frames import head_frames
+from mechedit.attribution.layers import Account, account
+from mechedit.attribution.passes import Pass
+from mechedit.attribution.projection import Projection
+from mechedit.attribution.scores import inc_rows
+from mechedit.attribution.terms import LayerTerms, layer_terms
+
+if TYPE_CHECKING:
+    from mechedit.model import HookedModel
+
+__all__ = ["KINDS", "Kind", "LayerScores", "Scored", "layer_scores"]
+
+Kind = Literal["mlp", "attn"]
+KINDS: tuple[Kind, ...] = ("mlp", "attn")
+Unit = tuple[int, int]  # layer, and index within the layer: i, or h · d_head + j
+
+
+@dataclass(frozen=True, eq=False)
+class LayerScores:
+    """One target's NLKA scores, nats: frames layer, module, score and layer, head, score, as `attribute` has them.
+
+    token: the id of the target's first token. logp: its log-probability. rest: what of logp neither the embedding
+    nor any sub-layer accounts for; rounding, but for an edit of the final state.
+    """
+
+    token: int
+    layers: pd.DataFrame
+    heads: pd.DataFrame
+    logp: float
+    rest: float
+
+
+def layer_scores(model: HookedModel, prompt: str, targets: Sequence[str]) -> list[LayerScores]:
+    """Layer and head scores of several targets from one forward pass, with biases kept and without neurons."""
+    scored = Scored(model, prompt, targets)
+    return [scored.layers(i) for i in range(len(targets))]
+
+
+class Scored:
+    """One prompt's forward pass on a model as it is now, to be scored for the first tokens of `targets`.
+
+    Directions are views of the weights: under a weight edit everything must be asked before the edit is undone.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: HookedModel, prompt: str, targets: Sequence[str]) -> None:
+        pairs = [model.continuation(prompt, target) for target in targets]
+        view = model.residual_view(pairs[0][0])
+        self.tokens = [int(target[0]) for _, target in pairs]
+        self.next_token = int(view.logits.argmax())
+        self._view = view
+        self._projection = Projection.freeze(
+            model.final_norm, model.W_U, model.b_U, x_final=view.resid_final, biases="keep"
+        )
+        self._terms = list(layer_terms(model, view))
+        self._summed = [_summed(term) for term in self._terms]
+        self._accounts: dict[int, Account] = {}
+
+    @torch.no_grad()
+    def layers(self, target: int) -> LayerScores:
+        """`LayerScores` of the target of this index."""
+        token, acc = self.tokens[target], self._account(target)
+        heads, _ = head_frames(self._projection, self._terms, acc.log_p, target=token, all_positions=False)
+        rest = acc.logp - acc.embedding_logp - float(acc.layers["score"].sum())
+        return LayerScores(token, acc.layers, heads, acc.logp, rest)
+
+    @torch.no_grad()
+    def top(self, target: int, k: int) -> dict[Kind, list[tuple[Unit, float]]]:
+        """The k neurons of each kind that promote a target most, certified exact, best first, with their scores."""
+        one = Pass(self._view, self._projection, self._summed, self._account(target), self.tokens[target])
+        ranking = certified([one], k=k, sign="promote", score=exact_score)
+        found: dict[Kind, list[tuple[Unit, float]]] = {}
+        for kind, ranked in zip(KINDS, (ranking.mlp, ranking.attn), strict=True):
+            best = ranked.first(k)
+            units = zip(best.layer.tolist(), best.index.tolist(), strict=True)
+            found[kind] = list(zip(units, best.score.tolist(), strict=True))
+        return found
+
+    @torch.no_grad()
+    def of(self, target: int, kind: Kind, units: Sequence[Unit]) -> list[float]:
+        """Exact scores of these neurons for a target, in their order."""
+        if not units:
+            return []
+        place = KINDS.index(kind) ^ 1
+        parts = [getattr(self._summed[layer], kind) for layer, _ in units]
+        rows = zip(parts, (index for _, index in units), strict=True)
+        vectors = torch.stack(
+            [part.coefficients[i, 0].float() * part.directions[i].float() for part, i in rows]
+        )
+        base = torch.tensor([2 * layer + place for layer, _ in units], device=vectors.device)
+        log_p = self._account(target).log_p.flatten(0, 1)
+        scores: list[float] = inc_rows(
+            self._projection, vectors, base, log_p, target=self.tokens[target]
+        ).tolist()
+        return scores
+
+    def _account(self, target: int) -> Account:
+        if target not in self._accounts:
+            self._accounts[target] = account(
+                self._projection,
+                self._terms,
+                target=self.tokens[target],
+                x_final=self._view.resid_final,
+            )
+        return self._accounts[target]
+
+
+def _summed(term: LayerTerms) -> LayerTerms:
+    coefficients = term.attn.coefficients.sum(1, keepdim=True)
+    return replace(term, attn=replace(term.attn, coefficients=coefficients))

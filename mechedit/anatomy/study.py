@@ -1,0 +1,233 @@
+"""`anatomy`: attribution after an edit, where it succeeds against where it fails, for any editors.
+
+Steps:
+
+1. Every fact is measured under every editor, as set and made to fail on purpose (`cases`, `failures`); a finished fact
+   is a case of the run folder, so that a stopped study goes on.
+2. Δ = after − before of every layer, module and head, for the new and the old object; success against failure, for each
+   editor and pooled (`tables`).
+3. The window is the run of layers whose attention tells success from failure best, for the new object, pooled over the
+   editors, on a *selection* split that nothing else reads; how it fares on the evaluated facts is said beside it.
+4. The paper's claims are put to the numbers (`claims`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from experiments.runs import RunFolder, check_case_id
+from mechedit.anatomy.cases import measure_fact, settings_for
+from mechedit.anatomy.claims import agreement_table, claim_table
+from mechedit.anatomy.failures import weakened
+from mechedit.anatomy.features import POOLED, Runs, gather
+from mechedit.anatomy.tables import (
+    ALL,
+    contrasts,
+    delta_table,
+    head_table,
+    neuron_table,
+    outcome_table,
+    overlap_table,
+)
+from mechedit.anatomy.window import best_window, window_scores
+from mechedit.evaluation import described
+from mechedit.facts import FactEdit, facts_hash
+from reports.errors import InputError
+from reports.results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from mechedit.editors import Editor
+    from mechedit.model import HookedModel
+
+__all__ = ["AnatomyStudy", "anatomy"]
+
+#: Facts of the selection split with each outcome without which there is no window.
+WINDOW_LEAST = 2
+Cases = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class AnatomyStudy(Result):
+    """What `anatomy` found. Scores in nats; intervals are 95 %, over facts.
+
+    delta: editor (or "pooled"), setting, object, module, layer, success, failure, difference, low, high, n_success,
+    n_failure (`tables.delta_table`). heads: the same for heads. outcomes: how often each editor succeeded, by setting.
+    claims, agreement (`claims`), overlap, neurons (`tables`): see the functions that make them.
+    windows: first, last, score (on the selection split), evaluated (the same on the evaluated facts).
+    window: (first, last), None where the selection split has too few of one outcome. skipped: why facts were left out,
+    and how many. n: evaluated facts.
+    """
+
+    kind: ClassVar[str] = "anatomy"
+    delta: pd.DataFrame
+    heads: pd.DataFrame
+    outcomes: pd.DataFrame
+    claims: pd.DataFrame
+    agreement: pd.DataFrame
+    overlap: pd.DataFrame
+    neurons: pd.DataFrame
+    windows: pd.DataFrame
+    window: tuple[int, int] | None
+    n: int
+    skipped: dict[str, int]
+    model: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def plot(self, ax: Axes | None = None, *, editor: str = POOLED) -> Axes:
+        """Success − failure by layer, attention and FFN, of the new object; drawn from the stored numbers alone."""
+        from reports.anatomy_figures import difference_curve
+
+        chosen = self.delta[(self.delta["editor"] == editor) & (self.delta["setting"] == ALL)]
+        if chosen.empty:
+            raise InputError(
+                f"editor: expected one of {', '.join(self.delta['editor'].unique())}, found {editor!r}"
+            )
+        return difference_curve(chosen[chosen["object"] == "new"], ax, window=self.window)
+
+
+def anatomy(
+    model: HookedModel,
+    facts: Sequence[FactEdit],
+    *,
+    editors: Sequence[Editor],
+    selection: Sequence[FactEdit] = (),
+    made_to_fail: bool = True,
+    top_k: int = 20,
+    seed: int = 0,
+    run: RunFolder | None = None,
+    progress: bool = True,
+) -> AnatomyStudy:
+    """Contrast successful with failed edits of `facts`, layer by layer, for each of the `editors` and pooled.
+
+    Success: the greedy next token starts the new object on the rewrite prompt. selection: facts about other subjects,
+    by which the window is chosen; without any there is no window. made_to_fail: besides each editor as set, one of
+    `failures.weakened` on every fact, in turn; without it an editor that never fails has nothing to contrast. top_k:
+    neurons of each kind that are ranked (certified exact).
+    Cost: one forward pass a fact, one a run, and the edits themselves; a fact has 2 · len(editors) runs.
+    Errors: `InputError` for no facts or editors, two editors of one name, two facts of one case_id, a subject in both
+    splits, a target that encodes to nothing, and a case in `run` that was measured otherwise.
+
+    >>> import mechedit as me
+    >>> model, facts = me.load_model("factworld"), me.factworld.edits(3)
+    >>> study = anatomy(model, facts, editors=[me.editors.FT()], progress=False)
+    >>> study.outcomes[["setting", "n"]].to_dict("list")
+    {'setting': ['as set', 'one step', 'fewer steps', 'wrong layer'], 'n': [3, 1, 1, 1]}
+    """
+    _check(model, facts, selection, editors)
+    ways = [weakened(editor, model, facts) if made_to_fail else {} for editor in editors]
+    splits: dict[str, Cases] = {}
+    for split, chosen in (("selection", selection), ("fact", facts)):
+        splits[split] = {}
+        for i, fact in enumerate(tqdm(chosen, desc=f"anatomy: {split}s", disable=not progress)):
+            settings = settings_for(editors, ways, i)
+            key = check_case_id(f"{split}-{fact.case_id}")
+            digest = _digest(model, fact, [(s.name, s.label, described(s.editor)) for s in settings], top_k)
+            case = _finished(run, key, digest)
+            if case is None:
+                case = {"settings": digest, **measure_fact(model, fact, settings, top_k=top_k)}
+                if run is not None:
+                    run.write_case(key, case)
+            splits[split][str(fact.case_id)] = case
+    return _study(model, facts, splits["fact"], splits["selection"], seed=seed)
+
+
+def _study(
+    model: HookedModel, facts: Sequence[FactEdit], cases: Cases, selection: Cases, *, seed: int
+) -> AnatomyStudy:
+    shape = model.shape
+    runs = gather(cases, n_layers=shape.n_layers, n_heads=shape.n_heads)
+    skipped = [case["skipped"] for case in cases.values() if case["skipped"]]
+    if not runs.n_facts:
+        raise InputError(
+            f"facts: expected some that can be edited, found that of all {len(facts)} {skipped[0]}"
+        )
+    found = contrasts(runs, seed=seed)
+    agreement = agreement_table(found, n_layers=shape.n_layers, seed=seed)
+    windows, window = _windows(
+        gather(selection, n_layers=shape.n_layers, n_heads=shape.n_heads), runs, shape.n_layers, seed
+    )
+    return AnatomyStudy(
+        delta=delta_table(runs, found),
+        heads=head_table(runs, seed=seed),
+        outcomes=outcome_table(runs),
+        claims=claim_table(found, agreement, n_layers=shape.n_layers),
+        agreement=agreement,
+        overlap=overlap_table(cases),
+        neurons=neuron_table(cases, d_head=shape.d_head),
+        windows=windows,
+        window=window,
+        n=runs.n_facts,
+        skipped={reason: skipped.count(reason) for reason in dict.fromkeys(skipped)},
+        model=model.name,
+        provenance=model.provenance(data={"facts": facts_hash(facts)}, seeds={"bootstrap": seed}),
+    )
+
+
+def _windows(
+    selection: Runs, runs: Runs, n_layers: int, seed: int
+) -> tuple[pd.DataFrame, tuple[int, int] | None]:
+    """Every window's score on the selection split and on the evaluated facts, and the best of the former."""
+    if not selection.n_facts:
+        return pd.DataFrame(columns=["first", "last", "score", "evaluated"]), None
+    one, other = contrasts(selection, seed=seed)[POOLED, ALL], contrasts(runs, seed=seed)[POOLED, ALL]
+    if not one.enough(WINDOW_LEAST):
+        return pd.DataFrame(columns=["first", "last", "score", "evaluated"]), None
+    attention = np.arange(n_layers)  # of the new object, the first features
+    scores = window_scores(one.difference[attention])
+    return scores.assign(evaluated=window_scores(other.difference[attention])["score"]), best_window(
+        one.difference[attention]
+    )
+
+
+def _check(
+    model: HookedModel, facts: Sequence[FactEdit], selection: Sequence[FactEdit], editors: Sequence[Editor]
+) -> None:
+    if not facts or not editors:
+        raise InputError(
+            f"facts, editors: expected at least one of each, found {len(facts)} and {len(editors)}"
+        )
+    names = [editor.name for editor in editors]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"editors: {twice[0]!r} occurs twice; give each its own name")
+    for split, chosen in (("facts", facts), ("selection", selection)):
+        ids = [str(fact.case_id) for fact in chosen]
+        for index, fact in enumerate(chosen):
+            if ids.index(str(fact.case_id)) != index:
+                raise InputError(
+                    f"{split}: record {index}: case_id {fact.case_id!r} occurs twice; give each its own"
+                )
+            for prompt in (fact.rewrite_prompt, *fact.paraphrase_prompts):
+                model.continuation(prompt, fact.target_new)
+            model.continuation(fact.rewrite_prompt, fact.target_true)
+    if shared := {fact.subject for fact in facts} & {fact.subject for fact in selection}:
+        raise InputError(
+            f"selection: expected other subjects than those of facts, found {sorted(shared)[0]!r} in both"
+        )
+
+
+def _digest(model: HookedModel, fact: FactEdit, editors: Sequence[tuple[Any, ...]], top_k: int) -> str:
+    """sha256 of what a case's numbers depend on."""
+    parts = [model.hash, str(model.dtype), dataclasses.asdict(fact), list(editors), top_k]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _finished(run: RunFolder | None, key: str, digest: str) -> dict[str, Any] | None:
+    if run is None or key not in run.done():
+        return None
+    case = run.read_case(key)
+    if case.get("settings") != digest:
+        raise InputError(
+            f"run: case {key!r} in {run.path} was measured with another model, editor or fact; choose another folder"
+        )
+    return case

@@ -1,0 +1,87 @@
+"""`mechedit anatomy`: attribution after an edit, success against failure."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mechedit.cli.options import command, count, load
+from mechedit.cli.output import as_table, print_json
+
+if TYPE_CHECKING:
+    from mechedit.anatomy.recipe import AnatomyConfig
+
+
+def anatomy(options: argparse.Namespace) -> None:
+    """What an edit that succeeds changes inside the model, and one that fails does not."""
+    import torch
+
+    from mechedit.anatomy.recipe import run_anatomy
+
+    config = _config(options)
+    if config.model.startswith(
+        "factworld"
+    ):  # too small to gain by a second thread, and stalls where cores are shared
+        torch.set_num_threads(1)
+    options.model = config.model
+    study = run_anatomy(load(options), config, options.out, progress=not options.quiet)
+    report = Path(options.out) / "report.html"
+    if options.json:
+        print_json(
+            {
+                "model": config.model,
+                "n": study.n,
+                "window": study.window,
+                "skipped": study.skipped,
+                "outcomes": study.outcomes.to_dict("records"),
+                "claims": study.claims.to_dict("records"),
+                "agreement": study.agreement.to_dict("records"),
+                "overlap": study.overlap.to_dict("records"),
+                "report": str(report),
+            }
+        )
+        return
+    print(as_table(study.outcomes[["editor", "setting", "n", "n_success", "n_strict", "gained", "lost"]]))
+    for row in study.claims.to_dict("records"):
+        print(f"\n{row['claim']} ({row['editor']}): {row['answer']}\n  {row['evidence']}")
+    first, last = study.window or (None, None)
+    print(f"\nwindow: {'none' if first is None else f'layers {first} to {last}'}\nreport: {report}")
+
+
+def _config(options: argparse.Namespace) -> AnatomyConfig:
+    """The recipe's configuration, with what the command line says on top."""
+    from experiments.config import load as load_config
+    from mechedit.anatomy.recipe import AnatomyConfig
+
+    config = load_config(options.recipe, AnatomyConfig) if options.recipe else AnatomyConfig()
+    said = {
+        name: getattr(options, name)
+        for name in ("model", "limit", "selection", "data", "seed")
+        if getattr(options, name) is not None
+    }
+    if options.editors is not None:
+        said["editors"] = tuple(name.strip() for name in options.editors.split(","))
+    return replace(config, **said)
+
+
+def add(commands: Any) -> None:
+    """`anatomy`."""
+    p = command(
+        commands,
+        "anatomy",
+        anatomy,
+        "mechedit anatomy --model factworld --editors ft,rome,mega --limit 60 --out runs/anatomy",
+    )
+    p.set_defaults(model=None, seed=None)  # the recipe's, unless they are given
+    p.add_argument(
+        "--recipe", help="TOML file with the keys of these options (experiments/recipes/anatomy.toml)"
+    )
+    p.add_argument("--editors", help="names, as ft,rome,memit,ike,sake,mega (the default)")
+    p.add_argument("--limit", type=count, help="facts to edit (default 60)")
+    p.add_argument("--selection", type=count, help="other facts, by which the window is chosen (default 20)")
+    p.add_argument("--data", help="file of facts (default: the embedded world's own)")
+    p.add_argument(
+        "--out", default="runs/anatomy", help="run folder (default runs/anatomy); the same command goes on"
+    )

@@ -1,0 +1,84 @@
+"""`mechedit compare`: MEGA beside the other editors, its controls and its ablations."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mechedit.cli.options import command, count, load
+from mechedit.cli.output import as_table, print_json
+
+if TYPE_CHECKING:
+    from mechedit.comparison import ComparisonConfig
+
+
+def compare(options: argparse.Namespace) -> None:
+    """MEGA beside the other editors, its controls and its ablations, on the same facts."""
+    from mechedit.comparison import compare as run
+
+    config = _config(options)
+    options.model = config.model
+    result = run(load(options), config, options.out, progress=not options.quiet)
+    report = Path(options.out) / "report.html"
+    if options.json:
+        known = {"n_known": result.n_known, "n_total": result.n_total, "report": str(report)}
+        frames = {
+            name: getattr(result, name).to_dict("records") for name in ("table", "seeds", "ripple", "choices")
+        }
+        print_json({"model": config.model, **known, **frames})
+        return
+    for part in ("editor", "ablation"):
+        print(f"\n{part}s\n{as_table(result.wide(part).reset_index())}")
+    print(f"\nn known {result.n_known} of {result.n_total}\nreport: {report}")
+
+
+def _config(options: argparse.Namespace) -> ComparisonConfig:
+    """The recipe's configuration, with what the command line says on top."""
+    from experiments.config import load as load_config
+    from mechedit.comparison import ComparisonConfig
+
+    config = load_config(options.recipe, ComparisonConfig) if options.recipe else ComparisonConfig()
+    said: dict[str, Any] = {
+        name: getattr(options, name)
+        for name in ("model", "limit", "selection", "data", "ablation_facts", "ripple_facts")
+        if getattr(options, name) is not None
+    }
+    for name in ("editors", "ablations"):
+        if getattr(options, name) is not None:
+            said[name] = tuple(part.strip() for part in getattr(options, name).split(",") if part.strip())
+    if options.seeds is not None:
+        said["seeds"] = options.seeds
+    return replace(config, **said)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def add(commands: Any) -> None:
+    """`compare`."""
+    p = command(
+        commands,
+        "compare",
+        compare,
+        "mechedit compare --recipe experiments/recipes/mega.toml --out runs/mega",
+    )
+    p.set_defaults(model=None)  # the recipe's, unless it is given
+    p.add_argument(
+        "--recipe", help="TOML file with the keys of these options (experiments/recipes/mega.toml)"
+    )
+    p.add_argument("--editors", help="names, as mega,rome,no_edit (default: all)")
+    p.add_argument("--ablations", help="names of MEGA's ablations (default: all; '' for none)")
+    p.add_argument("--limit", type=count, help="facts to edit, a seed (default 200)")
+    p.add_argument(
+        "--selection", type=count, help="other facts, by which window and gates are chosen (default 20)"
+    )
+    p.add_argument("--seeds", type=_seeds, help="as 0,1,2 (the default)")
+    p.add_argument("--ablation-facts", type=count, help="facts of the ablations (default 40)")
+    p.add_argument("--ripple-facts", type=count, help="facts of RippleEdits' axes (default 60)")
+    p.add_argument("--data", help="file of facts (default: the embedded world's own)")
+    p.add_argument(
+        "--out", default="runs/mega", help="run folder (default runs/mega); the same command goes on"
+    )

@@ -1,0 +1,66 @@
+"""The editor of a command: by its name in the registry, with what it leaves open chosen on other facts."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mechedit.cli.options import layers
+from reports.errors import InputError
+
+if TYPE_CHECKING:
+    from mechedit.editors import Editor
+    from mechedit.facts import FactEdit
+    from mechedit.model import HookedModel
+
+__all__ = ["SELECTION", "add_editor_options", "chosen_editor", "named_editor"]
+
+SELECTION = 20  # facts by which a window, a gate and the like are chosen, none of them measured
+
+
+def add_editor_options(parser: argparse.ArgumentParser) -> None:
+    """--editor, and what steering editors take."""
+    parser.add_argument(
+        "--editor",
+        default="mega",
+        help="ft, ft_l, lora, rome, memit, alphaedit, ike, sake, mega, mean_shift, no_edit (default mega)",
+    )
+    parser.add_argument("--window", type=layers, help="layers that a steering editor steers, as 4-7, or auto")
+    parser.add_argument("--gate", choices=("hidden", "always"), help="of a steering editor (default hidden)")
+
+
+def named_editor(options: argparse.Namespace, model: HookedModel) -> Editor:
+    """The editor as asked for, before it chooses anything. Errors: `InputError` for an option that it does not have."""
+    from mechedit.editors import MEGA, by_name
+
+    # MEGA's control, which moves the mean alone, is a setting of it and no editor of its own.
+    shift = options.editor == "mean_shift"
+    editor = MEGA(estimator="shift", name="mean_shift") if shift else by_name(options.editor)
+    given = {
+        name: getattr(options, name) for name in ("window", "gate") if getattr(options, name) is not None
+    }
+    fields = (
+        {field.name for field in dataclasses.fields(editor)} if dataclasses.is_dataclass(editor) else {""}
+    )
+    if foreign := [name for name in given if name not in fields]:
+        raise InputError(f"{foreign[0]}: {options.editor} has no such setting; leave --{foreign[0]} out")
+    if given:
+        editor = dataclasses.replace(editor, **given)  # type: ignore[type-var]
+    if isinstance(editor, MEGA) and editor.window != "auto":
+        editor.layers(model)  # refuses a window outside of the model
+    return editor
+
+
+def chosen_editor(
+    options: argparse.Namespace, model: HookedModel, facts: Sequence[FactEdit], *, data: str
+) -> Editor:
+    """The editor with what it leaves open chosen on facts that are not measured."""
+    from mechedit.splits import selection_for
+
+    editor: Any = named_editor(options, model)
+    if getattr(editor, "needs_selection", False):
+        others = selection_for(facts, data, embedded=options.model, n=SELECTION, seed=options.seed)
+        editor = editor.select(model, others)
+    return editor

@@ -1,0 +1,50 @@
+"""`mechedit tune`: an editor's hyper-parameters from a grid, on facts that are never evaluated."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from typing import Any
+
+from mechedit.cli.options import command, count, load
+from mechedit.cli.output import as_table, print_json
+
+
+def tune(options: argparse.Namespace) -> None:
+    """Scores a grid of an editor's settings on facts that are never evaluated."""
+    import torch
+
+    from mechedit import load_facts
+    from mechedit.editors import tune as search
+
+    torch.set_num_threads(1)  # as `mechedit demo`
+    model = load(options)
+    facts = load_facts(options.data, limit=options.n) if options.data else search.selection_split(options.n)
+    grid = dict(options.grid)
+    table = search.tune(model, options.editor, grid, facts=facts, progress=not options.quiet)
+    if options.json:
+        print_json(
+            {"model": model.name, "editor": options.editor, "n": len(facts), "rows": table.to_dict("records")}
+        )
+        return
+    print(as_table(table))
+
+
+def setting(text: str) -> tuple[str, list[Any]]:
+    """FIELD=VALUE;VALUE, values as in Python."""
+    name, _, values = text.partition("=")
+    try:
+        return name, [ast.literal_eval(value) for value in values.split(";")]
+    except (ValueError, SyntaxError) as error:
+        raise argparse.ArgumentTypeError(
+            f"expected FIELD=VALUE;VALUE, as layer=2;3, found {text!r}"
+        ) from error
+
+
+def add(commands: Any) -> None:
+    """`tune`."""
+    p = command(commands, "tune", tune, "mechedit tune --editor rome --grid 'layer=2;3;4' 'clamp=2.0;4.0'")
+    p.add_argument("--editor", required=True, help="ft, rome, memit, ... (mechedit.editors.NAMES)")
+    p.add_argument("--grid", type=setting, nargs="+", required=True, help="FIELD=VALUE;VALUE for each field")
+    p.add_argument("--n", type=count, default=40, help="facts to choose by (default 40)")
+    p.add_argument("--data", help="facts of your own to choose by (default: the embedded world's)")

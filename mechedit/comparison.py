@@ -1,0 +1,371 @@
+"""MEGA beside every other editor, its controls and its ablations, on the same facts: one run folder, one table.
+
+Steps:
+
+1. for each seed, facts to edit and others (about other subjects) to choose by; whatever an editor leaves open (window,
+   alpha, gate) is chosen on the others;
+2. every editor and control is evaluated on all facts, one at a time, each case a file, so that a stopped run goes on;
+   every ablation of MEGA on the first `ablation_facts` of the first seed;
+3. what follows from the edits (RippleEdits' axes) on `ripple_facts` of the first seed, where the data brings tests;
+4. the seeds' records are pooled by editor; intervals are over records, and beside them each seed's own value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import numpy as np
+import pandas as pd
+
+from experiments.runs import RunFolder
+from mechedit.editors import MEGA, NAMES, Editor, by_name
+from mechedit.editors.selection import gate_roc
+from mechedit.editors.variants import ABLATIONS, CONTROLS, variant
+from mechedit.evaluation import Evaluation, baseline, evaluate
+from mechedit.facts import FactEdit, facts_hash
+from mechedit.factworld.export import ripple_tests
+from mechedit.ripple import RippleEvaluation, ripple
+from mechedit.splits import facts_and_selection
+from reports import page
+from reports.errors import InputError
+from reports.results import Result, bootstrap_mean
+
+if TYPE_CHECKING:
+    from mechedit.model import HookedModel
+
+__all__ = ["Comparison", "ComparisonConfig", "compare"]
+
+FIVE = ("Acc", "Gen", "Spec", "DI", "DII")
+CELLS = {
+    "acc": "Acc",
+    "gen": "Gen",
+    "spec": "Spec",
+    "di": "DI",
+    "dii": "DII",
+    "es": "ES",
+    "ps": "PS",
+    "ns": "NS",
+    "s": "S",
+}
+LABELS = {
+    "mega": "MEGA",
+    "sake": "SAKE",
+    "rome": "ROME",
+    "memit": "MEMIT",
+    "alphaedit": "AlphaEdit",
+    "ft": "FT",
+    "ft_l": "FT-L",
+    "lora": "LoRA",
+    "ike": "IKE",
+    "no_edit": "No edit",
+    **{name: label for name, (label, _) in {**CONTROLS, **ABLATIONS}.items()},
+}
+EDITORS = ("mega", *CONTROLS, "sake", "rome", "memit", "ft", "ft_l", "lora", "ike", "no_edit")
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """What is compared: `limit` facts a seed under each of `editors`, MEGA's `ablations` on fewer.
+
+    data: a file of facts, or "" for the embedded world's own (which also brings RippleEdits' tests).
+    """
+
+    model: str = "factworld"
+    editors: tuple[str, ...] = EDITORS
+    ablations: tuple[str, ...] = tuple(ABLATIONS)
+    limit: int = 200
+    selection: int = 20
+    seeds: tuple[int, ...] = (0, 1, 2)
+    ablation_facts: int = 40
+    ripple_facts: int = 60
+    data: str = ""
+
+    def __post_init__(self) -> None:
+        known = (*NAMES, *CONTROLS)
+        for key, names, allowed in (
+            ("editors", self.editors, known),
+            ("ablations", self.ablations, tuple(ABLATIONS)),
+        ):
+            if foreign := [name for name in names if name not in allowed]:
+                raise InputError(f"{key}: expected some of {', '.join(allowed)}, found {foreign[0]!r}")
+        if "mega" not in self.editors:
+            raise InputError(
+                "editors: expected mega among them: its controls and ablations are made of it, found none"
+            )
+        if min(self.limit, self.selection) < 1 or not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(
+                "limit, selection, seeds: expected at least 1 of each, no seed twice, found "
+                f"{self.limit}, {self.selection}, {self.seeds}"
+            )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Result):
+    """What `compare` measured.
+
+    table: frame editor, part ("editor" | "ablation"), metric, value, low, high, n (fractions; metric "mean" is the mean
+    of Acc, Gen, Spec, DI, DII over the records that have all five). seeds: frame editor, seed, metric, value. ripple:
+    frame editor, family, metric, value, low, high, n, n_tests. choices: frame seed, key, value: what was chosen.
+    """
+
+    kind: ClassVar[str] = "comparison"
+    table: pd.DataFrame
+    seeds: pd.DataFrame
+    ripple: pd.DataFrame
+    choices: pd.DataFrame
+    n_known: int
+    n_total: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def wide(self, part: str = "editor") -> pd.DataFrame:
+        """One row an editor, one column a metric, in the order of the run."""
+        own = self.table[self.table["part"] == part]
+        return own.pivot(index="editor", columns="metric", values="value").reindex(own["editor"].unique())
+
+
+def compare(
+    model: HookedModel, config: ComparisonConfig, out: str | Path, *, progress: bool = True
+) -> Comparison:
+    """Runs the comparison into the folder `out`, or goes on with it.
+
+    Errors: `InputError` where `out` holds something else or a run with another configuration, and as `evaluate`.
+    """
+    splits = {seed: _split(config, seed) for seed in config.seeds}
+    data = {f"facts_{seed}": facts_hash(facts) for seed, (facts, _) in splits.items()}
+    facts_of = {"source": config.data or "the embedded world", **data}
+    seeds = {"facts": list(config.seeds)}
+    run = RunFolder.open(out, asdict(config), provenance=model.provenance(data=facts_of, seeds=seeds))
+    study = _Study(model, config, run, progress)
+    for seed, (facts, selection) in splits.items():
+        study.measure(seed, facts, selection)
+    study.ablate(*splits[config.seeds[0]])
+    study.follow(splits[config.seeds[0]][0])
+    result = study.result()
+    run.write_result(result, "comparison")
+    run.write_json("summary", _summary(config, model, result))
+    page.build(run.path)
+    run.finish({"n_known": result.n_known, "n_total": result.n_total})
+    return result
+
+
+def _split(config: ComparisonConfig, seed: int) -> tuple[list[FactEdit], list[FactEdit]]:
+    """Facts and selection of a seed; case ids carry the seed, because one fact may be drawn by two."""
+    facts, selection = facts_and_selection(
+        config.data, embedded=config.model, limit=config.limit, selection=config.selection, seed=seed
+    )
+    if not config.data:
+        facts = [replace(fact, ripple=ripple_tests(fact)) for fact in facts]
+    return [replace(fact, case_id=f"{seed}.{fact.case_id}") for fact in facts], selection
+
+
+class _Study:
+    """The evaluations so far; each case is in the run folder already."""
+
+    def __init__(self, model: HookedModel, config: ComparisonConfig, run: RunFolder, progress: bool) -> None:
+        self.model, self.config, self.run, self.progress = model, config, run, progress
+        self.editors: dict[int, list[Editor]] = {}
+        self.found: dict[tuple[str, str], list[tuple[int, Evaluation]]] = {}
+        self.ripples: list[tuple[str, RippleEvaluation]] = []
+        self.choices: list[dict[str, Any]] = []
+
+    def measure(self, seed: int, facts: Sequence[FactEdit], selection: Sequence[FactEdit]) -> None:
+        """Every editor and control on the facts of one seed."""
+        mega = cast(MEGA, by_name("mega")).select(self.model, selection)
+        self.choices += [
+            {"seed": seed, "key": key, "value": str(value)} for key, value in mega.choice.items()
+        ]
+        self.editors[seed] = [self._editor(name, mega, seed, selection) for name in self.config.editors]
+        unedited = baseline(self.model, facts)
+        for editor in self.editors[seed]:
+            self._evaluate("editor", seed, editor, facts, unedited)
+
+    def ablate(self, facts: Sequence[FactEdit], selection: Sequence[FactEdit]) -> None:
+        """MEGA's ablations on the first facts of the first seed, and the ROC of its gates."""
+        seed = self.config.seeds[0]
+        mega = next(e for e in self.editors[seed] if e.name == "mega")
+        assert isinstance(mega, MEGA)
+        facts = facts[: self.config.ablation_facts]
+        unedited = baseline(self.model, facts)
+        ready = [self._editor(name, mega, seed, selection) for name in self.config.ablations]
+        for editor in (mega, *ready):
+            self._evaluate("ablation", seed, editor, facts, unedited)
+        gates = {e.gate: e for e in (mega, *ready) if isinstance(e, MEGA) and e.gate != "always"}
+        self.run.write_result(gate_roc(list(gates.values()), self.model, facts), "gates")
+
+    def follow(self, facts: Sequence[FactEdit]) -> None:
+        """RippleEdits' axes, where the facts have tests."""
+        tested = [fact for fact in facts if fact.ripple][: self.config.ripple_facts]
+        for editor in self.editors[self.config.seeds[0]] if tested else []:
+            found = ripple(self.model, editor, tested, progress=self.progress, run=self.run)
+            self.ripples.append((editor.name, found))
+
+    def result(self) -> Comparison:
+        """Everything, pooled over the seeds."""
+        tables, by_seed = [], []
+        for (part, name), evaluations in self.found.items():
+            pooled = _pooled([evaluation for _, evaluation in evaluations])
+            tables.append(_scores(pooled).assign(editor=name, part=part))
+            if part == "editor":
+                by_seed += [
+                    _scores(e)[["metric", "value"]].assign(editor=name, seed=s) for s, e in evaluations
+                ]
+        known = self.found["editor", "mega"]
+        ripples = [found.summary().assign(editor=name) for name, found in self.ripples]
+        columns = ["editor", "family", "metric", "value", "low", "high", "n", "n_tests"]
+        return Comparison(
+            table=pd.concat(tables, ignore_index=True),
+            seeds=pd.concat(by_seed, ignore_index=True),
+            ripple=pd.concat(ripples, ignore_index=True)[columns]
+            if ripples
+            else pd.DataFrame(columns=columns),
+            choices=pd.DataFrame(self.choices),
+            n_known=sum(e.n_known for _, e in known),
+            n_total=sum(e.n_total for _, e in known),
+        )
+
+    def _editor(self, name: str, mega: MEGA, seed: int, selection: Sequence[FactEdit]) -> Editor:
+        if name == "mega":
+            return mega
+        if name in NAMES:
+            editor: Any = by_name(name)
+        else:
+            editor = variant(mega, name, n_layers=self.model.shape.n_layers, seed=seed)
+        if getattr(editor, "needs_selection", False):
+            editor = editor.select(self.model, selection)
+        return cast(Editor, editor)
+
+    def _evaluate(
+        self, part: str, seed: int, editor: Editor, facts: Sequence[FactEdit], unedited: Any
+    ) -> None:
+        found = evaluate(
+            self.model,
+            editor,
+            facts,
+            families=("argmax", "probability", "doubt"),
+            progress=self.progress,
+            run=self.run,
+            unedited=unedited,
+        )
+        self.found.setdefault((part, editor.name), []).append((seed, found))
+
+
+# -- tables --------------------------------------------------------------------------------------------------
+
+
+def _pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
+    frames = {
+        name: pd.concat([getattr(e, name) for e in evaluations], ignore_index=True)
+        for name in ("records", "prompts", "cases", "generations")
+    }
+    return replace(evaluations[0], **frames)
+
+
+def _scores(evaluation: Evaluation) -> pd.DataFrame:
+    """metric, value, low, high, n of the metrics shown, and of the mean of five."""
+    table = evaluation.summary()
+    shown = table[table["metric"].isin(CELLS.values())][["metric", "value", "low", "high", "n"]]
+    records = evaluation.records[evaluation.records["known"]]
+    wide = records.pivot(index="case_id", columns="metric", values="value")
+    whole = wide.reindex(columns=list(FIVE)).dropna().mean(axis=1).to_numpy()
+    low, high = bootstrap_mean(whole)
+    value = float(np.mean(whole)) if len(whole) else float("nan")
+    mean = {"metric": "mean", "value": value, "low": low, "high": high, "n": len(whole)}
+    return pd.concat([shown, pd.DataFrame([mean])], ignore_index=True)
+
+
+def _summary(config: ComparisonConfig, model: HookedModel, result: Comparison) -> dict[str, Any]:
+    chosen = result.choices.set_index(["key", "seed"])["value"]
+    windows = ", ".join(f"{chosen['window', seed]} (seed {seed})" for seed in config.seeds)
+    return {
+        "title": "MEGA and the other editors",
+        "subtitle": f"{config.limit} facts under each of {len(config.seeds)} seeds, one edit at a time",
+        "model": f"{config.model} ({model.shape.architecture}, {model.shape.n_layers} layers)",
+        "n": result.n_known,
+        "window": None,
+        "editors": _rows(result.table, "editor") + _rows(result.table, "ablation", skip="mega"),
+        "verdicts": _verdicts(result),
+        "notes": [
+            f"The unedited model knows {result.n_known} of the {result.n_total} facts; scores are over those.",
+            f"Chosen for each seed on {config.selection} facts about other subjects; windows: {windows}.",
+            f"The ablations, below the editors, are on {config.ablation_facts} facts of the first seed.",
+            "Mean is that of Acc, Gen, Spec, DI and DII, over the records that have all five.",
+            "Spec counts a closed gate as success: read the row without a gate beside it.",
+            *_ripple_notes(result.ripple),
+        ],
+        "not_done": [
+            "Other settings of the weight editors than their tuned ones; edits one upon the other; a model of text."
+        ],
+    }
+
+
+def _rows(table: pd.DataFrame, part: str, *, skip: str = "") -> list[dict[str, Any]]:
+    names = {metric: key for key, metric in CELLS.items()} | {"mean": "mean"}
+    rows = []
+    for editor, own in table[table["part"] == part].groupby("editor", sort=False):
+        if editor == skip:
+            continue
+        cells = {
+            names[row["metric"]]: {key: row[key] for key in ("value", "low", "high", "n")}
+            for row in own.to_dict("records")
+        }
+        rows.append({"name": editor, "label": LABELS[str(editor)], **cells})
+    return rows
+
+
+def _verdicts(result: Comparison) -> list[dict[str, str]]:
+    means = result.table[(result.table["part"] == "editor") & (result.table["metric"] == "mean")].set_index(
+        "editor"
+    )
+    mega = means.loc["mega"]
+    others = means.drop(index=["mega"])
+    found = []
+    if len(others):
+        best = others.loc[others["value"].idxmax()]
+        ahead = (
+            "holds"
+            if mega["low"] > best["high"]
+            else "not below"
+            if mega["high"] >= best["low"]
+            else "does not hold"
+        )
+        found.append(_verdict("MEGA stands above every other editor and control", ahead, mega, best))
+    for name, claim in (
+        ("random_window", "The window that the attribution names is worth more than a random one"),
+        ("mean_shift", "The transport does more than the mean shift"),
+        ("sake", "Attention outputs are a better place to steer than the final state (SAKE)"),
+    ):
+        if name in means.index:
+            other = means.loc[name]
+            answer = (
+                "holds"
+                if mega["low"] > other["high"]
+                else "not shown"
+                if mega["high"] >= other["low"]
+                else "does not hold"
+            )
+            found.append(_verdict(claim, answer, mega, other))
+    return found
+
+
+def _verdict(claim: str, answer: str, mega: pd.Series, other: pd.Series) -> dict[str, str]:
+    said = [f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for row in (mega, other)]
+    evidence = f"mean of five: MEGA {said[0]}, {LABELS[str(other.name)]} {said[1]}, n {int(mega['n'])}"
+    return {"claim": claim, "answer": answer, "evidence": evidence}
+
+
+def _ripple_notes(frame: pd.DataFrame) -> list[str]:
+    """SAKE's reading of CI, CII, SA and RS, a line an editor."""
+    notes = []
+    for editor, own in frame[frame["family"] == "sake"].groupby("editor", sort=False):
+        said = [
+            f"{row['metric']} {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] (n {int(row['n_tests'])})"
+            for row in own.to_dict("records")
+            if row["n_tests"]
+        ]
+        notes.append(
+            f"What follows from the edit, {LABELS[str(editor)]}: {', '.join(said) or 'no test counts'}."
+        )
+    return notes

@@ -1,0 +1,314 @@
+"""C = E[k kᵀ]: the uncentred covariance of a layer's keys (what W_out multiplies) over a text.
+
+Source: ROME (Meng et al., NeurIPS 2022, section 3.1, step 3); MEMIT weighs the same C by λ. Steps:
+
+1. the text is streamed (`mechedit.corpus`), cut into windows of the model's context, and run in batches; nothing above
+   the highest asked layer is needed and no gradient is kept;
+2. Σ k kᵀ and the number of tokens are summed in fp64, batch after batch in the text's order, for all asked layers in
+   one pass. Sums of parts add: `merge`.
+3. The sums are written to the cache now and then with how far the text was read, so a stopped run goes on, to the very
+   bits of one that was not stopped.
+
+The cache's key holds all that the numbers depend on: weights, tokenizer, text, layer, dtype, sample size, window and
+schema. The folder is `$MECHEDIT_CACHE`, else `~/.cache/mechedit`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mechedit.attribution.ranges import cache_folder
+from mechedit.corpus import Corpus, embedded_corpus, own_corpus, windows
+from mechedit.loading import EMBEDDED
+from reports.errors import InputError
+
+if TYPE_CHECKING:
+    from mechedit.model import HookedModel
+
+__all__ = ["Covariance", "covariances", "covariance_for", "merge"]
+
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+WINDOW = 512  # tokens of one text that are run together
+BATCH = 32  # windows of one forward pass
+SAVE_EVERY = 60.0  # seconds between two writes of an unfinished sum
+RIDGE = 1e-8  # of the mean eigenvalue: what is added first where C has no inverse
+
+
+@dataclass(frozen=True, eq=False)
+class Covariance:
+    """C of one layer: `moment` [d_mlp, d_mlp] fp64, the sum of k kᵀ over `n_tokens` tokens of the text `source`.
+
+    >>> c = Covariance(torch.diag(torch.tensor([8.0, 2.0]).double()), n_tokens=2, layer=0, source="by hand")
+    >>> c.matrix.diagonal().tolist(), c.condition
+    ([4.0, 1.0], 4.0)
+    >>> c.solve(torch.tensor([[4.0], [3.0]])).tolist()
+    [[1.0], [3.0]]
+    """
+
+    moment: Tensor
+    n_tokens: int
+    layer: int
+    source: str
+
+    @property
+    def matrix(self) -> Tensor:
+        """C [d_mlp, d_mlp], fp64: the mean over tokens."""
+        return self.moment / self.n_tokens
+
+    @cached_property
+    def eigenvalues(self) -> Tensor:
+        """Of C, rising."""
+        return torch.linalg.eigvalsh(self.matrix)
+
+    @property
+    def condition(self) -> float:
+        """Largest over smallest eigenvalue; infinite where fewer tokens than neurons were seen."""
+        smallest, largest = float(self.eigenvalues[0]), float(self.eigenvalues[-1])
+        floor = largest * len(self.moment) * torch.finfo(torch.float64).eps
+        return largest / smallest if smallest > floor else float("inf")
+
+    @cached_property
+    def factor(self) -> Tensor:
+        """Cholesky factor of C, or of C with the smallest ridge that gives it an inverse (which is then logged)."""
+        matrix = self.matrix
+        mean = float(matrix.diagonal().mean())
+        for ridge in (0.0, *(RIDGE * 10**i for i in range(9))):
+            factor, failed = torch.linalg.cholesky_ex(
+                matrix + ridge * mean * torch.eye(len(matrix)).to(matrix)
+            )
+            if not failed:
+                if ridge:
+                    log.warning("layer %d: C of %d tokens has no inverse; ridge %.0e of its mean eigenvalue added",
+                                self.layer, self.n_tokens, ridge)  # fmt: skip
+                return factor
+        raise InputError(
+            f"covariance: C of layer {self.layer} is not finite; the model's activations overflow"
+        )
+
+    def solve(self, keys: Tensor) -> Tensor:
+        """C⁻¹ keys, for keys [d_mlp, n], in fp64."""
+        return torch.cholesky_solve(keys.to(self.factor), self.factor)
+
+
+def merge(parts: Sequence[Covariance]) -> Covariance:
+    """C of the parts' texts together: sums and tokens add. Errors: `InputError` for none, or for two layers."""
+    if not parts or len({part.layer for part in parts}) > 1:
+        raise InputError(f"parts: expected some of one layer, found layers {[part.layer for part in parts]}")
+    source = " + ".join(dict.fromkeys(part.source for part in parts))
+    total = torch.stack([part.moment for part in parts]).sum(0)
+    return Covariance(total, sum(part.n_tokens for part in parts), parts[0].layer, source)
+
+
+def covariance_for(model: HookedModel, layer: int) -> Covariance:
+    """The C that an editor takes where it is given none.
+
+    Of the embedded models: over the world's own training text, in seconds. Of another model: the one in the cache that
+    `mechedit covariance` has computed of the most tokens; where there is none, over text that the model itself writes,
+    with a warning: real text is better.
+    """
+    return _covariance_for(model, model.hash, layer)
+
+
+@lru_cache(maxsize=64)
+def _covariance_for(model: HookedModel, digest: str, layer: int) -> Covariance:
+    if model.source.removeprefix("embedded:") in EMBEDDED:
+        return covariances(model, embedded_corpus(), layers=range(model.shape.n_layers), progress=None)[layer]
+    found = [
+        read for file in _finished(model, digest, layer) if (read := _read(file, model.device)) is not None
+    ]
+    if found:
+        return max(found, key=lambda one: one.n_tokens)
+    log.warning(
+        "no covariance of %s at layer %d in %s: it is taken over text that the model writes itself; better: "
+        "mechedit covariance --model %s --text TEXT --layers %d",
+        model.name, layer, cache_folder(), model.source, layer,
+    )  # fmt: skip
+    tokens = 2 * model.shape.d_mlp
+    return covariances(model, own_corpus(model, tokens), layers=[layer], tokens=tokens, progress=None)[layer]
+
+
+def covariances(
+    model: HookedModel,
+    corpus: Corpus,
+    *,
+    layers: Sequence[int],
+    tokens: int | None = None,
+    progress: bool | None = True,
+) -> dict[int, Covariance]:
+    """C of each layer over the first `tokens` tokens of `corpus` (None: all), from the cache or computed and kept.
+
+    progress: a bar, none, or (None) a bar on a terminal only. Errors: `InputError` for a layer outside of the model, a
+    text without a token, fewer than one token asked for.
+    """
+    bad = [layer for layer in layers if not 0 <= layer < model.shape.n_layers]
+    if bad or not layers or (tokens is not None and tokens < 1):
+        raise InputError(
+            f"layers: expected some of 0 to {model.shape.n_layers - 1} and at least one token, found {list(layers)} "
+            f"and {tokens} tokens"
+        )
+    files = {layer: _file(model, corpus, layer, tokens) for layer in layers}
+    found = {layer: _read(file, model.device) for layer, file in files.items()}
+    missing = [layer for layer, one in found.items() if one is None]
+    if missing:
+        found |= _computed(model, corpus, {layer: files[layer] for layer in missing}, tokens, progress)
+    return {layer: one for layer, one in found.items() if one is not None}
+
+
+# --- the pass over the text ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _computed(
+    model: HookedModel, corpus: Corpus, files: dict[int, Path], tokens: int | None, progress: bool | None
+) -> dict[int, Covariance]:
+    """One pass over the text for all layers that are missing, from where an earlier one stopped."""
+    unfinished = next(iter(files.values())).with_suffix(".unfinished.safetensors")
+    if len(files) > 1:
+        names = hashlib.sha256(" ".join(file.name for file in files.values()).encode()).hexdigest()
+        unfinished = unfinished.with_name(f"covariance-{names}.unfinished.safetensors")
+    width = model.shape.d_mlp
+    sums, n_tokens, batch = _resumed(unfinished, files, model.device)
+    sums = sums or {
+        layer: torch.zeros(width, width, dtype=torch.float64, device=model.device) for layer in files
+    }
+    written = time.monotonic()
+    bar = tqdm(desc="covariance", unit=" tokens", total=tokens, initial=n_tokens,
+               disable=None if progress is None else not progress, leave=False)  # fmt: skip
+    with bar:
+        for number, texts in enumerate(_batches(model, corpus, tokens)):
+            if number < batch:
+                continue
+            seen = _add(model, texts, sums)
+            n_tokens += seen
+            bar.update(seen)
+            if time.monotonic() - written > SAVE_EVERY:
+                _save(unfinished, {str(k): v for k, v in sums.items()}, n_tokens=n_tokens, batch=number + 1)
+                written = time.monotonic()
+    if not n_tokens:
+        raise InputError(f"text: expected at least one token, found none in {corpus.source}")
+    results = {layer: Covariance(sums[layer], n_tokens, layer, corpus.source) for layer in files}
+    for layer, file in files.items():
+        _save(file, {"moment": sums[layer]}, n_tokens=n_tokens, layer=layer, source=corpus.source)
+    unfinished.unlink(missing_ok=True)
+    return results
+
+
+def _batches(model: HookedModel, corpus: Corpus, tokens: int | None) -> Iterator[list[Tensor]]:
+    """Windows of the text, a batch at a time, up to `tokens` tokens."""
+    left, batch = tokens, []
+    for window in windows(model, corpus, length=_window(model)):
+        if left is not None:
+            window = window[:left]
+            left -= len(window)
+        if len(window):
+            batch.append(window)
+        if len(batch) == BATCH or left == 0:
+            yield batch
+            batch = []
+        if left == 0:
+            return
+    if batch:
+        yield batch
+
+
+def _add(model: HookedModel, texts: Sequence[Tensor], sums: dict[int, Tensor]) -> int:
+    """Adds k kᵀ of every token of the texts to the layers' sums; returns how many tokens they have."""
+    ids, mask = model.pad(texts)
+    real = mask.bool()
+
+    def add(layer: int) -> Any:
+        def hook(keys: Tensor, hook: object) -> None:
+            k = keys[real].to(torch.promote_types(keys.dtype, torch.float32))
+            sums[layer] += (k.mT @ k).double()
+
+        return hook
+
+    with model.hooks([(f"blocks.{layer}.mlp.hook_post", add(layer)) for layer in sums]):
+        model.run(ids, mask, logits_to_keep=1)
+    return int(real.sum())
+
+
+# --- the cache ----------------------------------------------------------------------------------------------
+
+
+def _window(model: HookedModel) -> int:
+    return min(WINDOW, model.n_ctx or WINDOW)
+
+
+def _file(model: HookedModel, corpus: Corpus, layer: int, tokens: int | None) -> Path:
+    key = {
+        "tokenizer": _tokenizer_hash(model),
+        "text": corpus.digest,
+        "layer": layer,
+        "dtype": str(model.dtype),
+        "tokens": tokens,
+        "window": _window(model),
+        "batch": BATCH,
+    }
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / f"{_stem(model, model.hash, layer)}{name[:24]}.safetensors"
+
+
+def _stem(model: HookedModel, digest: str, layer: int) -> str:
+    return f"covariance-{SCHEMA_VERSION}-{str(model.dtype).removeprefix('torch.')}-{digest}-{layer}-"
+
+
+def _finished(model: HookedModel, digest: str, layer: int) -> list[Path]:
+    files = cache_folder().glob(f"{_stem(model, digest, layer)}*.safetensors")
+    return sorted(file for file in files if "unfinished" not in file.name)
+
+
+def _tokenizer_hash(model: HookedModel) -> str:
+    backend = getattr(model.tokenizer, "backend_tokenizer", None)
+    text = (
+        backend.to_str() if backend is not None else json.dumps(model.tokenizer.get_vocab(), sort_keys=True)
+    )
+    return hashlib.sha256(f"{text} {model.tokenize('a').tolist()}".encode()).hexdigest()
+
+
+def _read(file: Path, device: torch.device) -> Covariance | None:
+    if not file.is_file():
+        return None
+    with safe_open(file, framework="pt", device=str(device)) as stored:
+        facts = stored.metadata()
+        moment = stored.get_tensor("moment")
+    return Covariance(moment, int(facts["n_tokens"]), int(facts["layer"]), facts["source"])
+
+
+def _resumed(file: Path, files: dict[int, Path], device: torch.device) -> tuple[dict[int, Tensor], int, int]:
+    """Sums, tokens and batches of an unfinished pass."""
+    if not file.is_file():
+        return {}, 0, 0
+    with safe_open(file, framework="pt", device=str(device)) as stored:
+        facts = stored.metadata()
+        sums = {layer: stored.get_tensor(str(layer)) for layer in files}
+    return sums, int(facts["n_tokens"]), int(facts["batch"])
+
+
+def _save(file: Path, tensors: dict[str, Tensor], **facts: object) -> None:
+    """Whole or not at all; where the folder cannot be written the numbers are used and not kept."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {key: str(value) for key, value in facts.items()}
+        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
+        temporary.replace(file)
+    except OSError as error:
+        log.warning("%s: cannot keep the covariance (%s)", file, error.strerror)

@@ -1,0 +1,120 @@
+"""Does an edited model keep to the new object while it writes on, or drift back to the old one?
+
+Steps, for each fact: edit, continue the rewrite prompt by `LENGTH` tokens (sampled from the 5 likeliest, past an end
+token, so that all texts are as long), undo, and read the text:
+
+- starts: the text begins with the new object;
+- returns: the old object occurs in it; `words_before` is how many words stand before its first occurrence;
+- entropy: GE, n-gram entropy in bits (`mechedit.fluency`), for a text that repeats itself has little of it.
+
+Wrong as a measure of belief where a text may name the old object for another reason: read it beside the unedited
+model's, which is the control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from mechedit.facts import FactEdit
+from mechedit.fluency import LENGTH, TOP_K, ngram_entropy, words
+from mechedit.generation import generate
+from reports.errors import InputError
+from reports.results import Result, bootstrap_mean, wilson
+
+if TYPE_CHECKING:
+    from mechedit.editors.base import Editor
+    from mechedit.model import HookedModel
+
+__all__ = ["Drift", "drift", "read_text"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Drift(Result):
+    """What edited models wrote: frame texts (editor, case_id, starts, returns, words_before, entropy, text).
+
+    words_before is NaN where the old object does not occur.
+    """
+
+    kind: ClassVar[str] = "drift"
+    texts: pd.DataFrame
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def summary(self) -> pd.DataFrame:
+        """One row an editor: n, and starts, returns (Wilson), entropy (bootstrap), each with _low and _high."""
+        rows = []
+        for editor, own in self.texts.groupby("editor", sort=False):
+            row: dict[str, Any] = {"editor": editor, "n": len(own)}
+            for name in ("starts", "returns"):
+                low, high = wilson(int(own[name].sum()), len(own))
+                row |= {name: float(own[name].mean()), f"{name}_low": low, f"{name}_high": high}
+            low, high = bootstrap_mean(own["entropy"].to_numpy())
+            rows.append(
+                row | {"entropy": float(own["entropy"].mean()), "entropy_low": low, "entropy_high": high}
+            )
+        return pd.DataFrame(rows)
+
+
+def drift(
+    model: HookedModel,
+    editors: Sequence[Editor],
+    facts: Sequence[FactEdit],
+    *,
+    length: int = LENGTH,
+    seed: int = 0,
+    progress: bool = True,
+) -> Drift:
+    """Let the model write `length` tokens about each fact under each editor (one at a time).
+
+    Errors: `InputError` for no facts or no editors, or a length below 1; errors of the editors pass through.
+
+    >>> import mechedit as me
+    >>> model, facts = me.load_model("factworld"), me.factworld.edits(2)
+    >>> mega = me.editors.MEGA(window=(5, 7), alpha=1.0, gate="always")
+    >>> drift(model, [mega], facts, length=12, progress=False).summary()["starts"].tolist()
+    [1.0]
+    """
+    if not facts or not editors or length < 1:
+        raise InputError(
+            "facts: expected at least one, and editors and a length of 1 or more, found "
+            f"{len(facts)}, {len(editors)}, {length}"
+        )
+    rows = []
+    for editor in editors:
+        for fact in tqdm(facts, desc=f"{editor.name}: text", disable=not progress):
+            with editor.apply(model, [fact]) as edited:
+                text = generate(
+                    edited,
+                    edited.encode([fact.rewrite_prompt]),
+                    max_new_tokens=length,
+                    top_k=TOP_K,
+                    seed=seed,
+                    temperature=1.0,
+                    batch_size=1,
+                    past_end=True,
+                )[0]
+            rows.append({"editor": editor.name, "case_id": str(fact.case_id), **read_text(text, fact)})
+    return Drift(pd.DataFrame(rows))
+
+
+def read_text(text: str, fact: FactEdit) -> dict[str, Any]:
+    """starts, returns, words_before, entropy, text of one text; whole words count.
+
+    >>> fact = FactEdit("Ann", "{} speaks", "Dutch", "Greek")
+    >>> read = read_text(" Greek. Once she spoke Dutch.", fact)
+    >>> read["starts"], read["returns"], read["words_before"]
+    (True, True, 5.0)
+    """
+    found, new, old = (words(t) for t in (text, fact.target_new, fact.target_true))
+    places = [i for i in range(len(found) - len(old) + 1) if found[i : i + len(old)] == old]
+    return {
+        "starts": found[: len(new)] == new,
+        "returns": bool(places),
+        "words_before": float(places[0]) if places else float("nan"),
+        "entropy": ngram_entropy(text),
+        "text": text,
+    }

@@ -1,0 +1,285 @@
+"""Many edits on one model: a list that is kept, changed and saved, and put on a model as one.
+
+A book is data. `put` and `remove` give another book; the edits of the others are the same objects, so their outputs
+keep their bits. Saved as `edits.safetensors` (maps, centres) and `edits.json` (the rest, a schema version, the hash of
+the model they were fitted on); never pickle. Loading runs no code, and a book goes on no other model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mechedit import weights
+from mechedit.editors.attach import attach
+from mechedit.editors.sites import SiteName
+from mechedit.editors.steering import Position, SteeredModel, Steering, SteeringEdit, steer
+from mechedit.facts import FactEdit
+from mechedit.gates import AlwaysOn, Gate, HiddenGate, SentenceGate, Whitening
+from mechedit.model import HookedModel
+from mechedit.transport import AffineMap
+from reports.errors import InputError, IntegrityError
+from reports.results import swap_folder
+
+__all__ = ["EditBook"]
+
+SCHEMA_VERSION = 1
+TENSORS, RECORD = "edits.safetensors", "edits.json"
+_FACT = ("subject", "prompt", "target_true", "target_new", "case_id", "relation")
+
+
+@dataclass(frozen=True, eq=False)
+class EditBook:
+    """Steering edits of one model, by the case ids of their facts.
+
+    >>> import mechedit as me
+    >>> model, facts = me.load_model("factworld"), me.factworld.edits(2)
+    >>> mega = me.editors.MEGA(window=(5, 7), alpha=1.0, gate="always")
+    >>> book = me.editors.EditBook.of(model, [mega.fit(model, fact) for fact in facts])
+    >>> len(book), len(book.remove(facts[0].case_id))
+    (2, 1)
+    """
+
+    edits: Mapping[str, SteeringEdit]
+    model_hash: str
+
+    @classmethod
+    def of(cls, model: HookedModel, edits: Iterator[SteeringEdit] | list[SteeringEdit]) -> EditBook:
+        """A book of edits that were fitted on `model`."""
+        book = cls({}, model.hash)
+        for edit in edits:
+            if str(edit.fact.case_id) in book.edits:
+                raise InputError(f"edits: case_id {edit.fact.case_id!r} occurs twice; give each fact its own")
+            book = book.put(edit)
+        return book
+
+    def __len__(self) -> int:
+        return len(self.edits)
+
+    def put(self, edit: SteeringEdit) -> EditBook:
+        """With this edit: a new one at the end, or, of a case id that is there, in the place of the old one."""
+        return replace(self, edits={**self.edits, str(edit.fact.case_id): edit})
+
+    def remove(self, case_id: int | str) -> EditBook:
+        """Without this edit. Errors: `InputError` if there is none of this case id."""
+        if str(case_id) not in self.edits:
+            raise InputError(f"case_id: expected one of the book's {len(self)} edits, found {case_id!r}")
+        return replace(self, edits={key: edit for key, edit in self.edits.items() if key != str(case_id)})
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an edit: case_id, subject, prompt, target_true, target_new, site, first, last (layer), rank, alpha,
+        gate, threshold."""
+        rows = []
+        for key, edit in self.edits.items():
+            layers, gate = sorted(edit.maps), edit.gate
+            rows.append(
+                {
+                    "case_id": key,
+                    **{
+                        name: getattr(edit.fact, name)
+                        for name in ("subject", "prompt", "target_true", "target_new")
+                    },
+                    "site": edit.site,
+                    "first": layers[0] if layers else pd.NA,
+                    "last": layers[-1] if layers else pd.NA,
+                    "rank": max((m.basis.shape[1] for m in edit.maps.values()), default=0),
+                    "alpha": edit.alpha,
+                    "gate": _kind(gate),
+                    "threshold": getattr(gate, "threshold", float("nan")),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    # -- on a model ------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def apply(self, model: HookedModel) -> Iterator[SteeredModel]:
+        """The hooked model under all edits. Errors: `InputError` for another model than they were fitted on."""
+        _check_hash(self.model_hash, model.hash)
+        with steer(model, list(self.edits.values())) as steered:
+            yield steered
+
+    @contextlib.contextmanager
+    def attach(self, hf: PreTrainedModel, *, tokenizer: Any = None) -> Iterator[Steering]:
+        """A plain `transformers` model under all edits: `with book.attach(hf): hf.generate(...)`.
+
+        Errors: `InputError` for another model than they were fitted on.
+        """
+        _check_hash(self.model_hash, weights.digest(dict(weights.checkpoint_weights(hf))))
+        with attach(hf, list(self.edits.values()), tokenizer=tokenizer) as steering:
+            yield steering
+
+    # -- on disk ---------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the book into `folder` (made if absent, an older book there is replaced) and returns the path.
+
+        Errors: `InputError` if the folder holds anything but a book.
+        """
+        target = Path(folder)
+        _check_target(target)
+        tensors: dict[str, Tensor] = {}
+        shared: dict[int, str] = {}
+        rows = [_record(edit, f"{i}", tensors, shared) for i, edit in enumerate(self.edits.values())]
+        record = {
+            "kind": "edit_book",
+            "schema_version": SCHEMA_VERSION,
+            "model_hash": self.model_hash,
+            "edits": rows,
+        }
+        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        try:
+            work.chmod(0o755)  # mkdtemp makes it private
+            save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, work / TENSORS)
+            (work / RECORD).write_text(text, encoding="utf-8")
+            swap_folder(work, target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return target
+
+    @classmethod
+    def load(cls, folder: str | Path) -> EditBook:
+        """Reads a book that `save` wrote; the model is checked when the book is put on one.
+
+        Errors: `InputError` if there is none; `IntegrityError` if it is damaged or of another schema version.
+        """
+        path = Path(folder)
+        if not (path / RECORD).is_file():
+            raise InputError(f"folder: expected a saved book of edits, found no {RECORD} in {path}")
+        try:
+            record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+            version = record.get("schema_version")
+            if record.get("kind") != "edit_book" or version != SCHEMA_VERSION:
+                raise IntegrityError(
+                    f"{path}: expected an edit book of schema {SCHEMA_VERSION}, found {version!r}"
+                )
+            tensors = load_file(path / TENSORS)
+            whitenings: dict[str, Whitening] = {}
+            edits = [_edit(row, tensors, whitenings) for row in record["edits"]]
+            model_hash = str(record["model_hash"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise IntegrityError(
+                f"{path}: not readable as a book of edits ({type(error).__name__}: {error})"
+            ) from error
+        return cls({str(edit.fact.case_id): edit for edit in edits}, model_hash)
+
+
+def _check_hash(expected: str, found: str) -> None:
+    if expected != found:
+        raise InputError(
+            f"model: expected the one that the edits were fitted on (hash {expected[:12]}…), found {found[:12]}…; "
+            "fit them on this model, or load that one (its dtype counts too)"
+        )
+
+
+def _check_target(target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise InputError(f"folder: expected a folder, found the file {target}; choose another name")
+    foreign = (
+        [f.name for f in sorted(target.iterdir()) if f.name not in (TENSORS, RECORD)]
+        if target.exists()
+        else []
+    )
+    if foreign:
+        raise InputError(
+            f"folder: expected an empty folder or a book of edits, found {foreign[0]!r} in {target}"
+        )
+
+
+def _kind(gate: Gate) -> str:
+    if isinstance(gate, HiddenGate):
+        return f"{gate.distance}, {'last token' if gate.pool == 'last' else 'mean state'}, layer {gate.layer}"
+    return f"sentence: {gate.model}" if isinstance(gate, SentenceGate) else "always"
+
+
+# -- an edit as a record, its tensors aside -------------------------------------------------------------------
+
+
+def _record(
+    edit: SteeringEdit, name: str, tensors: dict[str, Tensor], shared: dict[int, str]
+) -> dict[str, Any]:
+    for layer, fitted in edit.maps.items():
+        for field in ("mean", "basis", "matrix", "shift"):
+            tensors[f"{name}.map.{layer}.{field}"] = getattr(fitted, field)
+    return {
+        "name": name,
+        "fact": {field: getattr(edit.fact, field) for field in _FACT},
+        "layers": sorted(edit.maps),
+        "alpha": edit.alpha,
+        "site": edit.site,
+        "heads": {str(layer): list(heads) for layer, heads in edit.heads.items()},
+        "position": edit.position,
+        "choice": dict(edit.choice),
+        "gate": _gate_record(edit.gate, name, tensors, shared),
+    }
+
+
+def _gate_record(gate: Gate, name: str, tensors: dict[str, Tensor], shared: dict[int, str]) -> dict[str, Any]:
+    if isinstance(gate, AlwaysOn):
+        return {"kind": "always"}
+    assert isinstance(gate, HiddenGate | SentenceGate)
+    tensors[f"{name}.centres"] = gate.centres
+    if isinstance(gate, SentenceGate):
+        return {"kind": "sentence", "threshold": gate.threshold, "model": gate.model}
+    found: dict[str, Any] = {"kind": "hidden", "threshold": gate.threshold, "layer": gate.layer}
+    found |= {"distance": gate.distance, "pool": gate.pool, "whitening": None}
+    if gate.whitening is not None:  # one for all edits: written once
+        key = shared.setdefault(id(gate.whitening), f"whitening.{len(shared)}")
+        tensors[f"{key}.basis"], tensors[f"{key}.scale"] = gate.whitening.basis, gate.whitening.scale
+        found["whitening"] = {"name": key, "rest": gate.whitening.rest}
+    return found
+
+
+def _edit(
+    row: Mapping[str, Any], tensors: Mapping[str, Tensor], whitenings: dict[str, Whitening]
+) -> SteeringEdit:
+    name = row["name"]
+    fields = ("mean", "basis", "matrix", "shift")
+    for key, allowed in (("site", get_args(SiteName)), ("position", get_args(Position))):
+        if row[key] not in allowed:
+            raise ValueError(f"{key}: expected one of {', '.join(allowed)}, found {row[key]!r}")
+    return SteeringEdit(
+        fact=FactEdit(**{field: row["fact"][field] for field in _FACT}),
+        maps={
+            int(n): AffineMap(*(tensors[f"{name}.map.{n}.{field}"] for field in fields))
+            for n in row["layers"]
+        },
+        gate=_gate(row["gate"], name, tensors, whitenings),
+        alpha=float(row["alpha"]),
+        site=row["site"],
+        heads={int(layer): tuple(heads) for layer, heads in row["heads"].items()},
+        position=row["position"],
+        choice=row["choice"],
+    )
+
+
+def _gate(
+    row: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor], whitenings: dict[str, Whitening]
+) -> Gate:
+    if row["kind"] == "always":
+        return AlwaysOn()
+    centres, threshold = tensors[f"{name}.centres"], float(row["threshold"])
+    if row["kind"] == "sentence":
+        from mechedit.embedding import sentence_encoder
+
+        return SentenceGate(centres, threshold, row["model"], sentence_encoder(row["model"]))
+    shared = row["whitening"]
+    if shared is not None and shared["name"] not in whitenings:
+        key = shared["name"]
+        whitenings[key] = Whitening(tensors[f"{key}.basis"], tensors[f"{key}.scale"], float(shared["rest"]))
+    white = None if shared is None else whitenings[shared["name"]]
+    return HiddenGate(int(row["layer"]), centres, threshold, row["distance"], row["pool"], white)

@@ -1,0 +1,75 @@
+"""Which hyper-parameters an editor takes where its user names none: by the model it is applied to.
+
+An editor's fields are `AUTO` until `resolve` fills them from the editor's own table, by family:
+
+- "gpt2-xl", "llama-2-7b": the published ones, recognised by their shape;
+- "factworld", "factworld-llama": the embedded models, tuned on facts that are never evaluated
+  (`mechedit.editors.tune`);
+- any other model: those of the published model it is more like (gated MLP: LLaMA2-7B, else GPT2-XL), with layers at the
+  same relative depth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mechedit.loading import EMBEDDED
+from reports.errors import InputError
+
+if TYPE_CHECKING:
+    from mechedit.model import HookedModel
+
+__all__ = ["AUTO", "Table", "family", "resolve"]
+
+AUTO: Any = None  # a field that the model decides
+Table = Mapping[str, Mapping[str, Any]]
+
+# (layers, width) of the models that the papers tuned for
+SHAPES = {"gpt2-xl": (48, 1600), "llama-2-7b": (32, 4096)}
+E = TypeVar("E")
+
+
+def family(model: HookedModel) -> tuple[str, bool]:
+    """The family of `model`, and whether it is one of it (or only like it, so that layers are scaled)."""
+    embedded = model.source.removeprefix("embedded:")
+    if embedded != model.source and embedded in EMBEDDED:
+        return embedded, True
+    like = "llama-2-7b" if model.shape.gated else "gpt2-xl"
+    return like, (model.shape.n_layers, model.shape.d_model) == SHAPES[like]
+
+
+def resolve(editor: E, model: HookedModel, table: Table, *, layers: tuple[str, ...] = ()) -> E:
+    """`editor` with every `AUTO` field filled from `table` for `model`; `layers` name the fields that hold layers.
+
+    Errors: `InputError` for a layer outside of the model.
+    """
+    name, exact = family(model)
+    chosen: dict[str, Any] = {}
+    for field in dataclasses.fields(editor):  # type: ignore[arg-type]  # every editor is a dataclass
+        if getattr(editor, field.name) is AUTO and field.name in table[name]:
+            value = table[name][field.name]
+            scaled = field.name in layers and not exact
+            chosen[field.name] = _scaled(value, SHAPES[name][0], model.shape.n_layers) if scaled else value
+    resolved: E = dataclasses.replace(editor, **chosen)  # type: ignore[type-var]
+    for field_name in layers:
+        _require_layers(field_name, getattr(resolved, field_name), model.shape.n_layers)
+    return resolved
+
+
+def _scaled(value: Any, of: int, to: int) -> Any:
+    """A layer, or first and last layer, at the same relative depth.
+
+    >>> _scaled(17, 48, 12), _scaled((13, 17), 48, 12)
+    (4, (3, 4))
+    """
+    if isinstance(value, tuple):
+        return tuple(_scaled(one, of, to) for one in value)
+    return min(round(value / (of - 1) * (to - 1)), to - 1)
+
+
+def _require_layers(name: str, value: Any, n_layers: int) -> None:
+    first, last = value if isinstance(value, tuple) else (value, value)
+    if not 0 <= first <= last < n_layers:
+        raise InputError(f"{name}: expected 0 to {n_layers - 1}, first to last, found {value}")

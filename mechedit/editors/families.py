@@ -1,0 +1,73 @@
+"""The prompts that a steering map is fitted on: what the model reads now, and what it would read if it knew.
+
+Source: SAKE (arXiv 2503.01751). For a paraphrase p_j of the rewrite prompt,
+source -> target:
+
+- plain: `p_j` -> `Do not mention 'OLD'. Repeat this sentence: 'p_j NEW'. p_j`
+- forced: `Repeat this sentence: 'p_j OLD'. p_j` -> the same
+- implication: `Considering this context is now true: '<original fact>'. Complete this sentence:c_j` ->
+  `Pretend that this context is true ...: '<edited fact>'. Now, ..., complete this sentence:c_j`
+
+The implication prompts whose difference points most like the paraphrases' mean difference are kept and copied with
+noise, as SAKE does for the Popular data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mechedit.facts import FactEdit
+from mechedit.prompts import avoid, consider, doubt, doubt_old, pretend, repeat
+
+__all__ = ["Source", "align_implications", "doubts", "implication_pairs", "source_and_target"]
+
+Source = Literal["plain", "forced", "both"]
+KEPT, COPIES, NOISE = 10, 4, 0.1
+
+
+def source_and_target(fact: FactEdit, prompts: Sequence[str], source: Source) -> tuple[list[str], list[str]]:
+    """The source prompts and the target prompts over the paraphrases `prompts`.
+
+    >>> fact = FactEdit("Ann", "{} speaks", "Dutch", "Greek")
+    >>> source_and_target(fact, ["Ann speaks"], "forced")[0]
+    ["Repeat this sentence: 'Ann speaks Dutch'. Ann speaks"]
+    """
+    plain = list(prompts) if source in ("plain", "both") else []
+    forced = [repeat(p, fact.target_true) for p in prompts] if source in ("forced", "both") else []
+    return plain + forced, [avoid(p, fact.target_true, fact.target_new) for p in prompts]
+
+
+def implication_pairs(fact: FactEdit, prompts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Source and target of the implication prompts c_j, one of each a prompt.
+
+    >>> fact = FactEdit("Ann", "{} was born in", "Paris", "Rome")
+    >>> implication_pairs(fact, ["Ann's country is"])[0]
+    ["Considering this context is now true: 'Ann was born in Paris'. Complete this sentence:Ann's country is"]
+    """
+    old, new = (f"{fact.rewrite_prompt} {value}" for value in (fact.target_true, fact.target_new))
+    return [consider(old, c) for c in prompts], [pretend(new, c) for c in prompts]
+
+
+def align_implications(
+    difference: Tensor, source: Tensor, target: Tensor, *, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The states [n, d] of the `KEPT` pairs whose difference has the highest cosine with `difference` [d], each
+    `COPIES` times with N(0, `NOISE`) noise."""
+    cosine = torch.cosine_similarity(target - source, difference[None].to(source), dim=1)
+    best = cosine.topk(min(KEPT, len(cosine))).indices.sort().values.repeat_interleave(COPIES)
+    noise = (torch.randn(2, len(best), source.shape[1], generator=generator) * NOISE).to(source)
+    return source[best] + noise[0], target[best] + noise[1]
+
+
+def doubts(fact: FactEdit, prompts: Sequence[str]) -> list[str]:
+    """The two doubt forms that DI and DII ask over prompts about the fact.
+
+    >>> len(doubts(FactEdit("Ann", "{} speaks", "Dutch", "Greek"), ["Ann speaks", "Ann talks"]))
+    4
+    """
+    new, old = fact.target_new, fact.target_true
+    return [ask for p in prompts for ask in (doubt(p, new), doubt_old(p, new, old))]

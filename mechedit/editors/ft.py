@@ -1,0 +1,128 @@
+"""FT: fine-tune one layer's W_out on the new fact alone.
+
+Source: the baselines of ROME (Meng et al., NeurIPS 2022, appendix E.1; kmeng01/rome, `baselines/ft`). Adam on one
+weight,
+
+    L(W) = mean over facts and their tokens of −log p_W(new object | rewrite prompt),    W ← Adam(∇L),
+
+for at most `steps` steps, or until L < `stop`. FT-L (`mechedit.editors.ft_l`) adds |W − W0| ≤ epsilon in every entry.
+
+Only W_out(l) changes, so the residual stream and the MLP's activations up to layer l are computed once
+(`mechedit.editors.upper`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from mechedit.editors.base import as_facts
+from mechedit.editors.defaults import AUTO, Table, resolve
+from mechedit.editors.steering import unsteered
+from mechedit.editors.upper import Upper, upper_part
+from mechedit.editors.weight_edit import EditedModel, Replaced, WeightChange, weight_edit, weight_name
+from mechedit.facts import FactEdit
+
+if TYPE_CHECKING:
+    from mechedit.model import HookedModel
+
+__all__ = ["FT"]
+
+
+@dataclass(frozen=True)
+class FT:
+    """Fine-tuning of one layer; what is AUTO is chosen by the model (`for_model`).
+
+    Attributes:
+        layer: whose W_out is trained. steps, lr: Adam's.
+        epsilon: largest change of an entry of W_out (None: no bound).
+        stop: the loss below which it stops, nats a token.
+
+    >>> import mechedit as me
+    >>> model, fact = me.load_model("factworld"), me.factworld.edits(1)[0]
+    >>> with FT().apply(model, fact) as edited:
+    ...     edited.generate([fact.rewrite_prompt], max_new_tokens=3)[0].startswith(f" {fact.target_new}")
+    True
+    """
+
+    layer: int = AUTO
+    steps: int = AUTO
+    lr: float = AUTO
+    epsilon: float | None = None
+    stop: float = 1e-2
+    name: str = "ft"
+
+    DEFAULTS: ClassVar[Table] = {
+        "gpt2-xl": {"layer": 1, "steps": 25, "lr": 5e-4},
+        "llama-2-7b": {"layer": 21, "steps": 25, "lr": 5e-4},
+        "factworld": {"layer": 4, "steps": 25, "lr": 2e-2},
+        "factworld-llama": {"layer": 2, "steps": 25, "lr": 2e-2},
+    }
+
+    @classmethod
+    def for_model(cls, model: HookedModel) -> FT:
+        """The editor with this model's defaults."""
+        return resolve(cls(), model, cls.DEFAULTS, layers=("layer",))
+
+    def apply(
+        self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]
+    ) -> AbstractContextManager[EditedModel]:
+        """The model with the facts edited, for the length of the block."""
+        return weight_edit(model, self.change(model, facts))
+
+    def change(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> WeightChange:
+        """The edit as data; the model is left as it is."""
+        ready, facts = resolve(self, model, self.DEFAULTS, layers=("layer",)), as_facts(facts)
+        pairs = [model.continuation(fact.rewrite_prompt, fact.target_new) for fact in facts]
+        with unsteered(model):
+            texts = [torch.cat([prompt, target[:-1]]) for prompt, target in pairs]
+            upper = upper_part(model, ready.layer, texts, [0] * len(texts))
+            weight = ready._train(model, upper, pairs)
+        view = model.W_out(ready.layer)
+        name, stored = weight_name(model, view)
+        value = weight if stored.stride() == view.stride() else weight.mT
+        return WeightChange(
+            ready.name, facts, model.hash, {name: (Replaced(value.to(stored.dtype).contiguous()),)}
+        )
+
+    def _train(self, model: HookedModel, upper: Upper, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """W_out [d_mlp, d_model] after training."""
+        before = model.W_out(self.layer)
+        wide = torch.promote_types(before.dtype, torch.float32)
+        start = before.to(wide)
+        weight = start.clone().requires_grad_()
+        adam = torch.optim.Adam([weight], lr=self.lr)
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                loss = self._loss(model, upper, pairs, weight)
+            if loss < self.stop:
+                break
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            if self.epsilon is not None:
+                with torch.no_grad():
+                    weight.copy_(weight.clamp(start - self.epsilon, start + self.epsilon))
+        return weight.detach()
+
+    def _loss(
+        self, model: HookedModel, upper: Upper, pairs: Sequence[tuple[Tensor, Tensor]], weight: Tensor
+    ) -> Tensor:
+        """Mean over facts of the mean over tokens of −log p."""
+        written = upper.key.to(weight.dtype) @ weight
+        bias = model.b_out(self.layer)
+        written = written if bias is None else written + bias
+        normed = upper(upper.resid_mid + written.to(upper.resid_mid.dtype))
+        places = [(r, len(p) - 1 + i) for r, (p, target) in enumerate(pairs) for i in range(len(target))]
+        row, column = torch.tensor(places, device=model.device).T
+        tokens = torch.cat([target for _, target in pairs])
+        shares = torch.cat([torch.full((len(t),), 1 / (len(t) * len(pairs))) for _, t in pairs]).to(
+            model.device
+        )
+        log_p = upper.logits(normed, row, column).log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+        return -(shares * log_p).sum()

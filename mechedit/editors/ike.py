@@ -1,0 +1,169 @@
+r"""IKE: edit by demonstrations before the prompt; no weight and no activation is touched.
+
+Source: Zheng et al., "Can We Edit Factual Knowledge by In-Context Learning?", EMNLP 2023 (arXiv 2305.12740). The edited
+model reads, before every prompt x,
+
+    New Fact: p_1 o_1 \n Prompt: q_1 a_1 \n\n ... New Fact: p* o* \n Prompt: x
+
+1. *Demonstrations* come from a pool of other edits, the most similar to the new fact last: cosine of sentence
+   embeddings, which are the model's own mean hidden states at half depth, or those of a function such as
+   `SentenceTransformer(...).encode`.
+2. *Kinds*, 1 copy : 3 update : 4 retain as in the paper: the prompt after the demonstrated fact is the same (a = o), a
+   paraphrase (a = o), or a neighbour's (a = what was true before).
+
+The edited model is one whose `tokenize` puts the demonstrations before a text. So whatever is asked of it in words,
+`logits`, `generate`, `continuation`, `attribute`, sees them; ids that are passed in are taken as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mechedit.editors.base import as_facts, derive
+from mechedit.editors.defaults import AUTO, Table, resolve
+from mechedit.editors.upper import resid_post
+from mechedit.facts import FactEdit
+from mechedit.loading import EMBEDDED
+from mechedit.model import HookedModel
+from mechedit.prompts import demonstration
+from mechedit.states import mean_states
+from reports.errors import InputError
+
+__all__ = ["IKE", "PromptedModel"]
+
+KINDS = ("copy", "update", "retain", "update", "retain", "update", "retain", "retain")
+EMBEDDED_POOL = 64
+
+Embed = Callable[[list[str]], Any]
+
+
+class PromptedModel(HookedModel):
+    """A `HookedModel` that reads `prefix` before every text: the same interface, the same weights. Made by IKE."""
+
+    prefix: str
+
+    @classmethod
+    def over(cls, model: HookedModel, prefix: str) -> PromptedModel:
+        """Shares everything with `model` but how a text becomes ids."""
+        prompted = derive(cls, model)
+        encode: Callable[[str], tuple[int, ...]] = model._encode
+        prompted.prefix = prefix
+        prompted.__dict__["_encode"] = lru_cache(maxsize=8192)(lambda text: encode(prefix + text.lstrip(" ")))
+        return prompted
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Refused: the edit is in the prompt."""
+        raise InputError(
+            "save_pretrained: IKE changes no weight, so a checkpoint would be the unedited model; keep .prefix, the "
+            "text that goes before every prompt"
+        )
+
+
+@dataclass(frozen=True)
+class IKE:
+    """The editor; what is AUTO is chosen by the model (`for_model`).
+
+    Attributes:
+        demonstrations: how many. pool: edits to take them from, never about the edited subjects (None: the embedded
+        world's for the embedded models, else none, and the new fact stands alone). embed: sentences to
+        vectors [n, d] for the retrieval, as `SentenceTransformer("all-MiniLM-L6-v2").encode` (None: the language model
+        itself).
+
+    >>> import mechedit as me
+    >>> model, fact = me.load_model("factworld"), me.factworld.edits(1)[0]
+    >>> with IKE().apply(model, fact) as edited:
+    ...     edited.generate([fact.rewrite_prompt], max_new_tokens=3)[0].startswith(f" {fact.target_new}")
+    True
+    """
+
+    demonstrations: int = AUTO
+    pool: tuple[FactEdit, ...] | None = field(default=None, repr=False)
+    embed: Embed | None = None
+    name: str = "ike"
+
+    DEFAULTS: ClassVar[Table] = {
+        "gpt2-xl": {"demonstrations": 32},
+        "llama-2-7b": {"demonstrations": 32},
+        "factworld": {"demonstrations": 3},  # the embedded models were trained on two to four
+        "factworld-llama": {"demonstrations": 3},
+    }
+
+    @classmethod
+    def for_model(cls, model: HookedModel) -> IKE:
+        """The editor with this model's defaults."""
+        return resolve(cls(), model, cls.DEFAULTS)
+
+    @contextlib.contextmanager
+    def apply(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> Iterator[PromptedModel]:
+        """The model with the demonstrations before every prompt, for the length of the block."""
+        yield PromptedModel.over(model, self.prefix(model, facts))
+
+    def prefix(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> str:
+        """What is put before a prompt: demonstrations, a copy of each further fact, and the last new fact."""
+        ready, facts = resolve(self, model, self.DEFAULTS), as_facts(facts)
+        shown = [_demonstrate(fact, kind) for fact, kind in ready._retrieve(model, facts)]
+        shown += [_demonstrate(fact, "copy") for fact in facts[:-1]]
+        last = facts[-1]
+        return "\n\n".join([*shown, demonstration(last.rewrite_prompt, last.target_new, "")])
+
+    def _retrieve(self, model: HookedModel, facts: Sequence[FactEdit]) -> list[tuple[FactEdit, str]]:
+        """Demonstrated facts and their kinds, the nearest last."""
+        if self.demonstrations < 0:
+            raise InputError(f"demonstrations: expected 0 or more, found {self.demonstrations}")
+        pool = self.pool if self.pool is not None else _embedded_pool(model)
+        edited = {fact.subject for fact in facts}
+        if not pool or not self.demonstrations:
+            return []
+        states = _embed(model, model.hash, tuple(_sentence(fact) for fact in pool), self.embed)
+        wanted = _embed(model, model.hash, tuple(_sentence(fact) for fact in facts), self.embed)
+        nearness = torch.nn.functional.cosine_similarity(states[:, None], wanted[None], dim=-1).amax(1)
+        order = [int(i) for i in nearness.argsort(descending=True) if not _mentions(pool[int(i)], edited)]
+        chosen = [(pool[i], KINDS[n % len(KINDS)]) for n, i in enumerate(order[: self.demonstrations])]
+        return chosen[::-1]
+
+
+def _mentions(fact: FactEdit, subjects: set[str]) -> bool:
+    """Whether a demonstration of `fact` would speak of one of the subjects."""
+    asked = (fact.rewrite_prompt, *fact.paraphrase_prompts[:1], *fact.neighborhood_prompts[:1])
+    return any(subject in prompt for subject in subjects for prompt in asked)
+
+
+def _demonstrate(fact: FactEdit, kind: str) -> str:
+    """A fact shown as `kind`; as a copy where it has no prompt for that."""
+    prompt, answer = fact.rewrite_prompt, fact.target_new
+    if kind == "update" and fact.paraphrase_prompts:
+        prompt = fact.paraphrase_prompts[0]
+    elif kind == "retain" and fact.neighborhood_prompts:
+        prompt, answer = fact.neighborhood_prompts[0], fact.target_true
+    return demonstration(fact.rewrite_prompt, fact.target_new, prompt, answer)
+
+
+def _sentence(fact: FactEdit) -> str:
+    return f"{fact.rewrite_prompt} {fact.target_new}"
+
+
+def _embedded_pool(model: HookedModel) -> tuple[FactEdit, ...]:
+    return _world_pool() if model.source.removeprefix("embedded:") in EMBEDDED else ()
+
+
+@lru_cache(maxsize=1)
+def _world_pool() -> tuple[FactEdit, ...]:
+    from mechedit.factworld import edits
+
+    return tuple(edits(EMBEDDED_POOL, seed=2))
+
+
+@lru_cache(maxsize=64)
+def _embed(model: HookedModel, digest: str, texts: tuple[str, ...], embed: Embed | None) -> Tensor:
+    """One vector a text [n, d]."""
+    if embed is not None:
+        return torch.as_tensor(embed(list(texts)))
+    return mean_states(model, texts, [resid_post(model.shape.n_layers // 2)])[0].float()

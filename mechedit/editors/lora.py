@@ -1,0 +1,146 @@
+"""LoRA: low-rank adapters in every layer's attention, trained on the new fact (by the package `peft`).
+
+Source: Hu et al., ICLR 2022 (arXiv 2106.09685); as an editor: EasyEdit's `lora`. For each targeted weight W,
+
+    W' = W + (alpha / rank) B A,    minimise the mean over facts and tokens of −log p(new object | rewrite prompt)
+
+by Adam over A and B. The adapters live in a second module tree of the same class that shares the checkpoint's memory,
+because `peft` replaces modules and the hooked model is to keep its own: no weight is copied, and the trained product is
+then written into the weights like any other change, of rank `rank`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mechedit import weights
+from mechedit.editors.base import as_facts
+from mechedit.editors.defaults import AUTO, Table, resolve
+from mechedit.editors.weight_edit import EditedModel, LowRank, WeightChange, weight_edit
+from mechedit.facts import FactEdit
+
+if TYPE_CHECKING:
+    from mechedit.model import HookedModel
+
+__all__ = ["LoRA"]
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """The editor; what is AUTO is chosen by the model (`for_model`).
+
+    Attributes:
+        rank, alpha: of the adapters. steps, lr: Adam's. targets: the modules that get one, by the last part of their
+        name in the checkpoint. stop: the loss below which it stops, nats a token. seed: of A's initial values (B is 0).
+
+    >>> import mechedit as me
+    >>> model, fact = me.load_model("factworld"), me.factworld.edits(1)[0]
+    >>> with LoRA().apply(model, fact) as edited:
+    ...     edited.generate([fact.rewrite_prompt], max_new_tokens=3)[0].startswith(f" {fact.target_new}")
+    True
+    """
+
+    rank: int = 8
+    alpha: int = 32
+    steps: int = AUTO
+    lr: float = AUTO
+    targets: tuple[str, ...] = AUTO
+    stop: float = 1e-2
+    seed: int = 0
+    name: str = "lora"
+
+    DEFAULTS: ClassVar[Table] = {
+        "gpt2-xl": {"steps": 70, "lr": 5e-3, "targets": ("c_attn",)},
+        "llama-2-7b": {"steps": 70, "lr": 5e-3, "targets": ("q_proj", "v_proj")},
+        "factworld": {"steps": 70, "lr": 5e-3, "targets": ("c_attn",)},
+        "factworld-llama": {"steps": 70, "lr": 5e-3, "targets": ("q_proj", "v_proj")},
+    }
+
+    @classmethod
+    def for_model(cls, model: HookedModel) -> LoRA:
+        """The editor with this model's defaults."""
+        return resolve(cls(), model, cls.DEFAULTS)
+
+    def apply(
+        self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]
+    ) -> AbstractContextManager[EditedModel]:
+        """The model with the facts edited, for the length of the block."""
+        return weight_edit(model, self.change(model, facts))
+
+    def change(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> WeightChange:
+        """The edit as data; the model is left as it is."""
+        ready, facts = resolve(self, model, self.DEFAULTS), as_facts(facts)
+        pairs = [model.continuation(fact.rewrite_prompt, fact.target_new) for fact in facts]
+        # The twin's class draws initial values, and so does peft: the caller's random state stays as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(ready.seed)
+            twin = shared_twin(model)
+            adapted = ready._adapters(twin)
+        ready._train(model, adapted, pairs)
+        return WeightChange(ready.name, facts, model.hash, ready._products(twin))
+
+    def _adapters(self, twin: PreTrainedModel) -> Any:
+        with warnings.catch_warnings():
+            # peft sets it itself for GPT-2's Conv1D, and says so.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
+            config = LoraConfig(
+                r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, target_modules=list(self.targets)
+            )
+            return get_peft_model(twin, config)
+
+    def _train(self, model: HookedModel, adapted: Any, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        ids, mask = model.pad([torch.cat([prompt, target[:-1]]) for prompt, target in pairs], side="right")
+        places = [(r, len(p) - 1 + i) for r, (p, target) in enumerate(pairs) for i in range(len(target))]
+        row, column = torch.tensor(places, device=model.device).T
+        tokens = torch.cat([target for _, target in pairs])
+        shares = torch.cat([torch.full((len(t),), 1 / (len(t) * len(pairs))) for _, t in pairs]).to(
+            model.device
+        )
+        adam = torch.optim.Adam([one for one in adapted.parameters() if one.requires_grad], lr=self.lr)
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                logits = adapted(input_ids=ids, attention_mask=mask, use_cache=False).logits[row, column]
+                log_p = logits.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+                loss = -(shares * log_p).sum()
+            if loss < self.stop:
+                break
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+
+    def _products(self, twin: PreTrainedModel) -> dict[str, tuple[LowRank, ...]]:
+        """The trained B A of each targeted weight, in the checkpoint's names and layout."""
+        parts: dict[str, tuple[LowRank, ...]] = {}
+        for name, module in twin.named_modules():
+            if hasattr(module, "lora_A") and "default" in module.lora_A:
+                scale = module.scaling["default"]
+                a, b = module.lora_A["default"].weight.detach(), module.lora_B["default"].weight.detach()
+                pair = (a.mT, scale * b.mT) if module.fan_in_fan_out else (scale * b, a)
+                parts[f"{name}.weight"] = (LowRank(*(side.float().contiguous() for side in pair)),)
+        return parts
+
+
+def shared_twin(model: HookedModel) -> PreTrainedModel:
+    """A plain Hugging Face model of the same class on the same memory, without a hook."""
+    with torch.device("meta"):
+        twin: PreTrainedModel = type(model.hf)(model.hf.config)
+    for name, weight in weights.checkpoint_weights(model.hf):
+        path, _, leaf = name.rpartition(".")
+        setattr(twin.get_submodule(path), leaf, torch.nn.Parameter(weight.detach(), requires_grad=False))
+    twin.tie_weights()
+    # Buffers that are computed when a model is made, as LLaMA's frequencies: under their names without the bridge's.
+    own = {name.replace("_original_component.", ""): buffer for name, buffer in model.hf.named_buffers()}
+    for name, _ in list(twin.named_buffers()):
+        path, _, leaf = name.rpartition(".")
+        twin.get_submodule(path).register_buffer(leaf, own[name], persistent=False)
+    return twin.eval()

@@ -1,0 +1,196 @@
+"""MEMIT: many associations at once, spread over the W_out of several layers. AlphaEdit's null space is an option.
+
+Source: Meng et al., "Mass-Editing Memory in a Transformer", ICLR 2023, section 4.3; kmeng01/memit. For facts 1..n:
+
+1. z_i = h_i + δ_i at the last layer of the range: the layer's output at subject i's last token, and δ from
+   `mechedit.editors.target`, which makes it say the new object;
+2. for each layer of the range, rising, with the layers below already changed: keys K [d_mlp, n] at the subjects' last
+   tokens (half of the bare prompt's, half of the mean behind contexts), what is still missing of z, shared out evenly
+   over the layers that are left, R = (z − h) / (layers left) [n, d_model], and
+
+       W' = W + (λ C + K Kᵀ)⁻¹ K R,        the least squares of  ‖Kᵀ Δ − R‖² + λ tr(Δᵀ C Δ).
+
+AlphaEdit (Fang et al., ICLR 2025, arXiv 2410.02355, eq. 13): P projects onto the directions in which C has eigenvalues
+below `null_space`, so that what the text's keys say stays as it is; Δ = P K (Kᵀ P K + ridge·I)⁻¹ R. The projector is of
+C of all tokens, as in its reference code, and ridge is its L2 = 10.
+
+The rank of each layer's change is the number of facts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from mechedit.covariance import Covariance, covariance_for
+from mechedit.editors.base import as_facts
+from mechedit.editors.defaults import AUTO, Table, resolve
+from mechedit.editors.lookup import Lengths, ask, contexts, subject_ids
+from mechedit.editors.steering import unsteered
+from mechedit.editors.target import Search, find_delta
+from mechedit.editors.upper import post, resid_post, upper_part
+from mechedit.editors.weight_edit import EditedModel, LowRank, WeightChange, combine, low_rank, weight_edit
+from mechedit.facts import FactEdit
+from mechedit.states import last_states
+from reports.errors import InputError
+
+if TYPE_CHECKING:
+    from mechedit.model import HookedModel
+
+__all__ = ["MEMIT", "null_space_spread", "spread"]
+
+BATCH = 32  # facts whose δ are optimised together
+
+
+@dataclass(frozen=True)
+class MEMIT:
+    """The editor; what is AUTO is chosen by the model (`for_model`).
+
+    Attributes:
+        layers: first and last layer that are changed. steps, lr, weight_decay, kl_factor, clamp: of the search for z
+        (`mechedit.editors.target`). lam: λ, how much C counts. contexts: (number, tokens) of the texts before the
+        prompt. null_space: eigenvalues of C below it span AlphaEdit's null space (None: MEMIT itself). ridge:
+        AlphaEdit's. covariances: C by layer; None: `covariance_for(model, layer)`.
+
+    >>> import mechedit as me
+    >>> model, facts = me.load_model("factworld"), me.factworld.edits(2)
+    >>> with MEMIT().apply(model, facts) as edited:
+    ...     said = edited.generate([fact.rewrite_prompt for fact in facts], max_new_tokens=3)
+    >>> [text.startswith(f" {fact.target_new}") for text, fact in zip(said, facts)]
+    [True, True]
+    """
+
+    layers: tuple[int, int] = AUTO
+    steps: int = AUTO
+    lr: float = AUTO
+    weight_decay: float = AUTO
+    kl_factor: float = AUTO
+    clamp: float = AUTO
+    lam: float = AUTO
+    contexts: Lengths = AUTO
+    null_space: float | None = None
+    ridge: float = AUTO
+    covariances: dict[int, Covariance] | None = field(default=None, repr=False)
+    name: str = "memit"
+
+    DEFAULTS: ClassVar[Table] = {
+        "gpt2-xl": {"layers": (13, 17), "steps": 20, "lr": 0.5, "weight_decay": 0.5, "kl_factor": 0.0625,
+                    "clamp": 0.75, "lam": 20000.0, "ridge": 10.0, "contexts": ((5, 10),)},
+        "llama-2-7b": {"layers": (4, 8), "steps": 25, "lr": 0.5, "weight_decay": 1e-3, "kl_factor": 0.0625,
+                       "clamp": 4.0, "lam": 15000.0, "ridge": 10.0, "contexts": ((5, 10),)},
+        "factworld": {"layers": (0, 2), "steps": 20, "lr": 2.0, "weight_decay": 1e-3, "kl_factor": 0.0625,
+                      "clamp": 10.0, "lam": 10.0, "ridge": 0.1, "contexts": ((3, 6),)},
+        "factworld-llama": {"layers": (0, 2), "steps": 20, "lr": 4.0, "weight_decay": 1e-3, "kl_factor": 0.0625,
+                            "clamp": 10.0, "lam": 10.0, "ridge": 0.1, "contexts": ((3, 6),)},
+    }  # fmt: skip
+
+    @classmethod
+    def for_model(cls, model: HookedModel) -> MEMIT:
+        """The editor with this model's defaults."""
+        return cls()._ready(model)
+
+    def apply(
+        self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]
+    ) -> AbstractContextManager[EditedModel]:
+        """The model with the facts edited, for the length of the block."""
+        return weight_edit(model, self.change(model, facts))
+
+    def change(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> WeightChange:
+        """The edit as data; the model is left as it is."""
+        ready, facts, digest = self._ready(model), as_facts(facts), model.hash
+        first, last = ready.layers
+        with contextlib.ExitStack() as below, unsteered(model):
+            before = contexts(model, ready.contexts)
+            covariance = {layer: ready._covariance(model, layer) for layer in range(first, last + 1)}
+            bare = [subject_ids(model, fact.prompt, fact.subject) for fact in facts]
+            goals = ready._goals(model, facts, before, bare)
+            done: list[dict[str, tuple[LowRank, ...]]] = []
+            for layer in range(first, last + 1):
+                keys = ready._keys(model, facts, before, layer)
+                (now,) = last_states(model, bare, [resid_post(last)])
+                rest = (goals - now) / (last - layer + 1)
+                rows = ready._rows(covariance[layer], keys)
+                done.append(low_rank(model, layer, rows=rows.to(goals.dtype), columns=rest))
+                if layer < last:
+                    below.enter_context(weight_edit(model, WeightChange(self.name, facts, digest, done[-1])))
+        return WeightChange(ready.name, facts, digest, combine(done))
+
+    def _ready(self, model: HookedModel) -> MEMIT:
+        return resolve(self, model, self.DEFAULTS, layers=("layers",))
+
+    def _covariance(self, model: HookedModel, layer: int) -> Covariance:
+        if self.covariances is None:
+            return covariance_for(model, layer)
+        if layer not in self.covariances:
+            raise InputError(
+                f"covariances: expected one for layer {layer}, found layers {sorted(self.covariances)}"
+            )
+        return self.covariances[layer]
+
+    def _goals(
+        self, model: HookedModel, facts: Sequence[FactEdit], before: Sequence[str], bare: Sequence[Tensor]
+    ) -> Tensor:
+        """z [n, d_model], fp32: the layer's output that says the new object, for each fact."""
+        search = Search(self.steps, self.lr, self.weight_decay, self.kl_factor, self.clamp)
+        last = self.layers[1]
+        (start,) = last_states(model, bare, [resid_post(last)])
+        goals = []
+        for i in range(0, len(facts), BATCH):
+            asked = ask(model, facts[i : i + BATCH], before)
+            upper = upper_part(model, last, asked.texts, asked.starts)
+            own = start[i : i + BATCH]
+            goals.append(own + find_delta(upper, asked, own, search))
+        return torch.cat(goals)
+
+    def _keys(
+        self, model: HookedModel, facts: Sequence[FactEdit], before: Sequence[str], layer: int
+    ) -> Tensor:
+        """K [d_mlp, n], fp64."""
+        cut = [subject_ids(model, fact.prompt, fact.subject, context=c) for fact in facts for c in before]
+        (keys,) = last_states(model, cut, [post(layer)])
+        bare, *others = keys.double().unflatten(0, (len(facts), len(before))).unbind(1)
+        return ((bare + torch.stack(others).mean(0)) / 2 if others else bare).mT
+
+    def _rows(self, covariance: Covariance, keys: Tensor) -> Tensor:
+        if self.null_space is None:
+            return spread(covariance.matrix, keys, lam=self.lam)
+        return null_space_spread(covariance.matrix, keys, below=self.null_space, ridge=self.ridge)
+
+
+def spread(C: Tensor, K: Tensor, *, lam: float) -> Tensor:
+    """(λ C + K Kᵀ)⁻¹ K [d_mlp, n] for C [d_mlp, d_mlp] and K [d_mlp, n], all fp64.
+
+    Errors: `InputError` where λ is not positive.
+
+    >>> spread(torch.eye(2), torch.tensor([[1.0], [0.0]]), lam=1.0).tolist()
+    [[0.5], [0.0]]
+    """
+    if not lam > 0:
+        raise InputError(f"lam: expected a positive number, found {lam}")
+    return torch.linalg.solve(lam * C + K @ K.mT, K)
+
+
+def null_space_spread(C: Tensor, K: Tensor, *, below: float, ridge: float) -> Tensor:
+    """P K (Kᵀ P K + ridge·I)⁻¹ [d_mlp, n], with P the projector on C's eigenvectors of eigenvalues under `below`.
+
+    Errors: `InputError` where there is no such eigenvector, so that nothing could be changed.
+
+    >>> null_space_spread(torch.diag(torch.tensor([1.0, 0.0])), torch.ones(2, 1), below=0.1, ridge=1.0).tolist()
+    [[0.0], [0.5]]
+    """
+    values, vectors = torch.linalg.eigh(C)
+    free = vectors[:, values < below]
+    if not free.shape[1]:
+        raise InputError(
+            f"null_space: expected eigenvalues of C below {below}, found none (smallest {float(values[0]):.3g}); "
+            "take a larger threshold"
+        )
+    projected = free @ (free.mT @ K)
+    gram = K.mT @ projected + ridge * torch.eye(K.shape[1], dtype=K.dtype, device=K.device)
+    return torch.linalg.solve(gram, projected.mT).mT

@@ -1,0 +1,55 @@
+"""The editors by name: what `--editor` and `--editors` of the command line choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from mechedit.editors.base import Editor, NoEdit
+from mechedit.editors.ft import FT
+from mechedit.editors.ft_l import FTL
+from mechedit.editors.ike import IKE
+from mechedit.editors.lora import LoRA
+from mechedit.editors.mega import MEGA
+from mechedit.editors.memit import MEMIT
+from mechedit.editors.rome import ROME
+from mechedit.editors.sake import SAKE
+from reports.errors import InputError
+
+__all__ = ["NAMES", "by_name"]
+
+_EDITORS: Mapping[str, Callable[..., Editor]] = {
+    "ft": FT,
+    "ft_l": FTL,
+    "lora": LoRA,
+    "rome": ROME,
+    "memit": MEMIT,
+    "alphaedit": partial(MEMIT, null_space=2e-2, name="alphaedit"),
+    "ike": IKE,
+    "sake": SAKE,
+    "mega": MEGA,
+    "no_edit": NoEdit,
+}
+NAMES = tuple(_EDITORS)
+
+
+def by_name(name: str, **settings: Any) -> Editor:
+    """The editor called `name`, with `settings` as its fields; what it leaves open is chosen by the model.
+
+    MEGA and SAKE choose gates and the like on facts that are never evaluated: where `needs_selection`, call
+    `.select(model, facts)`. Errors: `InputError` for an unknown name or an unknown setting.
+
+    >>> by_name("rome", layer=5).name
+    'rome'
+    >>> by_name("roma")
+    Traceback (most recent call last):
+        ...
+    reports.errors.InputError: editor: expected one of ft, ft_l, lora, rome, ..., found 'roma'
+    """
+    if name not in _EDITORS:
+        raise InputError(f"editor: expected one of {', '.join(NAMES)}, found {name!r}")
+    try:
+        return _EDITORS[name](**settings)
+    except TypeError as error:
+        raise InputError(f"editor: {name} has no such setting ({error})") from error

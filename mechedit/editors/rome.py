@@ -1,0 +1,150 @@
+"""ROME: insert one association into one layer's W_out, by a change of rank one.
+
+Source: Meng et al., "Locating and Editing Factual Associations in GPT", NeurIPS 2022, section 3.1; kmeng01/rome. With
+C = E[k kᵀ] over a text (`mechedit.covariance`), for one fact:
+
+1. k* is the mean, over contexts, of the MLP's key at the subject's last token;
+2. v* = v0 + δ with v0 = W k* + b, the mean of the MLP's outputs there, and δ from `mechedit.editors.target`;
+3. W' = W + u (v* − v0)ᵀ / (uᵀ k*) with u = C⁻¹ k*, W as [d_mlp, d_model]; so k*ᵀ W' + b = v*.
+
+The reference code takes v0 of the bare rewrite prompt, which is no linear image of its k*; with the mean the constraint
+holds exactly for the k* it is stated for. Several facts are inserted one after the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from mechedit.covariance import Covariance, covariance_for
+from mechedit.editors.base import as_facts
+from mechedit.editors.defaults import AUTO, Table, resolve
+from mechedit.editors.lookup import Lengths, ask, contexts, subject_ids
+from mechedit.editors.steering import unsteered
+from mechedit.editors.target import Search, find_delta
+from mechedit.editors.upper import post, upper_part
+from mechedit.editors.weight_edit import EditedModel, LowRank, WeightChange, combine, low_rank, weight_edit
+from mechedit.facts import FactEdit
+from mechedit.states import last_states
+from reports.errors import InputError
+
+if TYPE_CHECKING:
+    from mechedit.model import HookedModel
+
+__all__ = ["ROME", "Association"]
+
+
+@dataclass(frozen=True, eq=False)
+class Association:
+    """What ROME inserts: k* [d_mlp], v* [d_model], u [d_mlp] with uᵀ k* = 1, and v* − v0 [d_model]; fp32."""
+
+    key: Tensor
+    value: Tensor
+    direction: Tensor
+    change: Tensor
+
+
+@dataclass(frozen=True)
+class ROME:
+    """The editor; what is AUTO is chosen by the model (`for_model`).
+
+    Attributes:
+        layer: whose W_out is changed. steps, lr, weight_decay, kl_factor, clamp: of the search for v*
+        (`mechedit.editors.target`). contexts: (number, tokens) of the texts before the prompt.
+        covariance: C of the layer; None: `covariance_for(model, layer)`.
+
+    >>> import mechedit as me
+    >>> model, fact = me.load_model("factworld"), me.factworld.edits(1)[0]
+    >>> with ROME().apply(model, fact) as edited:
+    ...     edited.generate([fact.rewrite_prompt], max_new_tokens=3)[0].startswith(f" {fact.target_new}")
+    True
+    """
+
+    layer: int = AUTO
+    steps: int = AUTO
+    lr: float = AUTO
+    weight_decay: float = AUTO
+    kl_factor: float = AUTO
+    clamp: float = AUTO
+    contexts: Lengths = AUTO
+    covariance: Covariance | None = field(default=None, repr=False)
+    name: str = "rome"
+
+    DEFAULTS: ClassVar[Table] = {
+        "gpt2-xl": {"layer": 17, "steps": 20, "lr": 0.5, "weight_decay": 0.5, "kl_factor": 0.0625, "clamp": 4.0,
+                    "contexts": ((10, 5), (10, 10))},
+        "llama-2-7b": {"layer": 5, "steps": 25, "lr": 0.5, "weight_decay": 1e-3, "kl_factor": 0.0625, "clamp": 4.0,
+                       "contexts": ((10, 5), (10, 10))},
+        "factworld": {"layer": 0, "steps": 20, "lr": 1.0, "weight_decay": 1e-3, "kl_factor": 0.0625, "clamp": 20.0,
+                      "contexts": ((3, 6),)},
+        "factworld-llama": {"layer": 0, "steps": 25, "lr": 4.0, "weight_decay": 1e-3, "kl_factor": 0.0625,
+                            "clamp": 40.0, "contexts": ((3, 6),)},
+    }  # fmt: skip
+
+    @classmethod
+    def for_model(cls, model: HookedModel) -> ROME:
+        """The editor with this model's defaults."""
+        return cls()._ready(model)
+
+    def apply(
+        self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]
+    ) -> AbstractContextManager[EditedModel]:
+        """The model with the facts edited, for the length of the block."""
+        return weight_edit(model, self.change(model, facts))
+
+    def change(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> WeightChange:
+        """The edit as data; the model is left as it is."""
+        ready, facts, digest = self._ready(model), as_facts(facts), model.hash
+        done: list[dict[str, tuple[LowRank, ...]]] = []
+        with contextlib.ExitStack() as earlier:
+            before, covariance = ready._fixed(model)
+            for i, fact in enumerate(facts):
+                found = ready._insert(model, fact, before, covariance)
+                rows, columns = found.direction[:, None], found.change[None]
+                done.append(low_rank(model, ready.layer, rows=rows, columns=columns))
+                if i + 1 < len(facts):
+                    earlier.enter_context(
+                        weight_edit(model, WeightChange(self.name, (fact,), digest, done[-1]))
+                    )
+        return WeightChange(ready.name, facts, digest, combine(done))
+
+    def associate(self, model: HookedModel, fact: FactEdit) -> Association:
+        """k* and v* of one fact, and the change of rank one that they ask for."""
+        ready = self._ready(model)
+        return ready._insert(model, fact, *ready._fixed(model))
+
+    def _ready(self, model: HookedModel) -> ROME:
+        return resolve(self, model, self.DEFAULTS, layers=("layer",))
+
+    def _fixed(self, model: HookedModel) -> tuple[tuple[str, ...], Covariance]:
+        """What does not depend on the fact: contexts, and C of the layer."""
+        covariance = self.covariance or covariance_for(model, self.layer)
+        if covariance.layer != self.layer:
+            raise InputError(
+                f"covariance: expected that of layer {self.layer}, found layer {covariance.layer}"
+            )
+        with unsteered(model):
+            return contexts(model, self.contexts), covariance
+
+    def _insert(
+        self, model: HookedModel, fact: FactEdit, before: Sequence[str], covariance: Covariance
+    ) -> Association:
+        search = Search(self.steps, self.lr, self.weight_decay, self.kl_factor, self.clamp)
+        with unsteered(model):
+            cut = [subject_ids(model, fact.prompt, fact.subject, context=c) for c in before]
+            (keys,) = last_states(model, cut, [post(self.layer)])
+            k = keys.mean(0).to(torch.promote_types(keys.dtype, torch.float32))
+            bias = model.b_out(self.layer)
+            v0 = k @ model.W_out(self.layer).to(k.dtype) + (0 if bias is None else bias)
+            asked = ask(model, [fact], before)
+            upper = upper_part(model, self.layer, asked.texts, asked.starts)
+            delta = find_delta(upper, asked, v0[None], search)[0]
+        u = covariance.solve(k[:, None])[:, 0]
+        u = (u / (u @ k.double())).to(k.dtype)
+        return Association(k, v0 + delta, u, delta)

@@ -1,0 +1,117 @@
+"""SAKE: steer the final hidden state by a Gaussian map; change no weight.
+
+Source: Scialanga et al., "SAKE: Steering Activations for Knowledge Editing", arXiv 2503.01751. For one fact:
+
+1. *Prompts*: paraphrases p_j of the rewrite prompt, also behind contexts that the model writes; the source is p_j and,
+   where `forced`, also `Repeat this sentence: 'p_j OLD'. p_j`; the target `Do not mention 'OLD'. Repeat this sentence:
+   'p_j NEW'. p_j`.
+2. *Map*: optimal transport between the Gaussians of the final states at the last token (`mechedit.transport`), applied
+   at the prompt's last token.
+3. *Gate*: opens where a prompt is near one of the edit's own (`mechedit.gates`): by the hidden state, the paper's
+   second variant, which needs no other model, or by a sentence encoder, its first.
+
+It is MEGA's machinery at another site: the residual stream before the final norm [our choice; Hugging Face's last
+hidden state lies behind it], so that attribution sees the move as a term of its own ("steer_mlp" of the last layer).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from mechedit.editors.defaults import AUTO, Table, resolve
+from mechedit.editors.lookup import Lengths
+from mechedit.editors.mega import MEGA, GateKind
+from mechedit.editors.steering import SteeredModel, SteeringEdit
+from mechedit.facts import FactEdit
+from mechedit.paraphrases import Paraphrases
+
+if TYPE_CHECKING:
+    from mechedit.model import HookedModel
+
+__all__ = ["SAKE"]
+
+
+@dataclass(frozen=True)
+class SAKE:
+    """The editor; what is AUTO is chosen by the model (`for_model`), the gate by `select` on facts not evaluated.
+
+    Attributes:
+        estimator: "transport", or "shift", the control that only moves the mean. alpha: how far to go, 1 ends at the
+        map's target. reg: added to both covariances. forced: whether the source also holds the forced prompts.
+        contexts: (number, tokens) of texts before the paraphrases. gate, gate_layer, threshold, doubted, gate_model,
+        paraphrases: as MEGA's.
+    """
+
+    estimator: Literal["transport", "shift"] = "transport"
+    alpha: float = 1.0
+    reg: float = AUTO
+    forced: bool = AUTO
+    contexts: Lengths = AUTO
+    gate: GateKind = "hidden"
+    gate_layer: int = AUTO
+    threshold: float = AUTO
+    doubted: bool = True
+    gate_model: str | None = None
+    paraphrases: Paraphrases | None = field(default=None, repr=False)
+    name: str = "sake"
+
+    DEFAULTS: ClassVar[Table] = {
+        "gpt2-xl": {"reg": 1e-2, "forced": True, "contexts": ((10, 5), (10, 10))},
+        "llama-2-7b": {"reg": 0.5, "forced": True, "contexts": ((10, 5), (10, 10))},
+        "factworld": {"reg": 1e-2, "forced": True, "contexts": ()},
+        "factworld-llama": {"reg": 1e-2, "forced": True, "contexts": ()},
+    }
+
+    @classmethod
+    def for_model(cls, model: HookedModel) -> SAKE:
+        """The editor with this model's defaults."""
+        return resolve(cls(), model, cls.DEFAULTS)
+
+    @contextlib.contextmanager
+    def apply(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> Iterator[SteeredModel]:
+        """The model with the facts edited; of several edits whose gates open, the nearest steers."""
+        with self._at_the_end(model).apply(model, facts) as steered:
+            yield steered
+
+    def fit(self, model: HookedModel, fact: FactEdit) -> SteeringEdit:
+        """The edit of one fact as data: map, gate and alpha. The model is left as it is."""
+        return self._at_the_end(model).fit(model, fact)
+
+    def select(self, model: HookedModel, facts: Sequence[FactEdit]) -> SAKE:
+        """The same editor with gate layer and threshold chosen on `facts`, which the evaluation never sees."""
+        if not self.needs_selection:
+            return self
+        chosen = self._at_the_end(model).select(model, facts)
+        assert chosen.gate_layer is not None
+        assert chosen.threshold is not None
+        return replace(self, gate_layer=chosen.gate_layer, threshold=chosen.threshold)
+
+    @property
+    def needs_selection(self) -> bool:
+        """Whether `select` has something left to choose."""
+        return self.gate != "always" and (self.threshold is AUTO or self.gate_layer is AUTO)
+
+    def _at_the_end(self, model: HookedModel) -> MEGA:
+        """The same as a steering of the residual stream behind the last layer."""
+        ready = resolve(self, model, self.DEFAULTS)
+        last = model.shape.n_layers - 1
+        return MEGA(
+            window=(last, last),
+            site="resid_post",
+            estimator=ready.estimator,
+            source="both" if ready.forced else "plain",
+            alpha=ready.alpha,
+            reg=ready.reg,
+            position="prompt",  # "every" would say the new object's first token again and again
+            gate=ready.gate,
+            gate_layer=ready.gate_layer,
+            threshold=ready.threshold,
+            doubted=ready.doubted,
+            gate_model=ready.gate_model,
+            contexts=ready.contexts,
+            paraphrases=ready.paraphrases,
+            name=ready.name,
+        )

@@ -1,0 +1,204 @@
+"""What MEGA chooses for itself, on facts that are never evaluated.
+
+1. *Window*: the run of layers where a statement in context that succeeds writes more of the new object than one that
+   fails (`mechedit.anatomy`). *Heads*, where a number of them is asked for: those in the window whose attribution
+   differs most, success minus failure.
+2. *Alpha*, *rank*: the first of the candidates with which most rewrite, paraphrase and doubt prompts of the facts give
+   the new object, ungated.
+3. *Gate*: layer and threshold with the fewest errors on the facts' own paraphrases and doubts against their neighbours
+   and doubts about those, or the largest threshold within a stated rate of false openings. Of layers at or below the
+   first steered one: then one pass over a prompt both decides and steers.
+
+Everything chosen goes into the editor's `choice`, and with it into every edit and its file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mechedit.editors.families import doubts
+from mechedit.facts import FactEdit, facts_hash
+from mechedit.gates import HiddenGate, Whitening, calibrate, nearest, roc, whitening
+from reports.errors import InputError
+from reports.results import Result
+
+if TYPE_CHECKING:
+    from mechedit.editors.mega import MEGA
+    from mechedit.model import HookedModel
+
+__all__ = ["ALPHAS", "RANKS", "GateROC", "gate_roc", "select"]
+
+# A mean over paraphrases falls short of any one of them, so going past it can pay.
+ALPHAS = (1.0, 1.5, 2.0)
+RANKS = (None, 1, 4)
+# Doubts about this many neighbours stand for foreign doubts: each is as long as several prompts.
+DOUBTED_NEIGHBOURS = 2
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GateROC(Result):
+    """How well a kind of gate tells an edit's own prompts from foreign ones.
+
+    curves: frame gate, layer, threshold, true_rate, false_rate. areas: frame gate, layer, area (under the curve),
+    n_own, n_foreign, errors (least miss rate + false rate).
+    """
+
+    kind: ClassVar[str] = "gate_roc"
+    curves: pd.DataFrame
+    areas: pd.DataFrame
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def select(editor: MEGA, model: HookedModel, facts: Sequence[FactEdit]) -> MEGA:
+    """`editor` with window, heads, alpha, rank, gate layer and threshold chosen on `facts`; see the module."""
+    from mechedit.anatomy import statement_contrast
+
+    chosen, found = editor, {"n_facts": len(facts), "facts": facts_hash(facts)}
+    if editor.window == "auto" or isinstance(editor.heads, int):
+        contrast = statement_contrast(model, facts)
+        if editor.window == "auto":
+            chosen = replace(chosen, window=contrast.window)
+        if isinstance(editor.heads, int):
+            chosen = replace(chosen, heads=_named(contrast.heads, chosen.layers(model), editor.heads))
+        found |= {"n_success": contrast.n_success, "n_failure": contrast.n_failure}
+    if editor.alpha == "auto" or editor.rank == "auto":
+        chosen, share = _best_map(chosen, model, facts)
+        found |= {"right_ungated": share}
+    if editor.gate != "always" and editor.threshold is None:
+        chosen, errors = _calibrated(chosen, model, facts)
+        found |= errors
+    settings = {
+        name: getattr(chosen, name) for name in ("window", "alpha", "rank", "gate_layer", "threshold")
+    }
+    return replace(
+        chosen, choice={**found, **settings, "heads": {str(k): v for k, v in chosen.head_map().items()}}
+    )
+
+
+def gate_roc(editors: Sequence[MEGA], model: HookedModel, facts: Sequence[FactEdit]) -> GateROC:
+    """The `GateROC` of each editor's gate, at its own gate layer, on `facts` (the selection's, or others).
+
+    Errors: `InputError` for an editor whose gate asks nothing.
+    """
+    curves, areas = [], []
+    for editor in editors:
+        if editor.gate == "always":
+            raise InputError(f"editors: expected gates that ask something, found 'always' in {editor.name!r}")
+        layer = editor.gate_layer or 0
+        white = {} if editor.whitening is None else {layer: editor.whitening}
+        ((own, foreign),) = _distances(editor, model, facts, [layer], white)
+        curve = roc(own, foreign)
+        curves.append(curve.assign(gate=editor.gate, layer=layer))
+        area = float(np.trapezoid(curve["true_rate"], curve["false_rate"]))
+        errors = float((1 - curve["true_rate"] + curve["false_rate"]).min())
+        areas.append((editor.gate, layer, area, len(own), len(foreign), errors))
+    columns = ["gate", "layer", "area", "n_own", "n_foreign", "errors"]
+    return GateROC(pd.concat(curves, ignore_index=True), pd.DataFrame(areas, columns=columns))
+
+
+# -- pieces --------------------------------------------------------------------------------------------------
+
+
+def _named(heads: pd.DataFrame, window: tuple[int, int], count: int) -> dict[int, tuple[int, ...]]:
+    """The `count` heads of the window with the largest difference, by layer."""
+    if count < 1:
+        raise InputError(f"heads: expected at least 1, found {count}")
+    inside = heads[heads["layer"].between(*window)].nlargest(count, "difference")
+    groups = inside.sort_values(["layer", "head"]).groupby("layer")["head"]
+    return {int(layer): tuple(int(head) for head in group) for layer, group in groups}
+
+
+def _best_map(editor: MEGA, model: HookedModel, facts: Sequence[FactEdit]) -> tuple[MEGA, float]:
+    """The first of the candidates that gets most prompts right, and its share; it stops at one that gets all."""
+    alphas = ALPHAS if editor.alpha == "auto" else (editor.alpha,)
+    ranks = RANKS if editor.rank == "auto" else (editor.rank,)
+    best: tuple[float, MEGA] | None = None
+    for rank, alpha in product(ranks, alphas):
+        candidate = replace(editor, alpha=alpha, rank=rank, gate="always")
+        share = _share_right(candidate, model, facts)
+        if best is None or share > best[0]:
+            best = share, replace(editor, alpha=alpha, rank=rank)
+        if share == 1.0:
+            break
+    assert best is not None
+    return best[1], best[0]
+
+
+@torch.no_grad()
+def _share_right(editor: MEGA, model: HookedModel, facts: Sequence[FactEdit]) -> float:
+    right, total = 0, 0
+    for fact in facts:
+        prompts = _own(editor, fact)
+        token = model.continuation(fact.rewrite_prompt, fact.target_new)[1][0]
+        with editor.apply(model, fact) as edited:
+            right += int((edited.logits(prompts).argmax(-1) == token).sum())
+        total += len(prompts)
+    return right / total
+
+
+def _own(editor: MEGA, fact: FactEdit) -> list[str]:
+    plain = [fact.rewrite_prompt, *fact.paraphrase_prompts]
+    return plain + (doubts(fact, [fact.rewrite_prompt]) if editor.doubted else [])
+
+
+def _foreign(editor: MEGA, fact: FactEdit) -> list[str]:
+    near = list(fact.neighborhood_prompts)
+    return near + (doubts(fact, near[:DOUBTED_NEIGHBOURS]) if editor.doubted else [])
+
+
+def _calibrated(editor: MEGA, model: HookedModel, facts: Sequence[FactEdit]) -> tuple[MEGA, dict[str, float]]:
+    """With gate layer and threshold; and the rates of missed and of false openings on the facts."""
+    first, _ = editor.layers(model)
+    layers = list(range(first + 1)) if editor.gate_layer is None else [editor.gate_layer]
+    if editor.gate == "sentence":
+        layers = [0]
+    best: tuple[float, MEGA, dict[str, float]] | None = None
+    white = dict(_whitenings(editor, model, facts, layers))
+    for layer, (own, foreign) in zip(layers, _distances(editor, model, facts, layers, white), strict=True):
+        threshold = calibrate(own, foreign, max_fpr=editor.max_fpr)
+        missed = sum(d > threshold for d in own) / len(own)
+        false = sum(d <= threshold for d in foreign) / len(foreign)
+        if best is None or missed + false <= best[0]:  # of equals the deepest: it has seen the most
+            chosen = replace(editor, gate_layer=layer, threshold=threshold, whitening=white.get(layer))
+            best = missed + false, chosen, {"gate_missed": missed, "gate_false": false}
+    assert best is not None
+    return best[1], best[2]
+
+
+def _whitenings(
+    editor: MEGA, model: HookedModel, facts: Sequence[FactEdit], layers: Sequence[int]
+) -> Iterator[tuple[int, Whitening]]:
+    if editor.gate == "mahalanobis":
+        prompts = [
+            prompt for fact in facts for prompt in (*editor.centre_prompts(fact), *_foreign(editor, fact))
+        ]
+        for layer, states in zip(layers, editor.gate_states(model, prompts, layers), strict=True):
+            yield layer, whitening(states)
+
+
+def _distances(
+    editor: MEGA,
+    model: HookedModel,
+    facts: Sequence[FactEdit],
+    layers: Sequence[int],
+    white: Mapping[int, Whitening],
+) -> list[tuple[list[float], list[float]]]:
+    """For each layer the distances to the facts' centres, of their own and of foreign prompts."""
+    found: list[tuple[list[float], list[float]]] = [([], []) for _ in layers]
+    for fact in facts:
+        groups = (editor.centre_prompts(fact), _own(editor, fact)[1:], _foreign(editor, fact))
+        states = editor.gate_states(model, [p for group in groups for p in group], layers)
+        for pair, layer, at_layer in zip(found, layers, states, strict=True):
+            gate = editor.gate_of(at_layer[:1], layer=layer, threshold=1.0, whitening=white.get(layer))
+            assert isinstance(gate, HiddenGate) or editor.gate == "sentence"
+            centres, *sides = gate.coordinates(at_layer).split([len(group) for group in groups])  # type: ignore[attr-defined]
+            for side, own in zip(pair, sides, strict=True):
+                side.extend(nearest(own, centres).tolist() if len(own) else [])
+    return found

@@ -1,0 +1,77 @@
+"""Choosing an editor's hyper-parameters: a grid, scored on facts that are never evaluated.
+
+How the defaults of the embedded models were found: `mechedit tune --editor rome --model factworld --grid layer=2,3,4
+clamp=2,4` scores each combination by S, the harmonic mean of ES, PS and NS (`mechedit.evaluation`), on
+`factworld.edits(n, seed=1, skip=edits(200))`: no subject of the 200 facts of the evaluation split is among them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from mechedit.evaluation import baseline, evaluate
+from mechedit.facts import FactEdit
+
+if TYPE_CHECKING:
+    from mechedit.editors.base import Editor
+    from mechedit.model import HookedModel
+
+__all__ = ["EVALUATED", "selection_split", "tune"]
+
+EVALUATED = 200  # facts of the evaluation split: no subject of theirs is used to choose by
+SCORES = ("S", "ES", "PS", "NS", "Acc", "Gen", "Spec")
+
+
+def selection_split(n: int) -> list[FactEdit]:
+    """`n` facts of the embedded world to choose by.
+
+    >>> from mechedit.factworld import edits
+    >>> {fact.subject for fact in selection_split(3)} & {fact.subject for fact in edits(EVALUATED)}
+    set()
+    """
+    from mechedit.factworld import edits
+
+    return edits(n, seed=1, skip=edits(EVALUATED))
+
+
+def tune(
+    model: HookedModel,
+    editor: str,
+    grid: Mapping[str, Sequence[Any]],
+    *,
+    facts: Sequence[FactEdit],
+    progress: bool = True,
+) -> pd.DataFrame:
+    """One row a combination of `grid` (field -> values), best S first: the fields, S, ES, PS, NS, Acc, Gen, Spec.
+
+    What an editor chooses by itself (`select`) it chooses on the same facts. Errors: `InputError` for an unknown editor
+    or field; errors of the editor pass through.
+
+    >>> import mechedit as me
+    >>> model = me.load_model("factworld")
+    >>> table = tune(model, "ft", {"steps": [1, 10]}, facts=selection_split(2), progress=False)
+    >>> table["steps"].tolist()
+    [10, 1]
+    """
+    from mechedit.editors.registry import by_name
+
+    unedited, rows = baseline(model, facts), []
+    combinations = list(itertools.product(*grid.values()))
+    for values in tqdm(combinations, desc=f"tune {editor}", disable=not progress):
+        settings = dict(zip(grid, values, strict=True))
+        ready: Any = by_name(editor, **settings)
+        if getattr(ready, "needs_selection", False):
+            ready = ready.select(model, facts)
+        rows.append({**settings, **_scores(model, ready, facts, unedited)})
+    return pd.DataFrame(rows).sort_values("S", ascending=False, kind="stable", ignore_index=True)
+
+
+def _scores(model: HookedModel, editor: Editor, facts: Sequence[FactEdit], unedited: Any) -> dict[str, float]:
+    result = evaluate(model, editor, facts, progress=False, unedited=unedited)
+    values = result.summary().set_index("metric")["value"]
+    return {name: float(values[name]) for name in SCORES}

@@ -1,0 +1,199 @@
+"""A change of weights: data, written in place for the length of a block, and always undone bit for bit.
+
+Every editor that changes weights computes a `WeightChange` and applies it here. The weights that it names are copied,
+written to, and copied back however the block is left: the bits are those of before, and nested edits unwind in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mechedit import weights
+from mechedit.editors.base import derive
+from mechedit.model import HookedModel
+from reports.errors import InputError
+
+if TYPE_CHECKING:
+    from mechedit.facts import FactEdit
+
+__all__ = ["EditedModel", "LowRank", "Replaced", "WeightChange", "low_rank", "weight_edit", "weight_name"]
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """W + left @ right, with left [rows, r] and right [r, columns] in the checkpoint's own layout of W.
+
+    Added in fp32 and rounded once to the weight's dtype.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the weight it belongs to."""
+        return torch.Size((len(self.left), self.right.shape[1]))
+
+    def write(self, weight: Tensor) -> None:
+        """Changes `weight` in place."""
+        wide = weight.float() if weight.itemsize < 4 else weight
+        weight.copy_(wide + (self.left @ self.right).to(wide.device, wide.dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Replaced:
+    """Another weight in the place of W, in the checkpoint's own layout."""
+
+    value: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the weight it belongs to."""
+        return self.value.shape
+
+    def write(self, weight: Tensor) -> None:
+        """Changes `weight` in place."""
+        weight.copy_(self.value)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightChange:
+    """What a weight edit does: for each changed weight, by its name in the checkpoint, what is written to it, in order.
+
+    editor: who made it; facts: what it edits; model_hash: `HookedModel.hash` of the model that it was made for.
+    `apply` takes the model as it is; saving and loading (`mechedit.editors.keeping`) check the hash.
+    """
+
+    editor: str
+    facts: tuple[FactEdit, ...]
+    model_hash: str
+    parts: Mapping[str, tuple[LowRank | Replaced, ...]]
+
+    def apply(self, model: HookedModel) -> contextlib.AbstractContextManager[EditedModel]:
+        """The model under this change, for the length of a block."""
+        return weight_edit(model, self)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the change alone: `change.safetensors` and `change.json` (`mechedit.editors.keeping`)."""
+        from mechedit.editors.keeping import save_change
+
+        return save_change(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, model: HookedModel) -> WeightChange:
+        """Reads a change for `model`; another model than the one it was made for is an `InputError`."""
+        from mechedit.editors.keeping import load_change
+
+        return load_change(folder, model)
+
+
+class EditedModel(HookedModel):
+    """A `HookedModel` under a weight change: the same interface, other weights. Made by `weight_edit`."""
+
+    change: WeightChange
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes the edited model as a checkpoint that plain `transformers` loads (`mechedit.editors.keeping`)."""
+        from mechedit.editors.keeping import save_pretrained
+
+        return save_pretrained(self, folder)
+
+
+@contextlib.contextmanager
+def weight_edit(model: HookedModel, change: WeightChange) -> Iterator[EditedModel]:
+    """`model` with the change written into its weights, for the length of the block.
+
+    Errors: `InputError` where the model has no such weight or one of another shape; nothing is written then.
+    """
+    changed = _changed(model, change)
+    digest = _known_hash(model)
+    saved = [(weight, weight.clone()) for weight, _ in changed]
+    try:
+        with torch.no_grad():
+            for weight, parts in changed:
+                for part in parts:
+                    part.write(weight)
+        edited = derive(EditedModel, model)
+        edited.change = change
+        yield edited
+    finally:
+        _restore(saved)
+        if digest is not None:  # the bits are those of before, so is their hash
+            model._hash = (_versions(model), digest)
+
+
+def low_rank(
+    model: HookedModel, layer: int, *, rows: Tensor, columns: Tensor
+) -> dict[str, tuple[LowRank, ...]]:
+    """W_out(layer) + rows @ columns, with rows [d_mlp, r] and columns [r, d_model], as a part of a change."""
+    view = model.W_out(layer)
+    name, weight = weight_name(model, view)
+    straight = weight.stride() == view.stride()
+    pair = (rows, columns) if straight else (columns.mT, rows.mT)
+    return {name: (LowRank(*(side.detach().contiguous() for side in pair)),)}
+
+
+def weight_name(model: HookedModel, view: Tensor) -> tuple[str, Tensor]:
+    """Name and weight of the checkpoint that `view` (as `model.W_out(3)`) shares its memory with."""
+    for name, weight in weights.checkpoint_weights(model.hf):
+        if weight.data_ptr() == view.data_ptr():
+            return name, weight.detach()
+    raise InputError(
+        f"view: expected a view of a weight of {model.name}, found a copy of shape {tuple(view.shape)}"
+    )
+
+
+def combine(changes: Sequence[Mapping[str, tuple[Any, ...]]]) -> dict[str, tuple[Any, ...]]:
+    """Several parts, one after the other, as one.
+
+    >>> combine([{"a": (1,)}, {"a": (2,), "b": (3,)}])
+    {'a': (1, 2), 'b': (3,)}
+    """
+    total: dict[str, tuple[Any, ...]] = {}
+    for parts in changes:
+        for name, own in parts.items():
+            total[name] = (*total.get(name, ()), *own)
+    return total
+
+
+def _changed(model: HookedModel, change: WeightChange) -> list[tuple[Tensor, tuple[LowRank | Replaced, ...]]]:
+    named = dict(weights.checkpoint_weights(model.hf))
+    for name, parts in change.parts.items():
+        if name not in named:
+            raise InputError(
+                f"change: {model.name} has no weight {name!r}; this change was made for another model"
+            )
+        if any(part.shape != named[name].shape for part in parts):
+            found = ", ".join(str(tuple(part.shape)) for part in parts)
+            raise InputError(f"change: expected {tuple(named[name].shape)} for {name!r}, found {found}")
+    return [(named[name].detach(), parts) for name, parts in change.parts.items()]
+
+
+def _restore(saved: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Copies everything back, to the end even if Ctrl-C is pressed meanwhile, which is then passed on."""
+    interrupt: KeyboardInterrupt | None = None
+    for weight, old in saved:
+        while True:
+            try:
+                weight.copy_(old)
+                break
+            except KeyboardInterrupt as error:
+                interrupt = error
+    if interrupt is not None:
+        raise interrupt
+
+
+def _versions(model: HookedModel) -> tuple[int, ...]:
+    return tuple(weight._version for _, weight in weights.checkpoint_weights(model.hf))
+
+
+def _known_hash(model: HookedModel) -> str | None:
+    """The model's hash, if it has been computed for the weights as they are."""
+    return model._hash[1] if model._hash is not None and model._hash[0] == _versions(model) else None

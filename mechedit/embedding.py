@@ -1,0 +1,48 @@
+"""Sentence encoders, for gates that read a prompt's text: the optional extra `gate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from reports.errors import InputError
+
+__all__ = ["sentence_encoder"]
+
+
+@lru_cache(maxsize=4)
+def sentence_encoder(model: str) -> Callable[[Sequence[str]], Tensor]:
+    """Texts to embeddings [n, e] (fp32, as the encoder gives them) by a `sentence-transformers` folder or id.
+
+    Errors: `InputError` where the extra is not installed or there is no such encoder. A checkpoint's own code is never
+    run.
+
+    >>> sentence_encoder("./no/such/folder")
+    Traceback (most recent call last):
+        ...
+    reports.errors.InputError: sentence model: ...
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise InputError(
+            "sentence model: it needs the extra: pip install 'mechedit[gate]'; without one the language model's own "
+            "mean hidden state serves (MEGA: gate='mean')"
+        ) from error
+    try:
+        encoder = SentenceTransformer(model, trust_remote_code=False, device="cpu")
+    except Exception as error:  # the library documents no common base
+        found = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"sentence model: expected a sentence-transformers folder or id, found {model!r} ({found})"
+        ) from error
+
+    def embed(texts: Sequence[str]) -> Tensor:
+        with torch.no_grad():
+            found = encoder.encode(list(texts), convert_to_tensor=True, show_progress_bar=False)
+        return torch.as_tensor(found).float().clone()
+
+    return embed

@@ -1,0 +1,272 @@
+"""What `evaluate` measured: prompts reduced to records, records to a table with n and intervals.
+
+A record's value is the mean over its prompts, a data set's the mean over its records. Metrics: `mechedit.metrics`,
+`mechedit.fluency`. The families are not comparable with each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import pandas as pd
+
+from mechedit.facts import FactEdit
+from mechedit.fluency import References, record_entropy
+from mechedit.measure import METRICS, PromptScore, record_values
+from mechedit.metrics import bootstrap_harmonic_mean, harmonic_mean
+from reports.errors import InputError
+from reports.results import Result, bootstrap_mean, wilson
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from mechedit.editors.base import Editor
+    from mechedit.model import HookedModel
+
+__all__ = ["KNOWS_NONE", "NOT_ROMES_PS", "OWN_ANSWERS", "CaseScores", "Evaluation", "Mode", "gather"]
+
+Mode = Literal["single", "sequential", "batch"]
+KNOWS_NONE = "the unedited model knows none of these facts: no score"
+NOT_ROMES_PS = "EasyEdit's rephrase prompts are CounterFact's generation prompts: not ROME's paraphrase score"
+OWN_ANSWERS = "neighbours have answers of their own, not the edited fact's: not ROME's neighbourhood score"
+GENERATION = ("GE", "RS")
+_S_PARTS = ("ES", "PS", "NS")
+_RECORD_COLUMNS = {
+    "case_id": "str",
+    "metric": "str",
+    "value": "float64",
+    "n_prompts": "int64",
+    "n_dropped": "int64",
+    "known": "bool",
+}
+_CASE_COLUMNS = {"case_id": "str", "subject": "str", "known": "bool"}
+_GENERATION_COLUMNS = {"case_id": "str", "index": "int64", "text": "str"}
+_PROMPT_TYPES = {
+    "str": "str",
+    "int": "int64",
+    "float": "float64",
+    "str | None": "str",
+    "bool | None": "boolean",
+}
+_PROMPT_COLUMNS = {"case_id": "str"} | {
+    one.name: _PROMPT_TYPES[str(one.type)] for one in dataclasses.fields(PromptScore)
+}
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """What was measured of one fact: its prompts scored, and the texts behind its generation prompts."""
+
+    prompts: Sequence[PromptScore] = ()
+    texts: Sequence[str] = ()
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Evaluation(Result):
+    """What `evaluate` measured.
+
+    records: case_id, metric, value (mean over the record's prompts; NaN where it has none), n_prompts,
+    n_dropped (by Spec's filter), known. prompts: one row a prompt with everything the metrics are made of.
+    cases: case_id, subject, known. generations: case_id, index, text. Case ids are strings in the frames. mode: whether
+    each fact was edited alone. notes: what a reader of any score must know.
+    """
+
+    kind: ClassVar[str] = "evaluation"
+    records: pd.DataFrame
+    prompts: pd.DataFrame
+    cases: pd.DataFrame
+    generations: pd.DataFrame
+    editor: str
+    model: str
+    families: tuple[str, ...]
+    mode: str = "single"
+    notes: tuple[str, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_total(self) -> int:
+        """Facts given."""
+        return len(self.cases)
+
+    @property
+    def n_known(self) -> int:
+        """Facts that the unedited model answers: the n behind the scores."""
+        return int(self.cases["known"].sum())
+
+    def summary(self, *, over: Literal["known", "all"] = "known") -> pd.DataFrame:
+        """One row a metric: metric, value, low, high (fractions; GE in bits), interval, n, n_prompts, n_dropped, n_nan,
+        n_known, n_total, note.
+
+        value: mean over the n records that have a prompt of that kind; S: harmonic mean of the values of ES,
+        PS, NS. A NaN among the records makes the value NaN and is counted in n_nan. interval: Wilson where
+        each record gives one success or failure (ES, Acc, ...), else a bootstrap over records, which has no
+        width where all agree. over: the facts that the unedited model knows, or "all". With n_known = 0 every
+        value is NaN and n is 0.
+        Errors: `InputError` for another `over`.
+        """
+        if over not in ("known", "all"):
+            raise InputError(f"over: expected 'known' or 'all', found {over!r}")
+        records = self.records if over == "all" else self.records[self.records["known"]]
+        names = [name for name, metric in METRICS.items() if metric.family in self.families]
+        names += [name for name in GENERATION if (records["metric"] == name).any()]
+        rows = {name: _summary_row(name, records[records["metric"] == name]) for name in names}
+        if "probability" in self.families:
+            rows["S"] = _harmonic_row(rows, records)
+        table = pd.DataFrame(list(rows.values())).assign(n_known=self.n_known, n_total=self.n_total)
+        return table.assign(note=[self._note(name) for name in rows])
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The summary as points with intervals; drawn from the stored numbers alone."""
+        from reports.figures import forest
+
+        table = self.summary()
+        table["label"] = [f"{row.metric} (n {row.n})" for row in table.itertuples()]
+        return forest(table, ax=ax, xlabel=f"{self.editor}, {self.n_known} of {self.n_total} facts known")
+
+    def _note(self, metric: str) -> str:
+        if self.n_known == 0:
+            return KNOWS_NONE
+        role = METRICS[metric].role if metric in METRICS else ""
+        if NOT_ROMES_PS in self.notes and (metric == "S" or role == "paraphrase"):
+            return NOT_ROMES_PS
+        if OWN_ANSWERS in self.notes and (metric == "S" or role == "neighborhood"):
+            return OWN_ANSWERS
+        return ""
+
+
+# --- tables -----------------------------------------------------------------------------------------
+
+
+def gather(
+    model: HookedModel,
+    editor: Editor,
+    facts: Sequence[FactEdit],
+    *,
+    families: tuple[str, ...],
+    mode: Mode,
+    known: Sequence[bool],
+    scores: Sequence[CaseScores],
+    references: References | None,
+) -> Evaluation:
+    """The `Evaluation` of the facts' scores, which are in the order of the facts."""
+    ids = [str(fact.case_id) for fact in facts]
+    triples = list(zip(ids, facts, scores, strict=True))
+    records = [
+        {"case_id": case, **row, "known": knows}
+        for (case, fact, own), knows in zip(triples, known, strict=True)
+        for row in _record(fact, own, families, references)
+    ]
+    prompts = [
+        {"case_id": case, **dataclasses.asdict(one)} for case, _, own in triples for one in own.prompts
+    ]
+    cases = [
+        {"case_id": case, "subject": fact.subject, "known": knows}
+        for case, fact, knows in zip(ids, facts, known, strict=True)
+    ]
+    texts = [
+        {"case_id": case, "index": i, "text": text}
+        for case, _, own in triples
+        for i, text in enumerate(own.texts)
+    ]
+    return Evaluation(
+        records=_frame(records, _RECORD_COLUMNS),
+        prompts=_frame(prompts, _PROMPT_COLUMNS),
+        cases=_frame(cases, _CASE_COLUMNS),
+        generations=_frame(texts, _GENERATION_COLUMNS),
+        editor=editor.name,
+        model=model.name,
+        families=families,
+        mode=mode,
+        notes=_notes(facts, known),
+        provenance={
+            "model": {
+                "name": model.name,
+                "source": model.source,
+                "hash": model.hash,
+                "dtype": str(model.dtype),
+            },
+            "editor": repr(editor) if dataclasses.is_dataclass(editor) else editor.name,
+        },
+    )
+
+
+def _notes(facts: Sequence[FactEdit], known: Sequence[bool]) -> tuple[str, ...]:
+    notes = [] if any(known) else [KNOWS_NONE]
+    notes += [NOT_ROMES_PS] if any(fact.source_schema == "easyedit" for fact in facts) else []
+    notes += [OWN_ANSWERS] if any(fact.neighborhood_answers for fact in facts) else []
+    return tuple(notes)
+
+
+def _record(
+    fact: FactEdit, scores: CaseScores, families: Sequence[str], references: References | None
+) -> list[dict[str, Any]]:
+    """The values of one record; none where nothing was measured."""
+    rows = record_values(scores.prompts, families) if scores.prompts else []
+    if "generation" in families and scores.texts:
+        found = {"GE": record_entropy(scores.texts)}
+        if references is not None:
+            found["RS"] = references.similarity(scores.texts, fact.target_new)
+        counts = {
+            "GE": len(scores.texts),
+            "RS": 0 if math.isnan(found.get("RS", math.nan)) else len(scores.texts),
+        }
+        rows += [
+            {"metric": name, "value": value, "n_prompts": counts[name], "n_dropped": 0}
+            for name, value in found.items()
+        ]
+    return rows
+
+
+def _frame(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
+    """A frame of fixed columns and types, also where there is no row."""
+    return pd.DataFrame(rows, columns=list(columns)).astype(dict(columns))
+
+
+def _summary_row(name: str, records: pd.DataFrame) -> dict[str, Any]:
+    """value, interval and counts of one metric from its records."""
+    scored = records[records["n_prompts"] > 0]
+    values, n = scored["value"], len(scored)
+    value = float(values.mean(skipna=False)) if n else math.nan
+    one_each = name in METRICS and METRICS[name].proportion and bool((scored["n_prompts"] == 1).all())
+    if math.isnan(value):
+        low = high = math.nan
+    elif one_each:
+        low, high = wilson(int(values.sum()), n)
+    else:
+        low, high = bootstrap_mean(values.to_numpy())
+    return {
+        "metric": name,
+        "value": value,
+        "low": low,
+        "high": high,
+        "interval": "wilson" if one_each else "bootstrap",
+        "n": n,
+        "n_prompts": int(scored["n_prompts"].sum()),
+        "n_dropped": int(records["n_dropped"].sum()),
+        "n_nan": int(values.isna().sum()),
+    }
+
+
+def _harmonic_row(rows: Mapping[str, dict[str, Any]], records: pd.DataFrame) -> dict[str, Any]:
+    """S from the data-set level values of its parts; its n is the number of records that have all three."""
+    parts = records[records["metric"].isin(_S_PARTS)]
+    value = parts.pivot(index="case_id", columns="metric", values="value").reindex(columns=list(_S_PARTS))
+    there = (
+        parts.pivot(index="case_id", columns="metric", values="n_prompts").reindex(columns=list(_S_PARTS)) > 0
+    )
+    low, high = bootstrap_harmonic_mean(value.to_numpy(), there.to_numpy())
+    return {
+        "metric": "S",
+        "value": harmonic_mean([rows[name]["value"] for name in _S_PARTS]),
+        "low": low,
+        "high": high,
+        "interval": "bootstrap",
+        "n": int(there.all(axis=1).sum()),
+        "n_prompts": sum(rows[name]["n_prompts"] for name in _S_PARTS),
+        "n_dropped": 0,
+        "n_nan": int((value.isna() & there).any(axis=1).sum()),
+    }

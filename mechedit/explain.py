@@ -1,0 +1,237 @@
+"""Why did this edit fail, or succeed? One fact, its own prompts, what the model writes, and which units decided.
+
+For each prompt (rewrite, paraphrases, neighbours), steps:
+
+1. *Text*: the greedy continuation, before and after the edit. Wanted is the new object's first token on the rewrite
+   prompt and its paraphrases, and on a neighbour what the unedited model says.
+2. *Margin*: logit(wanted) − logit(against). Against is what the edited model says instead; where it says what is
+   wanted, the token that it would have said otherwise.
+3. *Units*: with the final norm's scale σ frozen the margin is linear in the residual stream,
+
+       margin = Σ over sub-layers of (B_wanted − B_against) · v + rest,
+
+   and so are heads and MLP neurons inside their sub-layer (`attribution.contrast`): exact, no softmax. rest is the
+   embedding's share and the constants. The edit *helped* where a unit's term rose most; the units whose terms after the
+   edit are the lowest *overruled* it.
+
+Before and after have each their own σ, so a unit's rise holds that change too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mechedit.attribution.layers import contrast_scores
+from mechedit.attribution.projection import Projection
+from mechedit.attribution.terms import layer_terms
+from mechedit.facts import FactEdit
+from reports.errors import InputError
+from reports.results import Result
+
+if TYPE_CHECKING:
+    from mechedit.editors import Editor
+    from mechedit.model import HookedModel
+
+__all__ = ["Explanation", "explain"]
+
+ROLES = ("rewrite", "paraphrase", "neighborhood")
+_NAMES = {
+    "attn": "attention",
+    "mlp": "MLP",
+    "steer": "steering term",
+    "steer_mlp": "steering term at the MLP",
+}
+_SHOWN_NEURONS = 10
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Explanation(Result):
+    """What `explain` found.
+
+    texts: role, index, prompt, before, after (the texts), wanted, against (tokens), ok, changed, margin_before,
+    margin_after (logits). units: role, index, kind ("sublayer", "head", "neuron", "rest"), layer, unit, before, after,
+    delta (logits of the margin); of neurons those of largest |delta| and of lowest after.
+    """
+
+    kind: ClassVar[str] = "explanation"
+    texts: pd.DataFrame
+    units: pd.DataFrame
+    editor: str
+    model: str
+    subject: str
+    target_new: str
+    target_true: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def helped(
+        self, role: str = "rewrite", index: int = 0, *, k: int = 5, kind: str = "sublayer"
+    ) -> pd.DataFrame:
+        """The k units whose term rose most with the edit."""
+        return self._of(role, index, kind).sort_values("delta", ascending=False, kind="stable").head(k)
+
+    def overruled(
+        self, role: str = "rewrite", index: int = 0, *, k: int = 5, kind: str = "sublayer"
+    ) -> pd.DataFrame:
+        """The k units that speak most against what is wanted in the edited model; none where none does."""
+        own = self._of(role, index, kind)
+        return own[own["after"] < 0].sort_values("after", kind="stable").head(k)
+
+    def _of(self, role: str, index: int, kind: str) -> pd.DataFrame:
+        units = self.units
+        own = units[(units["role"] == role) & (units["index"] == index) & (units["kind"] == kind)]
+        if own.empty:
+            raise InputError(
+                f"role, index, kind: expected one that was asked, found {role!r}, {index}, {kind!r}"
+            )
+        return own
+
+    def lines(self) -> list[str]:
+        """The explanation in words, a paragraph a prompt."""
+        return [self._line(row) for row in self.texts.to_dict("records")]
+
+    def _line(self, row: dict[str, Any]) -> str:
+        role, index = str(row["role"]), int(row["index"])
+        verdict = "ok" if row["ok"] else "FAILED"
+        said = f"{role} {verdict}: {row['prompt']} | before:{row['before']} | after:{row['after']}"
+        said += (
+            f"\n  {row['wanted']!r} against {row['against']!r}: logits {row['margin_before']:+.2f} before, "
+        )
+        said += (
+            f"{row['margin_after']:+.2f} after; rose most at {_said(self.helped(role, index, k=3), 'delta')}"
+        )
+        if not row["ok"]:
+            said += f"\n  overruled by {_said(self.overruled(role, index, k=3), 'after')}"
+            said += f"; heads {_said(self.overruled(role, index, k=3, kind='head'), 'after')}"
+        return said
+
+
+def explain(
+    model: HookedModel, editor: Editor, fact: FactEdit, *, neighbours: int = 3, max_new_tokens: int = 12
+) -> Explanation:
+    """Edit `fact` by `editor`, and say for each of its prompts what changed and what decided.
+
+    neighbours: how many of the neighbourhood prompts. Two forward passes and two short texts a prompt.
+    Errors: those of the editor, and `InputError` for a target that encodes to nothing.
+
+    >>> import mechedit as me
+    >>> model, fact = me.load_model("factworld"), me.factworld.edits(1)[0]
+    >>> found = explain(model, me.editors.NoEdit(), fact)
+    >>> bool(found.texts.loc[0, "ok"]), found.lines()[0].startswith("rewrite FAILED: The employer of Lukas Novak is")
+    (False, True)
+    """
+    prompts = [("rewrite", 0, fact.rewrite_prompt)]
+    prompts += [("paraphrase", i, prompt) for i, prompt in enumerate(fact.paraphrase_prompts)]
+    prompts += [("neighborhood", i, p) for i, p in enumerate(fact.neighborhood_prompts[:neighbours])]
+    asked = [prompt for _, _, prompt in prompts]
+    new, old = (
+        int(model.continuation(fact.rewrite_prompt, t)[1][0]) for t in (fact.target_new, fact.target_true)
+    )
+    before, said_before = _say(model, asked, max_new_tokens)
+    with editor.apply(model, [fact]) as edited:
+        after, said_after = _say(edited, asked, max_new_tokens)
+        tokens = [
+            _pair(role, was, now, new, old)
+            for (role, _, _), was, now in zip(prompts, said_before, said_after, strict=True)
+        ]
+        terms_after = [_terms(edited, p, pair) for p, pair in zip(asked, tokens, strict=True)]
+    terms_before = [_terms(model, p, pair) for p, pair in zip(asked, tokens, strict=True)]
+    texts, units = [], []
+    for i, (role, index, prompt) in enumerate(prompts):
+        wanted, against = (_token(model, token) for token in tokens[i])
+        row = {"role": role, "index": index, "prompt": prompt, "before": before[i], "after": after[i]}
+        row |= {"wanted": wanted, "against": against, "ok": said_after[i] == tokens[i][0]}
+        row |= {"changed": before[i] != after[i], "margin_before": terms_before[i].margin}
+        texts.append({**row, "margin_after": terms_after[i].margin})
+        units.append(_units(terms_before[i], terms_after[i]).assign(role=role, index=index))
+    return Explanation(
+        texts=pd.DataFrame(texts),
+        units=pd.concat(units, ignore_index=True),
+        editor=editor.name,
+        model=model.name,
+        subject=fact.subject,
+        target_new=fact.target_new,
+        target_true=fact.target_true,
+        provenance={"model": {"name": model.name, "hash": model.hash}, "editor": repr(editor)},
+    )
+
+
+def _say(model: HookedModel, prompts: Sequence[str], max_new_tokens: int) -> tuple[list[str], list[int]]:
+    """Greedy texts and next tokens."""
+    return model.generate(prompts, max_new_tokens=max_new_tokens), model.logits(prompts).argmax(-1).tolist()
+
+
+def _pair(role: str, before: int, after: int, new: int, old: int) -> tuple[int, int]:
+    """(wanted, against): the first that differs of what is said, what was said, and the two objects."""
+    wanted = before if role == "neighborhood" else new
+    return wanted, next((token for token in (after, before, old, new) if token != wanted), wanted)
+
+
+@dataclass(frozen=True, eq=False)
+class _Terms:
+    """The margin's terms: sub-layers by (layer, module), heads [L, H], MLP neurons [L, d_mlp], rest."""
+
+    margin: float
+    sublayers: dict[tuple[int, str], float]
+    heads: Tensor
+    neurons: Tensor
+
+
+@torch.no_grad()
+def _terms(model: HookedModel, prompt: str, pair: tuple[int, int]) -> _Terms:
+    wanted, against = pair
+    view = model.residual_view(model.tokenize(prompt))
+    projection = Projection.freeze(
+        model.final_norm, model.W_U, model.b_U, x_final=view.resid_final, biases="drop"
+    )
+    terms = list(layer_terms(model, view))
+    direction = projection.column(wanted) - projection.column(against)
+    layers = contrast_scores(projection, terms, new=wanted, old=against)
+    sublayers = {(int(r.layer), str(r.module)): float(r.score) for r in layers.itertuples()}
+    heads = torch.stack([term.head_positions().sum(1).double() @ direction for term in terms])
+    neurons = [
+        term.mlp.coefficients[:, 0].double()
+        * (term.mlp.directions @ direction.to(term.mlp.directions.dtype)).double()
+        for term in terms
+    ]
+    margin = float(view.logits[wanted].double() - view.logits[against].double())
+    return _Terms(margin, sublayers, heads.cpu(), torch.stack(neurons).cpu())
+
+
+def _units(before: _Terms, after: _Terms) -> pd.DataFrame:
+    """All sub-layers and heads, the rest, and the neurons that matter, before and after."""
+    rows: list[tuple[str, int, str, float, float]] = []
+    for layer, module in sorted({*before.sublayers, *after.sublayers}):
+        was, now = (t.sublayers.get((layer, module), 0.0) for t in (before, after))
+        rows.append(("sublayer", layer, f"{_NAMES[module]} L{layer}", was, now))
+    rests = [t.margin - sum(t.sublayers.values()) for t in (before, after)]
+    rows.append(("rest", -1, "embedding and constants", rests[0], rests[1]))
+    for layer, head in torch.cartesian_prod(*(torch.arange(n) for n in after.heads.shape)).tolist():
+        was, now = float(before.heads[layer, head]), float(after.heads[layer, head])
+        rows.append(("head", layer, f"L{layer}.H{head}", was, now))
+    change = (after.neurons - before.neurons).abs().flatten()
+    k = min(_SHOWN_NEURONS, len(change))
+    chosen = {
+        *change.topk(k).indices.tolist(),
+        *after.neurons.flatten().topk(k, largest=False).indices.tolist(),
+    }
+    for place in sorted(chosen):
+        layer, neuron = divmod(place, after.neurons.shape[1])
+        was, now = float(before.neurons[layer, neuron]), float(after.neurons[layer, neuron])
+        rows.append(("neuron", layer, f"L{layer}.{neuron}", was, now))
+    frame = pd.DataFrame(rows, columns=["kind", "layer", "unit", "before", "after"])
+    return frame.assign(delta=frame["after"] - frame["before"])
+
+
+def _said(units: pd.DataFrame, column: str) -> str:
+    named = [f"{unit} ({value:+.2f})" for unit, value in zip(units["unit"], units[column], strict=True)]
+    return ", ".join(named) or "none"
+
+
+def _token(model: HookedModel, token: int) -> str:
+    return str(model.tokenizer.decode([token]))

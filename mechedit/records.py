@@ -1,0 +1,172 @@
+"""A fact to edit, as a record: one counterfactual edit with the prompts that test it.
+
+A `FactEdit` checks itself, so a malformed one cannot exist. `RippleTest` and `RippleQuery` are RippleEdits'
+tests of what follows from an edit [Cohen et al., TACL 2024; edenbiran/RippleEdits].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, get_args
+
+from reports.errors import InputError
+
+__all__ = [
+    "Axis",
+    "FactEdit",
+    "RippleQuery",
+    "RippleTest",
+    "check_text",
+    "check_texts",
+    "clip_line",
+    "facts_hash",
+    "shown",
+]
+
+Axis = Literal["RS", "LG", "SA", "CI", "CII", "FN"]
+
+
+@dataclass(frozen=True)
+class RippleQuery:
+    """A prompt and what answers it: for every target all of its names, of which one must come.
+
+    >>> RippleQuery("Ann's country is", (("Greece", "Hellas"),)).answers
+    (('Greece', 'Hellas'),)
+    """
+
+    prompt: str
+    answers: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        check_text(self.prompt, "prompt")
+        if not self.answers or not all(self.answers):
+            raise InputError(f"answers: expected at least one name of each target, found {self.answers!r}")
+        object.__setattr__(self, "answers", tuple(check_texts(names, "answers") for names in self.answers))
+
+
+@dataclass(frozen=True)
+class RippleTest:
+    """One test of an axis: passed if some (`any_of`) or all of its queries are answered after the edit.
+
+    axis: RS relation specificity, LG logical generalisation, SA subject aliasing, CI and CII compositionality, FN
+    forgetfulness. conditions: queries that must be answered for the test to be run (`mechedit.ripple`).
+    """
+
+    axis: Axis
+    queries: tuple[RippleQuery, ...]
+    conditions: tuple[RippleQuery, ...] = ()
+    any_of: bool = True
+
+    def __post_init__(self) -> None:
+        if self.axis not in get_args(Axis):
+            raise InputError(f"axis: expected one of {', '.join(get_args(Axis))}, found {shown(self.axis)}")
+        if not self.queries:
+            raise InputError("queries: expected at least one, found none")
+
+
+@dataclass(frozen=True)
+class FactEdit:
+    """One edit: the model shall answer `target_new` where it answers `target_true`.
+
+    `prompt` holds exactly one `{}`, the place of `subject`. Targets are bare ("French"); the space before
+    them is added where they are scored. `aliases` are other names of the subject, `target_new_aliases` other
+    spellings of the new object. `neighborhood_answers` are the right answers to `neighborhood_prompts`, one each;
+    without any they are all `target_true`, as in CounterFact. `ripple` are RippleEdits' tests. `source_schema` is the
+    schema that it was loaded from ("" if built by hand).
+    Errors: `InputError` naming the field, for an empty text, a prompt without one `{}`, or another type.
+
+    >>> fact = FactEdit("Danielle Darrieux", "The mother tongue of {} is", "French", "English")
+    >>> fact.rewrite_prompt
+    'The mother tongue of Danielle Darrieux is'
+    """
+
+    subject: str
+    prompt: str
+    target_true: str
+    target_new: str
+    _: KW_ONLY
+    case_id: int | str = 0
+    relation: str = ""
+    paraphrase_prompts: tuple[str, ...] = ()
+    neighborhood_prompts: tuple[str, ...] = ()
+    neighborhood_answers: tuple[str, ...] = ()
+    generation_prompts: tuple[str, ...] = ()
+    attribute_prompts: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    target_new_aliases: tuple[str, ...] = ()
+    ripple: tuple[RippleTest, ...] = ()
+    source_schema: str = ""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "ripple":
+                if not all(isinstance(test, RippleTest) for test in value):
+                    raise InputError(f"ripple: expected RippleTests, found {shown(value)}")
+            elif isinstance(field.default, tuple):
+                object.__setattr__(self, field.name, check_texts(value, field.name))
+            elif field.name == "case_id":
+                if isinstance(value, bool) or not isinstance(value, int | str):
+                    raise InputError(f"case_id: expected an integer or a text, found {shown(value)}")
+            else:
+                check_text(value, field.name, empty=field.name in ("relation", "source_schema"))
+        if self.prompt.count("{}") != 1:
+            raise InputError(
+                f"prompt: expected one {{}} in the place of the subject, found {self.prompt.count('{}')} "
+                f"in {shown(self.prompt)}; write {{}} where {shown(self.subject)} belongs"
+            )
+        if self.neighborhood_answers and len(self.neighborhood_answers) != len(self.neighborhood_prompts):
+            raise InputError(
+                f"neighborhood_answers: expected none or one for each of the {len(self.neighborhood_prompts)} "
+                f"neighborhood_prompts, found {len(self.neighborhood_answers)}"
+            )
+
+    @property
+    def rewrite_prompt(self) -> str:
+        """The prompt with the subject in its place."""
+        return self.prompt.replace("{}", self.subject)
+
+
+def facts_hash(facts: Sequence[FactEdit]) -> str:
+    """sha256 over every field of every fact, in order: what a run's provenance says of its data.
+
+    >>> facts_hash([]) == facts_hash([FactEdit("Ann", "{} speaks", "Dutch", "Greek")])
+    False
+    """
+    rows = [dataclasses.asdict(fact) for fact in facts]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def check_text(value: Any, field: str, *, empty: bool = False) -> str:
+    """`value`, if it is a text that a tokenizer can read; else `InputError` naming `field`."""
+    if not isinstance(value, str):
+        raise InputError(f"{field}: expected a text, found {shown(value)}")
+    if not empty and not value.strip():
+        raise InputError(f"{field}: expected a text, found an empty one ({value!r})")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair; no tokenizer can read it
+        raise InputError(f"{field}: expected valid Unicode, found {shown(value)}") from error
+    return value
+
+
+def check_texts(value: Any, field: str) -> tuple[str, ...]:
+    """A list of texts as a tuple; else `InputError` naming `field` and the item."""
+    if not isinstance(value, list | tuple):
+        raise InputError(f"{field}: expected a list of texts, found {shown(value)}")
+    return tuple(check_text(item, f"{field}[{i}]") for i, item in enumerate(value))
+
+
+def shown(value: object) -> str:
+    """Type and value in one line of an error."""
+    return f"{type(value).__name__} {clip_line(ascii(value) if isinstance(value, str) else repr(value))}"
+
+
+def clip_line(text: str) -> str:
+    """`text` in one line of at most 70 characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= 70 else text[:69] + "…"

@@ -1,0 +1,329 @@
+"""One row of a published data set as a `FactEdit`.
+
+- counterfact [kmeng01/rome].
+- easyedit [zjunlp/EasyEdit], CounterFact made flat: its rephrase prompt is one of CounterFact's generation prompts.
+- zsre [MEND's slices, in zjunlp/EasyEdit]: the new object is `alt`, the true one `answers[0]`; the neighbour is an
+  unrelated question (`loc`) with an answer of its own. (ROME's loader edits towards `answers[0]` instead.)
+- ripple [edenbiran/RippleEdits]: names of subject and objects are not in the file, only Wikidata ids; they are read
+  off the prompts (`edit.subject`, where a file has it, says the subject's name).
+
+A row that is not as its schema says is an `InputError` that names the field.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+from mechedit.records import (
+    Axis,
+    FactEdit,
+    RippleQuery,
+    RippleTest,
+    check_text,
+    check_texts,
+    clip_line,
+    shown,
+)
+from reports.errors import InputError
+
+__all__ = ["AXES", "BUILDERS", "Schema", "detect", "from_row"]
+
+Schema = Literal["counterfact", "easyedit", "ripple", "zsre"]
+Row = dict[str, Any]
+_DETECTED_BY: dict[str, Schema] = {
+    "requested_rewrite": "counterfact",
+    "ground_truth": "easyedit",
+    "edit": "ripple",
+    "alt": "zsre",
+}
+# The axes as the files spell them: the first one is spelt in both ways.
+AXES: dict[str, Axis] = {
+    "Relation_Specifity": "RS",
+    "Relation_Specificity": "RS",
+    "Logical_Generalization": "LG",
+    "Subject_Aliasing": "SA",
+    "Compositionality_I": "CI",
+    "Compositionality_II": "CII",
+    "Forgetfulness": "FN",
+}
+
+
+def detect(row: Any, source: str) -> Schema:
+    """The schema of a first row. Errors: `InputError` where no schema has such keys.
+
+    >>> detect({"alt": "Virgo", "src": "Where is it?"}, "facts.json")
+    'zsre'
+    """
+    _object(row, f"{source}: record 0")
+    for key, schema in _DETECTED_BY.items():
+        if row.get(key) is not None:
+            return schema
+    keys = ", ".join(map(str, row)) or "no keys"
+    raise InputError(
+        f"{source}: record 0: expected CounterFact's keys ('requested_rewrite', ...), EasyEdit's "
+        f"('ground_truth', ...), RippleEdits' ('edit', ...) or zsRE's ('alt', ...), found {clip_line(keys)}"
+    )
+
+
+def from_row(build: Callable[[Row, int], FactEdit], row: Any, index: int, *, where: str) -> FactEdit:
+    """The fact of one row; an error of it names `where` and the field."""
+    _object(row, where)
+    try:
+        return build(row, index)
+    except InputError as error:
+        raise InputError(f"{where}: field {error}") from error
+
+
+# --- the schemas ------------------------------------------------------------------------------------
+
+
+def _counterfact(row: Row, index: int) -> FactEdit:
+    rewrite = "requested_rewrite"
+    return FactEdit(
+        subject=_text_at(row, f"{rewrite}.subject"),
+        prompt=_text_at(row, f"{rewrite}.prompt"),
+        target_true=_text_at(row, f"{rewrite}.target_true.str"),
+        target_new=_text_at(row, f"{rewrite}.target_new.str"),
+        case_id=_at(row, "case_id"),
+        relation=_optional(row[rewrite], "relation_id", ""),
+        paraphrase_prompts=_at(row, "paraphrase_prompts"),
+        neighborhood_prompts=_at(row, "neighborhood_prompts"),
+        generation_prompts=_optional(row, "generation_prompts", ()),
+        attribute_prompts=_optional(row, "attribute_prompts", ()),
+        source_schema="counterfact",
+    )
+
+
+def _easyedit(row: Row, index: int) -> FactEdit:
+    subject, prompt, true = (_text_at(row, field) for field in ("subject", "prompt", "ground_truth"))
+    neighbours = _one_or_more(row, "locality_prompt")
+    answer = _optional(row, "locality_ground_truth", true)
+    answers = () if answer == true else (check_text(answer, "locality_ground_truth"),) * len(neighbours)
+    return FactEdit(
+        subject=subject,
+        prompt=_template(prompt, subject),
+        target_true=true,
+        target_new=_text_at(row, "target_new"),
+        case_id=_at(row, "case_id"),
+        paraphrase_prompts=_one_or_more(row, "rephrase_prompt"),
+        neighborhood_prompts=neighbours,
+        neighborhood_answers=answers,
+        source_schema="easyedit",
+    )
+
+
+def _zsre(row: Row, index: int) -> FactEdit:
+    subject = _text_at(row, "subject")
+    answers = _one_or_more(row, "answers")
+    if not answers:
+        raise InputError("answers: expected at least one, found none")
+    question = _text_at(row, "loc").rstrip()
+    return FactEdit(
+        subject=subject,
+        prompt=_template(_text_at(row, "src"), subject, field="src"),
+        target_true=answers[0],
+        target_new=_text_at(row, "alt"),
+        case_id=_optional(row, "case_id", index),
+        paraphrase_prompts=(_text_at(row, "rephrase"),),
+        neighborhood_prompts=(question if question.endswith("?") else f"{question}?",),
+        neighborhood_answers=(_text_at(row, "loc_ans"),),
+        source_schema="zsre",
+    )
+
+
+def _ripple(row: Row, index: int) -> FactEdit:
+    new = _text_at(row, "edit.prompt").rstrip(". ")
+    if "original_fact" not in row["edit"]:
+        raise InputError(
+            "edit.original_fact: expected the fact before the edit, found none (a recently added fact has none)"
+        )
+    old = _text_at(row, "edit.original_fact.prompt").rstrip(". ")
+    tests = [test for key, axis in AXES.items() for test in _tests(row, key, axis)]
+    prompt = _stem(new, old, [query for test in tests for query in test.queries if test.axis == "SA"])
+    subject = _subject(row, prompt)
+    return FactEdit(
+        subject=subject,
+        prompt=_template(prompt, subject, field="edit.prompt"),
+        target_true=check_text(old[len(prompt) :].strip(), "edit.original_fact.prompt"),
+        target_new=check_text(new[len(prompt) :].strip(), "edit.prompt"),
+        case_id=_optional(row, "case_id", index),
+        relation=_optional(row["edit"], "relation", ""),
+        ripple=tuple(tests),
+        source_schema="ripple",
+    )
+
+
+BUILDERS: dict[Schema, Callable[[Row, int], FactEdit]] = {
+    "counterfact": _counterfact,
+    "easyedit": _easyedit,
+    "ripple": _ripple,
+    "zsre": _zsre,
+}
+
+
+# --- RippleEdits ------------------------------------------------------------------------------------
+
+
+def _tests(row: Row, key: str, axis: Axis) -> Iterator[RippleTest]:
+    for i, test in enumerate(_list(_optional(row, key, ()), key)):
+        where = f"{key}[{i}]"
+        _object(test, where)
+        condition = _optional(test, "test_condition", "OR")
+        if condition not in ("OR", "AND"):
+            raise InputError(f"{where}.test_condition: expected OR or AND, found {shown(condition)}")
+        queries, conditions = (
+            tuple(
+                _query(q, f"{where}.{name}[{j}]")
+                for j, q in enumerate(_list(test.get(name), f"{where}.{name}"))
+            )
+            for name in ("test_queries", "condition_queries")
+        )
+        try:
+            yield RippleTest(axis, queries, conditions, any_of=condition == "OR")
+        except InputError as error:
+            raise InputError(f"{where}.{error}") from error
+
+
+def _query(query: Any, where: str) -> RippleQuery:
+    """A query; names of one character that is no digit answer nothing, as in the source."""
+    _object(query, where)
+    answers = []
+    for k, target in enumerate(_list(query.get("answers"), f"{where}.answers")):
+        _object(target, f"{where}.answers[{k}]")
+        names = [
+            target.get("value"),
+            *_list(_optional(target, "aliases", ()), f"{where}.answers[{k}].aliases"),
+        ]
+        names = list(check_texts(names, f"{where}.answers[{k}]"))
+        answers.append(tuple(name for name in names if len(name) > 1 or name.isdigit()) or (names[0],))
+    try:
+        return RippleQuery(query.get("prompt", ""), tuple(answers))
+    except InputError as error:
+        raise InputError(f"{where}.{error}") from error
+
+
+def _stem(new: str, old: str, aliasing: Sequence[RippleQuery]) -> str:
+    """What the edited and the original sentence ask: an alias test names the new object, else the words they share.
+
+    Of the shared words up to the last one in lower case: "is New York" and "is New Zealand" share a word too many.
+    """
+    named = {name for query in aliasing for names in query.answers for name in names}
+    for name in sorted(named, key=len, reverse=True):
+        stem = new.removesuffix(f" {name}")
+        if stem != new and old.startswith(f"{stem} "):
+            return stem
+    words = new.split(" ")
+    same = [a == b for a, b in zip(words, old.split(" "), strict=False)]
+    shared = [*same, False].index(False)
+    while shared and words[shared - 1] != words[shared - 1].lower():
+        shared -= 1
+    if not 0 < shared < len(words):
+        raise InputError(
+            f"edit.prompt: expected the original fact's sentence with another object, found {shown(new)} "
+            f"beside {shown(old)}"
+        )
+    return " ".join(words[:shared])
+
+
+def _subject(row: Row, prompt: str) -> str:
+    """The subject's name in `prompt`: spelt by its id, given as `edit.subject`, or what all prompts about it share."""
+    if row["edit"].get("subject") is not None:
+        return check_text(row["edit"]["subject"], "edit.subject")
+    subject_id = _at(row, "edit.subject_id")
+    words = prompt.split(" ")
+    runs = [" ".join(words[a:b]) for a in range(len(words)) for b in range(len(words), a, -1)]
+    spans = [re.sub(r"('s?|,)$", "", run) for run in runs]
+    spelt = [span for span in spans if span.lower().replace(" ", "_").replace(".", "") == subject_id]
+    if spelt:
+        return spelt[0]
+    own, foreign = _prompts_about(row, subject_id)
+    frame = {word for text in foreign for word in text.split(" ") if word == word.lower()} | _FRAME
+    shared = [
+        span for span in spans if own and all(re.search(rf"(?<!\w){re.escape(span)}(?!\w)", t) for t in own)
+    ]
+    names = {_trimmed(run, frame) for run in shared} - {""}
+    if not names:
+        raise InputError(
+            f"edit.subject_id: the prompts about {shown(subject_id)} share no name; write it as edit.subject"
+        )
+    return max(names, key=len)
+
+
+_FRAME = {"the", "of", "is", "are", "in", "which", "by", "has", "name", "names"}
+
+
+def _trimmed(run: str, frame: set[str]) -> str:
+    """`run` without the words of the question at its ends."""
+    words = run.split(" ")
+    while words and (words[0] in frame or words[0] == "The"):
+        words = words[1:]
+    while words and words[-1] in frame:
+        words = words[:-1]
+    return " ".join(words)
+
+
+def _prompts_about(row: Row, subject_id: Any) -> tuple[list[str], list[str]]:
+    """Prompts of the row's queries about the subject under its own name, and about others."""
+    own, foreign = [], []
+    for key, axis in AXES.items():
+        for test in _optional(row, key, ()):
+            for query in (*_optional(test, "test_queries", ()), *_optional(test, "condition_queries", ())):
+                about = query.get("subject_id") == subject_id
+                if about and axis in ("RS", "FN"):
+                    own.append(str(query.get("prompt")))
+                elif not about:
+                    foreign.append(str(query.get("prompt")))
+    return own, foreign
+
+
+# --- fields -----------------------------------------------------------------------------------------
+
+
+def _template(prompt: str, subject: str, *, field: str = "prompt") -> str:
+    """`prompt` with `{}` for the subject: its first occurrence as a whole word, else its first occurrence."""
+    if subject not in prompt:
+        raise InputError(f"{field}: expected it to hold the subject {shown(subject)}, found {shown(prompt)}")
+    whole = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)
+    start = whole.start() if whole else prompt.index(subject)
+    return prompt[:start] + "{}" + prompt[start + len(subject) :]
+
+
+def _at(row: Row, field: str) -> Any:
+    """The value at a dotted `field`; a column of nulls (Parquet) is as good as a missing key."""
+    value: Any = row
+    for depth, key in enumerate(field.split("."), start=1):
+        if not isinstance(value, dict):
+            raise InputError(
+                f"{'.'.join(field.split('.')[: depth - 1])}: expected an object, found {shown(value)}"
+            )
+        value = value.get(key)
+        if value is None:
+            raise InputError(f"{'.'.join(field.split('.')[:depth])}: expected a value, found none")
+    return value
+
+
+def _optional(row: Row, key: str, default: Any) -> Any:
+    value = row.get(key)
+    return default if value is None else value
+
+
+def _text_at(row: Row, field: str) -> str:
+    return check_text(_at(row, field), field)
+
+
+def _one_or_more(row: Row, field: str) -> tuple[str, ...]:
+    value = _at(row, field)
+    return (check_text(value, field),) if isinstance(value, str) else check_texts(value, field)
+
+
+def _list(value: Any, field: str) -> Sequence[Any]:
+    if not isinstance(value, list | tuple):
+        raise InputError(f"{field}: expected a list, found {shown(value)}")
+    return value
+
+
+def _object(row: Any, where: str) -> None:
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: expected an object, found {shown(row)}")
