@@ -16,6 +16,7 @@ One process writes to a run folder at a time; there is no lock.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -229,6 +230,7 @@ def provenance(
     }
 
 
+@functools.cache  # asked for with every result; what runs is what was imported
 def _versions() -> dict[str, str]:
     found = {}
     for name in _PACKAGES:
@@ -239,6 +241,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def _git(folder: Path) -> dict[str, Any] | None:
     """Commit and dirty flag of the checkout that *tracks* this file.
 
