@@ -180,7 +180,7 @@ def test_sentence_and_token_levels_equal_a_naive_pass() -> None:
         x, y = (torch.stack(side, 1) for side in sides)
         for layer in range(4):
             expected = measure(x[layer], y[layer])
-            for metric in METRICS:
+            for metric in DETERMINED:
                 got = found.value(metric, layer=layer, level=level)
                 assert got == pytest.approx(expected[metric].matched, abs=1e-5), (level, layer, metric)
     assert set(found.layers.query("level == 'token'")["n"]) == {9}

@@ -32,6 +32,7 @@ from reports.errors import InputError
 __all__ = ["Layout", "Mean", "Moments", "dot", "probing"]
 
 _CHUNK = 4096  # longest run that is summed in the gradient's own precision
+_BLOCK = 1024 * _CHUNK
 
 
 @dataclass(frozen=True)
@@ -209,9 +210,12 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     """
     wide = torch.promote_types(a.dtype, torch.float32)
     a, b = a.reshape(-1).to(wide), b.reshape(-1).to(wide)
-    whole = len(a) // _CHUNK * _CHUNK
-    runs = torch.linalg.vecdot(a[:whole].view(-1, _CHUNK), b[:whole].view(-1, _CHUNK))
-    return runs.sum(dtype=torch.float64) + torch.linalg.vecdot(a[whole:], b[whole:])
+    total = torch.zeros((), dtype=torch.float64, device=a.device)
+    for some, others in zip(a.split(_BLOCK), b.split(_BLOCK), strict=True):  # so that no temporary grows with a
+        whole = len(some) // _CHUNK * _CHUNK
+        runs = torch.linalg.vecdot(some[:whole].view(-1, _CHUNK), others[:whole].view(-1, _CHUNK))
+        total += runs.sum(dtype=torch.float64) + torch.linalg.vecdot(some[whole:], others[whole:])
+    return total
 
 
 @contextlib.contextmanager
