@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from tokenizers import (
     Tokenizer,
-    decoders,
     models,
     normalizers,
     pre_tokenizers,
-    processors,
     trainers,
 )
 from transformers import (
