@@ -149,9 +149,9 @@ def test_no_sentence_is_in_two_sets(laboratory: WorldLab) -> None:
 def test_shuffled_pairs_share_the_text_and_not_the_meaning(laboratory: WorldLab) -> None:
     right = laboratory._bitext("source-words", shuffled=False)
     wrong = laboratory._bitext("source-words", shuffled=True)
-    assert [a for a, _, _ in right] == [a for a, _, _ in wrong]
-    assert sorted(map(tuple, (b for _, b, _ in right))) == sorted(map(tuple, (b for _, b, _ in wrong)))
-    assert all(a != b for (_, a, _), (_, b, _) in zip(right, wrong, strict=True))
+    assert right.source == wrong.source
+    assert sorted(right.target) == sorted(wrong.target)
+    assert all(a != b for a, b in zip(right.target, wrong.target, strict=True))
 
 
 def test_conflict_aware_training_and_frozen_layers_differ_from_the_plain_sum(laboratory: WorldLab) -> None:
@@ -171,7 +171,8 @@ def test_conflict_aware_training_and_frozen_layers_differ_from_the_plain_sum(lab
 
 
 def test_token_objective_without_links_is_refused(laboratory: WorldLab) -> None:
-    pairs: list[Pair] = [(a, b, []) for a, b, _ in laboratory._bitext("source-words", shuffled=False)[:3]]
+    bitext = laboratory._bitext("source-words", shuffled=False)
+    pairs: list[Pair] = [(a, b, []) for a, b in zip(bitext.source[:3], bitext.target[:3], strict=True)]
     with pytest.raises(InputError, match="linked words"):
         objective_loss(laboratory.encoder, "token", pairs)
     with pytest.raises(InputError, match="expected mlm, sentence, token or tlm"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 
@@ -84,13 +85,13 @@ def _distances(pairs: tuple[str, ...]) -> list[dict[str, object]]:
     return rows
 
 
-def _gradients(i: int, pair: str, objective: str, task: str) -> list[dict[str, object]]:
+def _gradients(i: int, pair: str, objective: str, task: str) -> list[dict[str, Any]]:
     if objective == "shuffled":
         return []
     scopes: list[tuple[str, int, str]] = [("encoder", -1, "all"), ("cell", 0, "embeddings")]
     scopes += [("layer", layer, "all") for layer in range(LAYERS + 1)]
     scopes += [("cell", layer, group) for layer in range(1, LAYERS + 1) for group in GROUPS]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for k, (scope, layer, group) in enumerate(scopes):
         cosine = 0.3 * math.sin(i + 0.5 * k)
         row = {

@@ -211,7 +211,9 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     wide = torch.promote_types(a.dtype, torch.float32)
     a, b = a.reshape(-1).to(wide), b.reshape(-1).to(wide)
     total = torch.zeros((), dtype=torch.float64, device=a.device)
-    for some, others in zip(a.split(_BLOCK), b.split(_BLOCK), strict=True):  # so that no temporary grows with a
+    for some, others in zip(
+        a.split(_BLOCK), b.split(_BLOCK), strict=True
+    ):  # so that no temporary grows with a
         whole = len(some) // _CHUNK * _CHUNK
         runs = torch.linalg.vecdot(some[:whole].view(-1, _CHUNK), others[:whole].view(-1, _CHUNK))
         total += runs.sum(dtype=torch.float64) + torch.linalg.vecdot(some[whole:], others[whole:])

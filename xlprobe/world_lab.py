@@ -9,29 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
+from xlprobe import finetune as finetuning
+from xlprobe.alignment import AlignmentLoss, align, freeze_layers
 from xlprobe.conflict import combine
+from xlprobe.corpora import Bitext, Labelled, Links, Words
 from xlprobe.distances import Parallel
 from xlprobe.encoder import Encoder
+from xlprobe.finetune import Task, TaskModel, finetune
 from xlprobe.gradients import Loss
 from xlprobe.laboratory import Joint, Score
 from xlprobe.langworld.grammar import Meaning, align_words, draw, realise
 from xlprobe.langworld.lexicon import LANGUAGES, TOPICS
-from xlprobe.objectives import Pair, objective_loss
 from xlprobe.training import Training, derive, train
 
 __all__ = ["Sizes", "WorldLab"]
 
-TASKS = ("pos", "topic")
-TAGS = ("ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "NOUN", "NUM", "PRON", "PROPN", "PUNCT", "VERB")
+_KINDS: dict[str, Literal["tagging", "classification"]] = {"pos": "tagging", "topic": "classification"}
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,6 @@ class Sizes:
     probe_batches: int = 24
 
 
-@dataclass(frozen=True)
-class Text:
-    """Parallel text, as `xlprobe.distances.Parallel`."""
-
-    source: tuple[tuple[str, ...], ...]
-    target: tuple[tuple[str, ...], ...]
-    links: tuple[tuple[tuple[int, int], ...], ...]
-
-
 class WorldLab:
     """See `xlprobe.laboratory.Laboratory`, whose methods these are."""
 
@@ -68,9 +59,9 @@ class WorldLab:
         self.seed = seed
         self.name = "langworld"
         self.pairs = tuple(f"source-{name}" for name in LANGUAGES if name != "source")
-        self.tasks = TASKS
+        self.tasks = tuple(_KINDS)
         self._heads: dict[tuple[str, str], nn.Linear] = {}
-        self._texts: dict[tuple[str, str], list[Pair]] = {}
+        self._texts: dict[tuple[str, str], Bitext] = {}
 
     @cached_property
     def meanings(self) -> dict[str, list[Meaning]]:
@@ -106,59 +97,63 @@ class WorldLab:
 
     def held_out(self, pair: str) -> Parallel:
         """Held-out sentences with gold links."""
-        rows = self._parallel("held_out", pair)
-        return Text(*(tuple(map(tuple, side)) for side in zip(*rows, strict=True)))
+        return self._parallel("held_out", pair)
 
     def aligned(self, pair: str, objective: str, *, seed: int, shuffled: bool = False) -> Encoder:
         """A copy, aligned."""
-        encoder = self.encoder.copy()
-        module = _Alignment(encoder, objective, self._bitext(pair, shuffled=shuffled))
         sizes = self.sizes
         plan = Training(
             steps=sizes.align_steps, batch=32, lr=sizes.align_lr, warmup=10, seed=derive(seed, "align")
         )
-        train(module, plan, n_items=len(module.pairs), device=encoder.device, progress=False)
-        return encoder
+        bitext = self._bitext(pair, shuffled=shuffled)
+        return align(self.encoder, bitext, objective=objective, training=plan, progress=False)
 
-    def finetuned(self, encoder: Encoder, task: str, *, seed: int, joint: Joint | None = None) -> _TaskModel:
+    def finetuned(self, encoder: Encoder, task: str, *, seed: int, joint: Joint | None = None) -> TaskModel:
         """A task model on a copy of `encoder`."""
-        model = _TaskModel(encoder.copy(), task, self._labelled("train", "source", task), seed=seed)
-        module: nn.Module = model
-        if joint is not None:
-            module = _JointModel(model, joint, self._bitext(joint.pair, shuffled=False))
         sizes = self.sizes
         plan = Training(
             steps=sizes.finetune_steps, batch=32, lr=sizes.finetune_lr, warmup=10, seed=derive(seed, "task")
         )
+        if joint is None:
+            return finetune(encoder, self._task(task), training=plan, progress=False)
+        bitext = self._bitext(joint.pair, shuffled=False)
+        if joint.aggregator == "sum":
+            both = finetuning.Joint(bitext, joint.objective, weight=joint.weight)
+            return finetune(
+                encoder, self._task(task), training=plan, alignment=both, freeze=joint.frozen, progress=False
+            )
+        model = TaskModel(encoder.copy(), self._task(task), seed=plan.seed)
+        frozen = freeze_layers(model.encoder, joint.frozen)
+        module = _Conflicting(model, AlignmentLoss(model.encoder, bitext, joint.objective), joint)
         train(module, plan, n_items=sizes.train, device=encoder.device, progress=False)
-        model.encoder.model.requires_grad_(True)
+        for parameter in frozen:
+            parameter.requires_grad_(True)
         return model
 
-    @torch.no_grad()
-    def score(self, model: _TaskModel, task: str, pair: str) -> Score:
-        """Accuracy on the target language's test sentences, and macro-F1 over the labels that occur."""
-        sentences, labels = self._labelled("test", pair.split("-")[1], task)
-        predicted = model.predict(sentences)
+    def score(self, model: TaskModel, task: str, pair: str) -> Score:
+        """Accuracy on the target language's test sentences; a word that was cut off counts as wrong."""
+        corpus = self._labelled("test", pair.split("-")[1], task)
         pairs = [
-            list(zip(p, y, strict=False)) for p, y in zip(predicted, labels, strict=True)
-        ]  # a cut-off word: wrong
+            list(zip(said, true, strict=False))
+            for said, true in zip(model.predict(corpus.words), corpus.labels, strict=True)
+        ]
         hits = tuple(float(sum(a == b for a, b in some)) for some in pairs)
-        return Score(
-            hits, tuple(float(len(y)) for y in labels), macro_f1([ab for some in pairs for ab in some])
-        )
+        macro = finetuning.macro_f1([ab for some in pairs for ab in some])
+        return Score(hits, tuple(float(len(true)) for true in corpus.labels), macro)
 
     def task_loss(self, encoder: Encoder, task: str, *, pair: str | None = None) -> Loss:
         """Its head is trained on the frozen encoder."""
-        head = self._head(encoder, task)
         language = "source" if pair is None else pair.split("-")[1]
-        model = _TaskModel(encoder, task, self._labelled("train", language, task), seed=0, head=head)
+        train_on = self._labelled("train", language, task)
+        model = TaskModel(encoder, Task(_KINDS[task], train=train_on, test={}))
+        model.head = self._head(encoder, task)
         rows = torch.arange(min(self.sizes.train, 32 * self.sizes.probe_batches)).split(32)
-        return Loss(f"{task} in {language}", rows, model, (head,))
+        return Loss(f"{task} in {language}", rows, model, (model.head,))
 
     def alignment_loss(self, encoder: Encoder, pair: str, objective: str, *, shuffled: bool = False) -> Loss:
         """Masks and orders are drawn anew for each batch, by its number."""
-        module = _Alignment(encoder, objective, self._bitext(pair, shuffled=shuffled))
-        n = min(self.sizes.bitext, 32 * self.sizes.probe_batches)
+        module = AlignmentLoss(encoder, self._bitext(pair, shuffled=shuffled), objective)
+        n = min(len(module.pairs), 32 * self.sizes.probe_batches)
         numbered = list(enumerate(torch.arange(n).split(32)))
 
         def of(batch: tuple[int, Tensor]) -> Tensor:
@@ -167,180 +162,73 @@ class WorldLab:
                 loss: Tensor = module(batch[1])
                 return loss
 
-        heads = tuple(head for head in (module.head, module.lm_head) if head is not None)
+        heads = tuple(head for head in (module.projection, module.lm_head) if head is not None)
         return Loss(f"{objective}{', shuffled' if shuffled else ''} on {pair}", numbered, of, heads)
 
     def _head(self, encoder: Encoder, task: str) -> nn.Linear:
         """The task's head, trained on the frozen encoder; once for each of them."""
         key = (encoder.hash, task)
         if key not in self._heads:
-            warm = _TaskModel(encoder.copy(), task, self._labelled("train", "source", task), seed=0)
-            warm.encoder.model.requires_grad_(False)
             plan = Training(steps=self.sizes.head_steps, batch=32, lr=1e-2, seed=derive(0, "head"))
-            train(warm, plan, n_items=self.sizes.train, device=encoder.device, progress=False)
+            layers = range(encoder.n_layers + 1)
+            warm = finetune(encoder, self._task(task), training=plan, freeze=layers, progress=False)
             self._heads[key] = warm.head
         return self._heads[key]
 
     # -- text --------------------------------------------------------------------------------------------
 
-    def _parallel(self, which: str, pair: str) -> list[Pair]:
-        if (which, pair) in self._texts:
-            return self._texts[which, pair]
-        rows: list[Pair] = []
-        for meaning in self.meanings[which]:
-            source, target = realise(meaning, "source"), realise(meaning, pair.split("-")[1])
-            links = align_words(source, target)
-            rows.append(
-                ([w.form for w in source], [w.form for w in target], one_to_one(source, target, links))
-            )
-        return rows
+    def _parallel(self, which: str, pair: str) -> Bitext:
+        if (which, pair) not in self._texts:
+            both = [[realise(m, name) for m in self.meanings[which]] for name in pair.split("-")]
+            source, target = (tuple(tuple(w.form for w in words) for words in side) for side in both)
+            links = tuple(tuple(align_words(a, b)) for a, b in zip(*both, strict=True))
+            self._texts[which, pair] = Bitext(source, target, links)
+        return self._texts[which, pair]
 
-    def _bitext(self, pair: str, *, shuffled: bool) -> list[Pair]:
+    def _bitext(self, pair: str, *, shuffled: bool) -> Bitext:
         """Aligned pairs, or the same with each target replaced by another sentence's, word links drawn by chance."""
-        rows = self._parallel("bitext", pair)
+        right = self._parallel("bitext", pair)
         if not shuffled:
-            return rows
+            return right
         rng = random.Random(f"{self.seed}:shuffled:{pair}")
-        shift = rng.randrange(1, len(rows))
-        others = rows[shift:] + rows[:shift]
-        return [
-            (a, b, _links_by_chance(a, b, len(links), rng))
-            for (a, _, links), (_, b, _) in zip(rows, others, strict=True)
+        shift = rng.randrange(1, len(right))
+        target = right.target[shift:] + right.target[:shift]
+        links = tuple(
+            _links_by_chance(a, b, len(own), rng)
+            for a, b, own in zip(right.source, target, right.links or (), strict=True)
+        )
+        return Bitext(right.source, target, links)
+
+    def _task(self, task: str) -> Task:
+        return Task(_KINDS[task], train=self._labelled("train", "source", task), test={})
+
+    def _labelled(self, which: str, language: str, task: str) -> Labelled:
+        drawn = self.meanings[which]
+        words = [realise(meaning, language) for meaning in drawn]
+        labels = [
+            tuple(word.tag for word in some) if task == "pos" else (meaning.topic,)
+            for some, meaning in zip(words, drawn, strict=True)
         ]
-
-    def _labelled(self, which: str, language: str, task: str) -> tuple[list[list[str]], list[list[int]]]:
-        sentences, labels = [], []
-        for meaning in self.meanings[which]:
-            words = realise(meaning, language)
-            sentences.append([word.form for word in words])
-            topic = [list(TOPICS).index(meaning.topic)]
-            labels.append([TAGS.index(word.tag) for word in words] if task == "pos" else topic)
-        return sentences, labels
-
-
-def one_to_one(
-    source: Sequence[Any], target: Sequence[Any], links: list[tuple[int, int]]
-) -> list[tuple[int, int]]:
-    """Links of words that have one partner each and are not the same string."""
-    firsts, seconds = [a for a, _ in links], [b for _, b in links]
-    return [
-        (a, b)
-        for a, b in links
-        if firsts.count(a) == seconds.count(b) == 1 and source[a].form != target[b].form
-    ]
-
-
-def macro_f1(pairs: Sequence[tuple[int, int]]) -> float:
-    """The mean F1 over the labels that occur among (predicted, true), on either side.
-
-    >>> macro_f1([(0, 0), (0, 1), (1, 1), (1, 1)])  # F1 2/3 and 4/5
-    0.7333333333333334
-    """
-    labels = sorted({label for pair in pairs for label in pair})
-    scores = []
-    for label in labels:
-        hits = sum(a == b == label for a, b in pairs)
-        scores.append(2 * hits / (sum(a == label for a, _ in pairs) + sum(b == label for _, b in pairs)))
-    return sum(scores) / len(scores)
-
-
-def _links_by_chance(a: Sequence[str], b: Sequence[str], n: int, rng: random.Random) -> list[tuple[int, int]]:
-    n = min(n, len(a), len(b))
-    return list(zip(rng.sample(range(len(a)), n), rng.sample(range(len(b)), n), strict=True))
-
-
-# -- what is trained ------------------------------------------------------------------------------------------
-
-
-class _Alignment(nn.Module):
-    """The objective's loss of the pairs `rows`."""
-
-    def __init__(self, encoder: Encoder, objective: str, pairs: list[Pair]) -> None:
-        super().__init__()
-        self.model, self.encoder, self.objective, self.pairs = encoder.model, encoder, objective, pairs
-        self.lm_head = encoder.lm_head if objective in ("mlm", "tlm") else None
-        self.head = _projection(encoder.d_model) if objective == "token" else None
-
-    def forward(self, rows: Tensor) -> Tensor:
-        return objective_loss(
-            self.encoder, self.objective, [self.pairs[i] for i in rows.tolist()], head=self.head
+        return Labelled(
+            tuple(tuple(word.form for word in some) for some in words),
+            tuple(labels),
+            tuple(map(str, range(len(drawn)))),
         )
 
 
-def _projection(width: int) -> nn.Module:
-    """d → d → 128 [Wu & Dredze 2020], the same at every call."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(0, "projection"))
-        return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 128))
+def _links_by_chance(a: Words, b: Words, n: int, rng: random.Random) -> Links:
+    n = min(n, len(a), len(b))
+    return tuple(zip(rng.sample(range(len(a)), n), rng.sample(range(len(b)), n), strict=True))
 
 
-class _TaskModel(nn.Module):
-    """An encoder with a linear head: over first sub-words (pos) or the mean of the content (topic)."""
+class _Conflicting(nn.Module):
+    """Task and alignment in one step, conflicts settled by TorchJD; item i of the task goes with pair i."""
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        task: str,
-        data: tuple[list[list[str]], list[list[int]]],
-        *,
-        seed: int,
-        head: nn.Linear | None = None,
-    ) -> None:
+    def __init__(self, task: TaskModel, alignment: AlignmentLoss, joint: Joint) -> None:
         super().__init__()
-        self.encoder, self.task = encoder, task
-        self.model = encoder.model
-        self.batch = encoder.encode(data[0])
-        kept = (
-            self.batch.firsts.sum(1).tolist() if task == "pos" else [1] * len(self.batch)
-        )  # words not cut off
-        self.labels = [labels[:n] for labels, n in zip(data[1], kept, strict=True)]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "head"))
-            fresh = nn.Linear(encoder.d_model, len(TAGS if task == "pos" else TOPICS))
-        self.head = head or fresh
-
-    def forward(self, rows: Tensor) -> Tensor:
-        labels = torch.tensor([label for i in rows.tolist() for label in self.labels[i]])
-        return cross_entropy(self.logits(self.batch[rows]).float(), labels.to(self.encoder.device))
-
-    def logits(self, batch: Any) -> Tensor:
-        """[questions, labels] in the order of the sentences."""
-        states = self.encoder.forward(batch)
-        if self.task == "pos":
-            logits: Tensor = self.head(states[batch.firsts.to(states.device)])
-            return logits
-        content = batch.content.to(states.device)[:, :, None]
-        pooled: Tensor = self.head((states * content).sum(1) / content.sum(1))
-        return pooled
-
-    @torch.no_grad()
-    def predict(self, sentences: list[list[str]]) -> list[list[int]]:
-        """The label of each question, sentence by sentence."""
-        batch = self.encoder.encode(sentences)
-        found: list[list[int]] = [[] for _ in sentences]
-        for rows, part in batch.chunks(128):
-            labels = self.logits(part).argmax(-1).cpu()
-            counts = part.firsts.sum(1).tolist() if self.task == "pos" else [1] * len(rows)
-            for row, own in zip(rows.tolist(), labels.split(counts), strict=True):
-                found[row] = own.tolist()
-        return found
-
-
-class _JointModel(nn.Module):
-    """Task and alignment in one step; item i of the task goes with pair i of the bitext."""
-
-    def __init__(self, task: _TaskModel, joint: Joint, pairs: list[Pair]) -> None:
-        super().__init__()
-        self.task, self.joint = task, joint
-        self.alignment = _Alignment(task.encoder, joint.objective, pairs)
-        table = task.encoder.parameter_table()
-        named = dict(task.encoder.model.named_parameters())
-        for name in table.loc[table["layer"].isin(joint.frozen), "name"]:
-            named[name].requires_grad_(False)
+        self.task, self.alignment, self.joint = task, alignment, joint
 
     def forward(self, rows: Tensor) -> Tensor:
         losses = [self.task(rows), self.alignment(rows % len(self.alignment.pairs))]
-        if self.joint.aggregator == "sum":
-            return losses[0] + self.joint.weight * losses[1]
         shared = list(self.task.encoder.model.parameters())
         return combine(losses, shared, self.joint.aggregator)  # type: ignore[arg-type]
