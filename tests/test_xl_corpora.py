@@ -60,7 +60,7 @@ def test_sib200_keeps_lone_quotation_marks(tmp_path: Path) -> None:
 def test_unequal_sides_are_refused_with_both_lengths(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("one\ntwo\n")
     (tmp_path / "b").write_text("eins\n")
-    with pytest.raises(InputError, match="found 2 lines in .*a and 1 in .*b"):
+    with pytest.raises(InputError, match=r"found 2 lines in .*a and 1 in .*b"):
         load_bitext(tmp_path / "a", tmp_path / "b")
     with pytest.raises(InputError, match="one length, found 2, 1"):
         Bitext((("a",), ("b",)), (("c",),))

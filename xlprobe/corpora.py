@@ -86,18 +86,22 @@ class Bitext:
     def __len__(self) -> int:
         return len(self.source)
 
+    def __getitem__(self, rows: slice) -> Bitext:
+        links = None if self.links is None else self.links[rows]
+        return Bitext(self.source[rows], self.target[rows], links)
+
 
 # ------------------------------------------------------------------------------------------ labelled text
 
 
 def load_conllu(path: str | Path) -> Labelled:
-    """Words (FORM) and universal tags (UPOS) of a CoNLL-U file; `ids` are its `sent_id`s.
+    r"""Words (FORM) and universal tags (UPOS) of a CoNLL-U file; `ids` are its `sent_id`s.
 
     >>> import tempfile
-    >>> row = "1\\tHi\\thi\\tINTJ\\t_\\t_\\t0\\troot\\t_\\t_"
+    >>> row = "1\tHi\thi\tINTJ\t_\t_\t0\troot\t_\t_"
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     file = Path(folder) / "x.conllu"
-    ...     _ = file.write_text("# sent_id = a1\\n" + row + "\\n\\n")
+    ...     _ = file.write_text("# sent_id = a1\n" + row + "\n\n")
     ...     load_conllu(file)
     Labelled(words=(('Hi',),), labels=(('INTJ',),), ids=('a1',))
     """
@@ -260,7 +264,7 @@ def overlap(texts: Mapping[str, Sequence[str | Sequence[str]]]) -> pd.DataFrame:
 
 
 def _lines(path: str | Path) -> list[str]:
-    """Lines of a UTF-8 file, without their ends (only \\n ends a line: texts hold other separators)."""
+    r"""Lines of a UTF-8 file, without their ends (only \n ends a line: texts hold other separators)."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -14,17 +14,19 @@ from xlprobe.training import Training
 __all__ = ["SHAPE", "TRAINING", "monolingual", "train_langworld"]
 
 SHAPE = Shape(vocabulary=1200, d_model=64, n_layers=4, n_heads=4, d_ffn=256)
-TRAINING = Training(steps=5000, batch=96, lr=4e-3, warmup=200, decay=0.6, weight_decay=0.01)
+TRAINING = Training(steps=3000, batch=96, lr=4e-3, warmup=200, decay=0.6, weight_decay=0.01)
 SENTENCES = 30_000  # of each language
 
 
-def monolingual(language: str, n: int, *, seed: int = 0) -> list[str]:
+def monolingual(language: str, n: int, *, seed: int = 0, draw_seed: int | None = None) -> list[str]:
     """`n` sentences of one language; every language has sentences of its own, none is a translation by design.
+
+    `seed` decides the words of the languages, `draw_seed` (default: the same) which sentences are drawn.
 
     >>> monolingual("source", 1) != monolingual("words", 1)
     True
     """
-    rng = random.Random(f"{seed}:text:{language}")
+    rng = random.Random(f"{seed if draw_seed is None else draw_seed}:text:{language}")
     topics = tuple(TOPICS)
     return [
         " ".join(word.form for word in realise(draw(rng.choice(topics), rng), language, seed=seed))
