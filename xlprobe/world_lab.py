@@ -1,16 +1,14 @@
 """The embedded languages as a laboratory: pairs, tasks, alignment, fine-tuning and scores for `xlprobe.transfer`.
 
 Four pairs (the source language with each target), tasks `pos` (tags of words, on first sub-words) and `topic` (of a
-sentence, from the mean state). Text for alignment, task, test and distances is drawn apart; a sentence that occurs in
-two of them is drawn anew, so nothing leaks.
+sentence, from the mean state). Text for alignment, task, test and distances never shares a sentence
+(`xlprobe.langworld.world`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -25,8 +23,8 @@ from xlprobe.encoder import Encoder
 from xlprobe.finetune import Task, TaskModel, finetune
 from xlprobe.gradients import Loss
 from xlprobe.laboratory import Joint, Score
-from xlprobe.langworld.grammar import Meaning, align_words, draw, realise
-from xlprobe.langworld.lexicon import LANGUAGES, TOPICS
+from xlprobe.langworld import world
+from xlprobe.langworld.lexicon import LANGUAGES
 from xlprobe.training import Training, derive, train
 
 __all__ = ["Sizes", "WorldLab"]
@@ -63,37 +61,10 @@ class WorldLab:
         self._heads: dict[tuple[str, str], nn.Linear] = {}
         self._texts: dict[tuple[str, str], Bitext] = {}
 
-    @cached_property
-    def meanings(self) -> dict[str, list[Meaning]]:
-        """The sets, drawn apart: no two hold the same source sentence."""
-        sizes = self.sizes
-        wanted = {
-            "held_out": sizes.held_out,
-            "test": sizes.test,
-            "train": sizes.train,
-            "bitext": sizes.bitext,
-        }
-        seen: set[str] = set()
-        found: dict[str, list[Meaning]] = {}
-        for name, n in wanted.items():
-            rng, drawn = random.Random(f"{self.seed}:{name}"), list[Meaning]()
-            while len(drawn) < n:
-                meaning = draw(rng.choice(list(TOPICS)), rng)
-                text = " ".join(word.form for word in realise(meaning, "source"))
-                if text not in seen:
-                    seen.add(text)
-                    drawn.append(meaning)
-            found[name] = drawn
-        return found
-
     @property
     def data(self) -> dict[str, Any]:
-        """The grammar's sets by sha256 of their meanings."""
-        digests = {
-            name: hashlib.sha256(repr(drawn).encode()).hexdigest()[:16]
-            for name, drawn in self.meanings.items()
-        }
-        return {"source": "the embedded languages", "seed": self.seed, **digests}
+        """Where the text is from, and how much of it; the grammar and this decide every sentence."""
+        return {"source": "the embedded languages", "seed": self.seed, **asdict(self.sizes)}
 
     def held_out(self, pair: str) -> Parallel:
         """Held-out sentences with gold links."""
@@ -177,13 +148,14 @@ class WorldLab:
 
     # -- text --------------------------------------------------------------------------------------------
 
-    def _parallel(self, which: str, pair: str) -> Bitext:
+    def _parallel(self, which: world.Split, pair: str) -> Bitext:
         if (which, pair) not in self._texts:
-            both = [[realise(m, name) for m in self.meanings[which]] for name in pair.split("-")]
-            source, target = (tuple(tuple(w.form for w in words) for words in side) for side in both)
-            links = tuple(tuple(align_words(a, b)) for a, b in zip(*both, strict=True))
-            self._texts[which, pair] = Bitext(source, target, links)
+            n = self._n(which)
+            self._texts[which, pair] = world.bitext(pair.split("-")[1], n, which, seed=self.seed)
         return self._texts[which, pair]
+
+    def _n(self, which: world.Split) -> int:
+        return int(getattr(self.sizes, which))
 
     def _bitext(self, pair: str, *, shuffled: bool) -> Bitext:
         """Aligned pairs, or the same with each target replaced by another sentence's, word links drawn by chance."""
@@ -202,18 +174,9 @@ class WorldLab:
     def _task(self, task: str) -> Task:
         return Task(_KINDS[task], train=self._labelled("train", "source", task), test={})
 
-    def _labelled(self, which: str, language: str, task: str) -> Labelled:
-        drawn = self.meanings[which]
-        words = [realise(meaning, language) for meaning in drawn]
-        labels = [
-            tuple(word.tag for word in some) if task == "pos" else (meaning.topic,)
-            for some, meaning in zip(words, drawn, strict=True)
-        ]
-        return Labelled(
-            tuple(tuple(word.form for word in some) for some in words),
-            tuple(labels),
-            tuple(map(str, range(len(drawn)))),
-        )
+    def _labelled(self, which: world.Split, language: str, task: str) -> Labelled:
+        kind: Literal["pos", "topic"] = "pos" if task == "pos" else "topic"
+        return world.labelled(kind, language, self._n(which), which, seed=self.seed)
 
 
 def _links_by_chance(a: Words, b: Words, n: int, rng: random.Random) -> Links:
