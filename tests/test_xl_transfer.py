@@ -16,6 +16,7 @@ from experiments import config
 from reports.errors import InputError
 from tests.xl_tiny import tiny_encoder
 from xlprobe.advice import SHARE, advise
+from xlprobe.trial import WAYS, advice_trial
 from xlprobe.laboratory import Joint, Score
 from xlprobe.objectives import Pair, contrastive, objective_loss
 from xlprobe.study import Study
@@ -25,9 +26,7 @@ from xlprobe.world_lab import Sizes, WorldLab
 SMALL = Sizes(
     bitext=64, train=64, test=24, held_out=24, align_steps=4, finetune_steps=4, head_steps=4, probe_batches=2
 )
-PLAN = StudyConfig(
-    pairs=("source-words", "source-half"), objectives=("mlm",), tasks=("pos",), seeds=2
-)
+PLAN = StudyConfig(pairs=("source-words", "source-half"), objectives=("mlm",), tasks=("pos",), seeds=2)
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +203,17 @@ def test_a_conflicting_layer_is_frozen_and_pairs_are_averaged() -> None:
     assert advise(frame, task="pos").freeze == (2,)
     both = pd.concat([frame, frame.assign(pair="b", ratio=1.0)])
     assert advise(both, task="pos").weight == pytest.approx(SHARE / 2)  # the geometric mean of 4 and 1
+
+
+def test_the_advice_is_tested_on_pairs_whose_gradients_it_has_not_seen(
+    folder: Path, laboratory: WorldLab, tmp_path: Path
+) -> None:
+    found = advice_trial(laboratory, study_of(folder), tmp_path / "advice", seeds=1, progress=False)
+    assert set(found["way"]) == set(WAYS)
+    assert len(found) == 2 * len(WAYS)  # pairs × ways, one task
+    assert found[["delta_score", "low", "high"]].notna().all(axis=None)
+    case = json.loads((tmp_path / "advice" / "cases" / "source-words-pos-0.json").read_text())
+    others = study_of(folder).gradients.query("pair == 'source-half'")
+    assert case["advice"]["objective"] == advise(others, task="pos").objective
+    again = advice_trial(laboratory, study_of(folder), tmp_path / "advice", seeds=1, progress=False)
+    pd.testing.assert_frame_equal(found, again)

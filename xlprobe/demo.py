@@ -33,7 +33,8 @@ DEMO_SIZES = Sizes(
     align_steps=60,
     finetune_steps=60,
     head_steps=60,
-    probe_batches=8,
+    probe_batches=10,
+    batch=16,
 )
 
 

@@ -30,7 +30,7 @@ from xlprobe.gradients import gradients
 from xlprobe.laboratory import Laboratory, Score
 from xlprobe.study import Study, table_of
 
-__all__ = ["OBJECTIVES", "SHUFFLED", "StudyConfig", "transfer_study"]
+__all__ = ["OBJECTIVES", "SHUFFLED", "StudyConfig", "effects_of", "paired_differences", "transfer_study"]
 
 OBJECTIVES = ("mlm", "sentence", "token", "tlm")
 SHUFFLED = "shuffled"
@@ -196,7 +196,7 @@ def _gathered(
         laboratory=laboratory.name,
         seeds=config.seeds,
         scores=scores.drop(columns="by_sentence"),
-        effects=_effects(scores),
+        effects=effects_of(scores),
         distances=pd.DataFrame(distance_rows),
         gradients=gradient_rows,
         first_order=steps,
@@ -219,7 +219,7 @@ def paired_differences(with_: Score, without: Score) -> list[float]:
     return [(a - b) / mean for a, b in zip(with_.hits, without.hits, strict=True)]
 
 
-def _effects(scores: pd.DataFrame) -> pd.DataFrame:
+def effects_of(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean change over seeds with its interval: pair, objective, task, delta_score, low, high, seed_sd, n, seeds."""
     rows = []
     for (pair, objective, task), group in scores.groupby(["pair", "objective", "task"], sort=False):

@@ -34,7 +34,7 @@ _KINDS: dict[str, Literal["tagging", "classification"]] = {"pos": "tagging", "to
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sentences of each set and steps of each training; batches of 32."""
+    """Sentences of each set, steps of each training, sentences (or pairs) of a batch."""
 
     bitext: int = 1600
     train: int = 1600
@@ -46,6 +46,7 @@ class Sizes:
     align_lr: float = 5e-4
     finetune_lr: float = 5e-4
     probe_batches: int = 24
+    batch: int = 32
 
 
 class WorldLab:
@@ -74,7 +75,11 @@ class WorldLab:
         """A copy, aligned."""
         sizes = self.sizes
         plan = Training(
-            steps=sizes.align_steps, batch=32, lr=sizes.align_lr, warmup=10, seed=derive(seed, "align")
+            steps=sizes.align_steps,
+            batch=self.sizes.batch,
+            lr=sizes.align_lr,
+            warmup=10,
+            seed=derive(seed, "align"),
         )
         bitext = self._bitext(pair, shuffled=shuffled)
         return align(self.encoder, bitext, objective=objective, training=plan, progress=False)
@@ -83,7 +88,11 @@ class WorldLab:
         """A task model on a copy of `encoder`."""
         sizes = self.sizes
         plan = Training(
-            steps=sizes.finetune_steps, batch=32, lr=sizes.finetune_lr, warmup=10, seed=derive(seed, "task")
+            steps=sizes.finetune_steps,
+            batch=self.sizes.batch,
+            lr=sizes.finetune_lr,
+            warmup=10,
+            seed=derive(seed, "task"),
         )
         if joint is None:
             return finetune(encoder, self._task(task), training=plan, progress=False)
@@ -118,14 +127,16 @@ class WorldLab:
         train_on = self._labelled("train", language, task)
         model = TaskModel(encoder, Task(_KINDS[task], train=train_on, test={}))
         model.head = self._head(encoder, task)
-        rows = torch.arange(min(self.sizes.train, 32 * self.sizes.probe_batches)).split(32)
+        rows = torch.arange(min(self.sizes.train, self.sizes.batch * self.sizes.probe_batches)).split(
+            self.sizes.batch
+        )
         return Loss(f"{task} in {language}", rows, model, (model.head,))
 
     def alignment_loss(self, encoder: Encoder, pair: str, objective: str, *, shuffled: bool = False) -> Loss:
         """Masks and orders are drawn anew for each batch, by its number."""
         module = AlignmentLoss(encoder, self._bitext(pair, shuffled=shuffled), objective)
-        n = min(len(module.pairs), 32 * self.sizes.probe_batches)
-        numbered = list(enumerate(torch.arange(n).split(32)))
+        n = min(len(module.pairs), self.sizes.batch * self.sizes.probe_batches)
+        numbered = list(enumerate(torch.arange(n).split(self.sizes.batch)))
 
         def of(batch: tuple[int, Tensor]) -> Tensor:
             with torch.random.fork_rng(devices=[]):
@@ -140,7 +151,9 @@ class WorldLab:
         """The task's head, trained on the frozen encoder; once for each of them."""
         key = (encoder.hash, task)
         if key not in self._heads:
-            plan = Training(steps=self.sizes.head_steps, batch=32, lr=1e-2, seed=derive(0, "head"))
+            plan = Training(
+                steps=self.sizes.head_steps, batch=self.sizes.batch, lr=1e-2, seed=derive(0, "head")
+            )
             layers = range(encoder.n_layers + 1)
             warm = finetune(encoder, self._task(task), training=plan, freeze=layers, progress=False)
             self._heads[key] = warm.head
