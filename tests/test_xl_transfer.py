@@ -16,11 +16,11 @@ from experiments import config
 from reports.errors import InputError
 from tests.xl_tiny import tiny_encoder
 from xlprobe.advice import SHARE, advise
-from xlprobe.trial import WAYS, advice_trial
 from xlprobe.laboratory import Joint, Score
 from xlprobe.objectives import Pair, contrastive, objective_loss
 from xlprobe.study import Study
 from xlprobe.transfer import StudyConfig, paired_differences, transfer_study
+from xlprobe.trial import WAYS, advice_trial
 from xlprobe.world_lab import Sizes, WorldLab
 
 SMALL = Sizes(

@@ -50,10 +50,10 @@ def advice_trial(
             run.write_case(case, _case(laboratory, study, pair, task, seed))
     rows = []
     for pair, task, seed in todo:
-        case = run.read_case(f"{pair}-{task}-{seed}")
-        none = Score(**case["scores"]["none"])
+        stored = run.read_case(f"{pair}-{task}-{seed}")
+        none = Score(**stored["scores"]["none"])
         for way in WAYS:
-            own = Score(**case["scores"][way])
+            own = Score(**stored["scores"][way])
             row = {
                 "pair": pair,
                 "objective": way,
