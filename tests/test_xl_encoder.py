@@ -107,8 +107,8 @@ def test_a_copy_is_trained_without_the_original() -> None:
     with torch.no_grad():
         next(copy.model.parameters()).add_(1.0)
     assert encoder.hash == before != copy.hash
-    assert copy.lm_head is not None
-    assert copy.lm_head.decoder.weight is copy.model.get_input_embeddings().weight
+    head: Any = copy.lm_head
+    assert head.decoder.weight is copy.model.get_input_embeddings().weight
 
 
 def test_a_folder_without_lm_head_loads_without_one(tmp_path: Path) -> None:

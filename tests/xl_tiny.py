@@ -80,7 +80,8 @@ def build_tokenizer(arch: Arch) -> PreTrainedTokenizerBase:
             ),
         )
         saved = _model_of(core)
-        return RobertaTokenizer(vocab=saved["vocab"], merges=[tuple(m) for m in saved["merges"]])
+        merges: Any = [tuple(m) for m in saved["merges"]]  # what it takes, whatever its annotation says
+        return RobertaTokenizer(vocab=saved["vocab"], merges=merges)
     core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     core.normalizer, core.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

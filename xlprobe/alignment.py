@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -153,7 +153,7 @@ class AlignmentLoss(nn.Module):
         return l2_loss(self.encoder, pairs) + PULL * drift
 
 
-def l2_loss(encoder: Encoder, pairs: list[Pair]) -> Tensor:
+def l2_loss(encoder: Encoder, pairs: Sequence[Pair]) -> Tensor:
     """Mean over aligned words of ‖f(w) − f(w')‖², in the layer where alignment is made [Cao et al. 2020]."""
     batch = encoder.encode([list(p[0]) for p in pairs] + [list(p[1]) for p in pairs]).to(encoder.device)
     states, n = encoder.states(batch)[probe_layer(encoder.n_layers)], len(pairs)

@@ -79,7 +79,8 @@ def load_encoder(
     with _progress_bar(shown=n_bytes >= QUIET_BELOW):
         model, head = _read_model(folder, dtype=precision, attention=attention)
     shown = str(name) if source.startswith("embedded:") or "@" in source else Path(name).name
-    encoder = Encoder(model.to(target), tokenizer, name=shown, source=source, lm_head=head)
+    nn.Module.to(model, target)
+    encoder = Encoder(model, tokenizer, name=shown, source=source, lm_head=head)
     encoder.self_check()
     logger.info("loaded %s (%s, %s, %s)", source, type(model).__name__, precision, target)
     return encoder
@@ -113,7 +114,9 @@ class Encoder:
         self.name = name
         self.source = source
         self.lm_head = lm_head.to(next(model.parameters()).device) if lm_head is not None else None
-        self.blocks: Sequence[nn.Module] = list(model.encoder.layer)
+        parts: Any = model  # transformers types its submodules as Tensor | Module
+        self.embeddings: nn.Module = parts.embeddings
+        self.blocks: Sequence[nn.Module] = list(parts.encoder.layer)
         for module in (model, lm_head):
             if module is not None:
                 module.eval().requires_grad_(True)
@@ -203,7 +206,7 @@ class Encoder:
         def hook(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
             see(output[0] if isinstance(output, tuple) else output)
 
-        handles = [m.register_forward_hook(hook) for m in (self.model.embeddings, *self.blocks)]
+        handles = [m.register_forward_hook(hook) for m in (self.embeddings, *self.blocks)]
         try:
             yield
         finally:
@@ -247,7 +250,7 @@ class Encoder:
                 f"{self.name}: layers {sorted(set(table['layer']))} of {self.n_layers} blocks"
             )
         batch = self.encode(PROBE)
-        if int(batch.input_ids.max()) >= self.model.get_input_embeddings().num_embeddings:
+        if int(batch.input_ids.max()) >= int(self.model.config.vocab_size):
             raise InputError(
                 f"encoder: the tokenizer of {self.source} gives ids beyond its embeddings; it is another model's"
             )

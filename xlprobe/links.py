@@ -1,4 +1,4 @@
-"""Word links from an encoder itself: mutual argmax over its states, as SimAlign does, and the links that can be trained on.
+"""Word links from an encoder itself (mutual argmax, as SimAlign), and which links can be trained on.
 
 Word i and word j are linked where each is the other's nearest by cosine, in the layer where alignment is made
 [Jalili Sabet et al. 2020, "argmax"]. Wrong where a word has several partners: at most one is found.

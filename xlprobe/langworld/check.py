@@ -1,4 +1,4 @@
-"""What the embedded encoder knows: masked words by language, and how far the languages lie apart before any alignment."""
+"""What the embedded encoder knows: masked words by language, and how far apart the languages lie unaligned."""
 
 from __future__ import annotations
 
