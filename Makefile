@@ -1,6 +1,7 @@
 # The two commands a reader needs: `make demo` and `make test`. Both make .venv on their first run.
 #
 #   make demo     the main study on the embedded world, into OUT (runs/demo), with a report to open
+#   make demo-xl  alignment and transfer on the embedded languages, into OUT_XL (runs/demo-xl), with a report
 #   make test     every test that this machine can run (network, GPU and real data are not needed)
 #   make check    what continuous integration asks: format, lint, types, tests, docs
 #   make docs     the documentation alone: doctests, the README's code and links, docstrings of public names
@@ -8,11 +9,12 @@
 #   make bench    what certified attribution costs, against full enumeration and its floor (some minutes)
 #   make clean    remove what the commands made (runs/ stays)
 #
-# Variables: PYTHON (3.11 or 3.12, to make .venv with), VENV, OUT, JOBS (test processes), PYTEST_ARGS.
+# Variables: PYTHON (3.11 or 3.12, to make .venv with), VENV, OUT, OUT_XL, JOBS (test processes), PYTEST_ARGS.
 
 SHELL := /bin/bash
 VENV ?= .venv
 OUT ?= runs/demo
+OUT_XL ?= runs/demo-xl
 JOBS ?= 2
 PYTEST_ARGS ?=
 
@@ -26,10 +28,13 @@ STAMP := $(VENV)/.installed
 DOCS := tests/test_docs.py mechedit xlprobe experiments reports
 
 .DEFAULT_GOAL := demo
-.PHONY: demo install test check format format-check lint types docs bench clean
+.PHONY: demo demo-xl install test check format format-check lint types docs bench clean
 
 demo: $(STAMP)
 	$(BIN)/mechedit demo --out $(OUT)
+
+demo-xl: $(STAMP)
+	$(BIN)/xlprobe demo --out $(OUT_XL)
 
 install: $(STAMP)
 

@@ -1,0 +1,186 @@
+"""The files of a checkpoint in Hugging Face's layout: find the folder, check what lies in it, before a weight is read.
+
+A checkpoint is a folder of config.json, safetensors and tokenizer files. What can be refused here is refused by an
+`InputError` of one line that begins with the caller's argument: no such folder, no tokenizer files (they would give
+an empty tokenizer and no error), other weights than safetensors (pickles, which run code when read), a damaged
+header, more weights than memory. Code that a checkpoint brings along is never run (`trust_remote_code=False`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from reports.errors import InputError
+
+__all__ = [
+    "digest",
+    "find_folder",
+    "pick_device",
+    "pick_dtype",
+    "read_tokenizer",
+    "require_memory",
+    "weight_elements",
+    "weight_files",
+]
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_FILES = ["*.safetensors", "*.json", "merges.txt", "vocab.txt", "*.model"]
+TOKENIZER_FILES = (
+    ("tokenizer.json",),
+    ("vocab.json", "merges.txt"),
+    ("vocab.txt",),
+    ("sentencepiece.bpe.model",),
+    ("tokenizer.model",),
+    ("spiece.model",),
+)
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU; everything else is a torch device string."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device: expected auto, cpu or cuda, found {device!r}") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device: {device!r} was asked for, but torch sees no CUDA device; use cpu or auto")
+    return chosen
+
+
+def pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """One of float32, float64, bfloat16, float16, by name or as torch's own."""
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen is None or chosen not in DTYPES.values():
+        raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+    return chosen
+
+
+def find_folder(name: str, *, embedded: Mapping[str, Path], argument: str = "model") -> tuple[Path, str]:
+    """The checkpoint's folder, and its source as results state it: embedded:NAME, a path, or ID@REVISION.
+
+    An embedded name (name to folder) comes first: a folder of the same name is reached as ./NAME.
+    """
+    if name in embedded:
+        folder = embedded[name]
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                f"{argument}: the embedded {name!r} is not in this installation ({folder} has no config.json)"
+            )
+        return folder, f"embedded:{name}"
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path.resolve(), str(path.resolve())
+    known = f"expected {', '.join(embedded)}, a local folder or a Hugging Face id"
+    if path.exists():
+        raise InputError(f"{argument}: {known}, found the file {name!r}; give the folder that holds it")
+    if not HUB_ID.fullmatch(name):
+        raise InputError(f"{argument}: {known}, found {name!r}: no such folder")
+    try:
+        found = Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
+    except Exception as error:  # whatever the hub's client raises: no network, no such id, no access
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(
+            f"{argument}: {known}, found {name!r}: no such folder, and it cannot be fetched from the hub ({reason})"
+        ) from error
+    return found, f"{name}@{found.name}"
+
+
+def weight_files(folder: Path, *, argument: str = "model") -> list[Path]:
+    """The safetensors files of the checkpoint; missing ones and other formats are refused."""
+    index = folder / "model.safetensors.index.json"
+    names = {"model.safetensors"}
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise InputError(f"{argument}: {index} is no index of safetensors files") from error
+    files = [folder / name for name in sorted(names)]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        pickles = sorted(file.name for file in folder.glob("*.bin"))
+        hint = (
+            f"{', '.join(pickles)} is a pickle and is not read: save the model again with save_pretrained"
+            if pickles
+            else "the weights are missing"
+        )
+        raise InputError(f"{argument}: {folder} has no {', '.join(missing)}; {hint}")
+    return files
+
+
+def weight_elements(files: list[Path], *, argument: str = "model") -> int:
+    """Number of weights, off the headers of the safetensors files: no weight is read."""
+    total = 0
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                if length > 100_000_000:  # the format's own limit
+                    raise ValueError("no safetensors header")
+                header = json.loads(stream.read(length))
+            total += sum(math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{argument}: {file} is damaged: it has no safetensors header") from error
+    return total
+
+
+def require_memory(
+    n_bytes: int, *, device: torch.device, dtype: torch.dtype, folder: Path, argument: str = "model"
+) -> None:
+    """Refuse weights that the free memory cannot hold, with both sizes: nothing has been loaded yet."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    if n_bytes > free:
+        raise InputError(
+            f"{argument}: not enough memory: the weights of {folder} take {_size(n_bytes)} in "
+            f"{str(dtype).removeprefix('torch.')}, {_size(free)} are free on {device}; "
+            "use a smaller model, dtype='bfloat16' or another device"
+        )
+
+
+def read_tokenizer(folder: Path, *, argument: str = "model", **options: bool) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer. A folder without tokenizer files would give an empty one and no error."""
+    if not any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES):
+        wanted = " or ".join(" with ".join(names) for names in TOKENIZER_FILES)
+        raise InputError(f"{argument}: {folder} has no tokenizer files; expected {wanted}")
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, **options
+        )
+    except Exception as error:  # the tokenizers library raises bare Exception on a damaged file
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{argument}: the tokenizer files of {folder} cannot be read: {reason}") from error
+    return tokenizer
+
+
+def digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """sha256, as hex, over name, dtype, shape and bytes of each weight, in the order of the names.
+
+    >>> a, b = torch.zeros(2), torch.ones(2)
+    >>> digest({"a": a, "b": b}) == digest({"b": b, "a": a}) != digest({"a": b, "b": a})
+    True
+    """
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        weight = weights[name].detach().cpu().contiguous()
+        total.update(f"{name} {weight.dtype} {list(weight.shape)}\n".encode())
+        total.update(weight.flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _size(n_bytes: float) -> str:
+    """12.3 GB, or MB below one."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"

@@ -1,0 +1,261 @@
+"""Charts of an alignment and transfer study, in the house style: tidy frame in, matplotlib axes out.
+
+As in `reports.figures`: no pyplot state, colour never speaks alone (a second mark goes with it), NaN is hatched or
+interrupts its line, and an interval is drawn wherever the frame has one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.ticker import MaxNLocator
+
+from reports.colours import LIGHT
+from reports.errors import InputError
+from reports.figures import row, style
+from reports.text import clip, visible
+
+__all__ = ["cosine_heatmap", "distance_curves", "effect_forest", "norm_curves", "outcome_scatter"]
+
+_GROUPS = ("query", "key", "value", "output", "ffn_in", "ffn_out", "norms", "embeddings")
+_GROUP_LABELS = {"ffn_in": "FFN in", "ffn_out": "FFN out"}
+_COLOURS = ("pos", "neg", "new", "old", "ink", "muted")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)))
+_DIVERGING = LinearSegmentedColormap.from_list(
+    "xlprobe_sign", ["#8a3203", LIGHT["neg"], "#f2c19c", "#f7f7f5", "#a9cdec", LIGHT["pos"], "#073f6e"]
+)
+
+
+def distance_curves(
+    frame: pd.DataFrame, *, panel: str = "metric", line: str = "stage", titles: dict[str, str] | None = None
+) -> list[Axes]:
+    """Gap (matched − random) against layer: a panel for each value of `panel`, a line for each value of `line`.
+
+    `frame`: layer, gap, low, high and the two columns; one row a layer, panel and line.
+
+    >>> frame = pd.DataFrame({"layer": [0, 1], "metric": "cosine", "stage": "pretrained", "gap": [0.1, 0.2]})
+    >>> [axes.get_title(loc="left") for axes in distance_curves(frame.assign(low=0.0, high=0.3))]
+    ['cosine']
+    """
+    _check(frame, ("layer", "gap", "low", "high", panel, line), key=("layer", panel, line))
+    names, lines = list(dict.fromkeys(frame[panel])), list(dict.fromkeys(frame[line]))
+    with style():
+        panels = row(len(names), width=max(4.6, min(9.6, 3.1 * len(names))), height=3.0)
+        for axes, name in zip(panels, names, strict=True):
+            axes.axhline(0, color=LIGHT["muted"], linewidth=0.8, zorder=1)
+            for index, key in enumerate(lines):
+                part = frame[(frame[panel] == name) & (frame[line] == key)].sort_values("layer")
+                _curve(axes, part, "layer", "gap", index, visible(str(key)))
+            axes.set_title(visible((titles or {}).get(str(name), str(name))))
+            axes.set(xlabel="layer", ylabel="matched − random" if axes is panels[0] else "")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _legend(panels, columns=5)
+    return panels
+
+
+def norm_curves(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Ratio of the two gradients' norms along training, on a log scale: a line for each value of `line`.
+
+    `frame`: step, line, ratio; optional low and high.
+
+    >>> axes = norm_curves(pd.DataFrame({"step": [0, 10], "line": "sentence", "ratio": [2.0, 0.5]}))
+    >>> axes.get_yscale()
+    'log'
+    """
+    _check(frame, ("step", "line", "ratio"), key=("step", "line"))
+    with style():
+        axes = row(1, width=4.8, height=3.0)[0] if ax is None else ax
+        axes.axhline(1, color=LIGHT["muted"], linewidth=0.8, zorder=1)
+        for index, name in enumerate(dict.fromkeys(frame["line"])):
+            part = frame[frame["line"] == name].sort_values("step")
+            _curve(axes, part, "step", "ratio", index, visible(str(name)))
+        axes.set_yscale("log")
+        axes.set(xlabel="steps of fine-tuning", ylabel="‖g align‖ / ‖g task‖")
+        axes.legend()
+    return axes
+
+
+def cosine_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, value: str = "cosine") -> Axes:
+    """Cosine of every layer (upward) and parameter group, each beside a scale of −1 to 1 cut to the largest |cosine|.
+
+    `frame`: layer, group and the column `value`, one row a cell. A cell whose interval (low, high) holds 0 has its
+    number in brackets; one without a value is hatched.
+
+    >>> frame = pd.DataFrame({"layer": [1, 2], "group": "query", "cosine": [0.1, -0.2]})
+    >>> [label.get_text() for label in cosine_heatmap(frame).get_xticklabels()]
+    ['query']
+    """
+    _check(frame, ("layer", "group", value), key=("layer", "group"))
+    matrix = frame.pivot(index="layer", columns="group", values=value).sort_index()
+    order = [g for g in _GROUPS if g in matrix] + [g for g in matrix if g not in _GROUPS]
+    matrix = matrix[order].astype(float)
+    bound = float(np.nanmax(np.abs(matrix.to_numpy()))) if matrix.notna().any(axis=None) else 1.0
+    with style():
+        size = (max(4.2, 1.6 + 0.62 * matrix.shape[1]), min(6.5, 1.3 + 0.33 * matrix.shape[0]))
+        axes = row(1, width=size[0], height=size[1])[0] if ax is None else ax
+        axes.patch.set(hatch="////", edgecolor=LIGHT["muted"], linewidth=0)
+        sns.heatmap(
+            matrix,
+            ax=axes,
+            cmap=_DIVERGING,
+            vmin=-bound or -1.0,
+            vmax=bound or 1.0,
+            annot=_written(matrix, frame) if matrix.size <= 130 else False,
+            fmt="",
+            annot_kws={"size": 7},
+            linewidths=0.4,
+            linecolor=LIGHT["paper"],
+            cbar_kws={"label": "cosine of the gradients", "pad": 0.02},
+        )
+        axes.invert_yaxis()
+        axes.grid(visible=False)
+        axes.tick_params(length=0, rotation=0)
+        axes.set_xticklabels([str(_GROUP_LABELS.get(g, g)) for g in order], rotation=0)
+        axes.set(xlabel="", ylabel="layer (0: embeddings)")
+    return axes
+
+
+def outcome_scatter(
+    frame: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    x: str,
+    y: str = "delta_score",
+    xlabel: str = "",
+    ylabel: str = "",
+) -> Axes:
+    """One mark a study cell: a predictor against the change of the score; colour and marker name the objective.
+
+    `frame`: the columns `x` and `y`, objective, task (filled for the first task, hollow for the second); optional low
+    and high: the interval of `y`.
+
+    >>> frame = pd.DataFrame({"d": [0.1], "delta_score": [0.02], "objective": "tlm", "task": "pos"})
+    >>> outcome_scatter(frame, x="d", xlabel="change of retrieval").get_xlabel()
+    'change of retrieval'
+    """
+    _check(frame, (x, y, "objective", "task"))
+    tasks = list(dict.fromkeys(frame["task"]))
+    with style():
+        axes = row(1, width=5.6, height=3.4)[0] if ax is None else ax
+        for zero in (axes.axhline, axes.axvline):
+            zero(0, color=LIGHT["muted"], linewidth=0.8, zorder=1)
+        for index, objective in enumerate(dict.fromkeys(frame["objective"])):
+            for task in tasks:
+                part = frame[(frame["objective"] == objective) & (frame["task"] == task)]
+                if part.empty:
+                    continue
+                colour = LIGHT[_COLOURS[index % len(_COLOURS)]]
+                look: dict[str, Any] = {"color": colour, "marker": _MARKERS[index % len(_MARKERS)]}
+                look["markerfacecolor"] = colour if task == tasks[0] else LIGHT["paper"]
+                name = f"{objective}, {task}"
+                if {"low", "high"} <= set(part):
+                    axes.vlines(part[x], part["low"], part["high"], color=colour, linewidth=0.8, alpha=0.5)
+                axes.plot(part[x], part[y], linestyle="", label=visible(name), zorder=3, **look)
+        axes.set(xlabel=visible(xlabel or x), ylabel=visible(ylabel or y))
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    return axes
+
+
+def effect_forest(frame: pd.DataFrame, *, xlabel: str = "points") -> list[Axes]:
+    """Effects with their intervals on a line each, a panel for each value of `panel`, zero marked; one scale for all.
+
+    A point whose interval lies on one side of 0 is filled, the others are hollow. `frame`: panel, label, value, low,
+    high.
+
+    >>> frame = pd.DataFrame({"panel": "POS", "label": ["a"], "value": [1.0], "low": [0.5], "high": [1.5]})
+    >>> [axes.get_title(loc="left") for axes in effect_forest(frame)]
+    ['POS']
+    """
+    _check(frame, ("panel", "label", "value", "low", "high"))
+    names = list(dict.fromkeys(frame["panel"]))
+    labels = list(dict.fromkeys(frame["label"]))
+    with style():
+        panels = row(
+            len(names), width=min(9.6, 3.0 + 2.6 * len(names)), height=1.0 + 0.24 * len(labels), sharey=True
+        )
+        for axes, name in zip(panels, names, strict=True):
+            part = frame[frame["panel"] == name].set_index("label")
+            axes.axvline(0, color=LIGHT["muted"], linewidth=0.8, zorder=1)
+            for y, label in enumerate(labels):
+                if label in part.index:
+                    _effect(axes, y, part.loc[label])
+            axes.set_title(visible(str(name)))
+            axes.set(xlabel=xlabel)
+            axes.grid(visible=False, axis="y")
+            axes.tick_params(axis="y", length=0)
+        panels[0].set_yticks(range(len(labels)), [clip(visible(str(label)), 40) for label in labels])
+        panels[0].set_ylim(len(labels) - 0.5, -0.5)
+        limit = max(abs(value) for axes in panels for value in axes.get_xlim())
+        for axes in panels:
+            axes.set_xlim(-limit, limit)
+    return panels
+
+
+def _effect(axes: Axes, y: int, item: Any) -> None:
+    if not np.isfinite(item["value"]):
+        axes.text(
+            0.02, y, "undefined", transform=axes.get_yaxis_transform(), va="center", color=LIGHT["muted"]
+        )
+        return
+    clear = item["low"] > 0 or item["high"] < 0
+    colour = LIGHT["pos"] if item["value"] >= 0 else LIGHT["neg"]
+    axes.plot([item["low"], item["high"]], [y, y], color=colour, linewidth=1.5, solid_capstyle="butt")
+    face = colour if clear else LIGHT["paper"]
+    axes.plot([item["value"]], [y], marker="o", markersize=5.5, color=colour, markerfacecolor=face, zorder=3)
+
+
+def _curve(axes: Axes, part: pd.DataFrame, x: str, y: str, index: int, label: str) -> None:
+    colour = LIGHT[_COLOURS[index % len(_COLOURS)]]
+    xs, ys = (part[name].to_numpy(dtype=float) for name in (x, y))
+    axes.plot(
+        xs,
+        ys,
+        color=colour,
+        linestyle=_DASHES[index % len(_DASHES)],
+        marker=_MARKERS[index % len(_MARKERS)],
+        label=label,
+        zorder=3,
+    )
+    if {"low", "high"} <= set(part):
+        low, high = (part[name].to_numpy(dtype=float) for name in ("low", "high"))
+        axes.fill_between(xs, low, high, color=colour, alpha=0.13, linewidth=0, zorder=2)
+
+
+def _legend(panels: list[Axes], *, columns: int) -> None:
+    found: dict[str, Any] = {}
+    for axes in panels:
+        found |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure = panels[0].get_figure(root=True)
+    if figure is not None:
+        figure.legend(found.values(), found.keys(), loc="outside upper left", ncols=columns, handlelength=3)
+
+
+def _written(matrix: pd.DataFrame, frame: pd.DataFrame) -> np.ndarray:
+    """Two decimals with a true minus, in brackets where the interval holds 0."""
+    unsure = pd.DataFrame(False, index=matrix.index, columns=matrix.columns)
+    if {"low", "high"} <= set(frame):
+        held = frame.assign(held=(frame["low"] <= 0) & (frame["high"] >= 0))
+        unsure = held.pivot(index="layer", columns="group", values="held").reindex_like(matrix).fillna(False)
+    texts = matrix.map(
+        lambda v: "" if v != v else f"{v + 0.0:.2f}".replace("-0.00", "0.00").replace("-", "−")
+    )
+    return np.where(unsure.to_numpy(dtype=bool) & (texts != "").to_numpy(), "(" + texts + ")", texts)
+
+
+def _check(frame: pd.DataFrame, columns: tuple[str, ...], *, key: tuple[str, ...] = ()) -> None:
+    if missing := [name for name in columns if name not in frame]:
+        found = ", ".join(map(str, frame.columns))
+        raise InputError(f"frame: expected a column {missing[0]!r}, found {found}")
+    if frame.empty:
+        raise InputError("frame: expected at least one row, found none")
+    if key and frame.duplicated(list(key)).any():
+        first = frame.loc[frame.duplicated(list(key)), list(key)].iloc[0].tolist()
+        raise InputError(
+            f"frame: expected one row for each {list(key)}, found {first} twice; filter it first"
+        )

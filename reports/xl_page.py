@@ -1,0 +1,227 @@
+"""The page of a transfer study, from its run folder alone: the same files give the same bytes.
+
+Read: `summary.json` (title, model, seeds, layer, claims, advice, notes, not_done), `cells.parquet`,
+`predictors.parquet`, `distances.parquet`, `gradients.parquet`, optionally `norms.parquet`, and the run's own
+`provenance.json` and `config.toml`. As `reports.page`: no network, no script, every string escaped.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from reports import page, sections, xl_figures
+from reports.colours import DARK, LIGHT
+from reports.errors import InputError, IntegrityError
+from reports.inline import fragment
+from reports.text import visible
+
+__all__ = ["build"]
+
+_REQUIRED = ("cells", "predictors", "distances", "gradients")
+_PREDICTORS = {
+    "delta_retrieval": "change of retrieval",
+    "delta_gap": "change of cosine gap",
+    "gradient_cosine": "gradient cosine",
+    "norm_ratio": "norm ratio (log)",
+}
+_CURVES = {"cosine": "cosine", "weak_retrieval": "retrieval (weak)", "cka": "linear CKA"}
+
+
+def build(run_folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+    """Write the page of `run_folder` to `out` (by default `report.html` in the folder) and return its path.
+
+    Errors: `InputError` if the folder holds no study's `summary.json`; `IntegrityError`, naming the file, if one of its
+    files is missing, damaged or lacks a column.
+    """
+    folder = Path(run_folder)
+    if not (folder / "summary.json").is_file():
+        raise InputError(f"run_folder: expected a run folder with summary.json, found none in {folder}")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["visible"] = visible
+    text = environment.get_template("transfer.html.j2").render(_context(folder))
+    target = Path(out) if out is not None else folder / "report.html"
+    page._write(target, text)
+    return target
+
+
+def _context(folder: Path) -> dict[str, Any]:
+    summary = page._object(folder / "summary.json")
+    if missing := [k for k in ("title", "model", "seeds", "layer", "claims", "advice") if k not in summary]:
+        raise IntegrityError(
+            f"{folder / 'summary.json'}: expected the summary of a study, found no {missing[0]!r}"
+        )
+    frames = {}
+    for name in _REQUIRED:
+        frame = page._frame(folder, name)
+        if frame is None or frame.empty:
+            raise IntegrityError(f"{folder / name}.parquet: expected this table of the study, found none")
+        frames[name] = frame
+    norms = page._frame(folder, "norms")
+    provenance, config = folder / "provenance.json", folder / "config.toml"
+    try:
+        made = {
+            "claims": _table(["Claim", "Answer", "Evidence"], [_claim(c) for c in summary["claims"]]),
+            "effects": _effects(frames["cells"]),
+            "distances": _distances(frames["distances"]),
+            "gradients": _gradients(frames["cells"], frames["gradients"], norms),
+            "prediction": _prediction(frames["cells"], frames["predictors"]),
+            "advice": _advice(summary["advice"]),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(f"{folder}: its tables are not what the report expects ({error})") from error
+    return {
+        "summary": {"subtitle": "", "notes": [], "not_done": []} | summary,
+        "light": LIGHT,
+        "dark": DARK,
+        "provenance": sections.flat(page._object(provenance)) if provenance.is_file() else None,
+        "config": page._lines(config) if config.is_file() else None,
+        **made,
+    }
+
+
+def _table(
+    head: list[str], rows: list[list[str]], *, caption: str = "", numeric: bool = False
+) -> dict[str, Any]:
+    return {"head": head, "rows": rows, "caption": caption, "numeric": numeric}
+
+
+def _claim(claim: dict[str, Any]) -> list[str]:
+    return [visible(str(claim[key])) for key in ("claim", "answer", "evidence")]
+
+
+def _effects(cells: pd.DataFrame) -> dict[str, Any]:
+    points = cells.assign(**{c: 100 * cells[c] for c in ("delta_score", "low", "high", "score", "baseline")})
+    labels = points["pair"] + ", " + points["objective"]
+    frame = points.assign(panel=points["task"], label=labels, value=points["delta_score"])
+    best = points.loc[points["delta_score"].idxmax()]
+    clear = int(((points["low"] > 0) | (points["high"] < 0)).sum())
+    said = (
+        f"Largest: {best['pair']}, {best['objective']}, {best['task']} {_signed(best['delta_score'], 1)} points. "
+        f"{clear} of {len(points)} intervals lie on one side of 0 (filled points)."
+    )
+    axes = xl_figures.effect_forest(frame)[0]
+    rows = [
+        [
+            visible(f"{row.pair}, {row.objective}, {row.task}"),
+            f"{row.baseline:.1f}",
+            f"{row.score:.1f}",
+            f"{_signed(row.delta_score, 1)} [{_signed(row.low, 1)}, {_signed(row.high, 1)}]",
+            _signed(100 * row.delta_retrieval, 1),
+            str(row.n),
+        ]
+        for row in points.itertuples()
+    ]
+    head = ["Pair, objective, task", "None", "Aligned", "Change (points)", "Retrieval (points)", "n"]
+    return _picture(axes, "effects", "Change of score", said) | {"table": _table(head, rows, numeric=True)}
+
+
+def _distances(distances: pd.DataFrame) -> list[dict[str, Any]]:
+    """One picture a pair: gap against layer for each measure, a line each objective."""
+    rows = distances[(distances["level"] == "sentence") & distances["metric"].isin(_CURVES)]
+    rows = rows[rows["stage"].isin(["pretrained", "aligned"])]
+    keys = ["pair", "metric", "objective", "layer"]
+    mean = rows.groupby(keys, sort=False)[["gap", "low", "high"]].mean().reset_index()
+    pictures = []
+    for index, (pair, part) in enumerate(mean.groupby("pair", sort=False)):
+        top = part[part["metric"] == "weak_retrieval"].sort_values("gap").iloc[-1]
+        said = f"Best retrieval: {top['objective']}, layer {top['layer']}, {100 * top['gap']:.0f} points above chance."
+        axes = xl_figures.distance_curves(part, line="objective", titles=_CURVES)[0]
+        picture = _picture(axes, f"distances{index}", f"Distances by layer: {pair}", said)
+        pictures.append(picture | {"caption": str(pair)})
+    return pictures
+
+
+def _gradients(cells: pd.DataFrame, gradients: pd.DataFrame, norms: pd.DataFrame | None) -> dict[str, Any]:
+    rows = []
+    for row in cells.dropna(subset=["gradient_cosine"]).itertuples():
+        numbers = (row.corrected, row.task_halves, row.align_halves, row.source_target, row.shuffled_cosine)
+        interval = f"[{_signed(row.cosine_low)}, {_signed(row.cosine_high)}]"
+        rows.append(
+            [
+                visible(f"{row.pair}, {row.objective}, {row.task}"),
+                f"{_signed(row.gradient_cosine)} {interval}",
+                *(_signed(value) for value in numbers),
+                f"{row.random_sd:.4f}",
+                f"{row.norm_ratio:.3g}",
+                f"{row.n_task:.0f} / {row.n_align:.0f}",
+            ]
+        )
+    head = ["Pair, objective, task", "Cosine", "Corrected", "Task halves", "Alignment halves"]
+    head += ["Source–target", "Shuffled", "Random sd", "Norm ratio", "Batches"]
+    maps = []
+    whole = gradients[gradients["scope"] == "cell"]
+    for index, ((objective, task), part) in enumerate(whole.groupby(["objective", "task"], sort=False)):
+        mean = part.groupby(["layer", "group"], sort=False)["cosine"].mean().reset_index()
+        place = mean.loc[mean["cosine"].abs().idxmax()]
+        said = (
+            f"Mean over pairs. Largest: layer {place['layer']}, {place['group']}, {_signed(place['cosine'])}."
+        )
+        title = f"{objective} against {task}"
+        maps.append(
+            _picture(xl_figures.cosine_heatmap(mean), f"maps{index}", title, said) | {"caption": title}
+        )
+    made = {"table": _table(head, rows, numeric=True), "maps": maps, "norms": None}
+    if norms is not None and not norms.empty:
+        said = "A line each objective; above 1 the alignment's gradient is the larger one."
+        made["norms"] = _picture(xl_figures.norm_curves(norms), "norms", "Norm ratio", said)
+    return made
+
+
+def _prediction(cells: pd.DataFrame, predictors: pd.DataFrame) -> dict[str, Any]:
+    tried = cells[cells["objective"] != "shuffled"]
+    scaled = tried.assign(**{c: 100 * tried[c] for c in ("delta_retrieval", "delta_score", "low", "high")})
+    axes = xl_figures.outcome_scatter(
+        scaled, x="delta_retrieval", xlabel="change of retrieval (points)", ylabel="change of score (points)"
+    )
+    rows = [
+        [
+            _PREDICTORS.get(row.predictor, visible(str(row.predictor))),
+            f"{_signed(row.spearman, 2)} [{_signed(row.low, 2)}, {_signed(row.high, 2)}]",
+            f"{row.sign_agreement:.0%} [{row.sign_low:.0%}, {row.sign_high:.0%}]",
+            _signed(row.q2, 2),
+            str(row.n),
+        ]
+        for row in predictors.itertuples()
+    ]
+    said = "One mark a pair, objective and task; vertical lines: 95 % intervals."
+    table = _table(
+        ["Predictor", "Spearman's ρ", "Same sign", "q² (leave one pair out)", "n"], rows, numeric=True
+    )
+    return _picture(axes, "scatter", "Change of retrieval against change of score", said) | {"table": table}
+
+
+def _advice(advice: list[dict[str, Any]]) -> dict[str, Any]:
+    rows = [
+        [
+            visible(str(item["task"])),
+            visible(str(item["objective"])),
+            f"{item['weight']:.3g}",
+            ", ".join(map(str, item["freeze"])) or "none",
+            visible(str(item["verdict"])),
+            visible(str(item["reason"])),
+        ]
+        for item in advice
+    ]
+    return _table(["Task", "Objective", "Weight", "Freeze layers", "Verdict", "Why"], rows)
+
+
+def _picture(axes: Any, prefix: str, title: str, said: str) -> dict[str, Any]:
+    return {"svg": Markup(fragment(axes, prefix=prefix, title=title, description=said)), "said": said}
+
+
+def _signed(value: float, digits: int = 3) -> str:
+    """`sections.number`, with a dash for what was not measured."""
+    return "–" if isinstance(value, float) and math.isnan(value) else sections.number(float(value), digits)

@@ -1,0 +1,74 @@
+"""The diagnosis on encoders that are sound, and on one that is made unsound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from reports.errors import InputError
+from tests.xl_tiny import Arch, tiny_encoder
+from xlprobe.diagnose import CHECKS, Diagnosis, diagnose
+from xlprobe.encoder import Encoder
+
+SENTENCES = [
+    "She was born in Rome",
+    "Tim Duncan plays the sport of basketball in the city of San Antonio",
+    "Lily",
+]
+
+
+@pytest.mark.parametrize("arch", ["xlm-roberta", "roberta", "bert"])
+def test_padding_and_mates_change_nothing_and_a_forgotten_mask_does(arch: Arch) -> None:
+    found = diagnose(tiny_encoder(arch), SENTENCES)
+    relative = found.checks.set_index("check")["relative"]
+    assert tuple(relative.index) == CHECKS
+    assert relative["repeat"] == 0
+    assert relative[["padding", "batch mate", "place"]].max() < 1e-4
+    assert relative["no mask"] > 1e-2
+    assert found.ok
+    assert (found.dtype, found.attention) == ("float32", "sdpa")
+
+
+def test_double_precision_is_nearer_and_half_further_off() -> None:
+    worst = {}
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        encoder = tiny_encoder().copy()
+        for parameter in encoder.model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        found = diagnose(encoder, SENTENCES)
+        worst[dtype] = found.checks.set_index("check")["relative"][["padding", "batch mate", "place"]].max()
+    assert worst[torch.float64] < 1e-12 < worst[torch.float32] < 1e-4 < worst[torch.bfloat16]
+
+
+class Leaky(Encoder):
+    """An encoder whose rows see each other: each state gets a little of the batch's mean."""
+
+    def forward(self, batch):  # type: ignore[no-untyped-def]
+        states = super().forward(batch)
+        return states + 0.1 * states.mean(dim=(0, 1))
+
+
+def test_an_encoder_whose_rows_see_each_other_is_found() -> None:
+    sound = tiny_encoder()
+    leaky = Leaky(sound.model, sound.tokenizer, name="leaky", source="test")
+    found = diagnose(leaky, SENTENCES)
+    assert not found.ok
+    assert found.checks.set_index("check")["relative"]["batch mate"] > found.tolerance
+
+
+def test_the_encoder_is_left_as_it_was_and_the_result_is_kept(tmp_path: Path) -> None:
+    encoder = tiny_encoder()
+    before = encoder.hash
+    found = diagnose(encoder, SENTENCES)
+    assert encoder.hash == before
+    assert all(parameter.grad is None for parameter in encoder.model.parameters())
+    assert Diagnosis.load(found.save(tmp_path / "d")).equals(found)
+
+
+def test_sentences_that_show_nothing_are_refused() -> None:
+    with pytest.raises(InputError, match="at least 2"):
+        diagnose(tiny_encoder(), SENTENCES[:1])
+    with pytest.raises(InputError, match="unlike lengths"):
+        diagnose(tiny_encoder(), ["Lily", "Lily"])

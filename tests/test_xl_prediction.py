@@ -1,0 +1,142 @@
+"""What predicts a score, the claims' answers, and conflict-aware weights, against scipy, hand values and TorchJD."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+from torchjd.aggregation import CAGrad, PCGrad, UPGrad
+
+from reports.errors import InputError
+from xlprobe.claims import claims
+from xlprobe.conflict import AGGREGATORS, Aggregator, combine
+from xlprobe.prediction import leave_one_pair_out, predict, spearman
+
+PAIRS = ("de", "tr", "hi", "ru")
+
+
+def cells(*, slope: float, noise: float = 1.0, seed: int = 0, n: int = 8) -> pd.DataFrame:
+    """`n` cells a pair whose score follows the change of retrieval by `slope`, with noise."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=4 * n)
+    y = slope * x + noise * rng.normal(size=4 * n)
+    frame = pd.DataFrame({"pair": np.repeat(PAIRS, n), "objective": "token", "task": "pos"})
+    frame = frame.assign(delta_retrieval=x, delta_score=y, low=y - 0.1, high=y + 0.1)
+    return frame.assign(gradient_cosine=0.01, norm_ratio=2.0, task_halves=0.9, align_halves=0.8)
+
+
+# -- prediction ----------------------------------------------------------------------------------------------
+
+
+def test_spearman_equals_scipys_with_ties() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(5, size=40).astype(float), rng.integers(4, size=40).astype(float)
+    assert spearman(x, y) == pytest.approx(spearmanr(x, y).statistic)
+    assert math.isnan(spearman(np.ones(5), np.arange(5.0)))
+
+
+def test_leave_one_pair_out_equals_fits_by_numpy() -> None:
+    frame = cells(slope=1.0)
+    missed = null = 0.0
+    for pair in PAIRS:
+        held = frame["pair"] == pair
+        slope, level = np.polyfit(frame[~held]["delta_retrieval"], frame[~held]["delta_score"], 1)
+        y = frame[held]["delta_score"]
+        missed += ((y - level - slope * frame[held]["delta_retrieval"]) ** 2).sum()
+        null += ((y - frame[~held]["delta_score"].mean()) ** 2).sum()
+    got = leave_one_pair_out(*(frame[c].to_numpy() for c in ("delta_retrieval", "delta_score", "pair")))
+    assert got == pytest.approx(1 - missed / null)
+
+
+def test_a_predictor_is_found_and_a_useless_one_is_not() -> None:
+    found = predict(cells(slope=3.0)).set_index("predictor").loc["delta_retrieval"]
+    assert found["low"] > 0.5
+    assert found["q2"] > 0.5
+    assert found["sign_low"] > 0.5
+    none = predict(cells(slope=0.0)).set_index("predictor").loc["delta_retrieval"]
+    assert none["low"] < 0 < none["high"]
+    assert none["q2"] < 0.2
+
+
+def test_the_interval_of_a_null_predictor_holds_zero_about_as_often_as_it_says() -> None:
+    held = [predict(cells(slope=0.0, seed=seed)).iloc[0][["low", "high"]] for seed in range(40)]
+    assert 33 <= sum(low <= 0 <= high for low, high in held) <= 40
+
+
+def test_norm_ratio_counts_by_its_logarithm_and_nan_rows_are_left_out_and_counted() -> None:
+    frame = cells(slope=0.0).assign(norm_ratio=[2.0, 0.5] * 16, delta_score=[1.0, -1.0] * 16)
+    frame.loc[0, "norm_ratio"] = math.nan
+    row = predict(frame).set_index("predictor").loc["norm_ratio"]
+    assert (row["sign_agreement"], row["n"]) == (1.0, 31)
+    with pytest.raises(InputError, match="delta_f1"):
+        predict(frame, outcome="delta_f1")
+
+
+# -- claims --------------------------------------------------------------------------------------------------
+
+
+def answers(frame: pd.DataFrame) -> list[str]:
+    return [verdict["answer"] for verdict in claims(frame, predict(frame))]
+
+
+def test_claims_hold_where_the_numbers_say_so() -> None:
+    assert answers(cells(slope=0.0, n=20)) == ["holds", "holds", "holds"]
+
+
+def test_claims_do_not_hold_where_the_numbers_deny_them() -> None:
+    frame = cells(slope=3.0).assign(gradient_cosine=0.4)
+    same = frame.assign(delta_score=frame["delta_retrieval"] * 1e-3, low=-1.0, high=1.0)
+    assert answers(same) == ["does not hold", "does not hold", "does not hold"]
+
+
+def test_claims_are_not_shown_by_a_study_that_is_too_small_or_too_noisy() -> None:
+    frame = cells(slope=0.3, n=1).assign(task_halves=0.1)
+    frame = frame.assign(low=frame["delta_score"] - 0.01, high=frame["delta_score"] - 0.009)
+    frame = frame.assign(objective=list("abcd"))
+    assert answers(frame) == ["not shown", "not shown", "not shown"]
+    assert "4 cells are mostly noise" in claims(frame, predict(frame))[1]["evidence"]
+
+
+# -- conflict-aware weights ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_the_combined_step_is_torchjds_aggregation_of_the_jacobian(name: Aggregator) -> None:
+    """Against TorchJD's own aggregator over the flat Jacobian, on a network with a frozen layer."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 6), nn.Tanh()).double()
+    body[2].bias.requires_grad_(False)
+    heads = [nn.Linear(6, 1).double() for _ in range(2)]
+    x = torch.randn(9, 5, dtype=torch.float64)
+    # the second loss pulls against the first, so that there is a conflict to settle
+    losses = [
+        (1 - 3 * i) * heads[0](body(x)).sum() + 0.1 * heads[1](body(x)).square().sum() for i in range(2)
+    ]
+    open_ = [p for p in body.parameters() if p.requires_grad]
+    rows = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(v, open_, retain_graph=True)]) for v in losses
+    ]
+    jacobian = torch.stack(rows)
+    assert float(jacobian[0] @ jacobian[1]) < 0
+    scale = float(jacobian.square().sum(1).mean().sqrt())
+    theirs = {"upgrad": UPGrad(), "pcgrad": PCGrad(), "cagrad": CAGrad(c=0.5)}[name](
+        (jacobian / scale).float()
+    )
+    combine(losses, list(body.parameters()), name).backward()
+    mine = torch.cat([p.grad.flatten() for p in open_ if p.grad is not None])
+    assert torch.allclose(mine / scale, theirs.double(), rtol=1e-3, atol=1e-4)
+    plain = jacobian.sum(0) / scale
+    assert not torch.allclose(mine / scale, plain, rtol=1e-3, atol=1e-3)  # the plain sum is told apart
+
+
+def test_what_cannot_be_combined_is_refused() -> None:
+    x = torch.ones(2, requires_grad=True)
+    with pytest.raises(InputError, match="frozen"):
+        combine([x.sum()], [torch.ones(2)], "upgrad")
+    with pytest.raises(InputError, match="aggregator"):
+        combine([x.sum(), x.prod()], [x], "sum")  # type: ignore[arg-type]

@@ -1,0 +1,159 @@
+"""Tiny random encoders of real architectures, saved as real checkpoint folders, for the tests of xlprobe.
+
+XLM-R with a unigram tokenizer, RoBERTa with a byte-level BPE, BERT with WordPiece; every parameter is random, norms
+and biases too (see `tests.tiny.randomise`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from tokenizers import (
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaTokenizer,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+    XLMRobertaTokenizer,
+)
+
+from tests.tiny import SENTENCES
+
+if TYPE_CHECKING:
+    from xlprobe.encoder import Encoder
+
+Arch = Literal["xlm-roberta", "roberta", "bert"]
+ARCHS: tuple[Arch, ...] = get_args(Arch)
+VOCABULARY = 300
+TEXTS = [
+    *SENTENCES,
+    "Die Muttersprache von Anna Keller ist Deutsch.",
+    "Марта живёт в Берлине и говорит по-русски.",
+]
+
+
+def build_tokenizer(arch: Arch) -> PreTrainedTokenizerBase:
+    """The architecture's own kind of tokenizer, trained on a few sentences."""
+    if arch == "xlm-roberta":
+        core = Tokenizer(models.Unigram())
+        core.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+        )
+        special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        core.train_from_iterator(
+            TEXTS * 4,
+            trainers.UnigramTrainer(
+                vocab_size=VOCABULARY, special_tokens=special, unk_token="<unk>", show_progress=False
+            ),
+        )
+        return XLMRobertaTokenizer(vocab=_unigram_vocabulary(core))
+    if arch == "roberta":
+        core = Tokenizer(models.BPE())
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        core.train_from_iterator(
+            TEXTS * 4,
+            trainers.BpeTrainer(
+                vocab_size=VOCABULARY + 100,
+                special_tokens=special,
+                initial_alphabet=alphabet,
+                show_progress=False,
+            ),
+        )
+        saved = _model_of(core)
+        merges: Any = [tuple(m) for m in saved["merges"]]  # what it takes, whatever its annotation says
+        return RobertaTokenizer(vocab=saved["vocab"], merges=merges)
+    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    core.normalizer, core.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    core.train_from_iterator(
+        TEXTS * 4,
+        trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False),
+    )
+    return BertTokenizer(vocab=_model_of(core)["vocab"])
+
+
+def _model_of(core: Tokenizer) -> dict[str, Any]:
+    import json
+
+    model: dict[str, Any] = json.loads(core.to_str())["model"]
+    return model
+
+
+def _unigram_vocabulary(core: Tokenizer) -> list[tuple[str, float]]:
+    return [(piece, score) for piece, score in _model_of(core)["vocab"]]
+
+
+def random_hf(arch: Arch, *, vocabulary: int, n_layers: int, d_model: int) -> PreTrainedModel:
+    """A fresh masked language model, every parameter random (torch's global generator)."""
+    from tests.tiny import randomise
+
+    shared: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": d_model,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": 4,
+        "intermediate_size": 2 * d_model,
+        "max_position_embeddings": 66,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    model: PreTrainedModel
+    if arch == "bert":
+        model = BertForMaskedLM(BertConfig(pad_token_id=0, **shared))
+    elif arch == "roberta":
+        model = RobertaForMaskedLM(RobertaConfig(type_vocab_size=1, layer_norm_eps=1e-5, **shared))
+    else:
+        model = XLMRobertaForMaskedLM(XLMRobertaConfig(type_vocab_size=1, layer_norm_eps=1e-5, **shared))
+    randomise(model)
+    return model.eval()
+
+
+def build(arch: Arch, folder: str | Path, *, n_layers: int = 3, d_model: int = 32, seed: int = 0) -> Path:
+    """Save a random masked language model of `arch` with its tokenizer into `folder`; the folder, as a Path.
+
+    The same arguments give the same weights; the caller's random state is left as it was.
+    """
+    folder = Path(folder)
+    tokenizer = build_tokenizer(arch)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = random_hf(arch, vocabulary=len(tokenizer), n_layers=n_layers, d_model=d_model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@cache
+def tiny_folder(arch: Arch) -> Path:
+    """The folder of `build(arch, ...)` with default sizes, built once a process and removed at its end."""
+    root = Path(tempfile.mkdtemp(prefix="xlprobe-tiny-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    return build(arch, root / arch)
+
+
+@cache
+def tiny_encoder(arch: Arch = "xlm-roberta") -> Encoder:
+    """`load_encoder` of `tiny_folder(arch)` in fp32 on the CPU, once a process: leave it as you found it."""
+    from xlprobe.encoder import load_encoder
+
+    return load_encoder(tiny_folder(arch), device="cpu")

@@ -1,0 +1,50 @@
+"""The command line: `xlprobe demo | distances | gradients | study | diagnose | report | bench`.
+
+Every command prints a table, or one JSON object with `--json`. Exit status: 0 done, 1 failed, 2 wrong usage
+(one line on standard error), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from reports.errors import InputError, MechEditError
+from xlprobe.cli import bench, demo, diagnose, distances, gradients, report, study
+from xlprobe.cli.options import Parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status."""
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    options = _parser().parse_args(argv)
+    try:
+        return int(options.run(options) or 0)
+    except InputError as error:
+        return _fail(error, 2)
+    except MechEditError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        print("xlprobe: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+
+
+def _fail(error: Exception, status: int) -> int:
+    print("xlprobe: error: " + " ".join(str(error).split()), file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    from importlib.metadata import version
+
+    parser = Parser(
+        prog="xlprobe",
+        description="What cross-lingual alignment does to transfer, in distances and gradients.",
+    )
+    parser.add_argument("--version", action="version", version=version("mechedit"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    for module in (demo, distances, gradients, study, diagnose, report, bench):
+        module.add(commands)
+    return parser

@@ -1,0 +1,121 @@
+"""`xlprobe align`: an encoder aligned on translation pairs, saved as a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from reports.errors import InputError
+from xlprobe.cli.options import command, count, load, print_json
+
+if TYPE_CHECKING:
+    from xlprobe.corpora import Bitext
+
+
+def align(options: argparse.Namespace) -> None:
+    """Aligns an encoder on translation pairs and saves it."""
+    from pathlib import Path
+
+    from xlprobe.alignment import align as run
+    from xlprobe.alignment import retrieval
+    from xlprobe.training import Training
+
+    out = Path(options.out)
+    if (out / "model").exists():
+        raise InputError(f"out: {out / 'model'} holds a finished encoder; name another folder or remove it")
+    encoder = load(options)
+    pairs = read_pairs(options)
+    held_out, kept = pairs[: options.held_out], pairs[options.held_out :]
+    training = Training(
+        steps=options.steps,
+        batch=options.batch,
+        lr=options.lr,
+        warmup=min(10, options.steps),
+        seed=options.seed,
+        precision=options.precision,
+    )
+    aligned = run(
+        encoder,
+        kept,
+        objective=options.objective,
+        training=training,
+        freeze=options.freeze,
+        held_out=held_out if options.early_stop else None,
+        folder=out,
+        progress=not options.quiet,
+    )
+    before, after = retrieval(encoder, held_out), retrieval(aligned, held_out)
+    aligned.save(out / "model")
+    found = {"before": before, "after": after, "n": len(held_out), "model": str(out / "model")}
+    if options.json:
+        print_json({"objective": options.objective, "retrieval": found})
+        return
+    print(f"weak retrieval on {len(held_out)} held-out pairs: {before:.3f} before, {after:.3f} after")
+    print(f"encoder: {out / 'model'}")
+
+
+def read_pairs(options: argparse.Namespace) -> Bitext:
+    """The bitext of --source and --target, or of the embedded --language; enough of it for --held-out."""
+    from xlprobe.corpora import load_bitext
+    from xlprobe.langworld.world import bitext
+
+    if options.source is None:
+        pairs = bitext(options.language, options.pairs + options.held_out, seed=options.seed)
+    else:
+        pairs = load_bitext(options.source, options.target, links=options.links)
+    if len(pairs) <= options.held_out:
+        raise InputError(
+            f"held-out: expected fewer than the {len(pairs)} pairs of {options.source}, found {options.held_out}"
+        )
+    return pairs
+
+
+def objective(text: str) -> dict[str, float]:
+    """NAME, or NAME=WEIGHT,NAME=WEIGHT."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, weight = part.partition("=")
+        found[name.strip()] = float(weight or 1.0)
+    return found
+
+
+def layers(text: str) -> tuple[int, ...]:
+    """Numbers of layers, as 0,1,2."""
+    return tuple(int(part) for part in text.split(",") if part)
+
+
+def add(commands: Any) -> None:
+    """`align`."""
+    p = command(
+        commands,
+        "align",
+        align,
+        "xlprobe align --language words --objective sentence=1,mlm=0.5 --out runs/aligned",
+    )
+    p.add_argument(
+        "--objective",
+        type=objective,
+        default={"sentence": 1.0},
+        help="mlm, sentence, token, tlm, l2; or a=1,b=0.5",
+    )
+    p.add_argument("--source", help="text file, a sentence a line, or a TSV of both sides")
+    p.add_argument("--target", help="the same sentences in the other language")
+    p.add_argument("--links", help="word alignments in Pharaoh format (default: the encoder's own)")
+    p.add_argument(
+        "--language", default="words", help="of the embedded ones, without --source (default words)"
+    )
+    p.add_argument("--pairs", type=count, default=1600, help="of the embedded language (default 1600)")
+    p.add_argument(
+        "--held-out", type=count, default=200, help="first pairs, kept for retrieval (default 200)"
+    )
+    p.add_argument("--early-stop", action="store_true", help="stop when held-out retrieval rises no more")
+    p.add_argument(
+        "--freeze", type=layers, default=(), help="layers not to train, as 0,1,2 (0: the embeddings)"
+    )
+    p.add_argument("--steps", type=count, default=200)
+    p.add_argument("--batch", type=count, default=32)
+    p.add_argument("--lr", type=float, default=5e-4)
+    p.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
+    p.add_argument(
+        "--out", required=True, help="folder for checkpoint and encoder; the same command again goes on"
+    )

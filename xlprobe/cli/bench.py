@@ -1,0 +1,30 @@
+"""`xlprobe bench`: ratios within one run."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from xlprobe.cli.options import Parser, command, count, print_json
+
+
+def bench_gradients(options: argparse.Namespace) -> None:
+    """Times the gradient probe against its two backward passes and against plain lists."""
+    from experiments.benchmarks.gradients import bench_gradients as bench
+
+    result = bench(shape=options.shape, batches=options.batches)
+    if options.json:
+        print_json(result)
+        return
+    for key, value in result.items():
+        print(f"{key}: {value}")
+
+
+def add(commands: Any) -> None:
+    """`bench gradients`."""
+    bench = commands.add_parser("bench", help="Ratios within one run: gradients.").add_subparsers(
+        required=True, metavar="COMMAND", parser_class=Parser
+    )
+    p = command(bench, "gradients", bench_gradients, "xlprobe bench gradients --json", encoder=False)
+    p.add_argument("--shape", choices=("xlm-roberta-base", "small"), default="xlm-roberta-base")
+    p.add_argument("--batches", type=count, default=4, help="of each loss (default 4)")

@@ -1,0 +1,37 @@
+"""`xlprobe distances`: how close two languages lie in an encoder."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from xlprobe.cli.options import as_table, command, count, load, print_json, read_parallel
+
+
+def distances(options: argparse.Namespace) -> None:
+    """Distances of two languages by layer, on held-out parallel text."""
+    from xlprobe.distances import distances as measure
+
+    parallel = read_parallel(options)
+    found = measure(
+        load(options), parallel, max_pairs=options.max_pairs, seed=options.seed, progress=not options.quiet
+    )
+    if options.out is not None:
+        found.save(options.out)
+    if options.json:
+        print_json(
+            {"encoder": found.encoder, "n_cut": found.n_cut, "layers": found.layers.to_dict("records")}
+        )
+        return
+    print(as_table(found.layers))
+
+
+def add(commands: Any) -> None:
+    """`distances`."""
+    example = "xlprobe distances --encoder xlm-roberta-base --source pud.en --target pud.de --json"
+    p = command(commands, "distances", distances, example)
+    p.add_argument("--source", required=True, help="text file, one sentence a line")
+    p.add_argument("--target", required=True, help="the same sentences in the other language")
+    p.add_argument("--links", help="word alignments in Pharaoh format, for the token level")
+    p.add_argument("--max-pairs", type=count, default=2000, help="a sample of as many pairs (default 2000)")
+    p.add_argument("--out", help="folder to save the result in")

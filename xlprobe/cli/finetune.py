@@ -1,0 +1,79 @@
+"""`xlprobe finetune`: a task learned in one language, scored in others, over several seeds."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from reports.errors import InputError
+from xlprobe.cli.align import layers
+from xlprobe.cli.options import as_table, command, count, load, print_json
+
+if TYPE_CHECKING:
+    from xlprobe.finetune import Task
+
+
+def finetune(options: argparse.Namespace) -> None:
+    """Fine-tunes on a task and scores it zero-shot in every test language."""
+    from xlprobe.finetune import finetune_seeds
+    from xlprobe.training import Training
+
+    training = Training(
+        steps=options.steps, batch=options.batch, lr=options.lr, warmup=min(10, options.steps)
+    )
+    seeds = range(options.seed, options.seed + options.seeds)
+    found = finetune_seeds(
+        load(options),
+        read_task(options),
+        seeds=tuple(seeds),
+        training=training,
+        freeze=options.freeze,
+        progress=not options.quiet,
+    )
+    if options.out is not None:
+        found.save(options.out)
+    if options.json:
+        print_json(
+            {"task": found.task, "encoder": found.encoder, "languages": found.summary().to_dict("records")}
+        )
+        return
+    print(as_table(found.summary()))
+
+
+def read_task(options: argparse.Namespace) -> Task:
+    """The task of --train and --test files, or of the embedded languages."""
+    from xlprobe.corpora import load_conllu, load_sib200
+    from xlprobe.finetune import Task
+    from xlprobe.langworld.world import task
+
+    if options.train is None:
+        return task(options.task, seed=options.seed)
+    if not options.test:
+        raise InputError("test: expected at least one LANGUAGE=FILE beside --train")
+    read = load_conllu if options.task == "pos" else load_sib200
+    tests = {name: read(file) for name, file in options.test}
+    return Task("tagging" if options.task == "pos" else "classification", read(options.train), tests)
+
+
+def language_file(text: str) -> tuple[str, str]:
+    """LANGUAGE=FILE."""
+    name, equals, file = text.partition("=")
+    if not (name and equals and file):
+        raise argparse.ArgumentTypeError(f"expected LANGUAGE=FILE, found {text!r}")
+    return name, file
+
+
+def add(commands: Any) -> None:
+    """`finetune`."""
+    p = command(commands, "finetune", finetune, "xlprobe finetune --task pos --seeds 5 --json")
+    p.add_argument("--task", choices=("pos", "topic"), default="pos")
+    p.add_argument("--train", help="CoNLL-U (pos) or SIB-200 TSV (topic); default: the embedded languages")
+    p.add_argument("--test", type=language_file, action="append", help="LANGUAGE=FILE, once a language")
+    p.add_argument("--seeds", type=count, default=5, help="fine-tunings (default 5)")
+    p.add_argument(
+        "--freeze", type=layers, default=(), help="layers not to train, as 0,1,2 (0: the embeddings)"
+    )
+    p.add_argument("--steps", type=count, default=150)
+    p.add_argument("--batch", type=count, default=32)
+    p.add_argument("--lr", type=float, default=5e-4)
+    p.add_argument("--out", help="folder to save the scores in")

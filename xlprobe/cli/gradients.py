@@ -1,0 +1,46 @@
+"""`xlprobe gradients`: a task's and an alignment objective's gradients on the embedded languages."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from xlprobe.cli.options import as_table, command, load, print_json
+
+
+def gradients(options: argparse.Namespace) -> None:
+    """Cosine and norms of a task's and an alignment objective's gradients, with their yardsticks."""
+    from xlprobe.gradients import gradients as measure
+    from xlprobe.world_lab import WorldLab
+
+    encoder = load(options)
+    lab = WorldLab(encoder, seed=options.seed)
+    found = measure(
+        encoder,
+        task=lab.task_loss(encoder, options.task),
+        alignment=lab.alignment_loss(encoder, options.pair, options.objective),
+        target=lab.task_loss(encoder, options.task, pair=options.pair),
+        shuffled=lab.alignment_loss(encoder, options.pair, options.objective, shuffled=True),
+        progress=not options.quiet,
+    )
+    if options.out is not None:
+        found.save(options.out)
+    if options.json:
+        cells = found.cells.astype(object).where(found.cells.notna(), None).to_dict("records")
+        facts = {"n": found.n, "loss": found.loss, "first_order": found.first_order.to_dict("records")}
+        print_json({"encoder": found.encoder, **facts, "cells": cells})
+        return
+    columns = ["layer", "group", "cosine", "low", "high", "corrected", "task_halves", "align_halves", "ratio"]
+    for scope in ("encoder", "layer", "group"):
+        print(f"\n{scope}\n{as_table(found.scope(scope)[columns])}")
+
+
+def add(commands: Any) -> None:
+    """`gradients`."""
+    p = command(
+        commands, "gradients", gradients, "xlprobe gradients --task pos --objective token --pair source-words"
+    )
+    p.add_argument("--task", choices=("pos", "topic"), default="pos")
+    p.add_argument("--objective", choices=("mlm", "sentence", "token", "tlm"), default="sentence")
+    p.add_argument("--pair", default="source-words", help="of the embedded languages (default source-words)")
+    p.add_argument("--out", help="folder to save the result in")

@@ -1,0 +1,77 @@
+"""Conflict-aware training on two losses: the step's weights come from TorchJD, the step from any training loop.
+
+UPGrad [Quinton & Rey 2024], PCGrad [Yu et al. 2020] and CAGrad [Liu et al. 2021] all step along a combination Jᵀ w of
+the losses' gradients whose weights depend on their Gram matrix J Jᵀ alone. `combine` finds that matrix over the shared
+parameters, asks TorchJD for w and returns the scalar Σ w_i · loss_i with w held fixed: its backward is the aggregated
+step on the shared parameters. A head, which one loss alone reaches, gets that loss's gradient times w_i; Adam does not
+see a constant factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from reports.errors import InputError
+from xlprobe.gradient_stream import dot
+
+__all__ = ["AGGREGATORS", "Aggregator", "combine", "weights_of"]
+
+Aggregator = Literal["upgrad", "pcgrad", "cagrad"]
+AGGREGATORS: tuple[Aggregator, ...] = get_args(Aggregator)
+
+
+def weights_of(aggregator: Aggregator) -> Callable[[Tensor], Tensor]:
+    """TorchJD's weighting: a Gram matrix [m, m] to weights [m].
+
+    >>> gramian = torch.tensor([[1.0, 0.0], [0.0, 4.0]])
+    >>> [round(w, 3) for w in weights_of("upgrad")(gramian).tolist()]  # no conflict: the mean of the losses
+    [0.5, 0.5]
+    """
+    from torchjd.aggregation import (
+        CAGradWeighting,
+        PCGradWeighting,
+        UPGradWeighting,
+    )  # here: it is slow to import
+
+    if aggregator == "upgrad":
+        return UPGradWeighting()
+    if aggregator == "pcgrad":
+        return PCGradWeighting()
+    if aggregator == "cagrad":
+        return CAGradWeighting(c=0.5)
+    raise InputError(f"aggregator: expected one of {', '.join(AGGREGATORS)}, found {aggregator!r}")
+
+
+def combine(losses: Sequence[Tensor], shared: Sequence[Tensor], aggregator: Aggregator) -> Tensor:
+    """Σ w_i · loss_i on the shared parameters, w from the losses' gradients on them.
+
+    Costs one backward a loss more than the plain sum. Parameters without `requires_grad` are frozen and take no part.
+    Errors: `InputError` where nothing is shared.
+
+    >>> x = torch.tensor([1.0, 1.0], requires_grad=True)
+    >>> a, b = (x * torch.tensor([1.0, 0.0])).sum(), (x * torch.tensor([-2.0, 1.0])).sum()
+    >>> combine([a, b], [x], "upgrad").backward()
+    >>> bool((x.grad * torch.tensor([1.0, 0.0])).sum() >= -1e-6)  # the step does not harm the first loss
+    True
+    """
+    open_ = [parameter for parameter in shared if parameter.requires_grad]
+    if not open_:
+        raise InputError("shared: expected parameters that are trained, found only frozen ones")
+    rows = [torch.autograd.grad(loss, open_, retain_graph=True, allow_unused=True) for loss in losses]
+    size = len(rows)
+    gramian = torch.zeros(size, size, dtype=torch.float64)
+    for i in range(size):
+        for j in range(i, size):
+            pairs = zip(rows[i], rows[j], strict=True)
+            gramian[i, j] = gramian[j, i] = sum(
+                float(dot(a, b)) for a, b in pairs if a is not None and b is not None
+            )
+    scale = (
+        gramian.diagonal().mean().clamp(min=1e-30)
+    )  # the weights do not depend on it, the solvers' tolerance does
+    weights = weights_of(aggregator)((gramian / scale).float()).tolist()
+    return torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum()

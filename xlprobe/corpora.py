@@ -1,0 +1,272 @@
+"""Text of users: Universal Dependencies, SIB-200, bitext, word links. Everything is checked, with file and line.
+
+- `load_conllu`: words and universal tags of a CoNLL-U file. Ranges (26-27) and empty nodes (8.1) are no words; a row
+  that does not have ten columns is an error.
+- `load_sib200`: texts with topics of a TSV, read without quoting, for its texts hold lone quotation marks.
+- `load_bitext`: translation pairs from two line-aligned files, a TSV, or a `datasets` name.
+- `load_links`: word alignments in Pharaoh format (`0-0 1-2`), and `dictionary_links` from a bilingual dictionary.
+- `overlap`: what two of alignment, task and distance-probe text have in common, by hash of the normalised text.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import pandas as pd
+
+from reports.errors import InputError
+
+__all__ = [
+    "Bitext",
+    "Labelled",
+    "dictionary_links",
+    "load_bitext",
+    "load_conllu",
+    "load_links",
+    "load_sib200",
+    "overlap",
+    "text_hash",
+]
+
+Words = tuple[str, ...]
+Links = tuple[tuple[int, int], ...]
+_PHARAOH = re.compile(r"\d+-\d+")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Sentences with labels, of one language: a tag for each word, or one label for each text.
+
+    words: the words of each sentence; labels: as many labels as words (tagging), or one label (classification);
+    ids: the corpus's own name of each sentence, by which parallel corpora are matched.
+    """
+
+    words: tuple[Words, ...]
+    labels: tuple[Words, ...]
+    ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.words) == len(self.labels) == len(self.ids):
+            sizes = f"{len(self.words)}, {len(self.labels)} and {len(self.ids)}"
+            raise InputError(f"labels: expected words, labels and ids of one length, found {sizes}")
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+
+@dataclass(frozen=True)
+class Bitext:
+    """Translation pairs as words; `links` holds the (source word, target word) pairs of each, or is None."""
+
+    source: tuple[Words, ...]
+    target: tuple[Words, ...]
+    links: tuple[Links, ...] | None = None
+
+    def __post_init__(self) -> None:
+        sides = [len(self.source), len(self.target)] + ([len(self.links)] if self.links is not None else [])
+        if len(set(sides)) > 1:
+            raise InputError(
+                f"bitext: expected sides (and links) of one length, found {', '.join(map(str, sides))}"
+            )
+        for number, pair in enumerate(self.links or ()):
+            for i, j in pair:
+                if not (0 <= i < len(self.source[number]) and 0 <= j < len(self.target[number])):
+                    raise InputError(
+                        f"links: pair {number}: {i}-{j} points beyond {len(self.source[number])} source and "
+                        f"{len(self.target[number])} target words (words count from 0)"
+                    )
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, rows: slice) -> Bitext:
+        links = None if self.links is None else self.links[rows]
+        return Bitext(self.source[rows], self.target[rows], links)
+
+
+# ------------------------------------------------------------------------------------------ labelled text
+
+
+def load_conllu(path: str | Path) -> Labelled:
+    r"""Words (FORM) and universal tags (UPOS) of a CoNLL-U file; `ids` are its `sent_id`s.
+
+    >>> import tempfile
+    >>> row = "1\tHi\thi\tINTJ\t_\t_\t0\troot\t_\t_"
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "x.conllu"
+    ...     _ = file.write_text("# sent_id = a1\n" + row + "\n\n")
+    ...     load_conllu(file)
+    Labelled(words=(('Hi',),), labels=(('INTJ',),), ids=('a1',))
+    """
+    sentences: list[tuple[list[str], list[str], str]] = []
+    words, tags, name = list[str](), list[str](), ""
+    for number, line in enumerate([*_lines(path), ""], start=1):
+        if line.startswith("#"):
+            key, _, value = line[1:].partition("=")
+            name = value.strip() if key.strip() == "sent_id" else name
+        elif line.strip():
+            columns = line.split("\t")
+            if len(columns) != 10:
+                raise InputError(f"{path}: line {number}: expected 10 columns, found {len(columns)}")
+            if columns[0].isdigit():  # neither a range of a multi-word token nor an empty node
+                words.append(columns[1])
+                tags.append(columns[3])
+        elif words:
+            sentences.append((words, tags, name or str(len(sentences))))
+            words, tags, name = [], [], ""
+    if not sentences:
+        raise InputError(f"{path}: expected CoNLL-U sentences, found none")
+    return Labelled(
+        tuple(tuple(w) for w, _, _ in sentences),
+        tuple(tuple(t) for _, t, _ in sentences),
+        tuple(n for _, _, n in sentences),
+    )
+
+
+def load_sib200(path: str | Path) -> Labelled:
+    """Texts (split at spaces) and topics of a SIB-200 file with the columns index_id, category, text."""
+    rows = list(csv.reader(_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE))
+    if not rows or rows[0] != ["index_id", "category", "text"]:
+        raise InputError(f"{path}: expected the columns index_id, category, text, found {rows[:1]}")
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != 3:
+            raise InputError(f"{path}: line {number}: expected 3 columns, found {len(row)}")
+    return Labelled(
+        tuple(tuple(text.split()) for _, _, text in rows[1:]),
+        tuple((label,) for _, label, _ in rows[1:]),
+        tuple(name for name, _, _ in rows[1:]),
+    )
+
+
+# ------------------------------------------------------------------------------------------ bitext
+
+
+def load_bitext(
+    source: str | Path,
+    target: str | Path | None = None,
+    *,
+    columns: tuple[str, str] | None = None,
+    links: str | Path | None = None,
+) -> Bitext:
+    """Translation pairs: two line-aligned files; one TSV of two columns; or a `datasets` name with its `columns`.
+
+    A pair with an empty side is left out. Errors: `InputError` for sides of unequal length (with both), no pairs.
+    """
+    if target is not None:
+        left, right = _lines(source), _lines(target)
+        if len(left) != len(right):
+            raise InputError(
+                f"bitext: expected line-aligned files, found {len(left)} lines in {source} and {len(right)} in {target}"
+            )
+        pairs = list(zip(left, right, strict=True))
+    elif columns is not None:
+        pairs = _dataset_pairs(str(source), columns)
+    else:
+        pairs = []
+        for number, line in enumerate(_lines(source), start=1):
+            cells = line.split("\t")
+            if len(cells) != 2:
+                raise InputError(f"{source}: line {number}: expected 2 columns, found {len(cells)}")
+            pairs.append((cells[0], cells[1]))
+    linked = load_links(links) if links is not None else None
+    if linked is not None and len(linked) != len(pairs):
+        raise InputError(f"links: expected a line a pair, found {len(linked)} lines and {len(pairs)} pairs")
+    kept = [i for i, (a, b) in enumerate(pairs) if a.strip() and b.strip()]
+    if not kept:
+        raise InputError(f"bitext: {source} holds no pairs with text on both sides")
+    return Bitext(
+        tuple(tuple(pairs[i][0].split()) for i in kept),
+        tuple(tuple(pairs[i][1].split()) for i in kept),
+        None if linked is None else tuple(linked[i] for i in kept),
+    )
+
+
+def load_links(path: str | Path) -> tuple[Links, ...]:
+    """Pharaoh format: a line a pair, `i-j` for source word i and target word j, from 0."""
+    found = []
+    for number, line in enumerate(_lines(path), start=1):
+        cells = line.split()
+        wrong = [cell for cell in cells if not _PHARAOH.fullmatch(cell)]
+        if wrong:
+            raise InputError(f"{path}: line {number}: expected links as 0-0 1-2, found {wrong[0]!r}")
+        found.append(tuple((int(i), int(j)) for i, j in (cell.split("-") for cell in cells)))
+    return tuple(found)
+
+
+def dictionary_links(bitext: Bitext, dictionary: Mapping[str, Sequence[str]]) -> Bitext:
+    """The bitext with a link wherever a target word is a translation of a source word (case folded).
+
+    >>> pair = Bitext((("The", "dog"),), (("der", "Hund"),))
+    >>> dictionary_links(pair, {"dog": ["Hund"], "the": ["der", "die"]}).links
+    (((0, 0), (1, 1)),)
+    """
+    known = {word.casefold(): {t.casefold() for t in some} for word, some in dictionary.items()}
+    links = tuple(
+        tuple(
+            (i, j)
+            for i, word in enumerate(source)
+            for j, other in enumerate(target)
+            if other.casefold() in known.get(word.casefold(), ())
+        )
+        for source, target in zip(bitext.source, bitext.target, strict=True)
+    )
+    return Bitext(bitext.source, bitext.target, links)
+
+
+def _dataset_pairs(name: str, columns: tuple[str, str]) -> list[tuple[str, str]]:
+    import datasets
+
+    path, _, split = name.partition(":")
+    try:
+        rows = datasets.load_dataset(path, split=split or "train")
+    except Exception as error:  # `datasets` documents no common base of what it raises
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"bitext: no file and no data set {name!r} could be loaded ({reason})") from error
+    missing = [column for column in columns if column not in rows.column_names]
+    if missing:
+        raise InputError(f"bitext: {name} has no column {missing[0]!r}, only {', '.join(rows.column_names)}")
+    return list(zip(rows[columns[0]], rows[columns[1]], strict=True))
+
+
+# ------------------------------------------------------------------------------------------ leaks
+
+
+def text_hash(sentence: str | Sequence[str]) -> str:
+    """sha256 of a sentence: NFKC, case folded, white space and punctuation left out, so spacing cannot hide a copy.
+
+    >>> text_hash("Don't go!") == text_hash(["Do", "n't", "go", "!"]) != text_hash("Go on!")
+    True
+    """
+    text = sentence if isinstance(sentence, str) else "".join(sentence)
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    kept = "".join(c for c in folded if unicodedata.category(c)[0] not in "PZC")
+    return hashlib.sha256(kept.encode()).hexdigest()
+
+
+def overlap(texts: Mapping[str, Sequence[str | Sequence[str]]]) -> pd.DataFrame:
+    """Frame: a, b, shared, n_a, n_b: how many different texts of a stand in b too, for each two of the named corpora.
+
+    >>> overlap({"alignment": ["Hello.", "One"], "task": ["hello", "Two"]}).iloc[0].to_dict()
+    {'a': 'alignment', 'b': 'task', 'shared': 1, 'n_a': 2, 'n_b': 2}
+    """
+    hashes = {name: {text_hash(text) for text in some} for name, some in texts.items()}
+    rows = [
+        (a, b, len(hashes[a] & hashes[b]), len(hashes[a]), len(hashes[b])) for a, b in combinations(hashes, 2)
+    ]
+    return pd.DataFrame(rows, columns=["a", "b", "shared", "n_a", "n_b"])
+
+
+def _lines(path: str | Path) -> list[str]:
+    r"""Lines of a UTF-8 file, without their ends (only \n ends a line: texts hold other separators)."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected a readable UTF-8 file ({error})") from error
+    return text.removesuffix("\n").split("\n")

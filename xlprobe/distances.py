@@ -1,0 +1,217 @@
+"""How close two languages lie in an encoder, layer by layer, on held-out parallel text.
+
+Steps: every sentence of both languages goes through the encoder once; per layer (0 the embeddings to L), each
+sentence is the mean of its content tokens (special tokens left out), each aligned word the mean of its sub-words;
+`xlprobe.similarity` turns the matched vectors into matched, random and gap for each measure.
+
+Read the gap, never `matched` alone: XLM-R's space is anisotropic. Held out means used neither for alignment nor for
+the task: a distance on the alignment's own text says how well it was learnt by heart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from reports.errors import InputError
+from reports.results import Result
+from xlprobe.batches import Sentence
+from xlprobe.similarity import measure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from xlprobe.encoder import Encoder
+
+__all__ = ["Distances", "Parallel", "distances", "word_vectors"]
+
+Links = Sequence[tuple[int, int]]
+
+
+class Parallel(Protocol):
+    """Parallel text: `source[i]` and `target[i]` say the same, `links[i]` are the pairs of their words that do."""
+
+    @property
+    def source(self) -> Sequence[Sentence]:
+        """Sentences of one language, as texts or word lists."""
+
+    @property
+    def target(self) -> Sequence[Sentence]:
+        """The same sentences in the other language."""
+
+    @property
+    def links(self) -> Sequence[Links] | None:
+        """Word alignments (source word, target word), or None."""
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Distances(Result):
+    """Frame `layers`: layer, level ("sentence" | "token"), metric, matched, random, gap, low, high, n.
+
+    `low`, `high` are the 95 % interval of `gap` = matched − random over n pairs (`xlprobe.similarity.measure`).
+    A smaller distance is a *negative* gap of "euclidean", and a positive one of all other measures.
+    """
+
+    kind: ClassVar[str] = "distances"
+
+    layers: pd.DataFrame
+    encoder: str
+    n_cut: int = 0
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def value(self, metric: str, *, layer: int, level: str = "sentence", column: str = "matched") -> float:
+        """One number of the frame. Errors: `InputError` where it has no such row."""
+        found = self.layers.query("metric == @metric and layer == @layer and level == @level")
+        if found.empty:
+            raise InputError(f"metric: no row {metric!r}, layer {layer}, level {level!r} in these distances")
+        return float(found[column].iloc[0])
+
+    def plot(self, level: str = "sentence") -> list[Axes]:
+        """Gap against layer, a panel for each measure; returns the axes."""
+        from reports.xl_figures import distance_curves  # here: matplotlib is slow to import
+
+        rows = self.layers[self.layers["level"] == level].assign(stage=self.encoder)
+        return distance_curves(rows)
+
+
+def distances(
+    encoder: Encoder,
+    parallel: Parallel,
+    *,
+    batch_size: int = 64,
+    max_pairs: int = 2000,
+    seed: int = 0,
+    progress: bool = True,
+    provenance: dict[str, Any] | None = None,
+) -> Distances:
+    """Every measure of `xlprobe.similarity.METRICS` on every layer, by sentence and, where there are links, by word.
+
+    Words: only one-to-one links, and none between identical strings (names, digits, punctuation: they are close in any
+    encoder). Of more than `max_pairs` pairs a seeded sample is taken: retrieval gets harder as n grows, so compare
+    encoders on the same n. Errors: `InputError` for sides of unequal length or fewer than 4 pairs.
+
+    >>> from types import SimpleNamespace
+    >>> from xlprobe.encoder import load_encoder
+    >>> texts = ["the cat sleeps", "a dog runs", "we see it", "two birds sing", "no one knows"]
+    >>> same = SimpleNamespace(source=texts, target=texts, links=None)
+    >>> found = distances(load_encoder("langworld", device="cpu"), same, progress=False)
+    >>> found.value("weak_retrieval", layer=0)
+    1.0
+    """
+    _check(parallel)
+    keep = _sample(len(parallel.source), max_pairs, seed)
+    source, target = ([side[i] for i in keep] for side in (parallel.source, parallel.target))
+    links = None if parallel.links is None else [_usable(parallel, i) for i in keep]
+    with tqdm(total=2 * len(keep), desc="distances", disable=not progress) as bar:
+        left = _vectors(encoder, source, _words(links, 0), batch_size, bar)
+        right = _vectors(encoder, target, _words(links, 1), batch_size, bar)
+    rows = []
+    levels = {"sentence": (left[0], right[0])}
+    if links is not None:
+        levels["token"] = _both_there(left[1], right[1], max_pairs, seed)
+    for level, (x, y) in levels.items():
+        if level == "token" and x.shape[1] < 4:
+            raise InputError(
+                f"links: expected at least 4 one-to-one links of unlike words, found {x.shape[1]}"
+            )
+        for layer in range(len(x)):
+            for metric, gap in measure(x[layer], y[layer], seed=seed).items():
+                row = {
+                    "layer": layer,
+                    "level": level,
+                    "metric": metric,
+                    "matched": gap.matched,
+                    "random": gap.random,
+                }
+                rows.append({**row, "gap": gap.gap, "low": gap.low, "high": gap.high, "n": gap.n})
+    cut = len(parallel.source) - len(keep)
+    return Distances(pd.DataFrame(rows), encoder.name, n_cut=cut, provenance=provenance or {})
+
+
+@torch.no_grad()
+def _vectors(
+    encoder: Encoder,
+    sentences: Sequence[Sentence],
+    words: Sequence[Sequence[int]] | None,
+    batch_size: int,
+    bar: Any,
+) -> tuple[Tensor, Tensor]:
+    """Sentence means [L + 1, n, d] and the vectors of the asked words, sentence by sentence [L + 1, m, d]."""
+    batch = encoder.encode(sentences)
+    pooled: list[Tensor] = [torch.empty(0)] * len(sentences)
+    found: list[Tensor] = [torch.empty(0)] * len(sentences)
+    for rows, part in batch.chunks(batch_size):
+        states = encoder.states(part).float().cpu()
+        content = part.content.cpu()[None, :, :, None]
+        means = (states * content).sum(2) / content.sum(2).clamp(min=1)
+        for at, row in enumerate(rows.tolist()):
+            pooled[row] = means[:, at]
+            if words is not None:
+                found[row] = word_vectors(states[:, at], part.word_ids[at].cpu(), words[row])
+        bar.update(len(rows))
+    return torch.stack(pooled, 1), torch.cat(found, 1) if words is not None else torch.empty(0)
+
+
+def word_vectors(states: Tensor, word_ids: Tensor, words: Sequence[int]) -> Tensor:
+    """The mean state of each word's sub-words: [L + 1, len(words), d], nan for a word that was cut off.
+
+    states [L + 1, T, d], word_ids [T] with −1 at special tokens and padding.
+
+    >>> states = torch.tensor([[[9.0], [1.0], [3.0], [5.0]]])
+    >>> word_vectors(states, torch.tensor([-1, 0, 0, 1]), [1, 0]).flatten().tolist()
+    [5.0, 2.0]
+    """
+    own = (word_ids[None] == torch.tensor(list(words), dtype=word_ids.dtype)[:, None]).to(states.dtype)
+    return torch.einsum("wt,ltd->lwd", own, states) / own.sum(1)[None, :, None]
+
+
+def _both_there(left: Tensor, right: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The aligned words that neither side cut off, at most `most` of them."""
+    there = (left[0].isfinite() & right[0].isfinite()).all(-1)
+    left, right = left[:, there], right[:, there]
+    keep = _sample(left.shape[1], most, seed)
+    return left[:, keep], right[:, keep]
+
+
+def _usable(parallel: Parallel, i: int) -> list[tuple[int, int]]:
+    """The one-to-one links of sentence i between words that are not the same string."""
+    assert parallel.links is not None
+    links = [(int(a), int(b)) for a, b in parallel.links[i]]
+    source, target = _split(parallel.source[i]), _split(parallel.target[i])
+    firsts, seconds = [a for a, _ in links], [b for _, b in links]
+    return [
+        (a, b)
+        for a, b in links
+        if firsts.count(a) == 1 and seconds.count(b) == 1 and source[a].lower() != target[b].lower()
+    ]
+
+
+def _split(sentence: Sentence) -> Sequence[str]:
+    return sentence.split() if isinstance(sentence, str) else sentence
+
+
+def _words(links: Sequence[Links] | None, side: int) -> list[list[int]] | None:
+    return None if links is None else [[pair[side] for pair in some] for some in links]
+
+
+def _sample(n: int, most: int, seed: int) -> list[int]:
+    if n <= most:
+        return list(range(n))
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return sorted(order[:most].tolist())
+
+
+def _check(parallel: Parallel) -> None:
+    n, m = len(parallel.source), len(parallel.target)
+    if n != m:
+        raise InputError(f"parallel: expected as many target as source sentences, found {m} and {n}")
+    if n < 4:
+        raise InputError(f"parallel: expected at least 4 pairs, found {n}")
+    if parallel.links is not None and len(parallel.links) != n:
+        raise InputError(f"parallel: expected links for each of {n} pairs, found {len(parallel.links)}")

@@ -1,0 +1,360 @@
+"""Any XLM-R-family encoder: plain Hugging Face modules, states read by forward hooks.
+
+`load_encoder` finds a checkpoint (embedded, a folder, an id of the hub), refuses what cannot be used, loads it once
+and checks it by a small forward pass. The encoder proper (`Encoder.model`: embeddings and blocks, no head) is what
+alignment and tasks share; the head of masked language modelling stands apart (`Encoder.lm_head`), because its
+gradients are never compared.
+
+Attention is Hugging Face's `sdpa` unless another implementation is asked for. Weights are safetensors only, and code
+that a checkpoint brings along is never run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from experiments import checkpoints, runs
+from reports.errors import InputError, IntegrityError
+from xlprobe import batches
+from xlprobe.batches import Batch, Sentence
+from xlprobe.parameters import parameter_table
+
+__all__ = ["Encoder", "load_encoder"]
+
+logger = logging.getLogger(__name__)
+
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+EMBEDDED = {"langworld": Path(__file__).parent / "langworld" / "model"}
+PROBE = ("One small sentence .", "A second one , which is a little longer than the first .")
+MODEL_TYPES = ("xlm-roberta", "roberta", "camembert", "bert")
+QUIET_BELOW = 2**30  # bytes; reading fewer takes about a second and needs no progress bar
+MAX_LENGTH = 512
+
+
+def load_encoder(
+    name: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype = "float32",
+    attention: Attention = "sdpa",
+) -> Encoder:
+    """Load the embedded encoder ("langworld"), a local folder or a Hugging Face id ("xlm-roberta-base").
+
+    device: "auto" (CUDA where there is one), "cpu", "cuda"; dtype: "float32", "float64", "bfloat16", "float16";
+    attention: the implementation of transformers that computes it. A local folder causes no network traffic.
+
+    A small forward pass checks the result: hooks give what `output_hidden_states` gives, bit for bit, every layer is
+    there, and every parameter has its role (`Encoder.parameter_table`).
+
+    Raises:
+        InputError: no such folder and no id that can be fetched; no tokenizer files, or a slow tokenizer; an
+            architecture outside the BERT line; weights missing; not enough memory (both sizes).
+        IntegrityError: the hooks do not see what the model computes.
+
+    >>> load_encoder("./no/such/folder")
+    Traceback (most recent call last):
+        ...
+    reports.errors.InputError: encoder: expected langworld, ..., found './no/such/folder': no such folder
+    """
+    target, precision = checkpoints.pick_device(device), checkpoints.pick_dtype(dtype)
+    folder, source = checkpoints.find_folder(os.fspath(name), embedded=EMBEDDED, argument="encoder")
+    _require_architecture(folder)
+    files = checkpoints.weight_files(folder, argument="encoder")
+    n_bytes = checkpoints.weight_elements(files, argument="encoder") * precision.itemsize
+    checkpoints.require_memory(n_bytes, device=target, dtype=precision, folder=folder, argument="encoder")
+    tokenizer = _read_tokenizer(folder)
+    with _progress_bar(shown=n_bytes >= QUIET_BELOW):
+        model, head = _read_model(folder, dtype=precision, attention=attention)
+    shown = str(name) if source.startswith("embedded:") or "@" in source else Path(name).name
+    nn.Module.to(model, target)
+    encoder = Encoder(model, tokenizer, name=shown, source=source, lm_head=head)
+    encoder.self_check()
+    logger.info("loaded %s (%s, %s, %s)", source, type(model).__name__, precision, target)
+    return encoder
+
+
+class Encoder:
+    """A masked-language-model encoder, its tokenizer, and its states by hooks. Get one from `load_encoder`.
+
+    model (the Hugging Face base model: embeddings and blocks), tokenizer, name, source (where it came from), lm_head
+    (the head of masked language modelling, or None where the checkpoint has none), n_layers, d_model, device, dtype.
+    Evaluation mode (dropout off); parameters require gradients.
+
+    >>> encoder = load_encoder("langworld", device="cpu")
+    >>> batch = encoder.encode(["one text", "another , longer one"])
+    >>> states = encoder.states(batch)
+    >>> states.shape == (encoder.n_layers + 1, *batch.input_ids.shape, encoder.d_model)
+    True
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        source: str,
+        lm_head: nn.Module | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
+        self.source = source
+        self.lm_head = lm_head.to(next(model.parameters()).device) if lm_head is not None else None
+        parts: Any = model  # transformers types its submodules as Tensor | Module
+        self.embeddings: nn.Module = parts.embeddings
+        self.blocks: Sequence[nn.Module] = list(parts.encoder.layer)
+        for module in (model, lm_head):
+            if module is not None:
+                module.eval().requires_grad_(True)
+        self._hash: tuple[tuple[int, ...], str] | None = None
+
+    def __repr__(self) -> str:
+        size = f"{self.n_layers} layers, d_model {self.d_model}"
+        return f"{type(self).__name__}({self.name!r}, {type(self.model).__name__}, {size}, {self.dtype}, {self.device})"
+
+    @property
+    def n_layers(self) -> int:
+        """Blocks; the states have one layer more, the embeddings."""
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """Width of a hidden state."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and of all states."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence in tokens: RoBERTa's positions begin behind its padding id, BERT's at 0."""
+        offset = 0 if self.model.config.model_type == "bert" else int(self.model.config.pad_token_id) + 1
+        return min(MAX_LENGTH, int(self.model.config.max_position_embeddings) - offset)
+
+    @property
+    def hash(self) -> str:
+        """sha256 over names, dtypes, shapes and bytes of the encoder's weights; again if one was written to."""
+        named = dict(self.model.named_parameters())
+        written = tuple(weight._version for weight in named.values())
+        if self._hash is None or self._hash[0] != written:
+            self._hash = (written, checkpoints.digest(named))
+        return self._hash[1]
+
+    def provenance(self, *, data: dict[str, Any], seeds: dict[str, Any]) -> dict[str, Any]:
+        """What a number measured on this encoder depends on, for a run folder or a result (`experiments.runs`)."""
+        return runs.provenance(
+            model={"name": self.name, "source": self.source, "hash": self.hash},
+            data=data,
+            seeds=seeds,
+            device=str(self.device),
+            dtype=str(self.dtype).removeprefix("torch."),
+            attn_implementation=str(getattr(self.model.config, "_attn_implementation", "unknown")),
+        )
+
+    # -------------------------------------------------------------------------------------- text and states
+
+    def encode(self, sentences: Sequence[Sentence], *, max_length: int | None = None) -> Batch:
+        """The batch of texts, or of word lists; longer sentences are cut off at `max_length` tokens."""
+        return batches.encode(
+            self.tokenizer, sentences, max_length=min(max_length or MAX_LENGTH, self.max_length)
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The last layer's states [B, T, d]: what a task head stands on."""
+        batch = batch.to(self.device)
+        output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        last: Tensor = output.last_hidden_state
+        return last
+
+    def states(self, batch: Batch) -> Tensor:
+        """[n_layers + 1, B, T, d]: layer 0 is the embeddings, layer i the output of block i - 1, all by hooks.
+
+        Equal to `output_hidden_states` bit for bit, and gradients flow. At padded positions the values mean nothing.
+        """
+        seen: list[Tensor] = []
+        with self._watch(seen.append):
+            self.forward(batch)
+        if len(seen) != self.n_layers + 1:
+            raise IntegrityError(f"states: expected {self.n_layers + 1} layers, {len(seen)} hooks fired")
+        return torch.stack(seen)
+
+    @contextlib.contextmanager
+    def _watch(self, see: Callable[[Tensor], Any]) -> Iterator[None]:
+        """Calls `see` on the output of the embeddings and of each block, in order, for the length of the block."""
+
+        def hook(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            see(output[0] if isinstance(output, tuple) else output)
+
+        handles = [m.register_forward_hook(hook) for m in (self.embeddings, *self.blocks)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    # -------------------------------------------------------------------------------------- weights
+
+    def parameter_table(self) -> pd.DataFrame:
+        """Frame: name, layer, group, numel; every parameter of `model` once (see `xlprobe.parameters`)."""
+        return parameter_table(self.model)
+
+    def copy(self) -> Encoder:
+        """The same encoder with weights of its own: training it leaves this one as it is."""
+        # One deep copy of both, so that the head's decoder stays tied to the embeddings.
+        model, head = copy.deepcopy((self.model, self.lm_head))
+        return Encoder(model, self.tokenizer, name=self.name, source=self.source, lm_head=head)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write a checkpoint in Hugging Face's layout that `load_encoder` reads; the folder, as a Path."""
+        path = Path(folder)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(
+                f"folder: expected a new or an empty folder, found files in {path}; choose another"
+            )
+        if self.lm_head is None:
+            self.model.save_pretrained(path)
+        else:
+            whole = AutoModelForMaskedLM.from_config(self.model.config, dtype=self.dtype)
+            setattr(whole, whole.base_model_prefix, self.model)
+            setattr(whole, _head_name(whole), self.lm_head)
+            whole.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
+        return path
+
+    def self_check(self) -> None:
+        """Raises `InputError` or `IntegrityError` where this is not the encoder that the package takes it for."""
+        table = self.parameter_table()
+        if sorted(set(table["layer"])) != list(range(self.n_layers + 1)):
+            raise IntegrityError(
+                f"{self.name}: layers {sorted(set(table['layer']))} of {self.n_layers} blocks"
+            )
+        batch = self.encode(PROBE)
+        if int(batch.input_ids.max()) >= int(self.model.config.vocab_size):
+            raise InputError(
+                f"encoder: the tokenizer of {self.source} gives ids beyond its embeddings; it is another model's"
+            )
+        with torch.no_grad():
+            batch = batch.to(self.device)
+            said = self.model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True
+            ).hidden_states
+            if len(said) != self.n_layers + 1 or not torch.equal(self.states(batch), torch.stack(list(said))):
+                raise IntegrityError(f"{self.name}: the hooks do not see what the model computes")
+
+
+# ------------------------------------------------------------------------------------------ loading
+
+
+def _require_architecture(folder: Path) -> None:
+    """Refuse a folder without a config, and an architecture that is not of the BERT line."""
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"encoder: {folder} has no config.json; it is no checkpoint in Hugging Face's layout"
+        )
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (ValueError, OSError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(f"encoder: {folder / 'config.json'}: {_first_line(error)}") from error
+    if found not in MODEL_TYPES:
+        raise InputError(
+            f"encoder: unknown architecture {found!r} in {folder / 'config.json'}; expected one of "
+            f"{', '.join(MODEL_TYPES)}"
+        )
+
+
+def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The fast tokenizer; a byte-level one puts a space before the first word, so that words may come as a list."""
+    options = {"add_prefix_space": True} if _model_type(folder) == "roberta" else {}
+    tokenizer = checkpoints.read_tokenizer(folder, argument="encoder", **options)
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"encoder: {folder} has no fast tokenizer, which knows the word of each token; expected tokenizer.json"
+        )
+    for token in ("mask_token_id", "pad_token_id"):
+        if getattr(tokenizer, token) is None:
+            raise InputError(f"encoder: the tokenizer of {folder} has no {token.removesuffix('_id')}")
+    return tokenizer
+
+
+def _model_type(folder: Path) -> str:
+    return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
+
+
+def _read_model(
+    folder: Path, *, dtype: torch.dtype, attention: str
+) -> tuple[PreTrainedModel, nn.Module | None]:
+    """The base model and its LM head (None where the checkpoint has none); any other missing weight is refused.
+
+    Left alone, transformers draws missing weights at random and only logs it.
+    """
+    load: Callable[..., Any] = AutoModelForMaskedLM.from_pretrained
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # its report of missing weights: ours follows
+    try:
+        whole, report = load(
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        raise InputError(f"encoder: {folder} cannot be loaded: {_first_line(error)}") from error
+    finally:
+        hf_logging.set_verbosity(level)
+    faults = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    head = _head_name(whole)
+    of_encoder = [name for name in faults if not name.startswith(f"{head}.")]
+    if of_encoder:
+        raise InputError(
+            f"encoder: weights missing from {folder}: {len(of_encoder)} that its config.json asks for, "
+            f"the first {of_encoder[0]}; the folder is incomplete or mixes two models"
+        )
+    return whole.base_model, None if faults else getattr(whole, head)
+
+
+def _head_name(whole: PreTrainedModel) -> str:
+    """The one child of a masked language model that is not its encoder: lm_head, or BERT's cls."""
+    (name,) = (name for name, _ in whole.named_children() if name != whole.base_model_prefix)
+    return name
+
+
+@contextlib.contextmanager
+def _progress_bar(*, shown: bool) -> Iterator[None]:
+    """Silence transformers' progress bar for a small model; the setting is global, so put it back."""
+    was_on = hf_logging.is_progress_bar_enabled()
+    if was_on and not shown:
+        hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on and not shown:
+            hf_logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,259 @@
+"""Do a task and an alignment objective pull an encoder the same way? Cosines and norms of their mean gradients.
+
+Over the shared encoder parameters alone (heads never; the embeddings are a group of their own and no part of the
+"encoder" row), dropout off, both gradients averaged over many batches (`xlprobe.gradient_stream`):
+
+    cosine = g_task · g_align / ‖g_task‖ ‖g_align‖,   ratio = ‖g_align‖ / ‖g_task‖
+
+for every cell (layer, group), every layer, every group and the whole encoder. A cosine near 0 means nothing without
+its yardsticks, so each row has, beside it:
+
+- `task_halves`, `align_halves`: the cosine of two halves of the same loss's batches (averaged over all ways to
+  halve). Far below 1, the mean gradients are mostly noise and every cosine is pulled to 0;
+- `corrected`: the cosine with that pull taken out, g_task · g_align / √(p_task p_align), p an unbiased ‖E g‖²;
+- `source_target`: the task's loss in the source against the target language, if target batches are given;
+- `shuffled`: task against alignment with pairs that do not belong together; `align_shuffled`: alignment against that;
+- `random_sd` = 1/√d: the spread of the cosine of random directions;
+- `task_batches`, `align_batches`: how many batches a mean needs to have a cosine of 0.95 with the true gradient.
+
+Order: the first half of the alignment's batches, the task's, the second half. Each task batch is then dotted with half
+of the alignment's mean, each later alignment batch with the task's mean: from these the interval (delta method, norms
+held fixed), without another pass and without another buffer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from reports.errors import InputError
+from reports.results import Result
+from xlprobe.first_order import first_order
+from xlprobe.gradient_stream import Layout, Mean, probing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from xlprobe.encoder import Encoder
+
+__all__ = ["Gradients", "Loss", "gradients"]
+
+ENOUGH = 0.95  # cosine with the true gradient that `*_batches` asks for
+_Z = 1.959964
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """A loss over batches: `of(batch)` is its mean over the batch's examples, a scalar with a graph.
+
+    `modules` are the heads it goes through, so that their dropout is off too; they get no gradient. Batches should
+    be of one size: each counts once.
+    """
+
+    name: str
+    batches: Sequence[Any]
+    of: Callable[[Any], Tensor]
+    modules: tuple[nn.Module, ...] = ()
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Gradients(Result):
+    """Frame `cells`: scope ("cell" | "layer" | "group" | "encoder"), layer and group (NA and "all" where summed over),
+    numel, then the columns of `xlprobe.gradients`; norms in loss units per weight unit, unmeasured yardsticks nan.
+
+    `first_order`: relative_step, step, predicted, measured, symmetric (see `xlprobe.first_order`). `n`: batches of
+    each loss; `loss`: each loss's mean.
+    """
+
+    kind: ClassVar[str] = "gradients"
+
+    cells: pd.DataFrame
+    first_order: pd.DataFrame
+    task: str
+    alignment: str
+    n: dict[str, int]
+    loss: dict[str, float]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def encoder(self) -> dict[str, Any]:
+        """The row of the whole encoder (embeddings left out), by column."""
+        return dict(self.cells[self.cells["scope"] == "encoder"].iloc[0])
+
+    def scope(self, name: str) -> pd.DataFrame:
+        """The rows of one scope: cell, layer, group or encoder."""
+        if name not in set(self.cells["scope"]):
+            raise InputError(f"scope: expected one of cell, layer, group, encoder, found {name!r}")
+        return self.cells[self.cells["scope"] == name].reset_index(drop=True)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The cosine of every layer and group as a heat map; returns the axes."""
+        from reports.xl_figures import (
+            cosine_heatmap,
+        )  # here: matplotlib is slow to import and not always wanted
+
+        return cosine_heatmap(self.scope("cell"), ax=ax)
+
+
+def gradients(
+    encoder: Encoder,
+    *,
+    task: Loss,
+    alignment: Loss,
+    target: Loss | None = None,
+    shuffled: Loss | None = None,
+    steps: Iterable[float] = (1e-3, 1e-2),
+    progress: bool = True,
+    provenance: dict[str, Any] | None = None,
+) -> Gradients:
+    """The cosines, norms and yardsticks of two losses on one encoder, which is left bit for bit as it was.
+
+    Args:
+        task, alignment: the two losses; at least 2 batches of each, 4 of the alignment for an interval.
+        target: the task's loss on the target language; shuffled: the alignment's on pairs that do not belong together.
+        steps: sizes of the first-order check, relative to ‖θ‖; none leaves the check out (its passes cost as much
+            again as the gradients' forward passes).
+
+    Errors: `InputError` for a loss without batches, or one that is not finite (with the number of its batch).
+    Wrong where batches overlap or differ much in size: p, q and the interval take them for independent and alike.
+
+    >>> from xlprobe.encoder import load_encoder
+    >>> encoder = load_encoder("langworld", device="cpu")
+    >>> batches = [encoder.encode([text]) for text in ("one", "two words", "three more words", "four")]
+    >>> loss = Loss("norm", batches, lambda batch: encoder.forward(batch).square().mean())
+    >>> grads = gradients(encoder, task=loss, alignment=loss, progress=False)
+    >>> round(grads.encoder["cosine"], 6), round(grads.encoder["ratio"], 6)
+    (1.0, 1.0)
+    """
+    losses = {"task": task, "align": alignment, "target": target, "shuffled": shuffled}
+    given = {name: loss for name, loss in losses.items() if loss is not None}
+    for loss in given.values():
+        if len(loss.batches) < 2:
+            raise InputError(
+                f"{loss.name}: expected at least 2 batches to average over, found {len(loss.batches)}"
+            )
+    layout = Layout.of(encoder.model, encoder.parameter_table())
+    means = {name: Mean(layout, loss.name) for name, loss in given.items()}
+    heads = [module for loss in given.values() for module in loss.modules]
+    with probing(layout, encoder.model, *heads):
+        _stream(given, means, progress=progress)
+    rows = _rows(layout, means)
+    checked = first_order(layout, means, task, steps, modules=(encoder.model, *heads))
+    return Gradients(
+        rows,
+        checked,
+        task.name,
+        alignment.name,
+        n={name: mean.n for name, mean in means.items()},
+        loss={name: math.fsum(mean.losses) / mean.n for name, mean in means.items()},
+        provenance=provenance or {},
+    )
+
+
+def _stream(losses: dict[str, Loss], means: dict[str, Mean], *, progress: bool) -> None:
+    """All batches in the order that the module's docstring gives."""
+    align, task = means["align"], means["task"]
+    half = len(losses["align"].batches) // 2
+    total = sum(len(loss.batches) for loss in losses.values())
+    with tqdm(total=total, desc="gradients", disable=not progress) as bar:
+
+        def run(name: str, batches: Sequence[Any], against: Tensor | None = None) -> None:
+            for batch in batches:
+                means[name].add(losses[name].of(batch), against=against)
+                bar.update()
+
+        run("align", losses["align"].batches[:half])
+        run("task", losses["task"].batches, align.flat if half else None)
+        if half:
+            task.scale_along(1 / half)
+        task.close()
+        run("align", losses["align"].batches[half:], task.flat)
+        align.close()
+        for name in losses.keys() - {"task", "align"}:
+            run(name, losses[name].batches)
+            means[name].close()
+
+
+# -- from means to rows ---------------------------------------------------------------------------------------
+
+
+def _rows(layout: Layout, means: dict[str, Mean]) -> pd.DataFrame:
+    """The frame `cells`."""
+    names = list(means)
+    dots = {
+        (a, b): layout.dots(means[a].flat, means[b].flat)
+        for i, a in enumerate(names)
+        for b in names[i:]
+        if (a, b) not in (("target", "shuffled"), ("align", "target"))
+    }
+    rows = []
+    for scope, layer, group, cells in _scopes(layout.cells):
+        row: dict[str, Any] = {"scope": scope, "layer": layer, "group": group}
+        row["numel"] = int(layout.cells["numel"].iloc[cells].sum())
+        rows.append(row | _row(means, {pair: float(dot[cells].sum()) for pair, dot in dots.items()}, cells))
+    return pd.DataFrame(rows).astype({"layer": "Int64"})
+
+
+def _scopes(cells: pd.DataFrame) -> list[tuple[str, int | None, str, list[int]]]:
+    """Every scope as (scope, layer, group, the cells that it sums over)."""
+    index = range(len(cells))
+    scopes: list[tuple[str, int | None, str, list[int]]] = [
+        ("cell", int(layer), str(group), [i])
+        for i, layer, group in zip(index, cells["layer"], cells["group"], strict=True)
+    ]
+    for layer in dict.fromkeys(cells["layer"]):
+        scopes.append(("layer", int(layer), "all", [i for i in index if cells["layer"].iloc[i] == layer]))
+    for group in dict.fromkeys(cells["group"]):
+        scopes.append(("group", None, str(group), [i for i in index if cells["group"].iloc[i] == group]))
+    blocks = [i for i in index if cells["group"].iloc[i] != "embeddings"]
+    return [*scopes, ("encoder", None, "all", blocks)]
+
+
+def _row(means: dict[str, Mean], dots: dict[tuple[str, str], float], cells: list[int]) -> dict[str, float]:
+    norms = {name: math.sqrt(max(0.0, dots[name, name])) for name in means}
+    moments = {name: mean.moments(cells, dots[name, name]) for name, mean in means.items()}
+
+    def cosine(a: str, b: str) -> float:
+        if a not in means or b not in means or not norms[a] * norms[b] > 0:
+            return math.nan
+        return dots[a, b] / (norms[a] * norms[b])
+
+    task, align = moments["task"], moments["align"]
+    signal = task.signal * align.signal if task.signal > 0 and align.signal > 0 else math.nan
+    error = _error(means, cells) / (norms["task"] * norms["align"] or math.nan)
+    value = cosine("task", "align")
+    return {
+        "cosine": value,
+        "low": max(-1.0, value - _Z * error) if math.isfinite(error) else math.nan,
+        "high": min(1.0, value + _Z * error) if math.isfinite(error) else math.nan,
+        "corrected": dots["task", "align"] / math.sqrt(signal),
+        "task_norm": norms["task"],
+        "align_norm": norms["align"],
+        "ratio": norms["align"] / norms["task"] if norms["task"] > 0 else math.nan,
+        "task_halves": task.halves,
+        "align_halves": align.halves,
+        "source_target": cosine("task", "target"),
+        "shuffled": cosine("task", "shuffled"),
+        "align_shuffled": cosine("align", "shuffled"),
+        "random_sd": 1 / math.sqrt(sum(int(means["task"].layout.cells["numel"].iloc[i]) for i in cells)),
+        "task_batches": task.batches_for(ENOUGH),
+        "align_batches": align.batches_for(ENOUGH),
+    }
+
+
+def _error(means: dict[str, Mean], cells: list[int]) -> float:
+    """Standard error of g_task · g_align: the spread of either side's batches along the other's mean."""
+    total = 0.0
+    for name in ("task", "align"):
+        along = means[name].along
+        if len(along) < 2:
+            return math.nan
+        total += float(torch.stack(along)[:, cells].sum(1).var()) / means[name].n
+    return math.sqrt(total)

@@ -1,0 +1,1 @@
+"""The embedded languages: a source, four targets that differ in a known way, and an encoder trained on all five."""

@@ -1,0 +1,73 @@
+"""Word links from an encoder itself (mutual argmax, as SimAlign), and which links can be trained on.
+
+Word i and word j are linked where each is the other's nearest by cosine, in the layer where alignment is made
+[Jalili Sabet et al. 2020, "argmax"]. Wrong where a word has several partners: at most one is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from xlprobe.corpora import Bitext, Links
+from xlprobe.distances import word_vectors
+from xlprobe.encoder import Encoder
+from xlprobe.objectives import probe_layer
+
+__all__ = ["argmax_links", "mutual_argmax", "usable_links"]
+
+
+def mutual_argmax(x: Tensor, y: Tensor) -> Links:
+    """The (i, j) of rows x [n, d], y [m, d] that are each other's nearest by cosine; rows with a nan have no link.
+
+    >>> mutual_argmax(torch.eye(3)[:2], torch.eye(3)[[1, 2]])
+    ((1, 0),)
+    """
+    scores = normalize(x, dim=1) @ normalize(y, dim=1).T
+    scores = scores.nan_to_num(nan=-torch.inf)
+    best, back = scores.argmax(1), scores.argmax(0)
+    return tuple((i, int(j)) for i, j in enumerate(best.tolist()) if int(back[j]) == i and scores[i, j] > 0)
+
+
+@torch.no_grad()
+def argmax_links(encoder: Encoder, bitext: Bitext, *, batch_size: int = 64) -> Bitext:
+    """The bitext with the encoder's own links."""
+    layer = probe_layer(encoder.n_layers)
+    found: list[Links] = []
+    for at in range(0, len(bitext), batch_size):
+        sides = [
+            _vectors(encoder, side[at : at + batch_size], layer) for side in (bitext.source, bitext.target)
+        ]
+        found += [mutual_argmax(x, y) for x, y in zip(*sides, strict=True)]
+    return Bitext(bitext.source, bitext.target, tuple(found))
+
+
+def usable_links(bitext: Bitext) -> tuple[Links, ...]:
+    """One-to-one links between words that are not the same string: a copy teaches nothing.
+
+    >>> usable_links(Bitext((("a", "Rome", "x"),), (("b", "Rome", "c"),), (((0, 0), (1, 1), (2, 0), (2, 2)),)))
+    ((),)
+    """
+    kept = []
+    for source, target, links in zip(bitext.source, bitext.target, bitext.links or (), strict=True):
+        firsts, seconds = [i for i, _ in links], [j for _, j in links]
+        kept.append(
+            tuple(
+                (i, j)
+                for i, j in links
+                if firsts.count(i) == seconds.count(j) == 1 and source[i].casefold() != target[j].casefold()
+            )
+        )
+    return tuple(kept)
+
+
+def _vectors(encoder: Encoder, sentences: Sequence[Sequence[str]], layer: int) -> list[Tensor]:
+    batch = encoder.encode(sentences).to(encoder.device)
+    states = encoder.states(batch)[layer].float()
+    return [
+        word_vectors(states[None, i], batch.word_ids[i].cpu().to(states.device), range(len(words)))[0]
+        for i, words in enumerate(sentences)
+    ]

@@ -1,0 +1,103 @@
+"""Alignment objectives as losses of one batch of translation pairs: pure functions of an encoder and a batch.
+
+| name | loss | source |
+|---|---|---|
+| `mlm` | masked language modelling on both sides' text, apart: the control | Xhelili et al. 2024 |
+| `sentence` | contrastive over the 2B mean-pooled states, the translation is the positive | Liu & Niehues 2025 |
+| `token` | contrastive over the states of aligned words of both sides, behind a projection | Wu & Dredze 2020 |
+| `tlm` | masked language modelling on the pair as one text, in random order | Pan et al. 2021 |
+
+Contrastive: `½ mean −log softmax(z_i · z_j / τ)` over all other vectors of *both* languages, self masked, cosine,
+τ 0.1, in a layer two thirds up (XLM-R base: 8 of 12). Both sides go through the encoder in one batch, so a gradient
+probe holds no half gradient of the first side while it waits for the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from reports.errors import InputError
+from xlprobe.distances import word_vectors
+from xlprobe.encoder import Encoder
+from xlprobe.pretrain import mask_tokens, mlm_loss
+
+__all__ = ["Pair", "contrastive", "objective_loss", "probe_layer"]
+
+#: source words, target words, one-to-one links (source word, target word)
+Pair = tuple[Sequence[str], Sequence[str], Sequence[tuple[int, int]]]
+TEMPERATURE = 0.1
+
+
+def probe_layer(n_layers: int) -> int:
+    """Two thirds up: where alignment is made and measured.
+
+    >>> probe_layer(12), probe_layer(4)
+    (8, 3)
+    """
+    return round(2 * n_layers / 3)
+
+
+def contrastive(x: Tensor, y: Tensor, *, temperature: float = TEMPERATURE) -> Tensor:
+    """The loss of matched rows x, y [n, d], in nats: each of the 2n vectors finds its partner among the other 2n − 1.
+
+    >>> x = torch.eye(3)
+    >>> bool(contrastive(x, x) < contrastive(x, x.roll(1, 0)))
+    True
+    """
+    z = normalize(torch.cat([x, y]), dim=1)
+    scores = (z @ z.T / temperature).masked_fill(
+        torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf
+    )
+    n = len(x)
+    partner = torch.cat([torch.arange(n, 2 * n), torch.arange(n)]).to(z.device)
+    return cross_entropy(scores.float(), partner)
+
+
+def objective_loss(
+    encoder: Encoder, objective: str, pairs: Sequence[Pair], *, head: nn.Module | None = None
+) -> Tensor:
+    """The loss of one batch of pairs. `head` is the projection of `token`; masks and orders come from torch's global
+    generator. Errors: `InputError` for another objective, or `token` on pairs without a link."""
+    sides = [list(pair[0]) for pair in pairs] + [list(pair[1]) for pair in pairs]
+    if objective == "mlm":
+        return _masked(encoder, sides)
+    if objective == "tlm":
+        swap = (torch.rand(len(pairs)) < 0.5).tolist()
+        whole = [[*b, *a] if s else [*a, *b] for (a, b, _), s in zip(pairs, swap, strict=True)]
+        return _masked(encoder, whole)
+    if objective not in ("sentence", "token"):
+        raise InputError(f"objective: expected mlm, sentence, token or tlm, found {objective!r}")
+    batch = encoder.encode(sides).to(encoder.device)
+    states = encoder.states(batch)[probe_layer(encoder.n_layers)]
+    n = len(pairs)
+    if objective == "sentence":
+        content = batch.content[:, :, None]
+        means = (states * content).sum(1) / content.sum(1).clamp(min=1)
+        return contrastive(means[:n], means[n:])
+    vectors = [
+        torch.cat(
+            [
+                word_vectors(
+                    states[None, i + side * n], batch.word_ids[i + side * n], [ab[side] for ab in pair[2]]
+                )[0]
+                for i, pair in enumerate(pairs)
+                if pair[2]
+            ]
+            or [states[0, :0]]
+        )
+        for side in (0, 1)
+    ]
+    there = (vectors[0].isfinite() & vectors[1].isfinite()).all(1)  # a word may have been cut off
+    x, y = (side[there] for side in vectors)
+    if len(x) < 2:
+        raise InputError(f"pairs: objective token needs at least 2 linked words in a batch, found {len(x)}")
+    return contrastive(*(head(side) if head is not None else side for side in (x, y)))
+
+
+def _masked(encoder: Encoder, sentences: list[list[str]]) -> Tensor:
+    masked, labels = mask_tokens(encoder.encode(sentences).to(encoder.device), encoder.tokenizer)
+    return mlm_loss(encoder, masked, labels)

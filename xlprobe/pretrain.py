@@ -1,0 +1,167 @@
+"""Pre-train a small XLM-R-architecture encoder on texts by masked language modelling, from nothing.
+
+1. A unigram tokenizer of XLM-R's kind is trained on all texts.
+2. Each text is one row. Of its tokens, special ones left out, 15 % are to be predicted; of these 80 % become
+   `<mask>`, 10 % a random token, 10 % stay [Devlin et al., NAACL 2019, section 3.1].
+3. Only the chosen tokens meet the vocabulary. No parallel signal: rows of all languages are drawn alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaTokenizer
+
+from reports.errors import InputError
+from xlprobe.batches import Batch
+from xlprobe.encoder import Encoder
+from xlprobe.training import Training, derive, train
+
+__all__ = ["Shape", "build_encoder", "mask_tokens", "mlm_loss", "pretrain", "train_tokenizer"]
+
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of a small encoder of XLM-R's architecture."""
+
+    vocabulary: int = 1200
+    d_model: int = 96
+    n_layers: int = 4
+    n_heads: int = 4
+    d_ffn: int = 384
+    positions: int = 128
+    dropout: float = 0.0
+
+
+def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerBase:
+    """XLM-R's kind of tokenizer (unigram over words that begin with ▁), trained on `texts`."""
+    core = Tokenizer(models.Unigram())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocabulary, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False
+    )
+    core.train_from_iterator(texts, trainer)
+    pieces = [(piece, score) for piece, score in json.loads(core.to_str())["model"]["vocab"]]
+    return XLMRobertaTokenizer(vocab=pieces)
+
+
+def build_encoder(shape: Shape, tokenizer: PreTrainedTokenizerBase, *, seed: int, name: str) -> Encoder:
+    """A fresh encoder with its LM head, tied to the embeddings."""
+    config = XLMRobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.d_model,
+        num_hidden_layers=shape.n_layers,
+        num_attention_heads=shape.n_heads,
+        intermediate_size=shape.d_ffn,
+        max_position_embeddings=shape.positions + 2,
+        type_vocab_size=1,
+        hidden_dropout_prob=shape.dropout,
+        attention_probs_dropout_prob=shape.dropout,
+        layer_norm_eps=1e-5,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "weights"))
+        whole = XLMRobertaForMaskedLM(config)
+    return Encoder(whole.roberta, tokenizer, name=name, source="fresh", lm_head=whole.lm_head)
+
+
+def mask_tokens(
+    batch: Batch, tokenizer: PreTrainedTokenizerBase, *, share: float = 0.15
+) -> tuple[Batch, Tensor]:
+    """(batch with masks, labels [B, T], `IGNORE` where nothing is to be predicted), by torch's global generator.
+
+    A batch in which chance chose no token has one chosen, so its loss is never 0 / 0.
+    """
+    content = batch.content
+    chosen = (torch.rand(content.shape) < share).to(content.device) & content
+    if not chosen.any():
+        chosen.view(-1)[content.flatten().nonzero()[0]] = True
+    labels = batch.input_ids.masked_fill(~chosen, IGNORE)
+    kind = torch.rand(content.shape).to(content.device)
+    noise = torch.randint(len(tokenizer), content.shape).to(content.device)
+    ids = torch.where(chosen & (kind < 0.8), tokenizer.mask_token_id, batch.input_ids)
+    ids = torch.where(chosen & (kind >= 0.9), noise, ids)
+    return Batch(ids, batch.attention_mask, batch.word_ids), labels
+
+
+def mlm_loss(encoder: Encoder, masked: Batch, labels: Tensor) -> Tensor:
+    """Mean cross entropy, in nats, of the tokens that have a label."""
+    if encoder.lm_head is None:
+        raise InputError(
+            f"encoder: {encoder.name} has no LM head, which masked language modelling needs; load a checkpoint of a "
+            "masked language model"
+        )
+    chosen = labels != IGNORE
+    logits = encoder.lm_head(encoder.forward(masked)[chosen])
+    return nn.functional.cross_entropy(logits.float(), labels[chosen])
+
+
+class _MaskedLM(nn.Module):
+    """The loss of the texts `rows`."""
+
+    def __init__(self, encoder: Encoder, batch: Batch) -> None:
+        super().__init__()
+        self.model, self.lm_head = encoder.model, encoder.lm_head
+        self.encoder, self.batch = encoder, batch
+
+    def forward(self, rows: Tensor) -> Tensor:
+        masked, labels = mask_tokens(self.batch[rows].to(self.encoder.device), self.encoder.tokenizer)
+        return mlm_loss(self.encoder, masked, labels)
+
+
+def pretrain(
+    texts: Sequence[str],
+    folder: Path,
+    *,
+    shape: Shape,
+    training: Training,
+    name: str,
+    progress: bool = True,
+) -> Path:
+    """Train (or go on training) in `folder`; the folder of the finished checkpoint, `folder/model`.
+
+    Errors: `InputError` where `folder` holds another run or a finished model already.
+    """
+    final = folder / "model"
+    if final.exists():
+        raise InputError(f"out: {final} holds a finished model; name another folder or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    _same_recipe(folder, {"shape": asdict(shape), "texts": len(texts)})
+    tokenizer = train_tokenizer(texts, shape.vocabulary)
+    encoder = build_encoder(shape, tokenizer, seed=training.seed, name=name)
+    batch = encoder.encode(list(texts))
+    train(
+        _MaskedLM(encoder, batch),
+        training,
+        n_items=len(batch),
+        lengths=batch.lengths,
+        device=encoder.device,
+        folder=folder,
+        label=name,
+        progress=progress,
+    )
+    return encoder.save(final)
+
+
+def _same_recipe(folder: Path, recipe: dict[str, Any]) -> None:
+    file = folder / "recipe.json"
+    if file.is_file() and json.loads(file.read_text()) != recipe:
+        raise InputError(
+            f"{folder}: holds a training run of another recipe; name another folder or remove it"
+        )
+    file.write_text(json.dumps(recipe, indent=1))

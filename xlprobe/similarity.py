@@ -1,0 +1,214 @@
+"""How close two languages lie: pure functions over two clouds of matched vectors X, Y [n, d].
+
+Row i of X and row i of Y stand for the same sentence (or word) in two languages. XLM-R's space is anisotropic: two
+unrelated sentences have a cosine of 0.9 and more, so a raw cosine says nothing. Each measure therefore comes as a
+triple: `matched`, what it gives for the pairs, `random`, what it gives for pairs that do not belong together, and
+their difference, `gap`, with a 95 % interval over the pairs.
+
+| measure | matched | random | source |
+|---|---|---|---|
+| cosine, euclidean | mean over i of s(x_i, y_i) | mean over all i ≠ j of s(x_i, y_j) | |
+| weak retrieval | share of i whose nearest y is y_i, both directions | 1/n | Roy et al. 2020 |
+| strong retrieval | the same among all y *and* all other x | 1/(2n − 1) | Roy et al. 2020, LAReQA |
+| rotated retrieval | weak, behind the best rotation of X to Y found on the other half | 1/m | Schönemann 1966 |
+| linear CKA | ‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F), columns centred | the same with Y's rows permuted | Kornblith et al. 2019 |
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from reports.errors import InputError
+from reports.results import bootstrap_mean, wilson
+
+__all__ = ["METRICS", "Gap", "linear_cka", "measure", "procrustes", "retrieval_hits"]
+
+METRICS = ("cosine", "euclidean", "weak_retrieval", "strong_retrieval", "rotated_retrieval", "cka")
+_BLOCKS = 20  # of the jackknife
+_SHUFFLES = 5  # whose mean is the CKA of pairs that do not belong together
+_Z = 1.959964
+
+
+@dataclass(frozen=True)
+class Gap:
+    """One measure of one layer: `matched`, `random`, `gap` = matched − random with its 95 % interval, and n pairs."""
+
+    matched: float
+    random: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def gap(self) -> float:
+        """matched − random."""
+        return self.matched - self.random
+
+
+def measure(x: Tensor, y: Tensor, *, seed: int = 0) -> dict[str, Gap]:
+    """Every measure of `METRICS` for matched rows x, y [n, d], computed in float64.
+
+    Intervals: a bootstrap over pairs of the linearised gap s_ii − row_i − col_i + random (dropping pair i changes
+    its row *and* its column) for cosine and distance, Wilson's for retrieval, a jackknife over 20 blocks for CKA.
+    Errors: `InputError` unless both are [n, d] with n >= 4 and finite.
+    Wrong for rows that repeat: a sentence that occurs twice cannot be retrieved (a tie counts as a miss).
+
+    >>> x = torch.eye(6, dtype=torch.float64)
+    >>> gaps = measure(x, x)
+    >>> gaps["cosine"].matched, gaps["cosine"].random, gaps["weak_retrieval"].gap
+    (1.0, 0.0, 0.8333333333333334)
+    """
+    x, y = _checked(x, y)
+    generator = torch.Generator().manual_seed(seed)
+    cosines = normalize(x, dim=1) @ normalize(y, dim=1).T
+    return {
+        "cosine": _pairs(cosines, seed),
+        "euclidean": _pairs(torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist"), seed),
+        "weak_retrieval": _share(retrieval_hits(x, y), 1 / len(x)),
+        "strong_retrieval": _share(retrieval_hits(x, y, strong=True), 1 / (2 * len(x) - 1)),
+        "rotated_retrieval": _rotated(x, y, generator),
+        "cka": _cka_gap(x, y, generator),
+    }
+
+
+def retrieval_hits(x: Tensor, y: Tensor, *, strong: bool = False) -> Tensor:
+    """For each pair the share (0, ½, 1) of the two directions in which the partner is the nearest by cosine: [n].
+
+    Weak: x_i searches all y, y_i all x. Strong: each also has the other rows of its own language against it. The
+    partner must be nearer than every other: a tie is a miss.
+
+    >>> x, y = torch.tensor([[1.0, 0.0], [0.9, 0.1]]), torch.tensor([[0.8, 0.6], [0.0, 1.0]])
+    >>> retrieval_hits(x, y).tolist(), retrieval_hits(x, y, strong=True).tolist()
+    ([0.5, 0.5], [0.0, 0.0])
+    """
+    x, y = normalize(x, dim=1), normalize(y, dim=1)
+    across = x @ y.T
+    own = across.diagonal()
+    rivals = across.masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), -torch.inf)
+    from_x, from_y = rivals.amax(1), rivals.amax(0)
+    if strong:
+        from_x, from_y = torch.maximum(from_x, _nearest(x)), torch.maximum(from_y, _nearest(y))
+    return ((own > from_x).to(x.dtype) + (own > from_y).to(x.dtype)) / 2
+
+
+def linear_cka(x: Tensor, y: Tensor) -> float:
+    """Linear centred kernel alignment of x [n, d] and y [n, e], in [0, 1]: 1 where one is a rotation and scaling of
+    the other, nan where one of them does not vary.
+
+    ‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F) with centred columns. Wrong for n not well above d: it tends to 1 for any two clouds,
+    which is why `measure` shows the value for permuted rows beside it.
+
+    >>> x = torch.eye(4, dtype=torch.float64)[:, :3]
+    >>> round(linear_cka(x, 2 * x.flip(1)), 12)
+    1.0
+    """
+    x, y = x - x.mean(0), y - y.mean(0)
+    if len(x) < x.shape[1] + y.shape[1]:  # the same norms from the n × n Gram matrices
+        gram_x, gram_y = x @ x.T, y @ y.T
+        cross, scale = (gram_x * gram_y).sum(), gram_x.norm() * gram_y.norm()
+    else:
+        cross, scale = (y.T @ x).square().sum(), (x.T @ x).norm() * (y.T @ y).norm()
+    return float(cross / scale) if scale > 0 else math.nan
+
+
+def procrustes(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The orthogonal map of X onto Y: `(rotation [d, d], mean of x [d], mean of y [d])`.
+
+    R = U Vᵀ with U S Vᵀ the SVD of X_cᵀ Y_c minimises ‖X_c R − Y_c‖_F over all orthogonal R [Schönemann 1966]; a row
+    maps by (x − m_x) R + m_y. With n < d it is the identity's choice, not the data's, outside of the rows' span.
+
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-1.0, -1.0]], dtype=torch.float64)
+    >>> quarter = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    >>> rotation, _, _ = procrustes(x, x @ quarter + 5)
+    >>> torch.allclose(rotation, quarter)
+    True
+    """
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    left, _, right = torch.linalg.svd((x - mean_x).T @ (y - mean_y))
+    return left @ right, mean_x, mean_y
+
+
+def _nearest(x: Tensor) -> Tensor:
+    """The largest cosine of each unit row to another row of the same language."""
+    within = x @ x.T
+    return within.fill_diagonal_(-torch.inf).amax(1)
+
+
+def _pairs(scores: Tensor, seed: int) -> Gap:
+    """Diagonal against off-diagonal of s [n, n]."""
+    n = len(scores)
+    own = scores.diagonal()
+    rows, columns = (scores.sum(1) - own) / (n - 1), (scores.sum(0) - own) / (n - 1)
+    random = float(rows.mean())
+    low, high = bootstrap_mean((own - rows - columns + random).cpu().numpy(), seed=seed)
+    return Gap(float(own.mean()), random, low, high, n)
+
+
+def _share(hits: Tensor, chance: float) -> Gap:
+    """Wilson's interval, which keeps a width where every pair is found: a pair found one way only counts as half."""
+    low, high = wilson(round(float(hits.sum())), len(hits))
+    return Gap(float(hits.mean()), chance, low - chance, high - chance, len(hits))
+
+
+def _rotated(x: Tensor, y: Tensor, generator: torch.Generator) -> Gap:
+    """Weak retrieval in each half of the pairs behind the rotation found on the other half."""
+    order = torch.randperm(len(x), generator=generator).to(x.device)
+    halves = order[: len(x) // 2], order[len(x) // 2 :]
+    hits = []
+    for fit, held_out in (halves, halves[::-1]):
+        rotation, mean_x, mean_y = procrustes(x[fit], y[fit])
+        hits.append(retrieval_hits((x[held_out] - mean_x) @ rotation, y[held_out] - mean_y))
+    return _share(torch.cat(hits), 2 / len(x))  # one of the other half's n/2 rows
+
+
+def _cka_gap(x: Tensor, y: Tensor, generator: torch.Generator) -> Gap:
+    """CKA of the pairs against the mean over `_SHUFFLES` permutations, each also with every block left out."""
+    n, blocks = len(x), min(_BLOCKS, len(x))
+    orders = [torch.randperm(n, generator=generator).to(x.device) for _ in range(_SHUFFLES + 1)]
+    block = orders.pop() % blocks
+    norm_x, own = _cross_norms(x, x, block, blocks), _cross_norms(x, y, block, blocks)
+    norm_y = _cross_norms(y, y, block, blocks)
+    matched = own.square() / (norm_x * norm_y)
+    shuffled = [_shuffled_cka(x, y[order], norm_x, block, blocks) for order in orders]
+    random = torch.stack(shuffled).mean(0)
+    gap = float(matched[0] - random[0])
+    error = float(((matched - random)[1:].var(correction=0) * (blocks - 1)).sqrt())
+    return Gap(float(matched[0]), float(random[0]), gap - _Z * error, gap + _Z * error, n)
+
+
+def _shuffled_cka(x: Tensor, y: Tensor, norm_x: Tensor, block: Tensor, blocks: int) -> Tensor:
+    return _cross_norms(x, y, block, blocks).square() / (norm_x * _cross_norms(y, y, block, blocks))
+
+
+def _cross_norms(a: Tensor, b: Tensor, block: Tensor, blocks: int) -> Tensor:
+    """‖A_cᵀ B_c‖_F over all rows, then with each block left out: [1 + blocks]; O(n d²), however many blocks."""
+    parts = [block == k for k in range(blocks)]
+    crosses = torch.stack([a[part].T @ b[part] for part in parts])
+    sums_a, sums_b = (torch.stack([rows[part].sum(0) for part in parts]) for rows in (a, b))
+    cross, sum_a, sum_b = crosses.sum(0), a.sum(0), b.sum(0)
+    norms = [(cross - torch.outer(sum_a, sum_b) / len(a)).norm()]
+    for k, part in enumerate(parts):
+        kept = len(a) - int(part.sum())
+        centre = torch.outer(sum_a - sums_a[k], sum_b - sums_b[k]) / kept
+        norms.append((cross - crosses[k] - centre).norm())
+    return torch.stack(norms)
+
+
+def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    for name, rows in (("x", x), ("y", y)):
+        if rows.ndim != 2 or len(rows) < 4:
+            raise InputError(
+                f"{name}: expected vectors [n, d] of at least 4 pairs, found shape {tuple(rows.shape)}"
+            )
+        if not torch.isfinite(rows).all():
+            raise InputError(
+                f"{name}: expected finite vectors, found NaN or infinity; the encoder's forward pass overflowed"
+            )
+    if x.shape != y.shape:
+        raise InputError(f"y: expected the shape {tuple(x.shape)} of x, found {tuple(y.shape)}")
+    return x.double(), y.double()

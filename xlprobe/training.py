@@ -1,0 +1,269 @@
+"""One training loop for everything that is trained here: accelerate's devices and precision, our order of the data.
+
+Pre-training, alignment and fine-tuning are a module that turns the numbers of some items into a loss. Which items
+step i sees, and all noise in it (masks, dropout), depend on (seed, i) alone, so a run that was stopped goes on as if
+it had not been, and two runs are the same run bit for bit on the CPU. Checkpoints are safetensors, the optimiser's
+state too: the checkpoints of `Trainer` and `Accelerator.save_state` are pickles, and this is why neither is used.
+
+On several GPUs (`accelerate launch`) every process takes its share of the items of a step; contrastive losses then
+have the negatives of their own process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from reports.errors import InputError, MechEditError
+
+__all__ = ["Sampler", "Training", "TrainingError", "train"]
+
+logger = logging.getLogger(__name__)
+
+Precision = Literal["no", "bf16", "fp16"]
+
+
+class TrainingError(MechEditError):
+    """Training cannot go on: the loss is not finite. What was saved before is kept."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long, how fast, in which order: everything but the loss that decides the trained weights.
+
+    steps of `batch` items; lr of AdamW after `warmup` steps, falling linearly to zero over the last `decay` of the
+    steps; gradients clipped to norm `clip`; precision of autocast ("no", "bf16", "fp16").
+    """
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 0
+    decay: float = 1.0
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    seed: int = 0
+    precision: Precision = "no"
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch", 1), ("warmup", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise InputError(f"lr: expected a number above 0, found {self.lr}")
+        if not 0 < self.decay <= 1:
+            raise InputError(f"decay: expected a share of the steps, above 0 and up to 1, found {self.decay}")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, as a share of `lr`.
+
+        >>> [Training(steps=4, batch=1, lr=1.0, warmup=2).rate(step) for step in range(4)]
+        [0.5, 0.75, 0.5, 0.25]
+        """
+        left = (self.steps - step) / (self.steps * self.decay)
+        return min(1.0, left, (step + 1) / self.warmup if self.warmup else 1.0)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The items of each step: every item once an epoch, in an order that depends on (seed, epoch).
+
+    With `lengths` [n], items of like length come together (pools of 32 batches are sorted, then their batches
+    shuffled), which saves padding. The last, smaller batch of an epoch is filled up from its beginning.
+    """
+
+    n: int
+    batch: int
+    seed: int = 0
+    lengths: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise InputError("data: expected at least one item to train on, found none")
+        object.__setattr__(self, "_epoch", lru_cache(maxsize=2)(self._shuffle))
+
+    def rows(self, step: int) -> Tensor:
+        """[batch] numbers of the items of `step`.
+
+        >>> sampler = Sampler(6, 2)
+        >>> sorted(torch.cat([sampler.rows(step) for step in range(3)]).tolist())
+        [0, 1, 2, 3, 4, 5]
+        """
+        per_epoch = math.ceil(self.n / self.batch)
+        epoch: Callable[[int], Tensor] = self._epoch  # type: ignore[attr-defined]
+        return epoch(step // per_epoch)[step % per_epoch]
+
+    def _shuffle(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derive(self.seed, "epoch", epoch))
+        order = torch.randperm(self.n, generator=generator)
+        if self.lengths is not None:
+            pools = [pool[self.lengths[pool].argsort(stable=True)] for pool in order.split(32 * self.batch)]
+            order = torch.cat(pools)
+        whole = math.ceil(self.n / self.batch) * self.batch
+        order = order.repeat(math.ceil(whole / self.n))[:whole].view(-1, self.batch)
+        return order if self.lengths is None else order[torch.randperm(len(order), generator=generator)]
+
+
+def derive(*parts: int | str) -> int:
+    """A seed from a seed and names: the same in every process, unlike `hash`."""
+    return zlib.crc32(":".join(map(str, parts)).encode())
+
+
+def train(
+    module: nn.Module,
+    training: Training,
+    *,
+    n_items: int,
+    lengths: Tensor | None = None,
+    device: torch.device | None = None,
+    folder: Path | None = None,
+    save_every: int = 500,
+    watch: Callable[[int, float], bool] | None = None,
+    label: str = "training",
+    progress: bool = True,
+) -> list[float]:
+    """Train `module` in place; the loss of every step done in this call.
+
+    `module(rows)` is the loss of the items `rows` [n]. With `folder`, a checkpoint is written there every
+    `save_every` steps and the same call goes on from it. `watch(step, loss)` is called after each step and ends the
+    training by True. The module is in training mode meanwhile (dropout on) and in evaluation mode afterwards.
+
+    Errors: `TrainingError` at a loss that is not finite: no step is taken on it. `InputError` where `folder` holds a
+    run of other settings.
+    """
+    accelerator = _accelerator(training.precision, device)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if not trained:
+        raise InputError("freeze: every parameter is frozen, nothing is left to train")
+    optimizer = torch.optim.AdamW(trained, lr=training.lr, weight_decay=training.weight_decay)
+    start = _restore(folder, module, optimizer, training)
+    prepared, fast = accelerator.prepare(module, optimizer)
+    sampler = Sampler(n_items, training.batch, training.seed, lengths)
+    losses: list[float] = []
+    module.train()
+    try:
+        with _own_noise(), tqdm(total=training.steps, initial=start, disable=not progress, desc=label) as bar:
+            for step in range(start, training.steps):
+                torch.manual_seed(derive(training.seed, "step", step, accelerator.process_index))
+                rows = sampler.rows(step)[accelerator.process_index :: accelerator.num_processes]
+                for group in optimizer.param_groups:
+                    group["lr"] = training.lr * training.rate(step)
+                losses.append(_step(accelerator, prepared, fast, rows, training, step=step, folder=folder))
+                bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+                bar.update()
+                if folder and ((step + 1) % save_every == 0 or step + 1 == training.steps):
+                    _save(folder, module, optimizer, step + 1, training)
+                if watch and watch(step, losses[-1]):
+                    break
+    finally:
+        module.eval()
+    return losses
+
+
+def _step(
+    accelerator: Accelerator,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rows: Tensor,
+    training: Training,
+    *,
+    step: int,
+    folder: Path | None,
+) -> float:
+    optimizer.zero_grad(set_to_none=True)
+    loss: Tensor = module(rows)
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        kept = f"the last checkpoint is kept in {folder}" if folder else "nothing was saved"
+        raise TrainingError(
+            f"loss: expected a finite number, found {value} at step {step}; {kept}; "
+            f"try a smaller learning rate than {training.lr:g}, or precision no"
+        )
+    accelerator.backward(loss)
+    if training.clip:
+        accelerator.clip_grad_norm_(module.parameters(), training.clip)
+    optimizer.step()
+    return value
+
+
+def _accelerator(precision: Precision, device: torch.device | None) -> Accelerator:
+    """accelerate keeps one state a process and refuses another precision or device later on: begin anew."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(mixed_precision=precision, cpu=device is not None and device.type == "cpu")
+
+
+@contextlib.contextmanager
+def _own_noise() -> Iterator[None]:
+    """The caller's random state is left as it was."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+# ------------------------------------------------------------------------------------------ checkpoints
+
+
+def _save(
+    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, training: Training
+) -> None:
+    """One folder `checkpoint`, replaced as a whole; tied weights are stored once."""
+    fresh, target = folder / "checkpoint.new", folder / "checkpoint"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save_file(_named(module), fresh / "model.safetensors")
+    state = {
+        f"{j}.{key}": value
+        for j, slot in optimizer.state_dict()["state"].items()
+        for key, value in slot.items()
+        if isinstance(value, Tensor)
+    }
+    save_file(state, fresh / "optimizer.safetensors")
+    (fresh / "progress.json").write_text(json.dumps({"step": step, "training": asdict(training)}, indent=1))
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.replace(target)
+
+
+def _restore(
+    folder: Path | None, module: nn.Module, optimizer: torch.optim.Optimizer, training: Training
+) -> int:
+    """Fills module and optimiser; the next step (0 where there is no checkpoint)."""
+    if folder is None or not (folder / "checkpoint" / "progress.json").is_file():
+        return 0
+    at = folder / "checkpoint"
+    progress: dict[str, Any] = json.loads((at / "progress.json").read_text())
+    if progress["training"] != asdict(training):
+        raise InputError(
+            f"{folder}: holds a training run of other settings; name another folder or remove it"
+        )
+    saved, named = load_file(at / "model.safetensors"), _named(module)
+    if saved.keys() != named.keys():
+        raise InputError(f"{folder}: holds a training run of another model; name another folder or remove it")
+    with torch.no_grad():
+        for name, weight in named.items():
+            weight.copy_(saved[name])
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in load_file(at / "optimizer.safetensors").items():
+        j, key = name.split(".", 1)
+        slots.setdefault(int(j), {})[key] = value
+    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(progress["step"])
+
+
+def _named(module: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.data for name, parameter in module.named_parameters()}

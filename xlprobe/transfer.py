@@ -1,0 +1,262 @@
+"""The study: what alignment does to distances, gradients and zero-shot transfer, over pair × objective × task × seed.
+
+Steps, each of whose cases is a file in the run folder, so that a stopped study goes on:
+
+1. `none-SEED`: fine-tune the encoder as it is on each task, score it on every target language.
+2. `align-PAIR-OBJECTIVE-SEED`: align on the pair, measure distances on held-out text, then as 1 on the pair's target
+   language. The objective "shuffled" is `sentence` on pairs that do not belong together: the control.
+3. `gradients-PAIR-OBJECTIVE-TASK`: both losses' gradients on the *unaligned* encoder, with all yardsticks.
+4. Tables: change of score against `none` of the same seed, change of retrieval, predictors, the claims' answers.
+
+The interval of a change holds two spreads: over test sentences (of the mean over seeds) and over seeds; normal, 95 %.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from experiments.runs import RunFolder
+from reports.errors import InputError
+from xlprobe.distances import Distances, distances
+from xlprobe.gradients import gradients
+from xlprobe.laboratory import Laboratory, Score
+from xlprobe.study import Study, table_of
+
+__all__ = ["OBJECTIVES", "SHUFFLED", "StudyConfig", "effects_of", "paired_differences", "transfer_study"]
+
+OBJECTIVES = ("mlm", "sentence", "token", "tlm")
+SHUFFLED = "shuffled"
+_METRICS = ("cosine", "weak_retrieval", "strong_retrieval", "cka")
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What is crossed with what. Empty `pairs` or `tasks` mean all that the laboratory has."""
+
+    pairs: tuple[str, ...] = ()
+    objectives: tuple[str, ...] = OBJECTIVES
+    tasks: tuple[str, ...] = ()
+    seeds: int = 3
+    shuffled: bool = True
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise InputError(f"seeds: expected at least 1, found {self.seeds}")
+        if not self.objectives:
+            raise InputError(f"objectives: expected some of {', '.join(OBJECTIVES)}, found none")
+
+
+def transfer_study(
+    laboratory: Laboratory, config: StudyConfig, out: str | Path, *, progress: bool = True
+) -> Study:
+    """Runs the study into the folder `out` (or goes on with it); its result, which is also saved there.
+
+    Errors: `InputError` for a pair or task that the laboratory lacks, and where `out` holds something else or a study
+    with another configuration. Losses that are not finite stop it; finished cases are kept.
+    """
+    pairs, tasks = _chosen(laboratory, config)
+    seeds = {str(seed): seed for seed in range(config.seeds)}
+    facts = laboratory.encoder.provenance(data=laboratory.data, seeds=seeds)
+    run = RunFolder.open(out, {"laboratory": laboratory.name, **asdict(config)}, provenance=facts)
+    objectives = [*config.objectives, *([SHUFFLED] if config.shuffled else [])]
+    done = run.done()
+    todo = [f"none-{seed}" for seed in range(config.seeds)]
+    todo += [f"align-{p}-{o}-{s}" for p in pairs for o in objectives for s in range(config.seeds)]
+    todo += [f"gradients-{p}-{o}-{t}" for p in pairs for o in config.objectives for t in tasks]
+    for case in tqdm([case for case in todo if case not in done], desc="study", disable=not progress):
+        run.write_case(case, _case(laboratory, case, pairs, tasks))
+    study = _gathered(run, laboratory, config, pairs, tasks)
+    run.write_result(study, "study")
+    return study
+
+
+def _chosen(laboratory: Laboratory, config: StudyConfig) -> tuple[list[str], list[str]]:
+    chosen = []
+    for what, asked, has in (
+        ("pairs", config.pairs, laboratory.pairs),
+        ("tasks", config.tasks, laboratory.tasks),
+    ):
+        if strange := [name for name in asked if name not in has]:
+            raise InputError(f"{what}: expected some of {', '.join(has)}, found {strange[0]!r}")
+        chosen.append(list(asked) or list(has))
+    return chosen[0], chosen[1]
+
+
+# -- cases ----------------------------------------------------------------------------------------------------
+
+
+def _case(laboratory: Laboratory, case: str, pairs: Sequence[str], tasks: Sequence[str]) -> dict[str, Any]:
+    kind, *names = case.split("-")
+    if kind == "none":
+        return _none(laboratory, int(names[0]), pairs, tasks)
+    if kind == "align":
+        return _align(laboratory, "-".join(names[:-2]), names[-2], int(names[-1]), tasks)
+    return _gradients(laboratory, "-".join(names[:-2]), names[-2], names[-1])
+
+
+def _none(laboratory: Laboratory, seed: int, pairs: Sequence[str], tasks: Sequence[str]) -> dict[str, Any]:
+    scores, found = {}, {}
+    for pair in pairs if seed == 0 else ():
+        found[f"{pair}/pretrained"] = _distances(laboratory, laboratory.encoder, pair)
+    for task in tasks:
+        model = laboratory.finetuned(laboratory.encoder, task, seed=seed)
+        for pair in pairs:
+            scores[f"{pair}/{task}"] = asdict(laboratory.score(model, task, pair))
+            if seed == 0:
+                found[f"{pair}/fine-tuned on {task}"] = _distances(laboratory, model.encoder, pair)
+    return {"scores": scores, "distances": found}
+
+
+def _align(
+    laboratory: Laboratory, pair: str, objective: str, seed: int, tasks: Sequence[str]
+) -> dict[str, Any]:
+    control = objective == SHUFFLED
+    aligned = laboratory.aligned(pair, "sentence" if control else objective, seed=seed, shuffled=control)
+    found = {f"{pair}/aligned": _distances(laboratory, aligned, pair)}
+    scores = {}
+    for task in tasks:
+        model = laboratory.finetuned(aligned, task, seed=seed)
+        scores[f"{pair}/{task}"] = asdict(laboratory.score(model, task, pair))
+        if seed == 0:
+            found[f"{pair}/aligned, then fine-tuned on {task}"] = _distances(laboratory, model.encoder, pair)
+    return {"scores": scores, "distances": found}
+
+
+def _distances(laboratory: Laboratory, encoder: Any, pair: str) -> list[dict[str, Any]]:
+    found: Distances = distances(encoder, laboratory.held_out(pair), progress=False)
+    rows: list[dict[str, Any]] = found.layers[found.layers["metric"].isin(_METRICS)].to_dict("records")
+    return rows
+
+
+def _gradients(laboratory: Laboratory, pair: str, objective: str, task: str) -> dict[str, Any]:
+    encoder = laboratory.encoder
+    found = gradients(
+        encoder,
+        task=laboratory.task_loss(encoder, task),
+        alignment=laboratory.alignment_loss(encoder, pair, objective),
+        target=laboratory.task_loss(encoder, task, pair=pair),
+        shuffled=laboratory.alignment_loss(encoder, pair, objective, shuffled=True),
+        progress=False,
+    )
+    cells = found.cells.astype({"layer": "float64"})
+    cells["layer"] = cells["layer"].where(cells["layer"].notna(), -1)
+    return {
+        "cells": cells.to_dict("records"),
+        "first_order": found.first_order.to_dict("records"),
+        "n": found.n,
+        "loss": found.loss,
+    }
+
+
+# -- tables ---------------------------------------------------------------------------------------------------
+
+
+def _gathered(
+    run: RunFolder, laboratory: Laboratory, config: StudyConfig, pairs: Sequence[str], tasks: Sequence[str]
+) -> Study:
+    cases = run.cases()
+    objectives = [*config.objectives, *([SHUFFLED] if config.shuffled else [])]
+    score_rows, distance_rows = [], []
+    for seed in range(config.seeds):
+        none = cases[f"none-{seed}"]
+        for key, rows in none["distances"].items():
+            distance_rows += _tagged(rows, key, "none", seed)
+        for pair in pairs:
+            for objective in objectives:
+                case = cases[f"align-{pair}-{objective}-{seed}"]
+                for key, rows in case["distances"].items():
+                    distance_rows += _tagged(rows, key, objective, seed)
+                for task in tasks:
+                    with_, without = (Score(**c["scores"][f"{pair}/{task}"]) for c in (case, none))
+                    score_rows.append(
+                        {
+                            "pair": pair,
+                            "objective": objective,
+                            "task": task,
+                            "seed": seed,
+                            "score": with_.accuracy,
+                            "baseline": without.accuracy,
+                            "delta": with_.accuracy - without.accuracy,
+                            "macro_f1": with_.macro_f1,
+                            "n": len(with_.hits),
+                            "by_sentence": paired_differences(with_, without),
+                        }
+                    )
+    gradient_rows, steps = _gradient_rows(cases, pairs, config.objectives, tasks)
+    scores = pd.DataFrame(score_rows)
+    return table_of(
+        laboratory=laboratory.name,
+        seeds=config.seeds,
+        scores=scores.drop(columns="by_sentence"),
+        effects=effects_of(scores),
+        distances=pd.DataFrame(distance_rows),
+        gradients=gradient_rows,
+        first_order=steps,
+        provenance=run.provenance,
+    )
+
+
+def _tagged(rows: list[dict[str, Any]], key: str, objective: str, seed: int) -> list[dict[str, Any]]:
+    pair, stage = key.split("/", 1)
+    return [{"pair": pair, "objective": objective, "stage": stage, "seed": seed, **row} for row in rows]
+
+
+def paired_differences(with_: Score, without: Score) -> list[float]:
+    """One value a test sentence whose mean is the difference of the two accuracies: (h_i − h'_i) / mean count.
+
+    >>> paired_differences(Score((2.0, 1.0), (4.0, 1.0)), Score((1.0, 1.0), (4.0, 1.0)))
+    [0.4, 0.0]
+    """
+    mean = sum(with_.counts) / len(with_.counts)
+    return [(a - b) / mean for a, b in zip(with_.hits, without.hits, strict=True)]
+
+
+def effects_of(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean change over seeds with its interval: pair, objective, task, delta_score, low, high, seed_sd, n, seeds."""
+    rows = []
+    for (pair, objective, task), group in scores.groupby(["pair", "objective", "task"], sort=False):
+        by_sentence = np.mean(np.array(group["by_sentence"].tolist()), axis=0)
+        value, seeds = float(group["delta"].mean()), len(group)
+        spread = float(group["delta"].std()) if seeds > 1 else math.nan
+        error = math.sqrt(
+            float(by_sentence.var(ddof=1)) / len(by_sentence) + np.nan_to_num(spread) ** 2 / seeds
+        )
+        row = {"pair": pair, "objective": objective, "task": task, "delta_score": value}
+        rows.append(
+            {
+                **row,
+                "low": value - 1.959964 * error,
+                "high": value + 1.959964 * error,
+                "score": float(group["score"].mean()),
+                "baseline": float(group["baseline"].mean()),
+                "seed_sd": spread,
+                "n": len(by_sentence),
+                "seeds": seeds,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _gradient_rows(
+    cases: dict[str, dict[str, Any]], pairs: Sequence[str], objectives: Sequence[str], tasks: Sequence[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    rows, steps = [], []
+    for pair in pairs:
+        for objective in objectives:
+            for task in tasks:
+                case = cases[f"gradients-{pair}-{objective}-{task}"]
+                names = {"pair": pair, "objective": objective, "task": task}
+                n = {f"n_{name}": count for name, count in case["n"].items()}
+                rows += [{**names, **row, **n} for row in case["cells"]]
+                steps += [{**names, **row} for row in case["first_order"]]
+    frame = pd.DataFrame(rows)
+    frame["layer"] = frame["layer"].astype("int64")  # -1: summed over layers
+    return frame, pd.DataFrame(steps)

@@ -1,0 +1,91 @@
+"""Is the advice worth following? On pairs whose gradients it has not seen, against what one would do without it.
+
+For each pair held out, the advice comes from the *other* pairs' gradients (`Study.gradients`); then the task is
+fine-tuned with the alignment beside it, one step on both, in each of these ways, with the same seeds:
+
+`advice` (its objective, weight and frozen layers), `plain sum` (the same objective, weight 1, nothing frozen),
+`upgrad`, `pcgrad`, `cagrad` (the same objective, conflicts settled by TorchJD), and none, against which all are held.
+Where the advice is not to align, `advice` is none itself, and the others take the objective that had the largest
+cosine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from experiments.runs import RunFolder
+from xlprobe.advice import Advice, advise
+from xlprobe.conflict import AGGREGATORS
+from xlprobe.laboratory import Joint, Laboratory, Score
+from xlprobe.study import Study
+from xlprobe.transfer import effects_of, paired_differences
+
+__all__ = ["WAYS", "advice_trial"]
+
+WAYS = ("advice", "plain sum", *AGGREGATORS)
+
+
+def advice_trial(
+    laboratory: Laboratory, study: Study, out: str | Path, *, seeds: int = 3, progress: bool = True
+) -> pd.DataFrame:
+    """Frame: pair (held out), way, task, objective, delta_score, low, high, score, baseline, seed_sd, n, seeds.
+
+    `study` gives the gradients; `out` is a run folder of its own, in which a stopped test goes on. Errors: `InputError`
+    where `out` holds something else.
+    """
+    pairs = list(dict.fromkeys(study.gradients["pair"]))
+    tasks = list(dict.fromkeys(study.gradients["task"]))
+    facts = laboratory.encoder.provenance(data=laboratory.data, seeds={str(s): s for s in range(seeds)})
+    run = RunFolder.open(out, {"study": study.laboratory, "pairs": pairs, "seeds": seeds}, provenance=facts)
+    done = run.done()
+    todo = [(p, t, s) for p in pairs for t in tasks for s in range(seeds)]
+    for pair, task, seed in tqdm(todo, desc="advice", disable=not progress):
+        case = f"{pair}-{task}-{seed}"
+        if case not in done:
+            run.write_case(case, _case(laboratory, study, pair, task, seed))
+    rows = []
+    for pair, task, seed in todo:
+        stored = run.read_case(f"{pair}-{task}-{seed}")
+        none = Score(**stored["scores"]["none"])
+        for way in WAYS:
+            own = Score(**stored["scores"][way])
+            row = {
+                "pair": pair,
+                "objective": way,
+                "task": task,
+                "seed": seed,
+                "delta": own.accuracy - none.accuracy,
+            }
+            row |= {"score": own.accuracy, "baseline": none.accuracy}
+            rows.append({**row, "by_sentence": paired_differences(own, none)})
+    return effects_of(pd.DataFrame(rows)).rename(columns={"objective": "way"})
+
+
+def _case(laboratory: Laboratory, study: Study, pair: str, task: str, seed: int) -> dict[str, Any]:
+    others = study.gradients[(study.gradients["pair"] != pair) & (study.gradients["task"] == task)]
+    advice = advise(others, task=task)
+    objective = advice.objective if advice.objective != "none" else _nearest(others)
+    plans: dict[str, Joint | None] = {"none": None, "advice": _followed(advice, pair)}
+    plans["plain sum"] = Joint(objective, pair, weight=1.0)
+    plans |= {name: Joint(objective, pair, aggregator=name) for name in AGGREGATORS}
+    scores = {}
+    for way, plan in plans.items():
+        model = laboratory.finetuned(laboratory.encoder, task, seed=seed, joint=plan)
+        scores[way] = asdict(laboratory.score(model, task, pair))
+    return {"advice": asdict(advice), "objective": objective, "scores": scores}
+
+
+def _followed(advice: Advice, pair: str) -> Joint | None:
+    if advice.objective == "none":
+        return None
+    return Joint(advice.objective, pair, weight=advice.weight, frozen=advice.freeze)
+
+
+def _nearest(gradients: pd.DataFrame) -> str:
+    whole = gradients[gradients["scope"] == "encoder"].groupby("objective")["cosine"].mean()
+    return str(whole.idxmax())
