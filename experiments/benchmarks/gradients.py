@@ -25,15 +25,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 from torch import Tensor, nn
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
-from xlprobe.gradient_stream import Layout, Mean, dot, probing
-from xlprobe.parameters import parameter_table
+if TYPE_CHECKING:
+    from xlprobe.gradient_stream import Mean
 
 __all__ = ["bench_gradients"]
 
@@ -75,6 +75,9 @@ class _Bench:
     """A random encoder and two losses on it: one of a token task, one contrastive over pairs of sentences."""
 
     def __init__(self, shape: str, batch_size: int, tokens: int) -> None:
+        from xlprobe.gradient_stream import Layout
+        from xlprobe.parameters import parameter_table
+
         layers, width, heads, inner, vocabulary = SHAPES[shape]
         torch.manual_seed(0)
         config = XLMRobertaConfig(
@@ -134,6 +137,8 @@ class _Bench:
 
     def times(self, batches: int) -> tuple[dict[str, float], float]:
         """Median seconds a batch of both losses, and the largest difference of a cell's cosine."""
+        from xlprobe.gradient_stream import Mean, probing
+
         means = {name: Mean(self.layout, name) for name in ("task", "align")}
         sums = [torch.zeros(self.layout.numel) for _ in range(2)]
         spent: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -180,6 +185,8 @@ def _measured_apart(way: str, shape: str, batch_size: int, tokens: int) -> int:
 
 def _peak(way: str, bench: _Bench) -> int:
     """Bytes of the resident set above the model while two batches of both losses go `way`."""
+    from xlprobe.gradient_stream import Mean, dot, probing
+
     gc.collect()
     with _watched() as peak:
         if way == "probe":
@@ -219,4 +226,4 @@ def _watched(interval: float = 0.002) -> Iterator[list[int]]:
 
 if __name__ == "__main__":
     found = _peak(sys.argv[1], _Bench(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
-    print(json.dumps({"peak": found}))
+    sys.stdout.write(json.dumps({"peak": found}) + "\n")
