@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sklearn.metrics import f1_score  # type: ignore[import-untyped]
+from sklearn.metrics import f1_score
 
 from reports.errors import InputError
 from tests.xl_tiny import tiny_encoder

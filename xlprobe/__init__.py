@@ -7,6 +7,14 @@ sentence-level task, and measured by embedding distances, gradient similarity an
 Source: "Why Better Cross-Lingual Alignment Fails for Better Cross-Lingual Transfer: Case of Encoders",
 arXiv 2603.18863.
 
-This release carries no code of it yet: the package holds the name, stands on `experiments` and `reports` as
-`mechedit` does, and never meets `mechedit`.
+`load_encoder`, `align`, `finetune`, `distances`, `gradients` and `transfer_study` are the main road.
 """
+
+from xlprobe.alignment import align
+from xlprobe.distances import distances
+from xlprobe.encoder import Encoder, load_encoder
+from xlprobe.finetune import finetune
+from xlprobe.gradients import gradients
+from xlprobe.transfer import transfer_study
+
+__all__ = ["Encoder", "align", "distances", "finetune", "gradients", "load_encoder", "transfer_study"]

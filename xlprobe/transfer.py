@@ -61,6 +61,13 @@ def transfer_study(
 
     Errors: `InputError` for a pair or task that the laboratory lacks, and where `out` holds something else or a study
     with another configuration. Losses that are not finite stop it; finished cases are kept.
+
+    >>> from xlprobe.encoder import load_encoder
+    >>> from xlprobe.world_lab import WorldLab
+    >>> transfer_study(WorldLab(load_encoder("langworld")), StudyConfig(pairs=("en-de",)), "runs/never")
+    Traceback (most recent call last):
+        ...
+    reports.errors.InputError: pairs: expected some of ..., found 'en-de'
     """
     pairs, tasks = _chosen(laboratory, config)
     seeds = {str(seed): seed for seed in range(config.seeds)}
