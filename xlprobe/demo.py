@@ -6,6 +6,7 @@ and `token` alignment raise held-out retrieval, shuffled pairs do not.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +36,8 @@ DEMO_SIZES = Sizes(
     head_steps=60,
     probe_batches=10,
     batch=16,
+    align_lr=2e-3,
+    finetune_lr=2e-3,
 )
 
 
@@ -52,7 +55,7 @@ def run_demo(
     Errors: `InputError` where `out` holds something else or a run with another configuration.
     """
     laboratory = WorldLab(encoder, sizes, seed=seed)
-    study = transfer_study(laboratory, plan, out, progress=progress)
+    study = transfer_study(laboratory, plan, out, workers=os.cpu_count() or 1, progress=progress)
     write_page(
         study, out, model=repr(encoder), title="What alignment does to transfer, on five embedded languages"
     )

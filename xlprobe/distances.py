@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from reports.errors import InputError
 from reports.results import Result
 from xlprobe.batches import Sentence
-from xlprobe.similarity import measure
+from xlprobe.similarity import METRICS, measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,13 +84,14 @@ def distances(
     encoder: Encoder,
     parallel: Parallel,
     *,
+    metrics: Sequence[str] = METRICS,
     batch_size: int = 64,
     max_pairs: int = 2000,
     seed: int = 0,
     progress: bool = True,
     provenance: dict[str, Any] | None = None,
 ) -> Distances:
-    """Every measure of `xlprobe.similarity.METRICS` on every layer, by sentence and, where there are links, by word.
+    """The measures `metrics` on every layer, by sentence and, where there are links, by word.
 
     Words: only one-to-one links, and none between identical strings (names, digits, punctuation: they are close in any
     encoder). Of more than `max_pairs` pairs a seeded sample is taken: retrieval gets harder as n grows, so compare
@@ -121,7 +122,7 @@ def distances(
                 f"links: expected at least 4 one-to-one links of unlike words, found {x.shape[1]}"
             )
         for layer in range(len(x)):
-            for metric, gap in measure(x[layer], y[layer], seed=seed).items():
+            for metric, gap in measure(x[layer], y[layer], metrics=metrics, seed=seed).items():
                 row = {
                     "layer": layer,
                     "level": level,

@@ -14,13 +14,16 @@ The interval of a change holds two spreads: over test sentences (of the mean ove
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
 from experiments.runs import RunFolder
@@ -55,9 +58,12 @@ class StudyConfig:
 
 
 def transfer_study(
-    laboratory: Laboratory, config: StudyConfig, out: str | Path, *, progress: bool = True
+    laboratory: Laboratory, config: StudyConfig, out: str | Path, *, workers: int = 1, progress: bool = True
 ) -> Study:
     """Runs the study into the folder `out` (or goes on with it); its result, which is also saved there.
+
+    `workers` processes share the cases, each on one thread (on a CPU, and where processes can be forked): the numbers
+    are the same for any number of them.
 
     Errors: `InputError` for a pair or task that the laboratory lacks, and where `out` holds something else or a study
     with another configuration. Losses that are not finite stop it; finished cases are kept.
@@ -78,8 +84,12 @@ def transfer_study(
     todo = [f"none-{seed}" for seed in range(config.seeds)]
     todo += [f"align-{p}-{o}-{s}" for p in pairs for o in objectives for s in range(config.seeds)]
     todo += [f"gradients-{p}-{o}-{t}" for p in pairs for o in config.objectives for t in tasks]
-    for case in tqdm([case for case in todo if case not in done], desc="study", disable=not progress):
-        run.write_case(case, _case(laboratory, case, pairs, tasks))
+    todo = [case for case in todo if case not in done]
+    one = partial(_case, laboratory, pairs=pairs, tasks=tasks)
+    with tqdm(total=len(todo), desc="study", disable=not progress) as bar:
+        for case, found in _each(one, todo, workers if laboratory.encoder.device.type == "cpu" else 1):
+            run.write_case(case, found)
+            bar.update()
     study = _gathered(run, laboratory, config, pairs, tasks)
     run.write_result(study, "study")
     return study
@@ -98,6 +108,30 @@ def _chosen(laboratory: Laboratory, config: StudyConfig) -> tuple[list[str], lis
 
 
 # -- cases ----------------------------------------------------------------------------------------------------
+
+
+_work: Callable[[str], dict[str, Any]]  # of the forked workers: inherited, not sent
+
+
+def _each(
+    one: Callable[[str], dict[str, Any]], cases: Sequence[str], workers: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every case with its result, as they are done."""
+    if workers < 2 or len(cases) < 2 or "fork" not in multiprocessing.get_all_start_methods():
+        yield from ((case, one(case)) for case in cases)
+        return
+    global _work
+    _work = one
+    with multiprocessing.get_context("fork").Pool(min(workers, len(cases)), _one_thread) as pool:
+        yield from pool.imap_unordered(_named, cases)
+
+
+def _named(case: str) -> tuple[str, dict[str, Any]]:
+    return case, _work(case)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 def _case(laboratory: Laboratory, case: str, pairs: Sequence[str], tasks: Sequence[str]) -> dict[str, Any]:
@@ -138,8 +172,8 @@ def _align(
 
 
 def _distances(laboratory: Laboratory, encoder: Any, pair: str) -> list[dict[str, Any]]:
-    found: Distances = distances(encoder, laboratory.held_out(pair), progress=False)
-    rows: list[dict[str, Any]] = found.layers[found.layers["metric"].isin(_METRICS)].to_dict("records")
+    found: Distances = distances(encoder, laboratory.held_out(pair), metrics=_METRICS, progress=False)
+    rows: list[dict[str, Any]] = found.layers.to_dict("records")
     return rows
 
 

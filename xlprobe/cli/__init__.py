@@ -1,4 +1,5 @@
-"""The command line: `xlprobe demo | align | finetune | distances | gradients | study | langworld | ...`.
+"""The command line: `xlprobe demo | align | finetune | distances | gradients | study | langworld | diagnose | report |
+bench`.
 
 Every command prints a table, or one JSON object with `--json`. Exit status: 0 done, 1 failed, 2 wrong usage
 (one line on standard error), 130 interrupted.
@@ -12,18 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from reports.errors import InputError, MechEditError
-from xlprobe.cli import (
-    align,
-    bench,
-    demo,
-    diagnose,
-    distances,
-    finetune,
-    gradients,
-    langworld,
-    report,
-    study,
-)
+from xlprobe.cli import align, bench, demo, diagnose, distances, finetune, gradients, langworld, report, study
 from xlprobe.cli.options import Parser
 
 
