@@ -14,13 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from xlprobe import finetune as finetuning
 from xlprobe.alignment import AlignmentLoss, align, freeze_layers
 from xlprobe.conflict import combine
 from xlprobe.corpora import Bitext, Labelled, Links, Words
 from xlprobe.distances import Parallel
 from xlprobe.encoder import Encoder
-from xlprobe.finetune import Task, TaskModel, finetune
+from xlprobe.finetune import Joint as Beside
+from xlprobe.finetune import Task, TaskModel, finetune, macro_f1
 from xlprobe.gradients import Loss
 from xlprobe.laboratory import Joint, Score
 from xlprobe.langworld import world
@@ -98,7 +98,7 @@ class WorldLab:
             return finetune(encoder, self._task(task), training=plan, progress=False)
         bitext = self._bitext(joint.pair, shuffled=False)
         if joint.aggregator == "sum":
-            both = finetuning.Joint(bitext, joint.objective, weight=joint.weight)
+            both = Beside(bitext, joint.objective, weight=joint.weight)
             return finetune(
                 encoder, self._task(task), training=plan, alignment=both, freeze=joint.frozen, progress=False
             )
@@ -118,7 +118,7 @@ class WorldLab:
             for said, true in zip(model.predict(corpus.words), corpus.labels, strict=True)
         ]
         hits = tuple(float(sum(a == b for a, b in some)) for some in pairs)
-        macro = finetuning.macro_f1([ab for some in pairs for ab in some])
+        macro = macro_f1([ab for some in pairs for ab in some])
         return Score(hits, tuple(float(len(true)) for true in corpus.labels), macro)
 
     def task_loss(self, encoder: Encoder, task: str, *, pair: str | None = None) -> Loss:
