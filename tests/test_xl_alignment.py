@@ -65,6 +65,7 @@ def hidden(words: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     return encoder.states(batch)[probe_layer(encoder.n_layers)][0].detach(), batch.word_ids[0]
 
 
+@torch.no_grad()
 def test_sentence_loss_is_the_naive_one() -> None:
     rows = range(4)
     means = []
@@ -85,14 +86,16 @@ def word_vectors_naively(side: int, n: int) -> Tensor:
     return torch.stack(vectors)
 
 
+@torch.no_grad()
 def test_token_loss_is_the_naive_one_behind_a_projection() -> None:
     encoder, projection = tiny_encoder(), nn.Linear(32, 8)
     pairs = list(zip(PAIRS.source, PAIRS.target, usable_links(PAIRS), strict=True))[:3]
     x, y = (projection(word_vectors_naively(side, 3)).detach() for side in (0, 1))
-    loss = objective_loss(encoder, "token", pairs, head=projection)
+    loss = objective_loss(encoder, "token", pairs, head=projection).detach()
     assert float(loss.detach()) == pytest.approx(naive_contrastive(x, y, 0.1), abs=1e-4)
 
 
+@torch.no_grad()
 def test_l2_is_the_naive_one_and_its_pull_grows_with_the_way() -> None:
     encoder = tiny_encoder().copy()
     pairs = list(zip(PAIRS.source, PAIRS.target, usable_links(PAIRS), strict=True))[:3]
@@ -113,6 +116,7 @@ def test_l2_is_the_naive_one_and_its_pull_grows_with_the_way() -> None:
 
 
 @pytest.mark.parametrize("objective", ["mlm", "tlm"])
+@torch.no_grad()
 def test_masked_losses_are_the_naive_ones(objective: str) -> None:
     encoder, pairs = tiny_encoder(), [(PAIRS.source[i], PAIRS.target[i], ()) for i in range(6)]
     with torch.random.fork_rng():
@@ -189,6 +193,7 @@ def test_align_is_deterministic_and_leaves_the_encoder_alone(objective: str | di
     assert align(encoder, PAIRS, objective=objective, training=other, progress=False).hash != once.hash
 
 
+@torch.no_grad()
 def test_a_weighted_sum_is_one() -> None:
     encoder, rows = tiny_encoder().copy(), torch.arange(8)
     one, two = (float(AlignmentLoss(encoder, PAIRS, name)(rows).detach()) for name in ("sentence", "token"))

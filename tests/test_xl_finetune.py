@@ -43,6 +43,7 @@ def test_a_seed_decides_all() -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+@torch.no_grad()
 def test_the_loss_is_the_naive_one_on_first_sub_words() -> None:
     encoder = tiny_encoder().copy()
     model = TaskModel(encoder, POS, seed=0)

@@ -1,20 +1,44 @@
 """Why better cross-lingual alignment of an encoder can fail to give better cross-lingual transfer.
 
-`xlprobe` is the home of the second study beside `mechedit`: XLM-R encoders, explicitly aligned on pairs of
-languages (by word, by sentence, by masked language modelling), fine-tuned for a token-level or a
-sentence-level task, and measured by embedding distances, gradient similarity and gradient magnitude.
+XLM-R-family encoders are aligned on pairs of languages (by word, by sentence, by masked language modelling), fine-tuned
+for a token-level or a sentence-level task, and measured: embedding distances, gradient similarity, gradient magnitude,
+zero-shot scores. `load_encoder`, `align`, `finetune`, `distances`, `gradients` and `transfer_study` are the main road.
 
 Source: "Why Better Cross-Lingual Alignment Fails for Better Cross-Lingual Transfer: Case of Encoders",
 arXiv 2603.18863.
-
-`load_encoder`, `align`, `finetune`, `distances`, `gradients` and `transfer_study` are the main road.
 """
 
 from xlprobe.alignment import align
-from xlprobe.distances import distances
+from xlprobe.corpora import Bitext, Labelled
+from xlprobe.diagnose import Diagnosis, diagnose
+from xlprobe.distances import Distances, distances
 from xlprobe.encoder import Encoder, load_encoder
-from xlprobe.finetune import finetune
-from xlprobe.gradients import gradients
-from xlprobe.transfer import transfer_study
+from xlprobe.finetune import Task, TaskModel, finetune
+from xlprobe.gradients import Gradients, Loss, gradients
+from xlprobe.laboratory import Laboratory
+from xlprobe.study import Study
+from xlprobe.transfer import StudyConfig, transfer_study
+from xlprobe.world_lab import WorldLab
 
-__all__ = ["Encoder", "align", "distances", "finetune", "gradients", "load_encoder", "transfer_study"]
+__all__ = [
+    "Bitext",
+    "Diagnosis",
+    "Distances",
+    "Encoder",
+    "Gradients",
+    "Labelled",
+    "Laboratory",
+    "Loss",
+    "Study",
+    "StudyConfig",
+    "Task",
+    "TaskModel",
+    "WorldLab",
+    "align",
+    "diagnose",
+    "distances",
+    "finetune",
+    "gradients",
+    "load_encoder",
+    "transfer_study",
+]

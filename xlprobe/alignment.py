@@ -30,7 +30,7 @@ __all__ = ["OBJECTIVES", "AlignmentLoss", "align", "freeze_layers", "l2_loss", "
 
 OBJECTIVES = ("mlm", "sentence", "token", "tlm", "l2")
 WORDS = ("token", "l2")  # objectives that stand on word links
-DEFAULT = Training(steps=200, batch=32, lr=5e-4, warmup=10)
+DEFAULT = Training(steps=80, batch=24, lr=2e-3, warmup=10)
 PULL = 1.0  # weight of ‖θ − θ₀‖² beside the distance of aligned words
 
 

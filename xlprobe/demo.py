@@ -31,13 +31,13 @@ DEMO_SIZES = Sizes(
     train=800,
     test=200,
     held_out=150,
-    align_steps=60,
-    finetune_steps=60,
+    align_steps=40,
+    finetune_steps=50,
     head_steps=60,
-    probe_batches=10,
+    probe_batches=12,
     batch=16,
-    align_lr=2e-3,
-    finetune_lr=2e-3,
+    align_lr=4e-3,
+    finetune_lr=4e-3,
 )
 
 

@@ -29,7 +29,7 @@ from xlprobe.training import Training, derive, train
 __all__ = ["Joint", "Task", "TaskModel", "TransferScores", "finetune", "finetune_seeds", "macro_f1"]
 
 Kind = Literal["tagging", "classification"]
-DEFAULT = Training(steps=150, batch=32, lr=5e-4, warmup=10)
+DEFAULT = Training(steps=150, batch=32, lr=2e-3, warmup=10)
 
 
 @dataclass(frozen=True)

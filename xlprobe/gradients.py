@@ -129,8 +129,8 @@ def gradients(
     >>> batches = [encoder.encode([text]) for text in ("one", "two words", "three more words", "four")]
     >>> loss = Loss("norm", batches, lambda batch: encoder.forward(batch).square().mean())
     >>> grads = gradients(encoder, task=loss, alignment=loss, progress=False)
-    >>> round(float(grads.encoder["cosine"]), 6), round(float(grads.encoder["ratio"]), 6)
-    (1.0, 1.0)
+    >>> [round(float(grads.encoder[name]), 6) for name in ("cosine", "ratio")]
+    [1.0, 1.0]
     """
     losses = {"task": task, "align": alignment, "target": target, "shuffled": shuffled}
     given = {name: loss for name, loss in losses.items() if loss is not None}

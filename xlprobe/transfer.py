@@ -68,12 +68,16 @@ def transfer_study(
     Errors: `InputError` for a pair or task that the laboratory lacks, and where `out` holds something else or a study
     with another configuration. Losses that are not finite stop it; finished cases are kept.
 
+    >>> import tempfile
     >>> from xlprobe.encoder import load_encoder
-    >>> from xlprobe.world_lab import WorldLab
-    >>> transfer_study(WorldLab(load_encoder("langworld")), StudyConfig(pairs=("en-de",)), "runs/never")
-    Traceback (most recent call last):
-        ...
-    reports.errors.InputError: pairs: expected some of ..., found 'en-de'
+    >>> from xlprobe.world_lab import Sizes, WorldLab
+    >>> sizes = Sizes(16, 16, 8, 8, align_steps=1, finetune_steps=1, head_steps=1, probe_batches=2, batch=8)
+    >>> laboratory = WorldLab(load_encoder("langworld", device="cpu"), sizes)
+    >>> plan = StudyConfig(("source-half",), ("sentence",), ("topic",), seeds=1, shuffled=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     study = transfer_study(laboratory, plan, folder, progress=False)
+    >>> study.cells[["pair", "objective", "task", "n"]].to_dict("records")
+    [{'pair': 'source-half', 'objective': 'sentence', 'task': 'topic', 'n': 8}]
     """
     pairs, tasks = _chosen(laboratory, config)
     seeds = {str(seed): seed for seed in range(config.seeds)}

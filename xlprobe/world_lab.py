@@ -19,7 +19,7 @@ from xlprobe.conflict import combine
 from xlprobe.corpora import Bitext, Labelled, Links, Words
 from xlprobe.distances import Parallel
 from xlprobe.encoder import Encoder
-from xlprobe.finetune import Joint as TaskJoint
+from xlprobe.finetune import Joint as Beside
 from xlprobe.finetune import Task, TaskModel, finetune, macro_f1
 from xlprobe.gradients import Loss
 from xlprobe.laboratory import Joint, Score
@@ -98,7 +98,7 @@ class WorldLab:
             return finetune(encoder, self._task(task), training=plan, progress=False)
         bitext = self._bitext(joint.pair, shuffled=False)
         if joint.aggregator == "sum":
-            both = TaskJoint(bitext, joint.objective, weight=joint.weight)
+            both = Beside(bitext, joint.objective, weight=joint.weight)
             return finetune(
                 encoder, self._task(task), training=plan, alignment=both, freeze=joint.frozen, progress=False
             )

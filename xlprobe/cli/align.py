@@ -112,9 +112,9 @@ def add(commands: Any) -> None:
     p.add_argument(
         "--freeze", type=layers, default=(), help="layers not to train, as 0,1,2 (0: the embeddings)"
     )
-    p.add_argument("--steps", type=count, default=200)
-    p.add_argument("--batch", type=count, default=32)
-    p.add_argument("--lr", type=float, default=5e-4)
+    p.add_argument("--steps", type=count, default=80)
+    p.add_argument("--batch", type=count, default=24)
+    p.add_argument("--lr", type=float, default=2e-3)
     p.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
     p.add_argument(
         "--out", required=True, help="folder for checkpoint and encoder; the same command again goes on"

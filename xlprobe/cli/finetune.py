@@ -75,5 +75,5 @@ def add(commands: Any) -> None:
     )
     p.add_argument("--steps", type=count, default=150)
     p.add_argument("--batch", type=count, default=32)
-    p.add_argument("--lr", type=float, default=5e-4)
+    p.add_argument("--lr", type=float, default=2e-3)
     p.add_argument("--out", help="folder to save the scores in")

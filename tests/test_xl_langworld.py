@@ -1,0 +1,143 @@
+"""The embedded languages: what differs from the source and what does not, splits, gold links, the shipped encoder."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from reports.errors import InputError
+from xlprobe.alignment import align, retrieval
+from xlprobe.corpora import Bitext, overlap
+from xlprobe.encoder import load_encoder
+from xlprobe.finetune import finetune
+from xlprobe.langworld.check import check
+from xlprobe.langworld.grammar import align_words, draw, realise
+from xlprobe.langworld.lexicon import LANGUAGES, TOPICS, lexicon
+from xlprobe.langworld.train import monolingual, train_langworld
+from xlprobe.langworld.world import SPLITS, bitext, labelled, meanings, split_of, task
+from xlprobe.training import Training
+
+MEANINGS = [draw(topic, random.Random(i)) for i, topic in enumerate(list(TOPICS) * 10)]
+
+
+def test_a_seed_decides_the_world() -> None:
+    assert lexicon(0) == lexicon(0) != lexicon(1)
+    assert monolingual("words", 3) == monolingual("words", 3)
+
+
+def test_own_vocabulary_shares_no_word_and_half_shares_half() -> None:
+    words = lexicon(0)
+    stems = {name: {c: w for c, w in own.items() if c[0] != "SUFFIX"} for name, own in words.items()}
+    for name in ("words", "order", "suffix"):
+        assert not set(stems[name].values()) & set(stems["source"].values())
+    kept = sum(stems["half"][c] == w for c, w in stems["source"].items())
+    assert kept == pytest.approx(len(stems["source"]) / 2, abs=1)
+
+
+def test_words_and_half_differ_in_vocabulary_only() -> None:
+    for meaning in MEANINGS:
+        source = realise(meaning, "source")
+        for name in ("words", "half"):
+            other = realise(meaning, name)
+            assert [w.tag for w in other] == [w.tag for w in source]
+            assert align_words(source, other) == [(i, i) for i in range(len(source))]
+
+
+def test_order_has_the_same_words_in_another_order() -> None:
+    moved = 0
+    for meaning in MEANINGS:
+        source, other = realise(meaning, "source"), realise(meaning, "order")
+        links = align_words(source, other)
+        assert sorted(i for i, _ in links) == sorted(j for _, j in links) == list(range(len(source)))
+        assert all(source[i].tag == other[j].tag for i, j in links)
+        moved += links != sorted((i, i) for i, _ in links)
+    assert moved > len(MEANINGS) / 2
+
+
+def test_suffix_writes_its_own_script_and_no_function_words() -> None:
+    for meaning in MEANINGS:
+        source, other = realise(meaning, "source"), realise(meaning, "suffix")
+        assert not {w.tag for w in other} & {"DET", "ADP", "AUX"}
+        linked = {i for i, _ in align_words(source, other)}
+        assert {source[i].tag for i in range(len(source)) if i not in linked} <= {"DET"}
+        own = [w.form for w in other if w.tag in ("NOUN", "VERB", "ADJ")]
+        assert all("Ⴀ" <= letter <= "ჿ" for form in own for letter in form)
+
+
+def test_splits_share_no_sentence_and_the_report_of_overlap_says_so() -> None:
+    texts: dict[str, tuple[tuple[str, ...], ...]] = {
+        split: bitext("words", 200, split).source for split in SPLITS
+    }
+    assert overlap(texts)["shared"].sum() == 0
+    assert all(split_of(" ".join(words)) == split for split, some in texts.items() for words in some)
+    assert overlap({**texts, "leak": texts["test"][:3]})["shared"].sum() == 3
+
+
+def test_parallel_means_parallel() -> None:
+    assert bitext("words", 50).source == bitext("order", 50).source
+    assert labelled("topic", "words", 50, "test").labels == labelled("topic", "suffix", 50, "test").labels
+    assert [m.topic for m in meanings("train", 50)] == [t for (t,) in task("topic", n_train=50).train.labels]
+
+
+def test_what_does_not_exist_is_refused() -> None:
+    with pytest.raises(InputError, match="expected one of source"):
+        bitext("klingon", 3)
+    with pytest.raises(InputError, match="expected pos or topic"):
+        task("parsing")  # type: ignore[arg-type]
+
+
+def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """The whole road at a toy size: tokenizer, training, resume, a checkpoint that loads."""
+    folder = train_langworld(tmp_path, steps=3, sentences=60, progress=False)
+    encoder = load_encoder(folder, device="cpu")
+    assert encoder.n_layers == 4
+    assert encoder.lm_head is not None
+    with pytest.raises(InputError, match="finished model"):
+        train_langworld(tmp_path, steps=3, sentences=60, progress=False)
+
+
+# ------------------------------------------------------------------------------------------ the shipped encoder
+
+
+def test_the_shipped_encoder_knows_its_languages() -> None:
+    table = check(load_encoder("langworld", device="cpu"), n=100).set_index("language")
+    assert set(table.index) == set(LANGUAGES)
+    assert bool(table["ok"].all())
+    assert bool((table["low"] > 2 * table["most_frequent"]).all())
+
+
+def test_a_random_encoder_fails_the_check() -> None:
+    encoder = load_encoder("langworld", device="cpu").copy()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in encoder.model.parameters():
+                parameter.normal_(std=0.02)
+    assert not bool(check(encoder, n=50)["ok"].any())
+
+
+@pytest.mark.parametrize("objective", ["sentence", "token"])
+def test_alignment_raises_held_out_retrieval_by_20_points_and_shuffled_pairs_do_not(objective: str) -> None:
+    encoder, pairs, held_out = (
+        load_encoder("langworld", device="cpu"),
+        bitext("words", 1600),
+        bitext("words", 200, "held_out"),
+    )
+    before = retrieval(encoder, held_out)
+    after = retrieval(align(encoder, pairs, objective=objective, progress=False), held_out)
+    assert after >= before + 0.2
+    if objective == "sentence":
+        shuffled = Bitext(pairs.source, pairs.target[800:] + pairs.target[:800])
+        assert retrieval(align(encoder, shuffled, progress=False), held_out) < before + 0.05
+
+
+def test_transfer_has_room_in_both_directions() -> None:
+    plan = Training(steps=120, batch=16, lr=2e-3, warmup=10)
+    tags = task("pos", n_train=800, n_test=150)
+    model = finetune(load_encoder("langworld", device="cpu"), tags, training=plan, progress=False)
+    scores = {name: model.score(corpus)["accuracy"] for name, corpus in tags.test.items()}
+    assert scores["source"] > 0.95
+    assert all(0.25 < scores[name] < scores["source"] - 0.03 for name in ("words", "order", "suffix", "half"))
