@@ -94,6 +94,18 @@ def test_claims_do_not_hold_where_the_numbers_deny_them() -> None:
     assert answers(same) == ["does not hold", "does not hold", "does not hold"]
 
 
+def test_a_correlation_that_predicts_no_held_out_pair_does_not_deny_the_first_claim() -> None:
+    """Within each pair the score falls with retrieval, between pairs it rises, once by leaps: ρ is high, q² is not."""
+    frame = cells(slope=0.0, noise=0.0)
+    x = np.repeat([0.0, 3, 6, 9], 8) + np.tile(np.linspace(-1, 1, 8), 4)
+    frame = frame.assign(
+        delta_retrieval=x, delta_score=np.repeat([0.0, 3, 6, 60], 8) + np.tile(np.linspace(1, -1, 8), 4)
+    )
+    row = predict(frame).iloc[0]
+    assert row["low"] > 0 > row["q2"]
+    assert claims(frame, predict(frame))[0]["answer"] == "not shown"
+
+
 def test_claims_are_not_shown_by_a_study_that_is_too_small_or_too_noisy() -> None:
     frame = cells(slope=0.3, n=1).assign(task_halves=0.1)
     frame = frame.assign(low=frame["delta_score"] - 0.01, high=frame["delta_score"] - 0.009)

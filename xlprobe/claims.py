@@ -4,8 +4,9 @@ An answer needs an interval that allows it; where none does the answer is "not s
 too small, not that the claim is wrong. The thresholds are ours [the abstract gives none] and stand in the evidence.
 
 1. *Embedding distance alone does not predict whether a task improves or degrades.* Does not hold if the interval of
-   Spearman's ρ between the change of retrieval and that of the score lies above 0; holds if its upper end is below 0.5
-   (a quarter of the variance of ranks).
+   Spearman's ρ between the change of retrieval and that of the score lies above 0 and the other pairs predict the
+   held-out one better than their mean does (q² > 0); holds if the interval's upper end is below 0.5 (a quarter of the
+   variance of ranks).
 2. *Alignment and task gradients are often close to orthogonal.* Holds if more than half of the cells (Wilson) have
    |cosine| ≤ 0.1; does not hold if fewer than half have. Cells whose gradients are mostly noise (halves below 0.5)
    are left out: noise is orthogonal to everything.
@@ -42,7 +43,7 @@ def _distance(predictors: pd.DataFrame) -> dict[str, str]:
         return {"claim": claim, "answer": "not shown", "evidence": "retrieval was not measured"}
     row = found.iloc[0]
     answer = "not shown"
-    if row["low"] > 0:
+    if row["low"] > 0 and row["q2"] > 0:
         answer = "does not hold"
     elif row["high"] < WEAK:
         answer = "holds"
@@ -50,7 +51,7 @@ def _distance(predictors: pd.DataFrame) -> dict[str, str]:
     evidence = (
         f"Spearman's ρ of the change of retrieval with the change of score {rho} [{low}, {high}], same sign in "
         f"{row['sign_agreement']:.0%} [{row['sign_low']:.0%}, {row['sign_high']:.0%}], leave-one-pair-out q² {q2}, "
-        f"n = {row['n']:.0f} cells; asked: an interval above 0, or below {WEAK}"
+        f"n = {row['n']:.0f} cells; asked: an interval above 0 with q² above 0, or one below {WEAK}"
     )
     return {"claim": claim, "answer": answer, "evidence": evidence}
 
