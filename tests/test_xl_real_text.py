@@ -300,6 +300,16 @@ def test_the_recipes_are_studies_of_the_built_in_sizes(root: Path) -> None:
     assert replace(real.study, seeds=5) == plain.study
 
 
+def test_the_settings_for_xlm_r_in_the_recipe_are_a_recipe(root: Path, tmp_path: Path) -> None:
+    text = (root / "experiments" / "recipes" / "real-text.toml").read_text("utf-8")
+    lines = [line.removeprefix("#: ") for line in text.splitlines() if line.startswith("#:")]
+    write(tmp_path / "base.toml", lines)
+    base = config.load(tmp_path / "base.toml", Recipe)
+    assert (base.laboratory, base.encoder, base.seeds) == ("files", "xlm-roberta-base", 5)
+    assert base.sizes.align_lr == base.sizes.finetune_lr == 2e-5
+    assert base.sizes.finetune_steps == 10 * base.sizes.train // base.sizes.batch
+
+
 @pytest.mark.shared
 def test_real_text_is_as_large_as_its_sources_say_and_nothing_asked_is_learned(shared_dir: Path) -> None:
     data = DataFolder(shared_dir / "data", held_out=300)

@@ -34,13 +34,13 @@ class FileSizes(Sizes):
     train: int = 3000
     test: int = 700
     held_out: int = 300
-    align_steps: int = 150
-    finetune_steps: int = 200
-    head_steps: int = 150
+    align_steps: int = 100
+    finetune_steps: int = 120
+    head_steps: int = 100
     align_lr: float = 5e-4
-    finetune_lr: float = 5e-4
+    finetune_lr: float = 1e-3
     probe_batches: int = 24
-    batch: int = 32
+    batch: int = 16
 
 
 class FileLab(WorldLab):
@@ -57,6 +57,7 @@ class FileLab(WorldLab):
         self.source = source
         self.name = "real text"
         self.pairs = source.pairs
+        self._linked: dict[str, Bitext] = {}
 
     @property
     def data(self) -> dict[str, Any]:
@@ -72,10 +73,10 @@ class FileLab(WorldLab):
 
     def _parallel(self, which: str, pair: str) -> Bitext:
         """Tatoeba's pairs with the pretrained encoder's own links."""
-        if (which, pair) not in self._texts:
+        if pair not in self._linked:
             pairs = self.source.bitext(pair)[: self.sizes.bitext]
-            self._texts[which, pair] = argmax_links(self.encoder, pairs)
-        return self._texts[which, pair]
+            self._linked[pair] = argmax_links(self.encoder, pairs)
+        return self._linked[pair]
 
     def _task(self, task: str) -> Task:
         """Its classes are those of all languages, so that any of them can be asked."""
