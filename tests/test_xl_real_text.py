@@ -20,7 +20,8 @@ from xlprobe.data_folder import DataFolder, detached
 from xlprobe.file_lab import FileLab, FileSizes
 from xlprobe.real_text import Pretraining, Recipe, balanced, data_path, pretraining_texts
 from xlprobe.study import Study
-from xlprobe.transfer import StudyConfig
+from xlprobe.training import TrainingError
+from xlprobe.transfer import StudyConfig, transfer_study
 
 SIZES = FileSizes(
     train=40, held_out=12, align_steps=2, finetune_steps=2, head_steps=2, probe_batches=2, batch=8
@@ -221,6 +222,29 @@ def test_a_target_language_may_lack_a_class_or_have_one_more(tmp_path: Path) -> 
     assert sum(map(len, loss.batches)) == 16  # two batches of eight
 
 
+def test_a_task_of_one_class_is_refused(tmp_path: Path) -> None:
+    folder = write_data(tmp_path)
+    train = folder / "sib200" / "eng_Latn" / "train.tsv"
+    train.write_text(
+        train.read_text("utf-8").replace("travel", "sports").replace("politics", "sports"), "utf-8"
+    )
+    with pytest.raises(InputError, match="at least two classes to train on, found sports"):
+        FileLab(tiny_encoder(), DataFolder(folder, held_out=12), SIZES).finetuned(
+            tiny_encoder(), "topic", seed=0
+        )
+
+
+def test_a_loss_that_is_not_finite_stops_the_study_and_keeps_what_was_done(
+    data: DataFolder, tmp_path: Path
+) -> None:
+    lab = FileLab(tiny_encoder(), data, replace(SIZES, align_lr=1e30, align_steps=4))
+    plan = StudyConfig(("en-de",), ("mlm",), ("pos",), seeds=1, shuffled=False)
+    with pytest.raises(TrainingError, match="expected a finite number"):
+        transfer_study(lab, plan, tmp_path / "run", progress=False)
+    assert "none-0.json" in {file.name for file in (tmp_path / "run" / "cases").iterdir()}
+    assert not (tmp_path / "run" / "results").exists()
+
+
 # -- the study, by the command line ------------------------------------------------------------------------------
 
 
@@ -263,6 +287,12 @@ def test_it_goes_on_where_it_stopped_and_refuses_other_text(
     other = write_data(tmp_path, seed=1)
     assert main([*map(str, argv), "--data", str(other)]) == 2
     assert "files" in capsys.readouterr().err
+
+
+def test_pretrain_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--help"])
+    assert "example: xlprobe pretrain --data" in capsys.readouterr().out
 
 
 def test_pretrain_makes_an_encoder_that_a_study_can_name(
