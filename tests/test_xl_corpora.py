@@ -86,6 +86,27 @@ def test_a_language_without_pairs_is_refused(tmp_path: Path) -> None:
         load_bitext(tmp_path / "nowhere", tmp_path / "b")
 
 
+def test_bitext_from_a_data_set_equals_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "pairs").mkdir()
+    rows = 'en,de,id\none dog,ein Hund,1\n,leer,2\n"two, or",zwei,3\n'
+    (tmp_path / "pairs" / "train.csv").write_text(rows, "utf-8")
+    (tmp_path / "pairs" / "validation.csv").write_text("en,de,id\nlast,zuletzt,4\n", "utf-8")
+    (tmp_path / "links").write_text("0-0 1-1\n\n0-0\n")
+    found = load_bitext(tmp_path / "pairs", columns=("en", "de"), links=tmp_path / "links")
+    assert found.source == (("one", "dog"), ("two,", "or"))
+    assert found.target == (("ein", "Hund"), ("zwei",))
+    assert found.links == (((0, 0), (1, 1)), ((0, 0),))
+    assert load_bitext(f"{tmp_path / 'pairs'}:validation", columns=("de", "en")).source == (("zuletzt",),)
+    with pytest.raises(InputError, match=r"has no column 'tr', only en, de, id"):
+        load_bitext(tmp_path / "pairs", columns=("en", "tr"))
+    with pytest.raises(InputError, match=r"column 'id' .* expected text, found int"):
+        load_bitext(tmp_path / "pairs", columns=("en", "id"))
+    for name in (tmp_path / "nowhere", f"{tmp_path / 'pairs'}:test"):
+        with pytest.raises(InputError, match="no file and no data set"):
+            load_bitext(name, columns=("en", "de"))
+
+
 @pytest.mark.parametrize(("line", "match"), [("0:1", "found '0:1'"), ("0-9", "points beyond")])
 def test_bad_links_are_refused(tmp_path: Path, line: str, match: str) -> None:
     (tmp_path / "a").write_text("x y\n")

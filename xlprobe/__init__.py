@@ -10,9 +10,11 @@ arXiv 2603.18863.
 
 from xlprobe.alignment import align
 from xlprobe.corpora import Bitext, Labelled
+from xlprobe.data_folder import DataFolder
 from xlprobe.diagnose import Diagnosis, diagnose
 from xlprobe.distances import Distances, distances
 from xlprobe.encoder import Encoder, load_encoder
+from xlprobe.file_lab import FileLab
 from xlprobe.finetune import Task, TaskModel, finetune
 from xlprobe.gradients import Gradients, Loss, gradients
 from xlprobe.laboratory import Laboratory
@@ -22,9 +24,11 @@ from xlprobe.world_lab import WorldLab
 
 __all__ = [
     "Bitext",
+    "DataFolder",
     "Diagnosis",
     "Distances",
     "Encoder",
+    "FileLab",
     "Gradients",
     "Labelled",
     "Laboratory",

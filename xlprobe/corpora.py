@@ -157,7 +157,8 @@ def load_bitext(
 ) -> Bitext:
     """Translation pairs: two line-aligned files; one TSV of two columns; or a `datasets` name with its `columns`.
 
-    A pair with an empty side is left out. Errors: `InputError` for sides of unequal length (with both), no pairs.
+    A data set is any name or folder that `datasets` reads, with `:split` behind it where it is not `train`. A pair with
+    an empty side is left out. Errors: `InputError` for sides of unequal length (with both), no pairs, no text.
     """
     if target is not None:
         left, right = _lines(source), _lines(target)
@@ -232,7 +233,14 @@ def _dataset_pairs(name: str, columns: tuple[str, str]) -> list[tuple[str, str]]
     missing = [column for column in columns if column not in rows.column_names]
     if missing:
         raise InputError(f"bitext: {name} has no column {missing[0]!r}, only {', '.join(rows.column_names)}")
-    return list(zip(rows[columns[0]], rows[columns[1]], strict=True))
+    sides = [[cell if cell is not None else "" for cell in rows[column]] for column in columns]
+    for column, side in zip(columns, sides, strict=True):
+        if strange := [cell for cell in side if not isinstance(cell, str)]:
+            raise InputError(
+                f"bitext: column {column!r} of {name}: expected text, found {type(strange[0]).__name__}; a data set "
+                "of nested translations has to be flattened first"
+            )
+    return list(zip(*sides, strict=True))
 
 
 # ------------------------------------------------------------------------------------------ leaks

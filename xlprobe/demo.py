@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEMO_PLAN", "DEMO_SIZES", "run_demo", "study_json", "write_page"]
 
+INVENTED = "The languages are invented and the encoder is small: nothing here says what holds for XLM-R."
 DEMO_PLAN = StudyConfig(seeds=2)
 DEMO_SIZES = Sizes(
     bitext=800,
@@ -62,8 +63,19 @@ def run_demo(
     return study
 
 
-def write_page(study: Study, out: str | Path, *, model: str, title: str, notes: Sequence[str] = ()) -> Path:
-    """The tables that `reports.xl_page` reads, and the page, into the study's run folder; the page's path."""
+def write_page(
+    study: Study,
+    out: str | Path,
+    *,
+    model: str,
+    title: str,
+    notes: Sequence[str] = (),
+    caution: str = INVENTED,
+) -> Path:
+    """The tables that `reports.xl_page` reads, and the page, into the study's run folder; the page's path.
+
+    `caution` says what the material cannot show.
+    """
     run = RunFolder(Path(out), {})
     for name in ("cells", "predictors", "distances", "gradients"):
         run.write_frame(name, getattr(study, name))
@@ -81,7 +93,7 @@ def write_page(study: Study, out: str | Path, *, model: str, title: str, notes: 
             *notes,
         ],
         "not_done": [
-            "The languages are invented and the encoder is small: nothing here says what holds for XLM-R.",
+            caution,
             "Task and alignment of the study follow each other; training on both at once is the advice recipe's.",
             "Advice is read off gradients; whether following it helps is not tested in this run.",
         ],

@@ -10,7 +10,7 @@ turns. Data order, head and dropout depend on the seed alone, so a run on the CP
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -36,21 +36,25 @@ DEFAULT = Training(steps=150, batch=32, lr=2e-3, warmup=10)
 class Task:
     """What is learned in one language (`train`) and asked in others (`test`: language to sentences).
 
-    Errors: `InputError` where the training labels have fewer than two classes, or a sentence the wrong number.
+    labels: the classes of the head; empty: those of `train`. Errors: `InputError` where the training labels have fewer
+    than two classes, or one that is not among `labels`, or a sentence the wrong number.
     """
 
     kind: Kind
     train: Labelled
     test: Mapping[str, Labelled]
-    labels: tuple[str, ...] = field(init=False)
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        labels = tuple(sorted({label for some in self.train.labels for label in some}))
-        if len(labels) < 2:
+        found = tuple(sorted({label for some in self.train.labels for label in some}))
+        if len(found) < 2:
             raise InputError(
-                f"task: expected at least two classes to train on, found {', '.join(labels) or 'none'}"
+                f"task: expected at least two classes to train on, found {', '.join(found) or 'none'}"
             )
-        object.__setattr__(self, "labels", labels)
+        if not self.labels:
+            object.__setattr__(self, "labels", found)
+        if strange := sorted(set(found) - set(self.labels)):
+            raise InputError(f"labels: expected all classes of train, {strange[0]!r} is not among them")
         for name, corpus in {"train": self.train, **self.test}.items():
             if not len(corpus):
                 raise InputError(f"task: {name} holds no sentences")

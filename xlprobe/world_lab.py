@@ -105,7 +105,7 @@ class WorldLab:
         model = TaskModel(encoder.copy(), self._task(task), seed=plan.seed)
         frozen = freeze_layers(model.encoder, joint.frozen)
         module = _Conflicting(model, AlignmentLoss(model.encoder, bitext, joint.objective), joint)
-        train(module, plan, n_items=sizes.train, device=encoder.device, progress=False)
+        train(module, plan, n_items=len(model.task.train), device=encoder.device, progress=False)
         for parameter in frozen:
             parameter.requires_grad_(True)
         return model
@@ -125,9 +125,10 @@ class WorldLab:
         """Its head is trained on the frozen encoder."""
         language = "source" if pair is None else pair.split("-")[1]
         train_on = self._labelled("train", language, task)
-        model = TaskModel(encoder, Task(_KINDS[task], train=train_on, test={}))
+        labels = self._task(task).labels  # the head's: the target language may have others, or fewer
+        model = TaskModel(encoder, Task(_KINDS[task], train=train_on, test={}, labels=labels))
         model.head = self._head(encoder, task)
-        rows = torch.arange(min(self.sizes.train, self.sizes.batch * self.sizes.probe_batches)).split(
+        rows = torch.arange(min(len(train_on), self.sizes.batch * self.sizes.probe_batches)).split(
             self.sizes.batch
         )
         return Loss(f"{task} in {language}", rows, model, (model.head,))

@@ -1,5 +1,5 @@
-"""The command line: `xlprobe demo | align | finetune | distances | gradients | study | langworld | diagnose | report |
-bench`.
+"""The command line: `xlprobe demo | pretrain | align | finetune | distances | gradients | study | langworld |
+diagnose | report | bench`.
 
 Every command prints a table, or one JSON object with `--json`. Exit status: 0 done, 1 failed, 2 wrong usage
 (one line on standard error), 130 interrupted.
@@ -13,7 +13,19 @@ import sys
 from collections.abc import Sequence
 
 from reports.errors import InputError, MechEditError
-from xlprobe.cli import align, bench, demo, diagnose, distances, finetune, gradients, langworld, report, study
+from xlprobe.cli import (
+    align,
+    bench,
+    demo,
+    diagnose,
+    distances,
+    finetune,
+    gradients,
+    langworld,
+    pretrain,
+    report,
+    study,
+)
 from xlprobe.cli.options import Parser
 
 
@@ -46,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=version("mechedit"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    for module in (demo, align, finetune, distances, gradients, study, langworld, diagnose, report, bench):
+    made = (pretrain, align, finetune, distances, gradients, study)
+    for module in (demo, *made, langworld, diagnose, report, bench):
         module.add(commands)
     return parser

@@ -1,0 +1,40 @@
+"""`xlprobe pretrain`: a small encoder of XLM-R's architecture from the text of a data folder."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from xlprobe.cli.options import command, count, print_json
+
+
+def pretrain(options: argparse.Namespace) -> None:
+    """Pre-trains a small encoder on the text of a data folder, by masked language modelling."""
+    from experiments import config
+    from xlprobe.data_folder import DataFolder
+    from xlprobe.real_text import Recipe, data_path, pretrain_on, pretraining_texts
+
+    recipe = config.load(options.recipe, Recipe) if options.recipe else Recipe(laboratory="files")
+    plan = recipe.pretrain
+    training = replace(plan.training, steps=options.steps or plan.training.steps, seed=options.seed)
+    data = DataFolder(data_path(options.data or recipe.data), held_out=recipe.sizes.held_out)
+    model = pretrain_on(data, Path(options.out), replace(plan, training=training), progress=not options.quiet)
+    if options.json:
+        sentences = {language: len(texts) for language, texts in pretraining_texts(data).items()}
+        print_json({"model": str(model), "sentences": sentences, "left_out": data.left_out})
+        return
+    print(model)
+
+
+def add(commands: Any) -> None:
+    """`pretrain`."""
+    example = "xlprobe pretrain --data ../shared/data --out runs/encoder"
+    p = command(commands, "pretrain", pretrain, example, encoder=False)
+    p.add_argument("--data", help="folder with ud, sib200 and tatoeba (default: MECHEDIT_DATA)")
+    p.add_argument("--recipe", help="TOML file with the encoder's shape and training (default: the built-in)")
+    p.add_argument("--steps", type=count, help="training steps (default: the recipe's)")
+    p.add_argument(
+        "--out", required=True, help="folder for checkpoint and model; the same command again goes on"
+    )

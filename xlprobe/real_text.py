@@ -1,0 +1,171 @@
+"""The study on real text: a small encoder pre-trained on the text of a data folder, and the recipe that says how.
+
+1. Pre-training (`pretrain_on`): masked language modelling on English EWT and both sides of Tatoeba, every sentence a
+   row of its own, so there is no parallel signal. Languages are drawn as XLM-R's were, with probability ∝ n^0.3
+   [Conneau et al., ACL 2020, section 3.1], here by repeating the smaller ones' sentences.
+2. The study (`xlprobe.transfer`) on a `FileLab` of the same folder.
+
+Such an encoder has seen thousands of sentences where XLM-R saw billions: it shows how the instrument reads on real
+text, never what XLM-R does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+
+from experiments.runs import RunFolder
+from reports.errors import InputError
+from xlprobe.data_folder import SOURCE, DataFolder
+from xlprobe.file_lab import FileSizes
+from xlprobe.pretrain import Shape, pretrain
+from xlprobe.training import Training
+from xlprobe.transfer import StudyConfig
+
+if TYPE_CHECKING:
+    from xlprobe.encoder import Encoder
+
+__all__ = [
+    "Pretraining",
+    "Recipe",
+    "balanced",
+    "caution",
+    "data_path",
+    "encoder_folder",
+    "pretrain_on",
+    "pretraining_texts",
+    "text_report",
+]
+
+ALPHA = 0.3
+XLM_R = 278_000_000  # parameters of XLM-R base, embeddings included
+JUDGED = ("tags: test", "topics: test", "distances")
+SHAPE = Shape(vocabulary=8000, d_model=128, n_layers=4, n_heads=4, d_ffn=512, positions=192, dropout=0.1)
+TRAINING = Training(steps=6500, batch=64, lr=1e-3, warmup=500, decay=0.6, weight_decay=0.01)
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """The small encoder and its training."""
+
+    shape: Shape = SHAPE
+    training: Training = TRAINING
+
+
+@dataclass(frozen=True)
+class Recipe(StudyConfig):
+    """A study's recipe file: what is crossed with what (`StudyConfig`), and on which material.
+
+    laboratory: "langworld", or "files" with the folder `data` (empty: MECHEDIT_DATA); sizes: of `xlprobe.file_lab`.
+    encoder: a folder or an id; empty: the embedded encoder, or for files one that is pre-trained as `pretrain` says.
+    """
+
+    laboratory: Literal["langworld", "files"] = "langworld"
+    data: str = ""
+    encoder: str = ""
+    sizes: FileSizes = field(default_factory=FileSizes)
+    pretrain: Pretraining = field(default_factory=Pretraining)
+
+    @property
+    def study(self) -> StudyConfig:
+        """The part that `transfer_study` takes."""
+        return StudyConfig(**{part.name: getattr(self, part.name) for part in fields(StudyConfig)})
+
+
+def data_path(asked: str | None) -> Path:
+    """The data folder: `asked`, else MECHEDIT_DATA, itself or its folder `data`. Errors: `InputError` for neither."""
+    named = asked or os.environ.get("MECHEDIT_DATA")
+    if not named:
+        raise InputError(
+            "data: expected a folder with ud, sib200 and tatoeba; name it with --data, or in the environment as "
+            "MECHEDIT_DATA"
+        )
+    path = Path(named)
+    return path / "data" if not asked and (path / "data").is_dir() else path
+
+
+def pretraining_texts(data: DataFolder) -> dict[str, list[str]]:
+    """Each language's sentences for pre-training, once each: EWT's training part and both sides of the pairs.
+
+    Sentences that a study asks or measures are not among them (`DataFolder`).
+    """
+    found: dict[str, dict[str, None]] = {SOURCE: dict.fromkeys(map(" ".join, data.tagged.words))}
+    for pair in data.pairs:
+        bitext = data.bitext(pair)
+        for language, side in zip(pair.split("-"), (bitext.source, bitext.target), strict=True):
+            found.setdefault(language, {}).update(dict.fromkeys(map(" ".join, side)))
+    return {language: list(texts) for language, texts in found.items()}
+
+
+def balanced(texts: Mapping[str, Sequence[str]], *, alpha: float = ALPHA) -> list[str]:
+    """All texts in one list, those of small languages repeated until their share is about n^alpha / Σ n^alpha.
+
+    The largest language's stand there once, another's round((n_largest / n)^(1 − alpha)) times.
+
+    >>> balanced({"a": ["x"] * 100, "b": ["y"]}, alpha=0.5).count("y")
+    10
+    """
+    most = max(map(len, texts.values()))
+    return [
+        text
+        for some in texts.values()
+        for _ in range(round((most / len(some)) ** (1 - alpha)))
+        for text in some
+    ]
+
+
+def pretrain_on(data: DataFolder, out: Path, plan: Pretraining, *, progress: bool = True) -> Path:
+    """Pre-trains (or goes on pre-training) in `out`; the folder of the finished encoder, `out/model`."""
+    texts = balanced(pretraining_texts(data))
+    return pretrain(texts, out, shape=plan.shape, training=plan.training, name="real text", progress=progress)
+
+
+def encoder_folder(data: DataFolder, out: str | Path, plan: Pretraining, *, progress: bool = True) -> str:
+    """The encoder that is pre-trained for the study in `out`: in `out`-encoder, once."""
+    folder = Path(f"{out}-encoder")
+    if not (folder / "model").is_dir():
+        pretrain_on(data, folder, plan, progress=progress)
+    return str(folder / "model")
+
+
+def text_report(data: DataFolder, run_folder: str | Path, *, pretrained: bool) -> list[str]:
+    """Notes for the page on the study's text; the whole table of overlap goes to `overlap.parquet` in the run folder.
+
+    `pretrained`: the encoder was pre-trained on this folder's text, which then belongs to the table.
+    """
+    texts = pretraining_texts(data) if pretrained else {}
+    table = data.overlap(pretraining=[text for some in texts.values() for text in some])
+    RunFolder(Path(run_folder), {}).write_frame("overlap", table)
+    judged = table["a"].isin(JUDGED) | table["b"].isin(JUDGED)
+    notes = [
+        f"Text that judges (tests, distances): {int(table[judged]['shared'].sum())} of its sentences stand in another "
+        f"set too, by hash of the normalised text; {sum(data.left_out.values())} were left out of what is learned.",
+        f"Shared among what is learned: {_shared(table[~judged])}.",
+        "Word links of “token” are the pretrained encoder's own (mutual argmax); Tatoeba has no others.",
+    ]
+    if pretrained:
+        counts = ", ".join(f"{name} {len(some):,}" for name, some in texts.items())
+        notes.insert(0, f"The encoder was pre-trained here, on so many sentences: {counts}. It is not XLM-R.")
+    return notes
+
+
+def caution(encoder: Encoder) -> str:
+    """What this study cannot show, by the size of its encoder."""
+    size = sum(weight.numel() for weight in encoder.model.parameters())
+    if size >= XLM_R // 2:
+        return "One encoder, and the pairs and tasks that are named: other encoders may behave otherwise."
+    return (
+        f"The encoder is not XLM-R: {size / 1e6:.1f} million parameters in {encoder.n_layers} layers against "
+        f"{XLM_R / 1e6:.0f} million in 12, and a few thousand sentences against billions. This run shows how the "
+        "instrument reads on real text; nothing in it says what holds for XLM-R."
+    )
+
+
+def _shared(table: pd.DataFrame) -> str:
+    rows = table[table["shared"] > 0]
+    return "; ".join(f"{row.a} and {row.b} {row.shared:,}" for row in rows.itertuples()) or "nothing"
