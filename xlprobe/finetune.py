@@ -185,6 +185,7 @@ def finetune(
         module,
         training,
         n_items=len(task.train),
+        lengths=model.batch.lengths,
         device=encoder.device,
         folder=folder,
         label=task.kind,

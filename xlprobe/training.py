@@ -151,7 +151,7 @@ def train(
     trained = [p for p in module.parameters() if p.requires_grad]
     if not trained:
         raise InputError("freeze: every parameter is frozen, nothing is left to train")
-    optimizer = torch.optim.AdamW(trained, lr=training.lr, weight_decay=training.weight_decay)
+    optimizer = torch.optim.AdamW(trained, lr=training.lr, weight_decay=training.weight_decay, fused=True)
     start = _restore(folder, module, optimizer, training)
     prepared, fast = accelerator.prepare(module, optimizer)
     sampler = Sampler(n_items, training.batch, training.seed, lengths)

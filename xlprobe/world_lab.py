@@ -60,7 +60,6 @@ class WorldLab:
         self.pairs = tuple(f"source-{name}" for name in LANGUAGES if name != "source")
         self.tasks = tuple(_KINDS)
         self._heads: dict[tuple[str, str], nn.Linear] = {}
-        self._texts: dict[tuple[str, str], Bitext] = {}
 
     @property
     def data(self) -> dict[str, Any]:
@@ -105,7 +104,8 @@ class WorldLab:
         model = TaskModel(encoder.copy(), self._task(task), seed=plan.seed)
         frozen = freeze_layers(model.encoder, joint.frozen)
         module = _Conflicting(model, AlignmentLoss(model.encoder, bitext, joint.objective), joint)
-        train(module, plan, n_items=sizes.train, device=encoder.device, progress=False)
+        lengths = model.batch.lengths
+        train(module, plan, n_items=sizes.train, lengths=lengths, device=encoder.device, progress=False)
         for parameter in frozen:
             parameter.requires_grad_(True)
         return model
@@ -162,10 +162,7 @@ class WorldLab:
     # -- text --------------------------------------------------------------------------------------------
 
     def _parallel(self, which: world.Split, pair: str) -> Bitext:
-        if (which, pair) not in self._texts:
-            n = self._n(which)
-            self._texts[which, pair] = world.bitext(pair.split("-")[1], n, which, seed=self.seed)
-        return self._texts[which, pair]
+        return world.bitext(pair.split("-")[1], self._n(which), which, seed=self.seed)
 
     def _n(self, which: world.Split) -> int:
         return int(getattr(self.sizes, which))
