@@ -11,12 +11,15 @@ from xlprobe.cli.options import as_table, command, load, print_json
 def study(options: argparse.Namespace) -> None:
     """Runs pair × objective × task × seed, or goes on with it; answers the paper's claims."""
     from experiments import config
+    from xlprobe.conflict import AGGREGATORS, weights_of
     from xlprobe.demo import study_json, write_page
     from xlprobe.transfer import StudyConfig, transfer_study
     from xlprobe.trial import advice_trial
     from xlprobe.world_lab import WorldLab
 
     plan = config.load(options.recipe, StudyConfig) if options.recipe else StudyConfig()
+    if options.trial:
+        weights_of(AGGREGATORS[0])  # an extra that is missing is said before hours of work
     encoder = load(options)
     laboratory = WorldLab(encoder, seed=options.seed)
     found = transfer_study(laboratory, plan, options.out, progress=not options.quiet)
