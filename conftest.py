@@ -14,6 +14,7 @@ import pytest
 
 if TYPE_CHECKING:
     from mechedit.model import HookedModel
+    from xlprobe.encoder import Encoder
 
 ROOT = Path(__file__).resolve().parent
 
@@ -101,3 +102,11 @@ def factworld_llama() -> HookedModel:
     from mechedit.model import load_model
 
     return load_model("factworld-llama")
+
+
+@pytest.fixture(scope="session")
+def langworld() -> Encoder:
+    """The embedded encoder of xlprobe, loaded once a process. Tests leave it as they found it."""
+    from xlprobe.encoder import load_encoder
+
+    return load_encoder("langworld", device="cpu")

@@ -13,7 +13,7 @@ from tests.xl_tiny import tiny_encoder
 from xlprobe.alignment import retrieval
 from xlprobe.cli import main
 from xlprobe.demo import DEMO_SIZES, run_demo, study_json
-from xlprobe.encoder import load_encoder
+from xlprobe.encoder import Encoder
 from xlprobe.transfer import StudyConfig
 from xlprobe.world_lab import WorldLab
 
@@ -35,9 +35,9 @@ PLAN = StudyConfig(pairs=("source-words",), objectives=("sentence",), tasks=("to
     ("objective", "shuffled"), [("sentence", False), ("token", False), ("sentence", True)]
 )
 def test_alignment_raises_held_out_retrieval_and_shuffled_pairs_do_not(
-    objective: str, shuffled: bool
+    objective: str, shuffled: bool, langworld: Encoder
 ) -> None:
-    laboratory = WorldLab(load_encoder("langworld", device="cpu"), DEMO_SIZES)
+    laboratory = WorldLab(langworld, DEMO_SIZES)
     held_out = laboratory.held_out("source-words")
     before = retrieval(laboratory.encoder, held_out)  # type: ignore[arg-type]
     aligned = laboratory.aligned("source-words", objective, seed=0, shuffled=shuffled)

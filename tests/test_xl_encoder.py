@@ -15,6 +15,7 @@ from torch import nn
 
 from reports.errors import InputError, IntegrityError
 from tests.xl_tiny import ARCHS, Arch, tiny_encoder, tiny_folder
+from xlprobe.batches import Tokenized, word_means
 from xlprobe.encoder import load_encoder
 from xlprobe.parameters import GROUPS, parameter_table
 
@@ -46,6 +47,57 @@ def test_gradients_through_hooks_are_those_of_hidden_states(arch: Arch) -> None:
     other = torch.autograd.grad((output.hidden_states[2] ** 2).sum(), wanted)
     assert all(torch.equal(a, b) for a, b in zip(mine, other, strict=True))
     assert any(bool(a.any()) for a in mine)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_one_layers_state_is_that_of_all_and_no_block_above_it_runs(arch: Arch) -> None:
+    encoder = tiny_encoder(arch)
+    batch, ran = encoder.encode(SENTENCES), list[int]()
+    handles = [
+        block.register_forward_pre_hook(lambda *_, i=i: ran.append(i))
+        for i, block in enumerate(encoder.blocks)
+    ]
+    try:
+        state = encoder.state(batch, 2)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert ran == [0, 1]
+    assert torch.equal(state, encoder.states(batch)[2])
+    with pytest.raises(IntegrityError, match="layers 0 to 9"):
+        encoder.state(batch, 9)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_what_was_tokenized_before_gives_the_tokenizers_own_batch(arch: Arch) -> None:
+    encoder = tiny_encoder(arch).copy()
+    encoder._tokenized = Tokenized(encoder.tokenizer)
+    for sentences in (SENTENCES, SENTENCES[::-1], [*SENTENCES[:2], ["Berlin"], SENTENCES[0]]):
+        own = encoder.tokenizer(
+            sentences,
+            is_split_into_words=True,
+            truncation=True,
+            max_length=6,
+            padding=True,
+            return_tensors="pt",
+        )
+        batch = encoder.encode(sentences, max_length=6)
+        assert torch.equal(batch.input_ids, own["input_ids"])
+        assert torch.equal(batch.attention_mask, own["attention_mask"])
+        numbers = [[-1 if w is None else w for w in own.word_ids(i)] for i in range(len(sentences))]
+        assert batch.word_ids.tolist() == numbers
+    # a text is not the words of one, and another length is another encoding
+    assert not torch.equal(encoder.encode(["Paris"]).word_ids, encoder.encode([SENTENCES[0]]).word_ids)
+    assert encoder.encode(SENTENCES, max_length=4).input_ids.shape[1] == 4
+    assert encoder.lengths(SENTENCES).tolist() == encoder.encode(SENTENCES).lengths.tolist()
+
+
+def test_a_word_that_is_not_there_spoils_no_gradient() -> None:
+    states = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    means = word_means(states, torch.tensor([[-1, 0, 0, 1], [-1, 0, -1, -1]]))
+    assert bool(means[1, 1].isnan().all())
+    (gradient,) = torch.autograd.grad(means[:, 0].sum(), states)
+    assert gradient[:, :, 0].tolist() == [[0.0, 0.5, 0.5, 0.0], [0.0, 1.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize("arch", ARCHS)

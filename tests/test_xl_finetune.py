@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,17 @@ from sklearn.metrics import f1_score
 from reports.errors import InputError
 from tests.xl_tiny import tiny_encoder
 from xlprobe.corpora import Bitext, Labelled
-from xlprobe.finetune import Joint, Task, TaskModel, TransferScores, finetune, finetune_seeds, macro_f1
-from xlprobe.training import Training
+from xlprobe.finetune import (
+    Joint,
+    Task,
+    TaskModel,
+    TransferScores,
+    _JointLoss,
+    finetune,
+    finetune_seeds,
+    macro_f1,
+)
+from xlprobe.training import Training, train
 
 NOUNS, VERBS = ["Anna", "Berlin", "Rome", "Paris", "teacher"], ["speaks", "plays", "lived", "works", "stands"]
 WORDS = tuple((n, v, m) for n in NOUNS for v in VERBS for m in NOUNS if n != m)
@@ -75,6 +85,33 @@ def test_an_alignment_loss_beside_the_task_changes_what_is_learned(schedule: str
     )
     without = finetune(tiny_encoder(), POS, training=BRIEF, progress=False)
     assert with_it.encoder.hash == again.encoder.hash != without.encoder.hash
+
+
+@pytest.mark.parametrize("schedule", ["during", "alternate"])
+def test_a_joint_run_that_was_stopped_ends_as_one_that_was_not(schedule: str, tmp_path: Path) -> None:
+    """Stopped after an odd number of steps: were turns counted anew, the next one would be the task's again."""
+    joint = Joint(PAIRS, "token", weight=0.5, schedule=schedule)  # type: ignore[arg-type]
+    plan = replace(BRIEF, steps=6)
+
+    def run(folder: Path | None) -> TaskModel:
+        return finetune(tiny_encoder(), POS, training=plan, alignment=joint, folder=folder, progress=False)
+
+    whole, part = run(None), TaskModel(tiny_encoder().copy(), POS, seed=plan.seed)
+    loss = _JointLoss(part, joint, plan.seed)
+    n, lengths, stop = len(POS.train), part.batch.lengths, lambda step, _: step == 2
+    train(
+        loss,
+        plan,
+        n_items=n,
+        lengths=lengths,
+        folder=tmp_path,
+        save_every=3,
+        before=loss.begin,
+        watch=stop,
+        progress=False,
+    )
+    assert part.encoder.hash != whole.encoder.hash
+    assert run(tmp_path).encoder.hash == whole.encoder.hash
 
 
 def test_several_seeds_give_a_table_that_can_be_saved(tmp_path_factory: pytest.TempPathFactory) -> None:

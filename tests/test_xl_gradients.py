@@ -17,7 +17,7 @@ from reports.errors import InputError
 from tests.xl_tiny import Arch, tiny_encoder
 from xlprobe.encoder import Encoder
 from xlprobe.gradient_stream import Layout, Mean, dot, probing
-from xlprobe.gradients import Gradients, Loss, gradients
+from xlprobe.gradients import Gradients, Loss, gradients, mean_gradient
 
 TEXTS = [
     "Anna Keller works as a teacher in Berlin",
@@ -142,6 +142,21 @@ def test_cosines_equal_those_of_flattened_lists() -> None:
     cell = grads.cells.query("scope == 'cell' and layer == 2 and group == 'query'").iloc[0]
     assert cell["cosine"] == pytest.approx(cosine(flat["task"][query], flat["sentence"][query]), abs=1e-9)
     assert cell["random_sd"] == pytest.approx(1 / math.sqrt(int(query.sum())))
+
+
+def test_a_yardstick_that_is_known_already_gives_the_same_table() -> None:
+    encoder = double()
+    task, align, other = (loss_of(encoder, name, seed) for name, seed in (("t", 0), ("a", 1), ("o", 2)))
+    found = [
+        gradients(
+            encoder, task=task, alignment=align, target=other, shuffled=shuffled, steps=(), progress=False
+        )
+        for shuffled in (other, mean_gradient(encoder, other), mean_gradient(encoder, align))
+    ]
+    pd.testing.assert_frame_equal(found[0].cells, found[1].cells)
+    assert found[0].n == found[1].n
+    assert found[0].loss == found[1].loss
+    assert not found[0].cells["shuffled"].equals(found[2].cells["shuffled"])
 
 
 def test_a_loss_has_cosine_1_with_itself_and_minus_1_with_its_negative() -> None:

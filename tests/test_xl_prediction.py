@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from torchjd.aggregation import CAGrad, PCGrad, UPGrad
 
 from reports.errors import InputError
 from xlprobe.claims import claims
-from xlprobe.conflict import AGGREGATORS, Aggregator, combine
+from xlprobe.conflict import AGGREGATORS, Aggregator, combine, weights_of
 from xlprobe.prediction import leave_one_pair_out, predict, spearman
 
 PAIRS = ("de", "tr", "hi", "ru")
@@ -152,3 +153,11 @@ def test_what_cannot_be_combined_is_refused() -> None:
         combine([x.sum()], [torch.ones(2)], "upgrad")
     with pytest.raises(InputError, match="aggregator"):
         combine([x.sum(), x.prod()], [x], "sum")  # type: ignore[arg-type]
+
+
+def test_without_torchjd_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchjd", None)
+    with pytest.raises(InputError, match=r"upgrad needs TorchJD.*pip install 'mechedit\[conflict\]'"):
+        weights_of("upgrad")
+    with pytest.raises(InputError, match="expected one of upgrad, pcgrad, cagrad, found 'mgda'"):
+        weights_of("mgda")  # type: ignore[arg-type]

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from reports.errors import InputError
 from xlprobe.corpora import Bitext
-from xlprobe.distances import word_vectors
 from xlprobe.encoder import Encoder
 from xlprobe.links import argmax_links, usable_links
-from xlprobe.objectives import Pair, objective_loss, probe_layer
+from xlprobe.objectives import Pair, linked_words, objective_loss, probe_layer
 from xlprobe.similarity import retrieval_hits
 from xlprobe.training import Training, derive, train
 
@@ -72,6 +71,7 @@ def align(
         module,
         training,
         n_items=len(module.pairs),
+        lengths=module.lengths,
         device=copy.device,
         folder=folder,
         watch=stop,
@@ -107,7 +107,7 @@ def retrieval(encoder: Encoder, bitext: Bitext, *, batch_size: int = 128) -> flo
         batch = encoder.encode(sentences)
         means = torch.empty(len(sentences), encoder.d_model)
         for rows, part in batch.chunks(batch_size):
-            states = encoder.states(part)[probe_layer(encoder.n_layers)].float().cpu()
+            states = encoder.state(part, probe_layer(encoder.n_layers)).float().cpu()
             content = part.content[:, :, None]
             means[rows] = (states * content).sum(1) / content.sum(1).clamp(min=1)
         sides.append(means)
@@ -131,6 +131,8 @@ class AlignmentLoss(nn.Module):
             )
         self.lm_head = encoder.lm_head if needs_head else None
         self.pairs = _pairs(encoder, bitext, words=any(name in WORDS for name in self.weights))
+        source, target, _ = zip(*self.pairs, strict=True)
+        self.lengths = encoder.lengths(source) + encoder.lengths(target)
         self.projection = _projection(encoder.d_model, seed) if "token" in self.weights else None
         self.start = (
             [parameter.detach().clone() for parameter in encoder.model.parameters()]
@@ -156,20 +158,10 @@ class AlignmentLoss(nn.Module):
 def l2_loss(encoder: Encoder, pairs: Sequence[Pair]) -> Tensor:
     """Mean over aligned words of ‖f(w) − f(w')‖², in the layer where alignment is made [Cao et al. 2020]."""
     batch = encoder.encode([list(p[0]) for p in pairs] + [list(p[1]) for p in pairs]).to(encoder.device)
-    states, n = encoder.states(batch)[probe_layer(encoder.n_layers)], len(pairs)
-    gaps = []
-    for i, (_, _, links) in enumerate(pairs):
-        if links:
-            x, y = (
-                word_vectors(states[None, at], batch.word_ids[at], [link[side] for link in links])[0]
-                for side, at in ((0, i), (1, i + n))
-            )
-            gaps.append(((x - y) ** 2).sum(1))
-    gap = torch.cat(gaps) if gaps else states[0, :0, 0]
-    gap = gap[gap.isfinite()]  # a word may have been cut off
-    if not len(gap):
+    x, y = linked_words(encoder.state(batch, probe_layer(encoder.n_layers)), batch, pairs)
+    if not len(x):
         raise InputError("pairs: objective l2 needs at least one linked word in a batch, found none")
-    return gap.mean()
+    return ((x - y) ** 2).sum(1).mean()
 
 
 @dataclass

@@ -6,16 +6,18 @@ of word w lands on its first sub-word (or on all of them) without any matching o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from reports.errors import InputError
 
-__all__ = ["Batch", "Sentence", "encode"]
+__all__ = ["Batch", "Sentence", "Tokenized", "word_means"]
 
 Sentence = str | Sequence[str]  # a text, or the words of one
 
@@ -70,24 +72,72 @@ class Batch:
         return f"Batch({len(self)} sentences, {self.input_ids.shape[1]} tokens wide)"
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[Sentence], *, max_length: int) -> Batch:
-    """The batch of `sentences`, cut off at `max_length` tokens, special tokens included."""
-    if isinstance(sentences, str):
-        raise InputError("sentences: expected a list of texts or of word lists, found one text; write [text]")
-    if not sentences:
-        raise InputError("sentences: expected at least one, found none")
-    split = not isinstance(sentences[0], str)
-    if any(isinstance(sentence, str) == split for sentence in sentences):
-        raise InputError("sentences: expected all texts or all word lists, found both")
-    encoded = tokenizer(
-        [list(sentence) for sentence in sentences] if split else list(sentences),
-        is_split_into_words=split,
-        truncation=True,
-        max_length=max_length,
-        padding=True,
-        padding_side="right",
-        return_tensors="pt",
-        return_token_type_ids=False,
-    )
-    numbers = [[-1 if word is None else word for word in encoded.word_ids(i)] for i in range(len(sentences))]
-    return Batch(encoded["input_ids"], encoded["attention_mask"], torch.tensor(numbers))
+def word_means(states: Tensor, word_ids: Tensor) -> Tensor:
+    """The mean state of each word's sub-words: [..., B, W, d], nan for a word that was cut off, or that is none.
+
+    states [..., B, T, d], word_ids [B, T] with −1 at special tokens and padding; W is the most words of a sentence.
+
+    >>> states = torch.tensor([[[9.0], [1.0], [3.0], [5.0]]])
+    >>> word_means(states, torch.tensor([[-1, 0, 0, 1]])).flatten().tolist()
+    [2.0, 5.0]
+    """
+    words = torch.arange(int(word_ids.max()) + 1, device=word_ids.device)
+    own = (word_ids[:, None] == words[:, None]).to(states.dtype)
+    counts = own.sum(2, keepdim=True)
+    # Divided by 1 and then masked, not by 0: the gradient of 0 / 0 would spoil those of all words.
+    return (own @ states / counts.clamp(min=1)).masked_fill(counts == 0, torch.nan)
+
+
+class Tokenized:
+    """Sentences as token ids, each tokenized once: a training meets the same sentence again and again.
+
+    Holds the `LIMIT` sentences that came first; what comes after them is tokenized each time.
+    """
+
+    LIMIT = 50_000
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._known: dict[tuple[int, Hashable], tuple[Tensor, Tensor]] = {}
+
+    def encode(self, sentences: Sequence[Sentence], *, max_length: int) -> Batch:
+        """The batch of `sentences`, cut off at `max_length` tokens, special tokens included."""
+        if isinstance(sentences, str):
+            raise InputError(
+                "sentences: expected a list of texts or of word lists, found one text; write [text]"
+            )
+        if not sentences:
+            raise InputError("sentences: expected at least one, found none")
+        split = not isinstance(sentences[0], str)
+        if any(isinstance(sentence, str) == split for sentence in sentences):
+            raise InputError("sentences: expected all texts or all word lists, found both")
+        keys = [(max_length, tuple(sentence) if split else sentence) for sentence in sentences]
+        fresh = list(dict.fromkeys(key for key in keys if key not in self._known))
+        found = dict(zip(fresh, self._rows([key[1] for key in fresh], max_length), strict=True))
+        rows = [self._known.get(key) or found[key] for key in keys]
+        self._known.update(list(found.items())[: max(0, self.LIMIT - len(self._known))])
+        ids, numbers = zip(*rows, strict=True)
+        pad = int(self.tokenizer.pad_token_id)
+        return Batch(
+            pad_sequence(ids, batch_first=True, padding_value=pad),
+            pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+            pad_sequence(numbers, batch_first=True, padding_value=-1),
+        )
+
+    def _rows(self, sentences: Sequence[Any], max_length: int) -> list[tuple[Tensor, Tensor]]:
+        """(token ids [T], word of each [T]) of every sentence, unpadded."""
+        if not sentences:
+            return []
+        split = not isinstance(sentences[0], str)
+        encoded = self.tokenizer(
+            [list(sentence) for sentence in sentences] if split else list(sentences),
+            is_split_into_words=split,
+            truncation=True,
+            max_length=max_length,
+            padding=False,
+        )
+        rows = []
+        for i, ids in enumerate(encoded["input_ids"]):
+            numbers = [-1 if word is None else word for word in encoded.word_ids(i)]
+            rows.append((torch.tensor(ids), torch.tensor(numbers)))
+        return rows

@@ -27,23 +27,26 @@ AGGREGATORS: tuple[Aggregator, ...] = get_args(Aggregator)
 def weights_of(aggregator: Aggregator) -> Callable[[Tensor], Tensor]:
     """TorchJD's weighting: a Gram matrix [m, m] to weights [m].
 
+    Errors: `InputError` for another aggregator, and where TorchJD is not installed (extra `conflict`).
+
     >>> gramian = torch.tensor([[1.0, 0.0], [0.0, 4.0]])
     >>> [round(w, 3) for w in weights_of("upgrad")(gramian).tolist()]  # no conflict: the mean of the losses
     [0.5, 0.5]
     """
-    from torchjd.aggregation import (
-        CAGradWeighting,
-        PCGradWeighting,
-        UPGradWeighting,
-    )  # here: it is slow to import
-
-    if aggregator == "upgrad":
-        return UPGradWeighting()
-    if aggregator == "pcgrad":
-        return PCGradWeighting()
-    if aggregator == "cagrad":
-        return CAGradWeighting(c=0.5)
-    raise InputError(f"aggregator: expected one of {', '.join(AGGREGATORS)}, found {aggregator!r}")
+    if aggregator not in AGGREGATORS:
+        raise InputError(f"aggregator: expected one of {', '.join(AGGREGATORS)}, found {aggregator!r}")
+    try:
+        from torchjd import aggregation as jd  # here: it is slow to import, and an extra
+    except ImportError as error:
+        raise InputError(
+            f"aggregator: {aggregator} needs TorchJD, which is not installed; pip install 'mechedit[conflict]'"
+        ) from error
+    makers: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
+        "upgrad": jd.UPGradWeighting,
+        "pcgrad": jd.PCGradWeighting,
+        "cagrad": lambda: jd.CAGradWeighting(c=0.5),
+    }
+    return makers[aggregator]()
 
 
 def combine(losses: Sequence[Tensor], shared: Sequence[Tensor], aggregator: Aggregator) -> Tensor:

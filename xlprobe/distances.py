@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from reports.errors import InputError
 from reports.results import Result
-from xlprobe.batches import Sentence
+from xlprobe.batches import Sentence, word_means
 from xlprobe.similarity import METRICS, measure
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from xlprobe.encoder import Encoder
 
-__all__ = ["Distances", "Parallel", "distances", "word_vectors"]
+__all__ = ["Distances", "Parallel", "distances"]
 
 Links = Sequence[tuple[int, int]]
 
@@ -151,25 +151,20 @@ def _vectors(
         states = encoder.states(part).float().cpu()
         content = part.content.cpu()[None, :, :, None]
         means = (states * content).sum(2) / content.sum(2).clamp(min=1)
+        by_word = word_means(states, part.word_ids.cpu()) if words is not None else states
         for at, row in enumerate(rows.tolist()):
             pooled[row] = means[:, at]
             if words is not None:
-                found[row] = word_vectors(states[:, at], part.word_ids[at].cpu(), words[row])
+                found[row] = _taken(by_word[:, at], words[row])
         bar.update(len(rows))
     return torch.stack(pooled, 1), torch.cat(found, 1) if words is not None else torch.empty(0)
 
 
-def word_vectors(states: Tensor, word_ids: Tensor, words: Sequence[int]) -> Tensor:
-    """The mean state of each word's sub-words: [L + 1, len(words), d], nan for a word that was cut off.
-
-    states [L + 1, T, d], word_ids [T] with −1 at special tokens and padding.
-
-    >>> states = torch.tensor([[[9.0], [1.0], [3.0], [5.0]]])
-    >>> word_vectors(states, torch.tensor([-1, 0, 0, 1]), [1, 0]).flatten().tolist()
-    [5.0, 2.0]
-    """
-    own = (word_ids[None] == torch.tensor(list(words), dtype=word_ids.dtype)[:, None]).to(states.dtype)
-    return torch.einsum("wt,ltd->lwd", own, states) / own.sum(1)[None, :, None]
+def _taken(by_word: Tensor, words: Sequence[int]) -> Tensor:
+    """[L + 1, len(words), d] of [L + 1, W, d], nan for words beyond W: they were cut off."""
+    index = torch.tensor(list(words), dtype=torch.int64)
+    known = index.clamp(max=by_word.shape[1] - 1)
+    return by_word[:, known].masked_fill((index != known)[:, None], torch.nan)
 
 
 def _both_there(left: Tensor, right: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -28,8 +28,7 @@ from transformers.utils import logging as hf_logging
 
 from experiments import checkpoints, runs
 from reports.errors import InputError, IntegrityError
-from xlprobe import batches
-from xlprobe.batches import Batch, Sentence
+from xlprobe.batches import Batch, Sentence, Tokenized
 from xlprobe.parameters import parameter_table
 
 __all__ = ["Encoder", "load_encoder"]
@@ -110,7 +109,7 @@ class Encoder:
         lm_head: nn.Module | None = None,
     ) -> None:
         self.model = model
-        self.tokenizer = tokenizer
+        self._tokenized = Tokenized(tokenizer)
         self.name = name
         self.source = source
         self.lm_head = lm_head.to(next(model.parameters()).device) if lm_head is not None else None
@@ -125,6 +124,11 @@ class Encoder:
     def __repr__(self) -> str:
         size = f"{self.n_layers} layers, d_model {self.d_model}"
         return f"{type(self).__name__}({self.name!r}, {type(self.model).__name__}, {size}, {self.dtype}, {self.device})"
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's own."""
+        return self._tokenized.tokenizer
 
     @property
     def n_layers(self) -> int:
@@ -176,9 +180,12 @@ class Encoder:
 
     def encode(self, sentences: Sequence[Sentence], *, max_length: int | None = None) -> Batch:
         """The batch of texts, or of word lists; longer sentences are cut off at `max_length` tokens."""
-        return batches.encode(
-            self.tokenizer, sentences, max_length=min(max_length or MAX_LENGTH, self.max_length)
-        )
+        return self._tokenized.encode(sentences, max_length=min(max_length or MAX_LENGTH, self.max_length))
+
+    def lengths(self, sentences: Sequence[Sentence]) -> Tensor:
+        """[n]: the tokens of each sentence, special tokens included, as far as `encode` keeps them."""
+        parts = [self.encode(sentences[at : at + 1024]) for at in range(0, len(sentences), 1024)]
+        return torch.cat([part.lengths for part in parts])
 
     def forward(self, batch: Batch) -> Tensor:
         """The last layer's states [B, T, d]: what a task head stands on."""
@@ -198,6 +205,21 @@ class Encoder:
         if len(seen) != self.n_layers + 1:
             raise IntegrityError(f"states: expected {self.n_layers + 1} layers, {len(seen)} hooks fired")
         return torch.stack(seen)
+
+    def state(self, batch: Batch, layer: int) -> Tensor:
+        """[B, T, d]: `states(batch)[layer]`, without the blocks above it, in either direction."""
+        seen: list[Tensor] = []
+
+        def see(output: Tensor) -> None:
+            seen.append(output)
+            if len(seen) > layer:
+                raise _Reached
+
+        with self._watch(see), contextlib.suppress(_Reached):
+            self.forward(batch)
+        if len(seen) != layer + 1:
+            raise IntegrityError(f"state: expected layers 0 to {layer}, {len(seen)} hooks fired")
+        return seen[layer]
 
     @contextlib.contextmanager
     def _watch(self, see: Callable[[Tensor], Any]) -> Iterator[None]:
@@ -223,7 +245,9 @@ class Encoder:
         """The same encoder with weights of its own: training it leaves this one as it is."""
         # One deep copy of both, so that the head's decoder stays tied to the embeddings.
         model, head = copy.deepcopy((self.model, self.lm_head))
-        return Encoder(model, self.tokenizer, name=self.name, source=self.source, lm_head=head)
+        twin = Encoder(model, self.tokenizer, name=self.name, source=self.source, lm_head=head)
+        twin._tokenized = self._tokenized
+        return twin
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write a checkpoint in Hugging Face's layout that `load_encoder` reads; the folder, as a Path."""
@@ -261,6 +285,10 @@ class Encoder:
             ).hidden_states
             if len(said) != self.n_layers + 1 or not torch.equal(self.states(batch), torch.stack(list(said))):
                 raise IntegrityError(f"{self.name}: the hooks do not see what the model computes")
+
+
+class _Reached(Exception):
+    """The layer that was asked for is there: no block above it need run."""
 
 
 # ------------------------------------------------------------------------------------------ loading

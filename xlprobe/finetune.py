@@ -183,14 +183,16 @@ def finetune(
     1.0
     """
     model = TaskModel(encoder.copy(), task, seed=training.seed)
-    module: nn.Module = model if alignment is None else _JointLoss(model, alignment, training.seed)
+    joint = None if alignment is None else _JointLoss(model, alignment, training.seed)
     frozen = freeze_layers(model.encoder, freeze)
     train(
-        module,
+        joint or model,
         training,
         n_items=len(task.train),
+        lengths=model.batch.lengths,
         device=encoder.device,
         folder=folder,
+        before=joint.begin if joint else None,
         label=task.kind,
         progress=progress,
     )
@@ -252,13 +254,16 @@ class _JointLoss(nn.Module):
         super().__init__()
         self.task, self.joint = task, joint
         self.alignment = AlignmentLoss(task.encoder, joint.bitext, joint.objective, seed=seed)
-        self.calls = 0
+        self.step = 0
+
+    def begin(self, step: int) -> None:
+        """Whose turn it is depends on the step's number, which a resumed run knows; a count of calls begins anew."""
+        self.step = step
 
     def forward(self, rows: Tensor) -> Tensor:
         pairs = rows % len(self.alignment.pairs)
-        self.calls += 1
         if self.joint.schedule == "during":
             both: Tensor = self.task(rows) + self.joint.weight * self.alignment(pairs)
             return both
-        one: Tensor = self.task(rows) if self.calls % 2 else self.joint.weight * self.alignment(pairs)
+        one: Tensor = self.task(rows) if self.step % 2 == 0 else self.joint.weight * self.alignment(pairs)
         return one

@@ -210,6 +210,8 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     """
     wide = torch.promote_types(a.dtype, torch.float32)
     a, b = a.reshape(-1).to(wide), b.reshape(-1).to(wide)
+    if len(a) <= _CHUNK:
+        return torch.linalg.vecdot(a, b).double()
     total = torch.zeros((), dtype=torch.float64, device=a.device)
     for some, others in zip(
         a.split(_BLOCK), b.split(_BLOCK), strict=True

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from xlprobe.encoder import Encoder
 
-__all__ = ["Gradients", "Loss", "gradients"]
+__all__ = ["Gradients", "Loss", "gradients", "mean_gradient"]
 
 ENOUGH = 0.95  # cosine with the true gradient that `*_batches` asks for
 _Z = 1.959964
@@ -107,8 +107,8 @@ def gradients(
     *,
     task: Loss,
     alignment: Loss,
-    target: Loss | None = None,
-    shuffled: Loss | None = None,
+    target: Loss | Mean | None = None,
+    shuffled: Loss | Mean | None = None,
     steps: Iterable[float] = (1e-3, 1e-2),
     progress: bool = True,
     provenance: dict[str, Any] | None = None,
@@ -117,7 +117,8 @@ def gradients(
 
     Args:
         task, alignment: the two losses; at least 2 batches of each, 4 of the alignment for an interval.
-        target: the task's loss on the target language; shuffled: the alignment's on pairs that do not belong together.
+        target: the task's loss on the target language; shuffled: the alignment's on pairs that do not belong together;
+            either may be the `mean_gradient` of that loss on this encoder, if it is known already.
         steps: sizes of the first-order check, relative to ‖θ‖; none leaves the check out (its passes cost as much
             again as the gradients' forward passes).
 
@@ -133,17 +134,14 @@ def gradients(
     [1.0, 1.0]
     """
     losses = {"task": task, "align": alignment, "target": target, "shuffled": shuffled}
-    given = {name: loss for name, loss in losses.items() if loss is not None}
-    for loss in given.values():
-        if len(loss.batches) < 2:
-            raise InputError(
-                f"{loss.name}: expected at least 2 batches to average over, found {len(loss.batches)}"
-            )
+    given = {name: loss for name, loss in losses.items() if isinstance(loss, Loss)}
+    _check(given.values())
     layout = Layout.of(encoder.model, encoder.parameter_table())
     means = {name: Mean(layout, loss.name) for name, loss in given.items()}
     heads = [module for loss in given.values() for module in loss.modules]
     with probing(layout, encoder.model, *heads):
         _stream(given, means, progress=progress)
+    means |= {name: mean for name, mean in losses.items() if isinstance(mean, Mean)}
     rows = _rows(layout, means)
     checked = first_order(layout, means, task, steps, modules=(encoder.model, *heads))
     return Gradients(
@@ -155,6 +153,28 @@ def gradients(
         loss={name: math.fsum(mean.losses) / mean.n for name, mean in means.items()},
         provenance=provenance or {},
     )
+
+
+def mean_gradient(encoder: Encoder, loss: Loss) -> Mean:
+    """The mean gradient of one loss, to be a yardstick of several probes of the same encoder.
+
+    Errors: `InputError` as for `gradients`.
+    """
+    _check([loss])
+    layout = Layout.of(encoder.model, encoder.parameter_table())
+    mean = Mean(layout, loss.name)
+    with probing(layout, encoder.model, *loss.modules):
+        for batch in loss.batches:
+            mean.add(loss.of(batch))
+    return mean.close()
+
+
+def _check(losses: Iterable[Loss]) -> None:
+    for loss in losses:
+        if len(loss.batches) < 2:
+            raise InputError(
+                f"{loss.name}: expected at least 2 batches to average over, found {len(loss.batches)}"
+            )
 
 
 def _stream(losses: dict[str, Loss], means: dict[str, Mean], *, progress: bool) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from xlprobe.batches import word_means
 from xlprobe.corpora import Bitext, Links
-from xlprobe.distances import word_vectors
 from xlprobe.encoder import Encoder
 from xlprobe.objectives import probe_layer
 
@@ -66,8 +66,5 @@ def usable_links(bitext: Bitext) -> tuple[Links, ...]:
 
 def _vectors(encoder: Encoder, sentences: Sequence[Sequence[str]], layer: int) -> list[Tensor]:
     batch = encoder.encode(sentences).to(encoder.device)
-    states = encoder.states(batch)[layer].float()
-    return [
-        word_vectors(states[None, i], batch.word_ids[i].cpu().to(states.device), range(len(words)))[0]
-        for i, words in enumerate(sentences)
-    ]
+    means = word_means(encoder.state(batch, layer).float(), batch.word_ids)
+    return [of[: len(words)] for of, words in zip(means, sentences, strict=True)]

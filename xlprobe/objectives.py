@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from reports.errors import InputError
-from xlprobe.distances import word_vectors
+from xlprobe.batches import Batch, word_means
 from xlprobe.encoder import Encoder
 from xlprobe.pretrain import mask_tokens, mlm_loss
 
-__all__ = ["Pair", "contrastive", "objective_loss", "probe_layer"]
+__all__ = ["Pair", "contrastive", "linked_words", "objective_loss", "probe_layer"]
 
 #: source words, target words, one-to-one links (source word, target word)
 Pair = tuple[Sequence[str], Sequence[str], Sequence[tuple[int, int]]]
@@ -72,30 +72,29 @@ def objective_loss(
     if objective not in ("sentence", "token"):
         raise InputError(f"objective: expected mlm, sentence, token or tlm, found {objective!r}")
     batch = encoder.encode(sides).to(encoder.device)
-    states = encoder.states(batch)[probe_layer(encoder.n_layers)]
-    n = len(pairs)
+    states = encoder.state(batch, probe_layer(encoder.n_layers))
     if objective == "sentence":
         content = batch.content[:, :, None]
         means = (states * content).sum(1) / content.sum(1).clamp(min=1)
-        return contrastive(means[:n], means[n:])
-    vectors = [
-        torch.cat(
-            [
-                word_vectors(
-                    states[None, i + side * n], batch.word_ids[i + side * n], [ab[side] for ab in pair[2]]
-                )[0]
-                for i, pair in enumerate(pairs)
-                if pair[2]
-            ]
-            or [states[0, :0]]
-        )
-        for side in (0, 1)
-    ]
-    there = (vectors[0].isfinite() & vectors[1].isfinite()).all(1)  # a word may have been cut off
-    x, y = (side[there] for side in vectors)
+        return contrastive(means[: len(pairs)], means[len(pairs) :])
+    x, y = linked_words(states, batch, pairs)
     if len(x) < 2:
         raise InputError(f"pairs: objective token needs at least 2 linked words in a batch, found {len(x)}")
     return contrastive(*(head(side) if head is not None else side for side in (x, y)))
+
+
+def linked_words(states: Tensor, batch: Batch, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+    """(source, target) vectors [m, d] of all linked words, those that a side cut off left out.
+
+    `batch` holds the source sides of `pairs`, then their target sides; states [2B, T, d] are of one layer.
+    """
+    means, n = word_means(states, batch.word_ids), len(pairs)
+    links = [(i, i + n, a, b) for i, pair in enumerate(pairs) for a, b in pair[2]]
+    rows = torch.tensor(links, device=states.device).view(-1, 4)
+    rows = rows[(rows[:, 2:] < means.shape[1]).all(1)]
+    x, y = means[rows[:, 0], rows[:, 2]], means[rows[:, 1], rows[:, 3]]
+    there = (x.isfinite() & y.isfinite()).all(1)
+    return x[there], y[there]
 
 
 def _masked(encoder: Encoder, sentences: list[list[str]]) -> Tensor:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from reports.errors import InputError
 from reports.results import bootstrap_mean, wilson
@@ -68,11 +68,15 @@ def measure(x: Tensor, y: Tensor, *, metrics: Sequence[str] = METRICS, seed: int
         raise InputError(f"metrics: expected some of {', '.join(METRICS)}, found {strange[0]!r}")
     x, y = _checked(x, y)
     generator = torch.Generator().manual_seed(seed)
+    unit_x, unit_y = normalize(x, dim=1), normalize(y, dim=1)
+    across = unit_x @ unit_y.T
     made: dict[str, Callable[[], Gap]] = {
-        "cosine": lambda: _pairs(normalize(x, dim=1) @ normalize(y, dim=1).T, seed),
+        "cosine": lambda: _pairs(across, seed),
         "euclidean": lambda: _pairs(torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist"), seed),
-        "weak_retrieval": lambda: _share(retrieval_hits(x, y), 1 / len(x)),
-        "strong_retrieval": lambda: _share(retrieval_hits(x, y, strong=True), 1 / (2 * len(x) - 1)),
+        "weak_retrieval": lambda: _share(_hits(across), 1 / len(x)),
+        "strong_retrieval": lambda: _share(
+            _hits(across, _nearest(unit_x), _nearest(unit_y)), 1 / (2 * len(x) - 1)
+        ),
         "rotated_retrieval": lambda: _rotated(x, y, generator),
         "cka": lambda: _cka_gap(x, y, generator),
     }
@@ -90,13 +94,7 @@ def retrieval_hits(x: Tensor, y: Tensor, *, strong: bool = False) -> Tensor:
     ([0.5, 0.5], [0.0, 0.0])
     """
     x, y = normalize(x, dim=1), normalize(y, dim=1)
-    across = x @ y.T
-    own = across.diagonal()
-    rivals = across.masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), -torch.inf)
-    from_x, from_y = rivals.amax(1), rivals.amax(0)
-    if strong:
-        from_x, from_y = torch.maximum(from_x, _nearest(x)), torch.maximum(from_y, _nearest(y))
-    return ((own > from_x).to(x.dtype) + (own > from_y).to(x.dtype)) / 2
+    return _hits(x @ y.T, _nearest(x), _nearest(y)) if strong else _hits(x @ y.T)
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
@@ -136,6 +134,16 @@ def procrustes(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return left @ right, mean_x, mean_y
 
 
+def _hits(across: Tensor, rival_x: Tensor | None = None, rival_y: Tensor | None = None) -> Tensor:
+    """Hits of the cosines across [n, n]; `rival_x`, `rival_y` [n] are cosines that a partner must beat too."""
+    own = across.diagonal()
+    rivals = across.clone().fill_diagonal_(-torch.inf)
+    from_x, from_y = rivals.amax(1), rivals.amax(0)
+    if rival_x is not None and rival_y is not None:
+        from_x, from_y = torch.maximum(from_x, rival_x), torch.maximum(from_y, rival_y)
+    return ((own > from_x).to(across.dtype) + (own > from_y).to(across.dtype)) / 2
+
+
 def _nearest(x: Tensor) -> Tensor:
     """The largest cosine of each unit row to another row of the same language."""
     within = x @ x.T
@@ -173,33 +181,44 @@ def _cka_gap(x: Tensor, y: Tensor, generator: torch.Generator) -> Gap:
     """CKA of the pairs against the mean over `_SHUFFLES` permutations, each also with every block left out."""
     n, blocks = len(x), min(_BLOCKS, len(x))
     orders = [torch.randperm(n, generator=generator).to(x.device) for _ in range(_SHUFFLES + 1)]
-    block = orders.pop() % blocks
-    norm_x, own = _cross_norms(x, x, block, blocks), _cross_norms(x, y, block, blocks)
-    norm_y = _cross_norms(y, y, block, blocks)
-    matched = own.square() / (norm_x * norm_y)
-    shuffled = [_shuffled_cka(x, y[order], norm_x, block, blocks) for order in orders]
-    random = torch.stack(shuffled).mean(0)
+    block = orders.pop()
+    members = torch.full(
+        (blocks, math.ceil(n / blocks)), n, device=x.device
+    )  # n: the row of zeros behind the last
+    members[block % blocks, block // blocks] = torch.arange(n, device=x.device)
+    x, y = pad(x, (0, 0, 0, 1)), pad(y, (0, 0, 0, 1))
+    own, norm_x = _cross_norms(x[members], y[members], n), _cross_norms(x[members], x[members], n)
+    matched = own.square() / (norm_x * _cross_norms(y[members], y[members], n))
+    random = torch.zeros_like(matched)
+    for order in orders:
+        other = y[torch.cat([order, order.new_tensor([n])])[members]]
+        cross, norm_y = _cross_norms(x[members], other, n), _cross_norms(other, other, n)
+        random += cross.square() / (norm_x * norm_y) / len(orders)
     gap = float(matched[0] - random[0])
     error = float(((matched - random)[1:].var(correction=0) * (blocks - 1)).sqrt())
     return Gap(float(matched[0]), float(random[0]), gap - _Z * error, gap + _Z * error, n)
 
 
-def _shuffled_cka(x: Tensor, y: Tensor, norm_x: Tensor, block: Tensor, blocks: int) -> Tensor:
-    return _cross_norms(x, y, block, blocks).square() / (norm_x * _cross_norms(y, y, block, blocks))
+def _cross_norms(a: Tensor, b: Tensor, n: int) -> Tensor:
+    """‖A_cᵀ B_c‖_F over all `n` rows, then with each block left out: [1 + k]; O(n d²), however many blocks.
+
+    a [k, m, d], b [k, m, e]: blocks of rows, filled up to m with rows of zeros, which add nothing; the first n mod k
+    blocks hold one row more.
+    """
+    crosses = a.mT @ b
+    sizes = torch.full((len(a),), n // len(a), dtype=a.dtype, device=a.device)
+    sizes[: n % len(a)] += 1
+    # The first row of each leaves nothing out.
+    kept = n - pad(sizes, (1, 0))
+    sums_a, sums_b, left = (_left_out(parts) for parts in (a.sum(1), b.sum(1), crosses))
+    left -= sums_a[:, :, None] * (sums_b / kept[:, None])[:, None]
+    return left.flatten(1).norm(dim=1)
 
 
-def _cross_norms(a: Tensor, b: Tensor, block: Tensor, blocks: int) -> Tensor:
-    """‖A_cᵀ B_c‖_F over all rows, then with each block left out: [1 + blocks]; O(n d²), however many blocks."""
-    parts = [block == k for k in range(blocks)]
-    crosses = torch.stack([a[part].T @ b[part] for part in parts])
-    sums_a, sums_b = (torch.stack([rows[part].sum(0) for part in parts]) for rows in (a, b))
-    cross, sum_a, sum_b = crosses.sum(0), a.sum(0), b.sum(0)
-    norms = [(cross - torch.outer(sum_a, sum_b) / len(a)).norm()]
-    for k, part in enumerate(parts):
-        kept = len(a) - int(part.sum())
-        centre = torch.outer(sum_a - sums_a[k], sum_b - sums_b[k]) / kept
-        norms.append((cross - crosses[k] - centre).norm())
-    return torch.stack(norms)
+def _left_out(parts: Tensor) -> Tensor:
+    """The sum of `parts` [k, ...], then the sum without each of them: [1 + k, ...]."""
+    whole = parts.sum(0)[None]
+    return torch.cat([whole, whole - parts])
 
 
 def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

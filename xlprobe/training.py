@@ -134,6 +134,7 @@ def train(
     device: torch.device | None = None,
     folder: Path | None = None,
     save_every: int = 500,
+    before: Callable[[int], None] | None = None,
     watch: Callable[[int, float], bool] | None = None,
     label: str = "training",
     progress: bool = True,
@@ -141,8 +142,9 @@ def train(
     """Train `module` in place; the loss of every step done in this call.
 
     `module(rows)` is the loss of the items `rows` [n]. With `folder`, a checkpoint is written there every
-    `save_every` steps and the same call goes on from it. `watch(step, loss)` is called after each step and ends the
-    training by True. The module is in training mode meanwhile (dropout on) and in evaluation mode afterwards.
+    `save_every` steps and the same call goes on from it. `before(step)` is called before each step, for a loss that
+    depends on its number; `watch(step, loss)` after it, and ends the training by True. The module is in training mode
+    meanwhile (dropout on) and in evaluation mode afterwards.
 
     Errors: `TrainingError` at a loss that is not finite: no step is taken on it. `InputError` where `folder` holds a
     run of other settings.
@@ -151,7 +153,7 @@ def train(
     trained = [p for p in module.parameters() if p.requires_grad]
     if not trained:
         raise InputError("freeze: every parameter is frozen, nothing is left to train")
-    optimizer = torch.optim.AdamW(trained, lr=training.lr, weight_decay=training.weight_decay)
+    optimizer = torch.optim.AdamW(trained, lr=training.lr, weight_decay=training.weight_decay, fused=True)
     start = _restore(folder, module, optimizer, training)
     prepared, fast = accelerator.prepare(module, optimizer)
     sampler = Sampler(n_items, training.batch, training.seed, lengths)
@@ -162,6 +164,8 @@ def train(
             for step in range(start, training.steps):
                 torch.manual_seed(derive(training.seed, "step", step, accelerator.process_index))
                 rows = sampler.rows(step)[accelerator.process_index :: accelerator.num_processes]
+                if before:
+                    before(step)
                 for group in optimizer.param_groups:
                     group["lr"] = training.lr * training.rate(step)
                 losses.append(_step(accelerator, prepared, fast, rows, training, step=step, folder=folder))

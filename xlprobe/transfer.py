@@ -13,13 +13,14 @@ The interval of a change holds two spreads: over test sentences (of the mean ove
 
 from __future__ import annotations
 
+import itertools
 import math
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -29,14 +30,19 @@ from tqdm.auto import tqdm
 from experiments.runs import RunFolder
 from reports.errors import InputError
 from xlprobe.distances import Distances, distances
-from xlprobe.gradients import gradients
+from xlprobe.gradient_stream import Mean
+from xlprobe.gradients import Loss, gradients, mean_gradient
 from xlprobe.laboratory import Laboratory, Score
 from xlprobe.study import Study, table_of
+
+if TYPE_CHECKING:
+    from xlprobe.encoder import Encoder
 
 __all__ = ["OBJECTIVES", "SHUFFLED", "StudyConfig", "effects_of", "paired_differences", "transfer_study"]
 
 OBJECTIVES = ("mlm", "sentence", "token", "tlm")
 SHUFFLED = "shuffled"
+KEPT = 2**28  # bytes of mean gradients that cases share
 _METRICS = ("cosine", "weak_retrieval", "strong_retrieval", "cka")
 
 
@@ -86,10 +92,10 @@ def transfer_study(
     objectives = [*config.objectives, *([SHUFFLED] if config.shuffled else [])]
     done = run.done()
     todo = [f"none-{seed}" for seed in range(config.seeds)]
-    todo += [f"align-{p}-{o}-{s}" for p in pairs for o in objectives for s in range(config.seeds)]
     todo += [f"gradients-{p}-{o}-{t}" for p in pairs for o in config.objectives for t in tasks]
+    todo += [f"align-{p}-{o}-{s}" for p in pairs for o in objectives for s in range(config.seeds)]
     todo = [case for case in todo if case not in done]
-    one = partial(_case, laboratory, pairs=pairs, tasks=tasks)
+    one = partial(_case, laboratory, pairs=pairs, tasks=tasks, means={})
     with tqdm(total=len(todo), desc="study", disable=not progress) as bar:
         for case, found in _each(one, todo, workers if laboratory.encoder.device.type == "cpu" else 1):
             run.write_case(case, found)
@@ -126,25 +132,39 @@ def _each(
         return
     global _work
     _work = one
-    with multiprocessing.get_context("fork").Pool(min(workers, len(cases)), _one_thread) as pool:
-        yield from pool.imap_unordered(_named, cases)
+    # A pair's gradients go to one process: they share yardsticks.
+    groups = [list(some) for _, some in itertools.groupby(cases, _shared)]
+    with multiprocessing.get_context("fork").Pool(min(workers, len(groups)), _one_thread) as pool:
+        for found in pool.imap_unordered(_named, groups):
+            yield from found
 
 
-def _named(case: str) -> tuple[str, dict[str, Any]]:
-    return case, _work(case)
+def _pair_of(case: str) -> str:
+    """Of align-PAIR-OBJECTIVE-SEED and gradients-PAIR-OBJECTIVE-TASK."""
+    return "-".join(case.split("-")[1:-2])
+
+
+def _shared(case: str) -> str:
+    return f"gradients-{_pair_of(case)}" if case.startswith("gradients-") else case
+
+
+def _named(cases: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    return [(case, _work(case)) for case in cases]
 
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _case(laboratory: Laboratory, case: str, pairs: Sequence[str], tasks: Sequence[str]) -> dict[str, Any]:
+def _case(
+    laboratory: Laboratory, case: str, pairs: Sequence[str], tasks: Sequence[str], means: dict[str, Mean]
+) -> dict[str, Any]:
     kind, *names = case.split("-")
     if kind == "none":
         return _none(laboratory, int(names[0]), pairs, tasks)
     if kind == "align":
-        return _align(laboratory, "-".join(names[:-2]), names[-2], int(names[-1]), tasks)
-    return _gradients(laboratory, "-".join(names[:-2]), names[-2], names[-1])
+        return _align(laboratory, _pair_of(case), names[-2], int(names[-1]), tasks)
+    return _gradients(laboratory, _pair_of(case), names[-2], names[-1], means)
 
 
 def _none(laboratory: Laboratory, seed: int, pairs: Sequence[str], tasks: Sequence[str]) -> dict[str, Any]:
@@ -181,14 +201,18 @@ def _distances(laboratory: Laboratory, encoder: Any, pair: str) -> list[dict[str
     return rows
 
 
-def _gradients(laboratory: Laboratory, pair: str, objective: str, task: str) -> dict[str, Any]:
+def _gradients(
+    laboratory: Laboratory, pair: str, objective: str, task: str, means: dict[str, Mean]
+) -> dict[str, Any]:
     encoder = laboratory.encoder
+    target = partial(laboratory.task_loss, encoder, task, pair=pair)
+    shuffled = partial(laboratory.alignment_loss, encoder, pair, objective, shuffled=True)
     found = gradients(
         encoder,
         task=laboratory.task_loss(encoder, task),
         alignment=laboratory.alignment_loss(encoder, pair, objective),
-        target=laboratory.task_loss(encoder, task, pair=pair),
-        shuffled=laboratory.alignment_loss(encoder, pair, objective, shuffled=True),
+        target=_yardstick(encoder, f"{task} in {pair}", target, means),
+        shuffled=_yardstick(encoder, f"{objective} on {pair}", shuffled, means),
         progress=False,
     )
     cells = found.cells.astype({"layer": "float64"})
@@ -199,6 +223,19 @@ def _gradients(laboratory: Laboratory, pair: str, objective: str, task: str) -> 
         "n": found.n,
         "loss": found.loss,
     }
+
+
+def _yardstick(encoder: Encoder, name: str, make: Callable[[], Loss], means: dict[str, Mean]) -> Mean:
+    """The mean gradient of a loss that several cases are held against; kept while all of them fit into `KEPT`."""
+    if name in means:
+        return means[name]
+    mean = mean_gradient(encoder, make())
+    size = mean.flat.numel() * mean.flat.element_size()
+    while means and (len(means) + 1) * size > KEPT:
+        means.pop(next(iter(means)))
+    if size <= KEPT:
+        means[name] = mean
+    return mean
 
 
 # -- tables ---------------------------------------------------------------------------------------------------

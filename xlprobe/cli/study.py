@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 def study(options: argparse.Namespace) -> None:
     """Runs pair × objective × task × seed, or goes on with it; answers the paper's claims."""
     from experiments import config
+    from xlprobe.conflict import AGGREGATORS, weights_of
     from xlprobe.demo import study_json, write_page
     from xlprobe.real_text import Recipe
     from xlprobe.transfer import transfer_study
     from xlprobe.trial import advice_trial
 
     recipe = config.load(options.recipe, Recipe) if options.recipe else Recipe()
+    if options.trial:
+        weights_of(AGGREGATORS[0])  # an extra that is missing is said before hours of work
     laboratory, more = material(recipe, options)
     plan = recipe.study
     found = transfer_study(laboratory, plan, options.out, progress=not options.quiet)

@@ -47,6 +47,7 @@ def meanings(split: Split, n: int, *, seed: int = 0) -> tuple[Meaning, ...]:
     return tuple(found)
 
 
+@lru_cache(maxsize=32)
 def bitext(language: str, n: int, split: Split = "bitext", *, seed: int = 0) -> Bitext:
     """`n` pairs of the source and `language`, with gold links.
 
@@ -63,6 +64,7 @@ def bitext(language: str, n: int, split: Split = "bitext", *, seed: int = 0) -> 
     )
 
 
+@lru_cache(maxsize=32)
 def labelled(
     kind: Literal["pos", "topic"], language: str, n: int, split: Split, *, seed: int = 0
 ) -> Labelled:
