@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
+from experiments.progress import track
 from experiments.runs import RunFolder
 from mechedit.anatomy import StatementContrast, layer_scores, statement_contrast
 from mechedit.attribution import Attribution, attribute
@@ -98,10 +98,9 @@ def _attribute_all(
     model: HookedModel, mega: MEGA, facts: Sequence[FactEdit], run: RunFolder, *, progress: bool
 ) -> None:
     """One case a fact: layer and head scores for both objects, before and after the edit."""
-    done = run.done()
-    for fact in tqdm(facts, desc="attribution", disable=not progress):
+    for fact in track(facts, label="attribution", progress=progress):
         case = f"attribution-{fact.case_id}"
-        if case in done:
+        if run.find_case(case) is not None:
             continue
         rows = _score_rows(model, fact, "before")
         with mega.apply(model, fact) as edited:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from tqdm.auto import tqdm
 
+from experiments.progress import track
 from experiments.runs import RunFolder, check_case_id
 from mechedit.evaluated import KNOWS_NONE, NOT_ROMES_PS, OWN_ANSWERS, CaseScores, Evaluation, Mode, gather
 from mechedit.facts import FactEdit, facts_hash
@@ -216,9 +217,8 @@ class _Task:
         """Each fact edited alone."""
         keys = [self._key(fact) for fact in self.facts]
         cases = []
-        todo = enumerate(zip(self.facts, keys, strict=True))
-        bar = tqdm(todo, total=len(self.facts), desc=self.editor.name, disable=not self.progress)
-        for i, (fact, key) in bar:
+        todo = list(enumerate(zip(self.facts, keys, strict=True)))
+        for i, (fact, key) in track(todo, label=self.editor.name, progress=self.progress):
             settings = self._settings(fact)
             case = self._finished(key, settings)
             if case is None:
@@ -279,9 +279,9 @@ class _Task:
 
     def _finished(self, key: str, settings: str) -> CaseScores | None:
         """The scores of a case that an earlier process has written, or None."""
-        if self.run is None or key not in self.run.done():
+        case = None if self.run is None else self.run.find_case(key)
+        if self.run is None or case is None:
             return None
-        case = self.run.read_case(key)
         if case.get("settings") != settings:
             raise InputError(
                 f"run: case {key!r} in {self.run.path} was measured with another model, editor, fact or family; "

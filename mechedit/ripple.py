@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
-from experiments.runs import RunFolder, check_case_id
+from experiments.progress import track
+from experiments.runs import RunFolder
 from mechedit.evaluation import described, known_facts
 from mechedit.facts import FactEdit, facts_hash
 from mechedit.measure import Question, measure
@@ -114,16 +114,14 @@ def ripple(
         raise InputError("facts: a case_id occurs twice; give each its own")
     known = known_facts(model, facts)
     cases = []
-    todo = zip(facts, keys, known, strict=True)
-    for fact, key, knows in tqdm(todo, total=len(facts), desc=f"{editor.name}, ripple", disable=not progress):
+    todo = list(zip(facts, keys, known, strict=True))
+    for fact, key, knows in track(todo, label=f"{editor.name}, ripple", progress=progress):
         settings = [model.hash, str(model.dtype), facts_hash([fact]), described(editor)]
-        case = None
-        if run is not None and check_case_id(key) in run.done():
-            case = run.read_case(key)
-            if case["settings"] != settings:
-                raise InputError(
-                    f"run: case {key!r} in {run.path} is of another model, editor or fact; choose another folder"
-                )
+        case = None if run is None else run.find_case(key)
+        if run is not None and case is not None and case["settings"] != settings:
+            raise InputError(
+                f"run: case {key!r} in {run.path} is of another model, editor or fact; choose another folder"
+            )
         if case is None:
             case = {"settings": settings, **(_case(model, editor, fact) if knows else _not_edited(fact))}
             if run is not None:

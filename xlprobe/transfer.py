@@ -15,6 +15,10 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,8 +28,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
+from experiments.progress import track
 from experiments.runs import RunFolder
 from reports.errors import InputError
 from xlprobe.distances import Distances, distances
@@ -84,16 +88,14 @@ def transfer_study(
     facts = laboratory.encoder.provenance(data=laboratory.data, seeds=seeds)
     run = RunFolder.open(out, {"laboratory": laboratory.name, **asdict(config)}, provenance=facts)
     objectives = [*config.objectives, *([SHUFFLED] if config.shuffled else [])]
-    done = run.done()
     todo = [f"none-{seed}" for seed in range(config.seeds)]
     todo += [f"align-{p}-{o}-{s}" for p in pairs for o in objectives for s in range(config.seeds)]
     todo += [f"gradients-{p}-{o}-{t}" for p in pairs for o in config.objectives for t in tasks]
-    todo = [case for case in todo if case not in done]
+    todo = [case for case in todo if run.find_case(case) is None]
     one = partial(_case, laboratory, pairs=pairs, tasks=tasks)
-    with tqdm(total=len(todo), desc="study", disable=not progress) as bar:
-        for case, found in _each(one, todo, workers if laboratory.encoder.device.type == "cpu" else 1):
-            run.write_case(case, found)
-            bar.update()
+    each = _each(one, todo, workers if laboratory.encoder.device.type == "cpu" else 1)
+    for case, found in track(each, total=len(todo), label="study", progress=progress):
+        run.write_case(case, found)
     study = _gathered(run, laboratory, config, pairs, tasks)
     run.write_result(study, "study")
     return study
@@ -126,7 +128,7 @@ def _each(
         return
     global _work
     _work = one
-    with multiprocessing.get_context("fork").Pool(min(workers, len(cases)), _one_thread) as pool:
+    with multiprocessing.get_context("fork").Pool(min(workers, len(cases)), _start_worker) as pool:
         yield from pool.imap_unordered(_named, cases)
 
 
@@ -134,8 +136,18 @@ def _named(case: str) -> tuple[str, dict[str, Any]]:
     return case, _work(case)
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
+    """One thread; Ctrl-C is the parent's to answer; a worker whose parent was killed ends too."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
 
 
 def _case(laboratory: Laboratory, case: str, pairs: Sequence[str], tasks: Sequence[str]) -> dict[str, Any]:

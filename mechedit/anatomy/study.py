@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
+from experiments.progress import track
 from experiments.runs import RunFolder, check_case_id
 from mechedit.anatomy.cases import measure_fact, settings_for
 from mechedit.anatomy.claims import agreement_table, claim_table
@@ -129,7 +129,7 @@ def anatomy(
     splits: dict[str, Cases] = {}
     for split, chosen in (("selection", selection), ("fact", facts)):
         splits[split] = {}
-        for i, fact in enumerate(tqdm(chosen, desc=f"anatomy: {split}s", disable=not progress)):
+        for i, fact in enumerate(track(chosen, label=f"anatomy: {split}s", progress=progress)):
             settings = settings_for(editors, ways, i)
             key = check_case_id(f"{split}-{fact.case_id}")
             digest = _digest(model, fact, [(s.name, s.label, described(s.editor)) for s in settings], top_k)
@@ -223,9 +223,9 @@ def _digest(model: HookedModel, fact: FactEdit, editors: Sequence[tuple[Any, ...
 
 
 def _finished(run: RunFolder | None, key: str, digest: str) -> dict[str, Any] | None:
-    if run is None or key not in run.done():
+    case = None if run is None else run.find_case(key)
+    if run is None or case is None:
         return None
-    case = run.read_case(key)
     if case.get("settings") != digest:
         raise InputError(
             f"run: case {key!r} in {run.path} was measured with another model, editor or fact; choose another folder"

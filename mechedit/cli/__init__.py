@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from experiments.progress import how_to_go_on, interruptible
 from mechedit.cli import (
     anatomy,
     attribute,
@@ -34,17 +35,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
     options = _parser().parse_args(argv)
     try:
-        return int(options.run(options) or 0)
+        with interruptible():
+            return int(options.run(options) or 0)
     except InputError as error:
         return _fail(error, 2)
     except MechEditError as error:
         return _fail(error, 1)
-    except KeyboardInterrupt:
-        print("mechedit: interrupted; the same command goes on where it stopped", file=sys.stderr)
+    except OSError as error:  # the disk, not the code
+        return _fail(f"{error.filename or 'the disk'}: {error.strerror or error}", 1)
+    except KeyboardInterrupt as stop:
+        print(
+            f"mechedit: {how_to_go_on(stop, 'mechedit', sys.argv[1:] if argv is None else argv)}",
+            file=sys.stderr,
+        )
         return 130
 
 
-def _fail(error: Exception, status: int) -> int:
+def _fail(error: Exception | str, status: int) -> int:
     print("mechedit: error: " + " ".join(str(error).split()), file=sys.stderr)
     return status
 
