@@ -25,6 +25,7 @@ from reports.errors import InputError
 __all__ = [
     "digest",
     "find_folder",
+    "local_bytes",
     "pick_device",
     "pick_dtype",
     "read_tokenizer",
@@ -149,6 +150,17 @@ def require_memory(
             f"{str(dtype).removeprefix('torch.')}, {_size(free)} are free on {device}; "
             "use a smaller model, dtype='bfloat16' or another device"
         )
+
+
+def local_bytes(name: str, *, embedded: Mapping[str, Path], dtype: str) -> int | None:
+    """Bytes of the weights in `dtype`, off this machine's files; None where they are not here: nothing is fetched."""
+    folder = embedded.get(name) or Path(name).expanduser()
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
+        except Exception:  # whatever the hub's client raises for what is not in its cache
+            return None
+    return weight_elements(weight_files(folder)) * pick_dtype(dtype).itemsize
 
 
 def read_tokenizer(folder: Path, *, argument: str = "model", **options: bool) -> PreTrainedTokenizerBase:

@@ -80,13 +80,15 @@ def interruptible() -> Iterator[None]:
         _Signals.asked = False
 
 
-def how_to_go_on(stop: KeyboardInterrupt, program: str, argv: Sequence[str]) -> str:
-    """What a command that was stopped says: how far it came, what is saved, and the command that goes on.
+def how_to_go_on(stop: KeyboardInterrupt, program: str, argv: Sequence[str], *, saved: bool) -> str:
+    """What a command that was stopped says: how far it came, whether it is saved, and the command that goes on.
 
-    >>> how_to_go_on(Stopped("2 of 9 done in 'mega'"), "mechedit", ["demo", "--out", "runs/my demo"])
-    "interrupted: 2 of 9 done in 'mega', all saved; to go on: mechedit demo --out 'runs/my demo'"
+    >>> how_to_go_on(Stopped("2 of 9 done in 'mega'"), "mechedit", ["demo", "--out", "my demo"], saved=True)
+    "interrupted: 2 of 9 done in 'mega', all saved; to go on: mechedit demo --out 'my demo'"
     """
     command = shlex.join([program, *argv])
+    if not saved:
+        return f"interrupted; nothing is saved without --out; to begin again: {command}"
     if isinstance(stop, Stopped):
         return f"interrupted: {stop}, all saved; to go on: {command}"
     return f"interrupted; finished cases of a run folder are kept; to go on, or to begin again: {command}"

@@ -112,6 +112,11 @@ def evaluate(
     )
 
 
+def case_key(editor: str, fact: FactEdit, mode: str = "single") -> str:
+    """The id of the case of `fact` under the editor of this name, in a run folder."""
+    return f"{editor}-{'' if mode == 'single' else f'{mode}-'}{fact.case_id}"
+
+
 def check_facts(
     model: HookedModel, facts: Sequence[FactEdit], *, families: Sequence[str] = ("probability", "argmax")
 ) -> tuple[str, ...]:
@@ -264,8 +269,7 @@ class _Task:
         return CaseScores([_with_base(s, base) if s.role == "neighborhood" else s for s in scores], texts)
 
     def _key(self, fact: FactEdit) -> str:
-        mode = "" if self.mode == "single" else f"{self.mode}-"
-        key = f"{self.editor.name}-{mode}{fact.case_id}"
+        key = case_key(self.editor.name, fact, self.mode)
         return key if self.run is None else check_case_id(key)
 
     def _settings(self, fact: FactEdit) -> str:

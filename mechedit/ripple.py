@@ -109,7 +109,7 @@ def ripple(
     1
     """
     check_tests(facts)
-    keys = [f"ripple-{editor.name}-{fact.case_id}" for fact in facts]
+    keys = [case_key(editor.name, fact) for fact in facts]
     if len(set(keys)) < len(keys):
         raise InputError("facts: a case_id occurs twice; give each its own")
     known = known_facts(model, facts)
@@ -128,6 +128,11 @@ def ripple(
                 run.write_case(key, case)
         cases.append(case)
     return _gather(model, editor, facts, cases)
+
+
+def case_key(editor: str, fact: FactEdit) -> str:
+    """The id of the case of `fact` under the editor of this name, in a run folder."""
+    return f"ripple-{editor}-{fact.case_id}"
 
 
 def check_tests(facts: Sequence[FactEdit]) -> None:

@@ -62,12 +62,18 @@ class StudyConfig:
 
 
 def transfer_study(
-    laboratory: Laboratory, config: StudyConfig, out: str | Path, *, workers: int = 1, progress: bool = True
+    laboratory: Laboratory,
+    config: StudyConfig,
+    out: str | Path,
+    *,
+    workers: int = 1,
+    progress: bool = True,
+    recipe: dict[str, Any] | None = None,
 ) -> Study:
     """Runs the study into the folder `out` (or goes on with it); its result, which is also saved there.
 
     `workers` processes share the cases, each on one thread (on a CPU, and where processes can be forked): the numbers
-    are the same for any number of them.
+    are the same for any number of them. recipe: what config.toml is to say, so that the folder can be run again.
 
     Errors: `InputError` for a pair or task that the laboratory lacks, and where `out` holds something else or a study
     with another configuration. Losses that are not finite stop it; finished cases are kept.
@@ -86,12 +92,9 @@ def transfer_study(
     pairs, tasks = _chosen(laboratory, config)
     seeds = {str(seed): seed for seed in range(config.seeds)}
     facts = laboratory.encoder.provenance(data=laboratory.data, seeds=seeds)
-    run = RunFolder.open(out, {"laboratory": laboratory.name, **asdict(config)}, provenance=facts)
-    objectives = [*config.objectives, *([SHUFFLED] if config.shuffled else [])]
-    todo = [f"none-{seed}" for seed in range(config.seeds)]
-    todo += [f"align-{p}-{o}-{s}" for p in pairs for o in objectives for s in range(config.seeds)]
-    todo += [f"gradients-{p}-{o}-{t}" for p in pairs for o in config.objectives for t in tasks]
-    todo = [case for case in todo if run.find_case(case) is None]
+    asked = recipe or {"laboratory": laboratory.name, **asdict(config)}
+    run = RunFolder.open(out, asked, provenance=facts)
+    todo = [case for case in case_ids(config, pairs, tasks) if run.find_case(case) is None]
     one = partial(_case, laboratory, pairs=pairs, tasks=tasks)
     each = _each(one, todo, workers if laboratory.encoder.device.type == "cpu" else 1)
     for case, found in track(each, total=len(todo), label="study", progress=progress):
@@ -99,6 +102,14 @@ def transfer_study(
     study = _gathered(run, laboratory, config, pairs, tasks)
     run.write_result(study, "study")
     return study
+
+
+def case_ids(config: StudyConfig, pairs: Sequence[str], tasks: Sequence[str]) -> list[str]:
+    """Every case of the study, in the order in which they are run."""
+    objectives = [*config.objectives, *([SHUFFLED] if config.shuffled else [])]
+    cases = [f"none-{seed}" for seed in range(config.seeds)]
+    cases += [f"align-{p}-{o}-{s}" for p in pairs for o in objectives for s in range(config.seeds)]
+    return [*cases, *(f"gradients-{p}-{o}-{t}" for p in pairs for o in config.objectives for t in tasks)]
 
 
 def _chosen(laboratory: Laboratory, config: StudyConfig) -> tuple[list[str], list[str]]:

@@ -131,7 +131,7 @@ def anatomy(
         splits[split] = {}
         for i, fact in enumerate(track(chosen, label=f"anatomy: {split}s", progress=progress)):
             settings = settings_for(editors, ways, i)
-            key = check_case_id(f"{split}-{fact.case_id}")
+            key = check_case_id(case_key(split, fact))
             digest = _digest(model, fact, [(s.name, s.label, described(s.editor)) for s in settings], top_k)
             case = _finished(run, key, digest)
             if case is None:
@@ -140,6 +140,11 @@ def anatomy(
                     run.write_case(key, case)
             splits[split][str(fact.case_id)] = case
     return _study(model, facts, splits["fact"], splits["selection"], seed=seed)
+
+
+def case_key(split: str, fact: FactEdit) -> str:
+    """The id of the case of `fact`; split: "fact" or "selection"."""
+    return f"{split}-{fact.case_id}"
 
 
 def _study(

@@ -1,5 +1,5 @@
-"""The command line: `mechedit demo | attribute | edit | evaluate | anatomy | covariance | tune | factworld | report |
-bench`.
+"""The command line: `mechedit demo | attribute | edit | evaluate | anatomy | covariance | tune | factworld | run |
+report | bench`.
 
 Every command prints a table, or one JSON object with `--json`. Exit status: 0 done, 1 failed, 2 wrong usage
 (one line on standard error), 130 interrupted.
@@ -24,6 +24,7 @@ from mechedit.cli import (
     evaluate,
     factworld,
     report,
+    run,
     tune,
 )
 from mechedit.cli.options import Parser
@@ -44,10 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # the disk, not the code
         return _fail(f"{error.filename or 'the disk'}: {error.strerror or error}", 1)
     except KeyboardInterrupt as stop:
-        print(
-            f"mechedit: {how_to_go_on(stop, 'mechedit', sys.argv[1:] if argv is None else argv)}",
-            file=sys.stderr,
+        said = how_to_go_on(
+            stop,
+            "mechedit",
+            sys.argv[1:] if argv is None else argv,
+            saved=getattr(options, "out", None) is not None,
         )
+        print(f"mechedit: {said}", file=sys.stderr)
         return 130
 
 
@@ -74,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         covariance,
         tune,
         factworld,
+        run,
         report,
         bench,
     ):

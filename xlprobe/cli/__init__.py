@@ -1,5 +1,5 @@
-"""The command line: `xlprobe demo | align | finetune | distances | gradients | study | langworld | diagnose | report |
-bench`.
+"""The command line: `xlprobe demo | align | finetune | distances | gradients | study | run | langworld | diagnose |
+report | bench`.
 
 Every command prints a table, or one JSON object with `--json`. Exit status: 0 done, 1 failed, 2 wrong usage
 (one line on standard error), 130 interrupted.
@@ -14,7 +14,19 @@ from collections.abc import Sequence
 
 from experiments.progress import how_to_go_on, interruptible
 from reports.errors import InputError, MechEditError
-from xlprobe.cli import align, bench, demo, diagnose, distances, finetune, gradients, langworld, report, study
+from xlprobe.cli import (
+    align,
+    bench,
+    demo,
+    diagnose,
+    distances,
+    finetune,
+    gradients,
+    langworld,
+    report,
+    run,
+    study,
+)
 from xlprobe.cli.options import Parser
 
 
@@ -32,10 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # the disk, not the code
         return _fail(f"{error.filename or 'the disk'}: {error.strerror or error}", 1)
     except KeyboardInterrupt as stop:
-        print(
-            f"xlprobe: {how_to_go_on(stop, 'xlprobe', sys.argv[1:] if argv is None else argv)}",
-            file=sys.stderr,
+        said = how_to_go_on(
+            stop,
+            "xlprobe",
+            sys.argv[1:] if argv is None else argv,
+            saved=getattr(options, "out", None) is not None,
         )
+        print(f"xlprobe: {said}", file=sys.stderr)
         return 130
 
 
@@ -53,6 +68,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=version("mechedit"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    for module in (demo, align, finetune, distances, gradients, study, langworld, diagnose, report, bench):
+    for module in (
+        demo,
+        align,
+        finetune,
+        distances,
+        gradients,
+        study,
+        run,
+        langworld,
+        diagnose,
+        report,
+        bench,
+    ):
         module.add(commands)
     return parser

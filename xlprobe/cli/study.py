@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from xlprobe.cli.options import as_table, command, load, print_json
+from xlprobe.cli.options import as_table, command, print_json
+
+if TYPE_CHECKING:
+    from xlprobe.recipe import StudyRecipe
+
+SAID = ("encoder", "device", "dtype", "attention", "seed", "trial")
 
 
 def study(options: argparse.Namespace) -> None:
     """Runs pair × objective × task × seed, or goes on with it; answers the paper's claims."""
-    from experiments import config
-    from xlprobe.demo import study_json, write_page
-    from xlprobe.transfer import StudyConfig, transfer_study
-    from xlprobe.trial import advice_trial
-    from xlprobe.world_lab import WorldLab
+    from xlprobe.demo import study_json
+    from xlprobe.recipe import run_study
 
-    plan = config.load(options.recipe, StudyConfig) if options.recipe else StudyConfig()
-    encoder = load(options)
-    laboratory = WorldLab(encoder, seed=options.seed)
-    found = transfer_study(laboratory, plan, options.out, progress=not options.quiet)
-    report = write_page(found, options.out, model=repr(encoder), title="What alignment does to transfer")
-    trial = None
-    if options.trial:
-        where = f"{options.out}-trial"
-        trial = advice_trial(laboratory, found, where, seeds=plan.seeds, progress=not options.quiet)
+    found, trial, report = run_study(_recipe(options), options.out, progress=not options.quiet)
     if options.json:
         more = {} if trial is None else {"trial": trial.to_dict("records")}
         print_json({**study_json(found), **more, "report": str(report)})
@@ -42,11 +37,25 @@ def study(options: argparse.Namespace) -> None:
     print(f"report: {report}")
 
 
+def _recipe(options: argparse.Namespace) -> StudyRecipe:
+    """The recipe's configuration, with what the command line says on top."""
+    from experiments.config import load
+    from xlprobe.recipe import StudyRecipe
+
+    recipe = load(options.recipe, StudyRecipe, experiment="study") if options.recipe else StudyRecipe()
+    said = {name: getattr(options, name) for name in SAID if getattr(options, name) is not None}
+    return replace(recipe, **said)
+
+
 def add(commands: Any) -> None:
     """`study`."""
     p = command(commands, "study", study, "xlprobe study --recipe transfer.toml --out runs/transfer")
+    p.set_defaults(**dict.fromkeys(SAID))  # the recipe's, unless they are given
     p.add_argument("--recipe", help="TOML file (default: all pairs, objectives and tasks, three seeds)")
     p.add_argument(
-        "--trial", action="store_true", help="also test the advice on held-out pairs, in OUT-trial"
+        "--trial",
+        action="store_true",
+        default=None,
+        help="also test the advice on held-out pairs, in OUT-trial",
     )
     p.add_argument("--out", default="runs/transfer", help="run folder (default runs/transfer)")
