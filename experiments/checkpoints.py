@@ -8,6 +8,7 @@ header, more weights than memory. Code that a checkpoint brings along is never r
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -30,6 +31,7 @@ __all__ = [
     "pick_dtype",
     "read_tokenizer",
     "require_memory",
+    "tokenizer_digest",
     "weight_elements",
     "weight_files",
 ]
@@ -191,6 +193,21 @@ def digest(weights: Mapping[str, torch.Tensor]) -> str:
         total.update(f"{name} {weight.dtype} {list(weight.shape)}\n".encode())
         total.update(weight.flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+@functools.lru_cache(maxsize=4)
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256, as hex, of what decides a text's ids: vocabulary, merges, normaliser, special tokens.
+
+    Padding and cutting, which a use of the tokenizer sets, are left out.
+    """
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    if core is None:  # in plain Python: its vocabulary
+        text = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    else:
+        parts = json.loads(core.to_str())
+        text = json.dumps({key: parts[key] for key in sorted(parts) if key not in ("padding", "truncation")})
+    return hashlib.sha256(f"{text} {tokenizer.special_tokens_map}".encode()).hexdigest()
 
 
 def _size(n_bytes: float) -> str:

@@ -13,8 +13,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import torch
-
 __all__ = ["provenance"]
 
 _PACKAGES = (
@@ -51,6 +49,8 @@ def provenance(
     `dirty` flag when the code runs from a checkout (else None). No time stamp, so that the same run twice gives the
     same bytes.
     """
+    import torch  # here: a page or a table is read without it
+
     return {
         "model": model,
         "data": data,
@@ -68,6 +68,8 @@ def provenance(
 
 def _device_name(device: str) -> str:
     """The graphics card's, or the processor's kind."""
+    import torch
+
     if device.startswith("cuda") and torch.cuda.is_available():
         return torch.cuda.get_device_name(device)
     return platform.processor() or platform.machine()
