@@ -37,6 +37,16 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
+def until(file: Path, child: int, *, seconds: float = 300) -> None:
+    """Wait for the child to write `file`; an error where it ends before, or takes too long."""
+    end = time.monotonic() + seconds
+    while not file.exists():
+        over, status = os.waitpid(child, os.WNOHANG)
+        assert not over, f"the child ended with {os.waitstatus_to_exitcode(status)} and wrote no {file.name}"
+        assert time.monotonic() < end, f"no {file.name} in {seconds} seconds"
+        time.sleep(0.005)
+
+
 def killed(work: Callable[[], int | None], after: float) -> bool:
     """Whether `kill -9` found the child at work, `after` seconds past its start."""
     pid = forked(work)

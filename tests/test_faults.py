@@ -18,7 +18,7 @@ import pytest
 
 from experiments.runs import RunFolder
 from reports.errors import InputError, IntegrityError, MechEditError
-from tests.killing import ended, forked, whole
+from tests.killing import ended, forked, until, whole
 from tests.test_runs import start, table, tree
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="fork: POSIX only")
@@ -52,8 +52,7 @@ def command(program: str, folder: Path) -> int:
 def test_an_interrupt_ends_after_the_case_and_says_how_to_go_on(program: str, tmp_path: Path) -> None:
     folder, said = tmp_path / "run", tmp_path / "said"
     child = forked(functools.partial(command, program, folder), errors=said)
-    while not (folder / "cases" / "3.json").is_file():
-        time.sleep(0.005)
+    until(folder / "cases" / "3.json", child)
     os.kill(child, signal.SIGINT)
     assert ended(child) == 130
     cases = RunFolder(folder, {}).cases()
@@ -77,8 +76,7 @@ def test_a_second_interrupt_does_not_wait(tmp_path: Path) -> None:
         return 0
 
     child = forked(work, errors=tmp_path / "said")
-    while not (tmp_path / "began").exists():
-        time.sleep(0.005)
+    until(tmp_path / "began", child)
     for _ in range(2):
         os.kill(child, signal.SIGINT)
         time.sleep(0.1)
@@ -210,8 +208,7 @@ def test_two_processes_do_not_write_to_one_folder(tmp_path: Path) -> None:
         return len(run.done())
 
     child = forked(hold)
-    while not (folder / "cases" / "1.json").is_file():
-        time.sleep(0.01)
+    until(folder / "cases" / "1.json", child)
     before = tree(folder)
     with pytest.raises(InputError, match=rf"process {child} is writing to the run"):
         start(folder)

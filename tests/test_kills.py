@@ -19,7 +19,7 @@ from mechedit.cli.evaluate import EvaluationConfig, run_evaluation
 from mechedit.factworld import export
 from mechedit.model import HookedModel
 from tests.killing import ended, forked, killed, whole
-from tests.test_runs import start, tree
+from tests.test_runs import facts, start, tree
 from tests.xl_tiny import tiny_encoder
 from xlprobe.demo import write_page
 from xlprobe.transfer import StudyConfig, transfer_study
@@ -72,6 +72,7 @@ def survives(work: Work, folder: Path, *, kills: int, seed: int) -> int:
 
     The moments are uniform over the time that an uninterrupted run takes. Returns how often it was found at work.
     """
+    facts()  # asks git once, here, for all children: a commit during the test is no fault of the run
     began = time.monotonic()
     assert ended(forked(functools.partial(work, folder / "whole"))) == 0
     took = time.monotonic() - began
