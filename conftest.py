@@ -52,20 +52,24 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    reasons = skip_reasons(run_slow=bool(config.getoption("--run-slow") or os.environ.get("MECHEDIT_SLOW")))
+    run_slow = bool(config.getoption("--run-slow") or os.environ.get("MECHEDIT_SLOW"))
+    asked = "faults" in str(config.getoption("-m"))
+    reasons = skip_reasons(run_slow=run_slow, run_faults=asked)
     for item in items:
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def skip_reasons(*, run_slow: bool) -> dict[str, str]:
+def skip_reasons(*, run_slow: bool, run_faults: bool = False) -> dict[str, str]:
     """The markers whose tests cannot or shall not run here, each with the reason that the summary prints."""
     import torch
 
     reasons = {}
     if not run_slow:
         reasons["slow"] = "slow: run with --run-slow or MECHEDIT_SLOW=1"
+    if not run_faults:
+        reasons["faults"] = "faults: run with -m faults"
     if not torch.cuda.is_available():
         reasons["gpu"] = "gpu: torch sees no CUDA device"
     if not shared_folder().is_dir():

@@ -8,6 +8,7 @@ header, more weights than memory. Code that a checkpoint brings along is never r
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -25,10 +26,12 @@ from reports.errors import InputError
 __all__ = [
     "digest",
     "find_folder",
+    "local_bytes",
     "pick_device",
     "pick_dtype",
     "read_tokenizer",
     "require_memory",
+    "tokenizer_digest",
     "weight_elements",
     "weight_files",
 ]
@@ -151,6 +154,17 @@ def require_memory(
         )
 
 
+def local_bytes(name: str, *, embedded: Mapping[str, Path], dtype: str) -> int | None:
+    """Bytes of the weights in `dtype`, off this machine's files; None where they are not here: nothing is fetched."""
+    folder = embedded.get(name) or Path(name).expanduser()
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
+        except Exception:  # whatever the hub's client raises for what is not in its cache
+            return None
+    return weight_elements(weight_files(folder)) * pick_dtype(dtype).itemsize
+
+
 def read_tokenizer(folder: Path, *, argument: str = "model", **options: bool) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer. A folder without tokenizer files would give an empty one and no error."""
     if not any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES):
@@ -179,6 +193,21 @@ def digest(weights: Mapping[str, torch.Tensor]) -> str:
         total.update(f"{name} {weight.dtype} {list(weight.shape)}\n".encode())
         total.update(weight.flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+@functools.lru_cache(maxsize=4)
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256, as hex, of what decides a text's ids: vocabulary, merges, normaliser, special tokens.
+
+    Padding and cutting, which a use of the tokenizer sets, are left out.
+    """
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    if core is None:  # in plain Python: its vocabulary
+        text = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    else:
+        parts = json.loads(core.to_str())
+        text = json.dumps({key: parts[key] for key in sorted(parts) if key not in ("padding", "truncation")})
+    return hashlib.sha256(f"{text} {tokenizer.special_tokens_map}".encode()).hexdigest()
 
 
 def _size(n_bytes: float) -> str:

@@ -29,7 +29,7 @@ import tomli_w
 
 from reports.errors import InputError
 
-__all__ = ["dump", "load"]
+__all__ = ["build", "dump", "load", "read_table"]
 
 C = TypeVar("C")
 
@@ -38,12 +38,13 @@ class _Mismatch(Exception):
     """A value that its annotation does not allow; the caller adds the file."""
 
 
-def load(path: str | os.PathLike[str], cls: type[C]) -> C:
+def load(path: str | os.PathLike[str], cls: type[C], *, experiment: str | None = None) -> C:
     """Read the TOML file `path` as an instance of the dataclass `cls`.
 
+    experiment: of this name, if the file names one (`experiments.recipe`).
     Errors: `InputError`, naming the file and the key, for a missing file, text that is no TOML, an unknown
-    key (with the nearest valid one), a missing key that has no default, or a value of another type than its
-    annotation.
+    key (with the nearest valid one), a missing key that has no default, a value of another type than its
+    annotation, or a recipe of another experiment.
 
     >>> import tempfile
     >>> @dataclasses.dataclass(frozen=True)
@@ -56,19 +57,36 @@ def load(path: str | os.PathLike[str], cls: type[C]) -> C:
     ...     load(file, Window)
     Window(layers=(5, 7), alpha=1.0)
     """
+    table = read_table(path)
+    if experiment is not None:
+        if (found := table.pop("experiment", experiment)) != experiment:
+            raise InputError(
+                f"{path}: experiment: expected {experiment!r}, found {found!r}; give it to `run`"
+            )
+        if "matrix" in table:
+            raise InputError(f"{path}: matrix: one command is one run; give the recipe to `run`")
+    return build(table, cls, where=str(path))
+
+
+def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The TOML file `path` as it stands. Errors: `InputError` for a missing file and text that is no TOML."""
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{file}: expected a TOML file, found none; check the path") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: expected a readable UTF-8 TOML file ({_one_line(error)})") from error
-    try:
-        return typing.cast(C, _build(tomllib.loads(text), cls, ""))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{file}: not valid TOML ({_one_line(error)})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: expected a readable UTF-8 TOML file ({_one_line(error)})") from error
+
+
+def build(table: dict[str, Any], cls: type[C], *, where: str) -> C:
+    """The dataclass `cls` from a table; errors as those of `load`, which begin with `where`."""
+    try:
+        return typing.cast(C, _build(table, cls, ""))
     except (_Mismatch, InputError) as error:
-        raise InputError(f"{file}: {_one_line(error)}") from error
+        raise InputError(f"{where}: {_one_line(error)}") from error
 
 
 def dump(obj: object) -> str:

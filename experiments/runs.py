@@ -1,51 +1,50 @@
 """The run folder: one experiment on disk, resumable after any crash.
 
-    config.toml        what was asked for; the run can be done again from it provenance.json    versions,
-    model and data hashes, seeds, device, git commit cases/<id>.json    one file per finished case
-    results/<name>/    saved `Result` objects manifest.json      name, size and sha256 of every file above;
-    written last, so its presence means "finished"
+    config.toml        what was asked for; the run can be done again from it
+    provenance.json    schema version, versions, model and data hashes, seeds, device, git commit
+    cases/<id>.json    one file per finished case
+    results/<name>/    saved `Result` objects
+    manifest.json      name, size and sha256 of every file above; written last, so its presence means "finished"
 
-Steps: `RunFolder.open` validates before it writes; every file is written to a hidden temporary name, flushed
-to the disk and renamed, so a reader sees a whole file or none and a killed process leaves at most one
-`.<name>.tmp`, which everything here ignores and the next write of that file replaces; a resumed run skips the
-cases that exist; `finish` writes the manifest. The same folder with another configuration, or another model,
-data or seed under it, is refused.
-
-One process writes to a run folder at a time; there is no lock.
+Steps: `RunFolder.open` validates before it writes, and takes the folder's lock (`experiments.lock`): one process writes
+at a time. Every file is written to a hidden temporary name, flushed to the disk and renamed, so a reader sees a whole
+file or none and a killed process leaves at most temporary files, which everything here ignores and the next `open`
+removes; a resumed run skips the cases that exist and are whole; `finish` writes the manifest. The same folder with
+another configuration, or another model, data or seed under it, is refused.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import re
-import subprocess
+import shutil
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import tomli_w
 
+from experiments.lock import LOCK, FolderLock, lock
+from experiments.provenance import provenance
 from reports.codec import decode, encode
-from reports.errors import InputError, IntegrityError
+from reports.errors import InputError, IntegrityError, MechEditError
 from reports.results import Result
 
 __all__ = ["RunFolder", "check_case_id", "provenance"]
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _CONFIG, _PROVENANCE, _MANIFEST = "config.toml", "provenance.json", "manifest.json"
 _CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _TEMPORARY = re.compile(r"\..*\.(tmp|old)")  # also the temporary folders of `Result.save`
 _SAME = ("model", "data", "seeds", "device", "dtype", "attn_implementation")  # must agree on resume
-_PACKAGES = ("mechedit", "torch", "transformers", "transformer-lens", "tokenizers", "numpy", "pandas")
 _ABSENT = object()
 
 
@@ -64,9 +63,10 @@ class RunFolder:
     ({'7'}, {'score': 1.0}, False)
     """
 
-    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+    def __init__(self, path: Path, config: dict[str, Any], *, held: FolderLock | None = None) -> None:
         self.path = path
         self.config = config
+        self._held = held  # given up with the last object that has it
 
     @classmethod
     def open(
@@ -78,22 +78,29 @@ class RunFolder:
         `provenance` is what `provenance()` returns.
         Errors: `InputError` if `config` holds anything else, if `path` is a file or a folder with other
         content, or if the run there has another configuration, model, data, seed, device or dtype; the
-        message names the first key that differs. Nothing is written before these checks have passed.
-        `IntegrityError` if the run there is damaged.
+        message names the first key that differs; if another process writes there. Nothing is written before these
+        checks have passed. `IntegrityError` if the run there is damaged or of another schema version, `MechEditError`
+        where the disk does not take it.
         """
         folder = Path(path)
         text = _to_toml(config)
         plain = tomllib.loads(text)
         facts = encode(provenance, where="provenance")
         if _is_run(folder):
+            _check_version(folder)
             _check_same(plain, _read_toml(folder / _CONFIG), f"config of the run in {folder}")
             _check_provenance(folder, facts)
-        (folder / "cases").mkdir(parents=True, exist_ok=True)
+        with _disk(folder):
+            (folder / "cases").mkdir(parents=True, exist_ok=True)
+        held = lock(folder)
+        _sweep(folder)
         if not (folder / _CONFIG).exists():
             _write(folder / _CONFIG, text.encode())
         if not (folder / _PROVENANCE).exists():
-            _write(folder / _PROVENANCE, _to_json(facts))
-        return cls(folder, plain)
+            _write(folder / _PROVENANCE, _to_json({"schema_version": SCHEMA_VERSION, **facts}))
+        with _disk(folder):
+            _sync_folder(folder)
+        return cls(folder, plain, held=held)
 
     @property
     def finished(self) -> bool:
@@ -103,7 +110,7 @@ class RunFolder:
     @property
     def provenance(self) -> dict[str, Any]:
         """What the run was started with."""
-        return _read_json(self.path / _PROVENANCE)
+        return _facts(self.path)
 
     def done(self) -> set[str]:
         """The ids of the finished cases, as strings."""
@@ -128,6 +135,15 @@ class RunFolder:
             raise InputError(f"case_id: expected a finished case, found no {file}")
         return _read_json(file)
 
+    def find_case(self, case_id: int | str) -> dict[str, Any] | None:
+        """The finished case, or None where it is still to be done; a damaged one is said, and to be done again."""
+        file = self._case_file(case_id)
+        try:
+            return _read_json(file) if file.is_file() else None
+        except IntegrityError as error:
+            log.warning("%s; it is done again", error)
+            return None
+
     def cases(self) -> dict[str, dict[str, Any]]:
         """Every finished case by its id, in the order of the ids (numbers by value, before words)."""
         return {case_id: self.read_case(case_id) for case_id in sorted(self.done(), key=_natural)}
@@ -136,7 +152,8 @@ class RunFolder:
         """Save `result` to `results/<name>`, return that folder; an older one of its kind is replaced."""
         check_case_id(name)
         self._withdraw_manifest()
-        return result.save(self.path / "results" / name)
+        with _disk(self.path / "results" / name):
+            return result.save(self.path / "results" / name)
 
     def write_json(self, name: str, obj: dict[str, Any]) -> None:
         """Write `<name>.json` beside the cases: what the page of the run reads. Plain data, as `write_case`."""
@@ -163,6 +180,9 @@ class RunFolder:
         ]
         manifest = {"kind": "run", "schema_version": SCHEMA_VERSION, "summary": text, "files": files}
         _write(self.path / _MANIFEST, _to_json(manifest))
+        with _disk(self.path):
+            _sync_folder(self.path / "cases")
+            _sync_folder(self.path)
 
     def _write_top(self, name: str, data: bytes) -> None:
         if name in (_PROVENANCE, _MANIFEST):
@@ -172,13 +192,14 @@ class RunFolder:
 
     def _files(self) -> list[Path]:
         files = [file.relative_to(self.path) for file in self.path.rglob("*") if file.is_file()]
-        return sorted(name for name in files if not _is_temporary(name))
+        return sorted(name for name in files if not _is_temporary(name) and name.name != LOCK)
 
     def _case_file(self, case_id: int | str) -> Path:
         return self.path / "cases" / f"{check_case_id(case_id)}.json"
 
     def _withdraw_manifest(self) -> None:
-        (self.path / _MANIFEST).unlink(missing_ok=True)
+        with _disk(self.path / _MANIFEST):
+            (self.path / _MANIFEST).unlink(missing_ok=True)
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
@@ -202,66 +223,6 @@ def check_case_id(case_id: int | str) -> str:
     return text
 
 
-def provenance(
-    *,
-    model: dict[str, Any],
-    data: dict[str, Any],
-    seeds: dict[str, Any],
-    device: str,
-    dtype: str,
-    attn_implementation: str,
-) -> dict[str, Any]:
-    """What a number depends on besides the configuration: one dict for `RunFolder.open` and for a result.
-
-    `model` and `data` name their source and hash, `seeds` each seed used. Added here: versions of the
-    packages, Python, platform, and the git commit with a `dirty` flag when the code runs from a checkout
-    (else None). No time stamp, so that the same run twice gives the same bytes.
-    """
-    return {
-        "model": model,
-        "data": data,
-        "seeds": seeds,
-        "device": device,
-        "dtype": dtype,
-        "attn_implementation": attn_implementation,
-        "versions": {"python": platform.python_version(), **_versions()},
-        "platform": platform.platform(),
-        "git": _git(Path(__file__).resolve().parent),
-    }
-
-
-@functools.cache  # asked for with every result; what runs is what was imported
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-@functools.cache
-def _git(folder: Path) -> dict[str, Any] | None:
-    """Commit and dirty flag of the checkout that *tracks* this file.
-
-    An installed copy inside another repository must not report that repository's commit.
-    """
-    try:
-        if _ask_git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
-            return None
-        commit = _ask_git(folder, "rev-parse", "HEAD")
-        changes = _ask_git(folder, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return None if commit is None else {"commit": commit, "dirty": bool(changes)}
-
-
-def _ask_git(folder: Path, *arguments: str) -> str | None:
-    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
 # --- checks -----------------------------------------------------------------------------------------
 
 
@@ -279,7 +240,7 @@ def _is_run(folder: Path) -> bool:
     foreign = [
         entry.name
         for entry in sorted(folder.iterdir())
-        if not _TEMPORARY.fullmatch(entry.name) and not (started and entry == cases)
+        if not (_TEMPORARY.fullmatch(entry.name) or entry.name == LOCK) and not (started and entry == cases)
     ]
     if foreign:
         raise InputError(
@@ -289,11 +250,28 @@ def _is_run(folder: Path) -> bool:
     return False
 
 
+def _check_version(folder: Path) -> None:
+    """Refuse to go on with a run that another version of this contract has begun."""
+    if not (folder / _PROVENANCE).is_file():
+        return
+    found = _read_json(folder / _PROVENANCE).get("schema_version", 1)
+    if found != SCHEMA_VERSION:
+        raise IntegrityError(
+            f"path: the run in {folder} is of schema version {found}, this project writes {SCHEMA_VERSION}; nothing "
+            "was changed: end it with the version of the project that began it, or choose another folder"
+        )
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """The provenance without the version of the contract."""
+    return {k: value for k, value in _read_json(folder / _PROVENANCE).items() if k != "schema_version"}
+
+
 def _check_provenance(folder: Path, facts: dict[str, Any]) -> None:
     """Refuse to mix cases of two models, data sets or seeds; other package versions are only logged."""
     if not (folder / _PROVENANCE).is_file():
         return
-    old = encode(_read_json(folder / _PROVENANCE), where="provenance")
+    old = encode(_facts(folder), where="provenance")
     _check_same(
         {key: facts[key] for key in _SAME if key in facts},
         {key: old[key] for key in _SAME if key in old},
@@ -377,12 +355,39 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _write(file: Path, data: bytes) -> None:
     """Write under a temporary name, flush to the disk, rename: after a crash the file is whole or absent."""
     temporary = file.with_name(f".{file.name}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
-    _sync_folder(file.parent)
+    with _disk(file):
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(file)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # what a full disk took of it is given back
+            raise
+
+
+@contextlib.contextmanager
+def _disk(target: Path) -> Iterator[None]:
+    """A full disk, a folder that is read-only and the like: one line instead of a traceback."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise MechEditError(
+            f"cannot write {target} ({reason}); what is finished is kept: make room or give write permission, and the "
+            "same command goes on"
+        ) from error
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed process has left half written; the lock is held, so nobody else writes it now."""
+    for place in (folder, folder / "cases", folder / "results"):
+        for left in place.glob(".*") if place.is_dir() else ():
+            if not _TEMPORARY.fullmatch(left.name):
+                continue
+            with _disk(left):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -13,13 +13,14 @@ Steps:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import pandas as pd
 
+from experiments.recipe import recorded
 from experiments.runs import RunFolder
 from mechedit.editors import MEGA, NAMES, Editor, by_name
 from mechedit.editors.selection import gate_roc
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "ComparisonConfig", "compare"]
 
+FAMILIES = ("argmax", "probability", "doubt")
 FIVE = ("Acc", "Gen", "Spec", "DI", "DII")
 CELLS = {
     "acc": "Acc",
@@ -82,6 +84,8 @@ class ComparisonConfig:
     ablation_facts: int = 40
     ripple_facts: int = 60
     data: str = ""
+    device: str = "auto"
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         known = (*NAMES, *CONTROLS)
@@ -133,11 +137,13 @@ def compare(
 
     Errors: `InputError` where `out` holds something else or a run with another configuration, and as `evaluate`.
     """
-    splits = {seed: _split(config, seed) for seed in config.seeds}
+    splits = {seed: split(config, seed) for seed in config.seeds}
     data = {f"facts_{seed}": facts_hash(facts) for seed, (facts, _) in splits.items()}
     facts_of = {"source": config.data or "the embedded world", **data}
     seeds = {"facts": list(config.seeds)}
-    run = RunFolder.open(out, asdict(config), provenance=model.provenance(data=facts_of, seeds=seeds))
+    run = RunFolder.open(
+        out, recorded("compare", config), provenance=model.provenance(data=facts_of, seeds=seeds)
+    )
     study = _Study(model, config, run, progress)
     for seed, (facts, selection) in splits.items():
         study.measure(seed, facts, selection)
@@ -151,7 +157,7 @@ def compare(
     return result
 
 
-def _split(config: ComparisonConfig, seed: int) -> tuple[list[FactEdit], list[FactEdit]]:
+def split(config: ComparisonConfig, seed: int) -> tuple[list[FactEdit], list[FactEdit]]:
     """Facts and selection of a seed; case ids carry the seed, because one fact may be drawn by two."""
     facts, selection = facts_and_selection(
         config.data, embedded=config.model, limit=config.limit, selection=config.selection, seed=seed
@@ -159,6 +165,11 @@ def _split(config: ComparisonConfig, seed: int) -> tuple[list[FactEdit], list[Fa
     if not config.data:
         facts = [replace(fact, ripple=ripple_tests(fact)) for fact in facts]
     return [replace(fact, case_id=f"{seed}.{fact.case_id}") for fact in facts], selection
+
+
+def followed(config: ComparisonConfig, facts: Sequence[FactEdit]) -> list[FactEdit]:
+    """Of the first seed's facts those on which RippleEdits' axes are asked."""
+    return [fact for fact in facts if fact.ripple][: config.ripple_facts]
 
 
 class _Study:
@@ -197,7 +208,7 @@ class _Study:
 
     def follow(self, facts: Sequence[FactEdit]) -> None:
         """RippleEdits' axes, where the facts have tests."""
-        tested = [fact for fact in facts if fact.ripple][: self.config.ripple_facts]
+        tested = followed(self.config, facts)
         for editor in self.editors[self.config.seeds[0]] if tested else []:
             found = ripple(self.model, editor, tested, progress=self.progress, run=self.run)
             self.ripples.append((editor.name, found))
@@ -244,7 +255,7 @@ class _Study:
             self.model,
             editor,
             facts,
-            families=("argmax", "probability", "doubt"),
+            families=FAMILIES,
             progress=self.progress,
             run=self.run,
             unedited=unedited,

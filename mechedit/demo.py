@@ -14,13 +14,14 @@ Steps, each of whose cases is a file in the run folder, so that a stopped run go
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
+from experiments.progress import track
+from experiments.recipe import recorded
 from experiments.runs import RunFolder
 from mechedit.anatomy import StatementContrast, layer_scores, statement_contrast
 from mechedit.attribution import Attribution, attribute
@@ -28,7 +29,7 @@ from mechedit.editors import MEGA, Editor, NoEdit
 from mechedit.editors.variants import CONTROLS, variant
 from mechedit.evaluation import Evaluation, baseline, evaluate
 from mechedit.facts import FactEdit, facts_hash
-from mechedit.factworld import edits
+from mechedit.splits import facts_and_selection
 from reports import page
 from reports.results import bootstrap_mean
 
@@ -49,6 +50,8 @@ class DemoConfig:
     limit: int = 40
     selection: int = 20
     seed: int = 0
+    device: str = "auto"
+    dtype: str = "float32"
 
 
 def controls(mega: MEGA, *, n_layers: int, seed: int) -> list[Editor]:
@@ -64,15 +67,18 @@ def run_demo(
 
     Errors: `InputError` where `out` holds something else or a run with another configuration.
     """
-    facts = edits(config.limit, seed=config.seed)
-    selection = edits(config.selection, seed=config.seed + 1, skip=facts)
+    facts, selection = facts_and_selection(
+        "", embedded="factworld", limit=config.limit, selection=config.selection, seed=config.seed
+    )
     seeds = {"facts": config.seed, "selection": config.seed + 1}
     facts_of = {
         "source": "the embedded world",
         "facts": facts_hash(facts),
         "selection": facts_hash(selection),
     }
-    run = RunFolder.open(out, asdict(config), provenance=model.provenance(data=facts_of, seeds=seeds))
+    run = RunFolder.open(
+        out, recorded("demo", config), provenance=model.provenance(data=facts_of, seeds=seeds)
+    )
     contrast = statement_contrast(model, selection)
     run.write_result(contrast, "statement_contrast")
     mega = MEGA(window=contrast.window).select(model, selection)
@@ -98,15 +104,19 @@ def _attribute_all(
     model: HookedModel, mega: MEGA, facts: Sequence[FactEdit], run: RunFolder, *, progress: bool
 ) -> None:
     """One case a fact: layer and head scores for both objects, before and after the edit."""
-    done = run.done()
-    for fact in tqdm(facts, desc="attribution", disable=not progress):
-        case = f"attribution-{fact.case_id}"
-        if case in done:
+    for fact in track(facts, label="attribution", progress=progress):
+        case = attribution_key(fact)
+        if run.find_case(case) is not None:
             continue
         rows = _score_rows(model, fact, "before")
         with mega.apply(model, fact) as edited:
             rows += _score_rows(edited, fact, "after")
         run.write_case(case, {"rows": rows})
+
+
+def attribution_key(fact: FactEdit) -> str:
+    """The id of the case that holds the attribution of `fact`."""
+    return f"attribution-{fact.case_id}"
 
 
 def _score_rows(model: HookedModel, fact: FactEdit, stage: str) -> list[dict[str, Any]]:
@@ -128,7 +138,7 @@ def _gathered(run: RunFolder, facts: Sequence[FactEdit], n_heads: int) -> tuple[
     """Mean scores over the facts with bootstrap intervals, and mean head scores."""
     layers, heads = [], []
     for fact in facts:
-        for row in run.read_case(f"attribution-{fact.case_id}")["rows"]:
+        for row in run.read_case(attribution_key(fact))["rows"]:
             keys = {"object": row["object"], "stage": row["stage"]}
             layers.append(pd.DataFrame(row["layers"]).assign(**keys))
             index = range(len(row["heads"]))

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from tqdm.auto import tqdm
 
+from experiments.progress import track
 from experiments.runs import RunFolder, check_case_id
 from mechedit.evaluated import KNOWS_NONE, NOT_ROMES_PS, OWN_ANSWERS, CaseScores, Evaluation, Mode, gather
 from mechedit.facts import FactEdit, facts_hash
@@ -109,6 +110,11 @@ def evaluate(
         scores=cases,
         references=space,
     )
+
+
+def case_key(editor: str, fact: FactEdit, mode: str = "single") -> str:
+    """The id of the case of `fact` under the editor of this name, in a run folder."""
+    return f"{editor}-{'' if mode == 'single' else f'{mode}-'}{fact.case_id}"
 
 
 def check_facts(
@@ -216,9 +222,8 @@ class _Task:
         """Each fact edited alone."""
         keys = [self._key(fact) for fact in self.facts]
         cases = []
-        todo = enumerate(zip(self.facts, keys, strict=True))
-        bar = tqdm(todo, total=len(self.facts), desc=self.editor.name, disable=not self.progress)
-        for i, (fact, key) in bar:
+        todo = list(enumerate(zip(self.facts, keys, strict=True)))
+        for i, (fact, key) in track(todo, label=self.editor.name, progress=self.progress):
             settings = self._settings(fact)
             case = self._finished(key, settings)
             if case is None:
@@ -264,8 +269,7 @@ class _Task:
         return CaseScores([_with_base(s, base) if s.role == "neighborhood" else s for s in scores], texts)
 
     def _key(self, fact: FactEdit) -> str:
-        mode = "" if self.mode == "single" else f"{self.mode}-"
-        key = f"{self.editor.name}-{mode}{fact.case_id}"
+        key = case_key(self.editor.name, fact, self.mode)
         return key if self.run is None else check_case_id(key)
 
     def _settings(self, fact: FactEdit) -> str:
@@ -279,9 +283,9 @@ class _Task:
 
     def _finished(self, key: str, settings: str) -> CaseScores | None:
         """The scores of a case that an earlier process has written, or None."""
-        if self.run is None or key not in self.run.done():
+        case = None if self.run is None else self.run.find_case(key)
+        if self.run is None or case is None:
             return None
-        case = self.run.read_case(key)
         if case.get("settings") != settings:
             raise InputError(
                 f"run: case {key!r} in {self.run.path} was measured with another model, editor, fact or family; "

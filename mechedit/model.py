@@ -28,6 +28,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from experiments.checkpoints import tokenizer_digest
 from experiments.runs import provenance
 from mechedit import weights
 from mechedit.batching import batches
@@ -156,7 +157,12 @@ class HookedModel:
     def provenance(self, *, data: dict[str, Any], seeds: dict[str, Any]) -> dict[str, Any]:
         """What a number measured on this model depends on, for a run folder or a result (`experiments.runs`)."""
         return provenance(
-            model={"name": self.name, "source": self.source, "hash": self.hash},
+            model={
+                "name": self.name,
+                "source": self.source,
+                "hash": self.hash,
+                "tokenizer": tokenizer_digest(self.tokenizer),
+            },
             data=data,
             seeds=seeds,
             device=str(self.device),

@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
-from experiments.runs import RunFolder, check_case_id
+from experiments.progress import track
+from experiments.runs import RunFolder
 from mechedit.evaluation import described, known_facts
 from mechedit.facts import FactEdit, facts_hash
 from mechedit.measure import Question, measure
@@ -109,27 +109,30 @@ def ripple(
     1
     """
     check_tests(facts)
-    keys = [f"ripple-{editor.name}-{fact.case_id}" for fact in facts]
+    keys = [case_key(editor.name, fact) for fact in facts]
     if len(set(keys)) < len(keys):
         raise InputError("facts: a case_id occurs twice; give each its own")
     known = known_facts(model, facts)
     cases = []
-    todo = zip(facts, keys, known, strict=True)
-    for fact, key, knows in tqdm(todo, total=len(facts), desc=f"{editor.name}, ripple", disable=not progress):
+    todo = list(zip(facts, keys, known, strict=True))
+    for fact, key, knows in track(todo, label=f"{editor.name}, ripple", progress=progress):
         settings = [model.hash, str(model.dtype), facts_hash([fact]), described(editor)]
-        case = None
-        if run is not None and check_case_id(key) in run.done():
-            case = run.read_case(key)
-            if case["settings"] != settings:
-                raise InputError(
-                    f"run: case {key!r} in {run.path} is of another model, editor or fact; choose another folder"
-                )
+        case = None if run is None else run.find_case(key)
+        if run is not None and case is not None and case["settings"] != settings:
+            raise InputError(
+                f"run: case {key!r} in {run.path} is of another model, editor or fact; choose another folder"
+            )
         if case is None:
             case = {"settings": settings, **(_case(model, editor, fact) if knows else _not_edited(fact))}
             if run is not None:
                 run.write_case(key, case)
         cases.append(case)
     return _gather(model, editor, facts, cases)
+
+
+def case_key(editor: str, fact: FactEdit) -> str:
+    """The id of the case of `fact` under the editor of this name, in a run folder."""
+    return f"ripple-{editor}-{fact.case_id}"
 
 
 def check_tests(facts: Sequence[FactEdit]) -> None:

@@ -517,3 +517,12 @@ def test_a_page_escapes_every_name(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "results" / "anatomy" / "claims.parquet").unlink()
     with pytest.raises(IntegrityError, match=r"claims\.parquet"):
         build(tmp_path / "run")
+
+
+def test_the_plan_lists_the_cases_of_the_run(finished: Path) -> None:
+    from experiments.runs import RunFolder
+    from mechedit.anatomy.recipe import AnatomyConfig
+    from mechedit.plans import plan_anatomy
+
+    plan = plan_anatomy(AnatomyConfig(editors=("ft", "no_edit"), limit=2, selection=2))
+    assert set(plan.cases) == RunFolder(finished, {}).done()

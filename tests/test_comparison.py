@@ -8,11 +8,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from experiments.runs import RunFolder
 from mechedit.cli import main
 from mechedit.comparison import Comparison, ComparisonConfig, compare
 from mechedit.editors import MEGA
 from mechedit.editors.variants import ABLATIONS, CONTROLS, variant
 from mechedit.model import HookedModel
+from mechedit.plans import plan_comparison
 from reports.errors import InputError
 from reports.gates import roc_curve
 
@@ -111,3 +113,9 @@ def test_a_roc_figure_wants_its_columns() -> None:
 def test_choices_are_kept(run: tuple[Comparison, Path]) -> None:
     chosen = run[0].choices.set_index(["seed", "key"])["value"]
     assert json.loads(chosen[0, "window"].replace("(", "[").replace(")", "]")) == [5, 7]
+
+
+def test_the_plan_lists_the_cases_of_the_run(run: tuple[Comparison, Path]) -> None:
+    plan = plan_comparison(SMALL)
+    assert set(plan.cases) == RunFolder(run[1], {}).done()
+    assert len(plan.cases) == len(set(plan.cases)) == 3 * 6 + 2 + 3 * 2

@@ -57,3 +57,10 @@ def test_random_layers_lie_outside_the_window_where_they_can() -> None:
             first, last = drawn.window
             assert last - first == window[1] - window[0]
             assert not set(range(first, last + 1)) & set(range(window[0], window[1] + 1))
+
+
+def test_the_plan_lists_the_cases_of_the_run(finished: Path) -> None:
+    from experiments.runs import RunFolder
+    from mechedit.plans import plan_demo
+
+    assert set(plan_demo(SMALL).cases) == RunFolder(finished, {}).done()

@@ -40,9 +40,9 @@ def start(folder: Path, config: dict[str, Any] = CONFIG, **changes: Any) -> RunF
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {
-        f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()
-    }
+    """Every file but the lock, which is there while somebody writes."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != ".lock")
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -18,7 +18,8 @@ from xlprobe.cli import main
 from xlprobe.corpora import text_hash
 from xlprobe.data_folder import DataFolder, detached
 from xlprobe.file_lab import FileLab, FileSizes
-from xlprobe.real_text import Pretraining, Recipe, balanced, data_path, pretraining_texts
+from xlprobe.real_text import Pretraining, RealTextRecipe, balanced, data_path, pretraining_texts
+from xlprobe.recipe import StudyRecipe
 from xlprobe.study import Study
 from xlprobe.training import TrainingError
 from xlprobe.transfer import StudyConfig, transfer_study
@@ -27,7 +28,7 @@ SIZES = FileSizes(
     train=40, held_out=12, align_steps=2, finetune_steps=2, head_steps=2, probe_batches=2, batch=8
 )
 RECIPE = """
-laboratory = "files"
+experiment = "real_text"
 pairs = ["en-de"]
 objectives = ["token"]
 seeds = 1
@@ -313,7 +314,7 @@ def test_langworld_takes_no_data_and_an_unknown_size_is_named(
 ) -> None:
     assert main(["study", "--data", str(folder), "--out", str(tmp_path / "x"), "--quiet"]) == 2
     assert "the embedded languages take none" in capsys.readouterr().err
-    write(tmp_path / "recipe.toml", ['laboratory = "files"', "[sizes]", "heldout = 3"])
+    write(tmp_path / "recipe.toml", ['experiment = "real_text"', "[sizes]", "heldout = 3"])
     assert main(["study", "--recipe", str(tmp_path / "recipe.toml"), "--quiet"]) == 2
     assert "did you mean 'sizes.held_out'" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
@@ -321,21 +322,20 @@ def test_langworld_takes_no_data_and_an_unknown_size_is_named(
 
 def test_the_recipes_are_studies_of_the_built_in_sizes(root: Path) -> None:
     recipes = root / "experiments" / "recipes"
-    real = config.load(recipes / "real-text.toml", Recipe)
-    assert real.laboratory == "files"
+    real = config.load(recipes / "real-text.toml", RealTextRecipe, experiment="real_text")
     assert real.pretrain == Pretraining()
     assert real.sizes == FileSizes()
-    plain = config.load(recipes / "transfer.toml", Recipe)
-    assert plain.study == StudyConfig(seeds=5)
-    assert replace(real.study, seeds=5) == plain.study
+    plain = config.load(recipes / "transfer.toml", StudyRecipe, experiment="study")
+    assert plain.plan == StudyConfig(seeds=5)
+    assert replace(real.plan, seeds=5) == plain.plan
 
 
 def test_the_settings_for_xlm_r_in_the_recipe_are_a_recipe(root: Path, tmp_path: Path) -> None:
     text = (root / "experiments" / "recipes" / "real-text.toml").read_text("utf-8")
     lines = [line.removeprefix("#: ") for line in text.splitlines() if line.startswith("#:")]
     write(tmp_path / "base.toml", lines)
-    base = config.load(tmp_path / "base.toml", Recipe)
-    assert (base.laboratory, base.encoder, base.seeds) == ("files", "xlm-roberta-base", 5)
+    base = config.load(tmp_path / "base.toml", RealTextRecipe, experiment="real_text")
+    assert (base.encoder, base.seeds) == ("xlm-roberta-base", 5)
     assert base.sizes.align_lr == base.sizes.finetune_lr == 2e-5
     assert base.sizes.finetune_steps == 10 * base.sizes.train // base.sizes.batch
 

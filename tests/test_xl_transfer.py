@@ -217,3 +217,13 @@ def test_the_advice_is_tested_on_pairs_whose_gradients_it_has_not_seen(
     assert case["advice"]["objective"] == advise(others, task="pos").objective
     again = advice_trial(laboratory, study_of(folder), tmp_path / "advice", seeds=1, progress=False)
     pd.testing.assert_frame_equal(found, again)
+
+
+def test_the_plan_lists_the_cases_of_the_study(folder: Path) -> None:
+    from dataclasses import asdict
+
+    from experiments.runs import RunFolder
+    from xlprobe.recipe import StudyRecipe, plan_study
+
+    plan = plan_study(StudyRecipe(**asdict(PLAN), sizes=SMALL))
+    assert set(plan.cases) == RunFolder(folder, {}).done()

@@ -168,7 +168,12 @@ class Encoder:
     def provenance(self, *, data: dict[str, Any], seeds: dict[str, Any]) -> dict[str, Any]:
         """What a number measured on this encoder depends on, for a run folder or a result (`experiments.runs`)."""
         return runs.provenance(
-            model={"name": self.name, "source": self.source, "hash": self.hash},
+            model={
+                "name": self.name,
+                "source": self.source,
+                "hash": self.hash,
+                "tokenizer": checkpoints.tokenizer_digest(self.tokenizer),
+            },
             data=data,
             seeds=seeds,
             device=str(self.device),

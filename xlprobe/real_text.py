@@ -13,26 +13,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
 from experiments.runs import RunFolder
 from reports.errors import InputError
 from xlprobe.data_folder import SOURCE, DataFolder
-from xlprobe.file_lab import FileSizes
+from xlprobe.file_lab import FileLab, FileSizes
 from xlprobe.pretrain import Shape, pretrain
+from xlprobe.recipe import Material, StudyBase
 from xlprobe.training import Training
-from xlprobe.transfer import StudyConfig
+from xlprobe.world_lab import TASKS
 
 if TYPE_CHECKING:
     from xlprobe.encoder import Encoder
 
 __all__ = [
     "Pretraining",
-    "Recipe",
+    "RealTextRecipe",
     "balanced",
     "caution",
     "data_path",
@@ -58,23 +59,38 @@ class Pretraining:
 
 
 @dataclass(frozen=True)
-class Recipe(StudyConfig):
-    """A study's recipe file: what is crossed with what (`StudyConfig`), and on which material.
+class RealTextRecipe(StudyBase):
+    """A study of files: the folder `data` (empty: MECHEDIT_DATA), at most so much of it as `sizes` says.
 
-    laboratory: "langworld", or "files" with the folder `data` (empty: MECHEDIT_DATA); sizes: of `xlprobe.file_lab`.
-    encoder: a folder or an id; empty: the embedded encoder, or for files one that is pre-trained as `pretrain` says.
+    encoder: a folder or an id; empty: one that is pre-trained on the folder's text as `pretrain` says.
     """
 
-    laboratory: Literal["langworld", "files"] = "langworld"
+    experiment: ClassVar[str] = "real_text"
     data: str = ""
-    encoder: str = ""
     sizes: FileSizes = field(default_factory=FileSizes)
     pretrain: Pretraining = field(default_factory=Pretraining)
 
-    @property
-    def study(self) -> StudyConfig:
-        """The part that `transfer_study` takes."""
-        return StudyConfig(**{part.name: getattr(self, part.name) for part in fields(StudyConfig)})
+    def material(self, out: Path, *, progress: bool) -> Material:
+        """See `StudyBase`."""
+        data = self.folder()
+        named = self.encoder or encoder_folder(data, out, self.pretrain, progress=progress)
+        encoder = self.load(named)
+
+        def said() -> dict[str, Any]:
+            return {
+                "notes": text_report(data, out, pretrained=not self.encoder),
+                "caution": caution(encoder),
+            }
+
+        return FileLab(encoder, data, self.sizes, seed=self.seed), said
+
+    def available(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """See `StudyBase`."""
+        return self.folder().pairs, tuple(TASKS)
+
+    def folder(self) -> DataFolder:
+        """The data. Errors: `InputError` where there is none, or it lacks something."""
+        return DataFolder(data_path(self.data), held_out=self.sizes.held_out)
 
 
 def data_path(asked: str | None) -> Path:

@@ -16,6 +16,10 @@ from __future__ import annotations
 import itertools
 import math
 import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
+from experiments.progress import track
 from experiments.runs import RunFolder
 from reports.errors import InputError
 from xlprobe.distances import Distances, distances
@@ -64,12 +68,18 @@ class StudyConfig:
 
 
 def transfer_study(
-    laboratory: Laboratory, config: StudyConfig, out: str | Path, *, workers: int = 1, progress: bool = True
+    laboratory: Laboratory,
+    config: StudyConfig,
+    out: str | Path,
+    *,
+    workers: int = 1,
+    progress: bool = True,
+    recipe: dict[str, Any] | None = None,
 ) -> Study:
     """Runs the study into the folder `out` (or goes on with it); its result, which is also saved there.
 
     `workers` processes share the cases, each on one thread (on a CPU, and where processes can be forked): the numbers
-    are the same for any number of them.
+    are the same for any number of them. recipe: what config.toml is to say, so that the folder can be run again.
 
     Errors: `InputError` for a pair or task that the laboratory lacks, and where `out` holds something else or a study
     with another configuration. Losses that are not finite stop it; finished cases are kept.
@@ -88,21 +98,24 @@ def transfer_study(
     pairs, tasks = _chosen(laboratory, config)
     seeds = {str(seed): seed for seed in range(config.seeds)}
     facts = laboratory.encoder.provenance(data=laboratory.data, seeds=seeds)
-    run = RunFolder.open(out, {"laboratory": laboratory.name, **asdict(config)}, provenance=facts)
-    objectives = [*config.objectives, *([SHUFFLED] if config.shuffled else [])]
-    done = run.done()
-    todo = [f"none-{seed}" for seed in range(config.seeds)]
-    todo += [f"gradients-{p}-{o}-{t}" for p in pairs for o in config.objectives for t in tasks]
-    todo += [f"align-{p}-{o}-{s}" for p in pairs for o in objectives for s in range(config.seeds)]
-    todo = [case for case in todo if case not in done]
+    asked = recipe or {"laboratory": laboratory.name, **asdict(config)}
+    run = RunFolder.open(out, asked, provenance=facts)
+    todo = [case for case in case_ids(config, pairs, tasks) if run.find_case(case) is None]
     one = partial(_case, laboratory, pairs=pairs, tasks=tasks, means={})
-    with tqdm(total=len(todo), desc="study", disable=not progress) as bar:
-        for case, found in _each(one, todo, workers if laboratory.encoder.device.type == "cpu" else 1):
-            run.write_case(case, found)
-            bar.update()
+    each = _each(one, todo, workers if laboratory.encoder.device.type == "cpu" else 1)
+    for case, found in track(each, total=len(todo), label="study", progress=progress):
+        run.write_case(case, found)
     study = _gathered(run, laboratory, config, pairs, tasks)
     run.write_result(study, "study")
     return study
+
+
+def case_ids(config: StudyConfig, pairs: Sequence[str], tasks: Sequence[str]) -> list[str]:
+    """Every case of the study, in the order in which they are run."""
+    objectives = [*config.objectives, *([SHUFFLED] if config.shuffled else [])]
+    cases = [f"none-{seed}" for seed in range(config.seeds)]
+    cases += [f"align-{p}-{o}-{s}" for p in pairs for o in objectives for s in range(config.seeds)]
+    return [*cases, *(f"gradients-{p}-{o}-{t}" for p in pairs for o in config.objectives for t in tasks)]
 
 
 def _chosen(laboratory: Laboratory, config: StudyConfig) -> tuple[list[str], list[str]]:
@@ -134,7 +147,7 @@ def _each(
     _work = one
     # A pair's gradients go to one process: they share yardsticks.
     groups = [list(some) for _, some in itertools.groupby(cases, _shared)]
-    with multiprocessing.get_context("fork").Pool(min(workers, len(groups)), _one_thread) as pool:
+    with multiprocessing.get_context("fork").Pool(min(workers, len(groups)), _start_worker) as pool:
         for found in pool.imap_unordered(_named, groups):
             yield from found
 
@@ -152,8 +165,18 @@ def _named(cases: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     return [(case, _work(case)) for case in cases]
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
+    """One thread; Ctrl-C is the parent's to answer; a worker whose parent was killed ends too."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
 
 
 def _case(

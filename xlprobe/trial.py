@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
+from experiments.progress import track
 from experiments.runs import RunFolder
 from xlprobe.advice import Advice, advise
 from xlprobe.conflict import AGGREGATORS
@@ -42,11 +42,10 @@ def advice_trial(
     tasks = list(dict.fromkeys(study.gradients["task"]))
     facts = laboratory.encoder.provenance(data=laboratory.data, seeds={str(s): s for s in range(seeds)})
     run = RunFolder.open(out, {"study": study.laboratory, "pairs": pairs, "seeds": seeds}, provenance=facts)
-    done = run.done()
     todo = [(p, t, s) for p in pairs for t in tasks for s in range(seeds)]
-    for pair, task, seed in tqdm(todo, desc="advice", disable=not progress):
+    for pair, task, seed in track(todo, label="advice", progress=progress):
         case = f"{pair}-{task}-{seed}"
-        if case not in done:
+        if run.find_case(case) is None:
             run.write_case(case, _case(laboratory, study, pair, task, seed))
     rows = []
     for pair, task, seed in todo:

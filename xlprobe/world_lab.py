@@ -29,7 +29,7 @@ from xlprobe.training import Training, derive, train
 
 __all__ = ["Sizes", "WorldLab"]
 
-_KINDS: dict[str, Literal["tagging", "classification"]] = {"pos": "tagging", "topic": "classification"}
+TASKS: dict[str, Literal["tagging", "classification"]] = {"pos": "tagging", "topic": "classification"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class WorldLab:
         self.seed = seed
         self.name = "langworld"
         self.pairs = tuple(f"source-{name}" for name in LANGUAGES if name != "source")
-        self.tasks = tuple(_KINDS)
+        self.tasks = tuple(TASKS)
         self._heads: dict[tuple[str, str], nn.Linear] = {}
 
     @property
@@ -130,7 +130,7 @@ class WorldLab:
         language = "source" if pair is None else pair.split("-")[1]
         train_on = self._labelled("train", language, task)
         labels = self._task(task).labels  # the head's: the target language may have others, or fewer
-        model = TaskModel(encoder, Task(_KINDS[task], train=train_on, test={}, labels=labels))
+        model = TaskModel(encoder, Task(TASKS[task], train=train_on, test={}, labels=labels))
         model.head = self._head(encoder, task)
         rows = torch.arange(min(len(train_on), self.sizes.batch * self.sizes.probe_batches)).split(
             self.sizes.batch
@@ -187,7 +187,7 @@ class WorldLab:
         return Bitext(right.source, target, links)
 
     def _task(self, task: str) -> Task:
-        return Task(_KINDS[task], train=self._labelled("train", "source", task), test={})
+        return Task(TASKS[task], train=self._labelled("train", "source", task), test={})
 
     def _labelled(self, which: world.Split, language: str, task: str) -> Labelled:
         kind: Literal["pos", "topic"] = "pos" if task == "pos" else "topic"

@@ -10,10 +10,11 @@ Steps:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from experiments.recipe import recorded
 from experiments.runs import RunFolder
 from mechedit.anatomy.study import AnatomyStudy, anatomy
 from mechedit.anatomy.tables import LEAST
@@ -47,6 +48,8 @@ class AnatomyConfig:
     top_k: int = 20
     data: str = ""
     seed: int = 0
+    device: str = "auto"
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if min(self.limit, self.selection, self.top_k) < 1:
@@ -74,7 +77,9 @@ def run_anatomy(
     source = {"source": config.data or "the embedded world", "facts": facts_hash(facts)}
     source["selection"] = facts_hash(selection)
     seeds = {"facts": config.seed, "selection": config.seed + 1, "bootstrap": config.seed}
-    run = RunFolder.open(out, asdict(config), provenance=model.provenance(data=source, seeds=seeds))
+    run = RunFolder.open(
+        out, recorded("anatomy", config), provenance=model.provenance(data=source, seeds=seeds)
+    )
     study = anatomy(
         model,
         facts,

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
+from experiments.progress import track
 from experiments.runs import RunFolder, check_case_id
 from mechedit.anatomy.cases import measure_fact, settings_for
 from mechedit.anatomy.claims import agreement_table, claim_table
@@ -129,9 +129,9 @@ def anatomy(
     splits: dict[str, Cases] = {}
     for split, chosen in (("selection", selection), ("fact", facts)):
         splits[split] = {}
-        for i, fact in enumerate(tqdm(chosen, desc=f"anatomy: {split}s", disable=not progress)):
+        for i, fact in enumerate(track(chosen, label=f"anatomy: {split}s", progress=progress)):
             settings = settings_for(editors, ways, i)
-            key = check_case_id(f"{split}-{fact.case_id}")
+            key = check_case_id(case_key(split, fact))
             digest = _digest(model, fact, [(s.name, s.label, described(s.editor)) for s in settings], top_k)
             case = _finished(run, key, digest)
             if case is None:
@@ -140,6 +140,11 @@ def anatomy(
                     run.write_case(key, case)
             splits[split][str(fact.case_id)] = case
     return _study(model, facts, splits["fact"], splits["selection"], seed=seed)
+
+
+def case_key(split: str, fact: FactEdit) -> str:
+    """The id of the case of `fact`; split: "fact" or "selection"."""
+    return f"{split}-{fact.case_id}"
 
 
 def _study(
@@ -223,9 +228,9 @@ def _digest(model: HookedModel, fact: FactEdit, editors: Sequence[tuple[Any, ...
 
 
 def _finished(run: RunFolder | None, key: str, digest: str) -> dict[str, Any] | None:
-    if run is None or key not in run.done():
+    case = None if run is None else run.find_case(key)
+    if run is None or case is None:
         return None
-    case = run.read_case(key)
     if case.get("settings") != digest:
         raise InputError(
             f"run: case {key!r} in {run.path} was measured with another model, editor or fact; choose another folder"

@@ -1,5 +1,5 @@
-"""The command line: `mechedit demo | attribute | edit | evaluate | anatomy | covariance | tune | factworld | report |
-bench`.
+"""The command line: `mechedit demo | attribute | edit | evaluate | anatomy | covariance | tune | factworld | run |
+report | bench`.
 
 Every command prints a table, or one JSON object with `--json`. Exit status: 0 done, 1 failed, 2 wrong usage
 (one line on standard error), 130 interrupted.
@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from experiments.progress import how_to_go_on, interruptible
 from mechedit.cli import (
     anatomy,
     attribute,
@@ -23,6 +24,7 @@ from mechedit.cli import (
     evaluate,
     factworld,
     report,
+    run,
     tune,
 )
 from mechedit.cli.options import Parser
@@ -34,17 +36,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
     options = _parser().parse_args(argv)
     try:
-        return int(options.run(options) or 0)
+        with interruptible():
+            return int(options.run(options) or 0)
     except InputError as error:
         return _fail(error, 2)
     except MechEditError as error:
         return _fail(error, 1)
-    except KeyboardInterrupt:
-        print("mechedit: interrupted; the same command goes on where it stopped", file=sys.stderr)
+    except OSError as error:  # the disk, not the code
+        return _fail(f"{error.filename or 'the disk'}: {error.strerror or error}", 1)
+    except KeyboardInterrupt as stop:
+        said = how_to_go_on(
+            stop,
+            "mechedit",
+            sys.argv[1:] if argv is None else argv,
+            saved=getattr(options, "out", None) is not None,
+        )
+        print(f"mechedit: {said}", file=sys.stderr)
         return 130
 
 
-def _fail(error: Exception, status: int) -> int:
+def _fail(error: Exception | str, status: int) -> int:
     print("mechedit: error: " + " ".join(str(error).split()), file=sys.stderr)
     return status
 
@@ -67,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         covariance,
         tune,
         factworld,
+        run,
         report,
         bench,
     ):

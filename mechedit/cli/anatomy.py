@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mechedit.cli.options import command, count, load
+from mechedit.cli.options import PLACE, command, count, load
 from mechedit.cli.output import as_table, print_json
 
 if TYPE_CHECKING:
@@ -16,17 +16,10 @@ if TYPE_CHECKING:
 
 def anatomy(options: argparse.Namespace) -> None:
     """What an edit that succeeds changes inside the model, and one that fails does not."""
-    import torch
-
     from mechedit.anatomy.recipe import run_anatomy
 
     config = _config(options)
-    if config.model.startswith(
-        "factworld"
-    ):  # too small to gain by a second thread, and stalls where cores are shared
-        torch.set_num_threads(1)
-    options.model = config.model
-    study = run_anatomy(load(options), config, options.out, progress=not options.quiet)
+    study = run_anatomy(load(config), config, options.out, progress=not options.quiet)
     report = Path(options.out) / "report.html"
     if options.json:
         print_json(
@@ -55,10 +48,14 @@ def _config(options: argparse.Namespace) -> AnatomyConfig:
     from experiments.config import load as load_config
     from mechedit.anatomy.recipe import AnatomyConfig
 
-    config = load_config(options.recipe, AnatomyConfig) if options.recipe else AnatomyConfig()
+    config = (
+        load_config(options.recipe, AnatomyConfig, experiment="anatomy")
+        if options.recipe
+        else AnatomyConfig()
+    )
     said = {
         name: getattr(options, name)
-        for name in ("model", "limit", "selection", "data", "seed")
+        for name in (*PLACE, "limit", "selection", "data", "seed")
         if getattr(options, name) is not None
     }
     if options.editors is not None:
@@ -74,7 +71,7 @@ def add(commands: Any) -> None:
         anatomy,
         "mechedit anatomy --model factworld --editors ft,rome,mega --limit 60 --out runs/anatomy",
     )
-    p.set_defaults(model=None, seed=None)  # the recipe's, unless they are given
+    p.set_defaults(**dict.fromkeys((*PLACE, "seed")))  # the recipe's, unless they are given
     p.add_argument(
         "--recipe", help="TOML file with the keys of these options (experiments/recipes/anatomy.toml)"
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mechedit.cli.options import command, count, load
+from mechedit.cli.options import PLACE, command, count, load
 from mechedit.cli.output import as_table, print_json
 
 if TYPE_CHECKING:
@@ -19,8 +19,7 @@ def compare(options: argparse.Namespace) -> None:
     from mechedit.comparison import compare as run
 
     config = _config(options)
-    options.model = config.model
-    result = run(load(options), config, options.out, progress=not options.quiet)
+    result = run(load(config), config, options.out, progress=not options.quiet)
     report = Path(options.out) / "report.html"
     if options.json:
         known = {"n_known": result.n_known, "n_total": result.n_total, "report": str(report)}
@@ -39,10 +38,12 @@ def _config(options: argparse.Namespace) -> ComparisonConfig:
     from experiments.config import load as load_config
     from mechedit.comparison import ComparisonConfig
 
-    config = load_config(options.recipe, ComparisonConfig) if options.recipe else ComparisonConfig()
+    config = ComparisonConfig()
+    if options.recipe:
+        config = load_config(options.recipe, ComparisonConfig, experiment="compare")
     said: dict[str, Any] = {
         name: getattr(options, name)
-        for name in ("model", "limit", "selection", "data", "ablation_facts", "ripple_facts")
+        for name in (*PLACE, "limit", "selection", "data", "ablation_facts", "ripple_facts")
         if getattr(options, name) is not None
     }
     for name in ("editors", "ablations"):
@@ -65,7 +66,7 @@ def add(commands: Any) -> None:
         compare,
         "mechedit compare --recipe experiments/recipes/mega.toml --out runs/mega",
     )
-    p.set_defaults(model=None)  # the recipe's, unless it is given
+    p.set_defaults(**dict.fromkeys(PLACE))  # the recipe's, unless they are given
     p.add_argument(
         "--recipe", help="TOML file with the keys of these options (experiments/recipes/mega.toml)"
     )

@@ -14,8 +14,14 @@ def demo(options: argparse.Namespace) -> None:
     """The main study on the embedded world."""
     from mechedit.demo import DemoConfig, run_demo
 
-    config = DemoConfig(model=options.model, limit=options.limit, seed=options.seed)
-    summary = run_demo(load(options), config, options.out, progress=not options.quiet)
+    config = DemoConfig(
+        model=options.model,
+        limit=options.limit,
+        seed=options.seed,
+        device=options.device,
+        dtype=options.dtype,
+    )
+    summary = run_demo(load(config), config, options.out, progress=not options.quiet)
     report = Path(options.out) / "report.html"
     if options.json:
         rows = {row["name"]: _flat(row) for row in summary["editors"]}

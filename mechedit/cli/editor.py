@@ -46,7 +46,7 @@ def add_editor_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def named_editor(options: argparse.Namespace, model: HookedModel) -> Editor:
+def named_editor(options: Any, model: HookedModel) -> Editor:
     """The editor as asked for, before it chooses anything. Errors: `InputError` for an option that it does not have."""
     from mechedit.editors import MEGA, by_name
 
@@ -68,9 +68,7 @@ def named_editor(options: argparse.Namespace, model: HookedModel) -> Editor:
     return editor
 
 
-def chosen_editor(
-    options: argparse.Namespace, model: HookedModel, facts: Sequence[FactEdit], *, data: str
-) -> Editor:
+def chosen_editor(options: Any, model: HookedModel, facts: Sequence[FactEdit], *, data: str) -> Editor:
     """The editor with what it leaves open chosen on facts that are not measured."""
     from mechedit.splits import selection_for
 

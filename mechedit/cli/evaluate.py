@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mechedit.cli.editor import add_editor_options, chosen_editor, named_editor
 from mechedit.cli.options import command, count, load
@@ -14,6 +15,8 @@ from reports.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from experiments.runs import RunFolder
+
 MODES = {
     "single": "one at a time",
     "sequential": "one upon the other, scored when all are in",
@@ -21,64 +24,98 @@ MODES = {
 }
 
 
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """One editor on the facts of a file: the options of the command, as a recipe gives them."""
+
+    data: str
+    model: str = "factworld"
+    editor: str = "mega"
+    window: tuple[int, int] | Literal["auto"] | None = None
+    gate: Literal["hidden", "always"] | None = None
+    limit: int | None = None
+    skip_malformed: bool = False
+    mode: Literal["single", "sequential", "batch"] = "single"
+    families: tuple[str, ...] = ("probability", "argmax")
+    references: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"limit: expected at least 1, found {self.limit}")
+
+
 def evaluate(options: argparse.Namespace) -> None:
     """One editor on the facts of a file."""
+    given = {field.name: getattr(options, field.name) for field in fields(EvaluationConfig)}
+    config = EvaluationConfig(**given | {"families": tuple(options.families.split(","))})
+    result, ripples = run_evaluation(config, options.out, progress=not options.quiet)
+    _show(options, result, ripples)
+
+
+def run_evaluation(
+    config: EvaluationConfig, out: str | Path | None, *, progress: bool = True
+) -> tuple[Any, Any]:
+    """The evaluation and the RippleEdits' evaluation (or None), in the folder `out` if there is one.
+
+    Errors: `InputError`, before anything is written, for what cannot be evaluated, and as `mechedit.evaluate`.
+    """
     import mechedit as me
+    from experiments.recipe import recorded
     from experiments.runs import RunFolder
     from mechedit.evaluation import baseline, check_facts
     from mechedit.facts import facts_hash
     from mechedit.ripple import check_tests
-    from reports import page
 
-    facts = me.load_facts(options.data, limit=options.limit, skip_malformed=options.skip_malformed)
-    wanted = tuple(options.families.split(","))
-    families = tuple(name for name in wanted if name != "ripple")
-    if "ripple" in wanted:
+    facts = me.load_facts(config.data, limit=config.limit, skip_malformed=config.skip_malformed)
+    families = tuple(name for name in config.families if name != "ripple") or ("argmax",)
+    if "ripple" in config.families:
         check_tests(facts)
-    model = load(options)
-    check_facts(model, facts, families=families or ("argmax",))
-    references = _references(options)
-    named_editor(options, model)  # refused before anything is measured or written
+    model = load(config)
+    check_facts(model, facts, families=families)
+    references = _references(config)
+    named_editor(config, model)  # refused before anything is measured or written
     unedited = baseline(model, facts)
     known = any(unedited.known)
-    editor = (
-        chosen_editor(options, model, facts, data=options.data) if known else named_editor(options, model)
-    )
-    config = {"command": "evaluate", "data": str(options.data), "families": list(wanted), "n": len(facts)}
-    config |= {"editor": options.editor, "settings": repr(editor), "mode": options.mode}
-    config |= {"references": str(options.references)} if options.references else {}
-    source = {"source": str(options.data), "facts": facts_hash(facts)}
-    facts_of = model.provenance(data=source, seeds={"all": options.seed})
-    run = RunFolder.open(options.out, config, provenance=facts_of) if options.out else None
+    editor = chosen_editor(config, model, facts, data=config.data) if known else named_editor(config, model)
+    source = {"source": config.data, "facts": facts_hash(facts)}
+    facts_of = model.provenance(data=source, seeds={"selection": config.seed, "generation": config.seed})
+    run = RunFolder.open(out, recorded("evaluate", config), provenance=facts_of) if out else None
     result = me.evaluate(
         model,
         editor,
         facts,
-        families=families or ("argmax",),
-        mode=options.mode,
+        families=families,
+        mode=config.mode,
         references=references,
-        seed=options.seed,
-        progress=not options.quiet,
+        seed=config.seed,
+        progress=progress,
         run=run,
         unedited=unedited,
     )
     ripples = None
-    if "ripple" in wanted:
-        ripples = me.ripple(model, editor, facts, progress=not options.quiet, run=run)
-    table = result.summary()
+    if "ripple" in config.families:
+        ripples = me.ripple(model, editor, facts, progress=progress, run=run)
     if run is not None:
-        run.write_result(result, "evaluation")
-        if ripples is not None:
-            run.write_result(ripples, "ripple")
-        run.write_json("summary", _evaluation_summary(options, result, table, ripples))
-        page.build(run.path)
-        run.finish({"n_known": result.n_known, "n_total": result.n_total})
-    _show(options, editor.name, result, table, ripples)
-    if run is not None and not options.json:
-        print(f"report: {run.path / 'report.html'}")
+        _write(run, config, result, ripples)
+    return result, ripples
 
 
-def _show(options: argparse.Namespace, name: str, result: Any, table: pd.DataFrame, ripples: Any) -> None:
+def _write(run: RunFolder, config: EvaluationConfig, result: Any, ripples: Any) -> None:
+    from reports import page
+
+    run.write_result(result, "evaluation")
+    if ripples is not None:
+        run.write_result(ripples, "ripple")
+    run.write_json("summary", _evaluation_summary(config, result, result.summary(), ripples))
+    page.build(run.path)
+    run.finish({"n_known": result.n_known, "n_total": result.n_total})
+
+
+def _show(options: argparse.Namespace, result: Any, ripples: Any) -> None:
+    table, name = result.summary(), result.editor
     if options.json:
         scores = {
             row["metric"]: {k: row[k] for k in ("value", "low", "high", "n")}
@@ -99,9 +136,11 @@ def _show(options: argparse.Namespace, name: str, result: Any, table: pd.DataFra
     if ripples is not None:
         print("; ".join(f"{outcome} {n}" for outcome, n in ripples.outcomes().items()))
         print(as_table(ripples.summary()[["family", "metric", "value", "low", "high", "n", "n_tests"]]))
+    if options.out is not None:
+        print(f"report: {Path(options.out) / 'report.html'}")
 
 
-def _references(options: argparse.Namespace) -> dict[str, list[str]] | None:
+def _references(options: EvaluationConfig) -> dict[str, list[str]] | None:
     """The texts of --references: a JSON object, new object -> list of texts."""
     if options.references is None:
         return None
@@ -121,7 +160,7 @@ def _references(options: argparse.Namespace) -> dict[str, list[str]] | None:
 
 
 def _evaluation_summary(
-    options: argparse.Namespace, result: Any, table: pd.DataFrame, ripples: Any
+    options: EvaluationConfig, result: Any, table: pd.DataFrame, ripples: Any
 ) -> dict[str, Any]:
     """What the report reads: fractions as cells of its table, what has another unit or n as notes."""
     rows = table.to_dict("records")

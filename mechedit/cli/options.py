@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 SMALL = 20_000_000
 
 
+#: What says which model runs where; a recipe may say it too.
+PLACE = ("model", "device", "dtype")
+
+
 class Parser(argparse.ArgumentParser):
     """Wrong usage is one line, as every other error."""
 
@@ -44,8 +48,8 @@ def command(
     return parser
 
 
-def load(options: argparse.Namespace) -> HookedModel:
-    """The model of --model, --device and --dtype; a small one on the CPU runs in one thread."""
+def load(options: Any) -> HookedModel:
+    """The model, device and dtype of `options` or of a configuration; a small model on the CPU runs in one thread."""
     import torch
 
     from mechedit.model import load_model

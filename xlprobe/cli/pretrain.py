@@ -13,13 +13,14 @@ from xlprobe.cli.options import command, count, print_json
 def pretrain(options: argparse.Namespace) -> None:
     """Pre-trains a small encoder on the text of a data folder, by masked language modelling."""
     from experiments import config
-    from xlprobe.data_folder import DataFolder
-    from xlprobe.real_text import Recipe, data_path, pretrain_on, pretraining_texts
+    from xlprobe.real_text import RealTextRecipe, pretrain_on, pretraining_texts
 
-    recipe = config.load(options.recipe, Recipe) if options.recipe else Recipe(laboratory="files")
+    recipe = RealTextRecipe()
+    if options.recipe:
+        recipe = config.load(options.recipe, RealTextRecipe, experiment=RealTextRecipe.experiment)
     plan = recipe.pretrain
     training = replace(plan.training, steps=options.steps or plan.training.steps, seed=options.seed)
-    data = DataFolder(data_path(options.data or recipe.data), held_out=recipe.sizes.held_out)
+    data = replace(recipe, data=options.data or recipe.data).folder()
     model = pretrain_on(data, Path(options.out), replace(plan, training=training), progress=not options.quiet)
     if options.json:
         sentences = {language: len(texts) for language, texts in pretraining_texts(data).items()}

@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from reports.errors import InputError
-from xlprobe.cli.options import as_table, command, load, print_json
+from xlprobe.cli.options import as_table, command, print_json
 
 if TYPE_CHECKING:
-    from xlprobe.real_text import Recipe
-    from xlprobe.world_lab import WorldLab
+    from xlprobe.recipe import StudyBase
+
+SAID = ("encoder", "device", "dtype", "attention", "seed", "trial", "data")
 
 
 def study(options: argparse.Namespace) -> None:
     """Runs pair × objective × task × seed, or goes on with it; answers the paper's claims."""
-    from experiments import config
-    from xlprobe.conflict import AGGREGATORS, weights_of
-    from xlprobe.demo import study_json, write_page
-    from xlprobe.real_text import Recipe
-    from xlprobe.transfer import transfer_study
-    from xlprobe.trial import advice_trial
+    from xlprobe.demo import study_json
+    from xlprobe.recipe import run_study
 
-    recipe = config.load(options.recipe, Recipe) if options.recipe else Recipe()
-    if options.trial:
-        weights_of(AGGREGATORS[0])  # an extra that is missing is said before hours of work
-    laboratory, more = material(recipe, options)
-    plan = recipe.study
-    found = transfer_study(laboratory, plan, options.out, progress=not options.quiet)
-    title = "What alignment does to transfer"
-    report = write_page(found, options.out, model=repr(laboratory.encoder), title=title, **more())
-    trial = None
-    if options.trial:
-        where = f"{options.out}-trial"
-        trial = advice_trial(laboratory, found, where, seeds=plan.seeds, progress=not options.quiet)
+    found, trial, report = run_study(_recipe(options), options.out, progress=not options.quiet)
     if options.json:
         tested = {} if trial is None else {"trial": trial.to_dict("records")}
         print_json({**study_json(found), **tested, "report": str(report)})
@@ -51,43 +38,34 @@ def study(options: argparse.Namespace) -> None:
     print(f"report: {report}")
 
 
-def material(recipe: Recipe, options: argparse.Namespace) -> tuple[WorldLab, Any]:
-    """The recipe's laboratory, and a function whose result is what `write_page` is to say of it."""
-    from xlprobe.data_folder import DataFolder
-    from xlprobe.file_lab import FileLab
-    from xlprobe.real_text import caution, data_path, encoder_folder, text_report
-    from xlprobe.world_lab import WorldLab
+def _recipe(options: argparse.Namespace) -> StudyBase:
+    """The recipe's configuration, with what the command line says on top."""
+    from experiments import config
+    from xlprobe.cli.recipes import experiments
+    from xlprobe.recipe import StudyRecipe
 
-    options.encoder = options.encoder or recipe.encoder or None
-    if recipe.laboratory == "langworld":
-        if options.data or recipe.data:
-            raise InputError(
-                'data: the embedded languages take none; a recipe with laboratory = "files" does'
-            )
-        options.encoder = options.encoder or "langworld"
-        return WorldLab(load(options), seed=options.seed), dict
-    data = DataFolder(data_path(options.data or recipe.data), held_out=recipe.sizes.held_out)
-    own = options.encoder is None
-    if own:
-        options.encoder = encoder_folder(data, options.out, recipe.pretrain, progress=not options.quiet)
-    encoder = load(options)
-
-    def said() -> dict[str, Any]:
-        return {
-            "notes": text_report(data, options.out, pretrained=own),
-            "caution": caution(encoder),
-        }
-
-    return FileLab(encoder, data, recipe.sizes, seed=options.seed), said
+    recipe: StudyBase = StudyRecipe()
+    if options.recipe:
+        known = experiments()
+        name = config.read_table(options.recipe).get("experiment", "study")
+        wanted = known[name if name in known else "study"]
+        recipe = config.load(options.recipe, wanted.config, experiment=wanted.name)
+    said = {name: getattr(options, name) for name in SAID if getattr(options, name) is not None}
+    if "data" in said and not hasattr(recipe, "data"):
+        raise InputError('data: the embedded languages take none; a recipe of experiment = "real_text" does')
+    return replace(recipe, **said)
 
 
 def add(commands: Any) -> None:
     """`study`."""
     p = command(commands, "study", study, "xlprobe study --recipe transfer.toml --out runs/transfer")
-    p.set_defaults(encoder=None)  # the recipe's, if it names one
+    p.set_defaults(**dict.fromkeys(SAID))  # the recipe's, unless they are given
     p.add_argument("--recipe", help="TOML file (default: all pairs, objectives and tasks, three seeds)")
     p.add_argument("--data", help="folder of a recipe on files (default: the recipe's, then MECHEDIT_DATA)")
     p.add_argument(
-        "--trial", action="store_true", help="also test the advice on held-out pairs, in OUT-trial"
+        "--trial",
+        action="store_true",
+        default=None,
+        help="also test the advice on held-out pairs, in OUT-trial",
     )
     p.add_argument("--out", default="runs/transfer", help="run folder (default runs/transfer)")

@@ -1,0 +1,97 @@
+"""A run held against the same run done again: case by case, number by number, within a stated tolerance.
+
+On the same machine, device and versions the two are equal in every bit. Elsewhere sums are taken in another order:
+numbers may differ by `TOLERANCE` of the dtype, absolute below 1 and relative above. Everything else (texts, whether a
+gate fired) has to be equal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.runs import RunFolder
+from reports.errors import InputError
+
+__all__ = ["TOLERANCE", "Comparison", "compare_runs"]
+
+#: What rounding in another order may do to a log-probability or a score, some hundred operations deep.
+TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """n: cases of both. identical: how many are equal in every bit. largest: of the differences between two numbers.
+
+    differing: "case: key: old and new", beyond the tolerance, each case's first. missing: cases of one run alone.
+    changed: what the provenance says to be other now (versions, commit, device).
+    """
+
+    n: int
+    identical: int
+    largest: float
+    tolerance: float
+    differing: tuple[str, ...]
+    missing: tuple[str, ...]
+    changed: tuple[str, ...]
+
+    @property
+    def reproduced(self) -> bool:
+        """Whether every case is there in both, within the tolerance."""
+        return not self.differing and not self.missing and self.n > 0
+
+
+def compare_runs(old: Path, new: Path) -> Comparison:
+    """The cases of the run `new` against those of `old`. Errors: `InputError` where one is no run."""
+    for folder in (old, new):
+        if not (folder / "config.toml").is_file() or not (folder / "provenance.json").is_file():
+            raise InputError(
+                f"again: expected a run folder, found no config.toml and provenance.json in {folder}"
+            )
+    first, second = (RunFolder(folder, {}) for folder in (old, new))
+    tolerance = TOLERANCE.get(str(first.provenance.get("dtype")), TOLERANCE["float32"])
+    ids = first.done() & second.done()
+    differing, largest, identical = [], 0.0, 0
+    for case in sorted(ids):
+        found = list(_differences(first.read_case(case), second.read_case(case), ""))
+        identical += not found
+        largest = max([largest, *(size for _, size in found if math.isfinite(size))])
+        beyond = [text for text, size in found if size > tolerance]
+        if beyond:
+            differing.append(f"{case}: {beyond[0]}")
+    return Comparison(
+        n=len(ids),
+        identical=identical,
+        largest=largest,
+        tolerance=tolerance,
+        differing=tuple(differing),
+        missing=tuple(sorted(first.done() ^ second.done())),
+        changed=tuple(text for text, _ in _differences(first.provenance, second.provenance, "")),
+    )
+
+
+def _differences(a: Any, b: Any, where: str) -> Iterator[tuple[str, float]]:
+    """(what, how much) of each difference; infinite for what is no number."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in dict.fromkeys([*a, *b]):
+            yield from _differences(a.get(key), b.get(key), f"{where}.{key}" if where else key)
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            yield from _differences(x, y, f"{where}[{i}]")
+    elif repr(a) != repr(b):  # repr: nan equals nan, 1 differs from True
+        yield f"{where} was {_short(a)}, is {_short(b)}", _distance(a, b)
+
+
+def _distance(a: Any, b: Any) -> float:
+    numbers = all(isinstance(x, float | int) and not isinstance(x, bool) for x in (a, b))
+    if not numbers or not (math.isfinite(a) and math.isfinite(b)):
+        return math.inf
+    return float(abs(a - b) / max(1.0, abs(a)))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:59] + "…"

@@ -1,0 +1,133 @@
+"""The loop over the cases of a run: how far it is, and where it may be stopped.
+
+`track` walks the cases. On a terminal it shows a bar; elsewhere (a file, a batch job) one line a minute, with the time
+that is left at the pace of that minute. Inside `interruptible` the first Ctrl-C stops the loop once the case at hand is
+done and saved (`Stopped`), the second at once; outside of a loop the first stops at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from types import FrameType
+from typing import Any, TypeVar
+
+from tqdm.auto import tqdm
+from tqdm.std import tqdm as plain_tqdm
+
+__all__ = ["Stopped", "how_to_go_on", "interruptible", "track"]
+
+T = TypeVar("T")
+SECONDS = 60.0  # between two lines where there is no terminal
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was asked to stop, and did so between two cases: what is finished is saved."""
+
+
+class _Signals:
+    """What the handler and the loops tell each other; signals belong to the process."""
+
+    loops = 0
+    asked = False
+
+
+def track(
+    items: Iterable[T], *, label: str, total: int | None = None, progress: bool = True, unit: str = "case"
+) -> Iterator[T]:
+    """The `items`, one after another; each counts as done when the next is asked for.
+
+    total: how many, where `items` cannot tell. progress: False is silent. Raises `Stopped` after the item during which
+    a stop was asked for.
+
+    >>> [case for case in track([1, 2], label="cases", progress=False)]
+    [1, 2]
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    bar = _bar(label, total, progress, unit)
+    _Signals.loops += 1
+    done = 0
+    try:
+        for item in items:
+            yield item
+            done += 1
+            bar.update()
+            if _Signals.asked and _Signals.loops == 1:  # an inner loop is part of a case
+                raise Stopped(f"{done} of {'?' if total is None else total} done in {label!r}")
+    finally:
+        _Signals.loops -= 1
+        bar.close()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Within the block Ctrl-C lets the case at hand end; a second one does not. For the main thread of a command."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _Signals.asked = False
+    before = signal.signal(signal.SIGINT, _on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        _Signals.asked = False
+
+
+def how_to_go_on(stop: KeyboardInterrupt, program: str, argv: Sequence[str], *, saved: bool) -> str:
+    """What a command that was stopped says: how far it came, whether it is saved, and the command that goes on.
+
+    >>> how_to_go_on(Stopped("2 of 9 done in 'mega'"), "mechedit", ["demo", "--out", "my demo"], saved=True)
+    "interrupted: 2 of 9 done in 'mega', all saved; to go on: mechedit demo --out 'my demo'"
+    """
+    command = shlex.join([program, *argv])
+    if not saved:
+        return f"interrupted; nothing is saved without --out; to begin again: {command}"
+    if isinstance(stop, Stopped):
+        return f"interrupted: {stop}, all saved; to go on: {command}"
+    return f"interrupted; finished cases of a run folder are kept; to go on, or to begin again: {command}"
+
+
+def _on_interrupt(number: int, frame: FrameType | None) -> None:
+    if _Signals.asked or not _Signals.loops:
+        raise KeyboardInterrupt
+    _Signals.asked = True
+    sys.stderr.write("\nstopping after the current case; Ctrl-C again stops at once\n")
+
+
+def _bar(label: str, total: int | None, progress: bool, unit: str) -> Any:
+    if not progress or sys.stderr.isatty() or "ipykernel" in sys.modules:  # a notebook draws the bar itself
+        return tqdm(total=total, desc=label, disable=not progress, unit=unit)
+    return _Lines(label, total, unit)
+
+
+class _Lines:
+    """What a bar says, as a line a minute."""
+
+    def __init__(self, label: str, total: int | None, unit: str) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.n = self.said = 0
+        self.start = self.last = time.monotonic()
+
+    def update(self) -> None:
+        self.n += 1
+        now = time.monotonic()
+        if now - self.last >= SECONDS:
+            rate = (self.n - self.said) / (
+                now - self.last
+            )  # of this minute: read cases do not count for the rest
+            line = plain_tqdm.format_meter(
+                self.n, self.total, now - self.start, ncols=0, prefix=self.label, unit=self.unit, rate=rate
+            )
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+            self.last, self.said = now, self.n
+
+    def close(self) -> None:
+        """Nothing to clear away."""

@@ -1,0 +1,74 @@
+"""`run` of both programs: every cell of a recipe, what a dry run says, and a run done again.
+
+The programs hand in their experiments; what is printed is theirs to print.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from experiments import again, config
+from experiments.recipe import Cell, Experiment, read
+from reports.errors import InputError
+
+__all__ = ["describe", "run_again", "run_cells"]
+
+
+def describe(cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+    """Of each cell: folder, experiment, config (resolved), cases, sequences, edits, weights_bytes, notes."""
+    for cell in cells:
+        plan = cell.experiment.plan(cell.config)
+        yield {
+            "folder": cell.folder,
+            "experiment": cell.experiment.name,
+            "config": tomllib.loads(cell.to_toml()),
+            **{key: value for key, value in asdict(plan).items() if key != "cases"},
+            "cases": len(plan.cases),
+        }
+
+
+def run_cells(cells: Sequence[Cell], out: Path, *, progress: bool = True) -> Iterator[dict[str, Any]]:
+    """Runs the cells one after another; what each has to say, with its folder. The same call goes on.
+
+    Errors: `InputError` for a matrix whose folder is a run itself, and those of the experiments.
+    """
+    if any(cell.folder for cell in cells) and (out / "config.toml").exists():
+        raise InputError(
+            f"out: {out} is a run itself; a matrix makes one run a sub folder: choose another folder"
+        )
+    for cell in cells:
+        folder = out / cell.folder
+        yield {"folder": str(folder), **cell.experiment.run(cell.config, folder, progress)}
+
+
+def run_again(
+    folder: Path, out: Path | None, experiments: Mapping[str, Experiment], *, progress: bool = True
+) -> again.Comparison:
+    """The run in `folder` done again into `out` (default: its name with -again).
+
+    Errors: `InputError` where `folder` holds no run that can be done again or `out` is the run itself, and where model
+    or data are others now: `again` is about the numbers, so everything under them has to be the same.
+    """
+    source, target = folder, out or folder.with_name(f"{folder.name}-again")
+    if not (source / "config.toml").is_file():
+        raise InputError(f"again: expected a run folder, found no config.toml in {source}")
+    if target.resolve() == source.resolve():
+        raise InputError(f"out: {target} is the run itself; choose another folder")
+    if not isinstance(config.read_table(source / "config.toml").get("experiment"), str):
+        raise InputError(
+            f"again: {source} was not made by `run` or a command with a recipe: it names no experiment"
+        )
+    (cell,) = read(source / "config.toml", experiments)
+    cell.experiment.run(cell.config, target, progress)
+    before, now = (json.loads((f / "provenance.json").read_text(encoding="utf-8")) for f in (source, target))
+    for key in ("model", "data", "seeds"):
+        if before[key] != now[key]:
+            raise InputError(
+                f"again: {key} of {source} is {before[key]}, here it is {now[key]}; nothing to compare"
+            )
+    return again.compare_runs(source, target)

@@ -1,0 +1,64 @@
+"""The experiments that a recipe can name, each with its configuration, its plan and how it is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.recipe import Experiment
+from mechedit.cli.options import load
+
+if TYPE_CHECKING:
+    from mechedit.anatomy.recipe import AnatomyConfig
+    from mechedit.cli.evaluate import EvaluationConfig
+    from mechedit.comparison import ComparisonConfig
+    from mechedit.demo import DemoConfig
+
+__all__ = ["experiments"]
+
+
+def experiments() -> dict[str, Experiment]:
+    """By the name that a recipe gives in its key `experiment`."""
+    from mechedit import plans
+    from mechedit.anatomy.recipe import AnatomyConfig
+    from mechedit.cli.evaluate import EvaluationConfig
+    from mechedit.comparison import ComparisonConfig
+    from mechedit.demo import DemoConfig
+
+    return {
+        one.name: one
+        for one in (
+            Experiment("compare", ComparisonConfig, plans.plan_comparison, _compare),
+            Experiment("anatomy", AnatomyConfig, plans.plan_anatomy, _anatomy),
+            Experiment("evaluate", EvaluationConfig, plans.plan_evaluation, _evaluate),
+            Experiment("demo", DemoConfig, plans.plan_demo, _demo),
+        )
+    }
+
+
+def _compare(config: ComparisonConfig, out: Path, progress: bool) -> dict[str, Any]:
+    from mechedit.comparison import compare
+
+    found = compare(load(config), config, out, progress=progress)
+    return {"n_known": found.n_known, "n_total": found.n_total}
+
+
+def _anatomy(config: AnatomyConfig, out: Path, progress: bool) -> dict[str, Any]:
+    from mechedit.anatomy.recipe import run_anatomy
+
+    found = run_anatomy(load(config), config, out, progress=progress)
+    return {"n": found.n, "window": found.window}
+
+
+def _evaluate(config: EvaluationConfig, out: Path, progress: bool) -> dict[str, Any]:
+    from mechedit.cli.evaluate import run_evaluation
+
+    found, _ = run_evaluation(config, out, progress=progress)
+    return {"n_known": found.n_known, "n_total": found.n_total}
+
+
+def _demo(config: DemoConfig, out: Path, progress: bool) -> dict[str, Any]:
+    from mechedit.demo import run_demo
+
+    summary = run_demo(load(config), config, out, progress=progress)
+    return {"n": summary["n"], "window": summary["window"]}

@@ -1,0 +1,109 @@
+"""What each experiment is going to do, made of the facts and case ids that the run itself walks; no model is loaded.
+
+Counted are sequences that are scored (a prompt with an object behind it, or one pass of an attribution), and edits.
+Facts that the model does not know are not edited, so where there are some the run does less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.checkpoints import local_bytes
+from experiments.recipe import Plan
+from mechedit.anatomy.study import case_key as anatomy_key
+from mechedit.demo import LABELS as DEMO_EDITORS
+from mechedit.demo import attribution_key
+from mechedit.evaluation import case_key
+from mechedit.facts import FactEdit, load_facts
+from mechedit.loading import EMBEDDED
+from mechedit.measure import questions_of
+from mechedit.ripple import case_key as ripple_key
+from mechedit.splits import facts_and_selection
+
+if TYPE_CHECKING:
+    from mechedit.anatomy.recipe import AnatomyConfig
+    from mechedit.comparison import ComparisonConfig
+    from mechedit.demo import DemoConfig
+
+__all__ = ["plan_anatomy", "plan_comparison", "plan_demo", "plan_evaluation"]
+
+EDITS = "An edit runs the model too, as often as its editor needs (steps of a search, prompts that are read)."
+CHOICE = "So does choosing window, gate and the like on the selection."
+MODELS = Path(__file__).parent / "factworld" / "models"
+
+
+def plan_comparison(config: ComparisonConfig) -> Plan:
+    """Of `mechedit.comparison.compare`."""
+    from mechedit.comparison import FAMILIES, followed, split
+
+    cases: list[str] = []
+    sequences = 0
+    splits = {seed: split(config, seed)[0] for seed in config.seeds}
+    for facts in splits.values():
+        cases += [case_key(editor, fact) for editor in config.editors for fact in facts]
+        sequences += _unedited(facts) + len(config.editors) * _scored(facts, FAMILIES)
+    facts = splits[config.seeds[0]]
+    few = facts[: config.ablation_facts]
+    cases += [case_key(editor, fact) for editor in config.ablations for fact in few]
+    sequences += _unedited(few) + len(config.ablations) * _scored(few, FAMILIES)
+    tested = followed(config, facts)
+    cases += [ripple_key(editor, fact) for editor in config.editors for fact in tested]
+    more = ("RippleEdits' queries are generated, not scored.",) if tested else ()
+    return _plan(config, cases, sequences, len(cases), more)
+
+
+def plan_anatomy(config: AnatomyConfig) -> Plan:
+    """Of `mechedit.anatomy.recipe.run_anatomy`: a pass a fact, and one under each editor as set and made to fail."""
+    facts, selection = facts_and_selection(
+        config.data, embedded=config.model, limit=config.limit, selection=config.selection, seed=config.seed
+    )
+    splits = {"selection": selection, "fact": facts}
+    cases = [anatomy_key(name, fact) for name, chosen in splits.items() for fact in chosen]
+    edits = 2 * len(config.editors) * len(cases)
+    return _plan(config, cases, len(facts) + 2 * len(cases) + edits, edits)
+
+
+def plan_demo(config: DemoConfig) -> Plan:
+    """Of `mechedit.demo.run_demo`."""
+    facts, _ = facts_and_selection(
+        "", embedded="factworld", limit=config.limit, selection=config.selection, seed=config.seed
+    )
+    cases = [attribution_key(fact) for fact in facts]
+    cases += [case_key(editor, fact) for editor in DEMO_EDITORS for fact in facts]
+    sequences = _unedited(facts) + len(DEMO_EDITORS) * _scored(facts, ("probability", "argmax"))
+    return _plan(config, cases, sequences + 2 * len(facts), len(cases))
+
+
+def plan_evaluation(config: Any) -> Plan:
+    """Of `mechedit evaluate`."""
+    facts = load_facts(config.data, limit=config.limit, skip_malformed=config.skip_malformed)
+    families = tuple(name for name in config.families if name != "ripple") or ("argmax",)
+    cases = [case_key(config.editor, fact, config.mode) for fact in facts]
+    if "ripple" in config.families:
+        cases += [ripple_key(config.editor, fact) for fact in facts]
+    more = ("Texts are generated, not scored.",) if {"generation", "ripple"} & {*config.families} else ()
+    return _plan(config, cases, _unedited(facts) + _scored(facts, families), len(cases), more)
+
+
+def _plan(config: Any, cases: list[str], sequences: int, edits: int, more: tuple[str, ...] = ()) -> Plan:
+    embedded = {name: MODELS / folder for name, folder in EMBEDDED.items()}
+    return Plan(
+        cases=tuple(cases),
+        sequences=sequences,
+        edits=edits,
+        weights_bytes=local_bytes(config.model, embedded=embedded, dtype=config.dtype),
+        notes=(EDITS, CHOICE, *more),
+    )
+
+
+def _scored(facts: Sequence[FactEdit], families: Sequence[str]) -> int:
+    """The new and the true object behind every prompt of every fact (`measure`)."""
+    return sum(2 * len(questions_of(fact, families)) for fact in facts)
+
+
+def _unedited(facts: Sequence[FactEdit]) -> int:
+    """Whether each fact is known, and its neighbours (`baseline`)."""
+    near = sum(q.role == "neighborhood" for fact in facts for q in questions_of(fact, ("argmax",)))
+    return len(facts) + 2 * near

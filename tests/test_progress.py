@@ -1,0 +1,75 @@
+"""The loop over cases: what it says where nobody watches, and that a stop waits for the case at hand."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from experiments.progress import Stopped, how_to_go_on, interruptible, track
+
+
+def test_the_items_come_in_order_and_silently(capfd: pytest.CaptureFixture[str]) -> None:
+    assert list(track(iter("abc"), label="x", progress=False)) == ["a", "b", "c"]
+    assert list(track([1, 2], label="x")) == [1, 2]
+    assert capfd.readouterr() == ("", ""), (
+        "a run of less than a minute says nothing where there is no terminal"
+    )
+
+
+def test_without_a_terminal_there_is_a_line_a_minute(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock: Iterator[float] = iter(range(0, 10_000, 25))  # a case takes 25 seconds
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    assert len(list(track(range(12), label="mega"))) == 12
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split("%")[1].split()[0] for line in lines] == ["3/12", "6/12", "9/12", "12/12"]
+    assert lines[0] == "mega:  25% 3/12 [01:15<03:45, 25.00s/case]"
+
+
+def test_a_stop_waits_for_the_case_and_for_the_outer_loop() -> None:
+    done: list[tuple[int, int]] = []
+    with interruptible(), pytest.raises(Stopped, match="2 of 4 done in 'outer'"):
+        walk(done)
+    assert done == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+
+
+def walk(done: list[tuple[int, int]]) -> None:
+    for case in track(range(4), label="outer", progress=False):
+        if case == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        done += [(case, part) for part in track(range(3), label="inner", progress=False)]
+
+
+def test_outside_of_a_loop_and_of_the_block_an_interrupt_is_an_interrupt() -> None:
+    for block in (interruptible, None):
+        with pytest.raises(KeyboardInterrupt) as caught:
+            interrupt(block)
+        assert not isinstance(caught.value, Stopped)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def interrupt(block: object) -> None:
+    if block is None:
+        os.kill(os.getpid(), signal.SIGINT)
+        return
+    with interruptible():
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_loop_that_is_left_early_counts_no_more() -> None:
+    for _ in track(range(3), label="left", progress=False):
+        break
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(interruptible)
+
+
+def test_what_is_said_depends_on_what_is_saved() -> None:
+    argv = ["evaluate", "--data", "my facts.json"]
+    assert "nothing is saved without --out" in how_to_go_on(Stopped("1 of 2"), "mechedit", argv, saved=False)
+    assert "finished cases" in how_to_go_on(KeyboardInterrupt(), "mechedit", argv, saved=True)
+    assert how_to_go_on(Stopped("1 of 2"), "mechedit", argv, saved=True).endswith("--data 'my facts.json'")

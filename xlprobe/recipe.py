@@ -1,0 +1,125 @@
+"""A transfer study as one configuration: encoder, material, plan and sizes; what `xlprobe study` and `run` do with it.
+
+Steps of `run_study`: load the encoder, make the laboratory, run `transfer_study` into the folder, write its page; with
+`trial` also the advice on held-out pairs, in the sub folder's neighbour OUT-trial. The material is the recipe's: the
+embedded languages (`StudyRecipe`) or files (`xlprobe.real_text.RealTextRecipe`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from experiments.checkpoints import local_bytes
+from experiments.recipe import Plan, recorded
+from xlprobe.encoder import EMBEDDED, load_encoder
+from xlprobe.transfer import StudyConfig, case_ids, transfer_study
+from xlprobe.world_lab import Sizes, WorldLab
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from xlprobe.encoder import Encoder
+    from xlprobe.study import Study
+
+__all__ = ["Material", "StudyBase", "StudyRecipe", "plan_study", "run_study"]
+
+Material = tuple[WorldLab, Callable[[], dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class StudyBase(StudyConfig, ABC):
+    """`StudyConfig`, and how its encoder is loaded. trial: also test the advice."""
+
+    experiment: ClassVar[str]
+    encoder: str = ""
+    device: str = "auto"
+    dtype: str = "float32"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    seed: int = 0
+    trial: bool = False
+    sizes: Sizes = field(default_factory=Sizes)
+
+    @property
+    def plan(self) -> StudyConfig:
+        """What is crossed with what, alone."""
+        return StudyConfig(**{one.name: getattr(self, one.name) for one in fields(StudyConfig)})
+
+    def load(self, encoder: str) -> Encoder:
+        """This encoder, as the recipe says."""
+        return load_encoder(encoder, device=self.device, dtype=self.dtype, attention=self.attention)
+
+    @abstractmethod
+    def material(self, out: Path, *, progress: bool) -> Material:
+        """The laboratory, and a function whose result is what `write_page` is to say of it once the study is done."""
+
+    @abstractmethod
+    def available(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """All pairs and all tasks of the material."""
+
+
+@dataclass(frozen=True)
+class StudyRecipe(StudyBase):
+    """A study of the embedded languages."""
+
+    experiment: ClassVar[str] = "study"
+    encoder: str = "langworld"
+
+    def material(self, out: Path, *, progress: bool) -> Material:
+        """See `StudyBase`."""
+        return WorldLab(self.load(self.encoder), self.sizes, seed=self.seed), dict
+
+    def available(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """See `StudyBase`."""
+        from xlprobe.langworld.lexicon import LANGUAGES
+        from xlprobe.world_lab import TASKS
+
+        return tuple(f"source-{name}" for name in LANGUAGES if name != "source"), tuple(TASKS)
+
+
+def run_study(
+    recipe: StudyBase, out: str | Path, *, progress: bool = True
+) -> tuple[Study, pd.DataFrame | None, Path]:
+    """The study, the trial's frame (or None), and the page. Errors: as `transfer_study`."""
+    from xlprobe.conflict import AGGREGATORS, weights_of
+    from xlprobe.demo import write_page
+    from xlprobe.trial import advice_trial
+
+    if recipe.trial:
+        weights_of(AGGREGATORS[0])  # an extra that is missing is said before hours of work
+    laboratory, said = recipe.material(Path(out), progress=progress)
+    asked = recorded(recipe.experiment, recipe)
+    study = transfer_study(laboratory, recipe.plan, out, progress=progress, recipe=asked)
+    title = "What alignment does to transfer"
+    report = write_page(study, out, model=repr(laboratory.encoder), title=title, **said())
+    trial = None
+    if recipe.trial:
+        trial = advice_trial(laboratory, study, f"{out}-trial", seeds=recipe.seeds, progress=progress)
+    return study, trial, report
+
+
+def plan_study(recipe: StudyBase) -> Plan:
+    """The cases, and the sentences that training and gradients send through the encoder."""
+    sizes = recipe.sizes
+    pairs, tasks = recipe.available()
+    pairs, tasks = recipe.pairs or pairs, recipe.tasks or tasks
+    cases = case_ids(recipe, pairs, tasks)
+    aligned = sum(case.startswith("align-") for case in cases)
+    tuned = (aligned + recipe.seeds) * len(tasks)
+    probed = sum(case.startswith("gradients-") for case in cases)
+    sequences = aligned * sizes.align_steps * 2 * sizes.batch + tuned * sizes.finetune_steps * sizes.batch
+    # two tasks of one side, two objectives of two
+    sequences += probed * 6 * sizes.probe_batches * sizes.batch
+    return Plan(
+        cases=tuple(cases),
+        sequences=sequences,
+        edits=0,
+        weights_bytes=local_bytes(recipe.encoder, embedded=EMBEDDED, dtype=recipe.dtype),
+        notes=(
+            "Counted are sentences of training and gradients; distances, scores and masked copies come on top.",
+            "Training takes weights, gradients, two moments of Adam and a copy: about five times the weights.",
+        ),
+    )
