@@ -14,8 +14,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from reports.colours import LIGHT
-from reports.errors import InputError
-from reports.figures import Window, layer_curve, row, style
+from reports.figures import Window, layer_curve
+from reports.look import check, row, style
 from reports.text import clip, visible
 
 __all__ = ["difference_curve", "difference_panels", "editor_grid", "overlap_heatmap"]
@@ -34,10 +34,7 @@ def difference_curve(frame: pd.DataFrame, ax: Axes | None = None, *, window: Win
     >>> difference_curve(frame).get_ylabel()
     'success − failure (nats)'
     """
-    if missing := [name for name in ("layer", "module", "difference", "low", "high") if name not in frame]:
-        raise InputError(
-            f"frame: expected a column {missing[0]!r}, found {', '.join(map(str, frame.columns))}"
-        )
+    check(frame, ("layer", "module", "difference", "low", "high"))
     shown = frame.loc[frame["module"] != "rest", ["layer", "module", "difference", "low", "high"]]
     axes = layer_curve(shown.rename(columns={"difference": "score"}), ax, window=window)
     axes.set(ylabel="success − failure (nats)")

@@ -1,148 +1,40 @@
-"""Every chart of the project, in one look: tidy frame in, matplotlib axes out.
+"""The charts of a run: layer curves, heads, windows, neurons; tidy frame in, matplotlib axes out.
 
-Choices, and why:
-
-- **No pyplot state.** Each function makes its own `matplotlib.figure.Figure` (or draws into the axes it is
-given)
-  inside `rc_context`, from matplotlib's defaults: nobody's settings leak in, none leak out, no figure stays
-  open.
-- **Colour never speaks alone.** New and old object differ in colour *and* marker, before and after in dash
-*and*
-  filling. The pairs green/purple (objects) and blue/orange (signs) are told apart by readers with any of the
-  common colour-vision deficiencies, and each colour has a contrast of at least 4.5 : 1 on white.
-- **Text stays text** (`svg.fonttype: none`): it can be searched, selected, read aloud and take the page's
-colour in
-  dark mode, at a third of the size of outlines. The price is that the viewer's font decides the width; labels
-  are laid out with DejaVu Sans, wider than the usual sans-serif fonts, so that a narrower one leaves gaps and
-  never overlaps.
-- **Signed scores share one map**, centred on 0 and symmetric: blue promotes, orange suppresses.
-- **NaN is not zero**: an undefined cell is hatched, an undefined point interrupts its line.
-
-Layers are drawn upward or to the right, layer 0 first. Functions raise `InputError` for a frame that is
-empty, lacks a column, or names one point twice.
+The look, and why, is `reports.look`'s. New and old object differ in colour *and* marker, before and after in dash
+*and* filling; signed scores share one map, centred on 0 and symmetric: blue promotes, orange suppresses. NaN is not
+zero: an undefined cell is hatched, an undefined point interrupts its line. Layers are drawn upward or to the right,
+layer 0 first. Functions raise `InputError` for a frame that is empty, lacks a column, or names one point twice.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from reports.colours import LIGHT
 from reports.errors import InputError
+from reports.look import DIVERGING, check, row, styled
 from reports.text import clip, visible
 
 __all__ = [
-    "forest",
-    "forest_panels",
     "head_heatmap",
     "layer_curve",
     "layer_panels",
     "neuron_bar",
-    "row",
-    "style",
     "window_strip",
 ]
 
-_DIVERGING = LinearSegmentedColormap.from_list(
-    "mechedit_sign", ["#8a3203", LIGHT["neg"], "#f2c19c", "#f7f7f5", "#a9cdec", LIGHT["pos"], "#073f6e"]
-)
-_STYLE = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": LIGHT["muted"],
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.labelcolor": LIGHT["ink"],
-    "axes.labelsize": 9,
-    "axes.linewidth": 0.8,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlecolor": LIGHT["ink"],
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "figure.constrained_layout.use": True,
-    "figure.facecolor": "none",
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9,
-    "grid.color": LIGHT["grid"],
-    "grid.linewidth": 0.6,
-    "hatch.color": LIGHT["muted"],
-    "hatch.linewidth": 0.5,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "legend.labelcolor": LIGHT["ink"],
-    "lines.linewidth": 1.7,
-    "lines.markersize": 5,
-    "savefig.facecolor": "none",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "mechedit",
-    "text.color": LIGHT["ink"],
-    "text.parse_math": False,  # a token may hold two dollar signs
-    "xtick.color": LIGHT["muted"],
-    "xtick.labelcolor": LIGHT["ink"],
-    "xtick.labelsize": 8.5,
-    "ytick.color": LIGHT["muted"],
-    "ytick.labelcolor": LIGHT["ink"],
-    "ytick.labelsize": 8.5,
-}
 _MODULES = {"attn": "attention", "mlp": "MLP", "steer": "steering term", "steer_mlp": "steering term, MLP"}
 _LINE_COLOURS = {"new": "new", "old": "old", "attn": "pos", "mlp": "neg", "steer": "new", "steer_mlp": "old"}
 Window: TypeAlias = "tuple[int, int] | None"
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
-def style() -> AbstractContextManager[None]:
-    """A context in which matplotlib draws in the house style; on leaving it, its settings are as they were.
-
-    >>> before = dict(mpl.rcParams)
-    >>> with style():
-    ...     mpl.rcParams["svg.fonttype"]
-    'none'
-    >>> dict(mpl.rcParams) == before
-    True
-    """
-    return mpl.rc_context(_defaults() | _STYLE)
-
-
-def _styled(draw: Callable[P, T]) -> Callable[P, T]:
-    @functools.wraps(draw)
-    def inside(*args: P.args, **kwargs: P.kwargs) -> T:
-        with style():
-            return draw(*args, **kwargs)
-
-    return inside
-
-
-def _defaults() -> dict[Any, Any]:
-    """Matplotlib's own defaults but for the backend, which is the process's business and not a look."""
-    kept = ("backend", "interactive", "toolbar", "webagg", "tk.", "macosx", "date.")
-    return {key: value for key, value in mpl.rcParamsDefault.items() if not key.startswith(kept)}
-
-
-@_styled
-def row(n: int, *, width: float = 7.2, height: float = 2.8, sharey: bool = False) -> list[Axes]:
-    """`n` axes side by side in a new figure of `width` × `height` inches.
-
-    >>> [ax.get_subplotspec().colspan.start for ax in row(2)]
-    [0, 1]
-    """
-    figure = Figure(figsize=(width, height))
-    return list(figure.subplots(1, n, squeeze=False, sharey=sharey)[0])
-
-
-@_styled
+@styled
 def layer_curve(frame: pd.DataFrame, ax: Axes | None = None, *, window: Window = None) -> Axes:
     """Score against layer: a line for each object and stage, or for each module.
 
@@ -159,7 +51,7 @@ def layer_curve(frame: pd.DataFrame, ax: Axes | None = None, *, window: Window =
     ['attention', 'MLP']
     """
     keys = [key for key in ("object", "stage") if key in frame] or ["module"]
-    _check(frame, ("layer", "module", "score"), key=("layer", "module", *keys))
+    check(frame, ("layer", "module", "score"), key=("layer", "module", *keys))
     if keys != ["module"] and frame["module"].nunique() > 1:
         raise InputError("frame: with object or stage, one module an axes; use layer_panels for several")
     axes = row(1, width=4.6)[0] if ax is None else ax
@@ -175,7 +67,7 @@ def layer_curve(frame: pd.DataFrame, ax: Axes | None = None, *, window: Window =
     return axes
 
 
-@_styled
+@styled
 def layer_panels(frame: pd.DataFrame, *, window: Window = None) -> list[Axes]:
     """`layer_curve` for each module of `frame` side by side, on one scale, under one legend.
 
@@ -183,7 +75,7 @@ def layer_panels(frame: pd.DataFrame, *, window: Window = None) -> list[Axes]:
     >>> [axes.get_title(loc="left") for axes in layer_panels(frame)]
     ['attention', 'MLP']
     """
-    _check(frame, ("layer", "module", "score"))
+    check(frame, ("layer", "module", "score"))
     present = list(dict.fromkeys(frame["module"]))
     modules = [m for m in _MODULES if m in present] + [m for m in present if m not in _MODULES]
     panels = row(len(modules), height=3.1, sharey=True)
@@ -198,7 +90,7 @@ def layer_panels(frame: pd.DataFrame, *, window: Window = None) -> list[Axes]:
     return panels
 
 
-@_styled
+@styled
 def head_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, limit: float | None = None) -> Axes:
     """Score of every head: layer (upward) × head, on the diverging map centred on 0.
 
@@ -209,7 +101,7 @@ def head_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, limit: float | 
     >>> axes.collections[0].get_clim()
     (-1.0, 1.0)
     """
-    _check(frame, ("layer", "head", "score"), key=("layer", "head"))
+    check(frame, ("layer", "head", "score"), key=("layer", "head"))
     matrix = frame.pivot_table(index="layer", columns="head", values="score", dropna=False, aggfunc="first")
     matrix = matrix.astype(float).reindex(index=_span(frame["layer"]), columns=_span(frame["head"]))
     bound = limit or float(np.nanmax(np.abs(matrix.to_numpy()), initial=0.0)) or 1.0
@@ -219,7 +111,7 @@ def head_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, limit: float | 
     sns.heatmap(
         matrix,
         ax=axes,
-        cmap=_DIVERGING,
+        cmap=DIVERGING,
         vmin=-bound,
         vmax=bound,
         annot=_written(matrix) if matrix.size <= 120 else False,
@@ -239,7 +131,7 @@ def head_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, limit: float | 
     return axes
 
 
-@_styled
+@styled
 def window_strip(frame: pd.DataFrame, window: Window = None, *, ax: Axes | None = None) -> Axes:
     """Candidate layer windows: each a segment over the layers that it covers, at the height of its score.
 
@@ -250,7 +142,7 @@ def window_strip(frame: pd.DataFrame, window: Window = None, *, ax: Axes | None 
     >>> axes.get_xlabel()
     'layer'
     """
-    _check(frame, ("first", "last", "score"), key=("first", "last"))
+    check(frame, ("first", "last", "score"), key=("first", "last"))
     axes = row(1, width=7.2, height=2.6)[0] if ax is None else ax
     _shade(axes, window)
     for first, last, score in zip(frame["first"], frame["last"], frame["score"], strict=True):
@@ -269,7 +161,7 @@ def window_strip(frame: pd.DataFrame, window: Window = None, *, ax: Axes | None 
     return axes
 
 
-@_styled
+@styled
 def neuron_bar(frame: pd.DataFrame, ax: Axes | None = None, *, top: int = 20) -> Axes:
     """The `top` rows with the largest |score| as bars, largest first: blue promotes, orange suppresses.
 
@@ -280,7 +172,7 @@ def neuron_bar(frame: pd.DataFrame, ax: Axes | None = None, *, top: int = 20) ->
     >>> [label.get_text() for label in axes.get_yticklabels()]
     ['5.9', '3.7']
     """
-    _check(frame, ("score",))
+    check(frame, ("score",))
     largest = frame.loc[frame["score"].abs().sort_values(ascending=False, kind="stable").index].head(top)
     labels = _units(largest)
     axes = row(1, width=4.8, height=0.9 + 0.2 * len(largest))[0] if ax is None else ax
@@ -293,58 +185,6 @@ def neuron_bar(frame: pd.DataFrame, ax: Axes | None = None, *, top: int = 20) ->
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     return axes
-
-
-@_styled
-def forest(frame: pd.DataFrame, ax: Axes | None = None, *, xlabel: str = "") -> Axes:
-    """A point and its interval on each line, first row on top; a row without a finite value says "undefined".
-
-    `frame`: label (str), value, low, high.
-
-    >>> frame = pd.DataFrame({"label": ["a", "b"], "value": [0.5, 0.9], "low": [0.3, 0.8], "high": [0.7, 1]})
-    >>> axes = forest(frame)
-    >>> [label.get_text() for label in axes.get_yticklabels()]
-    ['a', 'b']
-    """
-    _check(frame, ("label", "value", "low", "high"))
-    axes = row(1, width=4.8, height=0.9 + 0.28 * len(frame))[0] if ax is None else ax
-    for y, item in enumerate(frame.itertuples(index=False)):
-        if not np.isfinite(item.value):
-            where = axes.get_yaxis_transform()
-            axes.text(0.02, y, "undefined", transform=where, va="center", color=LIGHT["muted"])
-            continue
-        axes.plot([item.low, item.high], [y, y], color=LIGHT["pos"], linewidth=1.6, solid_capstyle="butt")
-        axes.plot([item.value], [y], marker="o", color=LIGHT["pos"], markersize=6)
-    axes.set_yticks(range(len(frame)), [clip(visible(str(label)), 40) for label in frame["label"]])
-    axes.set_ylim(len(frame) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(visible=False, axis="y")
-    axes.set(xlabel=xlabel)
-    return axes
-
-
-@_styled
-def forest_panels(frame: pd.DataFrame) -> list[Axes]:
-    """`forest` for each value of the column `panel`, side by side on one scale of 0 to 100 per cent.
-
-    `frame`: panel, label, value, low, high, the last three as fractions; every panel has the same labels.
-
-    >>> frame = pd.DataFrame({"panel": ["Acc", "Gen"], "label": "a", "value": 0.5, "low": 0.4, "high": 0.6})
-    >>> [axes.get_title(loc="left") for axes in forest_panels(frame)]
-    ['Acc', 'Gen']
-    """
-    _check(frame, ("panel", "label", "value", "low", "high"))
-    names = list(dict.fromkeys(frame["panel"]))
-    rows = int(frame.groupby("panel").size().max())
-    panels = row(len(names), height=1.05 + 0.25 * rows, sharey=True)
-    for axes, name in zip(panels, names, strict=True):
-        part = frame[frame["panel"] == name]
-        scaled = part.assign(**{column: 100 * part[column] for column in ("value", "low", "high")})
-        forest(scaled, axes, xlabel="per cent")
-        axes.set(xlim=(-5, 105), xticks=[0, 50, 100])
-        axes.set_title(visible(str(name)))
-        axes.label_outer()
-    return panels
 
 
 def _line(axes: Axes, group: pd.DataFrame, names: dict[str, Any]) -> None:
@@ -400,14 +240,3 @@ def _span(column: pd.Series) -> range:
 
 def _every(n: int) -> int:
     return max(1, -(-n // 24))
-
-
-def _check(frame: pd.DataFrame, columns: Iterable[str], *, key: Iterable[str] = ()) -> None:
-    if missing := [name for name in columns if name not in frame]:
-        found = ", ".join(map(str, frame.columns))
-        raise InputError(f"frame: expected a column {missing[0]!r}, found {found}")
-    if frame.empty:
-        raise InputError("frame: expected at least one row, found none")
-    if (names := list(key)) and frame.duplicated(names).any():
-        first = frame.loc[frame.duplicated(names), names].iloc[0].tolist()
-        raise InputError(f"frame: expected one row for each {names}, found {first} twice; filter it first")

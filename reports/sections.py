@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from reports import figures
+from reports import figures, forests
 from reports.circuit import Circuit, draw
 from reports.errors import InputError
 from reports.inline import fragment
@@ -200,7 +200,7 @@ def _forest(editors: list[dict[str, Any]], metrics: list[tuple[str, str]]) -> Ma
     if not rows:
         return None
     text = "The values of the table with their 95 % intervals, in per cent, a line for each editor."
-    axes = figures.forest_panels(pd.DataFrame(rows))[0]
+    axes = forests.forest_panels(pd.DataFrame(rows))[0]
     return Markup(fragment(axes, prefix="forest", title="Scores by editor", description=text))
 
 

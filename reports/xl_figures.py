@@ -12,12 +12,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator
 
 from reports.colours import LIGHT
-from reports.errors import InputError
-from reports.figures import row, style
+from reports.look import DIVERGING, check, row, style
 from reports.text import clip, visible
 
 __all__ = ["cosine_heatmap", "distance_curves", "effect_forest", "norm_curves", "outcome_scatter"]
@@ -27,9 +25,6 @@ _GROUP_LABELS = {"ffn_in": "FFN in", "ffn_out": "FFN out"}
 _COLOURS = ("pos", "neg", "new", "old", "ink", "muted")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)))
-_DIVERGING = LinearSegmentedColormap.from_list(
-    "xlprobe_sign", ["#8a3203", LIGHT["neg"], "#f2c19c", "#f7f7f5", "#a9cdec", LIGHT["pos"], "#073f6e"]
-)
 
 
 def distance_curves(
@@ -43,7 +38,7 @@ def distance_curves(
     >>> [axes.get_title(loc="left") for axes in distance_curves(frame.assign(low=0.0, high=0.3))]
     ['cosine']
     """
-    _check(frame, ("layer", "gap", "low", "high", panel, line), key=("layer", panel, line))
+    check(frame, ("layer", "gap", "low", "high", panel, line), key=("layer", panel, line))
     names, lines = list(dict.fromkeys(frame[panel])), list(dict.fromkeys(frame[line]))
     with style():
         panels = row(len(names), width=max(4.6, min(9.6, 3.1 * len(names))), height=3.0)
@@ -68,7 +63,7 @@ def norm_curves(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     >>> axes.get_yscale()
     'log'
     """
-    _check(frame, ("step", "line", "ratio"), key=("step", "line"))
+    check(frame, ("step", "line", "ratio"), key=("step", "line"))
     with style():
         axes = row(1, width=4.8, height=3.0)[0] if ax is None else ax
         axes.axhline(1, color=LIGHT["muted"], linewidth=0.8, zorder=1)
@@ -91,7 +86,7 @@ def cosine_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, value: str = 
     >>> [label.get_text() for label in cosine_heatmap(frame).get_xticklabels()]
     ['query']
     """
-    _check(frame, ("layer", "group", value), key=("layer", "group"))
+    check(frame, ("layer", "group", value), key=("layer", "group"))
     matrix = frame.pivot(index="layer", columns="group", values=value).sort_index()
     order = [g for g in _GROUPS if g in matrix] + [g for g in matrix if g not in _GROUPS]
     matrix = matrix[order].astype(float)
@@ -103,7 +98,7 @@ def cosine_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, value: str = 
         sns.heatmap(
             matrix,
             ax=axes,
-            cmap=_DIVERGING,
+            cmap=DIVERGING,
             vmin=-bound or -1.0,
             vmax=bound or 1.0,
             annot=_written(matrix, frame) if matrix.size <= 130 else False,
@@ -139,7 +134,7 @@ def outcome_scatter(
     >>> outcome_scatter(frame, x="d", xlabel="change of retrieval").get_xlabel()
     'change of retrieval'
     """
-    _check(frame, (x, y, "objective", "task"))
+    check(frame, (x, y, "objective", "task"))
     tasks = list(dict.fromkeys(frame["task"]))
     with style():
         axes = row(1, width=5.6, height=3.4)[0] if ax is None else ax
@@ -172,7 +167,7 @@ def effect_forest(frame: pd.DataFrame, *, xlabel: str = "points") -> list[Axes]:
     >>> [axes.get_title(loc="left") for axes in effect_forest(frame)]
     ['POS']
     """
-    _check(frame, ("panel", "label", "value", "low", "high"))
+    check(frame, ("panel", "label", "value", "low", "high"))
     names = list(dict.fromkeys(frame["panel"]))
     labels = list(dict.fromkeys(frame["label"]))
     with style():
@@ -246,16 +241,3 @@ def _written(matrix: pd.DataFrame, frame: pd.DataFrame) -> np.ndarray:
         lambda v: "" if v != v else f"{v + 0.0:.2f}".replace("-0.00", "0.00").replace("-", "−")
     )
     return np.where(unsure.to_numpy(dtype=bool) & (texts != "").to_numpy(), "(" + texts + ")", texts)
-
-
-def _check(frame: pd.DataFrame, columns: tuple[str, ...], *, key: tuple[str, ...] = ()) -> None:
-    if missing := [name for name in columns if name not in frame]:
-        found = ", ".join(map(str, frame.columns))
-        raise InputError(f"frame: expected a column {missing[0]!r}, found {found}")
-    if frame.empty:
-        raise InputError("frame: expected at least one row, found none")
-    if key and frame.duplicated(list(key)).any():
-        first = frame.loc[frame.duplicated(list(key)), list(key)].iloc[0].tolist()
-        raise InputError(
-            f"frame: expected one row for each {list(key)}, found {first} twice; filter it first"
-        )
