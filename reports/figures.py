@@ -22,6 +22,7 @@ from reports.look import DIVERGING, check, row, styled
 from reports.text import clip, visible
 
 __all__ = [
+    "butterfly",
     "head_heatmap",
     "layer_curve",
     "layer_panels",
@@ -31,6 +32,7 @@ __all__ = [
 
 _MODULES = {"attn": "attention", "mlp": "MLP", "steer": "steering term", "steer_mlp": "steering term, MLP"}
 _LINE_COLOURS = {"new": "new", "old": "old", "attn": "pos", "mlp": "neg", "steer": "new", "steer_mlp": "old"}
+_WRITTEN = 120  # cells of a heat map that still have room for their value
 Window: TypeAlias = "tuple[int, int] | None"
 
 
@@ -95,7 +97,8 @@ def head_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, limit: float | 
     """Score of every head: layer (upward) × head, on the diverging map centred on 0.
 
     `frame`: layer, head, score (nats), one row a head; a head without a row, or with NaN, is hatched. The
-    scale is ±`limit`, by default the largest |score|; up to 120 cells carry their value.
+    scale is ±`limit`, by default the largest |score|. Up to 120 cells carry their value; among more, those below
+    a tenth of −`limit` carry a dot, which tells the signs apart in grey too.
 
     >>> axes = head_heatmap(pd.DataFrame({"layer": [0, 0, 1], "head": [0, 1, 0], "score": [0.5, -1.0, 0.0]}))
     >>> axes.collections[0].get_clim()
@@ -114,7 +117,7 @@ def head_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, limit: float | 
         cmap=DIVERGING,
         vmin=-bound,
         vmax=bound,
-        annot=_written(matrix) if matrix.size <= 120 else False,
+        annot=_written(matrix) if matrix.size <= _WRITTEN else False,
         fmt="",
         annot_kws={"size": 7},
         linewidths=0.4 if matrix.size <= 1500 else 0,
@@ -124,6 +127,8 @@ def head_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, limit: float | 
         xticklabels=_every(matrix.shape[1]),
         yticklabels=_every(matrix.shape[0]),
     )
+    if matrix.size > _WRITTEN:
+        _dot_negative(axes, matrix, bound)
     axes.invert_yaxis()
     axes.grid(visible=False)
     axes.tick_params(length=0, rotation=0)
@@ -166,7 +171,8 @@ def neuron_bar(frame: pd.DataFrame, ax: Axes | None = None, *, top: int = 20) ->
     """The `top` rows with the largest |score| as bars, largest first: blue promotes, orange suppresses.
 
     `frame`: score (nats) and `unit` (str), or the columns of an attribution frame (layer, neuron) or
-    (layer, head, dim, pos), which are then joined by dots.
+    (layer, head, dim, pos), which are then joined by dots; with `promotes` (str) each label goes on with the
+    tokens that the unit's output vector moves up most.
 
     >>> axes = neuron_bar(pd.DataFrame({"layer": [3, 5], "neuron": [7, 9], "score": [0.2, -0.4]}))
     >>> [label.get_text() for label in axes.get_yticklabels()]
@@ -184,6 +190,40 @@ def neuron_bar(frame: pd.DataFrame, ax: Axes | None = None, *, top: int = 20) ->
     axes.set(xlabel="score (nats)")
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
+    return axes
+
+
+@styled
+def butterfly(frame: pd.DataFrame, ax: Axes | None = None, *, top: int = 10) -> Axes:
+    """The `top` units that promote the target, to the right, against the `top` that suppress it, to the left.
+
+    Both sides have one scale; a line has the two units of one rank, named at its ends. `frame`: as for `neuron_bar`.
+
+    >>> axes = butterfly(pd.DataFrame({"unit": ["a", "b", "c"], "score": [0.2, -0.4, 0.3]}))
+    >>> [text.get_text() for text in axes.texts]
+    ['c', 'a', 'b']
+    """
+    check(frame, ("score",))
+    sides = [
+        frame[frame["score"] > 0].nlargest(top, "score"),
+        frame[frame["score"] < 0].nsmallest(top, "score"),
+    ]
+    rows = max(map(len, sides))
+    limit = float(frame["score"].abs().max()) or 1.0
+    axes = row(1, width=7.2, height=0.9 + 0.24 * max(rows, 1))[0] if ax is None else ax
+    for side, sign, colour in zip(sides, (1, -1), ("pos", "neg"), strict=True):
+        bars = axes.barh(range(len(side)), side["score"], height=0.7, color=LIGHT[colour])
+        if sign < 0:  # hollow and hatched: told apart in grey
+            for bar in bars:
+                bar.set(facecolor="none", edgecolor=LIGHT[colour], hatch="////")
+        for y, (label, score) in enumerate(zip(_units(side), side["score"], strict=True)):
+            end = score + sign * 0.03 * limit
+            axes.text(end, y, label, va="center", ha="left" if sign > 0 else "right", fontsize=8)
+    axes.axvline(0, color=LIGHT["muted"], linewidth=0.8)
+    axes.set(xlabel="suppresses ← score (nats) → promotes", xlim=(-2.2 * limit, 2.2 * limit), yticks=[])
+    axes.set_ylim(max(rows, 1) - 0.5, -0.5)
+    axes.grid(visible=False)
+    axes.spines["left"].set_visible(False)
     return axes
 
 
@@ -220,12 +260,29 @@ def _written(matrix: pd.DataFrame) -> np.ndarray:
     )
 
 
+def _dot_negative(axes: Axes, matrix: pd.DataFrame, bound: float) -> None:
+    rows, columns = np.nonzero(matrix.to_numpy() < -bound / 10)
+    axes.scatter(
+        columns + 0.5,
+        rows + 0.5,
+        s=2.5,
+        color=LIGHT["paper"],
+        edgecolors=LIGHT["ink"],
+        linewidths=0.3,
+        rasterized=matrix.size > 3000,
+    )
+
+
 def _shade(axes: Axes, window: tuple[int, int] | None) -> None:
     if window is not None:
         axes.axvspan(window[0] - 0.5, window[1] + 0.5, color=LIGHT["band"], linewidth=0, zorder=0)
 
 
 def _units(frame: pd.DataFrame) -> list[str]:
+    if "promotes" in frame:
+        said = [clip(visible(str(tokens)), 28) if tokens == tokens else "" for tokens in frame["promotes"]]
+        units = _units(frame.drop(columns="promotes"))
+        return [f"{unit}  {tokens}" if tokens else unit for unit, tokens in zip(units, said, strict=True)]
     if "unit" in frame:
         return [clip(visible(str(unit)), 32) for unit in frame["unit"]]
     columns = [name for name in ("layer", "head", "neuron", "dim", "pos") if name in frame]

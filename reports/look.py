@@ -152,16 +152,16 @@ def save(axes: Axes, path: str | os.PathLike[str], *, columns: int | None = None
     figure = axes.get_figure(root=True)
     if figure is None:
         raise InputError("axes: expected axes of a figure, found axes that were removed from theirs")
-    before = figure.get_size_inches()
+    width, height = map(float, figure.get_size_inches())
     with style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         try:
             if columns is not None:
-                figure.set_size_inches(WIDTHS[columns], before[1])
+                figure.set_size_inches(WIDTHS[columns], height)
             face = LIGHT["paper"] if kind == "png" else "none"
             figure.savefig(target, format=kind, dpi=300, metadata=_NO_DATE[kind], facecolor=face)
         finally:
-            figure.set_size_inches(before)
+            figure.set_size_inches(width, height)
     return target
 
 

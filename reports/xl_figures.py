@@ -16,9 +16,9 @@ from matplotlib.ticker import MaxNLocator
 
 from reports.colours import LIGHT
 from reports.look import DIVERGING, check, row, style
-from reports.text import clip, visible
+from reports.text import visible
 
-__all__ = ["cosine_heatmap", "distance_curves", "effect_forest", "norm_curves", "outcome_scatter"]
+__all__ = ["cosine_heatmap", "distance_curves", "norm_curves", "outcome_scatter"]
 
 _GROUPS = ("query", "key", "value", "output", "ffn_in", "ffn_out", "norms", "embeddings")
 _GROUP_LABELS = {"ffn_in": "FFN in", "ffn_out": "FFN out"}
@@ -155,54 +155,6 @@ def outcome_scatter(
         axes.set(xlabel=visible(xlabel or x), ylabel=visible(ylabel or y))
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
     return axes
-
-
-def effect_forest(frame: pd.DataFrame, *, xlabel: str = "points") -> list[Axes]:
-    """Effects with their intervals on a line each, a panel for each value of `panel`, zero marked; one scale for all.
-
-    A point whose interval lies on one side of 0 is filled, the others are hollow. `frame`: panel, label, value, low,
-    high.
-
-    >>> frame = pd.DataFrame({"panel": "POS", "label": ["a"], "value": [1.0], "low": [0.5], "high": [1.5]})
-    >>> [axes.get_title(loc="left") for axes in effect_forest(frame)]
-    ['POS']
-    """
-    check(frame, ("panel", "label", "value", "low", "high"))
-    names = list(dict.fromkeys(frame["panel"]))
-    labels = list(dict.fromkeys(frame["label"]))
-    with style():
-        panels = row(
-            len(names), width=min(9.6, 3.0 + 2.6 * len(names)), height=1.0 + 0.24 * len(labels), sharey=True
-        )
-        for axes, name in zip(panels, names, strict=True):
-            part = frame[frame["panel"] == name].set_index("label")
-            axes.axvline(0, color=LIGHT["muted"], linewidth=0.8, zorder=1)
-            for y, label in enumerate(labels):
-                if label in part.index:
-                    _effect(axes, y, part.loc[label])
-            axes.set_title(visible(str(name)))
-            axes.set(xlabel=xlabel)
-            axes.grid(visible=False, axis="y")
-            axes.tick_params(axis="y", length=0)
-        panels[0].set_yticks(range(len(labels)), [clip(visible(str(label)), 40) for label in labels])
-        panels[0].set_ylim(len(labels) - 0.5, -0.5)
-        limit = max(abs(value) for axes in panels for value in axes.get_xlim())
-        for axes in panels:
-            axes.set_xlim(-limit, limit)
-    return panels
-
-
-def _effect(axes: Axes, y: int, item: Any) -> None:
-    if not np.isfinite(item["value"]):
-        axes.text(
-            0.02, y, "undefined", transform=axes.get_yaxis_transform(), va="center", color=LIGHT["muted"]
-        )
-        return
-    clear = item["low"] > 0 or item["high"] < 0
-    colour = LIGHT["pos"] if item["value"] >= 0 else LIGHT["neg"]
-    axes.plot([item["low"], item["high"]], [y, y], color=colour, linewidth=1.5, solid_capstyle="butt")
-    face = colour if clear else LIGHT["paper"]
-    axes.plot([item["value"]], [y], marker="o", markersize=5.5, color=colour, markerfacecolor=face, zorder=3)
 
 
 def _curve(axes: Axes, part: pd.DataFrame, x: str, y: str, index: int, label: str) -> None:
