@@ -121,7 +121,7 @@ class Evaluation(Result):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The summary as points with intervals; drawn from the stored numbers alone."""
-        from reports.figures import forest
+        from reports.forests import forest
 
         table = self.summary()
         table["label"] = [f"{row.metric} (n {row.n})" for row in table.itertuples()]

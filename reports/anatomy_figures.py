@@ -6,6 +6,8 @@ In the look of `reports.figures`: attention and MLP differ in colour and marker,
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -14,11 +16,12 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from reports.colours import LIGHT
-from reports.errors import InputError
-from reports.figures import Window, layer_curve, row, style
+from reports.figures import Window, layer_curve
+from reports.forests import effect_forest
+from reports.look import check, row, style, styled
 from reports.text import clip, visible
 
-__all__ = ["difference_curve", "difference_panels", "editor_grid", "overlap_heatmap"]
+__all__ = ["difference_curve", "difference_panels", "editor_grid", "overlap_heatmap", "success_forest"]
 
 _OBJECTS = {"new": "new object", "old": "old object"}
 _SHARE = LinearSegmentedColormap.from_list("mechedit_share", ["#f7f7f5", LIGHT["pos"]])
@@ -34,10 +37,7 @@ def difference_curve(frame: pd.DataFrame, ax: Axes | None = None, *, window: Win
     >>> difference_curve(frame).get_ylabel()
     'success − failure (nats)'
     """
-    if missing := [name for name in ("layer", "module", "difference", "low", "high") if name not in frame]:
-        raise InputError(
-            f"frame: expected a column {missing[0]!r}, found {', '.join(map(str, frame.columns))}"
-        )
+    check(frame, ("layer", "module", "difference", "low", "high"))
     shown = frame.loc[frame["module"] != "rest", ["layer", "module", "difference", "low", "high"]]
     axes = layer_curve(shown.rename(columns={"difference": "score"}), ax, window=window)
     axes.set(ylabel="success − failure (nats)")
@@ -127,3 +127,23 @@ def overlap_heatmap(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         axes.set_xticklabels(labels)
         axes.set_yticklabels(labels)
     return axes
+
+
+@styled
+def success_forest(frame: pd.DataFrame) -> list[Axes]:
+    """Success against failure, a line an editor and a panel a claim, each panel on its own scale about 0.
+
+    `frame`: claim, editor, value, low, high: those claims of an anatomy study that are success − failure in nats. A
+    line without a value (too few of one outcome) says "undefined"; a claim that has none at all is left out.
+
+    >>> frame = pd.DataFrame({"claim": "c", "editor": ["ft"], "value": [1.0], "low": [0.5], "high": [1.5]})
+    >>> [axes.get_xlabel() for axes in success_forest(frame)]
+    ['success − failure (nats)']
+    """
+    check(frame, ("claim", "editor", "value", "low", "high"), key=("claim", "editor"))
+    some = frame.groupby("claim", sort=False)["value"].transform(lambda values: values.notna().any())
+    shown = frame[some].rename(columns={"claim": "panel", "editor": "label"})
+    panels = effect_forest(shown, xlabel="success − failure (nats)", shared=False)
+    for axes, name in zip(panels, dict.fromkeys(shown["panel"]), strict=True):
+        axes.set_title(textwrap.fill(visible(str(name)), 32))
+    return panels

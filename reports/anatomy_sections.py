@@ -13,7 +13,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from reports import sections
-from reports.anatomy_figures import difference_panels, editor_grid, overlap_heatmap
+from reports.anatomy_figures import difference_panels, editor_grid, overlap_heatmap, success_forest
 from reports.inline import fragment
 from reports.text import visible
 
@@ -35,6 +35,7 @@ def study(frames: dict[str, pd.DataFrame], window: tuple[int, int] | None) -> di
     whole = frames["delta"][frames["delta"]["setting"] == "all"]
     return {
         "claims": _claims(frames["claims"]),
+        "forest": _success(frames["claims"]),
         "outcomes": _outcomes(frames["outcomes"]),
         "pooled": _pooled(whole, window),
         "editors": _editors(whole, window),
@@ -66,6 +67,18 @@ def _claims(frame: pd.DataFrame) -> list[dict[str, Any]]:
         ]
         found.append({"claim": visible(str(claim)), "answers": answers})
     return found
+
+
+def _success(frame: pd.DataFrame) -> dict[str, Any] | None:
+    """The forest of the claims that are differences in nats."""
+    own = frame[frame["key"].isin(["promotes", "suppress"])]
+    if own.empty or own["value"].isna().all():
+        return None
+    clear = own[(own["low"] > 0) | (own["high"] < 0)]
+    said = f"{len(clear)} of {len(own)} intervals lie on one side of 0 (filled points). Each panel has its own scale."
+    title = "Success less failure, editor by editor"
+    axes = success_forest(own)[0]
+    return {"svg": Markup(fragment(axes, prefix="success", title=title, description=said)), "said": said}
 
 
 def _outcomes(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -1,148 +1,42 @@
-"""Every chart of the project, in one look: tidy frame in, matplotlib axes out.
+"""The charts of a run: layer curves, heads, windows, neurons; tidy frame in, matplotlib axes out.
 
-Choices, and why:
-
-- **No pyplot state.** Each function makes its own `matplotlib.figure.Figure` (or draws into the axes it is
-given)
-  inside `rc_context`, from matplotlib's defaults: nobody's settings leak in, none leak out, no figure stays
-  open.
-- **Colour never speaks alone.** New and old object differ in colour *and* marker, before and after in dash
-*and*
-  filling. The pairs green/purple (objects) and blue/orange (signs) are told apart by readers with any of the
-  common colour-vision deficiencies, and each colour has a contrast of at least 4.5 : 1 on white.
-- **Text stays text** (`svg.fonttype: none`): it can be searched, selected, read aloud and take the page's
-colour in
-  dark mode, at a third of the size of outlines. The price is that the viewer's font decides the width; labels
-  are laid out with DejaVu Sans, wider than the usual sans-serif fonts, so that a narrower one leaves gaps and
-  never overlaps.
-- **Signed scores share one map**, centred on 0 and symmetric: blue promotes, orange suppresses.
-- **NaN is not zero**: an undefined cell is hatched, an undefined point interrupts its line.
-
-Layers are drawn upward or to the right, layer 0 first. Functions raise `InputError` for a frame that is
-empty, lacks a column, or names one point twice.
+The look, and why, is `reports.look`'s. New and old object differ in colour *and* marker, before and after in dash
+*and* filling; signed scores share one map, centred on 0 and symmetric: blue promotes, orange suppresses. NaN is not
+zero: an undefined cell is hatched, an undefined point interrupts its line. Layers are drawn upward or to the right,
+layer 0 first. Functions raise `InputError` for a frame that is empty, lacks a column, or names one point twice.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from reports.colours import LIGHT
 from reports.errors import InputError
+from reports.look import DIVERGING, check, row, styled
 from reports.text import clip, visible
 
 __all__ = [
-    "forest",
-    "forest_panels",
+    "butterfly",
     "head_heatmap",
     "layer_curve",
     "layer_panels",
     "neuron_bar",
-    "row",
-    "style",
     "window_strip",
 ]
 
-_DIVERGING = LinearSegmentedColormap.from_list(
-    "mechedit_sign", ["#8a3203", LIGHT["neg"], "#f2c19c", "#f7f7f5", "#a9cdec", LIGHT["pos"], "#073f6e"]
-)
-_STYLE = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": LIGHT["muted"],
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.labelcolor": LIGHT["ink"],
-    "axes.labelsize": 9,
-    "axes.linewidth": 0.8,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlecolor": LIGHT["ink"],
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "figure.constrained_layout.use": True,
-    "figure.facecolor": "none",
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9,
-    "grid.color": LIGHT["grid"],
-    "grid.linewidth": 0.6,
-    "hatch.color": LIGHT["muted"],
-    "hatch.linewidth": 0.5,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "legend.labelcolor": LIGHT["ink"],
-    "lines.linewidth": 1.7,
-    "lines.markersize": 5,
-    "savefig.facecolor": "none",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "mechedit",
-    "text.color": LIGHT["ink"],
-    "text.parse_math": False,  # a token may hold two dollar signs
-    "xtick.color": LIGHT["muted"],
-    "xtick.labelcolor": LIGHT["ink"],
-    "xtick.labelsize": 8.5,
-    "ytick.color": LIGHT["muted"],
-    "ytick.labelcolor": LIGHT["ink"],
-    "ytick.labelsize": 8.5,
-}
 _MODULES = {"attn": "attention", "mlp": "MLP", "steer": "steering term", "steer_mlp": "steering term, MLP"}
 _LINE_COLOURS = {"new": "new", "old": "old", "attn": "pos", "mlp": "neg", "steer": "new", "steer_mlp": "old"}
+_WRITTEN = 120  # cells of a heat map that still have room for their value
 Window: TypeAlias = "tuple[int, int] | None"
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
-def style() -> AbstractContextManager[None]:
-    """A context in which matplotlib draws in the house style; on leaving it, its settings are as they were.
-
-    >>> before = dict(mpl.rcParams)
-    >>> with style():
-    ...     mpl.rcParams["svg.fonttype"]
-    'none'
-    >>> dict(mpl.rcParams) == before
-    True
-    """
-    return mpl.rc_context(_defaults() | _STYLE)
-
-
-def _styled(draw: Callable[P, T]) -> Callable[P, T]:
-    @functools.wraps(draw)
-    def inside(*args: P.args, **kwargs: P.kwargs) -> T:
-        with style():
-            return draw(*args, **kwargs)
-
-    return inside
-
-
-def _defaults() -> dict[Any, Any]:
-    """Matplotlib's own defaults but for the backend, which is the process's business and not a look."""
-    kept = ("backend", "interactive", "toolbar", "webagg", "tk.", "macosx", "date.")
-    return {key: value for key, value in mpl.rcParamsDefault.items() if not key.startswith(kept)}
-
-
-@_styled
-def row(n: int, *, width: float = 7.2, height: float = 2.8, sharey: bool = False) -> list[Axes]:
-    """`n` axes side by side in a new figure of `width` × `height` inches.
-
-    >>> [ax.get_subplotspec().colspan.start for ax in row(2)]
-    [0, 1]
-    """
-    figure = Figure(figsize=(width, height))
-    return list(figure.subplots(1, n, squeeze=False, sharey=sharey)[0])
-
-
-@_styled
+@styled
 def layer_curve(frame: pd.DataFrame, ax: Axes | None = None, *, window: Window = None) -> Axes:
     """Score against layer: a line for each object and stage, or for each module.
 
@@ -159,7 +53,7 @@ def layer_curve(frame: pd.DataFrame, ax: Axes | None = None, *, window: Window =
     ['attention', 'MLP']
     """
     keys = [key for key in ("object", "stage") if key in frame] or ["module"]
-    _check(frame, ("layer", "module", "score"), key=("layer", "module", *keys))
+    check(frame, ("layer", "module", "score"), key=("layer", "module", *keys))
     if keys != ["module"] and frame["module"].nunique() > 1:
         raise InputError("frame: with object or stage, one module an axes; use layer_panels for several")
     axes = row(1, width=4.6)[0] if ax is None else ax
@@ -175,7 +69,7 @@ def layer_curve(frame: pd.DataFrame, ax: Axes | None = None, *, window: Window =
     return axes
 
 
-@_styled
+@styled
 def layer_panels(frame: pd.DataFrame, *, window: Window = None) -> list[Axes]:
     """`layer_curve` for each module of `frame` side by side, on one scale, under one legend.
 
@@ -183,7 +77,7 @@ def layer_panels(frame: pd.DataFrame, *, window: Window = None) -> list[Axes]:
     >>> [axes.get_title(loc="left") for axes in layer_panels(frame)]
     ['attention', 'MLP']
     """
-    _check(frame, ("layer", "module", "score"))
+    check(frame, ("layer", "module", "score"))
     present = list(dict.fromkeys(frame["module"]))
     modules = [m for m in _MODULES if m in present] + [m for m in present if m not in _MODULES]
     panels = row(len(modules), height=3.1, sharey=True)
@@ -198,18 +92,19 @@ def layer_panels(frame: pd.DataFrame, *, window: Window = None) -> list[Axes]:
     return panels
 
 
-@_styled
+@styled
 def head_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, limit: float | None = None) -> Axes:
     """Score of every head: layer (upward) × head, on the diverging map centred on 0.
 
     `frame`: layer, head, score (nats), one row a head; a head without a row, or with NaN, is hatched. The
-    scale is ±`limit`, by default the largest |score|; up to 120 cells carry their value.
+    scale is ±`limit`, by default the largest |score|. Up to 120 cells carry their value; among more, those below
+    a tenth of −`limit` carry a dot, which tells the signs apart in grey too.
 
     >>> axes = head_heatmap(pd.DataFrame({"layer": [0, 0, 1], "head": [0, 1, 0], "score": [0.5, -1.0, 0.0]}))
     >>> axes.collections[0].get_clim()
     (-1.0, 1.0)
     """
-    _check(frame, ("layer", "head", "score"), key=("layer", "head"))
+    check(frame, ("layer", "head", "score"), key=("layer", "head"))
     matrix = frame.pivot_table(index="layer", columns="head", values="score", dropna=False, aggfunc="first")
     matrix = matrix.astype(float).reindex(index=_span(frame["layer"]), columns=_span(frame["head"]))
     bound = limit or float(np.nanmax(np.abs(matrix.to_numpy()), initial=0.0)) or 1.0
@@ -219,10 +114,10 @@ def head_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, limit: float | 
     sns.heatmap(
         matrix,
         ax=axes,
-        cmap=_DIVERGING,
+        cmap=DIVERGING,
         vmin=-bound,
         vmax=bound,
-        annot=_written(matrix) if matrix.size <= 120 else False,
+        annot=_written(matrix) if matrix.size <= _WRITTEN else False,
         fmt="",
         annot_kws={"size": 7},
         linewidths=0.4 if matrix.size <= 1500 else 0,
@@ -232,6 +127,8 @@ def head_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, limit: float | 
         xticklabels=_every(matrix.shape[1]),
         yticklabels=_every(matrix.shape[0]),
     )
+    if matrix.size > _WRITTEN:
+        _dot_negative(axes, matrix, bound)
     axes.invert_yaxis()
     axes.grid(visible=False)
     axes.tick_params(length=0, rotation=0)
@@ -239,7 +136,7 @@ def head_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, limit: float | 
     return axes
 
 
-@_styled
+@styled
 def window_strip(frame: pd.DataFrame, window: Window = None, *, ax: Axes | None = None) -> Axes:
     """Candidate layer windows: each a segment over the layers that it covers, at the height of its score.
 
@@ -250,7 +147,7 @@ def window_strip(frame: pd.DataFrame, window: Window = None, *, ax: Axes | None 
     >>> axes.get_xlabel()
     'layer'
     """
-    _check(frame, ("first", "last", "score"), key=("first", "last"))
+    check(frame, ("first", "last", "score"), key=("first", "last"))
     axes = row(1, width=7.2, height=2.6)[0] if ax is None else ax
     _shade(axes, window)
     for first, last, score in zip(frame["first"], frame["last"], frame["score"], strict=True):
@@ -269,18 +166,19 @@ def window_strip(frame: pd.DataFrame, window: Window = None, *, ax: Axes | None 
     return axes
 
 
-@_styled
+@styled
 def neuron_bar(frame: pd.DataFrame, ax: Axes | None = None, *, top: int = 20) -> Axes:
     """The `top` rows with the largest |score| as bars, largest first: blue promotes, orange suppresses.
 
     `frame`: score (nats) and `unit` (str), or the columns of an attribution frame (layer, neuron) or
-    (layer, head, dim, pos), which are then joined by dots.
+    (layer, head, dim, pos), which are then joined by dots; with `promotes` (str) each label goes on with the
+    tokens that the unit's output vector moves up most.
 
     >>> axes = neuron_bar(pd.DataFrame({"layer": [3, 5], "neuron": [7, 9], "score": [0.2, -0.4]}))
     >>> [label.get_text() for label in axes.get_yticklabels()]
     ['5.9', '3.7']
     """
-    _check(frame, ("score",))
+    check(frame, ("score",))
     largest = frame.loc[frame["score"].abs().sort_values(ascending=False, kind="stable").index].head(top)
     labels = _units(largest)
     axes = row(1, width=4.8, height=0.9 + 0.2 * len(largest))[0] if ax is None else ax
@@ -295,56 +193,38 @@ def neuron_bar(frame: pd.DataFrame, ax: Axes | None = None, *, top: int = 20) ->
     return axes
 
 
-@_styled
-def forest(frame: pd.DataFrame, ax: Axes | None = None, *, xlabel: str = "") -> Axes:
-    """A point and its interval on each line, first row on top; a row without a finite value says "undefined".
+@styled
+def butterfly(frame: pd.DataFrame, ax: Axes | None = None, *, top: int = 10) -> Axes:
+    """The `top` units that promote the target, to the right, against the `top` that suppress it, to the left.
 
-    `frame`: label (str), value, low, high.
+    Both sides have one scale; a line has the two units of one rank, named at its ends. `frame`: as for `neuron_bar`.
 
-    >>> frame = pd.DataFrame({"label": ["a", "b"], "value": [0.5, 0.9], "low": [0.3, 0.8], "high": [0.7, 1]})
-    >>> axes = forest(frame)
-    >>> [label.get_text() for label in axes.get_yticklabels()]
-    ['a', 'b']
+    >>> axes = butterfly(pd.DataFrame({"unit": ["a", "b", "c"], "score": [0.2, -0.4, 0.3]}))
+    >>> [text.get_text() for text in axes.texts]
+    ['c', 'a', 'b']
     """
-    _check(frame, ("label", "value", "low", "high"))
-    axes = row(1, width=4.8, height=0.9 + 0.28 * len(frame))[0] if ax is None else ax
-    for y, item in enumerate(frame.itertuples(index=False)):
-        if not np.isfinite(item.value):
-            where = axes.get_yaxis_transform()
-            axes.text(0.02, y, "undefined", transform=where, va="center", color=LIGHT["muted"])
-            continue
-        axes.plot([item.low, item.high], [y, y], color=LIGHT["pos"], linewidth=1.6, solid_capstyle="butt")
-        axes.plot([item.value], [y], marker="o", color=LIGHT["pos"], markersize=6)
-    axes.set_yticks(range(len(frame)), [clip(visible(str(label)), 40) for label in frame["label"]])
-    axes.set_ylim(len(frame) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(visible=False, axis="y")
-    axes.set(xlabel=xlabel)
+    check(frame, ("score",))
+    sides = [
+        frame[frame["score"] > 0].nlargest(top, "score"),
+        frame[frame["score"] < 0].nsmallest(top, "score"),
+    ]
+    rows = max(map(len, sides))
+    limit = float(frame["score"].abs().max()) or 1.0
+    axes = row(1, width=7.2, height=0.9 + 0.24 * max(rows, 1))[0] if ax is None else ax
+    for side, sign, colour in zip(sides, (1, -1), ("pos", "neg"), strict=True):
+        bars = axes.barh(range(len(side)), side["score"], height=0.7, color=LIGHT[colour])
+        if sign < 0:  # hollow and hatched: told apart in grey
+            for bar in bars:
+                bar.set(facecolor="none", edgecolor=LIGHT[colour], hatch="////")
+        for y, (label, score) in enumerate(zip(_units(side), side["score"], strict=True)):
+            end = score + sign * 0.03 * limit
+            axes.text(end, y, label, va="center", ha="left" if sign > 0 else "right", fontsize=8)
+    axes.axvline(0, color=LIGHT["muted"], linewidth=0.8)
+    axes.set(xlabel="suppresses ← score (nats) → promotes", xlim=(-2.2 * limit, 2.2 * limit), yticks=[])
+    axes.set_ylim(max(rows, 1) - 0.5, -0.5)
+    axes.grid(visible=False)
+    axes.spines["left"].set_visible(False)
     return axes
-
-
-@_styled
-def forest_panels(frame: pd.DataFrame) -> list[Axes]:
-    """`forest` for each value of the column `panel`, side by side on one scale of 0 to 100 per cent.
-
-    `frame`: panel, label, value, low, high, the last three as fractions; every panel has the same labels.
-
-    >>> frame = pd.DataFrame({"panel": ["Acc", "Gen"], "label": "a", "value": 0.5, "low": 0.4, "high": 0.6})
-    >>> [axes.get_title(loc="left") for axes in forest_panels(frame)]
-    ['Acc', 'Gen']
-    """
-    _check(frame, ("panel", "label", "value", "low", "high"))
-    names = list(dict.fromkeys(frame["panel"]))
-    rows = int(frame.groupby("panel").size().max())
-    panels = row(len(names), height=1.05 + 0.25 * rows, sharey=True)
-    for axes, name in zip(panels, names, strict=True):
-        part = frame[frame["panel"] == name]
-        scaled = part.assign(**{column: 100 * part[column] for column in ("value", "low", "high")})
-        forest(scaled, axes, xlabel="per cent")
-        axes.set(xlim=(-5, 105), xticks=[0, 50, 100])
-        axes.set_title(visible(str(name)))
-        axes.label_outer()
-    return panels
 
 
 def _line(axes: Axes, group: pd.DataFrame, names: dict[str, Any]) -> None:
@@ -380,12 +260,29 @@ def _written(matrix: pd.DataFrame) -> np.ndarray:
     )
 
 
+def _dot_negative(axes: Axes, matrix: pd.DataFrame, bound: float) -> None:
+    rows, columns = np.nonzero(matrix.to_numpy() < -bound / 10)
+    axes.scatter(
+        columns + 0.5,
+        rows + 0.5,
+        s=2.5,
+        color=LIGHT["paper"],
+        edgecolors=LIGHT["ink"],
+        linewidths=0.3,
+        rasterized=matrix.size > 3000,
+    )
+
+
 def _shade(axes: Axes, window: tuple[int, int] | None) -> None:
     if window is not None:
         axes.axvspan(window[0] - 0.5, window[1] + 0.5, color=LIGHT["band"], linewidth=0, zorder=0)
 
 
 def _units(frame: pd.DataFrame) -> list[str]:
+    if "promotes" in frame:
+        said = [clip(visible(str(tokens)), 28) if tokens == tokens else "" for tokens in frame["promotes"]]
+        units = _units(frame.drop(columns="promotes"))
+        return [f"{unit}  {tokens}" if tokens else unit for unit, tokens in zip(units, said, strict=True)]
     if "unit" in frame:
         return [clip(visible(str(unit)), 32) for unit in frame["unit"]]
     columns = [name for name in ("layer", "head", "neuron", "dim", "pos") if name in frame]
@@ -400,14 +297,3 @@ def _span(column: pd.Series) -> range:
 
 def _every(n: int) -> int:
     return max(1, -(-n // 24))
-
-
-def _check(frame: pd.DataFrame, columns: Iterable[str], *, key: Iterable[str] = ()) -> None:
-    if missing := [name for name in columns if name not in frame]:
-        found = ", ".join(map(str, frame.columns))
-        raise InputError(f"frame: expected a column {missing[0]!r}, found {found}")
-    if frame.empty:
-        raise InputError("frame: expected at least one row, found none")
-    if (names := list(key)) and frame.duplicated(names).any():
-        first = frame.loc[frame.duplicated(names), names].iloc[0].tolist()
-        raise InputError(f"frame: expected one row for each {names}, found {first} twice; filter it first")

@@ -9,9 +9,8 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from reports.colours import LIGHT
-from reports.errors import InputError
-from reports.figures import row, style
 from reports.inline import fragment
+from reports.look import check, row, style
 from reports.text import clip, visible
 
 __all__ = ["FRAMES", "gates", "roc_curve"]
@@ -30,12 +29,7 @@ def roc_curve(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     >>> [line.get_label() for line in roc_curve(frame).get_lines()][1:]
     ['hidden']
     """
-    if missing := [name for name in ("gate", "true_rate", "false_rate") if name not in frame]:
-        raise InputError(
-            f"frame: expected a column {missing[0]!r}, found {', '.join(map(str, frame.columns))}"
-        )
-    if frame.empty:
-        raise InputError("frame: expected at least one row, found none")
+    check(frame, ("gate", "true_rate", "false_rate"))
     with style():
         axes = row(1, width=4.4, height=3.6)[0] if ax is None else ax
         axes.plot([0, 1], [0, 1], color=LIGHT["muted"], linewidth=0.8, label="chance")

@@ -4,7 +4,7 @@ Matplotlib writes a file of its own: XML prolog, namespaces (which are web addre
 the date, ids that repeat from figure to figure, a fixed size, its own font. None of these may stay in HTML.
 Steps of `fragment`, on the parsed tree, so that a label that looks like markup stays a label:
 
-1. write the SVG without a date, with the fixed hash salt of `figures.style`: same figure, same bytes;
+1. write the SVG without a date, with the fixed hash salt of `look.style`: same figure, same bytes;
 2. drop prolog, metadata, style sheets and namespaces; let the size follow the page;
 3. put `prefix` before every id and reference, so that two figures on a page never share one;
 4. turn the house colours into CSS variables, the printed colour as fallback, and leave the font to the page;
@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 
 from reports.colours import LIGHT, paint
 from reports.errors import InputError
-from reports.figures import style
+from reports.look import style
 from reports.text import visible
 
 __all__ = ["fragment"]
@@ -36,7 +36,7 @@ def fragment(axes: Axes, *, prefix: str, title: str, description: str = "") -> s
     `prefix` is a letter and then letters, digits or hyphens, unique on the page. `title` and `description`
     are escaped. Errors: `InputError` for another prefix, or for axes without a figure.
 
-    >>> from reports.figures import forest
+    >>> from reports.forests import forest
     >>> import pandas as pd
     >>> axes = forest(pd.DataFrame({"label": ["a<b"], "value": [0.5], "low": [0.4], "high": [0.6]}))
     >>> svg = fragment(axes, prefix="f1", title="Scores")

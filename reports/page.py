@@ -7,8 +7,8 @@ Every string of the run goes through Jinja's autoescaping, every token through `
 
 Read in the folder, all but the first optional: `summary.json`, `contrast.parquet`, `heads.parquet`,
 `window.parquet`, `neurons.parquet`, `circuit.json`, `provenance.json`, `config.toml`, `results/gates`, and
-`results/anatomy`, which gives the page the sections of an anatomy study. A section without its file says so; a file
-that is there but is not what it should be stops the build, naming file and reason.
+`results/anatomy`, which gives the page the sections of an anatomy study. What has no file is named in one
+sentence; a file that is there but is not what it should be stops the build, naming file and reason.
 
 Steps of `build`: read, make each section's figures and tables (`reports.sections`), fill the template, write
 to a temporary name, rename.
@@ -16,33 +16,34 @@ to a temporary name, rename.
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import pandas as pd
-
-from reports import anatomy_sections, gates, sections
+from reports import anatomy_sections, gates, html, sections
 from reports.circuit import Circuit
 from reports.circuit import read as read_circuit
-from reports.codec import decode
-from reports.colours import DARK, LIGHT
 from reports.errors import InputError, IntegrityError
-from reports.text import visible
+from reports.reading import read_frame, read_lines, read_object
 
-__all__ = ["build"]
+__all__ = ["build", "read_summary", "render"]
 
-_TEMPLATES = Path(__file__).parent / "templates"
+# What the page of an edit has where the run wrote it, and what the sentence about the rest calls it.
+_PARTS = {
+    "layers": "layer curves",
+    "heads": "heads",
+    "windows": "window",
+    "neurons": "neurons",
+    "circuit": "circuit",
+    "provenance": "provenance",
+    "config": "configuration",
+}
 
 
 def build(run_folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
     """Write the page of `run_folder` to `out` (by default `report.html` in the folder) and return its path.
 
-    Errors: `InputError` if there is no such folder or it holds no `summary.json`; `IntegrityError`, naming
-    the file, if one of its files is damaged or lacks a column or field.
+    Errors: as `render`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -51,32 +52,29 @@ def build(run_folder: str | os.PathLike[str], out: str | os.PathLike[str] | None
     >>> "<h1>A run</h1>" in page, "http://" in page
     (True, False)
     """
+    text = render(run_folder)
+    return html.write(Path(out) if out is not None else Path(run_folder) / "report.html", text)
+
+
+def render(run_folder: str | os.PathLike[str]) -> str:
+    """The page of `run_folder`.
+
+    Errors: `InputError` if there is no such folder or it holds no `summary.json`; `IntegrityError`, naming the file, if
+    one of its files is damaged or lacks a column or field.
+    """
     folder = Path(run_folder)
     if not (folder / "summary.json").is_file():
         raise InputError(f"run_folder: expected a run folder with summary.json, found none in {folder}")
-    context = _context(folder)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["visible"] = visible
-    text = environment.get_template("page.html.j2").render(context)
-    target = Path(out) if out is not None else folder / "report.html"
-    _write(target, text)
-    return target
+    return html.render("page.html.j2", _context(folder))
 
 
 def _context(folder: Path) -> dict[str, Any]:
-    summary = _summary(folder / "summary.json")
+    summary = read_summary(folder)
     window = _window(summary, folder / "summary.json")
-    frames = {name: _frame(folder, name) for name in ("contrast", "heads", "window", "neurons")}
+    frames = {name: read_frame(folder, name) for name in ("contrast", "heads", "window", "neurons")}
     path = folder / "circuit.json"
     circuit: Circuit | None = read_circuit(path) if path.is_file() else None
     provenance = folder / "provenance.json"
-    config = folder / "config.toml"
     made: dict[str, Any] = {
         "layers": _section(folder, "contrast.parquet", sections.layers, frames["contrast"], window),
         "heads": _section(folder, "heads.parquet", sections.heads, frames["heads"]),
@@ -86,10 +84,12 @@ def _context(folder: Path) -> dict[str, Any]:
         "result": _section(folder, "summary.json", sections.result, summary),
         "study": _study(folder, window),
         "gates": _gates(folder),
-        "provenance": sections.flat(_object(provenance)) if provenance.is_file() else None,
-        "config": _lines(config) if config.is_file() else None,
+        "provenance": sections.flat(read_object(provenance)) if provenance.is_file() else None,
+        "config": read_lines(folder / "config.toml"),
     }
-    return {"summary": summary, "window": window, "light": LIGHT, "dark": DARK, **made}
+    parts = ("provenance", "config") if made["study"] else tuple(_PARTS)
+    absent = [_PARTS[name] for name in parts if made[name] is None]
+    return {"summary": summary, "window": window, "absent": ", ".join(absent), **made}
 
 
 def _gates(folder: Path) -> dict[str, Any] | None:
@@ -97,7 +97,7 @@ def _gates(folder: Path) -> dict[str, Any] | None:
     saved = folder / "results" / "gates"
     if not (saved / "result.json").is_file():
         return None
-    frames = {name: _frame(saved, name) for name in gates.FRAMES}
+    frames = {name: read_frame(saved, name) for name in gates.FRAMES}
     if missing := [name for name, frame in frames.items() if frame is None]:
         raise IntegrityError(f"{saved}: expected {missing[0]}.parquet, found none")
     return dict(_section(saved, "result.json", gates.gates, frames))
@@ -108,15 +108,16 @@ def _study(folder: Path, window: tuple[int, int] | None) -> dict[str, Any] | Non
     saved = folder / "results" / "anatomy"
     if not (saved / "result.json").is_file():
         return None
-    frames = {name: _frame(saved, name) for name in anatomy_sections.FRAMES}
+    frames = {name: read_frame(saved, name) for name in anatomy_sections.FRAMES}
     if missing := [name for name, frame in frames.items() if frame is None]:
         raise IntegrityError(f"{saved}: expected {missing[0]}.parquet, found none")
     return dict(_section(saved, "result.json", anatomy_sections.study, frames, window))
 
 
-def _summary(path: Path) -> dict[str, Any]:
-    """The summary with every optional part present, each checked as far as the template relies on it."""
-    summary = {"subtitle": "", "model": "", "notes": [], "not_done": [], "verdicts": []} | _object(path)
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a run with every optional part present, each checked as far as a page relies on it."""
+    path = folder / "summary.json"
+    summary = {"subtitle": "", "model": "", "notes": [], "not_done": [], "verdicts": []} | read_object(path)
     for name, kind in (
         ("title", str),
         ("editors", list),
@@ -135,10 +136,6 @@ def _summary(path: Path) -> dict[str, Any]:
     return summary
 
 
-def _lines(path: Path) -> str:
-    return "\n".join(visible(line) if line else "" for line in path.read_text(encoding="utf-8").split("\n"))
-
-
 def _section(folder: Path, name: str, make: Any, data: Any, *more: Any) -> Any:
     if data is None:
         return None
@@ -149,16 +146,6 @@ def _section(folder: Path, name: str, make: Any, data: Any, *more: Any) -> Any:
         raise IntegrityError(f"{folder / name}: not what the report expects ({reason})") from error
 
 
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        data = decode(json.loads(path.read_text(encoding="utf-8")), Any)
-    except ValueError as error:
-        raise IntegrityError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise IntegrityError(f"{path}: expected a JSON object, found {type(data).__name__}")
-    return data
-
-
 def _window(summary: dict[str, Any], path: Path) -> tuple[int, int] | None:
     window = summary.get("window")
     if window is None:
@@ -166,26 +153,3 @@ def _window(summary: dict[str, Any], path: Path) -> tuple[int, int] | None:
     if not (isinstance(window, list) and len(window) == 2 and all(isinstance(edge, int) for edge in window)):
         raise IntegrityError(f"{path}: window: expected [first, last], found {window!r}")
     return window[0], window[1]
-
-
-def _frame(folder: Path, name: str) -> pd.DataFrame | None:
-    path = folder / f"{name}.parquet"
-    if not path.is_file():
-        return None
-    try:
-        return pd.read_parquet(path, engine="pyarrow")
-    except (ValueError, OSError) as error:  # pyarrow's errors are one or the other
-        raise IntegrityError(f"{path}: not readable as Parquet ({error})") from error
-
-
-def _write(target: Path, text: str) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        temporary.chmod(0o644)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

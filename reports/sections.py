@@ -15,13 +15,26 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from reports import figures
+from reports import figures, forests
 from reports.circuit import Circuit, draw
 from reports.errors import InputError
 from reports.inline import fragment
 from reports.text import clip, visible
 
-__all__ = ["circuit", "flat", "heads", "layers", "neurons", "number", "result", "windows"]
+__all__ = [
+    "circuit",
+    "flat",
+    "heads",
+    "largest_layer",
+    "largest_score",
+    "layers",
+    "metric_names",
+    "neurons",
+    "number",
+    "proportion",
+    "result",
+    "windows",
+]
 
 _FAMILIES = (
     ("Argmax family", (("acc", "Acc"), ("gen", "Gen"), ("spec", "Spec"), ("mean", "Mean"))),
@@ -64,12 +77,24 @@ def result(summary: dict[str, Any]) -> dict[str, Any]:
     return {"families": families, "rows": rows, "forest": _forest(editors, shown), "known": summary.get("n")}
 
 
+def metric_names() -> dict[str, str]:
+    """Key of each metric of a summary -> a name that it shares with no other.
+
+    >>> names = metric_names()
+    >>> names["gen"], names["gen_tok"], len(set(names.values())) == len(names)
+    ('Gen', 'Gen (token match)', True)
+    """
+    first = {key: label for family, metrics in _FAMILIES[:3] for key, label in metrics}
+    rest = {key: f"{label} ({family.lower()})" for family, metrics in _FAMILIES[3:] for key, label in metrics}
+    return first | rest
+
+
 def layers(frame: pd.DataFrame, window: tuple[int, int] | None) -> dict[str, Any] | None:
     """Curves of the attention and MLP contributions, with a table of their values."""
     if frame.empty:
         return None
     axes = figures.layer_panels(frame, window=window)[0]
-    said = _extreme(frame)
+    said = largest_layer(frame)
     title = "Contribution of each layer to the new and the old object"
     keys = [key for key in ("module", "object", "stage") if key in frame]
     wide = frame.pivot(index="layer", columns=keys, values="score").sort_index()
@@ -88,13 +113,17 @@ def layers(frame: pd.DataFrame, window: tuple[int, int] | None) -> dict[str, Any
     }
 
 
-def heads(frame: pd.DataFrame) -> list[dict[str, Any]] | None:
-    """A heat map for each object and stage in the frame, on one scale, with its largest heads in words."""
+def heads(
+    frame: pd.DataFrame, *, prefix: str = "heads", limit: float | None = None
+) -> list[dict[str, Any]] | None:
+    """A heat map for each object and stage in the frame, on one scale, with its largest heads in words.
+
+    The scale is ±`limit`, by default the largest |score|; `prefix` starts the ids of the pictures.
+    """
     if frame.empty:
         return None
     keys = [key for key in ("object", "stage") if key in frame]
-    finite = frame["score"].abs().max()
-    limit = float(finite) if math.isfinite(finite) and finite > 0 else 1.0
+    limit = limit or largest_score(frame)
     groups: Iterator[tuple[Any, pd.DataFrame]] = (
         iter(frame.groupby(keys, sort=False)) if keys else iter([((), frame)])
     )
@@ -110,10 +139,16 @@ def heads(frame: pd.DataFrame) -> list[dict[str, Any]] | None:
         undefined = int(group["score"].isna().sum())
         said += " nats." + (f" {undefined} undefined." if undefined else "")
         svg = fragment(
-            figures.head_heatmap(group, limit=limit), prefix=f"heads{index}", title=title, description=said
+            figures.head_heatmap(group, limit=limit), prefix=f"{prefix}{index}", title=title, description=said
         )
         maps.append({"svg": Markup(svg), "said": said, "caption": caption})
     return maps
+
+
+def largest_score(*frames: pd.DataFrame) -> float:
+    """The largest |score| of the frames, 1 where none is finite and above 0."""
+    found = max((float(frame["score"].abs().max()) for frame in frames), default=math.nan)
+    return found if math.isfinite(found) and found > 0 else 1.0
 
 
 def windows(frame: pd.DataFrame, window: tuple[int, int] | None) -> dict[str, Any] | None:
@@ -193,19 +228,19 @@ def flat(data: Any, path: str = "") -> list[tuple[str, str]]:
 
 def _forest(editors: list[dict[str, Any]], metrics: list[tuple[str, str]]) -> Markup | None:
     rows = [
-        {"panel": label, "label": str(editor.get("label") or editor["name"]), **_proportion(editor.get(key))}
+        {"panel": label, "label": str(editor.get("label") or editor["name"]), **proportion(editor.get(key))}
         for key, label in metrics
         for editor in editors
     ]
     if not rows:
         return None
     text = "The values of the table with their 95 % intervals, in per cent, a line for each editor."
-    axes = figures.forest_panels(pd.DataFrame(rows))[0]
+    axes = forests.forest_panels(pd.DataFrame(rows))[0]
     return Markup(fragment(axes, prefix="forest", title="Scores by editor", description=text))
 
 
-def _proportion(cell: Any) -> dict[str, float]:
-    """value, low, high as floats, nan where absent; a bare number has no interval."""
+def proportion(cell: Any) -> dict[str, float]:
+    """value, low, high of a cell of the summary as floats, nan where absent; a bare number has no interval."""
     if not isinstance(cell, dict):
         cell = {"value": cell}
     value = _float(cell.get("value"))
@@ -215,7 +250,7 @@ def _proportion(cell: Any) -> dict[str, float]:
 
 
 def _cell(cell: Any) -> dict[str, str]:
-    values = _proportion(cell)
+    values = proportion(cell)
     texts = {k: f"{100 * v:.1f}" if math.isfinite(v) else "" for k, v in values.items()}
     n = cell.get("n") if isinstance(cell, dict) else None
     interval = f"{texts['low']} – {texts['high']}" if texts["low"] and texts["high"] else ""
@@ -230,7 +265,7 @@ def _float(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _extreme(frame: pd.DataFrame) -> str:
+def largest_layer(frame: pd.DataFrame) -> str:
     """The largest change from before to after where the frame has both stages, else the largest score."""
     keys = [key for key in ("module", "object", "layer") if key in frame]
     what, values = "Largest score", frame.set_index(keys)["score"]

@@ -12,24 +12,19 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator
 
 from reports.colours import LIGHT
-from reports.errors import InputError
-from reports.figures import row, style
-from reports.text import clip, visible
+from reports.look import DIVERGING, check, row, style
+from reports.text import visible
 
-__all__ = ["cosine_heatmap", "distance_curves", "effect_forest", "norm_curves", "outcome_scatter"]
+__all__ = ["cosine_heatmap", "distance_curves", "norm_curves", "outcome_scatter"]
 
 _GROUPS = ("query", "key", "value", "output", "ffn_in", "ffn_out", "norms", "embeddings")
 _GROUP_LABELS = {"ffn_in": "FFN in", "ffn_out": "FFN out"}
 _COLOURS = ("pos", "neg", "new", "old", "ink", "muted")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)))
-_DIVERGING = LinearSegmentedColormap.from_list(
-    "xlprobe_sign", ["#8a3203", LIGHT["neg"], "#f2c19c", "#f7f7f5", "#a9cdec", LIGHT["pos"], "#073f6e"]
-)
 
 
 def distance_curves(
@@ -43,7 +38,7 @@ def distance_curves(
     >>> [axes.get_title(loc="left") for axes in distance_curves(frame.assign(low=0.0, high=0.3))]
     ['cosine']
     """
-    _check(frame, ("layer", "gap", "low", "high", panel, line), key=("layer", panel, line))
+    check(frame, ("layer", "gap", "low", "high", panel, line), key=("layer", panel, line))
     names, lines = list(dict.fromkeys(frame[panel])), list(dict.fromkeys(frame[line]))
     with style():
         panels = row(len(names), width=max(4.6, min(9.6, 3.1 * len(names))), height=3.0)
@@ -68,7 +63,7 @@ def norm_curves(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     >>> axes.get_yscale()
     'log'
     """
-    _check(frame, ("step", "line", "ratio"), key=("step", "line"))
+    check(frame, ("step", "line", "ratio"), key=("step", "line"))
     with style():
         axes = row(1, width=4.8, height=3.0)[0] if ax is None else ax
         axes.axhline(1, color=LIGHT["muted"], linewidth=0.8, zorder=1)
@@ -91,7 +86,7 @@ def cosine_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, value: str = 
     >>> [label.get_text() for label in cosine_heatmap(frame).get_xticklabels()]
     ['query']
     """
-    _check(frame, ("layer", "group", value), key=("layer", "group"))
+    check(frame, ("layer", "group", value), key=("layer", "group"))
     matrix = frame.pivot(index="layer", columns="group", values=value).sort_index()
     order = [g for g in _GROUPS if g in matrix] + [g for g in matrix if g not in _GROUPS]
     matrix = matrix[order].astype(float)
@@ -103,7 +98,7 @@ def cosine_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, value: str = 
         sns.heatmap(
             matrix,
             ax=axes,
-            cmap=_DIVERGING,
+            cmap=DIVERGING,
             vmin=-bound or -1.0,
             vmax=bound or 1.0,
             annot=_written(matrix, frame) if matrix.size <= 130 else False,
@@ -139,7 +134,7 @@ def outcome_scatter(
     >>> outcome_scatter(frame, x="d", xlabel="change of retrieval").get_xlabel()
     'change of retrieval'
     """
-    _check(frame, (x, y, "objective", "task"))
+    check(frame, (x, y, "objective", "task"))
     tasks = list(dict.fromkeys(frame["task"]))
     with style():
         axes = row(1, width=5.6, height=3.4)[0] if ax is None else ax
@@ -160,54 +155,6 @@ def outcome_scatter(
         axes.set(xlabel=visible(xlabel or x), ylabel=visible(ylabel or y))
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
     return axes
-
-
-def effect_forest(frame: pd.DataFrame, *, xlabel: str = "points") -> list[Axes]:
-    """Effects with their intervals on a line each, a panel for each value of `panel`, zero marked; one scale for all.
-
-    A point whose interval lies on one side of 0 is filled, the others are hollow. `frame`: panel, label, value, low,
-    high.
-
-    >>> frame = pd.DataFrame({"panel": "POS", "label": ["a"], "value": [1.0], "low": [0.5], "high": [1.5]})
-    >>> [axes.get_title(loc="left") for axes in effect_forest(frame)]
-    ['POS']
-    """
-    _check(frame, ("panel", "label", "value", "low", "high"))
-    names = list(dict.fromkeys(frame["panel"]))
-    labels = list(dict.fromkeys(frame["label"]))
-    with style():
-        panels = row(
-            len(names), width=min(9.6, 3.0 + 2.6 * len(names)), height=1.0 + 0.24 * len(labels), sharey=True
-        )
-        for axes, name in zip(panels, names, strict=True):
-            part = frame[frame["panel"] == name].set_index("label")
-            axes.axvline(0, color=LIGHT["muted"], linewidth=0.8, zorder=1)
-            for y, label in enumerate(labels):
-                if label in part.index:
-                    _effect(axes, y, part.loc[label])
-            axes.set_title(visible(str(name)))
-            axes.set(xlabel=xlabel)
-            axes.grid(visible=False, axis="y")
-            axes.tick_params(axis="y", length=0)
-        panels[0].set_yticks(range(len(labels)), [clip(visible(str(label)), 40) for label in labels])
-        panels[0].set_ylim(len(labels) - 0.5, -0.5)
-        limit = max(abs(value) for axes in panels for value in axes.get_xlim())
-        for axes in panels:
-            axes.set_xlim(-limit, limit)
-    return panels
-
-
-def _effect(axes: Axes, y: int, item: Any) -> None:
-    if not np.isfinite(item["value"]):
-        axes.text(
-            0.02, y, "undefined", transform=axes.get_yaxis_transform(), va="center", color=LIGHT["muted"]
-        )
-        return
-    clear = item["low"] > 0 or item["high"] < 0
-    colour = LIGHT["pos"] if item["value"] >= 0 else LIGHT["neg"]
-    axes.plot([item["low"], item["high"]], [y, y], color=colour, linewidth=1.5, solid_capstyle="butt")
-    face = colour if clear else LIGHT["paper"]
-    axes.plot([item["value"]], [y], marker="o", markersize=5.5, color=colour, markerfacecolor=face, zorder=3)
 
 
 def _curve(axes: Axes, part: pd.DataFrame, x: str, y: str, index: int, label: str) -> None:
@@ -246,16 +193,3 @@ def _written(matrix: pd.DataFrame, frame: pd.DataFrame) -> np.ndarray:
         lambda v: "" if v != v else f"{v + 0.0:.2f}".replace("-0.00", "0.00").replace("-", "−")
     )
     return np.where(unsure.to_numpy(dtype=bool) & (texts != "").to_numpy(), "(" + texts + ")", texts)
-
-
-def _check(frame: pd.DataFrame, columns: tuple[str, ...], *, key: tuple[str, ...] = ()) -> None:
-    if missing := [name for name in columns if name not in frame]:
-        found = ", ".join(map(str, frame.columns))
-        raise InputError(f"frame: expected a column {missing[0]!r}, found {found}")
-    if frame.empty:
-        raise InputError("frame: expected at least one row, found none")
-    if key and frame.duplicated(list(key)).any():
-        first = frame.loc[frame.duplicated(list(key)), list(key)].iloc[0].tolist()
-        raise InputError(
-            f"frame: expected one row for each {list(key)}, found {first} twice; filter it first"
-        )

@@ -12,17 +12,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from reports import page, sections, xl_figures
-from reports.colours import DARK, LIGHT
+from reports import forests, html, sections, xl_figures
 from reports.errors import InputError, IntegrityError
 from reports.inline import fragment
+from reports.reading import read_frame, read_lines, read_object
 from reports.text import visible
 
-__all__ = ["build"]
+__all__ = ["build", "read_summary", "render"]
 
 _REQUIRED = ("cells", "predictors", "distances", "gradients")
 _PREDICTORS = {
@@ -40,37 +39,28 @@ def build(run_folder: str | os.PathLike[str], out: str | os.PathLike[str] | None
     Errors: `InputError` if the folder holds no study's `summary.json`; `IntegrityError`, naming the file, if one of its
     files is missing, damaged or lacks a column.
     """
+    text = render(run_folder)
+    return html.write(Path(out) if out is not None else Path(run_folder) / "report.html", text)
+
+
+def render(run_folder: str | os.PathLike[str]) -> str:
+    """The page of `run_folder`; errors as `build`."""
     folder = Path(run_folder)
     if not (folder / "summary.json").is_file():
         raise InputError(f"run_folder: expected a run folder with summary.json, found none in {folder}")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["visible"] = visible
-    text = environment.get_template("transfer.html.j2").render(_context(folder))
-    target = Path(out) if out is not None else folder / "report.html"
-    page._write(target, text)
-    return target
+    return html.render("transfer.html.j2", _context(folder))
 
 
 def _context(folder: Path) -> dict[str, Any]:
-    summary = page._object(folder / "summary.json")
-    if missing := [k for k in ("title", "model", "seeds", "layer", "claims", "advice") if k not in summary]:
-        raise IntegrityError(
-            f"{folder / 'summary.json'}: expected the summary of a study, found no {missing[0]!r}"
-        )
+    summary = read_summary(folder)
     frames = {}
     for name in _REQUIRED:
-        frame = page._frame(folder, name)
+        frame = read_frame(folder, name)
         if frame is None or frame.empty:
             raise IntegrityError(f"{folder / name}.parquet: expected this table of the study, found none")
         frames[name] = frame
-    norms = page._frame(folder, "norms")
-    provenance, config = folder / "provenance.json", folder / "config.toml"
+    norms = read_frame(folder, "norms")
+    provenance = folder / "provenance.json"
     try:
         made = {
             "claims": _table(["Claim", "Answer", "Evidence"], [_claim(c) for c in summary["claims"]]),
@@ -83,13 +73,21 @@ def _context(folder: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{folder}: its tables are not what the report expects ({error})") from error
     return {
-        "summary": {"subtitle": "", "notes": [], "not_done": []} | summary,
-        "light": LIGHT,
-        "dark": DARK,
-        "provenance": sections.flat(page._object(provenance)) if provenance.is_file() else None,
-        "config": page._lines(config) if config.is_file() else None,
+        "summary": summary,
+        "provenance": sections.flat(read_object(provenance)) if provenance.is_file() else None,
+        "config": read_lines(folder / "config.toml"),
         **made,
     }
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a study, its optional parts present; `IntegrityError` where it is not one."""
+    summary = read_object(folder / "summary.json")
+    if missing := [k for k in ("title", "model", "seeds", "layer", "claims", "advice") if k not in summary]:
+        raise IntegrityError(
+            f"{folder / 'summary.json'}: expected the summary of a study, found no {missing[0]!r}"
+        )
+    return {"subtitle": "", "notes": [], "not_done": []} | summary
 
 
 def _table(
@@ -112,7 +110,7 @@ def _effects(cells: pd.DataFrame) -> dict[str, Any]:
         f"Largest: {best['pair']}, {best['objective']}, {best['task']} {_signed(best['delta_score'], 1)} points. "
         f"{clear} of {len(points)} intervals lie on one side of 0 (filled points)."
     )
-    axes = xl_figures.effect_forest(frame)[0]
+    axes = forests.effect_forest(frame)[0]
     rows = [
         [
             visible(f"{row.pair}, {row.objective}, {row.task}"),

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 
-from reports import figures
+from reports import figures, forests
 from reports.colours import DARK, LIGHT, contrast
 from reports.errors import InputError
 from reports.inline import fragment
@@ -29,7 +29,7 @@ DRAWN: dict[str, Callable[[], Axes]] = {
     "heads": lambda: figures.head_heatmap(example.heads()),
     "windows": lambda: figures.window_strip(example.windows(), (5, 7)),
     "neurons": lambda: figures.neuron_bar(example.neurons()),
-    "forest": lambda: figures.forest(FOREST),
+    "forest": lambda: forests.forest(FOREST),
 }
 
 
@@ -118,7 +118,7 @@ def test_hostile_labels_stay_labels() -> None:
         (figures.head_heatmap, example.heads().head(0), "at least one row"),
         (figures.head_heatmap, pd.concat([example.heads()] * 2), "twice"),
         (figures.neuron_bar, pd.DataFrame({"score": [1.0]}), "unit"),
-        (figures.forest, pd.DataFrame({"label": ["a"], "value": [1.0]}), "'low'"),
+        (forests.forest, pd.DataFrame({"label": ["a"], "value": [1.0]}), "'low'"),
         (figures.window_strip, pd.DataFrame({"first": [0], "last": [1]}), "'score'"),
     ],
 )
@@ -132,7 +132,7 @@ def test_bad_frames_are_refused(
 @pytest.mark.parametrize("prefix", ["", "1a", "a b", 'a"'])
 def test_bad_prefixes_are_refused(prefix: str) -> None:
     with pytest.raises(InputError, match="prefix"):
-        fragment(figures.forest(FOREST), prefix=prefix, title="x")
+        fragment(forests.forest(FOREST), prefix=prefix, title="x")
 
 
 @pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])

@@ -168,7 +168,10 @@ def test_another_run_gives_other_bytes(tmp_path: Path) -> None:
 
 def test_missing_files_are_said(tmp_path: Path) -> None:
     text = build(minimal(tmp_path / "run")).read_text(encoding="utf-8")
-    assert text.count("Not part of this run") == 7
+    (said,) = re.findall(r"Not part of this run: (.*?)\.<", text)
+    assert said == "layer curves, heads, window, neurons, circuit, provenance, configuration"
+    links = re.findall(r'<a href="#([\w-]+)">', text)
+    assert links == ["result", "reading", "not-done"]  # the menu has what the page has
     assert "No editor was evaluated" in text
     assert Outline(text).faults == []
 
@@ -177,7 +180,7 @@ def test_empty_frames_are_said(tmp_path: Path) -> None:
     folder = minimal(tmp_path / "run")
     for name, frame in (("contrast", example.contrast()), ("heads", example.heads())):
         frame.head(0).to_parquet(folder / f"{name}.parquet")
-    assert build(folder).read_text(encoding="utf-8").count("Not part of this run") == 7
+    assert "Not part of this run: layer curves, heads, window," in build(folder).read_text(encoding="utf-8")
 
 
 def test_no_known_fact_is_no_score(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.collections import QuadMesh
 
 from experiments.runs import RunFolder
-from reports import xl_figures, xl_page
+from reports import forests, xl_figures, xl_page
 from reports.errors import InputError, IntegrityError
 from reports.inline import fragment
 from tests import xl_study_example as example
@@ -58,7 +58,7 @@ def test_heatmap_shows_each_cosine_and_brackets_what_may_be_zero() -> None:
 
 def test_an_effect_is_filled_only_where_its_interval_is_on_one_side() -> None:
     frame = pd.DataFrame({"panel": "pos", "label": ["a", "b"], "value": [1.0, 0.2]})
-    (axes,) = xl_figures.effect_forest(frame.assign(low=[0.5, -0.5], high=[1.5, 0.9]))
+    (axes,) = forests.effect_forest(frame.assign(low=[0.5, -0.5], high=[1.5, 0.9]))
     points = [line for line in axes.get_lines() if line.get_marker() == "o"]
     assert points[0].get_markerfacecolor() == points[0].get_color()
     assert points[1].get_markerfacecolor() != points[1].get_color()

@@ -1,22 +1,28 @@
-"""`mechedit report`: the page of a run folder, built anew."""
+"""`mechedit report`: pages of run folders, built anew from their files."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from mechedit.cli.options import command
+from mechedit.cli.output import print_json
+from reports.command import add_arguments, make
 
 
 def report(options: argparse.Namespace) -> None:
-    """Builds the page of a run folder anew."""
-    from reports import page
-
-    print(page.build(options.folder, options.out))
+    """Builds the page of a run folder, an index over several, or a comparison of two, anew."""
+    made = make(options)
+    if options.json:
+        print_json(made)
+        return
+    print(made["report"])
+    for run in made.get("runs", ()):
+        if run["state"] != "complete":
+            print(f"mechedit: {run['name']}: {run['state']}: {run['reason']}", file=sys.stderr)
 
 
 def add(commands: Any) -> None:
     """`report`."""
-    p = command(commands, "report", report, "mechedit report runs/demo", model=False)
-    p.add_argument("folder", help="run folder")
-    p.add_argument("-o", "--out", help="page to write (default: report.html in the folder)")
+    add_arguments(command(commands, "report", report, "mechedit report runs/demo", model=False))

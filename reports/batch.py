@@ -1,0 +1,214 @@
+"""Many runs: a page for each, and an index with one sortable table over all of them.
+
+Steps of `build`:
+
+1. find the runs: folders, folders of runs at any depth, patterns (`find`);
+2. for each in turn, write its page beside the index and keep one line of it; nothing else stays in memory. From eight
+   runs on, two processes share the work;
+3. a run that is unfinished or damaged is listed with the reason, and the others are still made;
+4. write the index last.
+
+The same runs give the same bytes, whatever the number of processes. The folder that holds index and pages can be moved
+and sent: links are relative.
+"""
+
+from __future__ import annotations
+
+import glob
+import multiprocessing
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from tqdm.auto import tqdm
+
+from reports import formats, html, overview
+from reports.errors import InputError, MechEditError
+from reports.overview import COLUMNS, Overview
+from reports.text import visible
+
+__all__ = ["Batch", "Entry", "build", "find"]
+
+Job: TypeAlias = "tuple[str, Path, Path]"  # name, run folder, page to write
+_PARALLEL = 8  # fewer runs are done before a second process has imported what it needs
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of the batch. `state`: complete, unfinished or damaged; `page` (beside the index) is None where none was
+    made, and `reason` says why, or what is amiss."""
+
+    name: str
+    folder: str
+    state: str
+    reason: str
+    page: str | None
+    overview: Overview | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The index, and what it lists."""
+
+    index: Path
+    entries: tuple[Entry, ...]
+
+
+def find(runs: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The run folders that `runs` names: each a run, a folder with runs in it at any depth, or a pattern (`runs/*`).
+
+    In the order given, in a folder by name (numbers by value), each once. Errors: `InputError` for a name that leads to
+    no run.
+    """
+    found: dict[Path, Path] = {}
+    for given in runs:
+        name = str(given)
+        matching = glob.glob(name, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
+        places = [Path(name)] if Path(name).is_dir() else sorted(map(Path, matching), key=_order)
+        own = [run for place in places if place.is_dir() for run in _runs_in(place)]
+        if not own:
+            raise InputError(
+                f"runs: expected a run folder, a folder of runs or a pattern, found no run at {name}"
+            )
+        found |= {run.resolve(): run for run in own if run.resolve() not in found}
+    return list(found.values())
+
+
+def build(
+    runs: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    format: str = "html",  # noqa: A002 (the command's own word)
+    progress: bool = True,
+    workers: int | None = None,
+) -> Batch:
+    """Write the page of every run and their index to `out` (by default `report.<format>` in the folder of the runs).
+
+    Pages go to the folder `<stem>-runs` beside the index. `workers`: processes, by default two from eight runs on.
+    Errors: `InputError` as `find`, for an unknown `format`, and for `pdf` where there is no Chromium.
+    """
+    formats.check(format)
+    folders = find(runs)
+    root = Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    root = root.parent if len(folders) == 1 else root
+    index = Path(out) if out is not None else root / f"report.{format}"
+    names = [folder.resolve().relative_to(root).as_posix() for folder in folders]
+    pages = index.with_name(f"{index.stem}-runs")
+    jobs = [
+        (name, folder, pages / f"{slug}.{format}")
+        for name, folder, slug in zip(names, folders, _slugs(names), strict=True)
+    ]
+    workers = workers or (min(2, os.cpu_count() or 1) if len(jobs) >= _PARALLEL else 1)
+    entries = tuple(tqdm(_all(jobs, workers), total=len(jobs), desc="reports", disable=not progress))
+    formats.save(_index(entries, links=format != "pdf"), index)
+    return Batch(index, entries)
+
+
+def _all(jobs: list[Job], workers: int) -> Iterator[Entry]:
+    if workers == 1:
+        yield from map(_one, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+        yield from pool.map(_one, jobs)
+
+
+def _one(job: Job) -> Entry:
+    name, folder, target = job
+    state, reason = overview.state(folder)
+    page = f"{target.parent.name}/{target.name}"
+    if not (folder / "summary.json").is_file():
+        lost = "summary.json is missing" if state == "complete" else reason
+        return Entry(name, str(folder), "damaged" if state == "complete" else state, lost, None, None)
+    try:
+        line = overview.read(folder)
+        formats.save(overview.render(folder), target)
+    except MechEditError as error:
+        # what is shown must not depend on where the batch lies
+        told = " ".join(str(error).replace(f"{folder}{os.sep}", "").replace(str(folder), name).split())
+        return Entry(name, str(folder), "damaged", told, None, None)
+    return Entry(name, str(folder), state, reason, page, line)
+
+
+def _runs_in(place: Path) -> list[Path]:
+    if overview.is_run(place):
+        return [place]
+    below = (entry for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return [run for entry in sorted(below, key=_order) for run in _runs_in(entry)]
+
+
+def _order(path: Path) -> list[tuple[bool, int, str]]:
+    return [
+        (not part.isdecimal(), int(part) if part.isdecimal() else 0, part)
+        for part in re.split(r"(\d+)", str(path))
+    ]
+
+
+def _slugs(names: Sequence[str]) -> list[str]:
+    """File names of letters, digits, dots and hyphens, none twice (whatever the case)."""
+    taken: set[str] = set()
+    slugs = []
+    for name in names:
+        plain = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:80] or "run"
+        slug, number = plain, 1
+        while slug.lower() in taken:
+            number += 1
+            slug = f"{plain}-{number}"
+        taken.add(slug.lower())
+        slugs.append(slug)
+    return slugs
+
+
+# -- the index -----------------------------------------------------------------------------------------------------
+
+
+def _index(entries: Sequence[Entry], *, links: bool) -> str:
+    made = sum(entry.page is not None for entry in entries)
+    summary = {
+        "title": f"{len(entries)} runs",
+        "subtitle": f"{made} with a page, {len(entries) - made} without",
+    }
+    kinds = [
+        kind for kind in COLUMNS if any(entry.overview and entry.overview.kind == kind for entry in entries)
+    ]
+    context = {
+        "summary": summary,
+        "tables": [_table(kind, entries, links=links) for kind in kinds],
+        "amiss": [
+            {
+                "name": visible(e.name),
+                "state": e.state,
+                "reason": visible(e.reason),
+                "page": e.page if links else None,
+            }
+            for e in entries
+            if e.state != "complete"
+        ],
+    }
+    return html.render("index.html.j2", context, script="index.js")
+
+
+def _table(kind: str, entries: Sequence[Entry], *, links: bool) -> dict[str, Any]:
+    own = [(entry, entry.overview) for entry in entries if entry.overview and entry.overview.kind == kind]
+    metrics = list(dict.fromkeys(name for _, line in own for name in line.metrics))
+    rows = []
+    for entry, line in own:
+        for label, scores in line.rows or (("", {}),):
+            n = max((score.n for score in scores.values() if score.n is not None), default=None)
+            cells = [overview.text(name, scores[name]) if name in scores else None for name in metrics]
+            rows.append(
+                {
+                    "name": visible(entry.name),
+                    "page": entry.page if links else None,
+                    "model": visible(line.model),
+                    "label": visible(label) if label else "",
+                    "n": "" if n is None else str(n),
+                    "cells": cells,
+                }
+            )
+    what, title = COLUMNS[kind]
+    return {"kind": kind, "title": title, "what": what, "metrics": metrics, "rows": rows, "runs": len(own)}

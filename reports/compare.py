@@ -1,0 +1,207 @@
+"""Two runs side by side on one page: what was asked of each, every score with its difference, the figures on one scale.
+
+Both runs must be of one kind (`reports.overview`). A difference is second less first, with the interval that follows
+from the two intervals if the runs are independent (`reports.results.difference_interval`); runs on the same facts are
+not, and for them it is too wide. The page says which it is, off the hash of the facts in the provenance.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from reports import batch, figures, forests, formats, html, overview, page, sections
+from reports.errors import InputError, IntegrityError
+from reports.inline import fragment
+from reports.overview import COLUMNS, Overview, Score
+from reports.reading import read_frame, read_object
+from reports.results import difference_interval
+from reports.text import visible
+
+__all__ = ["build", "render"]
+
+_FOREST = 4  # metrics that the picture has room for
+_SIDES = ("first", "second")
+
+
+def build(first: str | os.PathLike[str], second: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
+    """Write the comparison of the two run folders to `out`, in the format of its suffix. Errors: as `render`."""
+    formats.check(Path(out).suffix.lower().removeprefix("."))
+    return formats.save(render(first, second), out)
+
+
+def render(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> str:
+    """The page about both.
+
+    Errors: `InputError` where one is no run, has no `summary.json`, or is of another kind than the other;
+    `IntegrityError` where a file of one is damaged.
+    """
+    folders = [batch.find([name]) for name in (first, second)]
+    if any(len(found) != 1 for found in folders):
+        raise InputError(
+            f"runs: expected two run folders to compare, found {first} and {second}, of which one holds many"
+        )
+    runs = [found[0] for found in folders]
+    if runs[0].resolve() == runs[1].resolve():
+        raise InputError(f"runs: expected two runs to compare, found {first} twice")
+    for run in runs:
+        if not (run / "summary.json").is_file():
+            raise InputError(f"runs: expected two finished runs, found no summary.json in {run}")
+    lines = [overview.read(run) for run in runs]
+    if lines[0].kind != lines[1].kind:
+        kinds = " and ".join(line.kind for line in lines)
+        raise InputError(
+            f"runs: expected two runs of one kind, found {kinds}; their scores have nothing in common"
+        )
+    return html.render("compare.html.j2", _context(runs, lines))
+
+
+def _context(runs: list[Path], lines: list[Overview]) -> dict[str, Any]:
+    names = _names(runs)
+    facts = [dict(_settings(run)) for run in runs]
+    keys = list(dict.fromkeys([*facts[0], *facts[1]]))
+    differing = [key for key in keys if facts[0].get(key) != facts[1].get(key)]
+    hashes = [own.get("provenance: data.facts") for own in facts]
+    return {
+        "summary": {"title": "Two runs side by side", "subtitle": f"{names[0]} and {names[1]}"},
+        "names": [visible(name) for name in names],
+        "titles": [{"title": visible(line.title), "model": visible(line.model)} for line in lines],
+        "what": COLUMNS[lines[0].kind][0],
+        "unit": COLUMNS[lines[0].kind][1],
+        "rows": _rows(lines),
+        "only": [_only(lines[0], lines[1]), _only(lines[1], lines[0])],
+        "same_facts": None if None in hashes else hashes[0] == hashes[1],
+        "settings": [(key, *(own.get(key, "absent") for own in facts)) for key in differing],
+        "shared": len(keys) - len(differing),
+        "forest": _forest(names, lines),
+        **_pictures(runs),
+    }
+
+
+def _names(runs: list[Path]) -> list[str]:
+    """The folders' own names, or as much of their paths as tells them apart."""
+    parts = [run.resolve().parts for run in runs]
+    length = 1
+    while parts[0][-length:] == parts[1][-length:] and length < max(map(len, parts)):
+        length += 1
+    return ["/".join(own[-length:]) for own in parts]
+
+
+def _settings(run: Path) -> list[tuple[str, str]]:
+    """What the run was given: its provenance and the lines of its configuration."""
+    file = run / "provenance.json"
+    rows = [(f"provenance: {k}", v) for k, v in sections.flat(read_object(file))] if file.is_file() else []
+    return rows + [(f"config: {k}", v) for k, v in sections.flat(_config(run / "config.toml"))]
+
+
+def _config(path: Path) -> dict[str, Any]:
+    import tomllib
+
+    if not path.is_file():
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise IntegrityError(f"{path}: not readable as TOML ({error})") from error
+
+
+def _rows(lines: list[Overview]) -> list[dict[str, Any]]:
+    """A row for each line and metric that both runs have."""
+    first, second = (dict(line.rows) for line in lines)
+    rows = []
+    for label in (label for label in first if label in second):
+        for name in (name for name in first[label] if name in second[label]):
+            a, b = first[label][name], second[label][name]
+            rows.append(
+                {
+                    "label": visible(label),
+                    "metric": name,
+                    "cells": [overview.text(name, score) for score in (a, b)],
+                    "change": overview.text(
+                        f"Change, {name}" if name != "Cosine" else name, _difference(a, b)
+                    ),
+                }
+            )
+    return rows
+
+
+def _difference(a: Score, b: Score) -> Score:
+    return Score(b.value - a.value, *difference_interval((a.value, a.low, a.high), (b.value, b.low, b.high)))
+
+
+def _only(own: Overview, other: Overview) -> str:
+    theirs = dict(other.rows)
+    lines = [visible(label) for label, _ in own.rows if label not in theirs]
+    metrics = [name for name in own.metrics if name not in other.metrics]
+    return ", ".join([*lines, *metrics])
+
+
+def _forest(names: list[str], lines: list[Overview]) -> dict[str, Any] | None:
+    """Fractions of both runs in one picture; a study's points are in the table alone."""
+    shared = [name for name in lines[0].metrics if name in lines[1].metrics][:_FOREST]
+    if lines[0].kind == "transfer" or not shared:
+        return None
+    rows = [
+        {"panel": metric, "label": label, "run": name, **_fractions(scores[metric])}
+        for name, line in zip(names, lines, strict=True)
+        for label, scores in dict(line.rows).items()
+        for metric in shared
+        if metric in scores
+    ]
+    if not rows:
+        return None
+    said = f"Filled circles: {names[0]}. Hollow squares: {names[1]}. Lines: 95 % intervals."
+    svg = fragment(
+        forests.paired_forest(pd.DataFrame(rows))[0],
+        prefix="forest",
+        title="Scores of both runs",
+        description=said,
+    )
+    return {"svg": Markup(svg), "said": visible(said)}
+
+
+def _fractions(score: Score) -> dict[str, float]:
+    return {"value": score.value / 100, "low": score.low / 100, "high": score.high / 100}
+
+
+def _pictures(runs: list[Path]) -> dict[str, Any]:
+    """Layer curves and heat maps of heads of both runs, each pair on one scale; None where one run has none."""
+    contrasts, maps = ([read_frame(run, name) for run in runs] for name in ("contrast", "heads"))
+    made: dict[str, Any] = {"layers": None, "heads": None}
+    try:
+        if all(frame is not None and not frame.empty for frame in contrasts):
+            made["layers"] = _curves([frame for frame in contrasts if frame is not None], runs)
+        if all(frame is not None and not frame.empty for frame in maps):
+            both = [frame for frame in maps if frame is not None]
+            limit = sections.largest_score(*both)
+            made["heads"] = [
+                sections.heads(frame, prefix=f"{side}-heads", limit=limit)
+                for side, frame in zip(_SIDES, both, strict=True)
+            ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(
+            f"{runs[0]}, {runs[1]}: tables are not what the report expects ({error})"
+        ) from error
+    return made
+
+
+def _curves(frames: list[pd.DataFrame], runs: list[Path]) -> list[dict[str, Any]]:
+    windows = [page.read_summary(run).get("window") for run in runs]
+    drawn = [
+        figures.layer_panels(frame, window=tuple(window) if window else None)
+        for frame, window in zip(frames, windows, strict=True)
+    ]
+    limits = [panels[0].get_ylim() for panels in drawn]
+    pictures = []
+    for side, panels, frame in zip(_SIDES, drawn, frames, strict=True):
+        panels[0].set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+        said = sections.largest_layer(frame)
+        svg = fragment(
+            panels[0], prefix=f"{side}-layers", title=f"Layer curves of the {side} run", description=said
+        )
+        pictures.append({"svg": Markup(svg), "said": said})
+    return pictures

@@ -1,0 +1,89 @@
+"""A page as a file: HTML as it is, Markdown with its pictures beside it, or PDF printed by a headless Chromium."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from reports import html, markdown
+from reports.errors import InputError, MechEditError
+
+__all__ = ["FORMATS", "check", "chromium", "save"]
+
+FORMATS = ("html", "md", "pdf")
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_FLAGS = (
+    "--headless",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--no-pdf-header-footer",
+)
+_SECONDS = 120
+
+
+def check(kind: str) -> None:
+    """Refuse a format that is none, and `pdf` where no Chromium can print it."""
+    if kind not in FORMATS:
+        raise InputError(f"format: expected one of {', '.join(FORMATS)}, found {kind!r}")
+    if kind == "pdf" and chromium() is None:
+        raise InputError(
+            f"format: pdf is printed by a headless Chromium, found none of {', '.join(_BROWSERS)} on the PATH; "
+            "install one (Debian: apt-get install chromium) or take html, which any browser prints"
+        )
+
+
+def chromium() -> str | None:
+    """The path of a Chromium or Chrome, None where there is none."""
+    return next((path for name in _BROWSERS if (path := shutil.which(name))), None)
+
+
+def save(page: str, target: str | os.PathLike[str]) -> Path:
+    """The HTML `page` in `target`, in the format of its suffix (.html, .md, .pdf); whole or not at all.
+
+    Markdown: pictures go to the folder `<stem>-files` beside it, as SVG. The same page gives the same bytes, for PDF
+    with one version of Chromium.
+    Errors: `InputError` as `check`; `MechEditError` where Chromium fails.
+    """
+    path = Path(target)
+    kind = path.suffix.lower().removeprefix(".")
+    check(kind)
+    if kind == "html":
+        return html.write(path, page)
+    if kind == "pdf":
+        return html.write(path, _pdf(page))
+    folder = path.with_name(f"{path.stem}-files")
+    text, pictures = markdown.convert(page, folder=folder.name)
+    for name, svg in pictures.items():
+        html.write(folder / name, svg)
+    return html.write(path, text)
+
+
+def _pdf(page: str) -> bytes:
+    with tempfile.TemporaryDirectory() as scratch:
+        source, made = Path(scratch) / "page.html", Path(scratch) / "page.pdf"
+        source.write_text(page, encoding="utf-8")
+        # Chromium's own sandbox does not start as root
+        root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        command = [str(chromium()), *_FLAGS, *root, f"--user-data-dir={scratch}/profile"]
+        command += [f"--print-to-pdf={made}", source.as_uri()]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise MechEditError(f"format: Chromium did not print the PDF within {_SECONDS} s") from error
+        if done.returncode or not made.is_file():
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise MechEditError(f"format: Chromium printed no PDF (exit status {done.returncode}: {last})")
+        return _undated(made.read_bytes())
+
+
+def _undated(pdf: bytes) -> bytes:
+    """The PDF with its dates set to one, of the same length, so that no offset in it moves."""
+    return re.sub(rb"(/(?:CreationDate|ModDate) \(D:)\d{14}", rb"\g<1>20000101000000", pdf)

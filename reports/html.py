@@ -1,0 +1,60 @@
+"""Templates filled into HTML, and text written whole or not at all: what every page of the project shares."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from reports.colours import DARK, LIGHT
+from reports.text import visible
+
+__all__ = ["render", "write"]
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(template: str, context: dict[str, Any], *, script: str = "") -> str:
+    """The template of that name, filled with `context`, everything in it escaped.
+
+    `script`: the name of a script file among the templates, put into the page; the page's content-security policy then
+    lets a browser run this one text, by its sha256, and nothing else.
+    """
+    code = (_TEMPLATES / script).read_text(encoding="utf-8") if script else ""
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() if script else ""
+    shared = {"light": LIGHT, "dark": DARK, "script": code, "script_hash": digest}
+    return _environment().get_template(template).render(shared | context)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["visible"] = visible
+    return environment
+
+
+def write(target: Path, data: str | bytes) -> Path:
+    """`data` (text as UTF-8) in the file `target`, by way of a temporary name; its folder is made. The target."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+        temporary.chmod(0o644)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target

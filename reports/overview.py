@@ -1,0 +1,172 @@
+"""What a run says in one line of a table over several: title, model, and scores with n and intervals.
+
+A run is a folder with `config.toml` or `summary.json`. Three kinds are told apart by their files: `edit` (editors and
+their metrics), `anatomy` (editors and the share of edits that succeed as set) and `transfer` (a study of `xlprobe`:
+pair, objective and task, with the change of the score and the cosine of the gradients).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reports import page, sections, xl_page
+from reports.errors import IntegrityError
+from reports.reading import read_frame, read_object
+
+__all__ = ["COLUMNS", "Overview", "Score", "is_run", "kind_of", "read", "render", "state"]
+
+#: The name of what a line is about, and the heading of its table, by kind of run.
+COLUMNS = {
+    "edit": ("Editor", "Edits, per cent"),
+    "anatomy": ("Editor", "Anatomy of edits: success as set, per cent"),
+    "transfer": ("Pair, objective, task", "Alignment and transfer: points, and cosine of the gradients"),
+}
+_PLAIN = {"Cosine": 3}  # decimals of what is no percentage
+
+
+@dataclass(frozen=True)
+class Score:
+    """A value with its 95 % interval (nan where there is none) and n; per cent and points are whole numbers of 100."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Overview:
+    """One run: `rows` holds (what a line is about, metric -> score)."""
+
+    kind: str
+    title: str
+    model: str
+    rows: tuple[tuple[str, dict[str, Score]], ...]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Every metric of the run, in the order of its first line."""
+        return list(dict.fromkeys(name for _, scores in self.rows for name in scores))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` is a run, finished or not."""
+    return (folder / "config.toml").is_file() or (folder / "summary.json").is_file()
+
+
+def kind_of(folder: Path) -> str:
+    """edit, anatomy or transfer, by the files of the run."""
+    if (folder / "cells.parquet").is_file():
+        return "transfer"
+    return "anatomy" if (folder / "results" / "anatomy" / "result.json").is_file() else "edit"
+
+
+def render(folder: Path) -> str:
+    """The HTML page of a run of any kind; errors as `reports.page.render`."""
+    return (xl_page if kind_of(folder) == "transfer" else page).render(folder)
+
+
+def read(folder: Path) -> Overview:
+    """The overview of a run that has its summary; `IntegrityError` where a file of it is not what it should be."""
+    kind = kind_of(folder)
+    summary = (xl_page if kind == "transfer" else page).read_summary(folder)
+    try:
+        rows = {"edit": _edit, "anatomy": _anatomy, "transfer": _transfer}[kind](folder, summary)
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(f"{folder}: its tables are not what the report expects ({error})") from error
+    return Overview(kind, str(summary["title"]), str(summary["model"]), tuple(rows))
+
+
+def state(folder: Path) -> tuple[str, str]:
+    """(complete | unfinished | damaged, reason), by the manifest: its files are there and have the size it says."""
+    if not (folder / "manifest.json").is_file():
+        cases = len(list((folder / "cases").glob("[!.]*.json")))
+        return "unfinished", f"no manifest.json; {cases} cases are done"
+    try:
+        files = read_object(folder / "manifest.json").get("files", [])
+        for entry in files:
+            file = folder / entry["path"]
+            if file.name.startswith("report."):
+                continue  # made from the others, and again with every version of this code
+            if not file.is_file():
+                return "damaged", f"{entry['path']} is missing"
+            if file.stat().st_size != entry["size"]:
+                return (
+                    "damaged",
+                    f"{entry['path']} has {file.stat().st_size} bytes, the manifest says {entry['size']}",
+                )
+    except (IntegrityError, KeyError, TypeError) as error:
+        return "damaged", f"manifest.json is not readable ({error})"
+    return "complete", ""
+
+
+def text(name: str, score: Score) -> dict[str, str]:
+    """`score` of the metric `name` as the cells of a table show it: value, interval, n, and the number to sort by."""
+    signed = name in _PLAIN or name.startswith("Change")
+    digits = _PLAIN.get(name, 1)
+
+    def written(value: float) -> str:
+        return sections.number(value, digits) if signed else f"{value:.{digits}f}"
+
+    known = math.isfinite(score.low) and math.isfinite(score.high)
+    return {
+        "value": written(score.value) if math.isfinite(score.value) else "undefined",
+        "interval": f"{written(score.low)} – {written(score.high)}" if known else "",
+        "n": "" if score.n is None else str(score.n),
+        "sort": repr(score.value) if math.isfinite(score.value) else "",
+    }
+
+
+def _edit(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str, Score]]]:
+    names = sections.metric_names()
+    return [
+        (
+            str(editor.get("label") or editor["name"]),
+            {label: _fraction(editor[key]) for key, label in names.items() if key in editor},
+        )
+        for editor in summary["editors"]
+    ]
+
+
+def _fraction(cell: Any) -> Score:
+    values = sections.proportion(cell)
+    n = cell.get("n") if isinstance(cell, dict) else None
+    value, low, high = (100 * values[key] for key in ("value", "low", "high"))
+    return Score(value, low, high, None if n is None else int(n))
+
+
+def _anatomy(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str, Score]]]:
+    frame = read_frame(folder / "results" / "anatomy", "outcomes")
+    if frame is None:
+        raise IntegrityError(f"{folder / 'results' / 'anatomy'}: expected outcomes.parquet, found none")
+    own = frame.drop_duplicates(
+        "editor"
+    )  # the first setting of an editor is the one that it is meant to have
+    return [
+        (
+            str(r["editor"]),
+            {"Success": Score(100 * r["success"], 100 * r["low"], 100 * r["high"], int(r["n"]))},
+        )
+        for r in own.to_dict("records")
+    ]
+
+
+def _transfer(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str, Score]]]:
+    cells = read_frame(folder, "cells")
+    assert cells is not None  # this is what makes it a transfer study
+    return [
+        (
+            f"{r['pair']}, {r['objective']}, {r['task']}",
+            {
+                "Change of score": Score(
+                    100 * r["delta_score"], 100 * r["low"], 100 * r["high"], int(r["n"])
+                ),
+                "Change of retrieval": Score(100 * r["delta_retrieval"]),
+                "Cosine": Score(r["gradient_cosine"], r["cosine_low"], r["cosine_high"]),
+            },
+        )
+        for r in cells.to_dict("records")
+    ]

@@ -1,0 +1,45 @@
+"""The files of a run folder as the pages read them: a file that is damaged stops the reader, naming file and reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from reports.codec import decode
+from reports.errors import IntegrityError
+from reports.text import visible
+
+__all__ = ["read_frame", "read_lines", "read_object"]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; `IntegrityError` for anything else."""
+    try:
+        data = decode(json.loads(path.read_text(encoding="utf-8")), Any)
+    except ValueError as error:
+        raise IntegrityError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise IntegrityError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    return data
+
+
+def read_frame(folder: Path, name: str) -> pd.DataFrame | None:
+    """The frame in `<name>.parquet` of `folder`, None where there is no such file."""
+    path = folder / f"{name}.parquet"
+    if not path.is_file():
+        return None
+    try:
+        return pd.read_parquet(path, engine="pyarrow")
+    except (ValueError, OSError) as error:  # pyarrow's errors are one or the other
+        raise IntegrityError(f"{path}: not readable as Parquet ({error})") from error
+
+
+def read_lines(path: Path) -> str | None:
+    """The text of `path` with what is invisible made visible, line by line; None where there is no such file."""
+    if not path.is_file():
+        return None
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return "\n".join(visible(line) if line else "" for line in lines)
