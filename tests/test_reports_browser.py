@@ -51,7 +51,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def opened(
-    browser: Browser, file: Path, *, scheme: str = "light", width: int = 1100
+    browser: Browser, file: Path, *, scheme: Literal["light", "dark"] = "light", width: int = 1100
 ) -> tuple[Page, list[str]]:
     """The page in a browser without network, and a list to which its complaints and requests are added."""
     context = browser.new_context(offline=True, color_scheme=scheme, viewport={"width": width, "height": 900})

@@ -119,9 +119,9 @@ class Tokenized:
         ids, numbers = zip(*rows, strict=True)
         pad = int(self.tokenizer.pad_token_id)
         return Batch(
-            pad_sequence(ids, batch_first=True, padding_value=pad),
+            pad_sequence(list(ids), batch_first=True, padding_value=pad),
             pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-            pad_sequence(numbers, batch_first=True, padding_value=-1),
+            pad_sequence(list(numbers), batch_first=True, padding_value=-1),
         )
 
     def _rows(self, sentences: Sequence[Any], max_length: int) -> list[tuple[Tensor, Tensor]]:
