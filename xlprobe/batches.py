@@ -116,7 +116,7 @@ class Tokenized:
         found = dict(zip(fresh, self._rows([key[1] for key in fresh], max_length), strict=True))
         rows = [self._known.get(key) or found[key] for key in keys]
         self._known.update(list(found.items())[: max(0, self.LIMIT - len(self._known))])
-        ids, numbers = zip(*rows, strict=True)
+        ids, numbers = [row[0] for row in rows], [row[1] for row in rows]
         pad = int(self.tokenizer.pad_token_id)
         return Batch(
             pad_sequence(list(ids), batch_first=True, padding_value=pad),

@@ -90,7 +90,7 @@ def linked_words(states: Tensor, batch: Batch, pairs: Sequence[Pair]) -> tuple[T
     """
     means, n = word_means(states, batch.word_ids), len(pairs)
     links = [(i, i + n, a, b) for i, pair in enumerate(pairs) for a, b in pair[2]]
-    rows = torch.tensor(links, device=states.device).view(-1, 4)
+    rows = torch.tensor(links, dtype=torch.int64, device=states.device).view(len(links), 4)
     rows = rows[(rows[:, 2:] < means.shape[1]).all(1)]
     x, y = means[rows[:, 0], rows[:, 2]], means[rows[:, 1], rows[:, 3]]
     there = (x.isfinite() & y.isfinite()).all(1)
