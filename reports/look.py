@@ -131,11 +131,11 @@ def row(n: int, *, width: float = 7.2, height: float = 2.8, sharey: bool = False
     return list(figure.subplots(1, n, squeeze=False, sharey=sharey)[0])
 
 
-def save(axes: Axes, path: str | os.PathLike[str], *, columns: int | None = None) -> Path:
+def save(axes: Axes, path: str | os.PathLike[str], *, columns: int | None = None, dpi: int = 300) -> Path:
     """Write the figure of `axes` as PNG, SVG or PDF, by the suffix of `path`; the same figure gives the same bytes.
 
     `columns`: 1 or 2, the width in a two-column paper (`WIDTHS`, inches); by default the figure's own. The text keeps
-    its size in points and the layout is made anew. PNG: 300 dots an inch, on the paper's white.
+    its size in points and the layout is made anew. PNG: `dpi` dots an inch, on the paper's white.
     Errors: `InputError` for another suffix or number of columns.
 
     >>> import tempfile
@@ -159,7 +159,7 @@ def save(axes: Axes, path: str | os.PathLike[str], *, columns: int | None = None
             if columns is not None:
                 figure.set_size_inches(WIDTHS[columns], height)
             face = LIGHT["paper"] if kind == "png" else "none"
-            figure.savefig(target, format=kind, dpi=300, metadata=_NO_DATE[kind], facecolor=face)
+            figure.savefig(target, format=kind, dpi=dpi, metadata=_NO_DATE[kind], facecolor=face)
         finally:
             figure.set_size_inches(width, height)
     return target
