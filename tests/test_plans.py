@@ -40,7 +40,11 @@ def test_the_names_of_editors_are_those_of_their_cases() -> None:
 
 
 def test_a_dry_run_writes_nothing_and_says_what_the_run_does(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    factworld_gpt2: HookedModel,
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
     (plan,) = said(capsys, recipe, "limit=3", "--dry-run")["cells"]
@@ -58,6 +62,9 @@ def test_a_dry_run_writes_nothing_and_says_what_the_run_does(
         rows += 0 if options.get("past_key_values") is not None else len(ids)
         return run(model, ids, mask, **options)
 
+    monkeypatch.setattr(
+        "mechedit.cli.evaluate.load", lambda config: factworld_gpt2
+    )  # loading runs it as well
     monkeypatch.setattr(HookedModel, "run", counted)
     out = tmp_path / "run"
     said(capsys, recipe, "limit=3", "--out", out)
@@ -91,7 +98,7 @@ def test_a_recipe_of_another_experiment_is_refused(
     assert "expected 'compare', found 'evaluate'" in capsys.readouterr().err
     assert main(["run", str(recipe), "--again", str(tmp_path)]) == 2
     assert "expected one recipe, or a run folder" in capsys.readouterr().err
-    assert main(["run", str(recipe), "--seed", "1", "limits=2"]) == 2
+    assert main(["run", "--seed", "1", str(recipe), "--out", str(tmp_path / "x"), "limits=2"]) == 2
     assert "did you mean 'limit'?" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 

@@ -24,6 +24,15 @@ class Parser(argparse.ArgumentParser):
         """Status 2."""
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Words may stand behind options too, where a command takes `words` (argparse itself reads one run of them)."""
+        options, rest = self.parse_known_args(args, namespace)
+        if rest and (not hasattr(options, "words") or any(word.startswith("-") for word in rest)):
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        if rest:
+            options.words = [*options.words, *rest]
+        return options
+
 
 def command(
     commands: Any, name: str, run: Any, example: str, *, model: bool = True

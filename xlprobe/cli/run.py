@@ -18,22 +18,26 @@ def run(options: argparse.Namespace) -> int:
     """Runs the experiment of a recipe, goes on with it, says what it would do, or does a run again."""
     from xlprobe.cli.recipes import experiments
 
-    if (options.recipe is None) == (options.again is None):
+    recipe, settings = _split(options.words)
+    if (recipe is None) == (options.again is None):
         raise InputError("recipe: expected one recipe, or a run folder behind --again")
     if options.again is not None:
+        if settings or options.seed is not None or options.dry_run:
+            raise InputError("again: the run is done as it was; leave settings, --seed and --dry-run out")
         return _again(options, experiments())
     from experiments.recipe import read
     from experiments.runner import describe, run_cells
 
-    said = [*options.settings, *([] if options.seed is None else [f"seed={options.seed}"])]
-    cells = read(options.recipe, experiments(), said=said)
+    assert recipe is not None
+    said = [*settings, *([] if options.seed is None else [f"seed={options.seed}"])]
+    cells = read(recipe, experiments(), said=said)
     if options.dry_run:
         found = list(describe(cells))
         if not options.json:
             for cell, one in zip(cells, found, strict=True):
                 print("\n".join(_lines(cell.folder, cell.to_toml(), one)))
     else:
-        out = Path(options.out or f"runs/{Path(options.recipe).stem}")
+        out = Path(options.out or f"runs/{Path(recipe).stem}")
         found = []
         for one in run_cells(cells, out, progress=not options.quiet):
             found.append(one)
@@ -42,6 +46,12 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"cells": found})
     return 0
+
+
+def _split(words: list[str]) -> tuple[str | None, list[str]]:
+    """The recipe, which is the first word that sets no key, and the settings."""
+    recipe = next((word for word in words if "=" not in word), None)
+    return recipe, [word for word in words if word != recipe]
 
 
 def _lines(folder: str, toml: str, plan: dict[str, Any]) -> list[str]:
@@ -65,8 +75,6 @@ def _lines(folder: str, toml: str, plan: dict[str, Any]) -> list[str]:
 def _again(options: argparse.Namespace, known: dict[str, Experiment]) -> int:
     from experiments.runner import run_again
 
-    if options.settings or options.seed is not None or options.dry_run:
-        raise InputError("again: the run is done as it was; leave settings, --seed and --dry-run out")
     out = Path(options.out) if options.out else None
     found = run_again(Path(options.again), out, known, progress=not options.quiet)
     if options.json:
@@ -87,8 +95,12 @@ def add(commands: Any) -> None:
         commands, "run", run, "xlprobe run experiments/recipes/transfer.toml seeds=1 --dry-run", encoder=False
     )
     p.set_defaults(seed=None)  # the recipe's, unless it is given
-    p.add_argument("recipe", nargs="?", help="TOML file whose key `experiment` says what is run")
-    p.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="keys of the recipe, as limit=20")
+    p.add_argument(
+        "words",
+        nargs="*",
+        metavar="RECIPE.toml KEY=VALUE",
+        help="TOML file whose key `experiment` says what is run, and keys of it on top, as limit=20",
+    )
     p.add_argument("--out", help="run folder (default runs/ and the recipe's name); the same command goes on")
     p.add_argument(
         "--dry-run", action="store_true", help="print the resolved configuration and what it will do"
