@@ -34,10 +34,10 @@ class FileSizes(Sizes):
     train: int = 3000
     test: int = 700
     held_out: int = 300
-    align_steps: int = 100
-    finetune_steps: int = 120
+    align_steps: int = 120
+    finetune_steps: int = 200
     head_steps: int = 100
-    align_lr: float = 5e-4
+    align_lr: float = 1e-3
     finetune_lr: float = 1e-3
     probe_batches: int = 24
     batch: int = 16
