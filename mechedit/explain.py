@@ -193,7 +193,7 @@ def _terms(model: HookedModel, prompt: str, pair: tuple[int, int]) -> _Terms:
     direction = projection.column(wanted) - projection.column(against)
     layers = contrast_scores(projection, terms, new=wanted, old=against)
     sublayers = {(int(r.layer), str(r.module)): float(r.score) for r in layers.itertuples()}
-    heads = torch.stack([term.head_positions().sum(1).double() @ direction for term in terms])
+    heads = torch.stack([term.heads().double() @ direction for term in terms])
     neurons = [
         term.mlp.coefficients[:, 0].double()
         * (term.mlp.directions @ direction.to(term.mlp.directions.dtype)).double()

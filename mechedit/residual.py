@@ -73,12 +73,14 @@ def view_residual(model: HookedModel, ids: torch.Tensor) -> ResidualView:
     hooks.append(("ln_final.hook_in", partial(_keep, kept["resid_final"], LAST)))
     with model.hooks(hooks):
         logits = model.forward(ids[None], torch.ones_like(ids)[None])[0, -1]
-    stacked = {name: torch.stack(kept[name]) for name in _LAYER_POINTS}
+    # where layers lie on several devices, what they wrote is gathered where the unembedding is
+    home = model.device
+    stacked = {name: torch.stack([part.to(home) for part in kept[name]]) for name in _LAYER_POINTS}
     return ResidualView(
         ids=ids,
         resid_pre=stacked["resid_pre_all"][:, -1].clone(),
-        resid_final=kept["resid_final"][0],
-        logits=logits.detach().clone(),
+        resid_final=kept["resid_final"][0].to(home),
+        logits=logits.detach().to(home, copy=True),
         **stacked,
     )
 

@@ -21,16 +21,15 @@ import platform
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 from transformers import XLMRobertaConfig, XLMRobertaModel
+
+from experiments.benchmarks.memory import watched
 
 if TYPE_CHECKING:
     from xlprobe.gradient_stream import Mean
@@ -188,7 +187,7 @@ def _peak(way: str, bench: _Bench) -> int:
     from xlprobe.gradient_stream import Mean, dot, probing
 
     gc.collect()
-    with _watched() as peak:
+    with watched() as peak:
         if way == "probe":
             means = {name: Mean(bench.layout, name) for name in ("task", "align")}
             with probing(bench.layout, bench.model):
@@ -203,25 +202,6 @@ def _peak(way: str, bench: _Bench) -> int:
             for _ in range(2):
                 bench.backwards(bench.batch())
     return peak[0]
-
-
-@contextmanager
-def _watched(interval: float = 0.002) -> Iterator[list[int]]:
-    """A list whose one number becomes the peak of the resident set above its level at the start."""
-    process, done, peak = psutil.Process(), threading.Event(), [0]
-    before = process.memory_info().rss
-
-    def watch() -> None:
-        while not done.wait(interval):
-            peak[0] = max(peak[0], process.memory_info().rss - before)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        watcher.join()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from experiments.benchmarks.memory import watched
 from experiments.benchmarks.shapes import random_gpt2
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def bench_nlka(
     import mechedit as me
 
     with random_gpt2(shape) as model:
-        exact = me.attribute(model, PROMPT, TARGET, top_k=top_k)
+        with watched() as peak:
+            exact = me.attribute(model, PROMPT, TARGET, top_k=top_k)
         rough = me.attribute(model, PROMPT, TARGET, top_k=top_k, tolerance=tolerance)
         times = in_turn(
             {
@@ -78,6 +80,7 @@ def bench_nlka(
         result["interval"] = {
             "tolerance": tolerance,
             "ratio_to_floor": ratio(times, "interval", "floor"),
+            "ratio_to_certified": ratio(times, "interval", "certified"),
             **({"speedup_vs_exhaustive": seconds["exhaustive"] / seconds["interval"]} if exhaustive else {}),
             **{key: spent[key] for key in ("width_max", "width_mean", "vocabulary_share")},
             "sets_equal_to_certified": same_sets(rough, exact),
@@ -87,6 +90,7 @@ def bench_nlka(
         "seconds": seconds,
         "evaluated": exact.certificate["evaluated_by_kind"],
         "total": exact.certificate["total"],
+        "peak_bytes_above_weights": peak[0],
         "tokens": len(exact.ids),
         "top_k": top_k,
         "shape": shape,

@@ -23,17 +23,19 @@ VOCABULARY = 50257
 
 
 @contextmanager
-def random_gpt2(shape: str, *, seed: int = 0, dtype: str = "float32") -> Iterator[HookedModel]:
-    """A GPT-2 of this shape. Its folder is removed on leaving; the tokenizer is the embedded world's, whose ids are
-    the first 1,200 of the vocabulary."""
+def random_gpt2(
+    shape: str, *, layers: int | None = None, seed: int = 0, dtype: str = "float32"
+) -> Iterator[HookedModel]:
+    """A GPT-2 of this shape, or with another number of `layers`. Its folder is removed on leaving; the tokenizer is
+    the embedded world's, whose ids are the first 1,200 of the vocabulary."""
     import mechedit
     from mechedit.model import load_model
 
-    layers, width, heads = GPT2_SHAPES[shape]
+    depth, width, heads = GPT2_SHAPES[shape]
     with tempfile.TemporaryDirectory(prefix="mechedit-bench-") as folder:
         torch.manual_seed(seed)
         sizes: dict[str, Any] = {
-            "n_layer": layers,
+            "n_layer": layers or depth,
             "n_embd": width,
             "n_head": heads,
             "vocab_size": VOCABULARY,

@@ -194,7 +194,7 @@ class _Search:
 def _vectors(part: SubLayer, index: Tensor, columns: int) -> Tensor:
     """[n, d_model]: the units at these places of the coefficients, `columns` of them a row: a direction times its
     coefficient, zero where this pass has no such column."""
-    index = index.to(part.directions.device)
+    index = index.to(part.coefficients.device)
     unit, column = index // columns, index % columns
     coefficients = pad(part.coefficients, (0, columns - part.coefficients.shape[1]))[unit, column]
-    return coefficients[:, None] * part.directions[unit].to(coefficients.dtype)
+    return coefficients[:, None] * part.directions[unit.to(part.directions.device)].to(coefficients)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mechedit.attribution.neurons import Ranked
-from mechedit.attribution.projection import Projection
+from mechedit.attribution.projection import BLOCK_BYTES, Projection
 from mechedit.attribution.scores import inc_rows
 from mechedit.attribution.terms import LayerTerms
 from mechedit.attribution.tokens import token_strings
@@ -34,17 +34,21 @@ def head_frames(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Frames of all heads, and of heads at each source position: of all of them, or of the strongest by |score|,
     as many as make up `POSITION_ROWS` rows (at least one)."""
-    vectors = torch.stack([term.head_positions() for term in terms])  # [n_layers, n_heads, T, d_model]
-    n_layers, n_heads, length, _ = vectors.shape
-    before = log_p[:, 0]
-    base = torch.arange(n_layers, device=vectors.device).repeat_interleave(n_heads)
-    whole = vectors.sum(dim=2).flatten(0, 1)
-    heads = inc_rows(projection, whole, base, before, target=target).view(n_layers, n_heads)
+    whole = torch.stack([term.heads() for term in terms])
+    n_layers, n_heads, d_model = whole.shape
+    length, before = terms[0].attn.coefficients.shape[1], log_p[:, 0]
+    base = torch.arange(n_layers, device=whole.device).repeat_interleave(n_heads)
+    heads = inc_rows(projection, whole.flatten(0, 1), base, before, target=target).view(n_layers, n_heads)
     many = n_layers * n_heads if all_positions else max(1, POSITION_ROWS // length)
     chosen = heads.flatten().abs().topk(min(many, heads.numel())).indices.sort().values
     layer, head = chosen // n_heads, chosen % n_heads
-    places = vectors.flatten(0, 1)[chosen].flatten(0, 1)
-    positions = inc_rows(projection, places, layer.repeat_interleave(length), before, target=target)
+    found = []
+    for some in chosen.split(max(1, BLOCK_BYTES // (8 * length * d_model))):
+        pairs = list(zip((some // n_heads).tolist(), (some % n_heads).tolist(), strict=True))
+        vectors = torch.cat([terms[i].positions(j) for i, j in pairs])
+        base = (some // n_heads).repeat_interleave(length)
+        found.append(inc_rows(projection, vectors, base, before, target=target))
+    positions = torch.cat(found)
     index = {"layer": layer, "head": head}
     table = {name: values.repeat_interleave(length).cpu().numpy() for name, values in index.items()}
     table |= {"pos": torch.arange(length).repeat(len(chosen)).numpy(), "score": positions.cpu().numpy()}

@@ -11,6 +11,7 @@ Source: Yu & Ananiadou, "Neuron-Level Knowledge Attribution in Large Language Mo
    every logit with `biases="keep"`, left out with `biases="drop"`.
 4. Products with the vocabulary run in fp32 (in fp64 where the weights are fp64), a block of tokens at a time: a
    block of W_U stays in the processor's cache for all rows, and no [rows, vocabulary] matrix is ever made.
+5. Where a model's weights lie on several devices, all of this happens where W_U lies: vectors are moved there.
 """
 
 from __future__ import annotations
@@ -66,19 +67,19 @@ class Projection:
 
         LayerNorm: σ = sqrt(var(x) + eps) with the biased variance; RMSNorm: σ = sqrt(mean(x²) + eps).
         """
-        x = x_final.double()
+        x = x_final.to(W_U.device).double()
         centre = norm.kind == "layer"
         power = x.var(unbiased=False) if centre else x.square().mean()
         sigma = (power + norm.eps).sqrt()
         kept = biases == "keep"
         return cls(
             W_U=W_U,
-            scale=norm.weight.double() / sigma,
+            scale=norm.weight.to(W_U.device).double() / sigma,
             centre=centre,
             constant=b_U.double() if kept and b_U is not None else None,
             sigma=float(sigma),
             biases=biases,
-            shift=norm.bias.double() if kept and norm.bias is not None else None,
+            shift=norm.bias.to(W_U.device).double() if kept and norm.bias is not None else None,
         )
 
     @property
@@ -88,7 +89,7 @@ class Projection:
 
     def normalise(self, vectors: Tensor) -> Tensor:
         """`(v − mean v) ⊙ γ / σ` (RMSNorm: no mean) for rows v [..., d_model]; fp64."""
-        vectors = vectors.double()
+        vectors = vectors.to(self.scale.device).double()
         if self.centre:
             vectors = vectors - vectors.mean(dim=-1, keepdim=True)
         return vectors * self.scale

@@ -2,7 +2,7 @@
 
 `vocabulary_ranges`: for a row r of W_O or W_out the smallest and the largest entry of `((r − mean r) ⊙ γ) W_U`. With
 the frozen σ of a prompt, B r lies within range / σ. One product of all rows with the vocabulary, as much as full
-enumeration of one prompt. `vocabulary_spread`: mean, Gram matrix and norms of W_U's columns, as much as d_model
+enumeration of one prompt. `vocabulary_spread`: mean, Gram matrix and largest norm of W_U's columns, as much as d_model
 products with the vocabulary.
 
 Neither depends on a prompt. They are kept as safetensors under a name that holds everything they depend on (schema,
@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from mechedit.attribution.certified import Ranges
 from mechedit.attribution.intervals import Spread
-from mechedit.attribution.projection import Projection
+from mechedit.attribution.projection import BLOCK_BYTES, Projection
 
 if TYPE_CHECKING:
     from mechedit.model import HookedModel
@@ -34,7 +34,7 @@ __all__ = ["cache_folder", "compute_ranges", "compute_spread", "vocabulary_range
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _IN_MEMORY = 4  # files whose tensors stay in memory, the latest ones
 _memory: dict[str, dict[str, Tensor]] = {}
 
@@ -109,16 +109,16 @@ def compute_spread(W_U: Tensor) -> Spread:
     """Two passes over W_U's columns; sums in fp64.
 
     >>> spread = compute_spread(torch.tensor([[1.0, 3.0], [0.0, 0.0]]))
-    >>> spread.mean.tolist(), spread.gram.tolist(), spread.norms.tolist()
-    ([2.0, 0.0], [[2.0, 0.0], [0.0, 0.0]], [1.0, 1.0])
+    >>> spread.mean.tolist(), spread.gram.tolist(), spread.reach.tolist()
+    ([2.0, 0.0], [[2.0, 0.0], [0.0, 0.0]], [1.0])
     """
     dtype = torch.promote_types(W_U.dtype, torch.float32)
-    blocks = W_U.split(4096, dim=1)
+    blocks = W_U.split(max(1, BLOCK_BYTES // (8 * W_U.shape[0])), dim=1)
     mean = torch.stack([block.double().sum(dim=1) for block in blocks]).sum(dim=0) / W_U.shape[1]
     gram = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=W_U.device)
-    norms = []
+    reach = torch.zeros(1, dtype=torch.float64, device=W_U.device)
     for block in blocks:
         centred = block.to(dtype) - mean[:, None].to(dtype)
         gram += centred @ centred.T
-        norms.append(centred.norm(dim=0))
-    return Spread(mean, gram, torch.cat(norms))
+        reach = torch.maximum(reach, centred.norm(dim=0).amax().double())
+    return Spread(mean, gram, reach)

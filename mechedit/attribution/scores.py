@@ -60,7 +60,7 @@ def inc_scaled(
     """
     log_p = log_p.to(projection.dtype)
     p = log_p.exp()
-    scores = torch.empty(coefficients.shape, dtype=torch.float64, device=directions.device)
+    scores = torch.empty(coefficients.shape, dtype=torch.float64, device=log_p.device)
     rows = max(2, BLOCK_BYTES // (4 * _COPIES * len(log_p)))
     width = min(max(1, coefficients.shape[1]), rows - 1)
     height = max(1, rows // (width + 1))
@@ -81,7 +81,7 @@ def inc_rows(projection: Projection, vectors: Tensor, base: Tensor, log_p: Tenso
     all rows are multiplied, and `E_p[expm1 d]` grows by the block's part; nothing of the size [n, d_vocab] is made.
     """
     order = base.argsort(stable=True)
-    scores = torch.empty(len(order), dtype=torch.float64, device=vectors.device)
+    scores = torch.empty(len(order), dtype=torch.float64, device=log_p.device)
     height = max(1, min(_ROWS, BLOCK_BYTES // (3 * 8 * _WIDTH)))
     for rows in order.split(height):
         scores[rows] = _streamed(projection, vectors[rows], base[rows], log_p, target=target)

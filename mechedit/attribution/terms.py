@@ -66,12 +66,17 @@ class LayerTerms:
     mlp: SubLayer
     n_heads: int
 
-    def head_positions(self) -> Tensor:
-        """`Σ_j A[h, last, pos] · V[pos, h, j] · W_O[h, j, :]`, [n_heads, T, d_model]."""
-        width = self.attn.directions.shape[0] // self.n_heads
-        directions = self.attn.directions.to(self.attn.coefficients.dtype).unflatten(0, (self.n_heads, width))
-        coefficients = self.attn.coefficients.unflatten(0, (self.n_heads, width))
-        return coefficients.transpose(1, 2) @ directions
+    def heads(self) -> Tensor:
+        """`Σ_pos Σ_j A[h, last, pos] · V[pos, h, j] · W_O[h, j, :]`, [n_heads, d_model]."""
+        coefficients = self.attn.coefficients.sum(dim=1).unflatten(0, (self.n_heads, -1))
+        directions = self.attn.directions.to(coefficients).unflatten(0, (self.n_heads, -1))
+        return torch.einsum("hj,hjd->hd", coefficients, directions)
+
+    def positions(self, head: int) -> Tensor:
+        """The terms of one head's sum, one for each source position, [T, d_model]."""
+        coefficients = self.attn.coefficients.unflatten(0, (self.n_heads, -1))[head]
+        directions = self.attn.directions.unflatten(0, (self.n_heads, -1))[head]
+        return coefficients.T @ directions.to(coefficients)
 
 
 def layer_terms(model: HookedModel, view: ResidualView) -> Iterator[LayerTerms]:
@@ -102,12 +107,14 @@ def _sub_layer(added: Tensor, directions: Tensor, coefficients: Tensor, bias: Te
     precision = torch.finfo(added.dtype)
     limit = (_ULPS if precision.bits > 16 else _ULPS_HALF) * precision.eps
     # The terms' size is at least the sum's: where a quick sum is near enough, the careful one is too.
-    quick = (weights.to(directions.dtype) @ directions).double() + (0 if bias is None else bias.double())
+    bias = None if bias is None else bias.to(weights.device).double()
+    quick = (weights.to(directions.device, directions.dtype) @ directions).to(weights.device).double()
+    quick = quick if bias is None else quick + bias
     if (added.double() - quick).norm() <= limit * quick.norm():
         return SubLayer(added.double(), None, directions, coefficients.to(_working(directions)))
     own, terms = _weighted_sum(weights, directions)
     if bias is not None:
-        own, terms = own + bias.double(), terms + bias.double().abs()
+        own, terms = own + bias, terms + bias.abs()
     steering = added.double() - own
     if steering.norm() <= limit * terms.norm():
         return SubLayer(added.double(), None, directions, coefficients.to(_working(directions)))
@@ -121,18 +128,18 @@ def _weighted_sum(weights: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
     size = torch.zeros_like(total)
     height = max(1, BLOCK_BYTES // (2 * total.element_size() * directions.shape[1]))
     for w, r in zip(weights.split(height), directions.split(height), strict=True):
-        block = r.double()
+        block = r.to(w.device).double()
         total += w @ block
         size += w.abs() @ block.abs()
     return total, size
 
 
 def product(directions: Tensor, keys: Tensor) -> Tensor:
-    """`directions` [n, d_model] times `keys` [d_model, m], [n, m]; half-precision weights are cast some rows at a
-    time."""
-    dtype = _working(directions)
+    """`directions` [n, d_model] times `keys` [d_model, m], [n, m]: computed where the weights lie, given back where the
+    keys do; half-precision weights are cast some rows at a time."""
+    dtype, home = _working(directions), keys.device
     keys = keys.to(directions.device, dtype)
     if directions.dtype == dtype:
-        return directions @ keys
+        return (directions @ keys).to(home)
     height = max(1, BLOCK_BYTES // (4 * directions.shape[1]))
-    return torch.cat([rows.to(dtype) @ keys for rows in directions.split(height)])
+    return torch.cat([rows.to(dtype) @ keys for rows in directions.split(height)]).to(home)

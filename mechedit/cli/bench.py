@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from mechedit.cli.options import Parser, command, count
@@ -11,9 +12,15 @@ from mechedit.cli.output import print_json
 
 def bench_nlka(options: argparse.Namespace) -> None:
     """Times certified attribution against full enumeration and its floor."""
+    if options.curves:
+        from experiments.benchmarks.nlka_curves import bench_curves
+
+        _print(options, bench_curves(options.curves, repeats=options.repeats))
+        return
     from experiments.benchmarks.nlka import bench_nlka as bench
 
-    result = bench(shape=options.shape, top_k=options.top_k, exhaustive=not options.no_exhaustive)
+    exhaustive = not options.no_exhaustive
+    result = bench(shape=options.shape, top_k=options.top_k, repeats=options.repeats, exhaustive=exhaustive)
     _print(options, result)
 
 
@@ -58,6 +65,13 @@ def add(commands: Any) -> None:
     p.add_argument("--top-k", type=count, default=300, help="neurons of each kind (default 300)")
     p.add_argument(
         "--no-exhaustive", action="store_true", help="leave out the enumeration, which takes minutes"
+    )
+    p.add_argument("--repeats", type=count, default=5, help="rounds that the medians are over (default 5)")
+    p.add_argument(
+        "--curves",
+        type=Path,
+        metavar="DIR",
+        help="instead: cost against k, prompt length and depth on GPT-2-small's shape, as JSON and SVG into DIR",
     )
     p = command(bench, "mega", bench_mega, "mechedit bench mega --json", model=False)
     p.add_argument("--no-fit", action="store_true", help="leave out POT's fit, which takes minutes")
