@@ -5,8 +5,8 @@
    [Conneau et al., ACL 2020, section 3.1], here by repeating the smaller ones' sentences.
 2. The study (`xlprobe.transfer`) on a `FileLab` of the same folder.
 
-Such an encoder has seen thousands of sentences where XLM-R saw billions: it shows how the instrument reads on real
-text, never what XLM-R does.
+Such an encoder has seen some twenty thousand sentences where XLM-R saw billions: it shows how the instrument reads on
+real text, never what XLM-R does.
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ def caution(encoder: Encoder) -> str:
         return "One encoder, and the pairs and tasks that are named: other encoders may behave otherwise."
     return (
         f"The encoder is not XLM-R: {size / 1e6:.1f} million parameters in {encoder.n_layers} layers against "
-        f"{XLM_R / 1e6:.0f} million in 12, and a few thousand sentences against billions. This run shows how the "
-        "instrument reads on real text; nothing in it says what holds for XLM-R."
+        f"{XLM_R / 1e6:.0f} million in 12 of XLM-R base. This run shows how the instrument reads on real text; "
+        "nothing in it says what holds for XLM-R."
     )
 
 
