@@ -3,10 +3,13 @@
 `nlka.attribute` (Yu & Ananiadou, EMNLP 2024, arXiv 2312.12141) does the work and returns an `Attribution`;
 the tensor functions under it know no model: `projection` (B with the final norm and its frozen scale),
 `scores` (inc), `terms` (what each layer adds), `layers`, `neurons`, `query`. `contrast` sets a new target
-against an old one.
+against an old one, `ablate` takes the neurons that were found out of the forward pass, `vocabulary` reads a
+neuron's own vector in the vocabulary.
 """
 
+from mechedit.attribution.ablate import Ablation, ablate
 from mechedit.attribution.nlka import attribute, contrast
 from mechedit.attribution.result import Attribution, attribution_json
+from mechedit.attribution.vocabulary import vocabulary
 
-__all__ = ["Attribution", "attribute", "attribution_json", "contrast"]
+__all__ = ["Ablation", "Attribution", "ablate", "attribute", "attribution_json", "contrast", "vocabulary"]

@@ -20,7 +20,7 @@ from mechedit.attribution.scores import inc_rows
 from mechedit.attribution.terms import LayerTerms
 from mechedit.attribution.tokens import token_strings
 
-__all__ = ["PROMOTES_ROWS", "attn_frame", "head_frames", "neuron_frame", "promotes_frame", "summed"]
+__all__ = ["PROMOTES_ROWS", "attn_frame", "head_frames", "neuron_frame", "promotes_frame", "summed", "tops"]
 
 #: For how many of the strongest FFN neurons the vocabulary is read (`Attribution.promotes`), and how many
 #: tokens a side.
@@ -110,20 +110,19 @@ def promotes_frame(
         vectors = [
             mlp.coefficients[i, 0] * mlp.directions[i].to(mlp.coefficients.dtype) for mlp, (_, i) in parts
         ]
-        tops = _tops(projection.directions(torch.stack(vectors)))
-        rows += [(*unit, *top) for unit, unit_tops in zip(block, tops, strict=True) for top in unit_tops]
+        found = tops(projection.directions(torch.stack(vectors)))
+        rows += [(*unit, *top) for unit, own in zip(block, found, strict=True) for top in own]
     names = ("layer", "neuron", "side", "rank", "token_id", "logit")
     frame = pd.DataFrame(rows, columns=list(names))
     frame.insert(5, "token", list(token_strings(tokenizer, frame["token_id"].tolist())))
     return frame
 
 
-def _tops(added: Tensor) -> list[list[tuple[str, int, int, float]]]:
-    """For each row [d_vocab] of logits: side, rank, token_id, logit of its largest and its smallest
-    entries."""
-    tops: list[list[tuple[str, int, int, float]]] = [[] for _ in added]
+def tops(added: Tensor, *, count: int = PROMOTES_TOKENS) -> list[list[tuple[str, int, int, float]]]:
+    """For each row [d_vocab] of logits: side, rank, token_id, logit of its `count` largest and smallest entries."""
+    found: list[list[tuple[str, int, int, float]]] = [[] for _ in added]
     for side, largest in (("promotes", True), ("demotes", False)):
-        best = added.topk(min(PROMOTES_TOKENS, added.shape[1]), dim=1, largest=largest)
-        for top, ids, logits in zip(tops, best.indices.tolist(), best.values.tolist(), strict=True):
+        best = added.topk(min(count, added.shape[1]), dim=1, largest=largest)
+        for top, ids, logits in zip(found, best.indices.tolist(), best.values.tolist(), strict=True):
             top += [(side, rank, i, x) for rank, (i, x) in enumerate(zip(ids, logits, strict=True))]
-    return tops
+    return found

@@ -7,14 +7,19 @@ Source of the quantities: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141). Every s
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
 from reports.errors import InputError
 from reports.results import Result
 from reports.text import visible
+
+if TYPE_CHECKING:
+    from mechedit.attribution.ablate import Ablation
+    from mechedit.model import HookedModel
 
 __all__ = ["UNITS", "Attribution", "attribution_json"]
 
@@ -108,6 +113,23 @@ class Attribution(Result):
         from mechedit.attribution.circuit import build_circuit  # here: circuit.py imports this module
 
         return build_circuit(self, share=share, max_units=max_units)
+
+    def ablate(
+        self,
+        model: HookedModel,
+        k: int | Sequence[int],
+        *,
+        mean_over: Sequence[str] = (),
+        draws: int = 10,
+        seed: int = 0,
+    ) -> Ablation:
+        """Take the top-k neurons out of `model`'s forward pass, against random and bottom ones; see `ablate.py`.
+
+        A result holds no model, so the attributed one is given again.
+        """
+        from mechedit.attribution.ablate import ablate  # here: ablate.py imports this module
+
+        return ablate(model, self, k, mean_over=mean_over, draws=draws, seed=seed)
 
     def _repr_html_(self) -> str:
         """The target, the account of its log-probability, and the best rows of each frame; all text
