@@ -52,16 +52,7 @@ def bench_nlka(
         with watched() as peak:
             exact = me.attribute(model, PROMPT, TARGET, top_k=top_k)
         rough = me.attribute(model, PROMPT, TARGET, top_k=top_k, tolerance=tolerance)
-        times, processor = in_turn(
-            {
-                "certified": lambda: me.attribute(model, PROMPT, TARGET, top_k=top_k),
-                "floor": lambda: floor(model, PROMPT, top_k),
-                "interval": lambda: me.attribute(model, PROMPT, TARGET, top_k=top_k, tolerance=tolerance),
-                "floor_streamed": lambda: floor_streamed(model, PROMPT, top_k),
-                "forward": lambda: model.residual_view(model.tokenize(PROMPT)),
-            },
-            repeats,
-        )
+        times, processor = in_turn(_calls(model, top_k, tolerance), repeats)
         seconds = {name: statistics.median(values) for name, values in times.items()}
         result: dict[str, Any] = {
             "ratio_to_floor": ratio(times, "certified", "floor"),
@@ -99,6 +90,19 @@ def bench_nlka(
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "machine": platform.machine(),
+    }
+
+
+def _calls(model: HookedModel, top_k: int, tolerance: float) -> dict[str, Callable[[], object]]:
+    """What is timed, by name."""
+    import mechedit as me
+
+    return {
+        "certified": lambda: me.attribute(model, PROMPT, TARGET, top_k=top_k),
+        "floor": lambda: floor(model, PROMPT, top_k),
+        "interval": lambda: me.attribute(model, PROMPT, TARGET, top_k=top_k, tolerance=tolerance),
+        "floor_streamed": lambda: floor_streamed(model, PROMPT, top_k),
+        "forward": lambda: model.residual_view(model.tokenize(PROMPT)),
     }
 
 
