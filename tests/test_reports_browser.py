@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -51,7 +51,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def opened(
-    browser: Browser, file: Path, *, scheme: str = "light", width: int = 1100
+    browser: Browser, file: Path, *, scheme: Literal["light", "dark"] = "light", width: int = 1100
 ) -> tuple[Page, list[str]]:
     """The page in a browser without network, and a list to which its complaints and requests are added."""
     context = browser.new_context(offline=True, color_scheme=scheme, viewport={"width": width, "height": 900})
@@ -72,7 +72,7 @@ def violations(view: Page) -> list[str]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_page_loads_nothing_complains_of_nothing_and_is_accessible(
-    browser: Browser, pages: dict[str, Path], kind: str, scheme: str
+    browser: Browser, pages: dict[str, Path], kind: str, scheme: Literal["light", "dark"]
 ) -> None:
     view, heard = opened(browser, pages[kind], scheme=scheme)
     assert heard == []
