@@ -72,7 +72,7 @@ def violations(view: Page) -> list[str]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_page_loads_nothing_complains_of_nothing_and_is_accessible(
-    browser: Browser, pages: dict[str, Path], kind: str, scheme: str
+    browser: Browser, pages: dict[str, Path], kind: str, scheme: Literal["light", "dark"]
 ) -> None:
     view, heard = opened(browser, pages[kind], scheme=scheme)
     assert heard == []

@@ -47,6 +47,13 @@ def bench_runs(options: argparse.Namespace) -> None:
     _print(options, bench(cases=options.cases))
 
 
+def bench_report(options: argparse.Namespace) -> None:
+    """Times the drawing of a large circuit and the pages and index of many runs, and measures their memory."""
+    from experiments.benchmarks.report import bench_report as bench
+
+    _print(options, bench(runs=options.runs))
+
+
 def _print(options: argparse.Namespace, result: dict[str, Any]) -> None:
     if options.json:
         print_json(result)
@@ -56,9 +63,9 @@ def _print(options: argparse.Namespace, result: dict[str, Any]) -> None:
 
 
 def add(commands: Any) -> None:
-    """`bench nlka | edit | mega | runs`."""
+    """`bench nlka | edit | mega | runs | report`."""
     bench = commands.add_parser(
-        "bench", help="Ratios within one run: nlka, edit, mega, runs."
+        "bench", help="Ratios within one run: nlka, edit, mega; seconds and memory: runs, report."
     ).add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     p = command(bench, "nlka", bench_nlka, "mechedit bench nlka --json", model=False)
     p.add_argument("--shape", choices=("gpt2-small", "gpt2-medium", "gpt2-xl"), default="gpt2-small")
@@ -80,3 +87,5 @@ def add(commands: Any) -> None:
     p.add_argument("--facts", type=count, default=32, help="facts in one batch (default 32)")
     p = command(bench, "runs", bench_runs, "mechedit bench runs --json", model=False)
     p.add_argument("--cases", type=count, default=10_000, help="cases (default 10000)")
+    p = command(bench, "report", bench_report, "mechedit bench report --json", model=False)
+    p.add_argument("--runs", type=count, default=50, help="run folders of the batch (default 50)")
