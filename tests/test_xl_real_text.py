@@ -287,7 +287,7 @@ def test_it_goes_on_where_it_stopped_and_refuses_other_text(
     assert case.read_bytes() == before
     other = write_data(tmp_path, seed=1)
     assert main([*map(str, argv), "--data", str(other)]) == 2
-    assert "files" in capsys.readouterr().err
+    assert "choose another folder" in capsys.readouterr().err
 
 
 def test_pretrain_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
