@@ -1,6 +1,6 @@
 """What ablating neurons does to log p: Δ against the number ablated, a line a ranking.
 
-In the look of `reports.figures`; lines differ in colour, dash and marker, so that one of them alone must do.
+In the look of `reports.look`; lines differ in colour, dash and marker, so that one of them alone must do.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 
 from reports.colours import LIGHT
 from reports.errors import InputError
-from reports.figures import row, style
+from reports.look import row, style
 from reports.text import clip, visible
 
 __all__ = ["ablation_curve", "ablation_panels"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import get_args
@@ -9,7 +10,8 @@ from typing import get_args
 import pytest
 
 from mechedit.cli import main
-from mechedit.cli.editor import GATES, SITES
+from mechedit.cli.editor import GATES, SETTINGS, SITES
+from mechedit.cli.evaluate import EvaluationConfig
 from mechedit.editors import mega, sites
 from mechedit.factworld import export
 
@@ -17,6 +19,7 @@ from mechedit.factworld import export
 def test_the_choices_are_the_editors_own() -> None:
     assert get_args(mega.GateKind) == GATES
     assert (*SITES, "z") == tuple(sites.SITES)  # z is what --heads steers
+    assert {*SETTINGS} <= {one.name for one in dataclasses.fields(EvaluationConfig)}
 
 
 def test_evaluate_takes_mega_as_it_is_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -45,7 +48,9 @@ def test_evaluate_takes_mega_as_it_is_asked_for(capsys: pytest.CaptureFixture[st
     assert main([*argv, *settings]) == 0
     assert json.loads(capsys.readouterr().out)["scores"]["Acc"]["value"] == 1.0
     said = (tmp_path / "run" / "config.toml").read_text()
-    assert all(part in said for part in ("gate='cosine'", "max_fpr=0.1", "position='every'", "window=(4, 6)"))
+    assert all(
+        part in said for part in ('gate = "cosine"', "max_fpr = 0.1", 'position = "every"', "heads = 4")
+    )
 
 
 @pytest.mark.parametrize(

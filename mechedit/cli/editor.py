@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mechedit.facts import FactEdit
     from mechedit.model import HookedModel
 
-__all__ = ["GATES", "SELECTION", "SITES", "add_editor_options", "chosen_editor", "named_editor"]
+__all__ = ["GATES", "SELECTION", "SETTINGS", "SITES", "add_editor_options", "chosen_editor", "named_editor"]
 
 # As the editors know them; said here too, so that --help need not load them. A test holds them equal.
 GATES = ("hidden", "cosine", "mahalanobis", "mean", "sentence", "always")

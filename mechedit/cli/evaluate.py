@@ -32,7 +32,12 @@ class EvaluationConfig:
     model: str = "factworld"
     editor: str = "mega"
     window: tuple[int, int] | Literal["auto"] | None = None
-    gate: Literal["hidden", "always"] | None = None
+    gate: Literal["hidden", "cosine", "mahalanobis", "mean", "sentence", "always"] | None = None
+    gate_model: str | None = None
+    max_fpr: float | None = None
+    site: Literal["attn_out", "resid_mid", "mlp_out", "resid_post"] | None = None
+    heads: int | None = None
+    position: Literal["prompt", "every"] | None = None
     limit: int | None = None
     skip_malformed: bool = False
     mode: Literal["single", "sequential", "batch"] = "single"
