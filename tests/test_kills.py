@@ -56,7 +56,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory, factworld_gpt2: HookedM
 
 
 @pytest.fixture(scope="module")
-def study() -> Work:
+def study(tmp_path_factory: pytest.TempPathFactory) -> Work:
     """A transfer study of seven cases on a tiny encoder."""
     laboratory = WorldLab(tiny_encoder(), SIZES)
 
@@ -64,6 +64,9 @@ def study() -> Work:
         found = transfer_study(laboratory, PLAN, folder, progress=False)
         write_page(found, folder, model="tiny", title="tiny")
 
+    work(
+        tmp_path_factory.mktemp("warm") / "run"
+    )  # what is imported late is imported once, not by every child
     return work
 
 
