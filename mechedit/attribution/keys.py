@@ -9,13 +9,16 @@ Source: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141), section 3.
    so, and then (x · k) / σ is what the neuron's input really is, but for the constant of the biases.
 3. x is a sum of sources, so a source c has the share (c · k) / (x · k) of the read, and the shares sum to 1.
 
-The shares are exact: take c out of the neuron's input, hold σ still, and the read falls by that share.
+The shares are exact: take c out of the neuron's input, hold σ still, and the read falls by that share. What the
+neuron's coefficient does then is `slope`, to first order: its relative change by a unit of read. For attention, whose
+coefficient A · V is linear in the read, 1 / (σ V); for an FFN neuron act'(z) / (act(z) σ) at its input z, and for the
+up key of a gated one 1 / (z σ).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +27,7 @@ from torch import Tensor
 from mechedit.attribution.neurons import Ranked
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel, ResidualView
+    from mechedit.model import FinalNorm, HookedModel, ResidualView
 
 __all__ = ["GUARD", "Keys", "attention_keys", "mlp_keys"]
 
@@ -36,7 +39,8 @@ GUARD = 0.05
 class Keys:
     """n keys of value neurons: `key` [n, d_model] (fp32) reads x [n, d_model] at `pos` [n] in `layer` [n], before the
     FFN where `mid` [n] says so, else before attention; `score` [n] is its value neuron's, `weight` [n] the part of it
-    that the key stands for (a half for each of a gated neuron's two)."""
+    that the key stands for (a half for each of a gated neuron's two), `slope` [n] ∂ log coefficient / ∂ read (0 where
+    the coefficient is 0)."""
 
     layer: Tensor
     pos: Tensor
@@ -45,6 +49,7 @@ class Keys:
     score: Tensor
     weight: Tensor
     mid: Tensor
+    slope: Tensor
 
     @property
     def read(self) -> Tensor:
@@ -76,33 +81,76 @@ class Keys:
 
 def attention_keys(model: HookedModel, view: ResidualView, values: Ranked, *, centre: bool) -> Keys:
     """The keys of attention value neurons; `centre`: as LayerNorm reads, without the mean."""
-    length, width = len(view.ids), model.shape.d_head
-    pairs = list(zip(values.layer.tolist(), (values.index // length).tolist(), strict=True))
-    columns = [model.W_V(layer)[unit // width, :, unit % width] for layer, unit in pairs]
-    gammas = [model.ln1(layer) for layer, _ in pairs]
-    pos = values.index % length
-    x = view.resid_pre_all[values.layer, pos].double()
-    key = _keys(columns, gammas, centre=centre and model.shape.norm == "layer")
-    ones = torch.ones_like(values.score)
-    return Keys(values.layer, pos, key, x, values.score, ones, torch.zeros_like(pos, dtype=torch.bool))
+    length, width, shape = len(view.ids), model.shape.d_head, model.shape
+    layer, pos = values.layer, values.index % length
+    unit = values.index // length
+    pairs = list(zip(layer.tolist(), unit.tolist(), strict=True))
+    columns = [model.W_V(i)[n // width, :, n % width] for i, n in pairs]
+    norms = [model.norm1(i) for i, _ in pairs]
+    x = view.resid_pre_all[layer, pos].double()
+    v = view.v[layer, pos, unit // width // (shape.n_heads // shape.n_kv_heads), unit % width].double()
+    slope = _inverse(v * _scale(norms, x))
+    weight, mid = torch.ones_like(values.score), torch.zeros_like(pos, dtype=torch.bool)
+    return Keys(layer, pos, _keys(columns, norms, centre=centre), x, values.score, weight, mid, slope)
 
 
-def mlp_keys(model: HookedModel, view: ResidualView, values: Ranked, *, centre: bool) -> Keys:
-    """The keys of FFN value neurons; of gated ones first all up keys, then all gate keys."""
+def mlp_keys(
+    model: HookedModel, view: ResidualView, values: Ranked, *, centre: bool, pos: Tensor | None = None
+) -> Keys:
+    """The keys of FFN value neurons at `pos` [n] (None: the last position); of gated ones first all up keys, then all
+    gate keys."""
     pairs = list(zip(values.layer.tolist(), values.index.tolist(), strict=True))
-    columns = [model.W_in(layer)[:, i] for layer, i in pairs]
-    gates = [(model.W_gate(layer), i) for layer, i in pairs]
-    columns += [gate[:, i] for gate, i in gates if gate is not None]
-    times = len(columns) // max(1, len(pairs))
-    gammas = [model.ln2(layer) for layer, _ in pairs] * times
-    key = _keys(columns, gammas, centre=centre and model.shape.norm == "layer")
+    up = [_column(model.W_in(i), model.b_in(i), n) for i, n in pairs]
+    gates = [(model.W_gate(i), model.b_gate(i), n) for i, n in pairs]
+    gate = [_column(W, b, n) for W, b, n in gates if W is not None]
+    pos = torch.full_like(values.layer, len(view.ids) - 1) if pos is None else pos
+    x = view.resid_mid_all[values.layer, pos].double()
+    norms = [model.norm2(i) for i, _ in pairs]
+    normed = torch.stack([_double(norm)(row) for norm, row in zip(norms, x, strict=True)])
+    sigma, times = _scale(norms, x), 1 + bool(gate)
+    inputs = [
+        (normed * torch.stack([c for c, _ in part])).sum(1) + torch.stack([b for _, b in part])
+        for part in (up, gate)[:times]
+    ]
+    act, change = _activation(model.act_fn, inputs[-1])
+    bent = change * _inverse(act * sigma)  # through the activation: the gate's, or the only key's
+    slope = torch.cat([_inverse(inputs[0] * sigma), bent]) if gate else bent
     layer, score = values.layer.repeat(times), values.score.repeat(times)
-    pos = torch.full_like(layer, len(view.ids) - 1)
-    x = view.resid_mid[layer].double()
-    weight, mid = torch.full_like(score, 1 / times), torch.ones_like(pos, dtype=torch.bool)
-    return Keys(layer, pos, key, x, score, weight, mid)
+    key = _keys([column for column, _ in up + gate], norms * times, centre=centre)
+    weight, mid = torch.full_like(score, 1 / times), torch.ones_like(layer, dtype=torch.bool)
+    return Keys(layer, pos.repeat(times), key, x.repeat(times, 1), score, weight, mid, slope)
 
 
-def _keys(columns: Sequence[Tensor], gammas: Sequence[Tensor], *, centre: bool) -> Tensor:
-    key = torch.stack([c.double() * g.double() for c, g in zip(columns, gammas, strict=True)])
-    return (key - key.mean(dim=1, keepdim=True) if centre else key).float()
+def _column(W: Tensor, b: Tensor | None, i: int) -> tuple[Tensor, Tensor]:
+    """Column i of a projection, and its bias; fp64."""
+    column = W[:, i].double()
+    return column, column.new_zeros(()) if b is None else b[i].double()
+
+
+def _keys(columns: Sequence[Tensor], norms: Sequence[FinalNorm], *, centre: bool) -> Tensor:
+    key = torch.stack([c.double() * n.weight.double() for c, n in zip(columns, norms, strict=True)])
+    taken = centre and norms[0].kind == "layer"
+    return (key - key.mean(dim=1, keepdim=True) if taken else key).float()
+
+
+def _double(norm: FinalNorm) -> FinalNorm:
+    bias = None if norm.bias is None else norm.bias.double()
+    return replace(norm, weight=norm.weight.double(), bias=bias)
+
+
+def _scale(norms: Sequence[FinalNorm], x: Tensor) -> Tensor:
+    """σ [n] of each norm at its row of x."""
+    return torch.stack([norm.scale(row)[0] for norm, row in zip(norms, x, strict=True)])
+
+
+def _inverse(x: Tensor) -> Tensor:
+    return torch.where(x == 0, 0.0, 1 / x)
+
+
+def _activation(function: torch.nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:
+    """The activation and its derivative at z."""
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_()
+        act = function(leaf)
+        (change,) = torch.autograd.grad(act.sum(), leaf)
+    return act.detach(), change

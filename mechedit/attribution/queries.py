@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from mechedit.attribution.edges import read_edges
 from mechedit.attribution.frames import neuron_frame
-from mechedit.attribution.keys import attention_keys, mlp_keys
-from mechedit.attribution.neurons import Ranking, Sign
+from mechedit.attribution.keys import Keys, attention_keys, mlp_keys
+from mechedit.attribution.neurons import Ranked, Ranking, Sign
 from mechedit.attribution.passes import Pass
 from mechedit.attribution.query import (
     N_VALUES,
@@ -33,15 +34,18 @@ __all__ = ["N_VALUES", "query_frames"]
 def query_frames(
     model: HookedModel, passes: Sequence[Pass], ranking: Ranking, *, k: int | None, sign: Sign
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-    """The frames query_neurons, mlp_query_neurons, query_layers and mlp_query_layers of `Attribution`, and the
-    certificate's entries query and mlp_query. The value neurons are the first `N_VALUES` of the ranking."""
+    """The frames query_neurons, mlp_query_neurons, query_layers, mlp_query_layers and reads of `Attribution`, and the
+    certificate's entries query, mlp_query and reads. The value neurons are the first `N_VALUES` of the ranking."""
     last = passes[-1]
     honest = last.projection.biases == "keep"  # "drop" reproduces the reference: raw keys, no guard
     attn, mlp = ranking.attn.first(N_VALUES), ranking.mlp.first(N_VALUES)
-    keys = attention_keys(model, last.view, attn, centre=honest).join(
-        mlp_keys(model, last.view, mlp, centre=honest)
-    )
+    keys = _keys(model, last, attn, mlp, centre=honest)
     sources, weights = layer_reads(model, last.view, last.terms, keys), key_weights(keys, guard=honest)
+    exact = (keys, sources)
+    if not honest:
+        keys = _keys(model, last, attn, mlp, centre=True)
+        exact = (keys, layer_reads(model, last.view, last.terms, keys))
+    edges, total = read_edges(model, last.view, attn, mlp, *exact)
     neurons, mlp_neurons = query_neurons(sources, weights, k=k, sign=sign)
     layers = pd.DataFrame(query_layers(sources, weights), columns=["layer", "module", "attn", "mlp"])
     frames = {
@@ -51,10 +55,16 @@ def query_frames(
             name: layers[["layer", "module", kind]].rename(columns={kind: "score"})
             for name, kind in (("query_layers", "attn"), ("mlp_query_layers", "mlp"))
         },
+        "reads": edges,
     }
     read = {"pass": len(passes) - 1, "passes": len(passes)}
     account = {
         name: key_account(keys, of, guard=honest) | read
         for name, of in (("query", ~keys.mid), ("mlp_query", keys.mid))
     }
-    return frames, account
+    return frames, account | {"reads": total}
+
+
+def _keys(model: HookedModel, last: Pass, attn: Ranked, mlp: Ranked, *, centre: bool) -> Keys:
+    first = attention_keys(model, last.view, attn, centre=centre)
+    return first.join(mlp_keys(model, last.view, mlp, centre=centre))

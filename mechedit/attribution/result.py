@@ -46,7 +46,7 @@ class Attribution(Result):
     embedding, layer −1, module "embed"; `query.py`),
     `promotes` (layer, neuron, side "promotes" | "demotes", rank, token_id, token, logit: what the neuron's
     contribution m_i · W_out[i] adds to single tokens' logits, for the first rows of `mlp_neurons`). Neuron frames are
-    sorted, best first, and hold `top_k` rows.
+    sorted, best first, and hold `top_k` rows. `reads`: the strongest edges of the circuit (columns: `edges.py`).
 
     `target_scored`: "first" token of the target, or the "sum" over its tokens. `logp` = logp(t | x_final),
     `prior_logp` = logp(t | 0) (what the constants alone predict) and
@@ -54,7 +54,8 @@ class Attribution(Result):
     layers.score + completeness_gap`. Only the layer scores sum up: heads and neurons of one layer are each
     scored alone against the same base, and their scores overlap. `certificate`: method, exact, evaluated,
     total (value neurons), tolerance (nats), query and mlp_query (the denominators of the query neurons, and `pass`, the
-    forward pass of `passes` that they were read in: the last).
+    forward pass of `passes` that they were read in: the last), reads (`edges` kept, of `edges_total`, whose |score| is
+    `total`).
     """
 
     kind: ClassVar[str] = "attribution"
@@ -83,6 +84,7 @@ class Attribution(Result):
     mlp_query_neurons: pd.DataFrame
     query_layers: pd.DataFrame
     mlp_query_layers: pd.DataFrame
+    reads: pd.DataFrame
     promotes: pd.DataFrame
     certificate: dict[str, Any]
     provenance: dict[str, Any] = field(default_factory=dict)
