@@ -27,6 +27,7 @@ from typing import Any, Literal, Self, cast
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.activations import ACT2FN
 
 from experiments.checkpoints import tokenizer_digest
 from experiments.runs import provenance
@@ -351,6 +352,29 @@ class HookedModel:
     def ln2(self, layer: int) -> torch.Tensor:
         """Weight of the norm before the MLP [d_model]."""
         return weights.norm(self._block(layer).ln2).weight
+
+    def norm1(self, layer: int) -> FinalNorm:
+        """The norm before attention."""
+        return weights.norm(self._block(layer).ln1)
+
+    def norm2(self, layer: int) -> FinalNorm:
+        """The norm before the MLP."""
+        return weights.norm(self._block(layer).ln2)
+
+    def b_in(self, layer: int) -> torch.Tensor | None:
+        """[d_mlp], or None."""
+        return weights.bias(getattr(self._mlp(layer), "in"))
+
+    def b_gate(self, layer: int) -> torch.Tensor | None:
+        """[d_mlp], or None."""
+        return weights.bias(self._mlp(layer).gate) if self.shape.gated else None
+
+    @property
+    def act_fn(self) -> torch.nn.Module:
+        """The MLP's activation function, by the name it has in the checkpoint's config."""
+        names = ("hidden_activation", "hidden_act", "activation_function")
+        found = [getattr(self.hf.config, name) for name in names if getattr(self.hf.config, name, None)]
+        return cast(torch.nn.Module, ACT2FN[found[0]])
 
     @property
     def W_U(self) -> torch.Tensor:

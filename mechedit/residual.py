@@ -4,7 +4,8 @@ What is taken, and where (l counts layers):
 
 1. `resid_pre[l]` at the block's input, `attn_out[l]` at the attention's output behind every other hook on it,
    `resid_mid[l]` at the second norm's input, `mlp_out[l]` at the MLP's output, `resid_final` at the last norm's input;
-2. `pattern[l]`, `v[l]` and `mlp_post[l]`, from which heads and neurons are rebuilt.
+2. `pattern[l]`, `v[l]` and `mlp_post[l]`, from which heads and neurons are rebuilt;
+3. `resid_pre_all[l]`, `resid_mid_all[l]` and `z[l]` at every position: what a neuron reads there, and from whom.
 
 So, up to rounding:
 
@@ -42,7 +43,8 @@ class ResidualView:
     ids [T]; resid_pre, attn_out, resid_mid, mlp_out [L, d]; resid_final [d], before the final norm;
     pattern [L, H, T], the last position's attention to every position; v [L, T, K, d_head];
     mlp_post [L, T, d_mlp], what W_out multiplies (act(x), or act(gate) · up), at every position;
-    resid_pre_all [L, T, d], at every position; logits [V].
+    resid_pre_all, resid_mid_all [L, T, d] and z [L, T, H · d_head] (what W_O multiplies), at every position;
+    logits [V].
 
     `attn_out` is what was really added to the stream, behind every hook: under a steering edit it is the heads'
     sum + b_O + the steering term.
@@ -58,6 +60,8 @@ class ResidualView:
     v: torch.Tensor
     mlp_post: torch.Tensor
     resid_pre_all: torch.Tensor
+    resid_mid_all: torch.Tensor
+    z: torch.Tensor
     logits: torch.Tensor
 
 
@@ -76,9 +80,11 @@ def view_residual(model: HookedModel, ids: torch.Tensor) -> ResidualView:
     # where layers lie on several devices, what they wrote is gathered where the unembedding is
     home = model.device
     stacked = {name: torch.stack([part.to(home) for part in kept[name]]) for name in _LAYER_POINTS}
+    stacked["z"] = stacked["z"].reshape(*stacked["z"].shape[:2], -1)  # some bridges keep the heads apart
     return ResidualView(
         ids=ids,
         resid_pre=stacked["resid_pre_all"][:, -1].clone(),
+        resid_mid=stacked["resid_mid_all"][:, -1].clone(),
         resid_final=kept["resid_final"][0].to(home),
         logits=logits.detach().to(home, copy=True),
         **stacked,
@@ -94,7 +100,8 @@ LAST_QUERY: Part = (0, slice(None), -1)  # of [1, H, T, T]
 _LAYER_POINTS: dict[str, tuple[str, Part]] = {
     "resid_pre_all": ("hook_resid_pre", WHOLE),
     "attn_out": ("hook_attn_out", LAST),
-    "resid_mid": ("hook_resid_mid", LAST),
+    "resid_mid_all": ("hook_resid_mid", WHOLE),
+    "z": ("attn.hook_z", WHOLE),
     "mlp_out": ("hook_mlp_out", LAST),
     "pattern": ("attn.hook_pattern", LAST_QUERY),
     "v": ("attn.hook_v", WHOLE),

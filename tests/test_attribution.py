@@ -21,7 +21,6 @@ from mechedit.attribution import (
     contrast,
     nlka,
     projection,
-    query,
     scores,
     terms,
 )
@@ -31,7 +30,7 @@ from mechedit.attribution.scores import inc, inc_scaled
 from mechedit.model import HookedModel, load_model
 from reports.circuit import draw, read
 from reports.errors import InputError
-from tests.nlka_oracle import Key, Plain, Unit, naive_queries, naive_scores, plain_run
+from tests.nlka_oracle import Key, Plain, PlainReads, Unit, naive_scores, plain_run
 from tests.tiny import ARCHS, Arch, tiny_folder, tiny_model
 
 PROMPT, TARGET = "The mother tongue of Anna is", " French"
@@ -44,7 +43,7 @@ def attributed(arch: Arch, biases: str = "keep", sign: str = "promote") -> Attri
 
 
 @cache
-def plain(arch: Arch) -> Plain:
+def plain(arch: Arch) -> PlainReads:
     return plain_run(tiny_folder(arch), list(attributed(arch).ids))
 
 
@@ -93,31 +92,6 @@ def test_the_oracle_tells_the_conventions_of_the_biases_apart() -> None:
     expected = naive_scores(plain("gpt2"), kept.target_id, biases="keep")
     with pytest.raises(AssertionError, match="against"):
         assert_same_scores(rows(dropped.mlp_neurons, "mlp_neurons"), expected["mlp_neurons"])
-
-
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("biases", ["keep", "drop"])
-def test_query_neurons_are_those_of_the_naive_loop(arch: Arch, biases: str) -> None:
-    attr = attributed(arch, biases)
-    values = [tuple(row) for row in attr.top(30, "attn_neurons").itertuples(index=False, name=None)]
-    guard = query.GUARD if biases == "keep" else 0.0
-    expected = naive_queries(plain(arch), values, guard=guard)
-    scale = max(map(abs, expected.values()))  # without the guard a tiny denominator enlarges everything
-    assert_same_scores(rows(attr.query_neurons, "query_neurons"), expected, atol=1e-3 * scale)
-    assert attr.certificate["query"]["guard"] == guard
-    assert attr.certificate["query"]["values"] == 30
-
-
-def test_the_guard_of_query_neurons_changes_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(query, "GUARD", 0.3)
-    attr = attribute(tiny_model("llama-gqa"), PROMPT, TARGET, top_k="all")
-    assert attr.certificate["query"]["below_guard"] > 0
-    values = [tuple(row) for row in attr.top(30, "attn_neurons").itertuples(index=False, name=None)]
-    guarded, unguarded = (naive_queries(plain("llama-gqa"), values, guard=guard) for guard in (0.3, 0.0))
-    found = rows(attr.query_neurons, "query_neurons")
-    assert_same_scores(found, guarded, atol=1e-4)
-    with pytest.raises(AssertionError, match="against"):
-        assert_same_scores(found, unguarded, atol=1e-3)
 
 
 @pytest.mark.shared

@@ -147,6 +147,8 @@ def test_residual_view_has_the_shapes_it_says(arch: Arch) -> None:
         "v": (s.n_layers, len(ids), s.n_kv_heads, s.d_head),
         "mlp_post": (s.n_layers, len(ids), s.d_mlp),
         "resid_pre_all": (s.n_layers, len(ids), s.d_model),
+        "resid_mid_all": (s.n_layers, len(ids), s.d_model),
+        "z": (s.n_layers, len(ids), s.n_heads * s.d_head),
         "logits": (s.d_vocab,),
     }
     assert s.norm == ("layer" if arch.startswith("gpt2") else "rms")

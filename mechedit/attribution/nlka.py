@@ -34,7 +34,7 @@ from mechedit.attribution.layers import contrast_scores
 from mechedit.attribution.neurons import Ranking, Sign, exhaustive
 from mechedit.attribution.passes import Pass, TargetTokens, run_passes
 from mechedit.attribution.projection import Biases, Projection
-from mechedit.attribution.query import N_VALUES, query_neurons
+from mechedit.attribution.queries import N_VALUES, query_frames
 from mechedit.attribution.ranges import vocabulary_ranges, vocabulary_spread
 from mechedit.attribution.result import UNITS, Attribution
 from mechedit.attribution.terms import layer_terms
@@ -189,10 +189,7 @@ def _scores(
     kept = None if k is None else max(k, N_VALUES)  # query neurons read N_VALUES, however few are shown
     ranking, spent = _rank(model, passes, k=kept, sign=sign, method=method, tolerance=tolerance)
     first, last = passes[0], passes[-1]
-    guard = first.projection.biases == "keep"
-    query, denominators = query_neurons(
-        model, last.view, last.terms, ranking.attn, k=k, sign=sign, guard=guard
-    )
+    queries, denominators = query_frames(model, passes, ranking, k=k, sign=sign)
     return {
         "heads": summed([heads for heads, _ in pairs], keys=UNITS["heads"]),
         "head_positions": summed([places for _, places in pairs], keys=UNITS["head_positions"]),
@@ -200,7 +197,7 @@ def _scores(
         "attn_neurons": attn_frame(
             ranking.attn.first(k), length=len(last.view.ids), width=model.shape.d_head
         ),
-        "query_neurons": neuron_frame(query),
+        **queries,
         "promotes": promotes_frame(model.tokenizer, first.projection, first.terms, ranking.mlp.first(k)),
         "certificate": {
             "method": method,
@@ -210,7 +207,7 @@ def _scores(
             "total": ranking.total,
             "tolerance": max(tolerance, TOLERANCE[first.projection.dtype]),
             **spent,
-            "query": denominators,
+            **denominators,
         },
     }
 

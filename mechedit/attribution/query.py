@@ -1,17 +1,20 @@
-"""Query neurons: which earlier FFN neurons switch the best attention value neurons on.
+"""Query neurons and layers: which earlier FFN neurons, and which layers, switch the best value neurons on.
 
-Source: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141), section 3.
+Source: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141), section 3; what a value neuron reads is in `keys.py`.
 
-1. The attention value neuron (l, h, j, pos) with score s reads x_pre^l[pos] with the key k = W_V^l[:, h, j] ⊙
-   γ_ln1^l.
-2. Every FFN neuron (l' < l, i) gets `q += s · (m_i^{l'}[pos] · W_out^{l'}[i] · k) / (x_pre^l[pos] · k)`, its
-   share of what the key reads, summed over the `N_VALUES` best attention value neurons.
-3. The denominator can be negative or nearly zero, and then one value neuron owns the ranking. Guard [our
-   choice]: its size is floored at `GUARD` · ‖x‖ · ‖k‖, sign kept. Off with `biases="drop"`, which reproduces
-   the reference.
+1. The `N_VALUES` best value neurons of a kind (attention, FFN), with scores s, read x · k.
+2. Every FFN neuron (l', i) that lies before one, at the position it reads, gets
+   `q += s · (m_i^{l'}[pos] · W_out^{l'}[i] · k) / (x · k)`, summed over the value neurons. Of a gated value
+   neuron the up and the gate key take a half of s each.
+3. Query layers: the same ratio for what a whole sub-layer wrote there, and for the embedding. These are all
+   sources, so their shares sum to 1 and the scores to Σ s. An FFN value neuron reads behind its own layer's
+   attention, which is one of its sources. What a hook added is a row of its own ("steer", "steer_mlp").
+4. The denominator can be negative or nearly zero, and then one value neuron owns the ranking. Guard [our
+   choice]: its size is floored at `GUARD` · ‖x‖ · ‖k‖, sign kept; then shares sum to less than 1. Off with
+   `biases="drop"`, which reproduces the reference; there keys are not centred either.
 
-Wrong as a mechanism where the denominator is negative (the shares of a negative whole) and blind to what the
-norm subtracts: read it as a ranking, beside the counts in the result's certificate.
+Cost: one product of W_out and one of W_O with all keys a layer; no loop over neurons. Wrong as a mechanism where
+the denominator is negative (the shares of a negative whole): read it beside the counts in the certificate.
 """
 
 from __future__ import annotations
@@ -23,76 +26,121 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mechedit.attribution.keys import GUARD, Keys
 from mechedit.attribution.neurons import Ranked, Sign
 from mechedit.attribution.terms import LayerTerms, product
 
 if TYPE_CHECKING:
     from mechedit.model import HookedModel, ResidualView
 
-__all__ = ["GUARD", "N_VALUES", "query_neurons"]
+__all__ = ["N_VALUES", "Source", "key_account", "key_weights", "layer_reads", "query_layers", "query_neurons"]
 
 N_VALUES = 30
-#: The least cosine between residual and key that a denominator is taken at.
-GUARD = 0.05
+# A rest of this many units in the last place of the sizes that were added up is rounding, not an intervention.
+_ULPS, _ULPS_HALF = 64, 8
 
 
-@dataclass(frozen=True)
-class _Keys:
-    """The n value neurons read from: `layer`, `pos`, `weight` = s / denominator [n], `key` [n, d_model]."""
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One sub-layer as the keys read it: `read` [n] (fp64) of what it wrote, and for the FFN of what each neuron
+    wrote, `neurons` [d_mlp, n]; 0 for keys before it. `layer` is −1 for the embedding."""
 
-    layer: Tensor
-    pos: Tensor
-    weight: Tensor
-    key: Tensor
+    layer: int
+    module: str
+    read: Tensor
+    neurons: Tensor | None = None
+
+
+def layer_reads(
+    model: HookedModel, view: ResidualView, terms: Sequence[LayerTerms], keys: Keys
+) -> list[Source]:
+    """All that the keys read, in the order of the computation; the reads of one key sum to x · k."""
+    k = keys.key.double()
+    sources = [Source(-1, "embed", (view.resid_pre_all[0, keys.pos].double() * k).sum(dim=1))]
+    for term in terms:
+        i = term.layer
+        x_pre, x_mid = (part[i, keys.pos].double() for part in (view.resid_pre_all, view.resid_mid_all))
+        attn = _neurons(term.attn.directions, view.z[i, keys.pos], keys)
+        added = ((x_mid - x_pre) * k).sum(dim=1)
+        sources += _split(term, "attn", keys, added, attn, bias=model.b_O(i), x=x_mid)
+        if i + 1 == len(terms):  # nothing reads the last FFN
+            nothing = attn.new_zeros(len(term.mlp.directions), len(keys.pos))
+            return [*sources, Source(i, "mlp", torch.zeros_like(added), nothing)]
+        after = view.resid_pre_all[i + 1, keys.pos].double()
+        mlp = _neurons(term.mlp.directions, view.mlp_post[i, keys.pos], keys)
+        added = ((after - x_mid) * k).sum(dim=1)
+        sources += _split(term, "mlp", keys, added, mlp, bias=model.b_out(i), x=after)
+    return sources
 
 
 def query_neurons(
-    model: HookedModel,
-    view: ResidualView,
-    terms: Sequence[LayerTerms],
-    values: Ranked,
-    *,
-    k: int | None,
-    sign: Sign,
-    guard: bool,
-) -> tuple[Ranked, dict[str, Any]]:
-    """The k best FFN neurons by step 2 (None: all), and the denominators' account.
+    sources: Sequence[Source], weights: Tensor, *, k: int | None, sign: Sign
+) -> tuple[Ranked, Ranked]:
+    """The k best FFN neurons by step 2 (None: all), for attention and for FFN value neurons.
 
-    `values`: attention value neurons, best first; the first `N_VALUES` are used. The account holds `values`
-    (how many were used), `negative`, `below_guard` (denominators that are so, whether or not the guard is on)
-    and `guard`.
+    `weights` [n, 2]: s / (x · k) of the keys of either kind, 0 for the other's (`denominators`).
     """
-    keys, info = _keys(model, view, values.first(N_VALUES), guard=guard)
-    parts = []
-    for term in terms:
-        later = keys.layer > term.layer
-        activations = view.mlp_post[term.layer][keys.pos[later]].T.float()  # [d_mlp, n]
-        reads = product(term.mlp.directions, keys.key[later].T)  # W_out[i] · k, [d_mlp, n]
-        scores = (activations * reads).double() @ keys.weight[later]
-        parts.append(Ranked.of_layer(term.layer, scores))
-    return Ranked.best(parts, k=k, sign=sign), info
+    found = [(one.layer, one.neurons.double() @ weights) for one in sources if one.neurons is not None]
+    kinds = [[Ranked.of_layer(layer, scores[:, kind]) for layer, scores in found] for kind in (0, 1)]
+    attn, mlp = (Ranked.best(parts, k=k, sign=sign) for parts in kinds)
+    return attn, mlp
 
 
-def _keys(
-    model: HookedModel, view: ResidualView, values: Ranked, *, guard: bool
-) -> tuple[_Keys, dict[str, Any]]:
-    length, width = len(view.ids), model.shape.d_head
-    rows = []
-    for layer, index in zip(values.layer.tolist(), values.index.tolist(), strict=True):
-        head, j = divmod(index // length, width)
-        rows.append(model.W_V(layer)[head, :, j].double() * model.ln1(layer).double())
-    key = torch.stack(rows)
-    pos = values.index % length
-    residual = view.resid_pre_all[values.layer, pos].double()
-    read = (residual * key).sum(dim=1)
-    floor = GUARD * residual.norm(dim=1) * key.norm(dim=1)
-    small = read.abs() < floor
-    info = {
-        "values": len(values.score),
-        "negative": int((read < 0).sum()),
-        "below_guard": int(small.sum()),
+def query_layers(sources: Sequence[Source], weights: Tensor) -> list[tuple[int, str, float, float]]:
+    """Layer, module and step 3's score for attention and for FFN value neurons, in the order of the computation."""
+    return [(one.layer, one.module, *(one.read @ weights).tolist()) for one in sources]
+
+
+def key_weights(keys: Keys, *, guard: bool) -> Tensor:
+    """s / (x · k) [n, 2], one column for the keys of attention value neurons, one for those of FFN value neurons."""
+    weight = keys.score * keys.weight / keys.denominators(guard=guard)
+    return torch.stack([torch.where(keys.mid, 0.0, weight), torch.where(keys.mid, weight, 0.0)], dim=1)
+
+
+def key_account(keys: Keys, of: Tensor, *, guard: bool) -> dict[str, Any]:
+    """How the denominators of some keys are: `values` (how many were used), `keys`, `negative`, `below_guard` (that
+    are so, whether or not the guard is on) and `guard`."""
+    return {
+        "values": round(float(keys.weight[of].sum())),
+        "keys": int(of.sum()),
+        "negative": int((keys.read < 0)[of].sum()),
+        "below_guard": int((keys.read.abs() < keys.least)[of].sum()),
         "guard": GUARD if guard else 0.0,
     }
-    if guard:
-        read = torch.where(small, torch.where(read < 0, -floor, floor), read)
-    return _Keys(values.layer, pos, values.score / read, key.float()), info
+
+
+def _neurons(directions: Tensor, coefficients: Tensor, keys: Keys) -> Tensor:
+    """`c_i · W[i] · k` [rows, n] of coefficients [n, rows] at the keys' positions."""
+    reads = product(directions, keys.key.T)
+    return coefficients.T.to(reads) * reads
+
+
+def _split(
+    term: LayerTerms,
+    module: str,
+    keys: Keys,
+    added: Tensor,
+    neurons: Tensor,
+    *,
+    bias: Tensor | None,
+    x: Tensor,
+) -> list[Source]:
+    """What was `added` [n] as the sub-layer's own read and what a hook put on top; 0 where a key lies before."""
+    sees = keys.after(term.layer, attention=module == "attn").to(added)
+    neurons = neurons * sees.to(neurons)
+    own = neurons.double().sum(dim=0)
+    if bias is not None:
+        own = own + sees * (keys.key.double() @ bias.double())
+    added = added * sees
+    size = neurons.abs().sum(dim=0).double() + x.norm(dim=1) * keys.key.double().norm(dim=1)
+    limit = _limit(term) * sees * size
+    kept = neurons if module == "mlp" else None
+    if bool(((added - own).abs() <= limit).all()):
+        return [Source(term.layer, module, added, kept)]
+    steer = "steer" if module == "attn" else "steer_mlp"
+    return [Source(term.layer, module, own, kept), Source(term.layer, steer, added - own)]
+
+
+def _limit(term: LayerTerms) -> float:
+    precision = torch.finfo(term.attn.directions.dtype)
+    return (_ULPS if precision.bits > 16 else _ULPS_HALF) * precision.eps

@@ -31,6 +31,9 @@ UNITS: dict[str, tuple[str, ...]] = {
     "mlp_neurons": ("layer", "neuron"),
     "attn_neurons": ("layer", "head", "dim", "pos"),
     "query_neurons": ("layer", "neuron"),
+    "mlp_query_neurons": ("layer", "neuron"),
+    "query_layers": ("layer", "module"),
+    "mlp_query_layers": ("layer", "module"),
 }
 _TIDY = ("unit", "layer", "module", "head", "neuron", "dim", "pos", "score")
 
@@ -43,16 +46,21 @@ class Attribution(Result):
     order of the computation), `heads` (layer, head, score), `head_positions` (layer, head, pos, score; of the
     strongest heads, or of all where neurons were enumerated),
     `mlp_neurons` (layer, neuron, score), `attn_neurons` (layer, head, dim, pos, score), `query_neurons`
-    (layer, neuron, score), `promotes` (layer, neuron, side "promotes" | "demotes", rank, token_id, token,
-    logit: what the neuron's contribution m_i · W_out[i] adds to single tokens' logits, for the first rows of
-    `mlp_neurons`). Neuron frames are sorted, best first, and hold `top_k` rows.
+    (layer, neuron, score: who switches the best attention value neurons on; `mlp_query_neurons`: the best FFN value
+    neurons), `query_layers` and `mlp_query_layers` (layer, module, score: the same for whole sub-layers and the
+    embedding, layer −1, module "embed"; `query.py`),
+    `promotes` (layer, neuron, side "promotes" | "demotes", rank, token_id, token, logit: what the neuron's
+    contribution m_i · W_out[i] adds to single tokens' logits, for the first rows of `mlp_neurons`). Neuron frames are
+    sorted, best first, and hold `top_k` rows. `reads`: the strongest edges of the circuit (columns: `edges.py`).
 
     `target_scored`: "first" token of the target, or the "sum" over its tokens. `logp` = logp(t | x_final),
     `prior_logp` = logp(t | 0) (what the constants alone predict) and
     `embedding_logp` = logp(t | x_pre^0), under this `biases` convention; so `logp = embedding_logp + Σ
     layers.score + completeness_gap`. Only the layer scores sum up: heads and neurons of one layer are each
     scored alone against the same base, and their scores overlap. `certificate`: method, exact, evaluated,
-    total (value neurons), tolerance (nats), query (the denominators of the query neurons: `query.py`).
+    total (value neurons), tolerance (nats), query and mlp_query (the denominators of the query neurons, and `pass`, the
+    forward pass of `passes` that they were read in: the last), reads (`edges` kept, of `edges_total`, whose |score| is
+    `total`).
     """
 
     kind: ClassVar[str] = "attribution"
@@ -78,6 +86,10 @@ class Attribution(Result):
     mlp_neurons: pd.DataFrame
     attn_neurons: pd.DataFrame
     query_neurons: pd.DataFrame
+    mlp_query_neurons: pd.DataFrame
+    query_layers: pd.DataFrame
+    mlp_query_layers: pd.DataFrame
+    reads: pd.DataFrame
     promotes: pd.DataFrame
     certificate: dict[str, Any]
     provenance: dict[str, Any] = field(default_factory=dict)

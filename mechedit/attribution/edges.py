@@ -1,0 +1,158 @@
+"""The edges of a circuit below its value neurons: value neuron ← query neuron ← embedding.
+
+Source: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141), section 3, for what a value neuron reads (`keys.py`).
+
+1. `read`: the share of a source in what the receiver reads, (c · k) / (x · k). Exact: take the source out of the
+   receiver's input, with the norm's scale held still, and the read falls by this share. A gated FFN neuron has two
+   reads, `read` of the up key and `read_gate`. No guard: a share can be large or negative.
+2. `fraction`: by how much the receiver's coefficient falls then, Σ_keys slope · (c · k); first order in c.
+   Exact for attention value neurons, whose coefficient is linear in the read.
+3. `score` = fraction · the receiver's score, in nats. First order in c; and the receiver's score is taken as linear
+   in its coefficient. That is exact for none and for all of the coefficient. As inc is concave in it, between
+   these a receiver that promotes loses at most this.
+4. Query neurons are receivers too, of the embedding at their position; their score is the sum of their edges.
+
+Of all (FFN neuron, value neuron) pairs the `EDGES` largest |score| are kept. The shares of the scores that
+`query.py` ranks by are read shares, as published; the edges' scores also know the activation's slope.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mechedit.attribution.keys import Keys, mlp_keys
+from mechedit.attribution.neurons import Ranked
+from mechedit.attribution.query import Source
+
+if TYPE_CHECKING:
+    from mechedit.model import HookedModel, ResidualView
+
+__all__ = ["EDGES", "read_edges"]
+
+#: How many edges from query to value neurons a result holds.
+EDGES = 200
+_COLUMNS = ("source", "source_layer", "source_neuron", "pos", "target", "layer", "head", "dim", "neuron")
+
+
+def read_edges(
+    model: HookedModel,
+    view: ResidualView,
+    attn: Ranked,
+    mlp: Ranked,
+    keys: Keys,
+    sources: Sequence[Source],
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The edges as a frame, and how much was left out: `edges` (kept, from query neurons), `edges_total`, `total` (the
+    |score| of all of them).
+
+    Columns: source ("embed" | "mlp"), source_layer and source_neuron (−1 for the embedding), pos (where it is read),
+    target ("attn" | "mlp": a value neuron, "query": an FFN neuron that is a source), layer, head, dim, neuron (−1
+    where the target has none), read, read_gate (NaN where there is one key), fraction, score, target_score.
+    `keys` are centred, of the value neurons `attn` and `mlp`, in this order.
+    """
+    owner = _owner(len(attn.score), len(mlp.score), keys)
+    scores = torch.cat([attn.score, mlp.score]).to(keys.score)
+    picked, total = _strongest(sources, keys, owner, scores)
+    names = _names(attn, mlp, length=len(view.ids), width=model.shape.d_head)
+    embed = sources[0].read[None]
+    every = torch.arange(len(scores), device=owner.device)
+    parts = [_rows(embed, every * 0, every, keys, owner, scores) | {"source": "embed"} | _pick(names, every)]
+    parts[0] |= {"source_layer": -1, "source_neuron": -1}
+    for source, unit, value in picked:
+        assert source.neurons is not None
+        rows = _rows(source.neurons.double(), unit, value, keys, owner, scores) | _pick(names, value)
+        parts.append(rows | {"source": "mlp", "source_layer": source.layer, "source_neuron": unit.tolist()})
+    frame = pd.concat([pd.DataFrame(part) for part in parts], ignore_index=True)
+    frame = pd.concat([frame, _query_rows(model, view, frame)], ignore_index=True)
+    total["edges"] = int((frame["source"] == "mlp").sum())
+    return frame[[*_COLUMNS, "read", "read_gate", "fraction", "score", "target_score"]], total
+
+
+def _owner(n_attn: int, n_mlp: int, keys: Keys) -> Tensor:
+    """Which value neuron each key belongs to, attention ones first."""
+    times = (len(keys.score) - n_attn) // max(1, n_mlp)
+    return torch.cat([torch.arange(n_attn), n_attn + torch.arange(n_mlp).repeat(times)]).to(keys.pos.device)
+
+
+def _strongest(
+    sources: Sequence[Source], keys: Keys, owner: Tensor, scores: Tensor
+) -> tuple[list[tuple[Source, Tensor, Tensor]], dict[str, Any]]:
+    """(source, its neurons, the value neurons) of the `EDGES` largest |score|, by layer."""
+    total, count = 0.0, 0
+    best: list[tuple[Source, Tensor, Tensor]] = []
+    for source in sources:
+        if source.neurons is None or not bool(source.neurons.any()):
+            continue
+        size = _fold(source.neurons.double() * keys.slope, owner, len(scores)).mul_(scores).abs_()
+        total += float(size.sum())
+        count += int((size > 0).sum())
+        best.append((source, *size.flatten().topk(min(EDGES, size.numel()))))
+    if not best:
+        return [], {"edges": 0, "edges_total": 0, "total": 0.0}
+    least = torch.cat([values for _, values, _ in best]).topk(min(EDGES, sum(len(v) for _, v, _ in best)))
+    kept = [(one, place[values >= least.values[-1]]) for one, values, place in best]
+    picked = [(one, place // len(scores), place % len(scores)) for one, place in kept if len(place)]
+    return picked, {"edges": 0, "edges_total": count, "total": total}
+
+
+def _fold(per_key: Tensor, owner: Tensor, n: int) -> Tensor:
+    """[rows, n] from [rows, keys]: summed over the keys of each value neuron."""
+    return per_key.new_zeros(len(per_key), n).index_add_(1, owner, per_key)
+
+
+def _rows(
+    reads: Tensor, unit: Tensor, value: Tensor, keys: Keys, owner: Tensor, scores: Tensor
+) -> dict[str, Any]:
+    """The columns with numbers of edges from rows `unit` of `reads` [rows, keys] to the value neurons `value`."""
+    fraction = _fold(reads * keys.slope, owner, len(scores))[unit, value]
+    mine = owner[None] == torch.arange(len(scores), device=owner.device)[:, None]
+    first, last = mine.int().argmax(1), mine.shape[1] - 1 - mine.flip(1).int().argmax(1)
+    share = reads / keys.read
+    gate = torch.where(first == last, torch.nan, 1.0)[value] * share[unit, last[value]]
+    return {
+        "pos": keys.pos[first[value]].tolist(),
+        "read": share[unit, first[value]].tolist(),
+        "read_gate": gate.tolist(),
+        "fraction": fraction.tolist(),
+        "score": (fraction * scores[value]).tolist(),
+        "target_score": scores[value].tolist(),
+    }
+
+
+def _names(attn: Ranked, mlp: Ranked, *, length: int, width: int) -> dict[str, list[Any]]:
+    """The value neurons' own columns, attention ones first."""
+    unit, none = attn.index // length, [-1] * len(attn.score)
+    other = [-1] * len(mlp.score)
+    return {
+        "target": ["attn"] * len(none) + ["mlp"] * len(other),
+        "layer": attn.layer.tolist() + mlp.layer.tolist(),
+        "head": (unit // width).tolist() + other,
+        "dim": (unit % width).tolist() + other,
+        "neuron": none + mlp.index.tolist(),
+    }
+
+
+def _pick(names: dict[str, list[Any]], value: Tensor) -> dict[str, Any]:
+    return {name: [column[i] for i in value.tolist()] for name, column in names.items()}
+
+
+def _query_rows(model: HookedModel, view: ResidualView, frame: pd.DataFrame) -> pd.DataFrame:
+    """What the embedding is to each query neuron: step 4."""
+    found = frame[frame["source"] == "mlp"]
+    by = found.groupby(["source_layer", "source_neuron", "pos"], sort=False, as_index=False)["score"].sum()
+    if by.empty:
+        return frame.head(0)
+    device = view.resid_pre_all.device
+    layer, neuron, pos = (torch.tensor(by[name].tolist(), device=device) for name in by.columns[:3])
+    scores = torch.tensor(by["score"].tolist(), dtype=torch.float64, device=device)
+    keys = mlp_keys(model, view, Ranked(scores, layer, neuron), centre=True, pos=pos)
+    embed = (view.resid_pre_all[0, keys.pos].double() * keys.key.double()).sum(dim=1)
+    every = torch.arange(len(scores), device=device)
+    rows = _rows(embed[None], every * 0, every, keys, _owner(0, len(scores), keys), scores)
+    target = {"target": "query", "layer": layer.tolist(), "head": -1, "dim": -1, "neuron": neuron.tolist()}
+    return pd.DataFrame(rows | target | {"source": "embed", "source_layer": -1, "source_neuron": -1})

@@ -1,0 +1,70 @@
+"""The query side of a result: frames of query neurons and query layers, from one pass's terms and value neurons.
+
+A target of several tokens has several passes, each with its own activations. Value neurons' scores are sums over
+the passes, but what switches them on is read in the last one alone: the certificate says so (`pass`, `passes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from mechedit.attribution.edges import read_edges
+from mechedit.attribution.frames import neuron_frame
+from mechedit.attribution.keys import Keys, attention_keys, mlp_keys
+from mechedit.attribution.neurons import Ranked, Ranking, Sign
+from mechedit.attribution.passes import Pass
+from mechedit.attribution.query import (
+    N_VALUES,
+    key_account,
+    key_weights,
+    layer_reads,
+    query_layers,
+    query_neurons,
+)
+
+if TYPE_CHECKING:
+    from mechedit.model import HookedModel
+
+__all__ = ["N_VALUES", "query_frames"]
+
+
+def query_frames(
+    model: HookedModel, passes: Sequence[Pass], ranking: Ranking, *, k: int | None, sign: Sign
+) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """The frames query_neurons, mlp_query_neurons, query_layers, mlp_query_layers and reads of `Attribution`, and the
+    certificate's entries query, mlp_query and reads. The value neurons are the first `N_VALUES` of the ranking."""
+    last = passes[-1]
+    honest = last.projection.biases == "keep"  # "drop" reproduces the reference: raw keys, no guard
+    attn, mlp = ranking.attn.first(N_VALUES), ranking.mlp.first(N_VALUES)
+    keys = _keys(model, last, attn, mlp, centre=honest)
+    sources, weights = layer_reads(model, last.view, last.terms, keys), key_weights(keys, guard=honest)
+    exact = (keys, sources)
+    if not honest:
+        keys = _keys(model, last, attn, mlp, centre=True)
+        exact = (keys, layer_reads(model, last.view, last.terms, keys))
+    edges, total = read_edges(model, last.view, attn, mlp, *exact)
+    neurons, mlp_neurons = query_neurons(sources, weights, k=k, sign=sign)
+    layers = pd.DataFrame(query_layers(sources, weights), columns=["layer", "module", "attn", "mlp"])
+    frames = {
+        "query_neurons": neuron_frame(neurons),
+        "mlp_query_neurons": neuron_frame(mlp_neurons),
+        **{
+            name: layers[["layer", "module", kind]].rename(columns={kind: "score"})
+            for name, kind in (("query_layers", "attn"), ("mlp_query_layers", "mlp"))
+        },
+        "reads": edges,
+    }
+    read = {"pass": len(passes) - 1, "passes": len(passes)}
+    account = {
+        name: key_account(keys, of, guard=honest) | read
+        for name, of in (("query", ~keys.mid), ("mlp_query", keys.mid))
+    }
+    return frames, account | {"reads": total}
+
+
+def _keys(model: HookedModel, last: Pass, attn: Ranked, mlp: Ranked, *, centre: bool) -> Keys:
+    first = attention_keys(model, last.view, attn, centre=centre)
+    return first.join(mlp_keys(model, last.view, mlp, centre=centre))
