@@ -84,7 +84,7 @@ def _verdict(kind: str, peer: str, group: pd.DataFrame) -> dict[str, Any]:
         "cells": [
             {
                 "k": int(row["k"]),
-                "value": sections.number(float(row["delta"]), 2),
+                "value": sections.number(float(row["delta"])),
                 "interval": _interval(row),
             }
             for row in group.sort_values("k").to_dict("records")
@@ -101,7 +101,7 @@ def _table(kind: str, group: pd.DataFrame) -> dict[str, Any]:
             {
                 "method": _name(method),
                 "cells": [
-                    {"value": sections.number(float(cell["delta"]), 2), "interval": _interval(cell)}
+                    {"value": sections.number(float(cell["delta"])), "interval": _interval(cell)}
                     for cell in cells
                 ],
             }
@@ -110,7 +110,7 @@ def _table(kind: str, group: pd.DataFrame) -> dict[str, Any]:
 
 
 def _interval(row: dict[str, Any]) -> str:
-    return f"{sections.number(float(row['low']), 2)} to {sections.number(float(row['high']), 2)}"
+    return f"{sections.number(float(row['low']))} to {sections.number(float(row['high']))}"
 
 
 def _name(method: Any) -> str:
