@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from experiments.checkpoints import local_bytes
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     from mechedit.anatomy.recipe import AnatomyConfig
     from mechedit.comparison import ComparisonConfig
     from mechedit.demo import DemoConfig
+    from mechedit.faithfulness.recipe import FaithfulnessConfig
 
-__all__ = ["plan_anatomy", "plan_comparison", "plan_demo", "plan_evaluation"]
+__all__ = ["plan_anatomy", "plan_comparison", "plan_demo", "plan_evaluation", "plan_faithfulness"]
 
 EDITS = "An edit runs the model too, as often as its editor needs (steps of a search, prompts that are read)."
 CHOICE = "So does choosing window, gate and the like on the selection."
@@ -85,6 +87,24 @@ def plan_evaluation(config: Any) -> Plan:
         cases += [ripple_key(config.editor, fact) for fact in facts]
     more = ("Texts are generated, not scored.",) if {"generation", "ripple"} & {*config.families} else ()
     return _plan(config, cases, _unedited(facts) + _scored(facts, families), len(cases), more)
+
+
+def plan_faithfulness(config: FaithfulnessConfig) -> Plan:
+    """Of `mechedit.faithfulness.recipe.run_faithfulness`: a pass a fact, one for each set of neurons taken out."""
+    from mechedit.faithfulness.rankings import METHODS
+    from mechedit.faithfulness.recipe import chosen_facts
+    from mechedit.faithfulness.study import KINDS
+    from mechedit.faithfulness.study import case_key as ablation_key
+
+    facts, _ = chosen_facts(config)
+    cases = [ablation_key(name, fact) for name in config.models for fact in facts]
+    sets = 1 + len(KINDS) * len(config.ks) * (
+        len(METHODS) - 1 + config.draws
+    )  # random has draws, not a ranking
+    one = SimpleNamespace(model=config.models[0], dtype=config.dtype)
+    return _plan(
+        one, cases, len(cases) * (1 + sets), 0, ("Each method's ranking runs the model a few times.",)
+    )
 
 
 def _plan(config: Any, cases: list[str], sequences: int, edits: int, more: tuple[str, ...] = ()) -> Plan:

@@ -7,8 +7,8 @@ Every string of the run goes through Jinja's autoescaping, every token through `
 
 Read in the folder, all but the first optional: `summary.json`, `contrast.parquet`, `heads.parquet`,
 `window.parquet`, `neurons.parquet`, `circuit.json`, `provenance.json`, `config.toml`, `results/gates`, and
-`results/anatomy`, which gives the page the sections of an anatomy study. What has no file is named in one
-sentence; a file that is there but is not what it should be stops the build, naming file and reason.
+`results/anatomy` or `results/faithfulness`, which give the page the sections of such a study. What has no file is
+named in one sentence; a file that is there but is not what it should be stops the build, naming file and reason.
 
 Steps of `build`: read, make each section's figures and tables (`reports.sections`), fill the template, write
 to a temporary name, rename.
@@ -17,10 +17,11 @@ to a temporary name, rename.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reports import anatomy_sections, gates, html, sections
+from reports import anatomy_sections, faithfulness, gates, html, sections
 from reports.circuit import Circuit
 from reports.circuit import read as read_circuit
 from reports.errors import InputError, IntegrityError
@@ -83,35 +84,40 @@ def _context(folder: Path) -> dict[str, Any]:
         "circuit": sections.circuit(circuit) if circuit else None,
         "result": _section(folder, "summary.json", sections.result, summary),
         "study": _study(folder, window),
+        "faithfulness": _faithfulness(folder),
         "gates": _gates(folder),
         "provenance": sections.flat(read_object(provenance)) if provenance.is_file() else None,
         "config": read_lines(folder / "config.toml"),
     }
-    parts = ("provenance", "config") if made["study"] else tuple(_PARTS)
+    parts = ("provenance", "config") if made["study"] or made["faithfulness"] else tuple(_PARTS)
     absent = [_PARTS[name] for name in parts if made[name] is None]
     return {"summary": summary, "window": window, "absent": ", ".join(absent), **made}
 
 
 def _gates(folder: Path) -> dict[str, Any] | None:
     """The section of the gates, where the run has measured them."""
-    saved = folder / "results" / "gates"
-    if not (saved / "result.json").is_file():
-        return None
-    frames = {name: read_frame(saved, name) for name in gates.FRAMES}
-    if missing := [name for name, frame in frames.items() if frame is None]:
-        raise IntegrityError(f"{saved}: expected {missing[0]}.parquet, found none")
-    return dict(_section(saved, "result.json", gates.gates, frames))
+    return _saved(folder, "gates", gates.FRAMES, gates.gates)
 
 
 def _study(folder: Path, window: tuple[int, int] | None) -> dict[str, Any] | None:
     """The sections of an anatomy study, where the run has one."""
-    saved = folder / "results" / "anatomy"
+    return _saved(folder, "anatomy", anatomy_sections.FRAMES, anatomy_sections.study, window)
+
+
+def _faithfulness(folder: Path) -> dict[str, Any] | None:
+    """The sections of a faithfulness study, where the run has one."""
+    return _saved(folder, "faithfulness", faithfulness.FRAMES, faithfulness.faithfulness)
+
+
+def _saved(folder: Path, name: str, names: Sequence[str], make: Any, *more: Any) -> dict[str, Any] | None:
+    """What `make` says of the frames of a saved result, where the run has one."""
+    saved = folder / "results" / name
     if not (saved / "result.json").is_file():
         return None
-    frames = {name: read_frame(saved, name) for name in anatomy_sections.FRAMES}
-    if missing := [name for name, frame in frames.items() if frame is None]:
+    frames = {frame: read_frame(saved, frame) for frame in names}
+    if missing := [frame for frame, found in frames.items() if found is None]:
         raise IntegrityError(f"{saved}: expected {missing[0]}.parquet, found none")
-    return dict(_section(saved, "result.json", anatomy_sections.study, frames, window))
+    return dict(_section(saved, "result.json", make, frames, *more))
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def test_the_folder_of_another_run_is_refused(
 @pytest.mark.parametrize(
     "command",
     [
-        *("demo", "attribute", "edit", "evaluate", "anatomy", "report"),
+        *("demo", "attribute", "edit", "evaluate", "anatomy", "faithfulness", "report"),
         *("factworld train", "factworld check", "factworld export"),
     ],
 )

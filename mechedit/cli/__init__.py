@@ -1,5 +1,5 @@
-"""The command line: `mechedit demo | attribute | edit | evaluate | anatomy | covariance | tune | factworld | run |
-report | bench`.
+"""The command line: `mechedit demo | attribute | edit | evaluate | anatomy | faithfulness | covariance | tune |
+factworld | run | report | bench`.
 
 Every command prints a table, or one JSON object with `--json`. Exit status: 0 done, 1 failed, 2 wrong usage
 (one line on standard error), 130 interrupted.
@@ -23,6 +23,7 @@ from mechedit.cli import (
     edit,
     evaluate,
     factworld,
+    faithfulness,
     report,
     run,
     tune,
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         edit,
         evaluate,
         anatomy,
+        faithfulness,
         compare,
         covariance,
         tune,

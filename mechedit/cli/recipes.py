@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from experiments.recipe import Experiment
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from mechedit.cli.evaluate import EvaluationConfig
     from mechedit.comparison import ComparisonConfig
     from mechedit.demo import DemoConfig
+    from mechedit.faithfulness.recipe import FaithfulnessConfig
 
 __all__ = ["experiments"]
 
@@ -24,6 +26,7 @@ def experiments() -> dict[str, Experiment]:
     from mechedit.cli.evaluate import EvaluationConfig
     from mechedit.comparison import ComparisonConfig
     from mechedit.demo import DemoConfig
+    from mechedit.faithfulness.recipe import FaithfulnessConfig
 
     return {
         one.name: one
@@ -31,6 +34,7 @@ def experiments() -> dict[str, Experiment]:
             Experiment("compare", ComparisonConfig, plans.plan_comparison, _compare),
             Experiment("anatomy", AnatomyConfig, plans.plan_anatomy, _anatomy),
             Experiment("evaluate", EvaluationConfig, plans.plan_evaluation, _evaluate),
+            Experiment("faithfulness", FaithfulnessConfig, plans.plan_faithfulness, _faithfulness),
             Experiment("demo", DemoConfig, plans.plan_demo, _demo),
         )
     }
@@ -48,6 +52,14 @@ def _anatomy(config: AnatomyConfig, out: Path, progress: bool) -> dict[str, Any]
 
     found = run_anatomy(load(config), config, out, progress=progress)
     return {"n": found.n, "window": found.window}
+
+
+def _faithfulness(config: FaithfulnessConfig, out: Path, progress: bool) -> dict[str, Any]:
+    from mechedit.faithfulness.recipe import run_faithfulness
+
+    models = [load(SimpleNamespace(**{**vars(config), "model": name})) for name in config.models]
+    found = run_faithfulness(models, config, out, progress=progress)
+    return {"n": found.n, "ablated": found.ablated}
 
 
 def _evaluate(config: EvaluationConfig, out: Path, progress: bool) -> dict[str, Any]:

@@ -1,0 +1,99 @@
+"""`mechedit faithfulness`: NLKA and its peers judged by really taking their neurons out."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from mechedit.cli.options import command, count, load
+from mechedit.cli.output import as_table, print_json
+
+if TYPE_CHECKING:
+    from mechedit.faithfulness.recipe import FaithfulnessConfig
+
+
+def faithfulness(options: argparse.Namespace) -> None:
+    """Whose neurons carry the answer: NLKA and its peers judged by ablation."""
+    from mechedit.faithfulness.recipe import run_faithfulness
+
+    config = _config(options)
+    models = [load(SimpleNamespace(**{**vars(config), "model": name})) for name in config.models]
+    study = run_faithfulness(models, config, options.out, progress=not options.quiet)
+    report = Path(options.out) / "report.html"
+    if options.json:
+        print_json(
+            {
+                "n": study.n,
+                "left_out": study.left_out,
+                "ablated": study.ablated,
+                "draws": study.draws,
+                "curve": study.curve.to_dict("records"),
+                "differences": study.differences.to_dict("records"),
+                "report": str(report),
+            }
+        )
+        return
+    for (model, kind), group in study.curve.groupby(["model", "kind"], sort=False):
+        wide = group.pivot(index="method", columns="k", values="delta").loc[list(group["method"].unique())]
+        print(f"{model}, {kind}: change of log p (nats) by k, n = {study.n[model]}, {study.ablated} ablation")
+        print(f"{as_table(wide.reset_index())}\n")
+    lost = study.differences[~study.differences["better"].isin(["", "nlka"])]
+    for row in lost.to_dict("records"):
+        print(
+            f"{row['model']}, {row['kind']}, k = {row['k']}: {row['peer']} beats nlka by {row['delta']:.3f} nats"
+        )
+    print(f"report: {report}")
+
+
+def _config(options: argparse.Namespace) -> FaithfulnessConfig:
+    """The recipe's configuration, with what the command line says on top."""
+    from experiments.config import load as load_config
+    from mechedit.faithfulness.recipe import FaithfulnessConfig
+
+    config = (
+        load_config(options.recipe, FaithfulnessConfig, experiment="faithfulness")
+        if options.recipe
+        else FaithfulnessConfig()
+    )
+    said = {
+        name: getattr(options, name)
+        for name in ("limit", "ks", "draws", "mean_over", "data", "seed", "device", "dtype")
+        if getattr(options, name) is not None
+    }
+    if options.model is not None:
+        said["models"] = tuple(name.strip() for name in options.model.split(","))
+    return replace(config, **said)
+
+
+def add(commands: Any) -> None:
+    """`faithfulness`."""
+    p = command(
+        commands,
+        "faithfulness",
+        faithfulness,
+        "mechedit faithfulness --recipe experiments/recipes/faithfulness.toml --out runs/faithfulness",
+    )
+    p.set_defaults(model=None, seed=None, device=None, dtype=None)  # the recipe's, unless they are given
+    p.add_argument("--recipe", help="TOML file with the keys of these options")
+    p.add_argument("--limit", type=count, help="facts (default 100)")
+    p.add_argument("--ks", type=_numbers, help="how many neurons, as 1,3,10,30,100 (the default)")
+    p.add_argument("--draws", type=count, help="random sets for each fact and k (default 5)")
+    p.add_argument(
+        "--mean-over",
+        type=int,
+        help="set neurons to their mean over so many other facts (default 0: to zero)",
+    )
+    p.add_argument("--data", help="file of facts (default: the embedded world's own)")
+    p.add_argument(
+        "--out",
+        default="runs/faithfulness",
+        help="run folder (default runs/faithfulness); the same command goes on",
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Numbers of at least 1 between commas."""
+    return tuple(count(part) for part in text.split(","))

@@ -1,0 +1,141 @@
+"""Five ways to rank the value neurons of one prompt for one target, over the same units.
+
+Units: FFN neurons (l, i) at the last position, attention value neurons (l, h, j, pos), as NLKA has them. With c the
+neuron's coefficient (m_i; A[h, last, pos] · V[pos, h, j]) and v its row of W_out or W_O:
+
+| method | score | source |
+|---|---|---|
+| nlka | logp(t | base + c v) − logp(t | base), certified | Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141) |
+| dla | c · (LN v) · W_U[:, t], the final norm's scale frozen | direct logit attribution, by TransformerLens |
+| attribution_patching | c · ∂ log p(t) / ∂c | gradient × activation (arXiv 2310.10348), by TransformerLens |
+| activation | |c| | magnitude, blind to the target |
+| random | as many of each layer as NLKA's, drawn anew for each k | the null |
+
+TransformerLens gives the projected neurons (`ActivationCache.stack_neuron_results`, `apply_ln_to_stack`) and the
+gradients (`tools.analysis.attribution_patching`); the raw weights of the final norm go into the direction here, because
+nothing is folded in this package's models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
+
+from mechedit.attribution import Attribution, attribute
+from mechedit.attribution.ablation import Neurons
+from mechedit.attribution.terms import LayerTerms, layer_terms
+
+if TYPE_CHECKING:
+    from mechedit.model import HookedModel
+
+__all__ = ["METHODS", "Scores", "best", "rank", "scores"]
+
+METHODS = ("nlka", "dla", "attribution_patching", "activation", "random")
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """A peer's score of every neuron: `mlp` [L, d_mlp], `attn` [L, n_heads, d_head, T]."""
+
+    mlp: Tensor
+    attn: Tensor
+
+
+def rank(model: HookedModel, prompt: str, target: str, *, k: int) -> dict[str, Neurons]:
+    """The k best neurons of each kind, best first, of every method but "random".
+
+    Errors: those of `attribute`.
+
+    >>> import mechedit as me
+    >>> found = rank(me.load_model("factworld"), "The mother tongue of", " English", k=3)
+    >>> list(found), len(found["dla"].mlp), len(found["dla"].attn)
+    (['nlka', 'dla', 'attribution_patching', 'activation'], 3, 3)
+    """
+    attr = attribute(model, prompt, target, top_k=k)
+    found = {"nlka": best(attr, k)}
+    return found | {name: _largest(own, k) for name, own in scores(model, attr).items()}
+
+
+def best(attr: Attribution, k: int) -> Neurons:
+    """An attribution's k best neurons of each kind."""
+    mlp = attr.mlp_neurons[["layer", "neuron"]].head(k).astype(int)
+    attn = attr.attn_neurons[["layer", "head", "dim", "pos"]].head(k).astype(int)
+    return Neurons(
+        list(mlp.itertuples(index=False, name=None)), list(attn.itertuples(index=False, name=None))
+    )
+
+
+def scores(model: HookedModel, attr: Attribution) -> dict[str, Scores]:
+    """The scores of "dla", "attribution_patching" and "activation" at the prompt and target of `attr`."""
+    ids = torch.tensor(attr.ids, device=model.device)
+    with torch.no_grad():
+        terms = list(layer_terms(model, model.residual_view(ids)))
+    c = _coefficients(terms)
+    gradient = _gradients(model, ids, attr.target_id)
+    return {
+        "dla": _direct(model, ids, attr.target_id, c),
+        "attribution_patching": Scores(c.mlp * gradient.mlp, c.attn * gradient.attn),
+        "activation": Scores(c.mlp.abs(), c.attn.abs()),
+    }
+
+
+def _coefficients(terms: list[LayerTerms]) -> Scores:
+    attn = torch.stack([term.attn.coefficients for term in terms])
+    return Scores(
+        mlp=torch.stack([term.mlp.coefficients[:, 0] for term in terms]),
+        attn=attn.unflatten(1, (terms[0].n_heads, -1)),
+    )
+
+
+@torch.no_grad()
+def _direct(model: HookedModel, ids: Tensor, target: int, c: Scores) -> Scores:
+    """c · (LN v) · W_U[:, t]; TransformerLens centres and divides by the final norm's cached scale."""
+    n_layers = model.shape.n_layers
+    names = [*(f"blocks.{layer}.mlp.hook_post" for layer in range(n_layers)), "ln_final.hook_scale"]
+    _, cache = model.bridge.run_with_cache(ids[None], names_filter=names)
+    direction = model.final_norm.weight * model.W_U[:, target]
+    mlp = cache.stack_neuron_results(-1, pos_slice=-1, apply_ln=True, project_output_onto=direction)
+    rows = torch.stack([model.W_O(layer) for layer in range(n_layers)])  # [L, H, d_head, d_model]
+    normed = cache.apply_ln_to_stack(rows.flatten(0, 2)[:, None], pos_slice=-1)[:, 0]
+    attn = (normed @ direction).view(rows.shape[:3])
+    return Scores(mlp.reshape(c.mlp.shape), attn[..., None] * c.attn)
+
+
+def _gradients(model: HookedModel, ids: Tensor, target: int) -> Scores:
+    """∂ log p(t) / ∂m [L, d_mlp] and ∂ log p(t) / ∂z [L, n_heads, d_head, 1] at the last position."""
+    names = [
+        f"blocks.{layer}.{point}"
+        for layer in range(model.shape.n_layers)
+        for point in ("mlp.hook_post", "attn.hook_z")
+    ]
+    with torch.enable_grad(), model.hooks([("hook_embed", _leaf)]):  # no weight asks for a gradient
+        found = cache_activation_and_gradient(
+            model.bridge,
+            ids[None],
+            lambda logits: logits[0, -1].log_softmax(dim=-1)[target],
+            names_filter=[
+                "blocks.0.hook_resid_pre",
+                *names,
+            ],  # the most upstream point may come without a gradient
+        )
+    mlp, attn = (torch.stack([found.gradients[name][0, -1] for name in names[i::2]]) for i in (0, 1))
+    return Scores(mlp, attn[..., None])
+
+
+def _leaf(embedded: Tensor, hook: object) -> Tensor:
+    return embedded.detach().requires_grad_()
+
+
+def _largest(scores: Scores, k: int) -> Neurons:
+    """The k largest of each kind; equal ones in the order of layer and index."""
+    return Neurons(_places(scores.mlp, k), _places(scores.attn, k))  # type: ignore[arg-type]
+
+
+def _places(values: Tensor, k: int) -> list[tuple[int, ...]]:
+    order = values.flatten().sort(descending=True, stable=True).indices[:k]
+    axes = torch.unravel_index(order, values.shape)
+    return list(zip(*(axis.tolist() for axis in axes), strict=True))
