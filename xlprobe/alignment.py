@@ -67,11 +67,11 @@ def align(
     module = AlignmentLoss(copy, bitext, objective, seed=training.seed)
     frozen = freeze_layers(copy, freeze)
     stop = _Stop(copy, held_out, check_every, patience) if held_out is not None else None
+    # Not by length: negatives of a contrastive loss are to be a fair sample of the pairs.
     train(
         module,
         training,
         n_items=len(module.pairs),
-        lengths=module.lengths,
         device=copy.device,
         folder=folder,
         watch=stop,
@@ -131,8 +131,6 @@ class AlignmentLoss(nn.Module):
             )
         self.lm_head = encoder.lm_head if needs_head else None
         self.pairs = _pairs(encoder, bitext, words=any(name in WORDS for name in self.weights))
-        source, target, _ = zip(*self.pairs, strict=True)
-        self.lengths = encoder.lengths(source) + encoder.lengths(target)
         self.projection = _projection(encoder.d_model, seed) if "token" in self.weights else None
         self.start = (
             [parameter.detach().clone() for parameter in encoder.model.parameters()]

@@ -187,11 +187,6 @@ class Encoder:
         """The batch of texts, or of word lists; longer sentences are cut off at `max_length` tokens."""
         return self._tokenized.encode(sentences, max_length=min(max_length or MAX_LENGTH, self.max_length))
 
-    def lengths(self, sentences: Sequence[Sentence]) -> Tensor:
-        """[n]: the tokens of each sentence, special tokens included, as far as `encode` keeps them."""
-        parts = [self.encode(sentences[at : at + 1024]) for at in range(0, len(sentences), 1024)]
-        return torch.cat([part.lengths for part in parts])
-
     def forward(self, batch: Batch) -> Tensor:
         """The last layer's states [B, T, d]: what a task head stands on."""
         batch = batch.to(self.device)
