@@ -255,7 +255,8 @@ def test_the_page_says_so_where_a_peer_beats_nlka() -> None:
 
 
 def test_the_recipe_is_valid(root: Path) -> None:
-    config = load_config(root / "experiments" / "recipes" / "faithfulness.toml", FaithfulnessConfig)
+    path = root / "experiments" / "recipes" / "faithfulness.toml"
+    config = load_config(path, FaithfulnessConfig, experiment="faithfulness")
     assert config == FaithfulnessConfig()
 
 
