@@ -20,6 +20,7 @@ __all__ = ["FRAMES", "faithfulness"]
 
 FRAMES = ("curve", "differences")
 _KINDS = {"mlp": "FFN neurons", "attn": "attention value neurons"}
+_PANELS = {"mlp": "FFN", "attn": "attention"}
 _METHODS = {
     "nlka": "NLKA",
     "dla": "direct logit attribution",
@@ -67,20 +68,16 @@ def _verdict(kind: str, peer: str, group: pd.DataFrame) -> dict[str, Any]:
     """Who is better at which k, and by how much."""
     won = [int(k) for k in group.loc[group["better"] == "nlka", "k"]]
     lost = [int(k) for k in group.loc[group["better"] == peer, "k"]]
-    answer, css = "neither at every k", "open"
-    if lost and not won:
-        answer, css = f"{_name(peer)} beats NLKA", "no"
-    elif won and not lost:
-        answer, css = "NLKA is better", "yes"
-    elif not won and not lost:
-        answer = "no difference to be seen"
+    answer, css = ("differs by k", "open") if won else ("beats NLKA", "no")
+    if not lost:
+        answer, css = ("NLKA is better", "yes") if won else ("no difference", "open")
+    where = [f"{name}: k = {', '.join(map(str, ks))}" for name, ks in (("NLKA", won), ("peer", lost)) if ks]
     return {
-        "kind": _KINDS[kind],
+        "kind": _PANELS[kind],
         "peer": _name(peer),
         "answer": answer,
         "css": css,
-        "won": ", ".join(map(str, won)) or "none",
-        "lost": ", ".join(map(str, lost)) or "none",
+        "where": "; ".join(where),
         "cells": [
             {
                 "k": int(row["k"]),

@@ -53,16 +53,18 @@ def assert_scores(
 def test_gradient_times_activation_is_the_derivative_of_an_ablation(arch: Arch) -> None:
     """A neuron at (1 ± ε) times its activation: half the difference of log p over ε is c · ∂ log p / ∂ c."""
     # Hugging Face's LLaMA norms and attends in fp32 even with fp64 weights: there a short step is lost in rounding.
-    step, atol = (1e-4, 1e-6) if arch.startswith("gpt2") else (0.05, 5e-5)
+    step, atol = (1e-4, 1e-6) if arch.startswith("gpt2") else (0.05, 3e-4)
     model = double(arch)
     ids, target = model.continuation(PROMPT, TARGET)
     view = model.residual_view(ids)
-    found, expected = {}, {}
+    found: dict[tuple[int, ...], float] = {}
+    expected: dict[tuple[int, ...], float] = {}
     mlp = [(layer, 7 * layer + 3) for layer in range(model.shape.n_layers)]
     attn = [
         (layer, head, 5, pos) for layer in range(model.shape.n_layers) for head in (0, 3) for pos in (0, 2, 4)
     ]
-    for place in (*mlp, *attn):
+    places: list[Any] = [*mlp, *attn]
+    for place in places:
         sides = []
         for sign in (1, -1):
             activation = view.mlp_post[:, -1] * (1 + sign * step)
@@ -74,9 +76,9 @@ def test_gradient_times_activation_is_the_derivative_of_an_ablation(arch: Arch) 
         own = scored(arch)["attribution_patching"]
         found[place] = float(own.attn[place] if len(place) == 4 else own.mlp[place])
     assert_scores(found, expected, atol=atol)
-    place = max(expected, key=lambda place: abs(expected[place]))
+    largest = max(expected, key=lambda place: abs(expected[place]))
     with pytest.raises(AssertionError, match="against"):
-        assert_scores({**found, place: 1.01 * found[place]}, expected, atol=atol)
+        assert_scores({**found, largest: 1.05 * found[largest]}, expected, atol=atol)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -90,7 +92,9 @@ def test_direct_logit_attribution_is_its_formula_on_the_plain_model(arch: Arch) 
         centred = vector if plain.beta is None else vector - vector.mean()
         return float((centred / plain.sigma() * gamma) @ plain.W_U[:, t])
 
-    found, expected, unfolded = {}, {}, {}
+    found: dict[tuple[int, ...], float] = {}
+    expected: dict[tuple[int, ...], float] = {}
+    unfolded: dict[tuple[int, ...], float] = {}
     for layer in range(len(plain.a)):
         for i in (0, 9, 30):
             vector = plain.m[layer, -1, i] * plain.W_out[layer, i]
@@ -249,9 +253,9 @@ def test_the_page_says_so_where_a_peer_beats_nlka() -> None:
             for row in section({"curve": study().curve, "differences": frame})["models"][0]["verdicts"]
         ]
 
-    assert said("dla") == ["direct logit attribution beats NLKA"]
+    assert said("dla") == ["beats NLKA"]
     assert said("nlka") == ["NLKA is better"]
-    assert said("") == ["no difference to be seen"]
+    assert said("") == ["no difference"]
 
 
 def test_the_recipe_is_valid(root: Path) -> None:

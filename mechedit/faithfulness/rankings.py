@@ -19,7 +19,7 @@ nothing is folded in this package's models.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ def _direct(model: HookedModel, ids: Tensor, target: int, c: Scores) -> Scores:
     rows = torch.stack([model.W_O(layer) for layer in range(n_layers)])  # [L, H, d_head, d_model]
     normed = cache.apply_ln_to_stack(rows.flatten(0, 2)[:, None], pos_slice=-1)[:, 0]
     attn = (normed @ direction).view(rows.shape[:3])
-    return Scores(mlp.reshape(c.mlp.shape), attn[..., None] * c.attn)
+    return Scores(cast(Tensor, mlp).reshape(c.mlp.shape), attn[..., None] * c.attn)
 
 
 def _gradients(model: HookedModel, ids: Tensor, target: int) -> Scores:
@@ -122,7 +122,8 @@ def _gradients(model: HookedModel, ids: Tensor, target: int) -> Scores:
                 *names,
             ],  # the most upstream point may come without a gradient
         )
-    mlp, attn = (torch.stack([found.gradients[name][0, -1] for name in names[i::2]]) for i in (0, 1))
+    last = [cast(Tensor, found.gradients[name])[0, -1] for name in names]
+    mlp, attn = torch.stack(last[::2]), torch.stack(last[1::2])
     return Scores(mlp, attn[..., None])
 
 
