@@ -3,8 +3,8 @@
 - *circuit*: the SVG of 60 nodes and 1,000 edges, the fastest of `repeats` (a neighbour on the machine only slows);
 - *batch*: pages of `runs` run folders and their index by two processes, from the call to the last file, imports
   included; `cpu_seconds_batch` is what both processes computed, whoever else was on the machine;
-- *memory*: the largest resident set of a process that makes `few` pages and of one that makes `runs`, one after the
-  other; what they differ by is what a page leaves behind.
+- *memory*: the resident set of a new process that makes the pages one after the other, after `few` of them and
+  after all; what they differ by is what the pages between have left behind.
 
 The runs have the shape of an evaluation of GPT-2 small with attribution: 40 edits, 5 editors, 12 layers of 12 heads.
 """
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 
 from reports import batch
 from reports.circuit import Circuit, Edge, Node, draw
@@ -34,7 +35,8 @@ LAYERS, HEADS, EDITS, EDITORS = 12, 12, 40, ("mega", "rome", "memit", "ft", "no 
 
 
 def bench_report(*, runs: int = 50, few: int = 10, repeats: int = 5) -> dict[str, Any]:
-    """The benchmark as one dict: seconds_circuit, seconds_batch, cpu_seconds_batch, peak_mb_few, peak_mb_runs."""
+    """The benchmark as one dict: seconds_circuit, seconds_batch, cpu_seconds_batch, mb_few, mb_runs."""
+    few = min(few, runs // 2)
     circuit = random_circuit(nodes=60, edges=1000)
     times = []
     for _ in range(repeats):
@@ -50,7 +52,7 @@ def bench_report(*, runs: int = 50, few: int = 10, repeats: int = 5) -> dict[str
         seconds, computed = time.perf_counter() - began, _cpu() - computed
         pages = sorted((folder / "index-runs").iterdir())
         largest = max(page.stat().st_size for page in pages)
-        peaks = [peak_mb(folder / "runs", n) for n in (few, runs)]
+        sizes = resident_mb(folder / "runs", few)
     return {
         "seconds_circuit": round(min(times), 4),
         "nodes": drawing.n_shown,
@@ -60,9 +62,9 @@ def bench_report(*, runs: int = 50, few: int = 10, repeats: int = 5) -> dict[str
         "runs": len(made.entries),
         "pages": len(pages),
         "largest_page_mb": round(largest / 1e6, 3),
-        "peak_mb_few": round(peaks[0], 1),
-        "peak_mb_runs": round(peaks[1], 1),
-        "mb_per_run": round((peaks[1] - peaks[0]) / (runs - few), 3) if runs > few else None,
+        "mb_few": round(sizes[0], 1),
+        "mb_runs": round(sizes[1], 1),
+        "mb_per_run": round((sizes[1] - sizes[0]) / (runs - few), 3),
         "machine": {"cpu": platform.machine(), "python": platform.python_version()},
     }
 
@@ -94,18 +96,23 @@ def _cpu() -> float:
     return sum(own.ru_utime + own.ru_stime for own in used)
 
 
-def peak_mb(folder: Path, runs: int) -> float:
-    """The largest resident set, in MB, of a new process that makes the pages of the first `runs` runs in turn."""
+def resident_mb(folder: Path, few: int) -> tuple[float, float]:
+    """Resident MB of a new process after the pages of the first `few` runs in `folder`, and after those of all.
+
+    The kernel's own peak (`ru_maxrss`) will not do: a new process inherits its parent's.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_peak, folder, runs).result()
+        return pool.submit(_resident, folder, few).result()
 
 
-def _peak(folder: Path, runs: int) -> float:
+def _resident(folder: Path, few: int) -> tuple[float, float]:
+    found, sizes = batch.find([folder]), []
     with tempfile.TemporaryDirectory() as scratch:
-        own = batch.find([folder])[:runs]
-        batch.build(own, Path(scratch) / "index.html", progress=False, workers=1)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        for own in (found[:few], found[few:]):
+            batch.build(own, Path(scratch) / "index.html", progress=False, workers=1)
+            sizes.append(psutil.Process().memory_info().rss / 1e6)
+    return sizes[0], sizes[1]
 
 
 def write_run(folder: Path, *, seed: int) -> None:

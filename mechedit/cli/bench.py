@@ -50,7 +50,12 @@ def bench_runs(options: argparse.Namespace) -> None:
 def bench_report(options: argparse.Namespace) -> None:
     """Times the drawing of a large circuit and the pages and index of many runs, and measures their memory."""
     from experiments.benchmarks.report import bench_report as bench
+    from reports.errors import InputError
 
+    if options.runs < 2:
+        raise InputError(
+            f"runs: expected at least 2, to see what a page leaves in memory, found {options.runs}"
+        )
     _print(options, bench(runs=options.runs))
 
 
