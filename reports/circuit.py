@@ -1,9 +1,10 @@
 """One attribution circuit as a layered SVG, written on the server side.
 
 Tokens stand at the bottom in reading order, layers rise from 0, the target is on top; within a layer heads
-stand below the MLP, as the residual stream meets them. An edge's width grows with |score|; its colour and
-dash give the sign (blue, whole: promotes; orange, dashed: suppresses). Hovering shows a node's or an edge's
-numbers (`<title>`); the picture reads, prints and diffs without scripts, and needs no layout library.
+stand below the MLP, as the residual stream meets them, and a head's value neurons below it. An edge's width
+grows with |score|; its colour and dash give the sign (blue, whole: promotes; orange, dashed: suppresses).
+Hovering shows a node's or an edge's numbers (`<title>`); the picture reads, prints and diffs without scripts,
+and needs no layout library.
 
 Steps of `draw`:
 
@@ -33,6 +34,8 @@ __all__ = ["MAX_NODES", "SCHEMA_VERSION", "Circuit", "Drawing", "Edge", "Node", 
 
 MAX_NODES = 60
 _MAX_TOKENS = 24
+_PLACES = {"value": 0, "head": 1}  # within a layer, from below; FFN neurons stand above them
+_BELOW = ("query", "value")  # their scores are parts of other units' scores
 _FOLDED = "\0folded"  # no id of a JSON graph: visible ids only
 Place: TypeAlias = tuple[float, float]
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN, _GUTTER = 980, 40, 12, 46, 14, 74
@@ -96,11 +99,13 @@ def _fold(circuit: Circuit) -> tuple[list[Node], list[Edge], int, float]:
     kept = {n.id for n in (*targets, *tokens, *ranked[:room])}
     nodes = [n for n in circuit.nodes if n.id in kept]
     edges = [e for e in circuit.edges if e.source in kept and e.target in kept]
-    total = sum(_size(n.score) for n in units)
-    share = sum(_size(n.score) for n in ranked[:room]) / total if total else math.nan
+    total = sum(_size(n.score) for n in units if n.kind not in _BELOW)
+    shown = sum(_size(n.score) for n in ranked[:room] if n.kind not in _BELOW)
+    share = shown / total if total else math.nan
     n_folded = len(circuit.nodes) - len(nodes)
     if n_folded:
-        nodes.append(_folded_node(ranked[room:], n_folded, total))
+        lost_units = [n for n in ranked[room:] if n.kind not in _BELOW]
+        nodes.append(_folded_node(lost_units, n_folded, total))
         ends = {n.id for n in targets}
         for end in sorted(ends):
             lost = [e.score for e in circuit.edges if e.target == end and e.source not in kept]
@@ -129,7 +134,7 @@ def _rows(nodes: list[Node]) -> list[list[Node]]:
     top = max((n.layer for n in nodes if n.kind != "target"), default=0)
     heights = {"token": (-math.inf, 0), "folded": (top + 1, 0), "target": (top + 2, 0)}
     for node in nodes:
-        groups[heights.get(node.kind, (node.layer, int(node.kind != "head")))].append(node)
+        groups[heights.get(node.kind, (node.layer, _PLACES.get(node.kind, 2)))].append(node)
     rows: list[list[Node]] = []
     for _, group in sorted(groups.items()):
         first = [math.inf if n.pos is None else n.pos for n in group]
@@ -230,6 +235,8 @@ def _node(node: Node, place: tuple[float, float]) -> str:
         "folded": f'rx="4" fill="{paint("paper")}" stroke="{paint("muted")}" stroke-dasharray="3 3"',
         "mlp": f'rx="4" fill="{paint("band")}" stroke="{paint("muted")}"',
         "neuron": f'rx="14" fill="{paint("paper")}" stroke="{paint("muted")}"',
+        "value": f'rx="4" fill="{paint("paper")}" stroke="{paint("muted")}" stroke-dasharray="1 2"',
+        "query": f'rx="14" fill="{paint("paper")}" stroke="{paint("muted")}" stroke-dasharray="1 2"',
     }.get(node.kind, f'rx="4" fill="{paint("paper")}" stroke="{paint("muted")}"')
     left, middle = x - width / 2, y + _HEIGHT / 2
     text = _text(x, middle + (-3 if second else 4), first, "ink", 12, bold=node.kind == "target")
@@ -270,9 +277,13 @@ def _edge(
         bend = (y1 - end) / 2
         path = f"M{x1:.1f} {y1:.1f}C{x1:.1f} {y1 - bend:.1f} {x2:.1f} {end + bend:.1f} {x2:.1f} {end:.1f}"
     dash = ' stroke-dasharray="6 3"' if edge.score < 0 else ""
-    title = _escape(f"{names[0]} → {names[1]}: {_number(edge.score)} nats")
+    title = _escape(f"{names[0]} → {names[1]}: {_number(edge.score)} nats{_share(edge)}")
     stroke = f'stroke="{paint(_sign(edge.score))}" stroke-width="{width:.2f}" stroke-opacity="0.62"'
     return f'<path d="{path}" fill="none" {stroke}{dash}><title>{title}</title></path>'
+
+
+def _share(edge: Edge) -> str:
+    return "" if edge.read is None else f", {edge.read:.1%} of what it reads"
 
 
 def _edges(edges: list[Edge], places: Mapping[str, Place], nodes: Mapping[str, Node]) -> list[str]:
@@ -295,7 +306,7 @@ def _gutter(rows: list[list[Node]]) -> list[str]:
     parts, last = [], ""
     for number, row in enumerate(rows):
         kind = row[0].kind
-        module = "attn" if kind == "head" else "MLP"
+        module = "attn" if kind in _PLACES else "MLP"
         name = {"token": "tokens", "target": "target", "folded": "folded"}.get(
             kind, f"L{row[0].layer} {module}"
         )

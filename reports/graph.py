@@ -1,7 +1,9 @@
 """The graph of one attribution circuit, and its JSON file.
 
-`{"schema_version": 1, "target", "share", "prompt", "nodes": [{"id", "kind", "layer", "pos", "label", "score",
-"promotes"}], "edges": [{"source", "target", "score"}]}`; a node's kind is token, head, mlp, neuron or target.
+`{"schema_version": 2, "target", "share", "prompt", "nodes": [{"id", "kind", "layer", "pos", "label", "score",
+"promotes"}], "edges": [{"source", "target", "score", "read"}]}`; a node's kind is token, query (an FFN neuron that
+switches others on), value (an attention neuron), head, mlp, neuron (an FFN value neuron) or target. What the viewers of
+other projects want besides (`reports.viewer`) is read there.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from reports.errors import InputError, IntegrityError
 
 __all__ = ["SCHEMA_VERSION", "Circuit", "Edge", "Node", "read"]
 
-SCHEMA_VERSION = 1
-_KINDS = ("token", "head", "mlp", "neuron", "target")
+SCHEMA_VERSION = 2
+_KINDS = ("token", "query", "value", "head", "mlp", "neuron", "target")
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """What `source` passes to `target`, in nats."""
+    """What `source` passes to `target`, in nats; `read`: its share of what `target` reads, where that is a neuron."""
 
     source: str
     target: str
     score: float
+    read: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any]) -> Circuit:
     Errors: `InputError` if there is no such file; `IntegrityError` naming what is missing or wrong in it.
 
     >>> node = {"id": "t", "kind": "target", "layer": 1, "pos": None, "label": "Paris", "score": 2.0}
-    >>> about = {"schema_version": 1, "target": "Paris", "prompt": "In", "share": 1.0}
+    >>> about = {"schema_version": 2, "target": "Paris", "prompt": "In", "share": 1.0}
     >>> read(about | {"nodes": [node], "edges": []}).nodes[0].label
     'Paris'
     """
@@ -84,7 +87,7 @@ def _parse(data: Mapping[str, Any], where: str) -> Circuit:
         )
     try:
         nodes = tuple(_parse_node(item) for item in data["nodes"])
-        edges = tuple(Edge(str(e["source"]), str(e["target"]), float(e["score"])) for e in data["edges"])
+        edges = tuple(_parse_edge(item) for item in data["edges"])
         circuit = Circuit(str(data["target"]), str(data["prompt"]), float(data["share"]), nodes, edges)
     except KeyError as error:
         raise IntegrityError(f"{where}: expected a field {error.args[0]!r}, found none") from error
@@ -98,6 +101,11 @@ def _parse(data: Mapping[str, Any], where: str) -> Circuit:
             if end not in set(ids):
                 raise IntegrityError(f"{where}: an edge names node {end!r}, which does not exist")
     return circuit
+
+
+def _parse_edge(item: Mapping[str, Any]) -> Edge:
+    read = None if item.get("read") is None else float(item["read"])
+    return Edge(str(item["source"]), str(item["target"]), float(item["score"]), read)
 
 
 def _parse_node(item: Mapping[str, Any]) -> Node:

@@ -148,7 +148,7 @@ def circuit(units: int = 24) -> dict[str, Any]:
         edges += [{"source": f"u{j}", "target": f"u{i}", "score": 0.3 * score} for j in below]
     nodes.append({"id": "target", "kind": "target", "layer": 8, "pos": 8, "label": " English", "score": 4.2})
     prompt = "".join(tokens)
-    about = {"schema_version": 1, "target": " English", "prompt": prompt, "share": 0.71}
+    about = {"schema_version": 2, "target": " English", "prompt": prompt, "share": 0.71}
     return about | {"nodes": nodes, "edges": edges}
 
 

@@ -467,7 +467,7 @@ def test_a_circuit_is_a_graph_whose_edges_lead_somewhere() -> None:
     ids = [node["id"] for node in graph["nodes"]]
     assert len(ids) == len(set(ids))
     assert {edge[end] for edge in graph["edges"] for end in ("source", "target")} <= set(ids)
-    assert graph["schema_version"] == 1
+    assert graph["schema_version"] == 2
     assert graph["target"] == attr.target_token
     heads = attr.heads.set_index(["layer", "head"])["score"]
     places = attr.head_positions.set_index(["layer", "head", "pos"])["score"]
@@ -476,7 +476,7 @@ def test_a_circuit_is_a_graph_whose_edges_lead_somewhere() -> None:
         if edge["source"].startswith("head:"):
             layer, head = map(int, edge["source"].removeprefix("head:").split("."))
             assert edge["score"] == by_id[edge["source"]]["score"] == heads[layer, head]
-        if edge["target"].startswith("head:"):
+        if edge["target"].startswith("head:") and edge["source"].startswith("token:"):
             layer, head = map(int, edge["target"].removeprefix("head:").split("."))
             assert edge["score"] == places[layer, head, by_id[edge["source"]]["pos"]]
     assert read(graph).target == attr.target_token

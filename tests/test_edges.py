@@ -99,7 +99,7 @@ def test_the_read_falls_by_exactly_the_edges_share(arch: Arch, target: str) -> N
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama-gqa"])
 def test_the_intervention_fails_on_another_source(arch: Arch) -> None:
-    edge = edges(arch, "attn")[0]
+    edge = next(edge for edge in edges(arch, "attn") if edge.source == "mlp")
     other = edge._replace(source_neuron=(edge.source_neuron + 1) % 90)
     with pytest.raises(AssertionError, match="promised"):
         assert_read(arch, edge, written(double(arch)[2], other))

@@ -120,7 +120,7 @@ def test_hostile_text_is_shown_not_run() -> None:
     ]
     nodes.append({"id": "t", "kind": "target", "layer": 1, "label": "<img src=x>", "score": 1.0})
     edges = [{"source": node["id"], "target": "t", "score": 0.1} for node in nodes[:-1]]
-    about: dict[str, Any] = {"schema_version": 1, "target": "</title><b>", "prompt": "", "share": 1}
+    about: dict[str, Any] = {"schema_version": 2, "target": "</title><b>", "prompt": "", "share": 1}
     svg = draw(read(about | {"nodes": nodes, "edges": edges})).svg
     ElementTree.fromstring(svg)
     assert not re.search(r"<(script|img|b|/style)\b", svg)
@@ -145,7 +145,7 @@ def broken(change: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ("version", "schema version 1, found 9"),
+        ("version", "schema version 2, found 9"),
         ("field", "'label'"),
         ("kind", "qubit"),
         ("type", "wrong type"),

@@ -1,20 +1,30 @@
-"""The circuit of a result, as data: tokens → heads → target, FFN neurons → target.
+"""The circuit of a result, as data: value neurons ← query neurons ← embedding, on tokens → heads → target.
 
 Source of the scores: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141); the choice of what to show is ours.
 
-1. The value units are the heads at their source positions and the FFN value neurons that the result holds.
+1. The units are the heads at their source positions and the FFN value neurons that the result holds.
 2. They are ranked by |score| and kept until their |score| makes up `share` of all units' |score|, `max_units`
    at most. The share that was reached is stated.
 3. Each kept head is a node with its own score and an edge to the target; a kept source position is an edge
    from its token. Each kept neuron is a node with an edge to the target and what it promotes.
-4. Not subject to pruning: the embedding, an edge from the last token to the target, and any steering term.
+4. Edges from query neurons (`edges.py`) to kept FFN value neurons and to attention value neurons of kept heads
+   are kept in the same way, `max_edges` at most: `query_share` of the |score| of all pairs of an FFN neuron and
+   a value neuron, those that the result does not hold among them. An attention value neuron with a kept edge is a
+   node that leads to its head; a query neuron is a node with the sum of its kept edges as its score.
+5. The embedding has an edge to every query and value neuron of step 4.
+6. Not subject to pruning: the embedding, an edge from the last token to the target, and any steering term.
 
-The picture is drawn from this graph elsewhere. Scores of units overlap: an edge's score is what its unit adds
-alone.
+How far an edge can be trusted: into the target and into heads, the score is what the unit adds alone, exactly, with
+the final norm held still (scores of units overlap). From a query neuron or a token into a neuron, `read` (of a gated
+neuron also `read_gate`) is the share of what the receiver reads, exactly, and the score is first order in the source
+(`edges.py`). With a target of several tokens, reads are those of the last pass.
+
+The picture is drawn from this graph elsewhere (`reports.circuit`), and so is the viewers' file (`reports.viewer`).
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -26,28 +36,32 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMA_VERSION", "build_circuit"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _TARGET = "target"
 
 
-def build_circuit(attr: Attribution, *, share: float, max_units: int) -> dict[str, Any]:
+def build_circuit(attr: Attribution, *, share: float, max_units: int, max_edges: int) -> dict[str, Any]:
     """The graph as plain data, for `json.dumps`.
 
-    Keys: schema_version, kind "attribution_circuit", target and prompt (text), share (of the units' |score|
-    that is kept), share_asked, units (kept), units_total, nodes (id, kind, layer, pos, label, score,
-    promotes), edges (source, target, score in nats).
-    Kinds: "token" (layer -1, pos, score 0), "head", "neuron" (promotes: a list of strings), "target" (layer
-    n_layers, score: its log-probability). A steering term has the id "steer:l" ("steer_mlp:l"), the label
-    "steering" and the kind "head" ("mlp") of the sub-layer that it was added to.
-    Ids are keyed by position, not by text: equal tokens are different nodes.
-    Errors: `InputError` unless 0 < share <= 1 and max_units >= 1.
+    Keys: schema_version, kind "attribution_circuit", model (name), target and prompt (text), tokens, ids, target_id,
+    logp (nats), share (of the units' |score| that is kept), share_asked, units (kept), units_total, query_share,
+    query_edges (kept), query_edges_total, nodes (id, kind, layer, pos, label, score, promotes), edges (source, target,
+    score in nats, read, read_gate: a share or None).
+    Kinds: "token" (layer -1, pos, score 0), "head", "neuron" (FFN value neuron, promotes: a list of strings), "value"
+    (attention value neuron, pos), "query" (FFN neuron at pos), "target" (layer n_layers, score: its log-probability).
+    A query neuron at the last position that is a kept value neuron too is one node, a "neuron". A steering term has
+    the id "steer:l" ("steer_mlp:l"), the label "steering" and the kind "head" ("mlp") of the sub-layer that it was
+    added to. Ids are keyed by position, not by text: equal tokens are different nodes.
+    Errors: `InputError` unless 0 < share <= 1, max_units >= 1 and max_edges >= 0.
     """
     if not 0 < share <= 1:
         raise InputError(f"share: expected a number above 0 and at most 1, found {share!r}")
-    if isinstance(max_units, bool) or not isinstance(max_units, int) or max_units < 1:
-        raise InputError(f"max_units: expected an integer of at least 1, found {max_units!r}")
+    for name, value, least in (("max_units", max_units, 1), ("max_edges", max_edges, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"{name}: expected an integer of at least {least}, found {value!r}")
     positions, neurons, account = _kept_units(attr, share=share, max_units=max_units)
-    nodes = _token_nodes(attr, positions)
+    below = _Below(attr, _kept_edges(attr, positions, neurons, share=share, max_edges=max_edges), neurons)
+    nodes = _token_nodes(attr, {int(pos) for pos in positions["pos"]} | below.positions())
     units = _head_nodes(attr, positions) + _neuron_nodes(attr, neurons) + _steer_nodes(attr)
     depth = int(attr.layers["layer"].max()) + 1
     target = _node(_TARGET, "target", layer=depth, label=attr.target_token, score=attr.logp)
@@ -59,11 +73,17 @@ def build_circuit(attr: Attribution, *, share: float, max_units: int) -> dict[st
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "attribution_circuit",
+        "model": str(attr.provenance.get("model", {}).get("name", "")),
         "target": attr.target_token,
         "prompt": "".join(attr.tokens),
+        "tokens": list(attr.tokens),
+        "ids": list(attr.ids),
+        "target_id": attr.target_id,
+        "logp": attr.logp,
         **account,
-        "nodes": [*nodes, *units, target],
-        "edges": edges,
+        **below.account(),
+        "nodes": [*nodes, *below.nodes(), *units, target],
+        "edges": [*edges, *below.edges()],
     }
 
 
@@ -87,8 +107,117 @@ def _kept_units(
     return attr.head_positions.loc[sorted(chosen["pos"])], attr.mlp_neurons.loc[chosen["mlp"]], account
 
 
-def _token_nodes(attr: Attribution, positions: pd.DataFrame) -> list[dict[str, Any]]:
-    shown = sorted({int(pos) for pos in positions["pos"]} | {len(attr.ids) - 1})
+def _kept_edges(
+    attr: Attribution, positions: pd.DataFrame, neurons: pd.DataFrame, *, share: float, max_edges: int
+) -> pd.DataFrame:
+    """Step 4: the kept rows of `reads` from query neurons."""
+    heads = set(zip(positions["layer"], positions["head"], strict=True))
+    values = set(zip(neurons["layer"], neurons["neuron"], strict=True))
+    found = attr.reads[attr.reads["source"] == "mlp"]
+    shown = [
+        (row.layer, row.head) in heads if row.target == "attn" else (row.layer, row.neuron) in values
+        for row in found.itertuples()
+    ]
+    ranked = found[shown].sort_values("score", key=abs, ascending=False, kind="stable")
+    size = ranked["score"].abs()
+    return ranked[size.cumsum() - size < share * attr.certificate["reads"]["total"]].head(max_edges)
+
+
+class _Below:
+    """Steps 4 and 5: what lies below the units; `queries` are the kept edges from query neurons."""
+
+    def __init__(self, attr: Attribution, queries: pd.DataFrame, neurons: pd.DataFrame) -> None:
+        self.attr, self.queries = attr, queries
+        # a value neuron that is a source itself, at the last position, stays one node
+        self.units = set(zip(neurons["layer"], neurons["neuron"], strict=True))
+        self.scores = self._sums()
+        embed = attr.reads[attr.reads["source"] == "embed"]
+        receivers = set(self.scores) | {self.target(row) for row in queries.itertuples()}
+        # what is a unit too reads the embedding as a value neuron, once
+        once = [
+            self.target(row) in receivers and (row.target != "query" or self.target(row).startswith("query:"))
+            for row in embed.itertuples()
+        ]
+        self.embed = embed[once]
+
+    def positions(self) -> set[int]:
+        return {int(pos) for pos in self.embed["pos"]}
+
+    def account(self) -> dict[str, Any]:
+        known, kept = self.attr.certificate["reads"], float(self.queries["score"].abs().sum())
+        return {
+            "query_share": kept / known["total"] if known["total"] > 0 else 1.0,
+            "query_edges": len(self.queries),
+            "query_edges_total": known["edges_total"],
+        }
+
+    def nodes(self) -> list[dict[str, Any]]:
+        values = self.queries[self.queries["target"] == "attn"].drop_duplicates(
+            ["layer", "head", "dim", "pos"]
+        )
+        nodes = [
+            _node(
+                self.target(row),
+                "value",
+                layer=row.layer,
+                label=f"value {row.layer}.{row.head}.{row.dim}",
+                score=row.target_score,
+                pos=int(row.pos),
+            )
+            for row in values.itertuples()
+        ]
+        for name, (layer, neuron, pos, score) in self.scores.items():
+            if name.startswith("query:"):
+                label = f"query {layer}.{neuron}"
+                nodes.append(_node(name, "query", layer=layer, label=label, score=score, pos=pos))
+        return nodes
+
+    def edges(self) -> list[dict[str, Any]]:
+        edges = [
+            _edge(
+                self.neuron(row.source_layer, row.source_neuron, row.pos),
+                self.target(row),
+                row.score,
+                reads=row,
+            )
+            for row in self.queries.itertuples()
+        ]
+        for row in self.embed.itertuples():
+            name = self.target(row)
+            # of a query node the score is what its kept edges pass on, and so is the embedding's part of it
+            whole = self.scores[name][3] if row.target == "query" else row.target_score
+            edges.append(_edge(_token(row.pos), name, row.fraction * whole, reads=row))
+        values = self.queries[self.queries["target"] == "attn"].drop_duplicates(
+            ["layer", "head", "dim", "pos"]
+        )
+        edges += [
+            _edge(self.target(row), f"head:{row.layer}.{row.head}", row.target_score)
+            for row in values.itertuples()
+        ]
+        return edges
+
+    def neuron(self, layer: int, neuron: int, pos: int) -> str:
+        """The node of an FFN neuron at a position."""
+        is_unit = pos == len(self.attr.ids) - 1 and (layer, neuron) in self.units
+        return f"neuron:{layer}.{neuron}" if is_unit else f"query:{layer}.{neuron}@{pos}"
+
+    def target(self, row: Any) -> str:
+        """The node that a row of `reads` leads to."""
+        if row.target == "attn":
+            return f"value:{row.layer}.{row.head}.{row.dim}@{row.pos}"
+        return self.neuron(row.layer, row.neuron, row.pos)
+
+    def _sums(self) -> dict[str, tuple[int, int, int, float]]:
+        """(layer, neuron, pos, score) of each query neuron."""
+        by = self.queries.groupby(["source_layer", "source_neuron", "pos"], sort=False)["score"].sum()
+        return {
+            self.neuron(layer, neuron, pos): (int(layer), int(neuron), int(pos), float(score))
+            for (layer, neuron, pos), score in by.items()
+        }
+
+
+def _token_nodes(attr: Attribution, positions: set[int]) -> list[dict[str, Any]]:
+    shown = sorted(positions | {len(attr.ids) - 1})
     return [
         _node(_token(pos), "token", layer=-1, label=attr.tokens[pos], score=0.0, pos=pos) for pos in shown
     ]
@@ -162,5 +291,7 @@ def _node(
     }
 
 
-def _edge(source: str, target: str, score: float) -> dict[str, Any]:
-    return {"source": source, "target": target, "score": float(score)}
+def _edge(source: str, target: str, score: float, *, reads: Any = None) -> dict[str, Any]:
+    shares = {name: getattr(reads, name, math.nan) for name in ("read", "read_gate")}
+    known = {name: None if math.isnan(share) else float(share) for name, share in shares.items()}
+    return {"source": source, "target": target, "score": float(score), **known}

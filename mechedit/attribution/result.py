@@ -120,11 +120,12 @@ class Attribution(Result):
 
         return layer_curve(self.layers, ax=ax)
 
-    def circuit(self, *, share: float = 0.8, max_units: int = 40) -> dict[str, Any]:
-        """The attribution graph as data: tokens → heads → target, FFN neurons → target; see `circuit.py`."""
+    def circuit(self, *, share: float = 0.8, max_units: int = 40, max_edges: int = 24) -> dict[str, Any]:
+        """The attribution graph as data: value neurons ← query neurons ← embedding, on tokens → heads → target; see
+        `circuit.py`. `reports.viewer.save_viewer` writes it for circuit-tracer's and Neuronpedia's viewers."""
         from mechedit.attribution.circuit import build_circuit  # here: circuit.py imports this module
 
-        return build_circuit(self, share=share, max_units=max_units)
+        return build_circuit(self, share=share, max_units=max_units, max_edges=max_edges)
 
     def ablate(
         self,
