@@ -3,10 +3,19 @@
 `nlka.attribute` (Yu & Ananiadou, EMNLP 2024, arXiv 2312.12141) does the work and returns an `Attribution`;
 the tensor functions under it know no model: `projection` (B with the final norm and its frozen scale),
 `scores` (inc), `terms` (what each layer adds), `layers`, `neurons`, `query`. `contrast` sets a new target
-against an old one.
+against an old one, `edit_contrast` an edited model against the unedited one, `a - b` any two results.
 """
 
-from mechedit.attribution.nlka import attribute, contrast
+from mechedit.attribution.contrasts import contrast, edit_contrast
+from mechedit.attribution.difference import AttributionContrast
+from mechedit.attribution.nlka import attribute
 from mechedit.attribution.result import Attribution, attribution_json
 
-__all__ = ["Attribution", "attribute", "attribution_json", "contrast"]
+__all__ = [
+    "Attribution",
+    "AttributionContrast",
+    "attribute",
+    "attribution_json",
+    "contrast",
+    "edit_contrast",
+]
