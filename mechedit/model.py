@@ -30,6 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.runs import provenance
 from mechedit import weights
+from mechedit.batching import batches
 from mechedit.generation import generate
 from mechedit.hooking import Hook, attach
 from mechedit.loading import load_checkpoint
@@ -244,18 +245,17 @@ class HookedModel:
     def logits(self, prompts: Prompts, *, batch_size: int = 32) -> torch.Tensor:
         """Next-token logits [B, d_vocab] behind each prompt (text or ids [T]), in order, without gradients.
 
-        Prompts are padded on the left, so that a hook finds each one's last token at position −1.
+        Prompts are padded on the left, so that a hook finds each one's last token at position −1. Those of like length
+        run together (`mechedit.batching`): a hook does not see them in the order of the list.
         """
-        if not len(prompts) or batch_size < 1:
-            raise InputError(
-                f"prompts: expected some, in batches of 1 or more; found {len(prompts)} and {batch_size}"
-            )
+        if not len(prompts):
+            raise InputError("prompts: expected some, found none")
         ids = self.encode(prompts)
-        rows = []
-        for start in range(0, len(ids), batch_size):
-            batch, mask = self.pad(ids[start : start + batch_size])
-            rows.append(self.run(batch, mask, logits_to_keep=1)[0][:, -1])
-        return torch.cat(rows)
+        rows: dict[int, torch.Tensor] = {}
+        for batch in batches([len(one) for one in ids], batch_size):
+            logits = self.run(*self.pad([ids[i] for i in batch]), logits_to_keep=1)[0][:, -1]
+            rows |= dict(zip(batch, logits, strict=True))
+        return torch.stack([rows[i] for i in range(len(ids))])
 
     def generate(
         self,

@@ -8,8 +8,7 @@ Steps, for each batch of (prompt, object) pairs padded on the left:
 This is the path of `HookedModel.generate`, so a steering hook that addresses the last position as −1 acts
 where it acts during generation: at the prompt's last token and at each token behind it. One padded pass over
 prompt and object together gives the same numbers for a model without such a hook, and would let the hook miss
-the prompt's end. Pairs are sorted by length before they are cut into batches; the result is in the order of
-the pairs.
+the prompt's end. Prompts of like length run together (`mechedit.batching`); the result is in the order of the pairs.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from reports.errors import InputError
+from mechedit.batching import batches
 
 if TYPE_CHECKING:
     from mechedit.model import HookedModel
@@ -67,12 +66,8 @@ def score_pairs(model: HookedModel, pairs: Sequence[Pair], *, batch_size: int = 
     Batch mates and padding change nothing but rounding. Errors: `InputError` for a batch size below 1 and for
     a pair that is longer than the model's context.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size: expected 1 or more, found {batch_size}")
-    order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), len(pairs[i][1])))
     scores: dict[int, Scored] = {}
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for batch in batches([len(prompt) for prompt, _ in pairs], batch_size):
         rows = _batch_logits(model, [pairs[i] for i in batch])
         scores |= {i: scored_row(row, pairs[i][1]) for i, row in zip(batch, rows, strict=True)}
     return [scores[i] for i in range(len(pairs))]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from mechedit.batching import batches
 
 if TYPE_CHECKING:
     from mechedit.model import HookedModel
@@ -39,12 +41,7 @@ def last_states(
     `points` are TransformerLens names whose activation is [batch, pos, ...], as "blocks.3.hook_attn_out". What is
     read is what the hooks attached before left behind.
     """
-    kept: list[list[Tensor]] = [[] for _ in points]
-    with model.hooks(
-        [(point, partial(_keep_last, store)) for point, store in zip(points, kept, strict=True)]
-    ):
-        model.logits(prompts, batch_size=batch_size)
-    return [torch.cat(store) for store in kept]
+    return _states(model, prompts, points, batch_size, _last)
 
 
 @torch.no_grad()
@@ -52,20 +49,42 @@ def mean_states(
     model: HookedModel, prompts: Sequence[str], points: Sequence[str], *, batch_size: int = 64
 ) -> list[Tensor]:
     """As `last_states`, the mean over each prompt's own tokens, [n_prompts, d]: padding does not count."""
+    return _states(model, prompts, points, batch_size, _mean)
+
+
+def _states(
+    model: HookedModel,
+    prompts: Sequence[str] | Sequence[Tensor],
+    points: Sequence[str],
+    batch_size: int,
+    pool: Callable[[Tensor, Tensor], Tensor],
+) -> list[Tensor]:
+    """`pool` of (states [B, T, ...], mask [B, T]) at each point, in the order of the prompts."""
     kept: list[list[Tensor]] = [[] for _ in points]
     ids = model.encode(prompts)
-    for start in range(0, len(ids), batch_size):
-        batch, mask = model.pad(ids[start : start + batch_size])
-        hooks = [(point, partial(_keep_mean, store, mask)) for point, store in zip(points, kept, strict=True)]
+    order = []
+    for batch in batches([len(one) for one in ids], batch_size):
+        padded, mask = model.pad([ids[i] for i in batch])
+        hooks = [
+            (point, partial(_keep, store, mask, pool)) for point, store in zip(points, kept, strict=True)
+        ]
         with model.hooks(hooks):
-            model.run(batch, mask, logits_to_keep=1)
-    return [torch.cat(store) for store in kept]
+            model.run(padded, mask, logits_to_keep=1)
+        order += batch
+    back = torch.tensor(order).argsort().to(model.device)
+    return [torch.cat(store)[back] for store in kept]
 
 
-def _keep_last(store: list[Tensor], states: Tensor, hook: object) -> None:
-    store.append(states[:, -1].detach().clone())
+def _keep(
+    store: list[Tensor], mask: Tensor, pool: Callable[[Tensor, Tensor], Tensor], states: Tensor, hook: object
+) -> None:
+    store.append(pool(states.detach(), mask))
 
 
-def _keep_mean(store: list[Tensor], mask: Tensor, states: Tensor, hook: object) -> None:
+def _last(states: Tensor, mask: Tensor) -> Tensor:
+    return states[:, -1].clone()
+
+
+def _mean(states: Tensor, mask: Tensor) -> Tensor:
     weights = mask.to(states)[:, :, None]
-    store.append((states * weights).sum(1) / weights.sum(1))
+    return (states * weights).sum(1) / weights.sum(1)

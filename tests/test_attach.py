@@ -97,8 +97,8 @@ def test_a_plain_model_gives_the_hooked_models_logits_at_every_site(folder: Path
     model, hf = hooked(folder), plain(folder)
     edit, inputs = edit_at(model, site, gated=True), padded(model, PROMPTS)
     before = hf(**inputs).logits[:, -1]
-    with steer(model, [edit]) as steered:
-        expected = steered.logits(PROMPTS)
+    with steer(model, [edit]) as steered:  # the same padded batch: padding moves the last digits
+        expected = steered.forward(inputs["input_ids"], inputs["attention_mask"])[:, -1]
     with attach(hf, [edit]):
         found = hf(**inputs).logits[:, -1]
     scale = float(expected.abs().max())

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mechedit.cli.options import layers
+from mechedit.cli.options import count, layers
 from reports.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from mechedit.facts import FactEdit
     from mechedit.model import HookedModel
 
-__all__ = ["SELECTION", "add_editor_options", "chosen_editor", "named_editor"]
+__all__ = ["GATES", "SELECTION", "SITES", "add_editor_options", "chosen_editor", "named_editor"]
 
+# As the editors know them; said here too, so that --help need not load them. A test holds them equal.
+GATES = ("hidden", "cosine", "mahalanobis", "mean", "sentence", "always")
+SITES = ("attn_out", "resid_mid", "mlp_out", "resid_post")
+SETTINGS = ("window", "gate", "gate_model", "max_fpr", "site", "heads", "position")
 SELECTION = 20  # facts by which a window, a gate and the like are chosen, none of them measured
 
 
@@ -28,7 +32,18 @@ def add_editor_options(parser: argparse.ArgumentParser) -> None:
         help="ft, ft_l, lora, rome, memit, alphaedit, ike, sake, mega, mean_shift, no_edit (default mega)",
     )
     parser.add_argument("--window", type=layers, help="layers that a steering editor steers, as 4-7, or auto")
-    parser.add_argument("--gate", choices=("hidden", "always"), help="of a steering editor (default hidden)")
+    parser.add_argument("--gate", choices=GATES, help="what opens a steering editor (default hidden)")
+    parser.add_argument("--gate-model", help="for --gate sentence: a sentence-transformers folder or id")
+    parser.add_argument(
+        "--max-fpr", type=float, help="share of foreign prompts that MEGA's gate may open for"
+    )
+    parser.add_argument("--site", choices=SITES, help="what MEGA steers (default attn_out)")
+    parser.add_argument(
+        "--heads", type=count, help="how many heads MEGA steers, named by the attribution (all)"
+    )
+    parser.add_argument(
+        "--position", choices=("prompt", "every"), help="steer the prompt's end alone, or each new token too"
+    )
 
 
 def named_editor(options: argparse.Namespace, model: HookedModel) -> Editor:
@@ -38,14 +53,14 @@ def named_editor(options: argparse.Namespace, model: HookedModel) -> Editor:
     # MEGA's control, which moves the mean alone, is a setting of it and no editor of its own.
     shift = options.editor == "mean_shift"
     editor = MEGA(estimator="shift", name="mean_shift") if shift else by_name(options.editor)
-    given = {
-        name: getattr(options, name) for name in ("window", "gate") if getattr(options, name) is not None
-    }
+    given = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
     fields = (
         {field.name for field in dataclasses.fields(editor)} if dataclasses.is_dataclass(editor) else {""}
     )
     if foreign := [name for name in given if name not in fields]:
-        raise InputError(f"{foreign[0]}: {options.editor} has no such setting; leave --{foreign[0]} out")
+        raise InputError(
+            f"{foreign[0]}: {options.editor} has no such setting; leave --{foreign[0].replace('_', '-')} out"
+        )
     if given:
         editor = dataclasses.replace(editor, **given)  # type: ignore[type-var]
     if isinstance(editor, MEGA) and editor.window != "auto":

@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from mechedit.batching import batches
 from mechedit.editors.bank import GateBank
 from mechedit.editors.sites import SITES, Heads, SiteName, part
 from mechedit.facts import FactEdit
@@ -240,12 +241,12 @@ class SteeredModel(HookedModel):
         return frame.sort_values(["prompt", "ratio"], kind="stable", ignore_index=True)
 
     def _ratios(self, prompts: Sequence[str], batch_size: int) -> Tensor:
-        found = []
         ids = self.encode(prompts)
-        for start in range(0, len(ids), batch_size):
-            self.logits(ids[start : start + batch_size], batch_size=batch_size)
-            found.append(self.steering.ratios)
-        return torch.cat(found, dim=1) if found else torch.zeros(len(self.edits), 0)
+        found = torch.zeros(len(self.edits), len(ids), device=self.device)
+        for batch in batches([len(one) for one in ids], batch_size):
+            self.logits([ids[i] for i in batch], batch_size=batch_size)
+            found[:, batch] = self.steering.ratios.to(found)
+        return found
 
 
 @contextlib.contextmanager

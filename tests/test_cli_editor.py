@@ -1,0 +1,65 @@
+"""The options of an editor on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from mechedit.cli import main
+from mechedit.cli.editor import GATES, SITES
+from mechedit.editors import mega, sites
+from mechedit.factworld import export
+
+
+def test_the_choices_are_the_editors_own() -> None:
+    assert get_args(mega.GateKind) == GATES
+    assert (*SITES, "z") == tuple(sites.SITES)  # z is what --heads steers
+
+
+def test_evaluate_takes_mega_as_it_is_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    export(tmp_path / "facts.json", schema="counterfact", limit=2, seed=9)
+    argv = [
+        "evaluate",
+        "--data",
+        str(tmp_path / "facts.json"),
+        "--out",
+        str(tmp_path / "run"),
+        "--quiet",
+        "--json",
+    ]
+    settings = [
+        "--gate",
+        "cosine",
+        "--max-fpr",
+        "0.1",
+        "--heads",
+        "4",
+        "--position",
+        "every",
+        "--window",
+        "4-6",
+    ]
+    assert main([*argv, *settings]) == 0
+    assert json.loads(capsys.readouterr().out)["scores"]["Acc"]["value"] == 1.0
+    said = (tmp_path / "run" / "config.toml").read_text()
+    assert all(part in said for part in ("gate='cosine'", "max_fpr=0.1", "position='every'", "window=(4, 6)"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["--editor", "rome", "--max-fpr", "0.1"], "max_fpr: rome has no such setting; leave --max-fpr out"),
+        (["--gate", "sentence"], "gate_model: expected a sentence-transformers folder or id"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, settings: list[str], said: str
+) -> None:
+    export(tmp_path / "facts.json", schema="counterfact", limit=2, seed=9)
+    out = tmp_path / "run"
+    assert main(["evaluate", "--data", str(tmp_path / "facts.json"), "--out", str(out), *settings]) == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists()
