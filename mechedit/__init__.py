@@ -6,7 +6,7 @@ beside its controls. `load_model`, `attribute`, `editors`, `evaluate` and `anato
 
 from mechedit import editors, factworld
 from mechedit.anatomy import AnatomyStudy, StatementContrast, anatomy, statement_contrast
-from mechedit.attribution import Attribution, attribute
+from mechedit.attribution import Attribution, AttributionContrast, attribute, contrast, edit_contrast
 from mechedit.evaluation import Evaluation, evaluate
 from mechedit.facts import FactEdit, load_facts
 from mechedit.model import HookedModel, ResidualView, load_model
@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AnatomyStudy",
     "Attribution",
+    "AttributionContrast",
     "Evaluation",
     "FactEdit",
     "HookedModel",
@@ -25,6 +26,8 @@ __all__ = [
     "StatementContrast",
     "anatomy",
     "attribute",
+    "contrast",
+    "edit_contrast",
     "editors",
     "evaluate",
     "factworld",

@@ -174,7 +174,7 @@ def test_a_change_between_the_sub_layers_shows_as_a_gap() -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_contrast_is_the_difference_of_two_attributions(arch: Arch) -> None:
     model = tiny_model(arch)
-    frame = contrast(model, PROMPT, " Dutch", TARGET)
+    frame = contrast(model, PROMPT, " Dutch", TARGET).layers
     new = attribute(model, PROMPT, " Dutch", top_k=1).layers
     old = attributed(arch).layers
     assert frame[["layer", "module"]].equals(old[["layer", "module"]])

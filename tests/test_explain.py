@@ -78,7 +78,7 @@ def test_units_are_those_of_contrast_and_of_the_weights(factworld_gpt2: HookedMo
     model = factworld_gpt2
     result = explain(model, NoEdit(), fact, neighbours=0)
     own = result.units[(result.units["role"] == "rewrite")]
-    scores = contrast(model, fact.rewrite_prompt, fact.target_new, fact.target_true)
+    scores = contrast(model, fact.rewrite_prompt, fact.target_new, fact.target_true).layers
     mine = own[own["kind"] == "sublayer"].set_index("unit")["before"]
     for row in scores.itertuples():
         name = {"attn": "attention", "mlp": "MLP"}[str(row.module)]

@@ -13,17 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 
 from mechedit.attribution.certified import certified, exact_score
 from mechedit.attribution.frames import head_frames
+from mechedit.attribution.given import Kind, unit_scores
 from mechedit.attribution.layers import Account, account
 from mechedit.attribution.passes import Pass
 from mechedit.attribution.projection import Projection
-from mechedit.attribution.scores import inc_rows
 from mechedit.attribution.terms import LayerTerms, layer_terms
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "Kind", "LayerScores", "Scored", "layer_scores"]
 
-Kind = Literal["mlp", "attn"]
 KINDS: tuple[Kind, ...] = ("mlp", "attn")
 Unit = tuple[int, int]  # layer, and index within the layer: i, or h · d_head + j
 
@@ -88,8 +87,7 @@ class Scored:
     @torch.no_grad()
     def top(self, target: int, k: int) -> dict[Kind, list[tuple[Unit, float]]]:
         """The k neurons of each kind that promote a target most, certified exact, best first, with their scores."""
-        one = Pass(self._view, self._projection, self._summed, self._account(target), self.tokens[target])
-        ranking = certified([one], k=k, sign="promote", score=exact_score)
+        ranking = certified([self._pass(target)], k=k, sign="promote", score=exact_score)
         found: dict[Kind, list[tuple[Unit, float]]] = {}
         for kind, ranked in zip(KINDS, (ranking.mlp, ranking.attn), strict=True):
             best = ranked.first(k)
@@ -100,20 +98,12 @@ class Scored:
     @torch.no_grad()
     def of(self, target: int, kind: Kind, units: Sequence[Unit]) -> list[float]:
         """Exact scores of these neurons for a target, in their order."""
-        if not units:
-            return []
-        place = KINDS.index(kind) ^ 1
-        parts = [getattr(self._summed[layer], kind) for layer, _ in units]
-        rows = zip(parts, (index for _, index in units), strict=True)
-        vectors = torch.stack(
-            [part.coefficients[i, 0].float() * part.directions[i].float() for part, i in rows]
-        )
-        base = torch.tensor([2 * layer + place for layer, _ in units], device=vectors.device)
-        log_p = self._account(target).log_p.flatten(0, 1)
-        scores: list[float] = inc_rows(
-            self._projection, vectors, base, log_p, target=self.tokens[target]
-        ).tolist()
+        layer, index = torch.tensor(units, dtype=torch.long).view(-1, 2).unbind(1)
+        scores: list[float] = unit_scores([self._pass(target)], kind, layer, index).tolist()
         return scores
+
+    def _pass(self, target: int) -> Pass:
+        return Pass(self._view, self._projection, self._summed, self._account(target), self.tokens[target])
 
     def _account(self, target: int) -> Account:
         if target not in self._accounts:

@@ -31,12 +31,22 @@ from mechedit.attribution.passes import Pass
 from mechedit.attribution.scores import inc_rows
 from mechedit.attribution.terms import SubLayer, product
 
-__all__ = ["MARGIN", "Ranges", "Score", "certified", "chord_bound", "exact_score", "jensen_bound"]
+__all__ = [
+    "MARGIN",
+    "PLACE",
+    "Ranges",
+    "Score",
+    "certified",
+    "chord_bound",
+    "exact_score",
+    "jensen_bound",
+    "unit_vectors",
+]
 
 #: From a pass, vectors [n, d_model] and bases [n] (rows of its flattened log p) to [n, 2]: bounds of their scores.
 Score = Callable[[Pass, Tensor, Tensor], Tensor]
 #: Which of a layer's two bases the units of a sub-layer are added to.
-_PLACE = {"attn": 0, "mlp": 1}
+PLACE = {"attn": 0, "mlp": 1}
 #: How far, in nats, a bound may be off by rounding.
 MARGIN = 1e-6
 _SHARE = 12  # k + k // _SHARE units are scored first, then k // _SHARE at a time
@@ -118,7 +128,7 @@ def exact_score(one: Pass, vectors: Tensor, base: Tensor) -> Tensor:
 def _bounds(one: Pass, name: str, sign: Sign, ranges: Ranges | None) -> Tensor:
     """[n_layers, n, m]: how large (promote) or how low (suppress) each unit of a kind can score; the sign is turned
     for "suppress", so that the largest come first in both."""
-    column, place = one.projection.column(one.target), _PLACE[name]
+    column, place = one.projection.column(one.target), PLACE[name]
     found = []
     for i, term in enumerate(one.terms):
         part: SubLayer = getattr(term, name)
@@ -143,7 +153,7 @@ class _Search:
         self, passes: Sequence[Pass], name: str, *, k: int, sign: Sign, ranges: Ranges | None
     ) -> None:
         self.parts: list[list[SubLayer]] = [[getattr(term, name) for term in one.terms] for one in passes]
-        self.place, self.sign = _PLACE[name], sign
+        self.place, self.sign = PLACE[name], sign
         bounds = [_bounds(one, name, sign, ranges) for one in passes]
         self.columns = max(bound.shape[2] for bound in bounds)
         # a source position that an earlier pass does not have adds nothing there
@@ -168,12 +178,8 @@ class _Search:
 
     def vectors(self, n: int) -> tuple[Tensor, Tensor]:
         """[n_chosen, d_model] in pass n of the chosen units, and their bases as rows of the flattened log p."""
-        parts = self.parts[n]
         layer, index = self.chosen // self.size, self.chosen % self.size
-        out = parts[0].coefficients.new_empty(len(layer), parts[0].directions.shape[1])
-        for i in layer.unique().tolist():
-            mine = layer == i
-            out[mine.to(out.device)] = _vectors(parts[i], index[mine], self.columns).to(out.device)
+        out = unit_vectors(self.parts[n], layer, index, columns=self.columns)
         return out, (2 * layer + self.place).to(out.device)
 
     def take(self, scores: Tensor) -> None:
@@ -189,6 +195,16 @@ class _Search:
         layer, index = scored.values // self.size, scored.values % self.size
         ranked = Ranked(found.mean(dim=1), layer, index, found if intervals else None)
         return Ranked.best([ranked], k=self.k, sign=self.sign)
+
+
+def unit_vectors(parts: Sequence[SubLayer], layer: Tensor, index: Tensor, *, columns: int) -> Tensor:
+    """[n, d_model]: the units at these layers and places of the coefficients, `columns` of them a row, of one kind of
+    sub-layer in all layers."""
+    out = parts[0].coefficients.new_empty(len(layer), parts[0].directions.shape[1])
+    for i in layer.unique().tolist():
+        mine = layer == i
+        out[mine.to(out.device)] = _vectors(parts[i], index[mine], columns).to(out.device)
+    return out
 
 
 def _vectors(part: SubLayer, index: Tensor, columns: int) -> Tensor:

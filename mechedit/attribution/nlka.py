@@ -20,33 +20,28 @@ Source: Yu & Ananiadou, "Neuron-Level Knowledge Attribution in Large Language Mo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 import torch
 
 from mechedit.attribution.certified import certified, exact_score
 from mechedit.attribution.frames import attn_frame, head_frames, neuron_frame, promotes_frame, summed
+from mechedit.attribution.given import with_units
 from mechedit.attribution.intervals import Intervals
-from mechedit.attribution.layers import contrast_scores
 from mechedit.attribution.neurons import Ranking, Sign, exhaustive
+from mechedit.attribution.options import Method, Options
 from mechedit.attribution.passes import Pass, TargetTokens, run_passes
-from mechedit.attribution.projection import Biases, Projection
+from mechedit.attribution.projection import Biases
 from mechedit.attribution.queries import N_VALUES, query_frames
 from mechedit.attribution.ranges import vocabulary_ranges, vocabulary_spread
 from mechedit.attribution.result import UNITS, Attribution
-from mechedit.attribution.terms import layer_terms
 from mechedit.attribution.tokens import token_strings
-from reports.errors import InputError
 
 if TYPE_CHECKING:
     from mechedit.model import HookedModel
 
-__all__ = ["Method", "TOLERANCE", "attribute", "contrast"]
-
-Method = Literal["exhaustive", "certified"]
+__all__ = ["TOLERANCE", "attribute", "attributed"]
 
 #: Stated floating-point tolerance of a score, in nats: vocabulary projections are fp32 (fp64 for fp64 weights).
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -64,6 +59,7 @@ def attribute(
     biases: Biases = "keep",
     tokens: TargetTokens = "first",
     tolerance: float = 0.0,
+    also: Attribution | None = None,
 ) -> Attribution:
     """Score every layer, head and neuron by what it adds to log p(target | prompt), in nats.
 
@@ -79,8 +75,10 @@ def attribute(
     continuation, "sum" adds the scores of all its tokens, each behind those before it (teacher-forced; a forward
     pass a token; log p is the sum, `ids` those of the last pass, where query neurons are read; `promotes` is read at
     the first). `tolerance` above 0 gives intervals instead of exact scores of neurons (`intervals.py`): `score` is the
-    middle, columns low and high the ends; what is left out scores at most `tolerance` nats more than the last row. A
-    hook's steering term is a row of its own in `layers` (module "steer", at the FFN "steer_mlp").
+    middle, columns low and high the ends; what is left out scores at most `tolerance` nats more than the last row.
+    `also`: a result for the same prompt whose units are scored too, exactly, behind the top k, so that every row of
+    a difference (`difference.py`) is known. A hook's steering term is a row of its own in `layers` (module "steer", at
+    the FFN "steer_mlp").
 
     Memory: temporaries over the vocabulary stay below `projection.BLOCK_BYTES` (64 MiB), the bases take
     8 · n_layers · d_vocab bytes and some passing copies. Products with the vocabulary: 2 · n_layers
@@ -95,8 +93,25 @@ def attribute(
     >>> abs(attr.completeness_gap) < 1e-3, len(attr.mlp_neurons)
     (True, 5)
     """
-    _check(top_k=top_k, sign=sign, method=method, biases=biases, tokens=tokens, tolerance=tolerance)
+    options = Options(
+        top_k=top_k, sign=sign, method=method, biases=biases, tokens=tokens, tolerance=tolerance
+    )
     passes, target_ids = run_passes(model, prompt, target, tokens=tokens, biases=biases)
+    attr = attributed(model, passes, target_ids, prompt=prompt, target=target, options=options)
+    return attr if also is None else with_units(attr, passes, also)
+
+
+@torch.no_grad()
+def attributed(
+    model: HookedModel,
+    passes: Sequence[Pass],
+    target_ids: tuple[int, ...],
+    *,
+    prompt: str,
+    target: str,
+    options: Options,
+) -> Attribution:
+    """`attribute` of passes that have been run, one for each token of the target that is scored."""
     ids = passes[-1].view.ids.tolist()
     return Attribution(
         ids=tuple(ids),
@@ -105,53 +120,14 @@ def attribute(
         target_id=target_ids[0],
         target_token="".join(token_strings(model.tokenizer, target_ids[: len(passes)])),
         target_ids=target_ids,
-        target_scored=tokens,
-        biases=biases,
-        sign=sign,
-        method=method,
+        target_scored=options.tokens,
+        biases=options.biases,
+        sign=options.sign,
+        method=options.method,
         provenance=model.provenance(data={"prompt": prompt, "target": target}, seeds={}),
         **_account(passes),
-        **_scores(model, passes, top_k=top_k, sign=sign, method=method, tolerance=tolerance),
+        **_scores(model, passes, options),
     )
-
-
-@torch.no_grad()
-def contrast(model: HookedModel, prompt: str, new: str, old: str) -> pd.DataFrame:
-    """What each sub-layer adds to the new target against the old one: frame layer, module, score (nats).
-
-    `inc(new) − inc(old) = (B_new − B_old) · v` at the same base and frozen σ: linear and exact, no softmax,
-    the same with either `biases`. Both targets stand for the first token of their continuation.
-    Errors: `InputError` as `attribute`, and where both targets start with the same token.
-
-    >>> import mechedit as me
-    >>> contrast(me.load_model("factworld"), "The mother tongue of", " English", " French").columns.tolist()
-    ['layer', 'module', 'score']
-    """
-    ids, new_ids = model.continuation(prompt, new)
-    _, old_ids = model.continuation(prompt, old)
-    if new_ids[0] == old_ids[0]:
-        raise InputError(f"old: expected another first token than new, found {old!r} and {new!r} start alike")
-    view = model.residual_view(ids)
-    projection = Projection.freeze(
-        model.final_norm, model.W_U, model.b_U, x_final=view.resid_final, biases="drop"
-    )
-    terms = list(layer_terms(model, view))
-    return contrast_scores(projection, terms, new=int(new_ids[0]), old=int(old_ids[0]))
-
-
-def _check(*, top_k: object, tolerance: float, **options: str) -> None:
-    if top_k != "all" and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-        raise InputError(f"top_k: expected an integer of at least 1 or 'all', found {top_k!r}")
-    if not 0 <= tolerance < math.inf:
-        raise InputError(f"tolerance: expected a number of nats of at least 0, found {tolerance!r}")
-    known = {"sign": Sign, "method": Method, "biases": Biases, "tokens": TargetTokens}
-    for name, value in options.items():
-        if value not in get_args(known[name]):
-            raise InputError(f"{name}: expected one of {', '.join(get_args(known[name]))}, found {value!r}")
-    if tolerance and (options["method"] == "exhaustive" or top_k == "all"):
-        raise InputError(
-            "tolerance: intervals belong to method='certified' with a number as top_k; leave it at 0"
-        )
 
 
 def _account(passes: Sequence[Pass]) -> dict[str, Any]:
@@ -164,17 +140,9 @@ def _account(passes: Sequence[Pass]) -> dict[str, Any]:
     return {**total, "layers": layers, "completeness_gap": gap, "sigma": sigma}
 
 
-def _scores(
-    model: HookedModel,
-    passes: Sequence[Pass],
-    *,
-    top_k: int | Literal["all"],
-    sign: Sign,
-    method: Method,
-    tolerance: float,
-) -> dict[str, Any]:
+def _scores(model: HookedModel, passes: Sequence[Pass], options: Options) -> dict[str, Any]:
     """The fields of `Attribution` that hold heads and neurons."""
-    k = None if top_k == "all" else top_k
+    k, sign, method, tolerance = options.k, options.sign, options.method, options.tolerance
     everything = method == "exhaustive" or k is None
     pairs = [
         head_frames(

@@ -7,7 +7,7 @@ Source of the quantities: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141). Every s
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,9 +19,10 @@ from reports.text import visible
 
 if TYPE_CHECKING:
     from mechedit.attribution.ablate import Ablation
+    from mechedit.attribution.difference import AttributionContrast
     from mechedit.model import HookedModel
 
-__all__ = ["UNITS", "Attribution", "attribution_json"]
+__all__ = ["UNITS", "Attribution", "as_code", "attribution_json", "check_top", "tidy"]
 
 #: The frames with a score, and the columns that name their units.
 UNITS: dict[str, tuple[str, ...]] = {
@@ -35,7 +36,7 @@ UNITS: dict[str, tuple[str, ...]] = {
     "query_layers": ("layer", "module"),
     "mlp_query_layers": ("layer", "module"),
 }
-_TIDY = ("unit", "layer", "module", "head", "neuron", "dim", "pos", "score")
+_TIDY = ("layer", "module", "head", "neuron", "dim", "pos")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -52,6 +53,7 @@ class Attribution(Result):
     `promotes` (layer, neuron, side "promotes" | "demotes", rank, token_id, token, logit: what the neuron's
     contribution m_i · W_out[i] adds to single tokens' logits, for the first rows of `mlp_neurons`). Neuron frames are
     sorted, best first, and hold `top_k` rows. `reads`: the strongest edges of the circuit (columns: `edges.py`).
+    `after − before` is a result too: an `AttributionContrast`.
 
     `target_scored`: "first" token of the target, or the "sum" over its tokens. `logp` = logp(t | x_final),
     `prior_logp` = logp(t | 0) (what the constants alone predict) and
@@ -94,14 +96,23 @@ class Attribution(Result):
     certificate: dict[str, Any]
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the prompt: `ids` without those of the target that a later token was scored behind."""
+        return len(self.ids) - (len(self.target_ids) - 1 if self.target_scored == "sum" else 0)
+
+    def __sub__(self, other: object) -> AttributionContrast:
+        """Edited less unedited, or new target less old, unit by unit: see `AttributionContrast`."""
+        from mechedit.attribution.difference import subtract  # here: difference.py imports this module
+
+        return subtract(self, other) if isinstance(other, Attribution) else NotImplemented
+
     def top(self, k: int, unit: str = "mlp_neurons") -> pd.DataFrame:
         """The k best rows of one frame: the largest scores, or with `sign="suppress"` the lowest; k >= 1.
 
         Errors: `InputError` for k < 1 and for a unit that is none of `UNITS`.
         """
-        _check_unit(unit)
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise InputError(f"k: expected an integer of at least 1, found {k!r}")
+        check_top(k, unit, UNITS)
         frame: pd.DataFrame = getattr(self, unit)
         ascending = self.sign == "suppress"
         ranked = frame.sort_values("score", ascending=ascending, kind="stable")
@@ -109,10 +120,7 @@ class Attribution(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """All scores in one tidy frame: unit, layer, module, head, neuron, dim, pos (missing: NA), score."""
-        parts = [getattr(self, unit).assign(unit=unit).reindex(columns=list(_TIDY)) for unit in UNITS]
-        integer = dict.fromkeys(("layer", "head", "neuron", "dim", "pos"), "Int64")
-        typed = [part.astype({**integer, "module": "string", "score": "float64"}) for part in parts]
-        return pd.concat(typed, ignore_index=True)
+        return tidy({unit: getattr(self, unit) for unit in UNITS}, scores=("score",))
 
     def plot(self, ax: Any = None) -> Any:
         """Layer scores over depth, one line a module; returns the axes."""
@@ -150,7 +158,7 @@ class Attribution(Result):
         text = "".join(visible(token) for token in self.tokens)
         gain = self.layers["score"].sum()
         lines = [
-            f"<p><strong>Attribution</strong> of {_code(self.target_token)} after {_code(text)}</p>",
+            f"<p><strong>Attribution</strong> of {as_code(self.target_token)} after {as_code(text)}</p>",
             f"<p>log p {self.logp:.4f} = embedding {self.embedding_logp:.4f} + layers {gain:.4f} "
             f"+ gap {self.completeness_gap:.1e} nats; σ {self.sigma:.4g} (frozen), biases: "
             f"{html.escape(self.biases)}, sign: {html.escape(self.sign)}, method: {html.escape(self.method)}"
@@ -189,10 +197,22 @@ def attribution_json(attr: Attribution) -> dict[str, Any]:
     return result
 
 
-def _check_unit(unit: str) -> None:
-    if unit not in UNITS:
-        raise InputError(f"unit: expected one of {', '.join(UNITS)}, found {unit!r}")
+def tidy(frames: Mapping[str, pd.DataFrame], *, scores: Sequence[str]) -> pd.DataFrame:
+    """Frames by unit as one: unit, the columns that name a unit (missing: NA), then the scores."""
+    columns = ["unit", *_TIDY, *scores]
+    types = dict.fromkeys(_TIDY, "Int64") | {"module": "string"} | dict.fromkeys(scores, "float64")
+    parts = [frame.assign(unit=unit).reindex(columns=columns).astype(types) for unit, frame in frames.items()]
+    return pd.concat(parts, ignore_index=True)
 
 
-def _code(text: str) -> str:
+def check_top(k: object, unit: str, units: Iterable[str]) -> None:
+    """Errors: `InputError` for a unit that is none of `units`, and for k < 1."""
+    if unit not in units:
+        raise InputError(f"unit: expected one of {', '.join(units)}, found {unit!r}")
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise InputError(f"k: expected an integer of at least 1, found {k!r}")
+
+
+def as_code(text: str) -> str:
+    """A token or a prompt for a page, escaped."""
     return f"<code>{html.escape(visible(text))}</code>"

@@ -1,0 +1,248 @@
+"""One attribution less another, unit by unit: the result of `a - b`.
+
+1. Two results can be subtracted where one thing differs: the edit (weights, or what hooks add) or the target. All else
+   that a score depends on has to agree.
+2. Frames are joined by the columns that name a unit, outer: a unit of either result is a row, `score` = a − b.
+3. A unit that is a row of one result only has no known score in the other (below that one's last row, not 0): NaN, and
+   counted in `unknown`. `attribute(..., also=other)` and `contrasts.edit_contrast` score the units of both, exactly. A
+   steering term that is not there has added nothing: 0.
+
+Layer scores telescope in each result, so their differences do in the difference. Two models have each their own frozen
+σ: a difference holds what the edit wrote and what it did to the scale of the final norm. Query neurons have no
+difference: each result sums them over value neurons of its own.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import pandas as pd
+
+from mechedit.attribution.result import UNITS, Attribution, as_code, check_top, tidy
+from reports.errors import InputError
+from reports.results import Result
+from reports.text import visible
+
+__all__ = ["CONTRASTED", "AttributionContrast", "Side", "joined", "subtract"]
+
+#: The frames of a difference.
+CONTRASTED = ("layers", "heads", "head_positions", "mlp_neurons", "attn_neurons")
+_MODULES = ("attn", "steer", "mlp", "steer_mlp")
+#: Two passes of one model over one prompt have one σ up to rounding: relative, in half precision and else.
+_SIGMA_HALF, _SIGMA = 1e-2, 1e-5
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two results: what it is called, and the account of its target's log-probability, as in
+    `Attribution`."""
+
+    label: str
+    target: str
+    target_id: int
+    target_token: str
+    logp: float
+    embedding_logp: float
+    completeness_gap: float
+    sigma: float
+
+    @classmethod
+    def of(cls, attr: Attribution, label: str) -> Side:
+        """The side of a result."""
+        names = ("target", "target_id", "target_token", "logp", "embedding_logp", "completeness_gap", "sigma")
+        return cls(label, *(getattr(attr, name) for name in names))
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class AttributionContrast(Result):
+    """What raises (or lowers) the log-probability of side a more than that of side b, in nats.
+
+    Frames: `layers` (layer, module), `heads` (layer, head), `head_positions` (layer, head, pos), `mlp_neurons`
+    (layer, neuron), `attn_neurons` (layer, head, dim, pos), each with a, b (the two scores) and score = a − b. Layers
+    are in the order of the computation, heads by place, neurons by |score|, largest first. NaN: not known (`unknown`).
+
+    `logp` = Δ log p = `embedding_logp` + Σ layers.score + `completeness_gap`, each a difference of the two sides.
+    """
+
+    kind: ClassVar[str] = "attribution_contrast"
+
+    a: Side
+    b: Side
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    biases: str
+    target_scored: str
+    layers: pd.DataFrame
+    heads: pd.DataFrame
+    head_positions: pd.DataFrame
+    mlp_neurons: pd.DataFrame
+    attn_neurons: pd.DataFrame
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def logp(self) -> float:
+        """log p of a's target − log p of b's, nats."""
+        return self.a.logp - self.b.logp
+
+    @property
+    def embedding_logp(self) -> float:
+        """The part of it that is there before the first layer."""
+        return self.a.embedding_logp - self.b.embedding_logp
+
+    @property
+    def completeness_gap(self) -> float:
+        """The part that neither the embedding nor a layer accounts for."""
+        return self.logp - self.embedding_logp - float(self.layers["score"].sum())
+
+    @property
+    def unknown(self) -> dict[str, int]:
+        """Rows of each frame whose score on one side is not known."""
+        return {unit: int(getattr(self, unit)["score"].isna().sum()) for unit in CONTRASTED}
+
+    def top(self, k: int, unit: str = "mlp_neurons") -> pd.DataFrame:
+        """The k rows of one frame with the largest |score|; rows that are not known come last.
+
+        Errors: `InputError` for k < 1 and for a unit that is none of `CONTRASTED`.
+        """
+        check_top(k, unit, CONTRASTED)
+        return _by_size(getattr(self, unit), unit).head(k)
+
+    def to_frame(self) -> pd.DataFrame:
+        """All scores in one tidy frame: unit, layer, module, head, neuron, dim, pos (missing: NA), a, b, score."""
+        return tidy({unit: getattr(self, unit) for unit in CONTRASTED}, scores=("a", "b", "score"))
+
+    def plot(self, ax: Any = None) -> Any:
+        """Differences of the layer scores over depth, one line a module; returns the axes."""
+        from reports.figures import layer_curve  # here: matplotlib is slow to import and not always wanted
+
+        return layer_curve(self.layers, ax=ax)
+
+    def __neg__(self) -> AttributionContrast:
+        """b − a."""
+        frames = {}
+        for unit in CONTRASTED:
+            frame = getattr(self, unit).rename(columns={"a": "b", "b": "a"})
+            frames[unit] = frame.assign(score=-frame["score"])[[*UNITS[unit], "a", "b", "score"]]
+        provenance = {"a": self.provenance.get("b", {}), "b": self.provenance.get("a", {})}
+        return replace(self, a=self.b, b=self.a, provenance=provenance, **frames)
+
+    def _repr_html_(self) -> str:
+        """The two sides, the account of the difference, and the rows that differ most; all text escaped."""
+        text = "".join(visible(token) for token in self.tokens)
+        a, b = self.a, self.b
+        lines = [
+            f"<p><strong>Attribution</strong> of {_named(a)} less {_named(b)} after {as_code(text)}</p>",
+            f"<p>Δ log p {self.logp:.4f} = embedding {self.embedding_logp:.4f} + layers "
+            f"{self.layers['score'].sum():.4f} + gap {self.completeness_gap:.1e} nats; σ {a.sigma:.4g} and "
+            f"{b.sigma:.4g} (frozen), biases: {html.escape(self.biases)}</p>",
+        ]
+        for unit in CONTRASTED:
+            frame: pd.DataFrame = getattr(self, unit)
+            shown = frame if unit == "layers" else self.top(5, unit)
+            if len(frame):
+                count = f"{len(shown)} of {len(frame)} rows"
+                count += f", {self.unknown[unit]} not known on one side" if self.unknown[unit] else ""
+                lines.append(f"<p><strong>{unit}</strong> ({count})</p>")
+                lines.append(shown.to_html(escape=True, border=0, index=False))
+        return f"<div>{''.join(lines)}</div>"
+
+
+def subtract(a: Attribution, b: Attribution) -> AttributionContrast:
+    """`a - b`. Errors: `InputError` where more than the edit or the target differs, and for scores that are
+    intervals."""
+    _check(a, b)
+    labels = _labels(a, b)
+    longer = a if len(a.ids) >= len(b.ids) else b
+    return AttributionContrast(
+        a=Side.of(a, labels[0]),
+        b=Side.of(b, labels[1]),
+        ids=longer.ids,
+        tokens=longer.tokens,
+        biases=a.biases,
+        target_scored=a.target_scored,
+        provenance={"a": a.provenance, "b": b.provenance},
+        **{unit: joined(getattr(a, unit), getattr(b, unit), unit) for unit in CONTRASTED},
+    )
+
+
+def joined(a: pd.DataFrame, b: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """Two frames of `unit` as one, outer: the columns that name a unit, a, b, score = a − b; in the order that
+    `AttributionContrast` says."""
+    keys = list(UNITS[unit])
+    sides = [frame[[*keys, "score"]].rename(columns={"score": name}) for name, frame in (("a", a), ("b", b))]
+    frame = sides[0].merge(sides[1], on=keys, how="outer", validate="one_to_one")
+    if unit == "layers":
+        steering = frame["module"].str.startswith("steer")
+        frame.loc[steering, ["a", "b"]] = frame.loc[steering, ["a", "b"]].fillna(0.0)
+        order = frame["module"].map(_MODULES.index)
+        frame = frame.assign(order=order).sort_values(["layer", "order"]).drop(columns="order")
+        return frame.assign(score=frame["a"] - frame["b"]).reset_index(drop=True)
+    frame = frame.sort_values(keys, ignore_index=True).assign(score=lambda f: f["a"] - f["b"])
+    return _by_size(frame, unit) if unit.endswith("neurons") else frame
+
+
+def _by_size(frame: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """Largest |score| first, ties by place; what is not known comes last."""
+    order = frame.sort_values(list(UNITS[unit]))["score"].abs().sort_values(ascending=False, kind="stable")
+    return frame.loc[order.index].reset_index(drop=True)
+
+
+# --- what may be subtracted -------------------------------------------------------------------------
+
+
+def _check(a: Attribution, b: Attribution) -> None:
+    for name, one in (("a", a), ("b", b)):
+        if not one.certificate["exact"]:
+            raise InputError(f"{name}: expected exact scores, found intervals; attribute with tolerance=0")
+    named = ("biases", "target_scored", "sign")
+    mine, theirs = ({name: getattr(one, name) for name in named} | _flat(one.provenance) for one in (a, b))
+    differing = [key for key in {**mine, **theirs} if mine.get(key, math.nan) != theirs.get(key, math.nan)]
+    for key in differing:
+        if key not in ("model.hash", "data.target"):
+            raise InputError(
+                f"a - b: expected two results that differ in the edit or the target alone, found {key} "
+                f"{mine.get(key)!r} and {theirs.get(key)!r}; attribute both in the same way"
+            )
+    if a.ids[: a.prompt_length] != b.ids[: b.prompt_length]:
+        raise InputError(
+            f"a - b: expected the same prompt, found other tokens ({a.prompt_length} and {b.prompt_length}); an edit "
+            "by the prompt moves every position: mechedit.anatomy contrasts such edits"
+        )
+    rounding = _SIGMA_HALF if "16" in str(a.provenance.get("dtype")) else _SIGMA
+    same_pass = math.isclose(a.sigma, b.sigma, rel_tol=rounding) and "model.hash" not in differing
+    if "data.target" in differing and not same_pass:
+        raise InputError(
+            f"a - b: expected one difference, found another target ({a.target!r} and {b.target!r}) under another edit; "
+            "subtract results for one target, or of one model"
+        )
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables by dotted keys; lists as tuples, so that a result that was loaded equals one that was not."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = tuple(value) if isinstance(value, list) else value
+    return flat
+
+
+def _labels(a: Attribution, b: Attribution) -> tuple[str, str]:
+    """Targets or models, whichever differ; else a and b."""
+    if a.target_token != b.target_token:
+        return a.target_token, b.target_token
+    models = [one.provenance.get("model", {}) for one in (a, b)]
+    if models[0].get("hash") != models[1].get("hash"):
+        first, second = (f"{model.get('name')} {str(model.get('hash'))[:8]}" for model in models)
+        return first, second
+    return "a", "b"
+
+
+def _named(side: Side) -> str:
+    return as_code(side.target_token) + (
+        "" if side.label == side.target_token else f" ({html.escape(visible(side.label))})"
+    )

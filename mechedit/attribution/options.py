@@ -1,0 +1,59 @@
+"""How to attribute: the options of `nlka.attribute`, checked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from mechedit.attribution.neurons import Sign
+from mechedit.attribution.passes import TargetTokens
+from mechedit.attribution.projection import Biases
+from reports.errors import InputError
+
+__all__ = ["Method", "Options", "check_top_k"]
+
+Method = Literal["exhaustive", "certified"]
+_CHOICES = {"sign": Sign, "method": Method, "biases": Biases, "tokens": TargetTokens}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `attribute` says of each. Errors: `InputError` for a value that is none, and for a `tolerance` without a
+    certified ranking.
+
+    >>> Options(top_k="all").k is None
+    True
+    """
+
+    top_k: int | Literal["all"] = 300
+    sign: Sign = "promote"
+    method: Method = "certified"
+    biases: Biases = "keep"
+    tokens: TargetTokens = "first"
+    tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_top_k(self.top_k)
+        if not 0 <= self.tolerance < math.inf:
+            raise InputError(f"tolerance: expected a number of nats of at least 0, found {self.tolerance!r}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in get_args(choices):
+                raise InputError(
+                    f"{name}: expected one of {', '.join(get_args(choices))}, found {getattr(self, name)!r}"
+                )
+        if self.tolerance and (self.method == "exhaustive" or self.top_k == "all"):
+            raise InputError(
+                "tolerance: intervals belong to method='certified' with a number as top_k; leave it at 0"
+            )
+
+    @property
+    def k(self) -> int | None:
+        """`top_k` as a number, None for all."""
+        return None if self.top_k == "all" else self.top_k
+
+
+def check_top_k(top_k: object) -> None:
+    """Errors: `InputError` unless `top_k` is an integer of at least 1 or "all"."""
+    if top_k != "all" and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise InputError(f"top_k: expected an integer of at least 1 or 'all', found {top_k!r}")
