@@ -120,7 +120,7 @@ def test_a_query_neuron_that_is_a_value_neuron_too_is_one_node() -> None:
 def assert_valid(graph: dict[str, Any]) -> None:
     """Fields, types, and what the viewers' code relies on."""
     assert graph.keys() == {"metadata", "qParams", "nodes", "links"}
-    parts: list[tuple[dict[str, type], list[Any]]] = [
+    parts: list[tuple[dict[str, Any], list[Any]]] = [
         (METADATA, [graph["metadata"]]),
         (QPARAMS, [graph["qParams"]]),
         (NODE, graph["nodes"]),

@@ -95,7 +95,7 @@ def plot_curves(points: pd.DataFrame) -> Any:
     figure."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    from reports.figures import row, style
+    from reports.look import row, style
 
     with style():
         axes = row(len(AXES), width=8.4, height=2.8, sharey=True)

@@ -148,7 +148,7 @@ def edit_contrast(
 
 def _heads(one: Pass, direction: Tensor) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`direction · v` of all heads, and the places of the strongest at each source position, `POSITION_ROWS` in all."""
-    per_layer = [term.head_positions().double().sum(dim=1) @ direction for term in one.terms]
+    per_layer = [term.heads().double() @ direction for term in one.terms]
     scores = torch.stack([scores.cpu() for scores in per_layer])
     layer, head = torch.cartesian_prod(*(torch.arange(n) for n in scores.shape)).unbind(1)
     length = len(one.view.ids)

@@ -75,9 +75,9 @@ def kept_vectors(terms: Sequence[LayerTerms], layer: Tensor, head: Tensor, pos: 
     """[n, d_model]: what these heads add from these source positions; zero where there is no such position."""
     length = terms[0].attn.coefficients.shape[1]
     out = terms[0].attn.coefficients.new_zeros(len(layer), terms[0].attn.directions.shape[1])
-    for i in layer.unique().tolist():
-        mine = (layer == i) & (pos < length)
-        out[mine.to(out.device)] = terms[i].head_positions()[head[mine], pos[mine]].to(out.device)
+    for i, j in torch.stack([layer, head], dim=1).unique(dim=0).tolist():
+        mine = (layer == i) & (head == j) & (pos < length)
+        out[mine.to(out.device)] = terms[i].positions(j)[pos[mine]].to(out)
     return out
 
 
