@@ -9,8 +9,8 @@ Source of the scores: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141); the choice 
    from its token. Each kept neuron is a node with an edge to the target and what it promotes.
 4. Edges from query neurons (`edges.py`) to kept FFN value neurons and to attention value neurons of kept heads
    are kept in the same way, `max_edges` of either kind at most: `query_share` of the |score| of all pairs of an
-   FFN neuron and a value neuron, those that the result does not hold among them. An attention value
-   neuron with a kept edge is a node that leads to its head; a query neuron is a node with the sum of its kept edges as its score.
+   FFN neuron and a value neuron, those that the result does not hold among them. An attention value neuron with
+   a kept edge is a node that leads to its head; a query neuron is a node with the sum of its kept edges as score.
 5. The embedding has an edge to every query and value neuron of step 4.
 6. Not subject to pruning: the embedding, an edge from the last token to the target, and any steering term.
 

@@ -67,7 +67,7 @@ def read_edges(
     parts[0] |= {"source_layer": -1, "source_neuron": -1}
     for source, unit, value in picked:
         assert source.neurons is not None
-        rows = _rows(source.neurons.double(), unit, value, keys, owner, scores) | _pick(names, value)
+        rows = _rows(source.neurons, unit, value, keys, owner, scores) | _pick(names, value)
         parts.append(rows | {"source": "mlp", "source_layer": source.layer, "source_neuron": unit.tolist()})
     frame = pd.concat([pd.DataFrame(part) for part in parts], ignore_index=True)
     frame = pd.concat([frame, _query_rows(model, view, frame)], ignore_index=True)
@@ -92,12 +92,16 @@ def _strongest(
     how many that are not 0, and their sum."""
     total, count, n = 0.0, 0, len(scores[of])
     best: list[tuple[Source, Tensor, Tensor]] = []
+    mine = (owner >= (of.start or 0)) & (
+        owner < (of.start or 0) + n
+    )  # the keys of one value neuron lie n apart
+    weight = (keys.slope * scores[owner])[mine]
     for source in sources:
         if source.neurons is None:
             continue
-        size = (_fold(source.neurons.double() * keys.slope, owner, len(scores)) * scores)[:, of].abs()
-        total += float(size.sum())
-        count += int((size > 0).sum())
+        size = (source.neurons[:, mine] * weight.to(source.neurons)).unflatten(1, (-1, n)).sum(dim=1).abs_()
+        total += float(size.sum(dtype=torch.float64))
+        count += int(size.count_nonzero())
         best.append((source, *size.flatten().topk(min(EDGES, size.numel()))))
     every = torch.cat([sizes for _, sizes, _ in best])
     least = every.topk(min(EDGES, len(every))).values[-1]
@@ -116,14 +120,16 @@ def _rows(
     reads: Tensor, unit: Tensor, value: Tensor, keys: Keys, owner: Tensor, scores: Tensor
 ) -> dict[str, Any]:
     """The columns with numbers of edges from rows `unit` of `reads` [rows, keys] to the value neurons `value`."""
-    fraction = _fold(reads * keys.slope, owner, len(scores))[unit, value]
+    reads = reads[unit].double()
+    edge = torch.arange(len(unit), device=owner.device)
+    fraction = _fold(reads * keys.slope, owner, len(scores))[edge, value]
     mine = owner[None] == torch.arange(len(scores), device=owner.device)[:, None]
     first, last = mine.int().argmax(1), mine.shape[1] - 1 - mine.flip(1).int().argmax(1)
     share = reads / keys.read
-    gate = torch.where(first == last, torch.nan, 1.0)[value] * share[unit, last[value]]
+    gate = torch.where(first == last, torch.nan, 1.0)[value] * share[edge, last[value]]
     return {
         "pos": keys.pos[first[value]].tolist(),
-        "read": share[unit, first[value]].tolist(),
+        "read": share[edge, first[value]].tolist(),
         "read_gate": gate.tolist(),
         "fraction": fraction.tolist(),
         "score": (fraction * scores[value]).tolist(),
