@@ -21,11 +21,30 @@ from tests.tiny import ARCHS, Arch, tiny_model
 PROMPT, TARGET = "The mother tongue of Anna is", " French"
 
 # What circuit-tracer 0.5's pydantic models and Neuronpedia's JSON schema 1.0.0 require, and of which type.
-METADATA = {"slug": str, "scan": str, "transcoder_list": list, "prompt_tokens": list, "prompt": str}
-QPARAMS = {"pinnedIds": list, "supernodes": list, "linkType": str, "clickedId": str, "sg_pos": str}
-NODE = {"node_id": str, "feature": int, "layer": str, "ctx_idx": int, "feature_type": str, "jsNodeId": str}
+METADATA: dict[str, type] = {
+    "slug": str,
+    "scan": str,
+    "transcoder_list": list,
+    "prompt_tokens": list,
+    "prompt": str,
+}
+QPARAMS: dict[str, type] = {
+    "pinnedIds": list,
+    "supernodes": list,
+    "linkType": str,
+    "clickedId": str,
+    "sg_pos": str,
+}
+NODE: dict[str, type] = {
+    "node_id": str,
+    "feature": int,
+    "layer": str,
+    "ctx_idx": int,
+    "feature_type": str,
+    "jsNodeId": str,
+}
 NODE |= {"clerp": str, "token_prob": float, "is_target_logit": bool, "run_idx": int, "reverse_ctx_idx": int}
-LINK = {"source": str, "target": str, "weight": float}
+LINK: dict[str, type] = {"source": str, "target": str, "weight": float}
 
 
 @cache
@@ -42,7 +61,7 @@ def circuit(arch: Arch = "llama-gqa", **options: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_circuit_leads_from_tokens_over_query_neurons_to_value_neurons(arch: Arch) -> None:
-    graph = json.loads(json.dumps(circuit(arch, max_edges=200), allow_nan=False))
+    graph = json.loads(json.dumps(circuit(arch), allow_nan=False))
     kinds = {node["id"]: node["kind"] for node in graph["nodes"]}
     steps = {(kinds[edge["source"]], kinds[edge["target"]]) for edge in graph["edges"]}
     assert {("token", "query"), ("token", "value"), ("query", "value"), ("value", "head")} <= steps
@@ -81,7 +100,7 @@ def test_a_query_neurons_score_is_the_sum_of_its_kept_edges_and_each_edge_is_a_r
 
 def test_the_share_of_the_queries_is_stated_of_all_pairs() -> None:
     attr = attributed("llama")
-    total = attr.certificate["reads"]["total"]
+    total = sum(attr.certificate["reads"]["total"].values())
     names = {node["id"]: node["kind"] for node in circuit("llama")["nodes"]}
     for limit in (0, 3, 24, 1000):
         graph = circuit("llama", max_edges=limit)
@@ -91,7 +110,7 @@ def test_the_share_of_the_queries_is_stated_of_all_pairs() -> None:
             for edge in graph["edges"]
             if names[edge["source"]] in ("query", "neuron") and names[edge["target"]] in ("value", "neuron")
         ]
-        assert graph["query_edges"] == len(kept) <= limit
+        assert graph["query_edges"] == len(kept) <= 2 * limit
         assert graph["query_share"] == pytest.approx(sum(kept) / total)
         assert graph["query_edges_total"] == attr.certificate["reads"]["edges_total"] > 200
     few = circuit("llama", max_edges=1000, share=0.01)

@@ -8,9 +8,9 @@ Source of the scores: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141); the choice 
 3. Each kept head is a node with its own score and an edge to the target; a kept source position is an edge
    from its token. Each kept neuron is a node with an edge to the target and what it promotes.
 4. Edges from query neurons (`edges.py`) to kept FFN value neurons and to attention value neurons of kept heads
-   are kept in the same way, `max_edges` at most: `query_share` of the |score| of all pairs of an FFN neuron and
-   a value neuron, those that the result does not hold among them. An attention value neuron with a kept edge is a
-   node that leads to its head; a query neuron is a node with the sum of its kept edges as its score.
+   are kept in the same way, `max_edges` of either kind at most: `query_share` of the |score| of all pairs of an
+   FFN neuron and a value neuron, those that the result does not hold among them. An attention value neuron with
+   a kept edge is a node that leads to its head; a query neuron is a node with the sum of its kept edges as score.
 5. The embedding has an edge to every query and value neuron of step 4.
 6. Not subject to pruning: the embedding, an edge from the last token to the target, and any steering term.
 
@@ -119,8 +119,12 @@ def _kept_edges(
         for row in found.itertuples()
     ]
     ranked = found[shown].sort_values("score", key=abs, ascending=False, kind="stable")
-    size = ranked["score"].abs()
-    return ranked[size.cumsum() - size < share * attr.certificate["reads"]["total"]].head(max_edges)
+    kept = []
+    for kind, total in attr.certificate["reads"]["total"].items():
+        of = ranked[ranked["target"] == kind]
+        size = of["score"].abs()
+        kept.append(of[size.cumsum() - size < share * total].head(max_edges))
+    return pd.concat(kept)
 
 
 class _Below:
@@ -145,8 +149,9 @@ class _Below:
 
     def account(self) -> dict[str, Any]:
         known, kept = self.attr.certificate["reads"], float(self.queries["score"].abs().sum())
+        total = sum(known["total"].values())
         return {
-            "query_share": kept / known["total"] if known["total"] > 0 else 1.0,
+            "query_share": kept / total if total > 0 else 1.0,
             "query_edges": len(self.queries),
             "query_edges_total": known["edges_total"],
         }

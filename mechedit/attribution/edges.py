@@ -12,8 +12,8 @@ Source: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141), section 3, for what a val
    these a receiver that promotes loses at most this.
 4. Query neurons are receivers too, of the embedding at their position; their score is the sum of their edges.
 
-Of all (FFN neuron, value neuron) pairs the `EDGES` largest |score| are kept. The shares of the scores that
-`query.py` ranks by are read shares, as published; the edges' scores also know the activation's slope.
+Of all (FFN neuron, value neuron) pairs the `EDGES` largest |score| are kept, of attention and of FFN value neurons.
+The scores that `query.py` ranks by are read shares, as published; the edges' scores also know the activation's slope.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EDGES", "read_edges"]
 
-#: How many edges from query to value neurons a result holds.
-EDGES = 200
+#: How many edges from query neurons to value neurons of either kind a result holds.
+EDGES = 100
 _COLUMNS = ("source", "source_layer", "source_neuron", "pos", "target", "layer", "head", "dim", "neuron")
 
 
@@ -48,7 +48,7 @@ def read_edges(
     sources: Sequence[Source],
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The edges as a frame, and how much was left out: `edges` (kept, from query neurons), `edges_total`, `total` (the
-    |score| of all of them).
+    |score| of all of them, by the kind of their value neuron: "attn", "mlp").
 
     Columns: source ("embed" | "mlp"), source_layer and source_neuron (−1 for the embedding), pos (where it is read),
     target ("attn" | "mlp": a value neuron, "query": an FFN neuron that is a source), layer, head, dim, neuron (−1
@@ -57,7 +57,9 @@ def read_edges(
     """
     owner = _owner(len(attn.score), len(mlp.score), keys)
     scores = torch.cat([attn.score, mlp.score]).to(keys.score)
-    picked, total = _strongest(sources, keys, owner, scores)
+    kinds = {"attn": slice(0, len(attn.score)), "mlp": slice(len(attn.score), None)}
+    found = {kind: _strongest(sources, keys, owner, scores, of=part) for kind, part in kinds.items()}
+    picked = [one for kept, _, _ in found.values() for one in kept]
     names = _names(attn, mlp, length=len(view.ids), width=model.shape.d_head)
     embed = sources[0].read[None]
     every = torch.arange(len(scores), device=owner.device)
@@ -65,12 +67,16 @@ def read_edges(
     parts[0] |= {"source_layer": -1, "source_neuron": -1}
     for source, unit, value in picked:
         assert source.neurons is not None
-        rows = _rows(source.neurons.double(), unit, value, keys, owner, scores) | _pick(names, value)
+        rows = _rows(source.neurons, unit, value, keys, owner, scores) | _pick(names, value)
         parts.append(rows | {"source": "mlp", "source_layer": source.layer, "source_neuron": unit.tolist()})
     frame = pd.concat([pd.DataFrame(part) for part in parts], ignore_index=True)
     frame = pd.concat([frame, _query_rows(model, view, frame)], ignore_index=True)
-    total["edges"] = int((frame["source"] == "mlp").sum())
-    return frame[[*_COLUMNS, "read", "read_gate", "fraction", "score", "target_score"]], total
+    account = {
+        "edges": int((frame["source"] == "mlp").sum()),
+        "edges_total": sum(count for _, count, _ in found.values()),
+        "total": {kind: total for kind, (_, _, total) in found.items()},
+    }
+    return frame[[*_COLUMNS, "read", "read_gate", "fraction", "score", "target_score"]], account
 
 
 def _owner(n_attn: int, n_mlp: int, keys: Keys) -> Tensor:
@@ -80,24 +86,29 @@ def _owner(n_attn: int, n_mlp: int, keys: Keys) -> Tensor:
 
 
 def _strongest(
-    sources: Sequence[Source], keys: Keys, owner: Tensor, scores: Tensor
-) -> tuple[list[tuple[Source, Tensor, Tensor]], dict[str, Any]]:
-    """(source, its neurons, the value neurons) of the `EDGES` largest |score|, by layer."""
-    total, count = 0.0, 0
+    sources: Sequence[Source], keys: Keys, owner: Tensor, scores: Tensor, *, of: slice
+) -> tuple[list[tuple[Source, Tensor, Tensor]], int, float]:
+    """(source, its neurons, the value neurons) of the `EDGES` largest |score| to the value neurons `of`, by layer; of
+    how many that are not 0, and their sum."""
+    total, count, n = 0.0, 0, len(scores[of])
     best: list[tuple[Source, Tensor, Tensor]] = []
+    mine = (owner >= (of.start or 0)) & (
+        owner < (of.start or 0) + n
+    )  # the keys of one value neuron lie n apart
+    weight = (keys.slope * scores[owner])[mine]
     for source in sources:
-        if source.neurons is None or not bool(source.neurons.any()):
+        if source.neurons is None:
             continue
-        size = _fold(source.neurons.double() * keys.slope, owner, len(scores)).mul_(scores).abs_()
-        total += float(size.sum())
-        count += int((size > 0).sum())
+        size = (source.neurons[:, mine] * weight.to(source.neurons)).unflatten(1, (-1, n)).sum(dim=1).abs_()
+        total += float(size.sum(dtype=torch.float64))
+        count += int(size.count_nonzero())
         best.append((source, *size.flatten().topk(min(EDGES, size.numel()))))
-    if not best:
-        return [], {"edges": 0, "edges_total": 0, "total": 0.0}
-    least = torch.cat([values for _, values, _ in best]).topk(min(EDGES, sum(len(v) for _, v, _ in best)))
-    kept = [(one, place[values >= least.values[-1]]) for one, values, place in best]
-    picked = [(one, place // len(scores), place % len(scores)) for one, place in kept if len(place)]
-    return picked, {"edges": 0, "edges_total": count, "total": total}
+    every = torch.cat([sizes for _, sizes, _ in best])
+    least = every.topk(min(EDGES, len(every))).values[-1]
+    kept = [(one, place[(sizes >= least) & (sizes > 0)]) for one, sizes, place in best]
+    first = of.start or 0
+    picked = [(one, place // n, first + place % n) for one, place in kept if len(place)]
+    return picked, count, total
 
 
 def _fold(per_key: Tensor, owner: Tensor, n: int) -> Tensor:
@@ -109,14 +120,16 @@ def _rows(
     reads: Tensor, unit: Tensor, value: Tensor, keys: Keys, owner: Tensor, scores: Tensor
 ) -> dict[str, Any]:
     """The columns with numbers of edges from rows `unit` of `reads` [rows, keys] to the value neurons `value`."""
-    fraction = _fold(reads * keys.slope, owner, len(scores))[unit, value]
+    reads = reads[unit].double()
+    edge = torch.arange(len(unit), device=owner.device)
+    fraction = _fold(reads * keys.slope, owner, len(scores))[edge, value]
     mine = owner[None] == torch.arange(len(scores), device=owner.device)[:, None]
     first, last = mine.int().argmax(1), mine.shape[1] - 1 - mine.flip(1).int().argmax(1)
     share = reads / keys.read
-    gate = torch.where(first == last, torch.nan, 1.0)[value] * share[unit, last[value]]
+    gate = torch.where(first == last, torch.nan, 1.0)[value] * share[edge, last[value]]
     return {
         "pos": keys.pos[first[value]].tolist(),
-        "read": share[unit, first[value]].tolist(),
+        "read": share[edge, first[value]].tolist(),
         "read_gate": gate.tolist(),
         "fraction": fraction.tolist(),
         "score": (fraction * scores[value]).tolist(),

@@ -60,14 +60,14 @@ def layer_reads(
     for term in terms:
         i = term.layer
         x_pre, x_mid = (part[i, keys.pos].double() for part in (view.resid_pre_all, view.resid_mid_all))
-        attn = _neurons(term.attn.directions, view.z[i, keys.pos], keys)
+        attn = _neurons(term.attn.directions, view.z[i, keys.pos], keys, keys.after(i, attention=True))
         added = ((x_mid - x_pre) * k).sum(dim=1)
         sources += _split(term, "attn", keys, added, attn, bias=model.b_O(i), x=x_mid)
         if i + 1 == len(terms):  # nothing reads the last FFN
             nothing = attn.new_zeros(len(term.mlp.directions), len(keys.pos))
             return [*sources, Source(i, "mlp", torch.zeros_like(added), nothing)]
         after = view.resid_pre_all[i + 1, keys.pos].double()
-        mlp = _neurons(term.mlp.directions, view.mlp_post[i, keys.pos], keys)
+        mlp = _neurons(term.mlp.directions, view.mlp_post[i, keys.pos], keys, keys.after(i, attention=False))
         added = ((after - x_mid) * k).sum(dim=1)
         sources += _split(term, "mlp", keys, added, mlp, bias=model.b_out(i), x=after)
     return sources
@@ -109,10 +109,15 @@ def key_account(keys: Keys, of: Tensor, *, guard: bool) -> dict[str, Any]:
     }
 
 
-def _neurons(directions: Tensor, coefficients: Tensor, keys: Keys) -> Tensor:
-    """`c_i · W[i] · k` [rows, n] of coefficients [n, rows] at the keys' positions."""
-    reads = product(directions, keys.key.T)
-    return coefficients.T.to(reads) * reads
+def _neurons(directions: Tensor, coefficients: Tensor, keys: Keys, sees: Tensor) -> Tensor:
+    """`c_i · W[i] · k` [rows, n] of coefficients [n, rows] at the keys' positions; 0 for keys that lie before."""
+    if bool(sees.all()):
+        reads = product(directions, keys.key.T)
+        return reads.mul_(coefficients.T)
+    out = keys.key.new_zeros(len(directions), len(sees))
+    if bool(sees.any()):
+        out[:, sees] = product(directions, keys.key[sees].T).mul_(coefficients[sees].T).to(out)
+    return out
 
 
 def _split(
@@ -127,12 +132,11 @@ def _split(
 ) -> list[Source]:
     """What was `added` [n] as the sub-layer's own read and what a hook put on top; 0 where a key lies before."""
     sees = keys.after(term.layer, attention=module == "attn").to(added)
-    neurons = neurons * sees.to(neurons)
-    own = neurons.double().sum(dim=0)
+    own = neurons.sum(dim=0, dtype=torch.float64)
     if bias is not None:
         own = own + sees * (keys.key.double() @ bias.double())
     added = added * sees
-    size = neurons.abs().sum(dim=0).double() + x.norm(dim=1) * keys.key.double().norm(dim=1)
+    size = neurons.norm(1, dim=0).double() + x.norm(dim=1) * keys.key.double().norm(dim=1)
     limit = _limit(term) * sees * size
     kept = neurons if module == "mlp" else None
     if bool(((added - own).abs() <= limit).all()):

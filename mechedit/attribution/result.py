@@ -62,7 +62,7 @@ class Attribution(Result):
     scored alone against the same base, and their scores overlap. `certificate`: method, exact, evaluated,
     total (value neurons), tolerance (nats), query and mlp_query (the denominators of the query neurons, and `pass`, the
     forward pass of `passes` that they were read in: the last), reads (`edges` kept, of `edges_total`, whose |score| is
-    `total`).
+    `total` by kind).
     """
 
     kind: ClassVar[str] = "attribution"
@@ -128,7 +128,7 @@ class Attribution(Result):
 
         return layer_curve(self.layers, ax=ax)
 
-    def circuit(self, *, share: float = 0.8, max_units: int = 40, max_edges: int = 24) -> dict[str, Any]:
+    def circuit(self, *, share: float = 0.8, max_units: int = 40, max_edges: int = 12) -> dict[str, Any]:
         """The attribution graph as data: value neurons ← query neurons ← embedding, on tokens → heads → target; see
         `circuit.py`. `reports.viewer.save_viewer` writes it for circuit-tracer's and Neuronpedia's viewers."""
         from mechedit.attribution.circuit import build_circuit  # here: circuit.py imports this module
