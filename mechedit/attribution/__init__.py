@@ -3,11 +3,13 @@
 `nlka.attribute` (Yu & Ananiadou, EMNLP 2024, arXiv 2312.12141) does the work and returns an `Attribution`;
 the tensor functions under it know no model: `projection` (B with the final norm and its frozen scale),
 `scores` (inc), `terms` (what each layer adds), `layers`, `neurons`, `query`. `contrast` sets a new target
-against an old one, `edit_contrast` an edited model against the unedited one, `a - b` any two results.
+against an old one, `edit_contrast` an edited model against the unedited one, `a - b` any two results;
+`attribute_many` takes many prompts.
 """
 
 from mechedit.attribution.contrasts import contrast, edit_contrast
 from mechedit.attribution.difference import AttributionContrast
+from mechedit.attribution.many import attribute_many
 from mechedit.attribution.nlka import attribute
 from mechedit.attribution.result import Attribution, attribution_json
 
@@ -15,6 +17,7 @@ __all__ = [
     "Attribution",
     "AttributionContrast",
     "attribute",
+    "attribute_many",
     "attribution_json",
     "contrast",
     "edit_contrast",
