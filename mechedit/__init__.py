@@ -6,7 +6,14 @@ beside its controls. `load_model`, `attribute`, `editors`, `evaluate` and `anato
 
 from mechedit import editors, factworld
 from mechedit.anatomy import AnatomyStudy, StatementContrast, anatomy, statement_contrast
-from mechedit.attribution import Attribution, AttributionContrast, attribute, contrast, edit_contrast
+from mechedit.attribution import (
+    Attribution,
+    AttributionContrast,
+    attribute,
+    attribute_many,
+    contrast,
+    edit_contrast,
+)
 from mechedit.evaluation import Evaluation, evaluate
 from mechedit.facts import FactEdit, load_facts
 from mechedit.model import HookedModel, ResidualView, load_model
@@ -26,6 +33,7 @@ __all__ = [
     "StatementContrast",
     "anatomy",
     "attribute",
+    "attribute_many",
     "contrast",
     "edit_contrast",
     "editors",

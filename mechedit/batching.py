@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from reports.errors import InputError
 
-__all__ = ["batches"]
+__all__ = ["batches", "token_batches"]
 
 STRETCH = 2  # the longest of a batch may be this many times as long as its shortest
 
@@ -30,5 +30,27 @@ def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
             yield batch
             batch = []
         batch.append(i)
+    if batch:
+        yield batch
+
+
+def token_batches(shapes: Sequence[tuple[int, int]], max_tokens: int) -> Iterator[list[int]]:
+    """Indices of items of these shapes (sequences, tokens of the longest), shortest first, in batches of at most
+    `max_tokens` tokens with all sequences padded to the longest; an item that is larger alone is a batch of its own.
+
+    >>> list(token_batches([(1, 6), (1, 8), (2, 6), (1, 50)], max_tokens=20))
+    [[0, 2], [1], [3]]
+    """
+    if max_tokens < 1:
+        raise InputError(f"max_tokens: expected 1 or more, found {max_tokens}")
+    batch: list[int] = []
+    rows = 0
+    for i in sorted(range(len(shapes)), key=lambda i: shapes[i][1]):
+        n, length = shapes[i]
+        if batch and ((rows + n) * length > max_tokens or length > STRETCH * shapes[batch[0]][1]):
+            yield batch
+            batch, rows = [], 0
+        batch.append(i)
+        rows += n
     if batch:
         yield batch

@@ -20,6 +20,7 @@ Under a hook that steers attn_out the third line has a rest: the steering term.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ from mechedit.hooking import Hook
 if TYPE_CHECKING:
     from mechedit.model import HookedModel
 
-__all__ = ["ResidualView", "view_residual"]
+__all__ = ["ResidualView", "view_residual", "view_residuals"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +66,18 @@ class ResidualView:
     logits: torch.Tensor
 
 
-@torch.no_grad()
 def view_residual(model: HookedModel, ids: torch.Tensor) -> ResidualView:
     """Run `model` once on `ids` [T] and keep what `ResidualView` holds; hooks already on the model stay on."""
+    return view_residuals(model, [ids])[0]
+
+
+@torch.no_grad()
+def view_residuals(model: HookedModel, sequences: Sequence[torch.Tensor]) -> list[ResidualView]:
+    """One forward pass over several prompts of ids [T], padded on the left under a mask; the view of each, in order.
+
+    Padding and batch mates change nothing but rounding. All views are slices of what the one pass left, about
+    4 · n_layers · (d_model + d_mlp) bytes a token in fp32, padding included.
+    """
     kept: dict[str, list[torch.Tensor]] = {name: [] for name in (*_LAYER_POINTS, "resid_final")}
     hooks: list[Hook] = [
         (f"blocks.{layer}.{point}", partial(_keep, kept[name], part))
@@ -75,26 +85,39 @@ def view_residual(model: HookedModel, ids: torch.Tensor) -> ResidualView:
         for name, (point, part) in _LAYER_POINTS.items()
     ]
     hooks.append(("ln_final.hook_in", partial(_keep, kept["resid_final"], LAST)))
+    ids, mask = model.pad(sequences)
     with model.hooks(hooks):
-        logits = model.forward(ids[None], torch.ones_like(ids)[None])[0, -1]
+        logits = model.run(ids, mask, logits_to_keep=1)[0][:, -1]
     # where layers lie on several devices, what they wrote is gathered where the unembedding is
     home = model.device
-    stacked = {name: torch.stack([part.to(home) for part in kept[name]]) for name in _LAYER_POINTS}
-    stacked["z"] = stacked["z"].reshape(*stacked["z"].shape[:2], -1)  # some bridges keep the heads apart
-    return ResidualView(
-        ids=ids,
-        resid_pre=stacked["resid_pre_all"][:, -1].clone(),
-        resid_mid=stacked["resid_mid_all"][:, -1].clone(),
-        resid_final=kept["resid_final"][0].to(home),
-        logits=logits.detach().to(home, copy=True),
-        **stacked,
-    )
+    stacked = {name: torch.stack([part.to(home) for part in kept[name]], dim=1) for name in _LAYER_POINTS}
+    stacked["z"] = stacked["z"].flatten(3)  # some bridges keep the heads apart
+    return [
+        ResidualView(
+            ids=own,
+            resid_pre=stacked["resid_pre_all"][row, :, -1].clone(),
+            resid_mid=stacked["resid_mid_all"][row, :, -1].clone(),
+            resid_final=kept["resid_final"][0][row].to(home),
+            logits=logits[row].detach().to(home, copy=True),
+            **{name: _unpadded(values[row], name, len(own)) for name, values in stacked.items()},
+        )
+        for row, own in enumerate(sequences)
+    ]
+
+
+def _unpadded(values: torch.Tensor, name: str, length: int) -> torch.Tensor:
+    """One prompt's [L, ...] without the padding on its left, where it has an axis of tokens."""
+    part = _LAYER_POINTS[name][1]
+    if part is LAST:
+        return values
+    axis = 2 if part is LAST_QUERY else 1
+    return values.narrow(axis, values.shape[axis] - length, length)
 
 
 Part = tuple[int | slice, ...]
-WHOLE: Part = (0,)  # of [1, T, ...]
-LAST: Part = (0, -1)  # of [1, T, d]
-LAST_QUERY: Part = (0, slice(None), -1)  # of [1, H, T, T]
+WHOLE: Part = (slice(None),)  # of [B, T, ...]
+LAST: Part = (slice(None), -1)  # of [B, T, d]
+LAST_QUERY: Part = (slice(None), slice(None), -1)  # of [B, H, T, T]
 
 # name in the view -> (hook point in a block, the part of it that is kept)
 _LAYER_POINTS: dict[str, tuple[str, Part]] = {

@@ -3,13 +3,15 @@
 `nlka.attribute` (Yu & Ananiadou, EMNLP 2024, arXiv 2312.12141) does the work and returns an `Attribution`;
 the tensor functions under it know no model: `projection` (B with the final norm and its frozen scale),
 `scores` (inc), `terms` (what each layer adds), `layers`, `neurons`, `query`. `contrast` sets a new target
-against an old one, `edit_contrast` an edited model against the unedited one, `a - b` any two results, `ablate`
-takes the neurons that were found out of the forward pass, `vocabulary` reads a neuron's own vector in the vocabulary.
+against an old one, `edit_contrast` an edited model against the unedited one, `a - b` any two results;
+`attribute_many` takes many prompts, `ablate` the neurons that were found out of the forward pass; `vocabulary` reads a
+neuron's own vector in the vocabulary.
 """
 
 from mechedit.attribution.ablate import Ablation, ablate
 from mechedit.attribution.contrasts import contrast, edit_contrast
 from mechedit.attribution.difference import AttributionContrast
+from mechedit.attribution.many import attribute_many
 from mechedit.attribution.nlka import attribute
 from mechedit.attribution.result import Attribution, attribution_json
 from mechedit.attribution.vocabulary import vocabulary
@@ -20,6 +22,7 @@ __all__ = [
     "AttributionContrast",
     "ablate",
     "attribute",
+    "attribute_many",
     "attribution_json",
     "contrast",
     "edit_contrast",

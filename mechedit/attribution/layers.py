@@ -19,10 +19,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mechedit.attribution.projection import Projection
+from mechedit.attribution.projection import Projection, stacked_expectations, stacked_logits
 from mechedit.attribution.terms import LayerTerms
 
-__all__ = ["Account", "account", "contrast_scores"]
+__all__ = ["Account", "Asked", "account", "accounts", "contrast_scores"]
 
 # Two states that are this near, relative to their size, differ by rounding: the second order of logp is 1e-9 nats.
 _NEAR = 1e-5
@@ -51,52 +51,87 @@ class _Step:
     vector: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What `account` is made of: a forward pass's projection and terms (of all layers, in order), the token, and the
+    residual before the final norm (None: what the last sub-layer leaves)."""
+
+    projection: Projection
+    terms: Sequence[LayerTerms]
+    target: int
+    x_final: Tensor | None = None
+
+
 def account(
     projection: Projection, terms: Sequence[LayerTerms], *, target: int, x_final: Tensor | None = None
 ) -> Account:
-    """Layer scores (fp64) and bases of one forward pass; `terms` are all of its layers, in order. `x_final`: the
-    residual before the final norm (None: what the last sub-layer leaves).
+    """Layer scores (fp64) and bases of one forward pass; arguments as in `Asked`.
 
     The logits are `projection.dtype`; the target's own logit and all sums are fp64.
     """
-    steps = _steps(terms)
-    bases = torch.stack([step.base for step in steps])
-    ends = bases + torch.stack([step.vector for step in steps])
-    after = torch.cat([bases[1:], ends[-1:]])
-    last = ends[-1] if x_final is None else x_final.double()
-    # Behind a sub-layer the stream is the next one's base up to rounding: there the gradient of logp is enough.
-    near = (ends - after).norm(dim=1) <= _NEAR * after.norm(dim=1)
-    near[-1] = False
-    states = torch.cat([bases, torch.stack([last, last * 0]), ends[~near]])
-    log_p, logps = _log_probs(projection, states, target=target)
-    n = len(steps)
-    means = projection.expectations(log_p[:n].exp())
-    ahead = torch.empty(n, dtype=torch.float64, device=states.device)
-    ahead[~near] = logps[n + 2 :]
-    rows = near.nonzero()[:, 0]
-    gradient = projection.column(target) - means[rows + 1]
-    ahead[rows] = logps[rows + 1] + ((ends - after)[rows] * gradient).sum(dim=1)
-    is_base = [i for i, step in enumerate(steps) if step.module in ("attn", "mlp")]
-    return Account(
-        layers=_frame(steps, (ahead - logps[:n]).tolist()),
-        log_p=log_p[is_base].unflatten(0, (-1, 2)),
-        means=means[is_base].unflatten(0, (-1, 2)),
-        logp=float(logps[n]),
-        embedding_logp=float(logps[0]),
-        prior_logp=float(logps[n + 1]),
-    )
+    return accounts([Asked(projection, terms, target, x_final)])[0]
 
 
-def _log_probs(projection: Projection, states: Tensor, *, target: int) -> tuple[Tensor, Tensor]:
-    """log p [n, d_vocab] in `projection.dtype` at the states [n, d_model], and the target's [n] in fp64."""
-    log_p = projection.logits(states)
-    total = torch.empty(len(states), dtype=torch.float64, device=states.device)
+def accounts(asked: Sequence[Asked]) -> list[Account]:
+    """`account` of several passes of one model: their states go through the vocabulary together.
+
+    Memory: the log-probabilities of all of them at once, `Account.log_p` and as much again.
+    """
+    plans = [_Plan(one) for one in asked]
+    projections = [one.projection for one in asked]
+    log_p = stacked_logits(projections, [plan.states for plan in plans])
+    parts = log_p.split([len(plan.states) for plan in plans])
+    logps = [_normalised(part, plan) for part, plan in zip(parts, plans, strict=True)]
+    at_bases = [part[: len(plan.steps)].exp() for part, plan in zip(parts, plans, strict=True)]
+    means = stacked_expectations(projections, at_bases).split([len(plan.steps) for plan in plans])
+    return [plan.account(*found) for plan, *found in zip(plans, parts, logps, means, strict=True)]
+
+
+class _Plan:
+    """The states of one account [n, d_model]: the bases of its n steps, the final one, zero, and what each step leaves
+    where that is not the next base."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        self.steps = _steps(asked.terms)
+        bases = torch.stack([step.base for step in self.steps])
+        self.ends = bases + torch.stack([step.vector for step in self.steps])
+        self.after = torch.cat([bases[1:], self.ends[-1:]])
+        last = self.ends[-1] if asked.x_final is None else asked.x_final.double()
+        # Behind a sub-layer the stream is the next one's base up to rounding: there the gradient of logp is enough.
+        self.near = (self.ends - self.after).norm(dim=1) <= _NEAR * self.after.norm(dim=1)
+        self.near[-1] = False
+        self.states = torch.cat([bases, torch.stack([last, last * 0]), self.ends[~self.near]])
+
+    def account(self, log_p: Tensor, logps: Tensor, means: Tensor) -> Account:
+        """From log p [n, d_vocab] and the target's [n] at the states, and the means at the bases."""
+        n, near = len(self.steps), self.near
+        ahead = torch.empty(n, dtype=torch.float64, device=logps.device)
+        ahead[~near] = logps[n + 2 :]
+        rows = near.nonzero()[:, 0]
+        gradient = self.asked.projection.column(self.asked.target) - means[rows + 1]
+        ahead[rows] = logps[rows + 1] + ((self.ends - self.after)[rows] * gradient).sum(dim=1)
+        is_base = [i for i, step in enumerate(self.steps) if step.module in ("attn", "mlp")]
+        return Account(
+            layers=_frame(self.steps, (ahead - logps[:n]).tolist()),
+            log_p=log_p[is_base].unflatten(0, (-1, 2)),
+            means=means[is_base].unflatten(0, (-1, 2)),
+            logp=float(logps[n]),
+            embedding_logp=float(logps[0]),
+            prior_logp=float(logps[n + 1]),
+        )
+
+
+def _normalised(logits: Tensor, plan: _Plan) -> Tensor:
+    """Turns logits [n, d_vocab] into log p in place; the target's log p [n] in fp64."""
+    projection = plan.asked.projection
+    total = torch.empty(len(logits), dtype=torch.float64, device=logits.device)
     rows = projection.rows(bytes_each=2 * 8)
-    for start in range(0, len(states), rows):
+    for start in range(0, len(logits), rows):
         block = slice(start, start + rows)
-        total[block] = log_p[block].double().logsumexp(dim=-1)
-        log_p[block] -= total[block, None].to(log_p.dtype)
-    return log_p, projection.target_logits(states, target) - total
+        total[block] = logits[block].double().logsumexp(dim=-1)
+        logits[block] -= total[block, None].to(logits.dtype)
+    return projection.target_logits(plan.states, plan.asked.target) - total
 
 
 def contrast_scores(

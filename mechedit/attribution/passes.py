@@ -8,12 +8,13 @@ Each pass has its own σ, frozen.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from mechedit.attribution.layers import Account, account
+from mechedit.attribution.layers import Account, Asked, accounts
 from mechedit.attribution.projection import Biases, Projection
 from mechedit.attribution.terms import LayerTerms, layer_terms
 from reports.errors import InputError
@@ -21,7 +22,7 @@ from reports.errors import InputError
 if TYPE_CHECKING:
     from mechedit.model import HookedModel, ResidualView
 
-__all__ = ["Pass", "TargetTokens", "run_pass", "run_passes"]
+__all__ = ["Pass", "TargetTokens", "read_passes", "run_pass", "run_passes"]
 
 TargetTokens = Literal["first", "sum"]
 
@@ -39,16 +40,28 @@ class Pass:
 
 def run_pass(model: HookedModel, view: ResidualView, target: int, *, biases: Biases) -> Pass:
     """The account of `target` behind `view`. Errors: `InputError` where the pass is not finite."""
-    projection = Projection.freeze(
-        model.final_norm, model.W_U, model.b_U, x_final=view.resid_final, biases=biases
-    )
-    terms = list(layer_terms(model, view))
-    acc = account(projection, terms, target=target, x_final=view.resid_final)
-    if not math.isfinite(acc.logp):
-        raise InputError(
-            f"model: expected a finite forward pass, found log p {acc.logp}; try dtype='float32'"
+    return read_passes(model, [view], [target], biases=biases)[0]
+
+
+def read_passes(
+    model: HookedModel, views: Sequence[ResidualView], targets: Sequence[int], *, biases: Biases
+) -> list[Pass]:
+    """`run_pass` of several views of one model, each for its own target; their bases go through the vocabulary
+    together."""
+    asked = []
+    for view, target in zip(views, targets, strict=True):
+        projection = Projection.freeze(
+            model.final_norm, model.W_U, model.b_U, x_final=view.resid_final, biases=biases
         )
-    return Pass(view, projection, terms, acc, target)
+        asked.append(Asked(projection, list(layer_terms(model, view)), target, view.resid_final))
+    found = accounts(asked)
+    for acc in found:
+        if not math.isfinite(acc.logp):
+            raise InputError(
+                f"model: expected a finite forward pass, found log p {acc.logp}; try dtype='float32'"
+            )
+    rows = zip(views, asked, found, strict=True)
+    return [Pass(view, one.projection, list(one.terms), acc, one.target) for view, one, acc in rows]
 
 
 def run_passes(

@@ -16,7 +16,7 @@ Source: Yu & Ananiadou, "Neuron-Level Knowledge Attribution in Large Language Mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -26,7 +26,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from mechedit.model import FinalNorm
 
-__all__ = ["BLOCK_BYTES", "Biases", "Projection"]
+__all__ = ["BLOCK_BYTES", "Biases", "Projection", "stacked_expectations", "stacked_logits"]
 
 Biases = Literal["keep", "drop"]
 
@@ -100,18 +100,12 @@ class Projection:
 
     def logits(self, states: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
         """`B z + c` [n, d_vocab] for rows z [n, d_model], in `dtype` (None: `self.dtype`). The caller keeps n small."""
-        normed = self.normalise(states)
-        if self.shift is not None:
-            normed = normed + self.shift
-        logits = _product(normed.to(dtype or self.dtype), self.W_U)
+        logits = _product(self._normed(states).to(dtype or self.dtype), self.W_U)
         return logits if self.constant is None else logits.add_(self.constant)
 
     def target_logits(self, states: Tensor, target: int) -> Tensor:
         """The target's entry of `logits` [n], a dot product in fp64."""
-        normed = self.normalise(states)
-        if self.shift is not None:
-            normed = normed + self.shift
-        logits = normed @ self.W_U[:, target].double()
+        logits = self._normed(states) @ self.W_U[:, target].double()
         return logits if self.constant is None else logits + self.constant[target]
 
     def log_probs(self, states: Tensor) -> Tensor:
@@ -123,11 +117,7 @@ class Projection:
 
         As a map of vectors: `v · expectation = E_p[B v]`.
         """
-        total = torch.zeros(len(p), len(self.scale), dtype=torch.float64, device=p.device)
-        for chunk, part in self.chunks():
-            total += (p[:, chunk] @ part.T).double()
-        total *= self.scale
-        return total - total.mean(-1, keepdim=True) if self.centre else total
+        return stacked_expectations([self], [p])
 
     def chunks(self, *, width: int | None = None) -> Iterator[tuple[slice, Tensor]]:
         """(tokens, their columns of W_U [d_model, width] in `dtype`), over the whole vocabulary; None: what fits the
@@ -139,10 +129,35 @@ class Projection:
         column = self.W_U[:, token].double() * self.scale
         return column - column.mean() if self.centre else column
 
+    def _normed(self, states: Tensor) -> Tensor:
+        """What W_U multiplies for rows z of states: `normalise` and β."""
+        normed = self.normalise(states)
+        return normed if self.shift is None else normed + self.shift
+
     def rows(self, *, bytes_each: int) -> int:
         """How many rows of the vocabulary fit the memory budget at `bytes_each` bytes an entry (at least
         1)."""
         return max(1, BLOCK_BYTES // (self.W_U.shape[1] * bytes_each))
+
+
+def stacked_logits(projections: Sequence[Projection], states: Sequence[Tensor]) -> Tensor:
+    """`Projection.logits` of each projection's own states, stacked [Σ n, d_vocab]: one product with the vocabulary that
+    they share, as those of one model on several prompts do."""
+    first = projections[0]
+    normed = torch.cat([one._normed(rows) for one, rows in zip(projections, states, strict=True)])
+    found = _product(normed.to(first.dtype), first.W_U)
+    return found if first.constant is None else found.add_(first.constant)
+
+
+def stacked_expectations(projections: Sequence[Projection], p: Sequence[Tensor]) -> Tensor:
+    """`Projection.expectations` of each projection's own rows p, stacked [Σ n, d_model], in one pass over W_U."""
+    first, rows = projections[0], p[0] if len(p) == 1 else torch.cat(list(p))
+    total = torch.zeros(len(rows), len(first.scale), dtype=torch.float64, device=rows.device)
+    for chunk, part in first.chunks():
+        total += (rows[:, chunk] @ part.T).double()
+    sizes = torch.tensor([len(own) for own in p], device=rows.device)
+    total *= torch.stack([one.scale for one in projections]).repeat_interleave(sizes, dim=0)
+    return total - total.mean(-1, keepdim=True) if first.centre else total
 
 
 def _chunks(W_U: Tensor, dtype: torch.dtype, *, width: int | None = None) -> Iterator[tuple[slice, Tensor]]:
