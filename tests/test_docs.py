@@ -111,5 +111,6 @@ def test_readme_commands_run(root: Path, tmp_path: Path, monkeypatch: pytest.Mon
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("mechedit ")]
     assert {command[0] for command in commands} >= {"attribute", "evaluate", "factworld", "report"}
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(root / "experiments")  # the recipes
     for command in commands:
         assert main(["factworld" if word == "gpt2" else word for word in command]) == 0
