@@ -46,6 +46,12 @@ def viewer_graph(circuit: Mapping[str, Any], *, slug: str | None = None) -> dict
 
     `slug`: the graph's name there (None: from the prompt, the target and their hash). Errors: `InputError` for a slug
     of other characters than letters, digits, "-" and "_"; `IntegrityError` for data that is no circuit.
+
+    >>> node = {"id": "target", "kind": "target", "layer": 2, "pos": None, "label": " Paris", "score": -0.1}
+    >>> graph = {"schema_version": 2, "target": " Paris", "prompt": "In", "share": 1.0, "nodes": [node], "edges": []}
+    >>> about = {"tokens": ["In"], "ids": [3], "target_id": 7, "logp": -0.1, "model": "tiny"}
+    >>> viewer_graph(graph | about)["nodes"][0]["clerp"]
+    'Output " Paris" (p=0.905)'
     """
     graph = read(circuit)
     for name in ("tokens", "ids", "target_id", "logp", "model"):

@@ -64,12 +64,14 @@ def read_edges(
     embed = sources[0].read[None]
     every = torch.arange(len(scores), device=owner.device)
     parts = [_rows(embed, every * 0, every, keys, owner, scores) | {"source": "embed"} | _pick(names, every)]
-    parts[0] |= {"source_layer": -1, "source_neuron": -1}
+    parts[0] |= {"source_layer": -1, "source_neuron": [-1] * len(every)}
     for source, unit, value in picked:
         assert source.neurons is not None
         rows = _rows(source.neurons, unit, value, keys, owner, scores) | _pick(names, value)
         parts.append(rows | {"source": "mlp", "source_layer": source.layer, "source_neuron": unit.tolist()})
-    frame = pd.concat([pd.DataFrame(part) for part in parts], ignore_index=True)
+    for part in parts:
+        part |= {name: [part[name]] * len(part["pos"]) for name in ("source", "source_layer")}
+    frame = pd.DataFrame({name: [x for part in parts for x in part[name]] for name in parts[0]})
     frame = pd.concat([frame, _query_rows(model, view, frame)], ignore_index=True)
     account = {
         "edges": int((frame["source"] == "mlp").sum()),

@@ -18,7 +18,7 @@ up key of a gated one 1 / (z σ).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -106,8 +106,9 @@ def mlp_keys(
     pos = torch.full_like(values.layer, len(view.ids) - 1) if pos is None else pos
     x = view.resid_mid_all[values.layer, pos].double()
     norms = [model.norm2(i) for i, _ in pairs]
-    normed = torch.stack([_double(norm)(row) for norm, row in zip(norms, x, strict=True)])
     sigma, times = _scale(norms, x), 1 + bool(gate)
+    normed = norms[0].centre(x) / sigma[:, None] * torch.stack([norm.weight.double() for norm in norms])
+    normed = normed + torch.stack([_zero_or(norm.bias, norm.weight) for norm in norms])
     inputs = [
         (normed * torch.stack([c for c, _ in part])).sum(1) + torch.stack([b for _, b in part])
         for part in (up, gate)[:times]
@@ -133,14 +134,13 @@ def _keys(columns: Sequence[Tensor], norms: Sequence[FinalNorm], *, centre: bool
     return (key - key.mean(dim=1, keepdim=True) if taken else key).float()
 
 
-def _double(norm: FinalNorm) -> FinalNorm:
-    bias = None if norm.bias is None else norm.bias.double()
-    return replace(norm, weight=norm.weight.double(), bias=bias)
+def _zero_or(bias: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like, dtype=torch.float64) if bias is None else bias.double()
 
 
 def _scale(norms: Sequence[FinalNorm], x: Tensor) -> Tensor:
-    """σ [n] of each norm at its row of x."""
-    return torch.stack([norm.scale(row)[0] for norm, row in zip(norms, x, strict=True)])
+    """σ [n] of the rows of x; the norms of one model share their kind and eps."""
+    return norms[0].scale(x)[:, 0]
 
 
 def _inverse(x: Tensor) -> Tensor:
