@@ -5,7 +5,14 @@ beside its controls. `load_model`, `attribute`, `editors`, `evaluate` and `anato
 """
 
 from mechedit import editors, factworld
-from mechedit.anatomy import AnatomyStudy, StatementContrast, anatomy, statement_contrast
+from mechedit.anatomy import (
+    AnatomyStudy,
+    OutcomeContrast,
+    StatementContrast,
+    anatomy,
+    outcome_contrast,
+    statement_contrast,
+)
 from mechedit.attribution import (
     Attribution,
     AttributionContrast,
@@ -28,6 +35,7 @@ __all__ = [
     "Evaluation",
     "FactEdit",
     "HookedModel",
+    "OutcomeContrast",
     "ResidualView",
     "RippleEvaluation",
     "StatementContrast",
@@ -41,6 +49,7 @@ __all__ = [
     "factworld",
     "load_facts",
     "load_model",
+    "outcome_contrast",
     "ripple",
     "statement_contrast",
 ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -249,6 +250,98 @@ def test_editors_of_the_registry_are_contrasted(factworld_gpt2: HookedModel) -> 
     assert "steer" in set(found.layers["module"])
     with pytest.raises(InputError, match="same prompt"):
         edit_contrast(factworld_gpt2, me.editors.IKE(), fact, top_k=5)
+
+
+# --------------------------------------------------------------------------------- success against failure
+
+
+@cache
+def attributions() -> tuple[Attribution, ...]:
+    prompts = (
+        "The mother tongue of Anna is",
+        "Anna Keller works as a",
+        "Rome",
+        "The city of",
+        "Tim is",
+        "She was",
+    )
+    return tuple(attribute(tiny_model("gpt2"), prompt, NEW, top_k="all") for prompt in prompts)
+
+
+def assert_means(found: me.OutcomeContrast, results: Sequence[Any], success: Sequence[bool]) -> None:
+    """Every row is the plain mean of the successes less that of the failures."""
+    for unit in ("layers", "heads", "mlp_neurons"):
+        frame = getattr(found, unit)
+        assert len(frame)
+        scores = [rows(getattr(one, unit), unit) for one in results]
+        for key, difference in rows(frame, unit, "difference").items():
+            means = [
+                np.mean([score[key] for score, good in zip(scores, success, strict=True) if good is outcome])
+                for outcome in (True, False)
+            ]
+            assert difference == pytest.approx(means[0] - means[1], abs=1e-9)
+
+
+def test_success_against_failure_is_the_difference_of_the_means() -> None:
+    results, success = attributions(), [True, False, True, False, True, False]
+    found = me.outcome_contrast(results, success)
+    assert_means(found, results, success)
+    assert (found.n_success, found.n_failure, found.left_out["mlp_neurons"]) == (3, 3, 0)
+    inside = (found.layers["low"] <= found.layers["difference"]) & (
+        found.layers["difference"] <= found.layers["high"]
+    )
+    assert inside.all()
+    turned = me.outcome_contrast(results, [not good for good in success])
+    assert turned.heads["difference"].to_numpy() == pytest.approx(-found.heads["difference"].to_numpy())
+    with pytest.raises(AssertionError):
+        assert_means(turned, results, success)
+    with pytest.raises(AssertionError):
+        assert_means(found, results, [True, True, False, False, True, False])
+
+
+def test_what_an_edit_changed_is_contrasted_by_its_outcome(tmp_path: Path) -> None:
+    results = attributions()
+    changes = [a - b for a, b in zip(results[:2], results[:2], strict=True)]
+    assert (me.outcome_contrast(changes, [True, False]).layers["difference"] == 0).all()
+    found = me.outcome_contrast(results, [True, False, True, False, True, False], facts=list("aabbcc"))
+    assert (found.facts_success, found.facts_failure) == (3, 3)
+    again = me.OutcomeContrast.load(found.save(tmp_path / "found"))
+    assert again.equals(found)
+    assert len(found.plot().get_lines()) >= 2
+    assert "outcome" in found._repr_html_().lower()
+
+
+def test_a_neuron_that_some_result_does_not_know_is_left_out_and_counted() -> None:
+    few = attribute(tiny_model("gpt2"), "Rome", NEW, top_k=5)
+    found = me.outcome_contrast([*attributions()[:3], few], [True, False, True, False])
+    assert set(rows(found.mlp_neurons, "mlp_neurons", "difference")) == set(
+        rows(few.mlp_neurons, "mlp_neurons")
+    )
+    assert found.left_out["mlp_neurons"] == len(attributions()[0].mlp_neurons) - 5
+    assert found.left_out["layers"] == found.left_out["heads"] == 0
+
+
+def test_outcomes_that_cannot_be_contrasted_are_refused() -> None:
+    results = list(attributions()[:2])
+    for success, message in (
+        ([True, True], "all succeed"),
+        ([False, False], "none succeeds"),
+        ([True], "as many"),
+    ):
+        with pytest.raises(InputError, match=message):
+            me.outcome_contrast(results, success)
+    with pytest.raises(InputError, match="as many of each"):
+        me.outcome_contrast(results, [True, False], facts=[1])
+    with pytest.raises(InputError, match="and not both"):
+        me.outcome_contrast([results[0], results[0] - results[0]], [True, False])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="expected attributions"):
+        me.outcome_contrast([], [])
+    dropped = attribute(tiny_model("gpt2"), "Rome", NEW, top_k=5, biases="drop")
+    with pytest.raises(InputError, match="one biases in all, found 'keep' and, at 1, 'drop'"):
+        me.outcome_contrast([results[0], dropped], [True, False])
+    other = attribute(tiny_model("llama"), "Rome", NEW, top_k=5)
+    with pytest.raises(InputError, match="one model name in all"):
+        me.outcome_contrast([results[0], other], [True, False])
 
 
 # ------------------------------------------------------------------------------------------ the algebra

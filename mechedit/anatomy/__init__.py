@@ -1,9 +1,11 @@
 """The anatomy of an edit: where success and failure part ways.
 
 Source: "The Anatomy of an Edit" (arXiv 2603.20795): attribution *after* an edit, successful against failed edits.
-`anatomy` contrasts knowledge editors (`study`), `statement_contrast` statements in context (`statement`).
+`anatomy` contrasts knowledge editors (`study`), `statement_contrast` statements in context (`statement`),
+`outcome_contrast` any attributions (`outcomes`).
 """
 
+from mechedit.anatomy.outcomes import OutcomeContrast, outcome_contrast
 from mechedit.anatomy.scores import LayerScores, layer_scores
 from mechedit.anatomy.statement import StatementContrast, statement_contrast
 from mechedit.anatomy.study import AnatomyStudy, anatomy
@@ -12,10 +14,12 @@ from mechedit.anatomy.window import best_window, window_scores
 __all__ = [
     "AnatomyStudy",
     "LayerScores",
+    "OutcomeContrast",
     "StatementContrast",
     "anatomy",
     "best_window",
     "layer_scores",
+    "outcome_contrast",
     "statement_contrast",
     "window_scores",
 ]

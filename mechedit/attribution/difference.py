@@ -26,7 +26,7 @@ from reports.errors import InputError
 from reports.results import Result
 from reports.text import visible
 
-__all__ = ["CONTRASTED", "AttributionContrast", "Side", "joined", "subtract"]
+__all__ = ["CONTRASTED", "AttributionContrast", "Side", "in_order", "joined", "subtract"]
 
 #: The frames of a difference.
 CONTRASTED = ("layers", "heads", "head_positions", "mlp_neurons", "attn_neurons")
@@ -177,16 +177,25 @@ def joined(a: pd.DataFrame, b: pd.DataFrame, unit: str) -> pd.DataFrame:
     if unit == "layers":
         steering = frame["module"].str.startswith("steer")
         frame.loc[steering, ["a", "b"]] = frame.loc[steering, ["a", "b"]].fillna(0.0)
+    return in_order(frame.assign(score=frame["a"] - frame["b"]), unit)
+
+
+def in_order(frame: pd.DataFrame, unit: str, *, by: str = "score") -> pd.DataFrame:
+    """Layers in the order of the computation, heads by place, neurons by the size of `by`, largest first."""
+    keys = list(UNITS[unit])
+    if unit == "layers":
         order = frame["module"].map(_MODULES.index)
-        frame = frame.assign(order=order).sort_values(["layer", "order"]).drop(columns="order")
-        return frame.assign(score=frame["a"] - frame["b"]).reset_index(drop=True)
-    frame = frame.sort_values(keys, ignore_index=True).assign(score=lambda f: f["a"] - f["b"])
-    return _by_size(frame, unit) if unit.endswith("neurons") else frame
+        return (
+            frame.assign(order=order).sort_values(["layer", "order"], ignore_index=True).drop(columns="order")
+        )
+    return (
+        _by_size(frame, unit, by) if unit.endswith("neurons") else frame.sort_values(keys, ignore_index=True)
+    )
 
 
-def _by_size(frame: pd.DataFrame, unit: str) -> pd.DataFrame:
+def _by_size(frame: pd.DataFrame, unit: str, by: str = "score") -> pd.DataFrame:
     """Largest |score| first, ties by place; what is not known comes last."""
-    order = frame.sort_values(list(UNITS[unit]))["score"].abs().sort_values(ascending=False, kind="stable")
+    order = frame.sort_values(list(UNITS[unit]))[by].abs().sort_values(ascending=False, kind="stable")
     return frame.loc[order.index].reset_index(drop=True)
 
 
