@@ -473,7 +473,9 @@ def test_a_recipe_is_read_and_the_command_line_comes_on_top(tmp_path: Path) -> N
 
 
 def test_the_recipe_that_ships_is_the_whole_study(root: Path) -> None:
-    config = load_config(root / "experiments" / "recipes" / "anatomy.toml", AnatomyConfig)
+    config = load_config(
+        root / "experiments" / "recipes" / "anatomy.toml", AnatomyConfig, experiment="anatomy"
+    )
     assert (config.limit, len(config.editors)) == (200, 6)
 
 

@@ -45,6 +45,14 @@ def walk(done: list[tuple[int, int]]) -> None:
         done += [(case, part) for part in track(range(3), label="inner", progress=False)]
 
 
+@pytest.fixture(autouse=True)
+def pythons_own_handler() -> Iterator[None]:
+    """Also where the tests were started in the background of a shell, which ignores interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_outside_of_a_loop_and_of_the_block_an_interrupt_is_an_interrupt() -> None:
     for block in (interruptible, None):
         with pytest.raises(KeyboardInterrupt) as caught:

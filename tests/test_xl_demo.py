@@ -68,7 +68,7 @@ def test_the_demo_writes_a_report_and_one_object(tmp_path: Path) -> None:
 def test_wrong_usage_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["report", str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("xlprobe: error: run_folder:")
+    assert said.startswith("xlprobe: error: runs:")
     assert said.count("\n") == 1
     assert main(["distances", "--source", "no.txt", "--target", "no.txt"]) == 2
     with pytest.raises(SystemExit) as stopped:

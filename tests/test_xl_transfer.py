@@ -18,6 +18,7 @@ from tests.xl_tiny import tiny_encoder
 from xlprobe.advice import SHARE, advise
 from xlprobe.laboratory import Joint, Score
 from xlprobe.objectives import Pair, contrastive, objective_loss
+from xlprobe.recipe import StudyRecipe
 from xlprobe.study import Study
 from xlprobe.transfer import StudyConfig, paired_differences, transfer_study
 from xlprobe.trial import WAYS, advice_trial
@@ -99,7 +100,9 @@ def test_another_study_in_the_folder_and_unknown_names_are_refused(
 
 
 def test_recipes_are_studies(root: Path) -> None:
-    found = config.load(root / "experiments" / "recipes" / "transfer.toml", StudyConfig)
+    found = config.load(
+        root / "experiments" / "recipes" / "transfer.toml", StudyRecipe, experiment=StudyRecipe.experiment
+    )
     assert found.seeds >= 3
     assert found.objectives == ("mlm", "sentence", "token", "tlm")
 
@@ -223,7 +226,7 @@ def test_the_plan_lists_the_cases_of_the_study(folder: Path) -> None:
     from dataclasses import asdict
 
     from experiments.runs import RunFolder
-    from xlprobe.recipe import StudyRecipe, plan_study
+    from xlprobe.recipe import plan_study
 
     plan = plan_study(StudyRecipe(**asdict(PLAN), sizes=SMALL))
     assert set(plan.cases) == RunFolder(folder, {}).done()
