@@ -385,10 +385,12 @@ def test_the_flat_schema_is_noted_beside_its_paraphrase_scores() -> None:
 def test_progress_is_silent_where_asked(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quiet(tiny_model("gpt2"), NoEdit(), known_facts()[:1])
+    model = tiny_model("gpt2")
+    capfd.readouterr()  # what saving the model says
+    quiet(model, NoEdit(), known_facts()[:1])
     assert capfd.readouterr() == ("", "")
     monkeypatch.setattr("experiments.progress.SECONDS", 0.0)  # between two lines where there is no terminal
-    evaluate(tiny_model("gpt2"), NoEdit(), known_facts()[:1])
+    evaluate(model, NoEdit(), known_facts()[:1])
     assert "no_edit" in capfd.readouterr().err
 
 
