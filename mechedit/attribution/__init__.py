@@ -8,7 +8,7 @@ against an old one, `edit_contrast` an edited model against the unedited one, `a
 """
 
 from mechedit.attribution.contrasts import contrast, edit_contrast
-from mechedit.attribution.difference import AttributionContrast
+from mechedit.attribution.difference import AttributionContrast, contrast_json
 from mechedit.attribution.many import attribute_many
 from mechedit.attribution.nlka import attribute
 from mechedit.attribution.result import Attribution, attribution_json
@@ -20,5 +20,6 @@ __all__ = [
     "attribute_many",
     "attribution_json",
     "contrast",
+    "contrast_json",
     "edit_contrast",
 ]
