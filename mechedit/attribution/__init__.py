@@ -10,7 +10,7 @@ neuron's own vector in the vocabulary.
 
 from mechedit.attribution.ablate import Ablation, ablate
 from mechedit.attribution.contrasts import contrast, edit_contrast
-from mechedit.attribution.difference import AttributionContrast
+from mechedit.attribution.difference import AttributionContrast, contrast_json
 from mechedit.attribution.many import attribute_many
 from mechedit.attribution.nlka import attribute
 from mechedit.attribution.result import Attribution, attribution_json
@@ -25,6 +25,7 @@ __all__ = [
     "attribute_many",
     "attribution_json",
     "contrast",
+    "contrast_json",
     "edit_contrast",
     "vocabulary",
 ]

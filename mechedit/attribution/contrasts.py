@@ -14,7 +14,8 @@ Source of the scores: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141), section 3.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from mechedit.facts import FactEdit
     from mechedit.model import HookedModel
 
-__all__ = ["contrast", "edit_contrast"]
+__all__ = ["contrast", "edit_contrast", "under_edit"]
 
 
 @torch.no_grad()
@@ -131,19 +132,28 @@ def edit_contrast(
     prompt = fact.rewrite_prompt if prompt is None else prompt
     target = fact.target_new if target is None else target
     options = Options(top_k=top_k, sign=sign, biases=biases, tokens=tokens)
-    passes, target_ids = run_passes(model, prompt, target, tokens=tokens, biases=biases)
+    edited = editor.apply(model, [fact])
+    return under_edit(model, edited, prompt, target, label=editor.name, options=options)
+
+
+def under_edit(
+    model: HookedModel,
+    edited: AbstractContextManager[HookedModel],
+    prompt: str,
+    target: str,
+    *,
+    label: str,
+    options: Options,
+) -> AttributionContrast:
+    """`edit_contrast` of an edit that is there: `edited` is the model under it, for the length of a block."""
+    asked = asdict(options)
+    passes, target_ids = run_passes(model, prompt, target, tokens=options.tokens, biases=options.biases)
     before = attributed(model, passes, target_ids, prompt=prompt, target=target, options=options)
-    with editor.apply(model, [fact]) as edited:
-        after = attribute(
-            edited, prompt, target, top_k=top_k, sign=sign, biases=biases, tokens=tokens, also=before
-        )
+    with edited as changed:
+        after = attribute(changed, prompt, target, also=before, **asked)
     # Terms are views of the weights: they speak of the unedited model again once the edit is undone.
-    difference = subtract(after, with_units(before, passes, after))
-    return replace(
-        difference,
-        a=replace(difference.a, label=editor.name),
-        b=replace(difference.b, label="unedited"),
-    )
+    found = subtract(after, with_units(before, passes, after))
+    return replace(found, a=replace(found.a, label=label), b=replace(found.b, label="unedited"))
 
 
 def _heads(one: Pass, direction: Tensor) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import html
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -26,7 +26,7 @@ from reports.errors import InputError
 from reports.results import Result
 from reports.text import visible
 
-__all__ = ["CONTRASTED", "AttributionContrast", "Side", "in_order", "joined", "subtract"]
+__all__ = ["CONTRASTED", "AttributionContrast", "Side", "contrast_json", "in_order", "joined", "subtract"]
 
 #: The frames of a difference.
 CONTRASTED = ("layers", "heads", "head_positions", "mlp_neurons", "attn_neurons")
@@ -166,6 +166,19 @@ def subtract(a: Attribution, b: Attribution) -> AttributionContrast:
         provenance={"a": a.provenance, "b": b.provenance},
         **{unit: joined(getattr(a, unit), getattr(b, unit), unit) for unit in CONTRASTED},
     )
+
+
+def contrast_json(found: AttributionContrast) -> dict[str, Any]:
+    """The difference as plain lists and numbers: frames become rows (dicts by column name), for `json.dumps`.
+
+    Keys: a, b (the fields of `Side`), ids, tokens, logp, embedding_logp, completeness_gap, biases, target_scored,
+    unknown, and each frame of `CONTRASTED` (NaN: not known).
+    """
+    result: dict[str, Any] = {name: asdict(getattr(found, name)) for name in ("a", "b")}
+    result |= {"ids": list(found.ids), "tokens": list(found.tokens)}
+    names = ("logp", "embedding_logp", "completeness_gap", "biases", "target_scored", "unknown")
+    result |= {name: getattr(found, name) for name in names}
+    return result | {unit: getattr(found, unit).to_dict("records") for unit in CONTRASTED}
 
 
 def joined(a: pd.DataFrame, b: pd.DataFrame, unit: str) -> pd.DataFrame:

@@ -176,14 +176,14 @@ class Attribution(Result):
 def attribution_json(attr: Attribution) -> dict[str, Any]:
     """The result as plain lists and numbers: frames become rows (dicts by column name), for `json.dumps`.
 
-    Keys: ids, tokens, target, target_id, target_token, logp, embedding_logp, prior_logp,
-    completeness_gap, sigma, biases,
-    sign, method, certificate, and each frame of `UNITS` and `promotes`.
+    Keys: ids, tokens, target, target_id, target_token, target_scored, logp, embedding_logp, prior_logp,
+    completeness_gap, sigma, biases, sign, method, certificate, and each frame of `UNITS` and `promotes`.
     """
     plain = (
         "target",
         "target_id",
         "target_token",
+        "target_scored",
         "logp",
         "embedding_logp",
         "prior_logp",

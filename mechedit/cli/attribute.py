@@ -1,28 +1,82 @@
-"""`mechedit attribute`: NLKA of one target after one prompt."""
+"""`mechedit attribute`: NLKA of a target after a prompt, of many, or of the difference between two."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
+from mechedit.cli.editor import SETTINGS, add_editor_options, chosen_editor
+from mechedit.cli.fact import add_fact_options, chosen_fact
 from mechedit.cli.options import command, load, top_k
 from mechedit.cli.output import as_table, print_json
+from reports.errors import InputError
+
+if TYPE_CHECKING:
+    from mechedit.attribution import Attribution, AttributionContrast
+
+#: Options of a ranking, and what they are where they are not given.
+RANKING = {"sign": "promote", "method": "certified", "biases": "keep", "tokens": "first", "tolerance": 0.0}
+#: What a kind of attribution leaves of them.
+TAKES = {
+    "contrast": ("biases",),
+    "edited": ("sign", "biases", "tokens"),
+    "editor": ("sign", "biases", "tokens"),
+    "prompts": tuple(RANKING),
+    "prompt": tuple(RANKING),
+}
+UNITS = ("layers", "heads", "mlp_neurons", "attn_neurons")
 
 
 def attribute(options: argparse.Namespace) -> None:
-    """NLKA of one target after one prompt."""
+    """NLKA of a target after a prompt, of a file of them, or of the difference between two."""
+    mode = _mode(options)
+    if mode == "prompts":
+        _many(options)
+        return
+    if mode == "prompt":
+        _one(options)
+        return
+    found = {"contrast": _targets, "edited": _saved_edit, "editor": _edit}[mode](options)
+    if options.out is not None:
+        found.save(options.out)
+    _show_difference(options, found)
+
+
+def _mode(options: argparse.Namespace) -> str:
+    """Which kind of attribution is asked for. Errors: `InputError` for options that do not go together."""
+    kinds = [
+        name for name in ("prompts", "contrast", "edited", "editor") if getattr(options, name) is not None
+    ]
+    if len(kinds) > 1:
+        raise InputError(f"attribute: expected one of --{kinds[0]} and --{kinds[1]}, found both")
+    mode = kinds[0] if kinds else "prompt"
+    needed = {"prompts": (), "editor": ("fact",)}.get(mode, ("prompt", "target"))
+    if missing := [name for name in needed if getattr(options, name) is None]:
+        raise InputError(f"attribute: expected --{' and --'.join(needed)}, found no --{missing[0]}")
+    foreign: list[str] = ["prompt", "target"] if mode == "prompts" else []
+    foreign += [] if mode == "editor" else ["fact", "case", *SETTINGS]
+    if given := [name for name in foreign if getattr(options, name) is not None]:
+        name = given[0].replace("_", "-")
+        raise InputError(f"{name}: --{mode} takes no --{name}; leave it out")
+    for name, usual in RANKING.items():
+        if name not in TAKES[mode] and getattr(options, name) != usual:
+            raise InputError(f"{name}: --{mode} takes no --{name}; leave it out")
+    return mode
+
+
+def _asked(options: argparse.Namespace, mode: str) -> dict[str, Any]:
+    return {"top_k": options.top_k, **{name: getattr(options, name) for name in TAKES[mode]}}
+
+
+# --- one prompt, and many ---------------------------------------------------------------------------
+
+
+def _one(options: argparse.Namespace) -> None:
     import mechedit as me
     from mechedit.attribution import attribution_json
 
-    attr = me.attribute(
-        load(options),
-        options.prompt,
-        options.target,
-        top_k=options.top_k,
-        sign=options.sign,
-        biases=options.biases,
-        method=options.method,
-    )
+    attr = me.attribute(load(options), options.prompt, options.target, **_asked(options, "prompt"))
     if options.out is not None:
         attr.save(options.out)
     if options.json:
@@ -31,8 +85,116 @@ def attribute(options: argparse.Namespace) -> None:
     print(
         f"log p({attr.target_token!r}) = {attr.logp:.4f} nats; the account misses it by {attr.completeness_gap:.1e}"
     )
-    for unit in ("layers", "heads", "mlp_neurons", "attn_neurons"):
+    for unit in UNITS:
         print(f"\n{unit}\n{as_table(attr.top(10, unit))}")
+
+
+def _many(options: argparse.Namespace) -> None:
+    import mechedit as me
+    from mechedit.attribution import attribution_json
+    from mechedit.cli.pairs import read_pairs
+
+    prompts, targets = read_pairs(options.prompts)
+    found = me.attribute_many(
+        load(options),
+        prompts,
+        targets,
+        **_asked(options, "prompts"),
+        out=options.out,
+        progress=not options.quiet,
+    )
+    if options.json:
+        print_json(
+            {"n": len(found), "out": options.out, "results": [attribution_json(attr) for attr in found]}
+        )
+        return
+    print(as_table(_summary(prompts, found)))
+    if options.out is not None:
+        print(f"results: {options.out}")
+
+
+def _summary(prompts: list[str], found: Any) -> Any:
+    """One row a pair: the prompt's end, its target, log p, the account's gap, and the sub-layer that adds most."""
+    import pandas as pd
+
+    def row(prompt: str, attr: Attribution) -> dict[str, Any]:
+        best = attr.top(1, "layers").iloc[0]
+        return {
+            "prompt": prompt if len(prompt) <= 50 else f"…{prompt[-49:]}",
+            "target": attr.target_token,
+            "logp": attr.logp,
+            "gap": attr.completeness_gap,
+            "best": f"{best['module']} {best['layer']}",
+        }
+
+    return pd.DataFrame([row(prompt, attr) for prompt, attr in zip(prompts, found, strict=True)])
+
+
+# --- the difference between two ---------------------------------------------------------------------
+
+
+def _targets(options: argparse.Namespace) -> AttributionContrast:
+    import mechedit as me
+
+    asked = _asked(options, "contrast")
+    return me.contrast(load(options), options.prompt, options.target, options.contrast, **asked)
+
+
+def _saved_edit(options: argparse.Namespace) -> AttributionContrast:
+    """--edited: a folder that `WeightChange.save` or `EditBook.save` wrote."""
+    from pathlib import Path
+
+    from mechedit.attribution.contrasts import under_edit
+    from mechedit.attribution.options import Options
+    from mechedit.editors import EditBook, WeightChange
+
+    model, folder = load(options), Path(options.edited)
+    change = (folder / "change.json").is_file()
+    saved: Any = WeightChange.load(folder, model) if change else EditBook.load(folder)
+    asked = Options(**_asked(options, "edited"))
+    return under_edit(
+        model, saved.apply(model), options.prompt, options.target, label=folder.name, options=asked
+    )
+
+
+def _edit(options: argparse.Namespace) -> AttributionContrast:
+    """--editor: --fact is edited, and its rewrite prompt and new object attributed where no others are given."""
+    import mechedit as me
+
+    fact, data = chosen_fact(options)
+    model = load(options)
+    editor = chosen_editor(options, model, [fact], data=data)
+    asked = _asked(options, "editor")
+    return me.edit_contrast(model, editor, fact, prompt=options.prompt, target=options.target, **asked)
+
+
+def _show_difference(options: argparse.Namespace, found: AttributionContrast) -> None:
+    from mechedit.attribution import contrast_json
+
+    if options.json:
+        print_json(contrast_json(found))
+        return
+    named = [
+        f"{side.logp:.4f} ({side.target_token!r}"
+        + ("" if side.label == side.target_token else f", {side.label}")
+        + ")"
+        for side in (found.a, found.b)
+    ]
+    gap = f"the account misses it by {found.completeness_gap:.1e}"
+    print(f"log p {' less '.join(named)} = {found.logp:.4f} nats; {gap}")
+    for unit in UNITS:
+        print(f"\n{unit}\n{as_table(found.top(10, unit))}")
+
+
+# --- the options ------------------------------------------------------------------------------------
+
+
+def _nats(text: str) -> float:
+    """A finite number of at least 0."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of nats of at least 0, found {text}")
+    return value
 
 
 def add(commands: Any) -> None:
@@ -43,8 +205,11 @@ def add(commands: Any) -> None:
         attribute,
         'mechedit attribute --prompt "The capital of France is" --target Paris',
     )
-    p.add_argument("--prompt", required=True)
-    p.add_argument("--target", required=True, help="scored for its first token behind the prompt")
+    p.add_argument("--prompt", help="the text that the target is predicted behind")
+    p.add_argument("--target", help="scored behind the prompt")
+    p.add_argument(
+        "--prompts", metavar="FILE", help="many instead: .json, .csv or .tsv of prompt, target; --out goes on"
+    )
     p.add_argument("--top-k", type=top_k, default=300, help="neurons of each kind, or all (default 300)")
     p.add_argument("--sign", choices=("promote", "suppress"), default="promote")
     p.add_argument(
@@ -54,4 +219,20 @@ def add(commands: Any) -> None:
         help="the same ranking by bounds, or by scoring every neuron",
     )
     p.add_argument("--biases", choices=("keep", "drop"), default="keep", help="drop reproduces the reference")
-    p.add_argument("--out", help="folder to save the result in")
+    p.add_argument(
+        "--tokens", choices=("first", "sum"), default="first", help="the target's first token, or all of them"
+    )
+    p.add_argument(
+        "--tolerance",
+        type=_nats,
+        default=0.0,
+        help="nats: scores as intervals of this width, faster (default 0)",
+    )
+    difference = p.add_argument_group("the difference between two")
+    difference.add_argument("--contrast", metavar="TARGET", help="an old target, to set --target against")
+    difference.add_argument(
+        "--edited", metavar="FOLDER", help="a saved weight change or edit book, against the model without it"
+    )
+    add_editor_options(difference, default=None)
+    add_fact_options(difference, required=False)
+    p.add_argument("--out", help="folder to save the result in; with --prompts a run folder")

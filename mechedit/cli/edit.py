@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mechedit.cli.editor import add_editor_options, chosen_editor
+from mechedit.cli.fact import add_fact_options, chosen_fact
 from mechedit.cli.options import command, load
 from mechedit.cli.output import print_json
 from reports.errors import InputError
-
-if TYPE_CHECKING:
-    from mechedit.facts import FactEdit
 
 
 def edit(options: argparse.Namespace) -> None:
     """Edits one fact and shows what the model writes before and after."""
     from mechedit.explain import explain
 
-    fact, data = _fact(options)
+    fact, data = chosen_fact(options)
     model = load(options)
     editor = chosen_editor(options, model, [fact], data=data)
     found = explain(model, editor, fact, neighbours=3 if options.explain else 0)
@@ -43,39 +39,11 @@ def edit(options: argparse.Namespace) -> None:
     print("\n".join(lines))
 
 
-def _fact(options: argparse.Namespace) -> tuple[FactEdit, str]:
-    """The fact of --fact, and its file: a JSON object of `FactEdit`'s fields, a file, or "world"; --case picks one."""
-    from mechedit.facts import FactEdit, load_facts
-    from mechedit.factworld import edits
-
-    text = options.fact.strip()
-    if text.startswith("{"):
-        try:
-            return FactEdit(**json.loads(text)), ""
-        except (TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"fact: expected an object with subject, prompt, target_true, target_new ({reason})"
-            ) from error
-    found = edits(20, seed=options.seed) if text == "world" else load_facts(Path(text))
-    chosen = [fact for fact in found if options.case in (None, str(fact.case_id))]
-    if not chosen:
-        ids = ", ".join(str(fact.case_id) for fact in found[:5])
-        raise InputError(f"case: expected a case_id of {text}, as {ids}, found {options.case!r}")
-    return chosen[0], "" if text == "world" else text
-
-
 def add(commands: Any) -> None:
     """`edit`."""
     p = command(commands, "edit", edit, "mechedit edit --editor rome --fact world --explain")
     add_editor_options(p)
-    p.add_argument(
-        "--fact",
-        required=True,
-        help='a JSON object {"subject": ..., "prompt": "... {} ...", "target_true": ..., "target_new": ...}, '
-        "a file of facts, or world: one of the embedded world",
-    )
-    p.add_argument("--case", help="case_id in the file (default: its first)")
+    add_fact_options(p, required=True)
     p.add_argument(
         "--explain", action="store_true", help="also what promoted the new object and what overruled it"
     )

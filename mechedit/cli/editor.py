@@ -24,12 +24,13 @@ SETTINGS = ("window", "gate", "gate_model", "max_fpr", "site", "heads", "positio
 SELECTION = 20  # facts by which a window, a gate and the like are chosen, none of them measured
 
 
-def add_editor_options(parser: argparse.ArgumentParser) -> None:
-    """--editor, and what steering editors take."""
+def add_editor_options(parser: Any, *, default: str | None = "mega") -> None:
+    """--editor, and what steering editors take; `parser` may be a group of options."""
     parser.add_argument(
         "--editor",
-        default="mega",
-        help="ft, ft_l, lora, rome, memit, alphaedit, ike, sake, mega, mean_shift, no_edit (default mega)",
+        default=default,
+        help="ft, ft_l, lora, rome, memit, alphaedit, ike, sake, mega, mean_shift, no_edit"
+        + (f" (default {default})" if default else ""),
     )
     parser.add_argument("--window", type=layers, help="layers that a steering editor steers, as 4-7, or auto")
     parser.add_argument("--gate", choices=GATES, help="what opens a steering editor (default hidden)")

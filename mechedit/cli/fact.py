@@ -1,0 +1,48 @@
+"""The fact of a command: given in words, from a file, or of the embedded world."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reports.errors import InputError
+
+if TYPE_CHECKING:
+    from mechedit.facts import FactEdit
+
+__all__ = ["add_fact_options", "chosen_fact"]
+
+
+def chosen_fact(options: argparse.Namespace) -> tuple[FactEdit, str]:
+    """The fact of --fact, and its file: a JSON object of `FactEdit`'s fields, a file, or "world"; --case picks one."""
+    from mechedit.facts import FactEdit, load_facts
+    from mechedit.factworld import edits
+
+    text = options.fact.strip()
+    if text.startswith("{"):
+        try:
+            return FactEdit(**json.loads(text)), ""
+        except (TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"fact: expected an object with subject, prompt, target_true, target_new ({reason})"
+            ) from error
+    found = edits(20, seed=options.seed) if text == "world" else load_facts(Path(text))
+    chosen = [fact for fact in found if options.case in (None, str(fact.case_id))]
+    if not chosen:
+        ids = ", ".join(str(fact.case_id) for fact in found[:5])
+        raise InputError(f"case: expected a case_id of {text}, as {ids}, found {options.case!r}")
+    return chosen[0], "" if text == "world" else text
+
+
+def add_fact_options(parser: Any, *, required: bool) -> None:
+    """--fact and --case."""
+    parser.add_argument(
+        "--fact",
+        required=required,
+        help='a JSON object {"subject": ..., "prompt": "... {} ...", "target_true": ..., "target_new": ...}, '
+        "a file of facts, or world: one of the embedded world",
+    )
+    parser.add_argument("--case", help="case_id in the file (default: its first)")

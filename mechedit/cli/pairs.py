@@ -1,0 +1,62 @@
+"""A file of prompts with their targets: JSON, CSV or TSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from reports.errors import InputError
+
+__all__ = ["read_pairs"]
+
+_COLUMNS = ["prompt", "target"]
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+def read_pairs(path: str) -> tuple[list[str], list[str]]:
+    """Prompts and targets of a `.json` array of {"prompt": ..., "target": ...}, or of a `.csv` or `.tsv` file with the
+    header prompt, target (in any order).
+
+    Errors: `InputError` with the file, and the record where one is not as it should be.
+    """
+    file = Path(path)
+    suffix = file.suffix.lower()
+    if suffix not in (".json", *_DELIMITERS):
+        raise InputError(
+            f"prompts: expected a .json, .csv or .tsv file, found {suffix or 'no suffix'} in {path}"
+        )
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        records = json.loads(text) if suffix == ".json" else _rows(text, _DELIMITERS[suffix])
+    except FileNotFoundError as error:
+        raise InputError(f"prompts: expected a file, found none at {path}") from error
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"prompts: {path} is not readable as {suffix[1:]} ({reason})") from error
+    if not isinstance(records, list) or not records:
+        found = "none" if isinstance(records, list) else type(records).__name__
+        raise InputError(f"prompts: {path}: expected an array of at least one record, found {found}")
+    for index, record in enumerate(records):
+        _check(record, f"prompts: {path}: record {index}")
+    return [record["prompt"] for record in records], [record["target"] for record in records]
+
+
+def _rows(text: str, delimiter: str) -> list[dict[str, Any]]:
+    header, *rows = list(csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)) or [[]]
+    if sorted(header) != _COLUMNS:
+        raise ValueError(f"expected the header prompt, target, found {', '.join(header) or 'none'}")
+    for number, row in enumerate(rows, start=2):
+        if row and len(row) != len(header):
+            raise ValueError(f"row {number}: expected {len(header)} cells, found {len(row)}")
+    return [dict(zip(header, row, strict=True)) for row in rows if row]
+
+
+def _check(record: object, where: str) -> None:
+    if not isinstance(record, dict) or sorted(record) != _COLUMNS:
+        found = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
+        raise InputError(f"{where}: expected an object with prompt and target, found {found or 'none'}")
+    for name in _COLUMNS:
+        if not isinstance(record[name], str) or not record[name].strip():
+            raise InputError(f"{where}: {name}: expected a text, found {record[name]!r}")
