@@ -93,9 +93,7 @@ def _fold(circuit: Circuit) -> tuple[list[Node], list[Edge], int, float]:
         strength[edge.source] += _size(edge.score)
     tokens = _strongest((n for n in circuit.nodes if n.kind == "token"), strength)[:_MAX_TOKENS]
     units = [n for n in circuit.nodes if n.kind not in ("token", "target")]
-    # a steering term is what its reader looks for: never folded
-    sizes = {n.id: math.inf if n.id.startswith("steer") else _size(n.score) for n in units}
-    ranked = _strongest(units, sizes)
+    ranked = _strongest(units, {n.id: _size(n.score) for n in units})
     targets = [n for n in circuit.nodes if n.kind == "target"]
     room = MAX_NODES - len(targets) - len(tokens) - 1  # one for the folded node
     kept = {n.id for n in (*targets, *tokens, *ranked[:room])}
