@@ -9,8 +9,8 @@ and needs no layout library.
 Steps of `draw`:
 
 1. check the graph (`reports.graph.read`): an edge to nowhere, or two nodes of one id, is refused;
-2. fold: keep the target, the tokens with the strongest edges and the units with the largest |score|,
-   `MAX_NODES` in all; everything else becomes one node that says how much |score| it holds;
+2. fold: keep the target, the tokens with the strongest edges and the units with the largest |score|, then
+   query and value neurons, `MAX_NODES` in all; everything else becomes one node that says how much |score| it holds;
 3. put nodes in rows, order each row by the weighted mean place of its neighbours (the barycentre heuristic of
    Sugiyama, Tagawa & Toda, IEEE Trans. SMC 11 (1981), a few sweeps down and up), break rows too long;
 4. write the SVG. Ties break by id, so the same graph gives the same bytes.
@@ -93,7 +93,9 @@ def _fold(circuit: Circuit) -> tuple[list[Node], list[Edge], int, float]:
         strength[edge.source] += _size(edge.score)
     tokens = _strongest((n for n in circuit.nodes if n.kind == "token"), strength)[:_MAX_TOKENS]
     units = [n for n in circuit.nodes if n.kind not in ("token", "target")]
-    ranked = _strongest(units, {n.id: _size(n.score) for n in units})
+    sizes = {n.id: _size(n.score) for n in units}
+    ranked = _strongest((n for n in units if n.kind not in _BELOW), sizes)
+    ranked += _strongest((n for n in units if n.kind in _BELOW), sizes)
     targets = [n for n in circuit.nodes if n.kind == "target"]
     room = MAX_NODES - len(targets) - len(tokens) - 1  # one for the folded node
     kept = {n.id for n in (*targets, *tokens, *ranked[:room])}

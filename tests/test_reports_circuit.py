@@ -63,6 +63,19 @@ def test_folding_keeps_the_largest_and_says_the_share() -> None:
     assert f"more nodes ({lost / total:.0%} of |score|) → x: {lost:+.3f}" in drawing.svg
 
 
+def test_query_and_value_neurons_take_the_room_that_units_leave_and_count_for_no_share() -> None:
+    units = [Node(f"u{i:03}", "neuron", i % 6, f"n{i:03}", 0.1) for i in range(30)]
+    kinds = ("query", "value")
+    below = [Node(f"{kind}{i:03}", kind, 0, f"{kind} {i}", 5.0, pos=0) for kind in kinds for i in range(40)]
+    target = Node("t", "target", 6, "x", 1.0)
+    edges = (*(Edge(n.id, "t", n.score) for n in units), Edge(below[0].id, "u000", 5.0, read=0.25))
+    drawing = draw(Circuit("x", "p", 0.5, (*units, *below, target), edges))
+    assert all(f">n{i:03}<" in drawing.svg for i in range(30))
+    assert drawing.shown_share == pytest.approx(1.0)
+    assert drawing.n_shown + drawing.n_folded == 111
+    assert "query 0 → n000: +5.000 nats, 25.0% of what it reads" in drawing.svg
+
+
 def test_tokens_below_target_on_top_and_layers_rise() -> None:
     graph = read(example.circuit())
     svg = draw(graph).svg
