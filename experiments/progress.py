@@ -102,9 +102,15 @@ def _on_interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _bar(label: str, total: int | None, progress: bool, unit: str) -> Any:
-    if not progress or sys.stderr.isatty() or "ipykernel" in sys.modules:  # a notebook draws the bar itself
+    if not progress or sys.stderr.isatty() or _in_notebook():
         return tqdm(total=total, desc=label, disable=not progress, unit=unit)
     return _Lines(label, total, unit)
+
+
+def _in_notebook() -> bool:
+    """A notebook draws the bar itself."""
+    shell = sys.modules.get("IPython")
+    return shell is not None and type(shell.get_ipython()).__name__ == "ZMQInteractiveShell"
 
 
 class _Lines:
