@@ -207,8 +207,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 
 def test_an_unknown_score_is_null_in_json() -> None:
+    from experiments.cli.output import finite
     from mechedit.attribution import attribute, contrast_json
-    from mechedit.cli.output import finite
     from tests.tiny import tiny_model
 
     model = tiny_model("gpt2")

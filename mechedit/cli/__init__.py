@@ -7,12 +7,10 @@ Every command prints a table, or one JSON object with `--json`. Exit status: 0 d
 
 from __future__ import annotations
 
-import argparse
-import logging
-import sys
 from collections.abc import Sequence
 
-from experiments.progress import how_to_go_on, interruptible
+from experiments.cli.options import Parser
+from experiments.cli.program import execute
 from mechedit.cli import (
     anatomy,
     attribute,
@@ -28,40 +26,14 @@ from mechedit.cli import (
     run,
     tune,
 )
-from mechedit.cli.options import Parser
-from reports.errors import InputError, MechEditError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status."""
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
-    options = _parser().parse_args(argv)
-    try:
-        with interruptible():
-            return int(options.run(options) or 0)
-    except InputError as error:
-        return _fail(error, 2)
-    except MechEditError as error:
-        return _fail(error, 1)
-    except OSError as error:  # the disk, not the code
-        return _fail(f"{error.filename or 'the disk'}: {error.strerror or error}", 1)
-    except KeyboardInterrupt as stop:
-        said = how_to_go_on(
-            stop,
-            "mechedit",
-            sys.argv[1:] if argv is None else argv,
-            saved=getattr(options, "out", None) is not None,
-        )
-        print(f"mechedit: {said}", file=sys.stderr)
-        return 130
+    return execute(_parser(), argv)
 
 
-def _fail(error: Exception | str, status: int) -> int:
-    print("mechedit: error: " + " ".join(str(error).split()), file=sys.stderr)
-    return status
-
-
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     from mechedit import __version__
 
     parser = Parser(

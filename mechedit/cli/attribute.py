@@ -6,10 +6,10 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
+from experiments.cli.output import as_table, print_json
 from mechedit.cli.editor import SETTINGS, add_editor_options, chosen_editor
 from mechedit.cli.fact import add_fact_options, chosen_fact
 from mechedit.cli.options import command, load, top_k
-from mechedit.cli.output import as_table, print_json
 from reports.errors import InputError
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mechedit.cli.options import Parser, command, count
-from mechedit.cli.output import print_json
+from experiments.cli.options import Parser, count
+from experiments.cli.output import print_json
+from mechedit.cli.options import command
 
 
 def bench_nlka(options: argparse.Namespace) -> None:

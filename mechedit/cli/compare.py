@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mechedit.cli.options import PLACE, command, count, load
-from mechedit.cli.output import as_table, print_json
+from experiments.cli.options import count
+from experiments.cli.output import as_table, print_json
+from mechedit.cli.options import PLACE, command, load
 
 if TYPE_CHECKING:
     from mechedit.comparison import ComparisonConfig

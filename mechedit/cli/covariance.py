@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mechedit.cli.options import command, count, layers, load
-from mechedit.cli.output import print_json
+from experiments.cli.options import count
+from experiments.cli.output import print_json
+from mechedit.cli.options import command, layers, load
 from reports.errors import InputError
 
 

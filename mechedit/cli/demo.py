@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mechedit.cli.options import command, count, load
-from mechedit.cli.output import print_json
+from experiments.cli.options import count
+from experiments.cli.output import print_json
+from mechedit.cli.options import command, load
 
 
 def demo(options: argparse.Namespace) -> None:

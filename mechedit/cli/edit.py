@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from experiments.cli.output import print_json
 from mechedit.cli.editor import add_editor_options, chosen_editor
 from mechedit.cli.fact import add_fact_options, chosen_fact
 from mechedit.cli.options import command, load
-from mechedit.cli.output import print_json
 from reports.errors import InputError
 
 

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mechedit.cli.options import count, layers
+from experiments.cli.options import count
+from mechedit.cli.options import layers
 from reports.errors import InputError
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from experiments.cli.options import count
+from experiments.cli.output import as_table, print_json
 from mechedit.cli.editor import add_editor_options, chosen_editor, named_editor
-from mechedit.cli.options import command, count, load
-from mechedit.cli.output import as_table, print_json
+from mechedit.cli.options import command, load
 from reports.errors import InputError
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mechedit.cli.options import Parser, command, count, load
-from mechedit.cli.output import as_table, print_json
+from experiments.cli.options import Parser, count
+from experiments.cli.output import as_table, print_json
+from mechedit.cli.options import command, load
 
 
 def factworld_train(options: argparse.Namespace) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from mechedit.cli.options import command, count, load
-from mechedit.cli.output import as_table, print_json
+from experiments.cli.options import count
+from experiments.cli.output import as_table, print_json
+from mechedit.cli.options import command, load
 
 if TYPE_CHECKING:
     from mechedit.faithfulness.recipe import FaithfulnessConfig

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
+
+from experiments.cli.options import count, subcommand
 
 if TYPE_CHECKING:
     from mechedit.model import HookedModel
@@ -17,35 +19,11 @@ SMALL = 20_000_000
 PLACE = ("model", "device", "dtype")
 
 
-class Parser(argparse.ArgumentParser):
-    """Wrong usage is one line, as every other error."""
-
-    def error(self, message: str) -> NoReturn:
-        """Status 2."""
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Words may stand behind options too, where a command takes `words` (argparse itself reads one run of them)."""
-        options, rest = self.parse_known_args(args, namespace)
-        if rest and (not hasattr(options, "words") or any(word.startswith("-") for word in rest)):
-            self.error(f"unrecognized arguments: {' '.join(rest)}")
-        if rest:
-            options.words = [*options.words, *rest]
-        return options
-
-
 def command(
     commands: Any, name: str, run: Any, example: str, *, model: bool = True
 ) -> argparse.ArgumentParser:
-    """Adds a subcommand whose help is the docstring of `run`, with the options that all commands share."""
-    help_line = (run.__doc__ or "").strip().splitlines()[0]
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=help_line, description=help_line, epilog=f"example: {example}"
-    )
-    parser.set_defaults(run=run)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice (default 0)")
+    """A subcommand with the options that all share, and with those of the model it loads, if it loads one."""
+    parser = subcommand(commands, name, run, example)
     if model:
         parser.add_argument(
             "--model", default="factworld", help="factworld, factworld-llama, a folder or a Hugging Face id"
@@ -67,14 +45,6 @@ def load(options: Any) -> HookedModel:
     if model.device.type == "cpu" and sum(weight.numel() for weight in model.hf.parameters()) < SMALL:
         torch.set_num_threads(1)
     return model
-
-
-def count(text: str) -> int:
-    """An integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
-    return value
 
 
 def top_k(text: str) -> int | str:

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
+from experiments.cli import report as shared
 from mechedit.cli.options import command
-from mechedit.cli.output import print_json
-from reports.command import add_arguments, make
 
 
 def report(options: argparse.Namespace) -> None:
     """Builds the page of a run folder, an index over several, or a comparison of two, anew."""
-    made = make(options)
-    if options.json:
-        print_json(made)
-        return
-    print(made["report"])
-    for run in made.get("runs", ()):
-        if run["state"] != "complete":
-            print(f"mechedit: {run['name']}: {run['state']}: {run['reason']}", file=sys.stderr)
+    shared.report(options, "mechedit")
 
 
 def add(commands: Any) -> None:
     """`report`."""
-    add_arguments(command(commands, "report", report, "mechedit report runs/demo", model=False))
+    shared.add_arguments(command(commands, "report", report, "mechedit report runs/demo", model=False))

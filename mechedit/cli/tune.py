@@ -6,8 +6,9 @@ import argparse
 import ast
 from typing import Any
 
-from mechedit.cli.options import command, count, load
-from mechedit.cli.output import as_table, print_json
+from experiments.cli.options import count
+from experiments.cli.output import as_table, print_json
+from mechedit.cli.options import command, load
 
 
 def tune(options: argparse.Namespace) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from experiments.cli.options import count
+from experiments.cli.output import print_json
 from reports.errors import InputError
-from xlprobe.cli.options import command, count, load, print_json
+from xlprobe.cli.options import command, load
 
 if TYPE_CHECKING:
     from xlprobe.corpora import Bitext

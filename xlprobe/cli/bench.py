@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from xlprobe.cli.options import Parser, command, count, print_json
+from experiments.cli.options import Parser, count
+from experiments.cli.output import print_json
+from xlprobe.cli.options import command
 
 
 def bench_gradients(options: argparse.Namespace) -> None:

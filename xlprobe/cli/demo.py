@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from xlprobe.cli.options import as_table, command, load, print_json
+from experiments.cli.output import as_table, print_json
+from xlprobe.cli.options import command, load
 
 
 def demo(options: argparse.Namespace) -> None:

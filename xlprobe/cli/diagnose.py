@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from xlprobe.cli.options import command, load, print_json, read_lines
+from experiments.cli.output import print_json
+from xlprobe.cli.options import command, load, read_lines
 
 SENTENCES = [
     "A dog runs .",

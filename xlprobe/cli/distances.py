@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from xlprobe.cli.options import as_table, command, count, load, print_json, read_parallel
+from experiments.cli.options import count
+from experiments.cli.output import as_table, print_json
+from xlprobe.cli.options import command, load, read_parallel
 
 
 def distances(options: argparse.Namespace) -> None:

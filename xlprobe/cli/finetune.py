@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from experiments.cli.options import count
+from experiments.cli.output import as_table, print_json
 from reports.errors import InputError
 from xlprobe.cli.align import layers
-from xlprobe.cli.options import as_table, command, count, load, print_json
+from xlprobe.cli.options import command, load
 
 if TYPE_CHECKING:
     from xlprobe.finetune import Task

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from xlprobe.cli.options import as_table, command, load, print_json
+from experiments.cli.output import as_table, print_json
+from xlprobe.cli.options import command, load
 
 
 def gradients(options: argparse.Namespace) -> None:

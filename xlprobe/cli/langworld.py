@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from xlprobe.cli.options import Parser, as_table, command, count, load, print_json
+from experiments.cli.options import Parser, count
+from experiments.cli.output import as_table, print_json
+from xlprobe.cli.options import command, load
 
 
 def langworld_train(options: argparse.Namespace) -> None:

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from xlprobe.cli.options import command, count, print_json
+from experiments.cli.options import count
+from experiments.cli.output import print_json
+from xlprobe.cli.options import command
 
 
 def pretrain(options: argparse.Namespace) -> None:

@@ -3,106 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from reports.errors import InputError
-from xlprobe.cli.options import command, print_json
-
-if TYPE_CHECKING:
-    from experiments.recipe import Experiment
+from experiments.cli import run as shared
+from xlprobe.cli.options import command
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the experiment of a recipe, goes on with it, says what it would do, or does a run again."""
     from xlprobe.cli.recipes import experiments
 
-    recipe, settings = _split(options.words)
-    if (recipe is None) == (options.again is None):
-        raise InputError("recipe: expected one recipe, or a run folder behind --again")
-    if options.again is not None:
-        if settings or options.seed is not None or options.dry_run:
-            raise InputError("again: the run is done as it was; leave settings, --seed and --dry-run out")
-        return _again(options, experiments())
-    from experiments.recipe import read
-    from experiments.runner import describe, run_cells
-
-    assert recipe is not None
-    said = [*settings, *([] if options.seed is None else [f"seed={options.seed}"])]
-    cells = read(recipe, experiments(), said=said)
-    if options.dry_run:
-        found = list(describe(cells))
-        if not options.json:
-            for cell, one in zip(cells, found, strict=True):
-                print("\n".join(_lines(cell.folder, cell.to_toml(), one)))
-    else:
-        out = Path(options.out or f"runs/{Path(recipe).stem}")
-        found = []
-        for one in run_cells(cells, out, progress=not options.quiet):
-            found.append(one)
-            if not options.json:
-                print(", ".join(f"{key} {value}" for key, value in one.items()))
-    if options.json:
-        print_json({"cells": found})
-    return 0
-
-
-def _split(words: list[str]) -> tuple[str | None, list[str]]:
-    """The recipe, which is the first word that sets no key, and the settings."""
-    recipe = next((word for word in words if "=" not in word), None)
-    return recipe, [word for word in words if word != recipe]
-
-
-def _lines(folder: str, toml: str, plan: dict[str, Any]) -> list[str]:
-    size = plan["weights_bytes"]
-    memory = (
-        "unknown: the model is not on this machine"
-        if size is None
-        else f"{size / 1e6:,.0f} MB, and work space"
-    )
-    return [
-        *([f"# {folder}"] if folder else []),
-        toml.rstrip(),
-        f"# cases: {plan['cases']}, edits: {plan['edits']}",
-        f"# forward passes of scoring, one sequence each: {plan['sequences']}",
-        f"# memory of the weights: {memory}",
-        *(f"# {note}" for note in plan["notes"]),
-        "",
-    ]
-
-
-def _again(options: argparse.Namespace, known: dict[str, Experiment]) -> int:
-    from experiments.runner import run_again
-
-    out = Path(options.out) if options.out else None
-    found = run_again(Path(options.again), out, known, progress=not options.quiet)
-    if options.json:
-        print_json({**asdict(found), "reproduced": found.reproduced})
-        return 0 if found.reproduced else 1
-    print(f"{found.identical} of {found.n} cases are equal in every bit")
-    print(f"largest difference {found.largest:.3g}, tolerance {found.tolerance:.3g}")
-    for name in ("differing", "missing", "changed"):
-        for text in getattr(found, name):
-            print(f"{name}: {text}")
-    print("reproduced" if found.reproduced else "not reproduced")
-    return 0 if found.reproduced else 1
+    return shared.run(options, experiments())
 
 
 def add(commands: Any) -> None:
     """`run`."""
-    p = command(
-        commands, "run", run, "xlprobe run experiments/recipes/transfer.toml seeds=1 --dry-run", encoder=False
-    )
-    p.set_defaults(seed=None)  # the recipe's, unless it is given
-    p.add_argument(
-        "words",
-        nargs="*",
-        metavar="RECIPE.toml KEY=VALUE",
-        help="TOML file whose key `experiment` says what is run, and keys of it on top, as limit=20",
-    )
-    p.add_argument("--out", help="run folder (default runs/ and the recipe's name); the same command goes on")
-    p.add_argument(
-        "--dry-run", action="store_true", help="print the resolved configuration and what it will do"
-    )
-    p.add_argument("--again", metavar="RUN", help="do the run of this folder again and compare every case")
+    example = "xlprobe run experiments/recipes/transfer.toml seeds=1 --dry-run"
+    shared.add_arguments(command(commands, "run", run, example, encoder=False))

@@ -6,8 +6,9 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from experiments.cli.output import as_table, print_json
 from reports.errors import InputError
-from xlprobe.cli.options import as_table, command, print_json
+from xlprobe.cli.options import command
 
 if TYPE_CHECKING:
     from xlprobe.recipe import StudyBase

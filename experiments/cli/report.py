@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
+from experiments.cli.output import print_json
 from reports.errors import InputError
 
-__all__ = ["add_arguments", "make"]
+__all__ = ["add_arguments", "report"]
 
 _FORMATS = ("html", "md", "pdf")  # of `reports.formats`, which would import matplotlib for a --help
 
@@ -33,6 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="html, md with pictures beside it, or pdf (default: by --out, else html)",
     )
     parser.add_argument("--compare", action="store_true", help="two runs side by side, on one page")
+
+
+def report(options: argparse.Namespace, program: str) -> None:
+    """Writes what `options` asks for and says where; a run that is not complete is named on standard error."""
+    made = make(options)
+    if options.json:
+        print_json(made)
+        return
+    print(made["report"])
+    for run in made.get("runs", ()):
+        if run["state"] != "complete":
+            print(f"{program}: {run['name']}: {run['state']}: {run['reason']}", file=sys.stderr)
 
 
 def make(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,0 +1,46 @@
+"""What every command takes."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+__all__ = ["Parser", "count", "subcommand"]
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong usage is one line, as every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        """Status 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Words may stand behind options too, where a command takes `words` (argparse itself reads one run of them)."""
+        options, rest = self.parse_known_args(args, namespace)
+        if rest and (not hasattr(options, "words") or any(word.startswith("-") for word in rest)):
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        if rest:
+            options.words = [*options.words, *rest]
+        return options
+
+
+def subcommand(commands: Any, name: str, run: Any, example: str) -> argparse.ArgumentParser:
+    """Adds a subcommand whose help is the docstring of `run`, with the options that all commands share."""
+    help_line = (run.__doc__ or "").strip().splitlines()[0]
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=help_line, description=help_line, epilog=f"example: {example}"
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--seed", type=int, default=0, help="of every random choice (default 0)")
+    return parser
+
+
+def count(text: str) -> int:
+    """An integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
+    return value

@@ -1,0 +1,45 @@
+"""How a program runs a command and ends."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from experiments.cli.options import Parser
+from experiments.progress import how_to_go_on, interruptible
+from reports.errors import InputError, MechEditError
+
+__all__ = ["execute"]
+
+
+def execute(parser: Parser, argv: Sequence[str] | None) -> int:
+    """Runs the command that `argv` names (None: the process's own); its exit status.
+
+    0 done, 1 failed, 2 wrong usage (both one line on standard error), 130 interrupted.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    options = parser.parse_args(argv)
+    try:
+        with interruptible():
+            return int(options.run(options) or 0)
+    except InputError as error:
+        return _fail(parser.prog, error, 2)
+    except MechEditError as error:
+        return _fail(parser.prog, error, 1)
+    except OSError as error:  # the disk, not the code
+        return _fail(parser.prog, f"{error.filename or 'the disk'}: {error.strerror or error}", 1)
+    except KeyboardInterrupt as stop:
+        said = how_to_go_on(
+            stop,
+            parser.prog,
+            sys.argv[1:] if argv is None else argv,
+            saved=getattr(options, "out", None) is not None,
+        )
+        print(f"{parser.prog}: {said}", file=sys.stderr)
+        return 130
+
+
+def _fail(program: str, error: Exception | str, status: int) -> int:
+    print(f"{program}: error: " + " ".join(str(error).split()), file=sys.stderr)
+    return status
