@@ -81,9 +81,29 @@ def _pdf(page: str) -> bytes:
         if done.returncode or not made.is_file():
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise MechEditError(f"format: Chromium printed no PDF (exit status {done.returncode}: {last})")
-        return _undated(made.read_bytes())
+        return _renumbered(_undated(made.read_bytes()))
 
 
 def _undated(pdf: bytes) -> bytes:
     """The PDF with its dates set to one, of the same length, so that no offset in it moves."""
     return re.sub(rb"(/(?:CreationDate|ModDate) \(D:)\d{14}", rb"\g<1>20000101000000", pdf)
+
+
+def _renumbered(pdf: bytes) -> bytes:
+    """The PDF with its tags' ids counted in the order of its objects, of the same length.
+
+    Chromium numbers them by what it happened to build first, so the same page had other ids from print to print. The
+    tree that finds a tag by its id is sorted by id and stays so. A tree of several leaves is left as it is.
+    """
+    leaves = re.findall(rb"/Limits \[([^\]]*)\]\n/Names \[([^\]]*)\]", pdf)
+    if len(leaves) != 1:
+        return pdf
+    limits, names = leaves[0]
+    found = sorted(re.findall(rb"\((node\d{8})\) (\d+) 0 R", names), key=lambda entry: int(entry[1]))
+    ids = {old: b"node%08d" % i for i, (old, _) in enumerate(found, 1)}
+    if not ids or len(ids) != len(found):
+        return pdf
+    in_order = b" ".join(b"(%s) %s 0 R" % entry for entry in found)
+    ends = b"(%s) (%s)" % (found[0][0], found[-1][0])
+    sorted_tree = pdf.replace(names, in_order).replace(limits, ends)
+    return re.sub(rb"(?<=\()node\d{8}(?=\))", lambda match: ids.get(match[0], match[0]), sorted_tree)

@@ -336,6 +336,23 @@ def test_pdf_is_the_same_twice(runs: Path, tmp_path: Path) -> None:
     assert first == second
 
 
+def printed(*ids: int, text: bytes = b"") -> bytes:
+    """What Chromium writes of tags: objects 10, 11, ... of these ids, a cell that names its header, the tree by id."""
+    objects = b"".join(b"%d 0 obj\n/ID (node%08d)\nendobj\n" % (10 + i, one) for i, one in enumerate(ids))
+    entries = sorted((b"(node%08d)" % one, b"%d 0 R" % (10 + i)) for i, one in enumerate(ids))
+    tree = b" ".join(b" ".join(entry) for entry in entries)
+    ends = b"%s %s" % (entries[0][0], entries[-1][0])
+    return objects + text + b"<</Headers [(node%08d)]>>\n<</Limits [%s]\n/Names [%s]>>" % (ids[0], ends, tree)
+
+
+def test_tags_of_a_pdf_are_counted_in_the_order_of_its_objects() -> None:
+    same = {formats._renumbered(printed(*ids)) for ids in ((4, 5, 58), (54, 55, 58), (54, 7, 6))}
+    assert same == {printed(1, 2, 3)}
+    assert formats._renumbered(printed(4, 5, 58, text=b"x")) not in same
+    for untouched in (b"%PDF-", printed(4, 5) + printed(6, 7), printed(4, 4)):
+        assert formats._renumbered(untouched) == untouched
+
+
 # -- the commands --------------------------------------------------------------------------------------------------
 
 
