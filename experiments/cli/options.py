@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NoReturn, TypeVar
 
-__all__ = ["Parser", "count", "subcommand"]
+from experiments.config import load
+
+__all__ = ["Parser", "configured", "count", "subcommand"]
+
+C = TypeVar("C")
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,3 +50,16 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
     return value
+
+
+def configured(
+    options: argparse.Namespace, config: type[C], names: Sequence[str], *, experiment: str, **more: Any
+) -> C:
+    """The configuration of --recipe, or the default one, with what the command line says on top.
+
+    names: options that are keys of `config`; more: keys that are made of options. None: not said.
+    """
+    recipe = load(options.recipe, config, experiment=experiment) if options.recipe else config()
+    given = {name: getattr(options, name) for name in names} | more
+    changed: C = replace(recipe, **{key: value for key, value in given.items() if value is not None})  # type: ignore[type-var]
+    return changed

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.cli.options import count
+from experiments.cli.options import configured, count
 from experiments.cli.output import as_table, print_json
 from mechedit.cli.options import PLACE, command, load
 
@@ -45,23 +44,13 @@ def anatomy(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> AnatomyConfig:
-    """The recipe's configuration, with what the command line says on top."""
-    from experiments.config import load as load_config
     from mechedit.anatomy.recipe import AnatomyConfig
 
-    config = (
-        load_config(options.recipe, AnatomyConfig, experiment="anatomy")
-        if options.recipe
-        else AnatomyConfig()
-    )
-    said = {
-        name: getattr(options, name)
-        for name in (*PLACE, "limit", "selection", "data", "seed")
-        if getattr(options, name) is not None
-    }
-    if options.editors is not None:
-        said["editors"] = tuple(name.strip() for name in options.editors.split(","))
-    return replace(config, **said)
+    names = (*PLACE, "limit", "selection", "data", "seed")
+    editors = options.editors
+    if editors is not None:
+        editors = tuple(name.strip() for name in editors.split(","))
+    return configured(options, AnatomyConfig, names, experiment="anatomy", editors=editors)
 
 
 def add(commands: Any) -> None:

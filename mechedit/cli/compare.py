@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.cli.options import count
+from experiments.cli.options import configured, count
 from experiments.cli.output import as_table, print_json
 from mechedit.cli.options import PLACE, command, load
 
@@ -35,24 +34,15 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> ComparisonConfig:
-    """The recipe's configuration, with what the command line says on top."""
-    from experiments.config import load as load_config
     from mechedit.comparison import ComparisonConfig
 
-    config = ComparisonConfig()
-    if options.recipe:
-        config = load_config(options.recipe, ComparisonConfig, experiment="compare")
-    said: dict[str, Any] = {
-        name: getattr(options, name)
-        for name in (*PLACE, "limit", "selection", "data", "ablation_facts", "ripple_facts")
-        if getattr(options, name) is not None
+    names = (*PLACE, "limit", "selection", "data", "ablation_facts", "ripple_facts", "seeds")
+    lists = {
+        name: tuple(part.strip() for part in text.split(",") if part.strip())
+        for name in ("editors", "ablations")
+        if (text := getattr(options, name)) is not None
     }
-    for name in ("editors", "ablations"):
-        if getattr(options, name) is not None:
-            said[name] = tuple(part.strip() for part in getattr(options, name).split(",") if part.strip())
-    if options.seeds is not None:
-        said["seeds"] = options.seeds
-    return replace(config, **said)
+    return configured(options, ComparisonConfig, names, experiment="compare", **lists)
 
 
 def _seeds(text: str) -> tuple[int, ...]:

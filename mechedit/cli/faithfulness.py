@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from experiments.cli.options import count
+from experiments.cli.options import configured, count
 from experiments.cli.output import as_table, print_json
-from mechedit.cli.options import command, load
+from mechedit.cli.options import command, load_each
 
 if TYPE_CHECKING:
     from mechedit.faithfulness.recipe import FaithfulnessConfig
@@ -21,8 +19,7 @@ def faithfulness(options: argparse.Namespace) -> None:
     from mechedit.faithfulness.recipe import run_faithfulness
 
     config = _config(options)
-    models = [load(SimpleNamespace(**{**vars(config), "model": name})) for name in config.models]
-    study = run_faithfulness(models, config, options.out, progress=not options.quiet)
+    study = run_faithfulness(load_each(config), config, options.out, progress=not options.quiet)
     report = Path(options.out) / "report.html"
     if options.json:
         print_json(
@@ -50,23 +47,13 @@ def faithfulness(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> FaithfulnessConfig:
-    """The recipe's configuration, with what the command line says on top."""
-    from experiments.config import load as load_config
     from mechedit.faithfulness.recipe import FaithfulnessConfig
 
-    config = (
-        load_config(options.recipe, FaithfulnessConfig, experiment="faithfulness")
-        if options.recipe
-        else FaithfulnessConfig()
-    )
-    said = {
-        name: getattr(options, name)
-        for name in ("limit", "ks", "draws", "mean_over", "data", "seed", "device", "dtype")
-        if getattr(options, name) is not None
-    }
-    if options.model is not None:
-        said["models"] = tuple(name.strip() for name in options.model.split(","))
-    return replace(config, **said)
+    names = ("limit", "ks", "draws", "mean_over", "data", "seed", "device", "dtype")
+    models = options.model
+    if models is not None:
+        models = tuple(name.strip() for name in models.split(","))
+    return configured(options, FaithfulnessConfig, names, experiment="faithfulness", models=models)
 
 
 def add(commands: Any) -> None:

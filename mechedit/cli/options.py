@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from experiments.cli.options import count, subcommand
@@ -45,6 +46,11 @@ def load(options: Any) -> HookedModel:
     if model.device.type == "cpu" and sum(weight.numel() for weight in model.hf.parameters()) < SMALL:
         torch.set_num_threads(1)
     return model
+
+
+def load_each(config: Any) -> list[HookedModel]:
+    """The models of `config.models`, each as `load`."""
+    return [load(SimpleNamespace(**{**vars(config), "model": name})) for name in config.models]
 
 
 def top_k(text: str) -> int | str:

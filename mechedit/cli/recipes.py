@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from experiments.recipe import Experiment
-from mechedit.cli.options import load
+from mechedit.cli.options import load, load_each
 
 if TYPE_CHECKING:
     from mechedit.anatomy.recipe import AnatomyConfig
@@ -57,8 +56,7 @@ def _anatomy(config: AnatomyConfig, out: Path, progress: bool) -> dict[str, Any]
 def _faithfulness(config: FaithfulnessConfig, out: Path, progress: bool) -> dict[str, Any]:
     from mechedit.faithfulness.recipe import run_faithfulness
 
-    models = [load(SimpleNamespace(**{**vars(config), "model": name})) for name in config.models]
-    found = run_faithfulness(models, config, out, progress=progress)
+    found = run_faithfulness(load_each(config), config, out, progress=progress)
     return {"n": found.n, "ablated": found.ablated}
 
 

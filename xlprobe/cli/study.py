@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from experiments.cli.options import configured
 from experiments.cli.output import as_table, print_json
 from reports.errors import InputError
 from xlprobe.cli.options import command
@@ -45,16 +46,15 @@ def _recipe(options: argparse.Namespace) -> StudyBase:
     from xlprobe.cli.recipes import experiments
     from xlprobe.recipe import StudyRecipe
 
-    recipe: StudyBase = StudyRecipe()
+    kind: type[StudyBase] = StudyRecipe
     if options.recipe:
-        known = experiments()
-        name = config.read_table(options.recipe).get("experiment", "study")
-        wanted = known[name if name in known else "study"]
-        recipe = config.load(options.recipe, wanted.config, experiment=wanted.name)
-    said = {name: getattr(options, name) for name in SAID if getattr(options, name) is not None}
-    if "data" in said and not hasattr(recipe, "data"):
+        known, name = experiments(), config.read_table(options.recipe).get("experiment")
+        kind = known[name].config if name in known else StudyRecipe
+    keys = {one.name for one in fields(kind)}
+    names = [name for name in SAID if name in keys]
+    if options.data is not None and "data" not in names:
         raise InputError('data: the embedded languages take none; a recipe of experiment = "real_text" does')
-    return replace(recipe, **said)
+    return configured(options, kind, names, experiment=kind.experiment)
 
 
 def add(commands: Any) -> None:
