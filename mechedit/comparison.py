@@ -335,33 +335,25 @@ def _verdicts(result: Comparison) -> list[dict[str, str]]:
     found = []
     if len(others):
         best = others.loc[others["value"].idxmax()]
-        ahead = (
-            "holds"
-            if mega["low"] > best["high"]
-            else "not below"
-            if mega["high"] >= best["low"]
-            else "does not hold"
-        )
-        found.append(_verdict("MEGA stands above every other editor and control", ahead, mega, best))
+        claim = "MEGA stands above every other editor and control"
+        found.append(_verdict(claim, mega, best, otherwise="not below"))
     for name, claim in (
         ("random_window", "The window that the attribution names is worth more than a random one"),
         ("mean_shift", "The transport does more than the mean shift"),
         ("sake", "Attention outputs are a better place to steer than the final state (SAKE)"),
     ):
         if name in means.index:
-            other = means.loc[name]
-            answer = (
-                "holds"
-                if mega["low"] > other["high"]
-                else "not shown"
-                if mega["high"] >= other["low"]
-                else "does not hold"
-            )
-            found.append(_verdict(claim, answer, mega, other))
+            found.append(_verdict(claim, mega, means.loc[name], otherwise="not shown"))
     return found
 
 
-def _verdict(claim: str, answer: str, mega: pd.Series, other: pd.Series) -> dict[str, str]:
+def _verdict(claim: str, mega: pd.Series, other: pd.Series, *, otherwise: str) -> dict[str, str]:
+    """`otherwise`: the answer where the intervals overlap."""
+    answer = "does not hold"
+    if mega["low"] > other["high"]:
+        answer = "holds"
+    elif mega["high"] >= other["low"]:
+        answer = otherwise
     said = [f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for row in (mega, other)]
     evidence = f"mean of five: MEGA {said[0]}, {LABELS[str(other.name)]} {said[1]}, n {int(mega['n'])}"
     return {"claim": claim, "answer": answer, "evidence": evidence}

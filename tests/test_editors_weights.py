@@ -197,7 +197,7 @@ def test_one_layer_of_memit_is_its_formula(model: HookedModel) -> None:
     c = of_text(model)
     memit = MEMIT(layers=(1, 1), steps=4, lam=2.0, contexts=LENGTHS, covariances=c)
     (parts,) = memit.change(model, FACTS).parts.values()
-    ready = memit._ready(model)
+    ready = memit.ready(model)
     before = contexts(model, LENGTHS)
     bare = [subject_ids(model, fact.prompt, fact.subject) for fact in FACTS]
     goals = ready._goals(model, FACTS, before, bare)
@@ -352,9 +352,9 @@ def test_several_facts_in_turn_by_rome() -> None:
     change = rome.change(model, [FACT, OTHER])
     (parts,) = change.parts.values()
     assert [part.left.shape[1] for part in parts] == [1, 1]  # type: ignore[union-attr]
-    fixed = rome._ready(model)._fixed(model)  # contexts and C are the unedited model's
+    fixed = rome.ready(model)._fixed(model)  # contexts and C are the unedited model's
     with rome.apply(model, FACT) as once:
-        second = rome._ready(model)._insert(once, OTHER, *fixed)
+        second = rome.ready(model)._insert(once, OTHER, *fixed)
     alone = rome.associate(model, OTHER)
     assert (second.change - alone.change).abs().max() > 1e-3
     torch.testing.assert_close(parts[1].right[0], second.change, atol=1e-4, rtol=1e-3)  # type: ignore[union-attr]

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mechedit.editors.base import as_facts
-from mechedit.editors.defaults import resolve
+from mechedit.editors.defaults import Tuned
 from mechedit.facts import FactEdit, facts_hash
 
 if TYPE_CHECKING:
@@ -78,9 +78,8 @@ def weakened(editor: Editor, model: HookedModel, facts: Sequence[FactEdit] = ())
     if not dataclasses.is_dataclass(editor):
         return {}
     names = {field.name for field in dataclasses.fields(editor)}
-    table = getattr(editor, "DEFAULTS", None)
     layers = tuple(name for name in _LAYERS if name in names)
-    ready: Any = resolve(editor, model, table, layers=layers) if table else editor
+    ready: Any = editor.ready(model) if isinstance(editor, Tuned) else editor
     ways: dict[str, dict[str, Any]] = {}
     if isinstance(getattr(ready, "steps", None), int):
         ways["one step"] = {"steps": 1}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from experiments.cli.options import count
 from mechedit.cli.options import layers
+from mechedit.editors import sites
+from mechedit.editors.mega import GateKind
+from mechedit.editors.steering import Position
 from reports.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,9 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GATES", "SELECTION", "SETTINGS", "SITES", "add_editor_options", "chosen_editor", "named_editor"]
 
-# As the editors know them; said here too, so that --help need not load them. A test holds them equal.
-GATES = ("hidden", "cosine", "mahalanobis", "mean", "sentence", "always")
-SITES = ("attn_out", "resid_mid", "mlp_out", "resid_post")
+GATES = get_args(GateKind)
+SITES = tuple(name for name in sites.SITES if name != "z")  # z is what --heads steers
 SETTINGS = ("window", "gate", "gate_model", "max_fpr", "site", "heads", "position")
 SELECTION = 20  # facts by which a window, a gate and the like are chosen, none of them measured
 
@@ -43,7 +45,7 @@ def add_editor_options(parser: Any, *, default: str | None = "mega") -> None:
         "--heads", type=count, help="how many heads MEGA steers, named by the attribution (all)"
     )
     parser.add_argument(
-        "--position", choices=("prompt", "every"), help="steer the prompt's end alone, or each new token too"
+        "--position", choices=get_args(Position), help="steer the prompt's end alone, or each new token too"
     )
 
 

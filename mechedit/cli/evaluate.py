@@ -11,6 +11,8 @@ from experiments.cli.options import count
 from experiments.cli.output import as_table, print_json
 from mechedit.cli.editor import add_editor_options, chosen_editor, named_editor
 from mechedit.cli.options import command, load
+from mechedit.editors.mega import GateKind
+from mechedit.editors.steering import Position
 from reports.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,12 +35,12 @@ class EvaluationConfig:
     model: str = "factworld"
     editor: str = "mega"
     window: tuple[int, int] | Literal["auto"] | None = None
-    gate: Literal["hidden", "cosine", "mahalanobis", "mean", "sentence", "always"] | None = None
+    gate: GateKind | None = None
     gate_model: str | None = None
     max_fpr: float | None = None
     site: Literal["attn_out", "resid_mid", "mlp_out", "resid_post"] | None = None
     heads: int | None = None
-    position: Literal["prompt", "every"] | None = None
+    position: Position | None = None
     limit: int | None = None
     skip_malformed: bool = False
     mode: Literal["single", "sequential", "batch"] = "single"

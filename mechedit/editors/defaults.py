@@ -1,6 +1,6 @@
 """Which hyper-parameters an editor takes where its user names none: by the model it is applied to.
 
-An editor's fields are `AUTO` until `resolve` fills them from the editor's own table, by family:
+An editor's fields are `AUTO` until `Tuned.ready` fills them from the editor's own table, by family:
 
 - "gpt2-xl", "llama-2-7b": the published ones, recognised by their shape;
 - "factworld", "factworld-llama": the embedded models, tuned on facts that are never evaluated
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from mechedit.loading import EMBEDDED
 from reports.errors import InputError
@@ -21,14 +21,13 @@ from reports.errors import InputError
 if TYPE_CHECKING:
     from mechedit.model import HookedModel
 
-__all__ = ["AUTO", "Table", "family", "resolve"]
+__all__ = ["AUTO", "Table", "Tuned", "family"]
 
 AUTO: Any = None  # a field that the model decides
 Table = Mapping[str, Mapping[str, Any]]
 
 # (layers, width) of the models that the papers tuned for
 SHAPES = {"gpt2-xl": (48, 1600), "llama-2-7b": (32, 4096)}
-E = TypeVar("E")
 
 
 def family(model: HookedModel) -> tuple[str, bool]:
@@ -40,22 +39,35 @@ def family(model: HookedModel) -> tuple[str, bool]:
     return like, (model.shape.n_layers, model.shape.d_model) == SHAPES[like]
 
 
-def resolve(editor: E, model: HookedModel, table: Table, *, layers: tuple[str, ...] = ()) -> E:
-    """`editor` with every `AUTO` field filled from `table` for `model`; `layers` name the fields that hold layers.
+class Tuned:
+    """An editor, a dataclass, whose `AUTO` fields are decided by the model; LAYERS names those that hold layers."""
 
-    Errors: `InputError` for a layer outside of the model.
-    """
-    name, exact = family(model)
-    chosen: dict[str, Any] = {}
-    for field in dataclasses.fields(editor):  # type: ignore[arg-type]  # every editor is a dataclass
-        if getattr(editor, field.name) is AUTO and field.name in table[name]:
-            value = table[name][field.name]
-            scaled = field.name in layers and not exact
-            chosen[field.name] = _scaled(value, SHAPES[name][0], model.shape.n_layers) if scaled else value
-    resolved: E = dataclasses.replace(editor, **chosen)  # type: ignore[type-var]
-    for field_name in layers:
-        _require_layers(field_name, getattr(resolved, field_name), model.shape.n_layers)
-    return resolved
+    DEFAULTS: ClassVar[Table]
+    LAYERS: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def for_model(cls, model: HookedModel) -> Self:
+        """The editor with this model's defaults."""
+        return cls().ready(model)
+
+    def ready(self, model: HookedModel) -> Self:
+        """This editor with every `AUTO` field filled from DEFAULTS for `model`.
+
+        Errors: `InputError` for a layer outside of the model.
+        """
+        name, exact = family(model)
+        chosen: dict[str, Any] = {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every editor is a dataclass
+            if getattr(self, field.name) is AUTO and field.name in self.DEFAULTS[name]:
+                value = self.DEFAULTS[name][field.name]
+                scaled = field.name in self.LAYERS and not exact
+                chosen[field.name] = (
+                    _scaled(value, SHAPES[name][0], model.shape.n_layers) if scaled else value
+                )
+        resolved: Self = dataclasses.replace(self, **chosen)  # type: ignore[type-var]
+        for field_name in self.LAYERS:
+            _require_layers(field_name, getattr(resolved, field_name), model.shape.n_layers)
+        return resolved
 
 
 def _scaled(value: Any, of: int, to: int) -> Any:

@@ -14,7 +14,6 @@ Only W_out(l) changes, so the residual stream and the MLP's activations up to la
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -22,10 +21,15 @@ import torch
 from torch import Tensor
 
 from mechedit.editors.base import as_facts
-from mechedit.editors.defaults import AUTO, Table, resolve
+from mechedit.editors.defaults import AUTO, Table
 from mechedit.editors.steering import unsteered
 from mechedit.editors.upper import Upper, upper_part
-from mechedit.editors.weight_edit import EditedModel, Replaced, WeightChange, weight_edit, weight_name
+from mechedit.editors.weight_edit import (
+    Replaced,
+    WeightChange,
+    WeightEditor,
+    weight_name,
+)
 from mechedit.facts import FactEdit
 
 if TYPE_CHECKING:
@@ -35,7 +39,7 @@ __all__ = ["FT"]
 
 
 @dataclass(frozen=True)
-class FT:
+class FT(WeightEditor):
     """Fine-tuning of one layer; what is AUTO is chosen by the model (`for_model`).
 
     Attributes:
@@ -57,6 +61,7 @@ class FT:
     stop: float = 1e-2
     name: str = "ft"
 
+    LAYERS: ClassVar[tuple[str, ...]] = ("layer",)
     DEFAULTS: ClassVar[Table] = {
         "gpt2-xl": {"layer": 1, "steps": 25, "lr": 5e-4},
         "llama-2-7b": {"layer": 21, "steps": 25, "lr": 5e-4},
@@ -64,20 +69,9 @@ class FT:
         "factworld-llama": {"layer": 2, "steps": 25, "lr": 2e-2},
     }
 
-    @classmethod
-    def for_model(cls, model: HookedModel) -> FT:
-        """The editor with this model's defaults."""
-        return resolve(cls(), model, cls.DEFAULTS, layers=("layer",))
-
-    def apply(
-        self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]
-    ) -> AbstractContextManager[EditedModel]:
-        """The model with the facts edited, for the length of the block."""
-        return weight_edit(model, self.change(model, facts))
-
     def change(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> WeightChange:
         """The edit as data; the model is left as it is."""
-        ready, facts = resolve(self, model, self.DEFAULTS, layers=("layer",)), as_facts(facts)
+        ready, facts = self.ready(model), as_facts(facts)
         pairs = [model.continuation(fact.rewrite_prompt, fact.target_new) for fact in facts]
         with unsteered(model):
             texts = [torch.cat([prompt, target[:-1]]) for prompt, target in pairs]

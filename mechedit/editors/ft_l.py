@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mechedit.editors.defaults import AUTO, Table, resolve
+from mechedit.editors.defaults import AUTO, Table
 from mechedit.editors.ft import FT
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    pass
 
 __all__ = ["FTL"]
 
@@ -39,8 +39,3 @@ class FTL(FT):
         "factworld": {"layer": 4, "steps": 25, "lr": 2e-2, "epsilon": 6e-2},
         "factworld-llama": {"layer": 2, "steps": 25, "lr": 2e-2, "epsilon": 0.1},
     }
-
-    @classmethod
-    def for_model(cls, model: HookedModel) -> FTL:
-        """The editor with this model's defaults."""
-        return resolve(cls(), model, cls.DEFAULTS, layers=("layer",))

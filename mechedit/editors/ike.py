@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from mechedit.editors.base import as_facts, derive
-from mechedit.editors.defaults import AUTO, Table, resolve
+from mechedit.editors.defaults import AUTO, Table, Tuned
 from mechedit.editors.upper import resid_post
 from mechedit.facts import FactEdit
 from mechedit.loading import EMBEDDED
@@ -68,7 +68,7 @@ class PromptedModel(HookedModel):
 
 
 @dataclass(frozen=True)
-class IKE:
+class IKE(Tuned):
     """The editor; what is AUTO is chosen by the model (`for_model`).
 
     Attributes:
@@ -96,11 +96,6 @@ class IKE:
         "factworld-llama": {"demonstrations": 3},
     }
 
-    @classmethod
-    def for_model(cls, model: HookedModel) -> IKE:
-        """The editor with this model's defaults."""
-        return resolve(cls(), model, cls.DEFAULTS)
-
     @contextlib.contextmanager
     def apply(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> Iterator[PromptedModel]:
         """The model with the demonstrations before every prompt, for the length of the block."""
@@ -108,7 +103,7 @@ class IKE:
 
     def prefix(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> str:
         """What is put before a prompt: demonstrations, a copy of each further fact, and the last new fact."""
-        ready, facts = resolve(self, model, self.DEFAULTS), as_facts(facts)
+        ready, facts = self.ready(model), as_facts(facts)
         shown = [_demonstrate(fact, kind) for fact, kind in ready._retrieve(model, facts)]
         shown += [_demonstrate(fact, "copy") for fact in facts[:-1]]
         last = facts[-1]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,8 +23,8 @@ from transformers import PreTrainedModel
 
 from mechedit import weights
 from mechedit.editors.base import as_facts
-from mechedit.editors.defaults import AUTO, Table, resolve
-from mechedit.editors.weight_edit import EditedModel, LowRank, WeightChange, weight_edit
+from mechedit.editors.defaults import AUTO, Table
+from mechedit.editors.weight_edit import LowRank, WeightChange, WeightEditor
 from mechedit.facts import FactEdit
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ __all__ = ["LoRA"]
 
 
 @dataclass(frozen=True)
-class LoRA:
+class LoRA(WeightEditor):
     """The editor; what is AUTO is chosen by the model (`for_model`).
 
     Attributes:
@@ -65,20 +64,9 @@ class LoRA:
         "factworld-llama": {"steps": 70, "lr": 5e-3, "targets": ("q_proj", "v_proj")},
     }
 
-    @classmethod
-    def for_model(cls, model: HookedModel) -> LoRA:
-        """The editor with this model's defaults."""
-        return resolve(cls(), model, cls.DEFAULTS)
-
-    def apply(
-        self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]
-    ) -> AbstractContextManager[EditedModel]:
-        """The model with the facts edited, for the length of the block."""
-        return weight_edit(model, self.change(model, facts))
-
     def change(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> WeightChange:
         """The edit as data; the model is left as it is."""
-        ready, facts = resolve(self, model, self.DEFAULTS), as_facts(facts)
+        ready, facts = self.ready(model), as_facts(facts)
         pairs = [model.continuation(fact.rewrite_prompt, fact.target_new) for fact in facts]
         # The twin's class draws initial values, and so does peft: the caller's random state stays as it was.
         with torch.random.fork_rng(devices=[]):

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,12 +29,19 @@ from torch import Tensor
 
 from mechedit.covariance import Covariance, covariance_for
 from mechedit.editors.base import as_facts
-from mechedit.editors.defaults import AUTO, Table, resolve
+from mechedit.editors.defaults import AUTO, Table
 from mechedit.editors.lookup import Lengths, ask, contexts, subject_ids
 from mechedit.editors.steering import unsteered
 from mechedit.editors.target import Search, find_delta
 from mechedit.editors.upper import post, resid_post, upper_part
-from mechedit.editors.weight_edit import EditedModel, LowRank, WeightChange, combine, low_rank, weight_edit
+from mechedit.editors.weight_edit import (
+    LowRank,
+    WeightChange,
+    WeightEditor,
+    combine,
+    low_rank,
+    weight_edit,
+)
 from mechedit.facts import FactEdit
 from mechedit.states import last_states
 from reports.errors import InputError
@@ -49,7 +55,7 @@ BATCH = 32  # facts whose δ are optimised together
 
 
 @dataclass(frozen=True)
-class MEMIT:
+class MEMIT(WeightEditor):
     """The editor; what is AUTO is chosen by the model (`for_model`).
 
     Attributes:
@@ -79,6 +85,7 @@ class MEMIT:
     covariances: dict[int, Covariance] | None = field(default=None, repr=False)
     name: str = "memit"
 
+    LAYERS: ClassVar[tuple[str, ...]] = ("layers",)
     DEFAULTS: ClassVar[Table] = {
         "gpt2-xl": {"layers": (13, 17), "steps": 20, "lr": 0.5, "weight_decay": 0.5, "kl_factor": 0.0625,
                     "clamp": 0.75, "lam": 20000.0, "ridge": 10.0, "contexts": ((5, 10),)},
@@ -90,20 +97,9 @@ class MEMIT:
                             "clamp": 10.0, "lam": 10.0, "ridge": 0.1, "contexts": ((3, 6),)},
     }  # fmt: skip
 
-    @classmethod
-    def for_model(cls, model: HookedModel) -> MEMIT:
-        """The editor with this model's defaults."""
-        return cls()._ready(model)
-
-    def apply(
-        self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]
-    ) -> AbstractContextManager[EditedModel]:
-        """The model with the facts edited, for the length of the block."""
-        return weight_edit(model, self.change(model, facts))
-
     def change(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> WeightChange:
         """The edit as data; the model is left as it is."""
-        ready, facts, digest = self._ready(model), as_facts(facts), model.hash
+        ready, facts, digest = self.ready(model), as_facts(facts), model.hash
         first, last = ready.layers
         with contextlib.ExitStack() as below, unsteered(model):
             before = contexts(model, ready.contexts)
@@ -120,9 +116,6 @@ class MEMIT:
                 if layer < last:
                     below.enter_context(weight_edit(model, WeightChange(self.name, facts, digest, done[-1])))
         return WeightChange(ready.name, facts, digest, combine(done))
-
-    def _ready(self, model: HookedModel) -> MEMIT:
-        return resolve(self, model, self.DEFAULTS, layers=("layers",))
 
     def _covariance(self, model: HookedModel, layer: int) -> Covariance:
         if self.covariances is None:

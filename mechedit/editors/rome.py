@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -24,12 +23,19 @@ from torch import Tensor
 
 from mechedit.covariance import Covariance, covariance_for
 from mechedit.editors.base import as_facts
-from mechedit.editors.defaults import AUTO, Table, resolve
+from mechedit.editors.defaults import AUTO, Table
 from mechedit.editors.lookup import Lengths, ask, contexts, subject_ids
 from mechedit.editors.steering import unsteered
 from mechedit.editors.target import Search, find_delta
 from mechedit.editors.upper import post, upper_part
-from mechedit.editors.weight_edit import EditedModel, LowRank, WeightChange, combine, low_rank, weight_edit
+from mechedit.editors.weight_edit import (
+    LowRank,
+    WeightChange,
+    WeightEditor,
+    combine,
+    low_rank,
+    weight_edit,
+)
 from mechedit.facts import FactEdit
 from mechedit.states import last_states
 from reports.errors import InputError
@@ -51,7 +57,7 @@ class Association:
 
 
 @dataclass(frozen=True)
-class ROME:
+class ROME(WeightEditor):
     """The editor; what is AUTO is chosen by the model (`for_model`).
 
     Attributes:
@@ -76,6 +82,7 @@ class ROME:
     covariance: Covariance | None = field(default=None, repr=False)
     name: str = "rome"
 
+    LAYERS: ClassVar[tuple[str, ...]] = ("layer",)
     DEFAULTS: ClassVar[Table] = {
         "gpt2-xl": {"layer": 17, "steps": 20, "lr": 0.5, "weight_decay": 0.5, "kl_factor": 0.0625, "clamp": 4.0,
                     "contexts": ((10, 5), (10, 10))},
@@ -87,20 +94,9 @@ class ROME:
                             "clamp": 40.0, "contexts": ((3, 6),)},
     }  # fmt: skip
 
-    @classmethod
-    def for_model(cls, model: HookedModel) -> ROME:
-        """The editor with this model's defaults."""
-        return cls()._ready(model)
-
-    def apply(
-        self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]
-    ) -> AbstractContextManager[EditedModel]:
-        """The model with the facts edited, for the length of the block."""
-        return weight_edit(model, self.change(model, facts))
-
     def change(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> WeightChange:
         """The edit as data; the model is left as it is."""
-        ready, facts, digest = self._ready(model), as_facts(facts), model.hash
+        ready, facts, digest = self.ready(model), as_facts(facts), model.hash
         done: list[dict[str, tuple[LowRank, ...]]] = []
         with contextlib.ExitStack() as earlier:
             before, covariance = ready._fixed(model)
@@ -116,11 +112,8 @@ class ROME:
 
     def associate(self, model: HookedModel, fact: FactEdit) -> Association:
         """k* and v* of one fact, and the change of rank one that they ask for."""
-        ready = self._ready(model)
+        ready = self.ready(model)
         return ready._insert(model, fact, *ready._fixed(model))
-
-    def _ready(self, model: HookedModel) -> ROME:
-        return resolve(self, model, self.DEFAULTS, layers=("layer",))
 
     def _fixed(self, model: HookedModel) -> tuple[tuple[str, ...], Covariance]:
         """What does not depend on the fact: contexts, and C of the layer."""

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from mechedit.editors.defaults import AUTO, Table, resolve
+from mechedit.editors.defaults import AUTO, Table, Tuned
 from mechedit.editors.lookup import Lengths
 from mechedit.editors.mega import MEGA, GateKind
 from mechedit.editors.steering import SteeredModel, SteeringEdit
@@ -35,7 +35,7 @@ __all__ = ["SAKE"]
 
 
 @dataclass(frozen=True)
-class SAKE:
+class SAKE(Tuned):
     """The editor; what is AUTO is chosen by the model (`for_model`), the gate by `select` on facts not evaluated.
 
     Attributes:
@@ -65,11 +65,6 @@ class SAKE:
         "factworld-llama": {"reg": 1e-2, "forced": True, "contexts": ()},
     }
 
-    @classmethod
-    def for_model(cls, model: HookedModel) -> SAKE:
-        """The editor with this model's defaults."""
-        return resolve(cls(), model, cls.DEFAULTS)
-
     @contextlib.contextmanager
     def apply(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> Iterator[SteeredModel]:
         """The model with the facts edited; of several edits whose gates open, the nearest steers."""
@@ -96,7 +91,7 @@ class SAKE:
 
     def _at_the_end(self, model: HookedModel) -> MEGA:
         """The same as a steering of the residual stream behind the last layer."""
-        ready = resolve(self, model, self.DEFAULTS)
+        ready = self.ready(model)
         last = model.shape.n_layers - 1
         return MEGA(
             window=(last, last),

@@ -7,7 +7,9 @@ written to, and copied back however the block is left: the bits are those of bef
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +19,23 @@ from torch import Tensor
 
 from mechedit import weights
 from mechedit.editors.base import derive
+from mechedit.editors.defaults import Tuned
 from mechedit.model import HookedModel
 from reports.errors import InputError
 
 if TYPE_CHECKING:
     from mechedit.facts import FactEdit
 
-__all__ = ["EditedModel", "LowRank", "Replaced", "WeightChange", "low_rank", "weight_edit", "weight_name"]
+__all__ = [
+    "EditedModel",
+    "LowRank",
+    "Replaced",
+    "WeightChange",
+    "WeightEditor",
+    "low_rank",
+    "weight_edit",
+    "weight_name",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +116,20 @@ class EditedModel(HookedModel):
         from mechedit.editors.keeping import save_pretrained
 
         return save_pretrained(self, folder)
+
+
+class WeightEditor(Tuned, ABC):
+    """An editor that changes weights: it says by what (`change`)."""
+
+    @abstractmethod
+    def change(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> WeightChange:
+        """The edit as data; the model is left as it is."""
+
+    def apply(
+        self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]
+    ) -> AbstractContextManager[EditedModel]:
+        """The model with the facts edited, for the length of the block."""
+        return weight_edit(model, self.change(model, facts))
 
 
 @contextlib.contextmanager
