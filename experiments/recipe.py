@@ -89,7 +89,7 @@ def read(
     """
     table = config.read_table(path)
     name = table.pop("experiment", None)
-    if name not in experiments:
+    if not isinstance(name, str) or name not in experiments:
         raise InputError(f"{path}: experiment: {_nearest(name, experiments)}")
     axes = table.pop("matrix", {})
     _check_axes(axes, table, path)

@@ -82,6 +82,8 @@ def test_the_resolved_recipe_gives_itself(tmp_path: Path) -> None:
     [
         ("limit = 3", (), "experiment: this key is missing; one of sum"),
         ('experiment = "sun"', (), "did you mean 'sum'?"),
+        ('experiment = ["sum"]', (), "experiment: expected one of sum, found ['sum']"),
+        ("[experiment]", (), "experiment: expected one of sum, found {}"),
         ('experiment = "sum"\nlimt = 3', (), "unknown key 'limt'; did you mean 'limit'?"),
         ('experiment = "sum"\nlimit = "3"', (), "limit: expected int, found str '3'"),
         ('experiment = "sum"\nlimit = 0', (), "limit: expected at least 1, found 0"),

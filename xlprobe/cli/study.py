@@ -49,7 +49,7 @@ def _recipe(options: argparse.Namespace) -> StudyBase:
     kind: type[StudyBase] = StudyRecipe
     if options.recipe:
         known, name = experiments(), config.read_table(options.recipe).get("experiment")
-        kind = known[name].config if name in known else StudyRecipe
+        kind = known[name].config if isinstance(name, str) and name in known else StudyRecipe
     keys = {one.name for one in fields(kind)}
     names = [name for name in SAID if name in keys]
     if options.data is not None and "data" not in names:
