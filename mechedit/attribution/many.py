@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from experiments.progress import track
 from experiments.runs import RunFolder
 from mechedit.attribution.cases import from_case, to_case
 from mechedit.attribution.neurons import Sign
@@ -123,17 +123,14 @@ def attribute_many(
         raise InputError(f"max_tokens: expected an integer of at least 1, found {max_tokens!r}")
     cases = _cases(model, prompts, targets, options)
     run = None if out is None else _run_folder(model, cases, options, out)
-    done = set() if run is None else run.done()
-    left = [case for case in cases if str(case.index) not in done]
+    left = [case for case in cases if run is None or run.find_case(case.index) is None]
     found: dict[int, Attribution] = {}
-    bar = tqdm(total=len(cases), initial=len(cases) - len(left), desc="attribution", disable=not progress)
-    with bar:
-        for case, attr in _attributions(model, left, options, max_tokens):
-            if run is None:
-                found[case.index] = attr
-            else:
-                run.write_case(case.index, to_case(attr))
-            bar.update()
+    each = _attributions(model, left, options, max_tokens)
+    for case, attr in track(each, total=len(left), label="attribution", progress=progress, unit="prompt"):
+        if run is None:
+            found[case.index] = attr
+        else:
+            run.write_case(case.index, to_case(attr))
     if run is None:
         return [found[case.index] for case in cases]
     if not run.finished:
