@@ -29,7 +29,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
-from experiments.checkpoints import tokenizer_digest
+from experiments.checkpoints import digest, tokenizer_digest
 from experiments.runs import provenance
 from mechedit import weights
 from mechedit.batching import batches
@@ -152,7 +152,7 @@ class HookedModel:
         named = dict(weights.checkpoint_weights(self.hf))
         written = tuple(weight._version for weight in named.values())
         if self._hash is None or self._hash[0] != written:
-            self._hash = (written, weights.digest(named))
+            self._hash = (written, digest(named))
         return self._hash[1]
 
     def provenance(self, *, data: dict[str, Any], seeds: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,7 @@ model, and an edit of the model shows.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["FinalNorm", "ModelShape", "bias", "checkpoint_weights", "digest", "matrix", "norm", "shape"]
+__all__ = ["FinalNorm", "ModelShape", "bias", "checkpoint_weights", "matrix", "norm", "shape"]
 
 
 @dataclass(frozen=True)
@@ -127,13 +126,3 @@ def checkpoint_weights(module: torch.nn.Module) -> Iterator[tuple[str, torch.Ten
                 yield f"{path}{name}", parameter
         inner = ((name, child) for name, child in current._modules.items() if child is not None)
         stack.extend(reversed([(f"{path}{name}.", child) for name, child in inner]))
-
-
-def digest(weights: Mapping[str, torch.Tensor]) -> str:
-    """sha256, as hex, over name, dtype, shape and bytes of each weight, in the order of the names."""
-    total = hashlib.sha256()
-    for name in sorted(weights):
-        weight = weights[name].detach().cpu().contiguous()
-        total.update(f"{name} {weight.dtype} {list(weight.shape)}\n".encode())
-        total.update(weight.flatten().view(torch.uint8).numpy().data)
-    return total.hexdigest()

@@ -324,8 +324,12 @@ def test_hooks_that_no_file_would_say_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_progress_shows_and_is_silent_where_asked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_shows_and_is_silent_where_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.progress.SECONDS", 0.0)  # between two lines where there is no terminal
     model = tiny_model("gpt2")
+    capsys.readouterr()  # what saving the model says
     attribute_many(model, PROMPTS[:2], TARGETS[:2], top_k=3, progress=False)
     assert capsys.readouterr().err == ""
     attribute_many(model, PROMPTS[:2], TARGETS[:2], top_k=3)

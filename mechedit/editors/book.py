@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from experiments.checkpoints import digest
 from mechedit import weights
 from mechedit.editors.attach import attach
 from mechedit.editors.sites import SiteName
@@ -117,7 +118,7 @@ class EditBook:
 
         Errors: `InputError` for another model than they were fitted on.
         """
-        _check_hash(self.model_hash, weights.digest(dict(weights.checkpoint_weights(hf))))
+        _check_hash(self.model_hash, digest(dict(weights.checkpoint_weights(hf))))
         with attach(hf, list(self.edits.values()), tokenizer=tokenizer) as steering:
             yield steering
 
