@@ -17,7 +17,7 @@ up key of a gated one 1 / (z σ).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -84,14 +84,14 @@ def attention_keys(model: HookedModel, view: ResidualView, values: Ranked, *, ce
     length, width, shape = len(view.ids), model.shape.d_head, model.shape
     layer, pos = values.layer, values.index % length
     unit = values.index // length
-    pairs = list(zip(layer.tolist(), unit.tolist(), strict=True))
-    columns = [model.W_V(i)[n // width, :, n % width] for i, n in pairs]
-    norms = [model.norm1(i) for i, _ in pairs]
+    columns, _ = _by_layer(lambda i, n: (model.W_V(i)[n // width, :, n % width], None), layer, unit)
+    norms = [model.norm1(i) for i in range(shape.n_layers)]
     x = view.resid_pre_all[layer, pos].double()
     v = view.v[layer, pos, unit // width // (shape.n_heads // shape.n_kv_heads), unit % width].double()
     slope = _inverse(v * _scale(norms, x))
     weight, mid = torch.ones_like(values.score), torch.zeros_like(pos, dtype=torch.bool)
-    return Keys(layer, pos, _keys(columns, norms, centre=centre), x, values.score, weight, mid, slope)
+    key = _keys(columns, _gamma(norms)[layer], centre=centre and norms[0].kind == "layer")
+    return Keys(layer, pos, key, x, values.score, weight, mid, slope)
 
 
 def mlp_keys(
@@ -99,39 +99,69 @@ def mlp_keys(
 ) -> Keys:
     """The keys of FFN value neurons at `pos` [n] (None: the last position); of gated ones first all up keys, then all
     gate keys."""
-    pairs = list(zip(values.layer.tolist(), values.index.tolist(), strict=True))
-    up = [_column(model.W_in(i), model.b_in(i), n) for i, n in pairs]
-    gates = [(model.W_gate(i), model.b_gate(i), n) for i, n in pairs]
-    gate = [_column(W, b, n) for W, b, n in gates if W is not None]
-    pos = torch.full_like(values.layer, len(view.ids) - 1) if pos is None else pos
-    x = view.resid_mid_all[values.layer, pos].double()
-    norms = [model.norm2(i) for i, _ in pairs]
-    sigma, times = _scale(norms, x), 1 + bool(gate)
-    normed = norms[0].centre(x) / sigma[:, None] * torch.stack([norm.weight.double() for norm in norms])
-    normed = normed + torch.stack([_zero_or(norm.bias, norm.weight) for norm in norms])
-    inputs = [
-        (normed * torch.stack([c for c, _ in part])).sum(1) + torch.stack([b for _, b in part])
-        for part in (up, gate)[:times]
-    ]
+    gated, layer = model.shape.gated, values.layer
+    parts = [_by_layer(_chosen(model.W_in, model.b_in), layer, values.index)]
+    if gated:
+        parts.append(_by_layer(_chosen(model.W_gate, model.b_gate), layer, values.index))
+    pos = torch.full_like(layer, len(view.ids) - 1) if pos is None else pos
+    x = view.resid_mid_all[layer, pos].double()
+    norms = [model.norm2(i) for i in range(model.shape.n_layers)]
+    sigma, gamma = _scale(norms, x), _gamma(norms)[layer]
+    bias = torch.stack([_zero_or(norm.bias, norm.weight) for norm in norms])[layer]
+    normed = norms[0].centre(x) / sigma[:, None] * gamma + bias
+    inputs = [(normed * columns).sum(1) + constants for columns, constants in parts]
     act, change = _activation(model.act_fn, inputs[-1])
     bent = change * _inverse(act * sigma)  # through the activation: the gate's, or the only key's
-    slope = torch.cat([_inverse(inputs[0] * sigma), bent]) if gate else bent
-    layer, score = values.layer.repeat(times), values.score.repeat(times)
-    key = _keys([column for column, _ in up + gate], norms * times, centre=centre)
+    slope = torch.cat([_inverse(inputs[0] * sigma), bent]) if gated else bent
+    times = len(parts)
+    key = _keys(
+        torch.cat([columns for columns, _ in parts]),
+        gamma.repeat(times, 1),
+        centre=centre and norms[0].kind == "layer",
+    )
+    layer, score = layer.repeat(times), values.score.repeat(times)
     weight, mid = torch.full_like(score, 1 / times), torch.ones_like(layer, dtype=torch.bool)
     return Keys(layer, pos.repeat(times), key, x.repeat(times, 1), score, weight, mid, slope)
 
 
-def _column(W: Tensor, b: Tensor | None, i: int) -> tuple[Tensor, Tensor]:
-    """Column i of a projection, and its bias; fp64."""
-    column = W[:, i].double()
-    return column, column.new_zeros(()) if b is None else b[i].double()
+def _chosen(
+    W: Callable[[int], Tensor | None], b: Callable[[int], Tensor | None]
+) -> Callable[[int, Tensor], tuple[Tensor, Tensor | None]]:
+    """For `_by_layer`: columns of a layer's projection as rows, and their biases."""
+
+    def read(layer: int, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        matrix, bias = W(layer), b(layer)
+        assert matrix is not None
+        return matrix.T[index], None if bias is None else bias[index]
+
+    return read
 
 
-def _keys(columns: Sequence[Tensor], norms: Sequence[FinalNorm], *, centre: bool) -> Tensor:
-    key = torch.stack([c.double() * n.weight.double() for c, n in zip(columns, norms, strict=True)])
-    taken = centre and norms[0].kind == "layer"
-    return (key - key.mean(dim=1, keepdim=True) if taken else key).float()
+def _by_layer(
+    read: Callable[[int, Tensor], tuple[Tensor, Tensor | None]], layer: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What `read(layer, indices)` gives for units [n]: rows [n, d_model] and constants [n] (None: 0), fp64; one gather
+    a layer."""
+    present = layer.unique().tolist()
+    found = []
+    for i in present:
+        rows, constants = read(i, index[layer == i].cpu())
+        rows = rows.to(layer.device).double()
+        found.append((rows, rows.new_zeros(len(rows)) if constants is None else constants.to(rows)))
+    order = torch.cat([(layer == i).nonzero()[:, 0] for i in present]).argsort()
+    rows, constants = (torch.cat(part)[order] for part in zip(*found, strict=True))
+    return rows, constants
+
+
+def _keys(columns: Tensor, gamma: Tensor, *, centre: bool) -> Tensor:
+    """Columns ⊙ γ [n, d_model], their mean taken off with `centre`; fp32."""
+    key = columns * gamma
+    return (key - key.mean(dim=1, keepdim=True) if centre else key).float()
+
+
+def _gamma(norms: Sequence[FinalNorm]) -> Tensor:
+    """The weights of the layers' norms [n_layers, d_model], fp64."""
+    return torch.stack([norm.weight.double() for norm in norms])
 
 
 def _zero_or(bias: Tensor | None, like: Tensor) -> Tensor:

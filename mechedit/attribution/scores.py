@@ -18,16 +18,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mechedit.attribution.projection import BLOCK_BYTES, Projection
+from mechedit.attribution.projection import BLOCK_BYTES, WIDTH, Projection
 
 __all__ = ["inc", "inc_rows", "inc_scaled", "segments"]
 
-# exp(20) is far from fp32's overflow; below E = −0.5 the relative error of 1 + E starts to grow
-_PEAK, _LOW = 20.0, -0.5
+# exp(20) is far from fp32's overflow; at E = −0.9 an error of E is ten times as large in log(1 + E)
+_PEAK, _LOW = 20.0, -0.9
 # entries of one block alive at once: the directions, the scaled differences and the redone rows (three)
 _COPIES = 5
-# a pass over the vocabulary: this many tokens at a time for this many rows keep to the processor's cache
-_WIDTH, _ROWS = 1024, 1024
+_ROWS = 1024  # of one pass over the vocabulary
 
 
 def inc(projection: Projection, log_p: Tensor, vectors: Tensor, *, target: int) -> Tensor:
@@ -82,7 +81,7 @@ def inc_rows(projection: Projection, vectors: Tensor, base: Tensor, log_p: Tenso
     """
     order = base.argsort(stable=True)
     scores = torch.empty(len(order), dtype=torch.float64, device=log_p.device)
-    height = max(1, min(_ROWS, BLOCK_BYTES // (3 * 8 * _WIDTH)))
+    height = max(1, min(_ROWS, BLOCK_BYTES // (3 * 8 * WIDTH)))
     for rows in order.split(height):
         scores[rows] = _streamed(projection, vectors[rows], base[rows], log_p, target=target)
     return scores
@@ -106,7 +105,7 @@ def _streamed(projection: Projection, vectors: Tensor, base: Tensor, log_p: Tens
     rows, minus = normed.to(projection.dtype), -u_target.to(projection.dtype)
     runs = segments(base)
     mean = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-    for chunk, W_U in projection.chunks(width=_WIDTH):
+    for chunk, W_U in projection.chunks(width=WIDTH):
         d = torch.addmm(minus, rows, W_U).expm1_()
         p = log_p[:, chunk].exp()
         for begin, end, row in runs:
