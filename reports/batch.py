@@ -189,7 +189,7 @@ def _index(entries: Sequence[Entry], *, links: bool) -> str:
             if e.state != "complete"
         ],
     }
-    return html.render("index.html.j2", context, script="index.js")
+    return html.render("index.html.j2", context, scripts=("index.js",))
 
 
 def _table(kind: str, entries: Sequence[Entry], *, links: bool) -> dict[str, Any]:

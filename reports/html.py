@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,26 @@ from reports.text import visible
 
 __all__ = ["render", "write"]
 
-_TEMPLATES = Path(__file__).parent / "templates"
+_HERE = Path(__file__).parent
+_TEMPLATES = _HERE / "templates"
 
 
-def render(template: str, context: dict[str, Any], *, script: str = "") -> str:
+def render(template: str, context: dict[str, Any], *, scripts: Sequence[str] = ()) -> str:
     """The template of that name, filled with `context`, everything in it escaped.
 
-    `script`: the name of a script file among the templates, put into the page; the page's content-security policy then
-    lets a browser run this one text, by its sha256, and nothing else.
+    `scripts`: names of scripts among the templates or in `vendor/`, put into the page in this order; the page's
+    content-security policy then lets a browser run these texts, each by its sha256, and nothing else.
     """
-    code = (_TEMPLATES / script).read_text(encoding="utf-8") if script else ""
-    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() if script else ""
-    shared = {"light": LIGHT, "dark": DARK, "script": code, "script_hash": digest}
+    codes = [_script(name) for name in scripts]
+    hashes = [base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() for code in codes]
+    shared = {"light": LIGHT, "dark": DARK, "scripts": codes, "script_hashes": hashes}
     return _environment().get_template(template).render(shared | context)
+
+
+@functools.cache
+def _script(name: str) -> str:
+    (file,) = (place / name for place in (_TEMPLATES, _HERE / "vendor") if (place / name).is_file())
+    return file.read_text(encoding="utf-8")
 
 
 @functools.cache

@@ -1,8 +1,9 @@
 """One self-contained HTML page from a run folder.
 
 The page is built from the folder's files alone, so it can be built again at any time: the same files give the
-same bytes (no date, no random id). It needs no network and runs no script: styles and pictures are inline,
-and a content-security policy forbids everything else, so even a hole in the escaping could load nothing.
+same bytes (no date, no random id). It needs no network: styles, pictures and, where there is a circuit to explore,
+scripts are inline, and a content-security policy forbids everything else, so even a hole in the escaping could load or
+run nothing.
 Every string of the run goes through Jinja's autoescaping, every token through `reports.text.visible` first.
 
 Read in the folder, all but the first optional: `summary.json`, `contrast.parquet`, `heads.parquet`,
@@ -25,6 +26,7 @@ from reports import anatomy_sections, faithfulness, gates, html, sections
 from reports.circuit import Circuit
 from reports.circuit import read as read_circuit
 from reports.errors import InputError, IntegrityError
+from reports.explorer import SCRIPTS
 from reports.reading import read_frame, read_lines, read_object
 
 __all__ = ["build", "read_summary", "render"]
@@ -66,7 +68,8 @@ def render(run_folder: str | os.PathLike[str]) -> str:
     folder = Path(run_folder)
     if not (folder / "summary.json").is_file():
         raise InputError(f"run_folder: expected a run folder with summary.json, found none in {folder}")
-    return html.render("page.html.j2", _context(folder))
+    context = _context(folder)
+    return html.render("page.html.j2", context, scripts=SCRIPTS if context["circuit"] else ())
 
 
 def _context(folder: Path) -> dict[str, Any]:

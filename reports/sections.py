@@ -18,6 +18,7 @@ from markupsafe import Markup
 from reports import figures, forests
 from reports.circuit import Circuit, draw
 from reports.errors import InputError
+from reports.explorer import explorer
 from reports.inline import fragment
 from reports.text import clip, visible
 
@@ -207,6 +208,7 @@ def circuit(graph: Circuit) -> dict[str, Any]:
         "shown": shown,
         "n_shown": drawing.n_shown,
         "n_folded": drawing.n_folded,
+        "explorer": explorer(graph),
     }
 
 

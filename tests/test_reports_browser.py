@@ -5,13 +5,15 @@ Rules of accessibility are axe-core's (WCAG 2 A and AA among them, contrast in l
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from reports import batch, compare, page
+from reports import batch, compare, html, page
 from reports.formats import chromium
 from tests import reports_example as example
 from tests.test_reports_batch import write
@@ -120,3 +122,62 @@ def test_the_index_sorts_and_filters(browser: Browser, pages: dict[str, Path]) -
     view.get_by_label("Only lines with").fill("factworld random")
     assert len(column(1)) == 1
     assert heard == []
+
+
+def test_the_circuit_is_explored_by_filter_list_and_click(browser: Browser, pages: dict[str, Path]) -> None:
+    view, heard = opened(browser, pages["page"])
+    view.click("#explore > summary")
+    view.wait_for_selector("#explore[data-drawn=yes]")
+    graph = example.circuit()
+
+    def shown(what: str) -> int:
+        return int(view.evaluate(f"circuitGraph().{what}().not('.away').length"))
+
+    ends = {end for edge in graph["edges"] for end in (edge["source"], edge["target"])}
+    assert (shown("nodes"), shown("edges")) == (len(ends), len(graph["edges"]))
+    view.fill("#explore-share", "50")
+    half = shown("edges")
+    sizes = sorted((abs(edge["score"]) for edge in graph["edges"]), reverse=True)
+    assert sum(sizes[: half - 1]) < 0.5 * sum(sizes) <= sum(sizes[:half]) + 1e-9
+    view.select_option("#explore-sign", "neg")
+    left = view.evaluate("circuitGraph().edges().not('.away').map((edge) => edge.data('sign'))")
+    assert left == ["neg"] * len(left)
+    assert 0 < len(left) < half
+    view.select_option("#explore-sign", "all")
+    view.fill("#explore-share", "100")
+    view.click("#explore-fit")
+    view.locator("#explore-graph").scroll_into_view_if_needed()
+    place = view.evaluate("circuitGraph().getElementById('u0').renderedPosition()")
+    box = view.locator("#explore-graph").bounding_box()
+    assert box is not None
+    view.mouse.click(box["x"] + place["x"], box["y"] + place["y"])
+    told = view.locator("#explore-told")
+    assert "head, layer 3" in told.inner_text()
+    assert "·English" in told.inner_text()
+    assert "<script>alert(1)</script>" in told.inner_text()  # a hostile token: text, as it is
+    view.select_option("#explore-node", "target")
+    assert "·English" in told.locator("h3").inner_text()
+    assert "and 16 weaker ones" in told.inner_text()
+    assert heard == []
+    assert violations(view) == []
+
+
+def test_a_circuit_of_sixty_nodes_and_a_thousand_edges_is_explored(browser: Browser, tmp_path: Path) -> None:
+    run = example.write_run(tmp_path / "run")
+    graph = example.circuit(50)
+    names = [node["id"] for node in graph["nodes"]]
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]][: 1000 - len(graph["edges"])]
+    graph["edges"] += [{"source": a, "target": b, "score": 0.001} for a, b in pairs]
+    (run / "circuit.json").write_text(json.dumps(graph), encoding="utf-8")
+    view, heard = opened(browser, page.build(run))
+    view.click("#explore > summary")
+    view.wait_for_selector("#explore[data-drawn=yes]")
+    assert view.evaluate("circuitGraph().edges().length") == 1000
+    assert heard == []
+
+
+def test_the_vendored_library_is_the_one_that_is_named() -> None:
+    folder = Path(html.__file__).parent / "vendor"
+    digest = hashlib.sha256((folder / "cytoscape.min.js").read_bytes()).hexdigest()
+    assert digest in (folder / "README.md").read_text(encoding="utf-8")
+    assert hashlib.sha256(b"").hexdigest() != digest

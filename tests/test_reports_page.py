@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from reports import html
 from reports.errors import InputError, IntegrityError
 from reports.page import build
 from reports.text import clip, visible
@@ -90,11 +91,12 @@ def test_the_page_is_well_formed_with_unique_ids_and_one_h1(page: str) -> None:
 
 
 def test_the_page_asks_nothing_of_the_network(page: str) -> None:
-    assert addresses(page) == []
+    library = (Path(html.__file__).parent / "vendor" / "cytoscape.min.js").read_text(encoding="utf-8")
+    assert addresses(page.replace(library, "")) == []  # its comments name where it comes from
     assert "default-src 'none'" in page
-    assert not [
-        tag for tag, _ in Outline(page).tags if tag in ("script", "link", "iframe", "object", "embed")
-    ]
+    outline = Outline(re.sub(r"(<script[^>]*>).*?</script>", r"\1", page, flags=re.DOTALL))
+    assert not [tag for tag, _ in outline.tags if tag in ("link", "iframe", "object", "embed")]
+    assert [a.get("type") for tag, a in outline.tags if tag == "script"] == ["application/json", None, None]
     assert len(page.encode()) < 3_000_000
 
 

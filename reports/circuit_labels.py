@@ -1,0 +1,51 @@
+"""What a node or an edge of a circuit says: its two lines in the picture, and everything where it is asked for."""
+
+from __future__ import annotations
+
+import math
+
+from reports.graph import Edge, Node
+from reports.text import clip, visible
+
+__all__ = ["lines", "number", "read_share", "sign", "size", "story"]
+
+
+def lines(node: Node) -> tuple[str, str]:
+    """The two lines in a node's box; the second may be empty."""
+    if node.kind == "token":
+        return clip(visible(node.label, spaces=True), 16), ""
+    label = clip(visible(node.label, spaces=node.kind == "target"), 40)
+    first = f" → {clip(visible(node.promotes[0], spaces=True), 12)}" if node.promotes else ""
+    return label, number(node.score) + first
+
+
+def story(node: Node) -> str:
+    """All that is known of a node, in one line."""
+    parts = [visible(node.label, spaces=node.kind in ("token", "target"))]
+    if node.kind != "token":
+        parts.append(f"score {number(node.score)} nats")
+    if node.pos is not None:
+        parts.append(f"position {node.pos}")
+    if node.promotes:
+        parts.append("promotes " + ", ".join(visible(token, spaces=True) for token in node.promotes[:10]))
+    return "; ".join(parts)
+
+
+def number(score: float) -> str:
+    """A score with its sign, three decimals; "undefined" where it is not finite."""
+    return f"{score:+.3f}".replace("-", "−") if math.isfinite(score) else "undefined"
+
+
+def sign(score: float) -> str:
+    """The name of the colour of a score's sign."""
+    return "muted" if not math.isfinite(score) else "neg" if score < 0 else "pos"
+
+
+def size(score: float) -> float:
+    """|score|, 0 where it is not finite."""
+    return abs(score) if math.isfinite(score) else 0.0
+
+
+def read_share(edge: Edge) -> str:
+    """What share of the receiver's read an edge is, where that is known."""
+    return "" if edge.read is None else f", {edge.read:.1%} of what it reads"

@@ -1,0 +1,158 @@
+"""Where the nodes of a circuit stand: rows, their order, and places without overlap.
+
+Tokens stand at the bottom in reading order, layers rise from 0, the target is on top; within a layer heads stand below
+the MLP, as the residual stream meets them, and a head's value neurons below it. Each row is ordered by the weighted
+mean place of its neighbours (the barycentre heuristic of Sugiyama, Tagawa & Toda, IEEE Trans. SMC 11 (1981), a few
+sweeps down and up); a row that is too long is broken. Ties break by id, so the same graph stands in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from reports.circuit_labels import lines, size
+from reports.graph import Edge, Node
+
+__all__ = ["GAP_Y", "HEIGHT", "MARGIN", "UNIT_PLACES", "WIDTH", "Layout", "Place", "box", "layout"]
+
+Place: TypeAlias = tuple[float, float]
+WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN, GUTTER = 980, 40, 12, 46, 14, 74
+UNIT_PLACES = {"value": 0, "head": 1}  # within a layer, from below; FFN neurons stand above them
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`rows` of nodes from the bottom upward; `places`: centre x and top y by id; the picture's `height`."""
+
+    rows: list[list[Node]]
+    places: dict[str, Place]
+    height: int
+
+
+def layout(nodes: Sequence[Node], edges: Sequence[Edge]) -> Layout:
+    """Every node's place, inside `WIDTH`.
+
+    >>> nodes = [Node("w", "token", -1, "In", 0.0, pos=0), Node("t", "target", 1, "x", 1.0)]
+    >>> found = layout(nodes, [Edge("w", "t", 1.0)])
+    >>> [row[0].id for row in found.rows], found.places["w"][0] == found.places["t"][0]
+    (['w', 't'], True)
+    """
+    rows = _order(_rows(nodes), edges)
+    height = 2 * MARGIN + len(rows) * HEIGHT + (len(rows) - 1) * GAP_Y
+    return Layout(rows, _places(rows, edges), height)
+
+
+def box(node: Node) -> float:
+    """The width of a node's box."""
+    first, second = lines(node)
+    width = max(7.2 * _columns(first), 6.1 * _columns(second)) + 18
+    return max(width, 260.0) if node.kind == "target" else width  # room for the edges of every unit
+
+
+def _rows(nodes: Sequence[Node]) -> list[list[Node]]:
+    """Rows from the bottom upward; a row that is wider than the picture goes on in the next one."""
+    groups: dict[tuple[float, int], list[Node]] = defaultdict(list)
+    top = max((n.layer for n in nodes if n.kind != "target"), default=0)
+    heights = {"token": (-math.inf, 0), "folded": (top + 1, 0), "target": (top + 2, 0)}
+    for node in nodes:
+        groups[heights.get(node.kind, (node.layer, UNIT_PLACES.get(node.kind, 2)))].append(node)
+    rows: list[list[Node]] = []
+    for _, group in sorted(groups.items()):
+        first = [math.inf if n.pos is None else n.pos for n in group]
+        ordered = [n for _, n in sorted(zip(first, group, strict=True), key=lambda p: (p[0], p[1].id))]
+        broken = _break(ordered)
+        rows += reversed(broken) if group[0].kind == "token" else broken  # text is read from above
+    return rows
+
+
+def _break(group: list[Node]) -> list[list[Node]]:
+    rows: list[list[Node]] = [[]]
+    room = WIDTH - GUTTER - MARGIN
+    for node in group:
+        used = sum(box(n) + GAP_X for n in rows[-1])
+        if rows[-1] and used + box(node) > room:
+            rows.append([])
+        rows[-1].append(node)
+    return rows
+
+
+def _order(rows: list[list[Node]], edges: Sequence[Edge]) -> list[list[Node]]:
+    """Each row ordered by where its neighbours stand, tokens left in reading order."""
+    around = _neighbours(edges)
+    place = {n.id: (i + 0.5) / len(row) for row in rows for i, n in enumerate(row)}
+    for sweep in range(6):
+        for row in rows if sweep % 2 == 0 else reversed(rows):
+            if row[0].kind == "token":
+                continue
+            row.sort(key=lambda n: (_mean(around[n.id], place, place[n.id]), n.id))
+            place |= {n.id: (i + 0.5) / len(row) for i, n in enumerate(row)}
+    return rows
+
+
+def _places(rows: list[list[Node]], edges: Sequence[Edge]) -> dict[str, tuple[float, float]]:
+    """Centre x and top y of each node: as near to its neighbours as the row's order and width allow."""
+    top = {
+        n.id for n in rows[-1] if n.kind == "target"
+    }  # pulls every unit to the middle, so it does not count
+    around = _neighbours([edge for edge in edges if edge.target not in top])
+    middle = (GUTTER + WIDTH - MARGIN) / 2
+    centre: dict[str, float] = {}
+    for sweep in range(6):
+        for row in rows if sweep % 2 == 0 else reversed(rows):
+            if row[0].kind in ("token", "target"):
+                gap = min(44.0, (WIDTH - MARGIN - GUTTER - sum(map(box, row))) / len(row))
+                total = sum(map(box, row)) + gap * (len(row) - 1)
+                wanted, x = [], middle - total / 2
+                for node in row:
+                    wanted.append(x + box(node) / 2)
+                    x += box(node) + gap
+            else:
+                step = (WIDTH - MARGIN - GUTTER) / len(row)
+                even = [GUTTER + (i + 0.5) * step for i in range(len(row))]
+                pulled = [_mean(around[n.id], centre, x) for n, x in zip(row, even, strict=True)]
+                wanted = [0.6 * near + 0.4 * x for near, x in zip(pulled, even, strict=True)]
+            centre |= dict(zip((n.id for n in row), _pack(wanted, [box(n) for n in row]), strict=True))
+    pitch, last = HEIGHT + GAP_Y, len(rows) - 1
+    return {
+        n.id: (centre[n.id], float(MARGIN + (last - i) * pitch)) for i, row in enumerate(rows) for n in row
+    }
+
+
+def _pack(wanted: list[float], widths: list[float]) -> list[float]:
+    """Centres in the given order without overlap, moved together towards what was wanted, inside the picture."""
+    lefts: list[float] = []
+    for place, width in zip(wanted, widths, strict=True):
+        least = lefts[-1] + widths[len(lefts) - 1] + GAP_X if lefts else -math.inf
+        lefts.append(max(place - width / 2, least))
+    shift = sum(w - (x + b / 2) for w, x, b in zip(wanted, lefts, widths, strict=True)) / len(lefts)
+    low, high = GUTTER - lefts[0], WIDTH - MARGIN - widths[-1] - lefts[-1]
+    shift = max(low, min(shift, high))
+    limit = float(WIDTH - MARGIN)
+    for i in reversed(range(len(lefts))):
+        lefts[i] = min(lefts[i] + shift, limit - widths[i])
+        limit = lefts[i] - GAP_X
+    return [x + b / 2 for x, b in zip(lefts, widths, strict=True)]
+
+
+def _neighbours(edges: Sequence[Edge]) -> dict[str, list[tuple[str, float]]]:
+    around: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    for edge in edges:
+        around[edge.source].append((edge.target, size(edge.score)))
+        around[edge.target].append((edge.source, size(edge.score)))
+    return around
+
+
+def _mean(near: list[tuple[str, float]], place: Mapping[str, float], default: float) -> float:
+    known = [(place[name], weight + 1e-9) for name, weight in near if name in place]
+    return sum(x * w for x, w in known) / sum(w for _, w in known) if known else default
+
+
+def _columns(text: str) -> int:
+    """Width in character cells: East Asian wide characters and emoji take two, combining marks none."""
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + wide - sum(unicodedata.combining(char) > 0 for char in text)
