@@ -6,15 +6,18 @@
 #   make check    what continuous integration asks: format, lint, types, tests, docs
 #   make docs     the documentation alone: doctests, the README's code and links, docstrings of public names
 #   make format   rewrite the code in the house's format
+#   make report-demo  four small runs, their reports, and an index of them, into OUT_REPORTS (runs/report-demo)
+#   make gallery  the pictures of the README, from the run in OUT (make demo)
 #   make bench    what certified attribution costs, against full enumeration and its floor (some minutes)
 #   make clean    remove what the commands made (runs/ stays)
 #
-# Variables: PYTHON (3.11 or 3.12, to make .venv with), VENV, OUT, OUT_XL, JOBS (test processes), PYTEST_ARGS.
+# Variables: PYTHON (3.11 or 3.12, to make .venv with), VENV, OUT, OUT_XL, OUT_REPORTS, JOBS (test processes), PYTEST_ARGS.
 
 SHELL := /bin/bash
 VENV ?= .venv
 OUT ?= runs/demo
 OUT_XL ?= runs/demo-xl
+OUT_REPORTS ?= runs/report-demo
 JOBS ?= 2
 PYTEST_ARGS ?=
 
@@ -28,13 +31,25 @@ STAMP := $(VENV)/.installed
 DOCS := tests/test_docs.py mechedit xlprobe experiments reports
 
 .DEFAULT_GOAL := demo
-.PHONY: demo demo-xl install test check format format-check lint types docs bench clean
+.PHONY: demo demo-xl report-demo gallery install test check format format-check lint types docs bench clean
 
 demo: $(STAMP)
 	$(BIN)/mechedit demo --out $(OUT)
 
 demo-xl: $(STAMP)
 	$(BIN)/xlprobe demo --out $(OUT_XL)
+
+# A demo, a comparison, an anatomy and a faithfulness study, each as small as it still says something.
+report-demo: $(STAMP)
+	$(BIN)/mechedit demo --limit 8 --out $(OUT_REPORTS)/demo
+	$(BIN)/mechedit compare --recipe experiments/recipes/mega.toml --limit 4 --seeds 0 --ablations one_layer \
+		--out $(OUT_REPORTS)/compare
+	$(BIN)/mechedit anatomy --editors ft,rome,mega --limit 6 --selection 4 --out $(OUT_REPORTS)/anatomy
+	$(BIN)/mechedit faithfulness --limit 4 --ks 1,10,30 --draws 2 --out $(OUT_REPORTS)/faithfulness
+	$(BIN)/mechedit report $(OUT_REPORTS) --out $(OUT_REPORTS)/index.html
+
+gallery: $(STAMP)
+	$(BIN)/python -m reports.gallery $(OUT) docs/gallery
 
 install: $(STAMP)
 

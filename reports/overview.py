@@ -1,8 +1,9 @@
 """What a run says in one line of a table over several: title, model, and scores with n and intervals.
 
-A run is a folder with `config.toml` or `summary.json`. Three kinds are told apart by their files: `edit` (editors and
-their metrics), `anatomy` (editors and the share of edits that succeed as set) and `transfer` (a study of `xlprobe`:
-pair, objective and task, with the change of the score and the cosine of the gradients).
+A run is a folder with `config.toml` or `summary.json`. Four kinds are told apart by their files: `edit` (editors and
+their metrics), `anatomy` (editors and the share of edits that succeed as set), `faithfulness` (model, kind of neuron
+and method, with the change of log p) and `transfer` (a study of `xlprobe`: pair, objective and task, with the change of
+the score and the cosine of the gradients).
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ __all__ = ["COLUMNS", "Overview", "Score", "is_run", "kind_of", "read", "render"
 COLUMNS = {
     "edit": ("Editor", "Edits, per cent"),
     "anatomy": ("Editor", "Anatomy of edits: success as set, per cent"),
+    "faithfulness": ("Model, neurons, method", "Faithfulness: change of log p in nats, by neurons ablated"),
     "transfer": ("Pair, objective, task", "Alignment and transfer: points, and cosine of the gradients"),
 }
 _PLAIN = {"Cosine": 3}  # decimals of what is no percentage
+_NATS = "Change at k"  # the beginning of a metric in nats
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,11 @@ def is_run(folder: Path) -> bool:
 
 
 def kind_of(folder: Path) -> str:
-    """edit, anatomy or transfer, by the files of the run."""
+    """edit, anatomy, faithfulness or transfer, by the files of the run."""
     if (folder / "cells.parquet").is_file():
         return "transfer"
-    return "anatomy" if (folder / "results" / "anatomy" / "result.json").is_file() else "edit"
+    studies = ("anatomy", "faithfulness")
+    return next((name for name in studies if (folder / "results" / name / "result.json").is_file()), "edit")
 
 
 def render(folder: Path) -> str:
@@ -74,7 +78,7 @@ def read(folder: Path) -> Overview:
     kind = kind_of(folder)
     summary = (xl_page if kind == "transfer" else page).read_summary(folder)
     try:
-        rows = {"edit": _edit, "anatomy": _anatomy, "transfer": _transfer}[kind](folder, summary)
+        rows = _ROWS[kind](folder, summary)
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{folder}: its tables are not what the report expects ({error})") from error
     return Overview(kind, str(summary["title"]), str(summary["model"]), tuple(rows))
@@ -106,7 +110,7 @@ def state(folder: Path) -> tuple[str, str]:
 def text(name: str, score: Score) -> dict[str, str]:
     """`score` of the metric `name` as the cells of a table show it: value, interval, n, and the number to sort by."""
     signed = name in _PLAIN or name.startswith("Change")
-    digits = _PLAIN.get(name, 1)
+    digits = 2 if name.startswith(_NATS) else _PLAIN.get(name, 1)
 
     def written(value: float) -> str:
         return sections.number(value, digits) if signed else f"{value:.{digits}f}"
@@ -170,3 +174,20 @@ def _transfer(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str
         )
         for r in cells.to_dict("records")
     ]
+
+
+def _faithfulness(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str, Score]]]:
+    frame = read_frame(folder / "results" / "faithfulness", "curve")
+    if frame is None:
+        raise IntegrityError(f"{folder / 'results' / 'faithfulness'}: expected curve.parquet, found none")
+    rows = []
+    for (model, kind, method), own in frame.groupby(["model", "kind", "method"], sort=False):
+        scores = {
+            f"Change at k = {r['k']}": Score(r["delta"], r["low"], r["high"], int(r["n"]))
+            for r in own.to_dict("records")
+        }
+        rows.append((f"{model}, {kind}, {method}", scores))
+    return rows
+
+
+_ROWS = {"edit": _edit, "anatomy": _anatomy, "faithfulness": _faithfulness, "transfer": _transfer}

@@ -22,6 +22,7 @@ from mechedit.faithfulness import METHODS, FaithfulnessStudy, faithfulness, rank
 from mechedit.faithfulness.rankings import Scores, scores
 from mechedit.faithfulness.recipe import FaithfulnessConfig, run_faithfulness
 from mechedit.model import HookedModel, load_model
+from reports import overview
 from reports.errors import InputError
 from tests.nlka_oracle import plain_run
 from tests.tiny import ARCHS, Arch, tiny_folder
@@ -172,6 +173,12 @@ def test_a_stopped_run_goes_on_to_the_same_result(factworld_gpt2: HookedModel, t
         assert (tmp_path / "whole" / name).is_dir()
     cases[1].unlink()
     kept = cases[0].stat().st_mtime_ns
+    listed = overview.read(tmp_path / "whole")
+    assert listed.kind == "faithfulness"
+    (label, listed_scores), *_ = listed.rows
+    first = whole.curve.iloc[0]
+    assert label == f"factworld, {first['kind']}, {first['method']}"
+    assert listed_scores[f"Change at k = {first['k']}"].value == first["delta"]
     again = run_faithfulness([factworld_gpt2], config, tmp_path / "whole", progress=False)
     assert again.equals(whole)
     assert cases[0].stat().st_mtime_ns == kept

@@ -11,12 +11,14 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
 
 from reports import html
 from reports.errors import InputError, IntegrityError
+from reports.gallery import gallery
 from reports.page import build
 from reports.text import clip, visible
 from tests import reports_example as example
@@ -94,7 +96,7 @@ def test_the_page_asks_nothing_of_the_network(page: str) -> None:
     library = (Path(html.__file__).parent / "vendor" / "cytoscape.min.js").read_text(encoding="utf-8")
     assert addresses(page.replace(library, "")) == []  # its comments name where it comes from
     assert "default-src 'none'" in page
-    outline = Outline(re.sub(r"(<script[^>]*>).*?</script>", r"\1", page, flags=re.DOTALL))
+    outline = Outline(re.sub(r"(<script[^>]*>).*?</script>", r"\1</script>", page, flags=re.DOTALL))
     assert not [tag for tag, _ in outline.tags if tag in ("link", "iframe", "object", "embed")]
     assert [a.get("type") for tag, a in outline.tags if tag == "script"] == ["application/json", None, None]
     assert len(page.encode()) < 3_000_000
@@ -319,3 +321,15 @@ def test_a_browser_renders_it_without_network_or_complaint(run: Path, tmp_path: 
     assert (ground > 240) if scheme == "light" else (ground < 40)
     bands = [image.crop((0, y, 1000, y + 500)) for y in range(0, 3000, 500)]
     assert all(ImageStat.Stat(band).stddev[0] > 5 for band in bands)  # something is drawn all the way down
+
+
+def test_the_gallery_is_drawn_from_a_run_and_is_the_same_twice(tmp_path: Path) -> None:
+    run = example.write_run(tmp_path / "run")
+    made, again = gallery(run, tmp_path / "a"), gallery(run, tmp_path / "b")
+    assert {file.name for file in made} == {"layers.png", "heads.png", "window.png", "circuit.svg"}
+    assert [file.read_bytes() for file in made] == [file.read_bytes() for file in again]
+    ElementTree.fromstring((tmp_path / "a" / "circuit.svg").read_text(encoding="utf-8"))
+    (run / "window.parquet").unlink()
+    with pytest.raises(InputError, match=r"window\.parquet"):
+        gallery(run, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
