@@ -1,0 +1,418 @@
+"""Engines: the board by random schedules, and real two-worker Ray clusters against a local run, byte for byte."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from experiments.board import Board, Page
+from experiments.cases import Case, Loop, every_case, shared
+from experiments.cli import run as runner
+from experiments.cli.options import Parser, subcommand
+from experiments.cli.program import execute
+from experiments.engine import Ray
+from experiments.forks import forked as forks
+from reports.errors import InputError
+from tests.killing import ended, forked, until
+from tests.test_runs import start, tree
+
+PROGRAM = "tests.engine_program:experiments"
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None or not hasattr(os, "fork"),
+    reason="ray: pip install 'mechedit[ray]', on a POSIX system",
+)
+
+# -- the loop ----------------------------------------------------------------------------------------------------
+
+
+def squares(i: int) -> Case:
+    return {"square": i * i}
+
+
+def test_finished_cases_are_read_and_the_others_are_made_in_order(tmp_path: Path) -> None:
+    run, asked = start(tmp_path), []
+    run.write_case("b", {"square": "read"})
+
+    def make(i: int) -> Case:
+        asked.append(i)
+        return squares(i)
+
+    cases = every_case(run, ["a", "b", "c"], make, label="x", progress=False)
+    assert cases == [{"square": 0}, {"square": "read"}, {"square": 4}]
+    assert asked == [0, 2]
+    assert run.done() == {"a", "b", "c"}
+
+
+def test_foreign_settings_are_refused_before_any_case_is_made(tmp_path: Path) -> None:
+    run, asked = start(tmp_path), []
+    run.write_case("b", {"settings": "theirs"})
+    with pytest.raises(InputError, match=r"'b' in .* was measured with another model"):
+        every_case(run, ["a", "b"], lambda i: asked.append(i) or {}, settings=["s", "s"], label="x")
+    assert asked == []
+    with pytest.raises(InputError, match="'a' by another process was measured with another"):
+        every_case(run, ["a"], lambda i: {"settings": "of a worker"}, settings=["s"], label="x")
+
+
+class Backwards:
+    """A share that begins with the last unit, and keeps what it was handed."""
+
+    patient = False
+
+    def __init__(self) -> None:
+        self.units: list[Sequence[int]] = []
+
+    def made(self, loop: Loop) -> Iterator[tuple[int, Case]]:
+        self.units = list(loop.units)
+        for unit in reversed(loop.units):
+            yield from ((i, loop.make(i)) for i in reversed(unit))
+
+
+def test_any_share_gives_the_same_cases_in_the_same_order(tmp_path: Path) -> None:
+    keys = [f"{letter}-{i}" for letter in "abc" for i in range(3)]
+    alone = every_case(start(tmp_path / "1"), keys, squares, label="x", progress=False)
+    other = Backwards()
+    with shared(other):
+        run = start(tmp_path / "2")
+        assert every_case(run, keys, squares, together=lambda k: k[0], label="x", progress=False) == alone
+    assert other.units == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    with forks(2):
+        assert every_case(start(tmp_path / "3"), keys, squares, label="x", progress=False) == alone
+    assert tree(tmp_path / "1") == tree(tmp_path / "2") == tree(tmp_path / "3")
+
+
+def test_a_loop_inside_a_case_is_part_of_it() -> None:
+    other = Backwards()
+
+    def make(i: int) -> Case:
+        return {"inner": every_case(None, ["x", "y"], squares, label="inner", progress=False)}
+
+    with shared(other):
+        cases = every_case(None, ["a"], make, label="outer", progress=False)
+    assert cases == [{"inner": [{"square": 0}, {"square": 1}]}]
+    assert other.units == [[0]]
+
+
+# -- the board ---------------------------------------------------------------------------------------------------
+
+
+def page(units: Sequence[Sequence[int]], *, found: int = 0) -> Page:
+    n = found + sum(map(len, units))
+    return Page(
+        tuple(f"case-{i}" for i in range(n)), {}, {i: {"found": i} for i in range(n - found, n)}, units
+    )
+
+
+class Lenient(Board):
+    """A board that also takes cases from workers it has given up."""
+
+    def give(self, loop: int, worker: str, place: int, case: Case) -> None:
+        self._loops[loop].made[place] = case
+
+
+class Forgetful(Board):
+    """A board that loses what a dead worker was at."""
+
+    def lost(self, worker: str) -> list[str]:
+        back = super().lost(worker)
+        for state in self._loops:
+            if back and state.free:
+                state.free.popleft()
+        return back
+
+
+class Generous(Board):
+    """A board that hands a unit out again while it is being made."""
+
+    def claim(self, loop: int, worker: str) -> list[int] | None:
+        unit = super().claim(loop, worker)
+        if unit:
+            self._loops[loop].free.append(list(unit))
+        return unit
+
+
+def worked_off(board: Board, units: list[list[int]], *, found: int, seed: int) -> Counter[int]:
+    """Three workers that claim, make, and die at random; how often each case was made by somebody who lived on.
+
+    A worker that is taken for dead may yet give its case: that one must not count.
+    """
+    rng, loop = random.Random(seed), 0
+    board.open(page(units, found=found))
+    at: dict[str, list[int]] = {f"w{i}": [] for i in range(3)}
+    made, news, deaths = Counter[int](), dict[int, Case](), 0
+    for step in range(2000):
+        name = rng.choice(list(at))
+        if at[name] and rng.random() < 0.15 and deaths < 20:
+            board.lost(name)
+            board.give(loop, name, at[name][0], {"by": "a ghost"})
+            del at[name]
+            at[f"w{step + 3}"] = []
+            deaths += 1
+        elif at[name]:
+            place = at[name].pop(0)
+            board.give(loop, name, place, {"by": name})
+            made[place] += 1
+        else:
+            unit = board.claim(loop, name)
+            if unit is None:
+                break
+            at[name] = unit
+        fresh, _ = board.news(loop, len(news))
+        assert not news.keys() & dict(fresh).keys()
+        news |= dict(fresh)
+    cases = board.cases(loop)
+    assert len(cases) == len(made) + found, "a case is lost"
+    assert all(case.get("by") != "a ghost" for case in cases.values()), "a dead worker's case counts"
+    assert set(made.values()) <= {1}, "a case is handed out twice"
+    assert news.keys() == made.keys() == {place for unit in units for place in unit}
+    return made
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_board_hands_every_case_out_once_and_loses_none(seed: int) -> None:
+    rng = random.Random(seed)
+    places = iter(range(30))
+    units = [list(itertools.islice(places, rng.randint(1, 4))) for _ in range(12)]
+    units = [unit for unit in units if unit]
+    worked_off(Board(), units, found=3, seed=seed)
+
+
+@pytest.mark.parametrize("bad", [Lenient, Forgetful, Generous])
+def test_a_board_that_does_otherwise_is_found_out(bad: type[Board]) -> None:
+    def ends_well(seed: int) -> bool:
+        try:
+            worked_off(bad(), [[i, i + 1] for i in range(0, 20, 2)], found=1, seed=seed)
+        except AssertionError:
+            return False
+        return True
+
+    assert not all(ends_well(seed) for seed in range(5))
+
+
+def test_a_closed_board_hands_nothing_out_and_takes_what_is_at_hand() -> None:
+    board = Board([page([[0], [1]])])
+    assert board.claim(0, "w") == [0]
+    board.close()
+    assert board.claim(0, "v") == []
+    assert board.news(0, 0) == ([], True)
+    board.give(0, "w", 0, {"x": 1})
+    assert board.news(0, 0) == ([(0, {"x": 1})], False)
+    assert board.page(1) is None
+
+
+# -- Ray ---------------------------------------------------------------------------------------------------------
+
+
+def toy(*words: str) -> int:
+    """The command line of the cheap program (`tests.engine_program`)."""
+    parser = Parser(prog="toy")
+    commands = parser.add_subparsers(parser_class=Parser)
+    one = subcommand(
+        commands, "run", lambda options: runner.run(options, "tests.engine_program:experiments"), ""
+    )
+    runner.add_arguments(one)
+    return execute(parser, ["run", "--quiet", *words])
+
+
+class Chain:
+    """The cheap experiment in a folder: processes that run it there, and what went on in them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.out, self.orders = folder, folder / "run", folder / "orders"
+        self.orders.mkdir()
+        recipe = f'experiment = "chain"\norders = {json.dumps(str(self.orders))}\n'
+        (folder / "chain.toml").write_text(recipe)
+
+    def begin(self, engine: str = "ray") -> int:
+        """A process that leads a group of its own, as one that a terminal started: its number."""
+        words = [str(self.folder / "chain.toml"), "--out", str(self.out), "--engine", engine]
+        words += ["--workers", "2"] if engine == "ray" else []
+
+        def work() -> int:
+            os.setpgrp()
+            return toy(*words)
+
+        return forked(work, errors=self.folder / "said")
+
+    def run(self, engine: str = "ray") -> int:
+        return ended(self.begin(engine))
+
+    def said(self) -> str:
+        return (self.folder / "said").read_text()
+
+    def makers(self) -> dict[str, list[int]]:
+        """The processes that began each case."""
+        files = sorted(self.orders.glob("*.made"))
+        return {file.stem: list(map(int, file.read_text().split())) for file in files}
+
+    def matches_local(self) -> None:
+        """Every file is that of a local run of the same recipe."""
+        found = tree(self.out)
+        for file in self.orders.iterdir():
+            file.unlink()
+        shutil.rmtree(self.out)
+        assert self.run("local") == 0
+        assert len(found) == 2 * 4 + 3
+        assert found == tree(self.out)
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> Chain:
+    return Chain(tmp_path)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@needs_ray
+def test_a_worker_that_is_killed_loses_nothing(chain: Chain) -> None:
+    """kill -9 in the middle of the first loop: its case is made by another process, and all files are a local run's."""
+    (chain.orders / "dies").write_text("first-2")
+    (chain.orders / "slow").write_text("0.3")
+    assert chain.run() == 0, chain.said()
+    makers = chain.makers()
+    assert [len(pids) for pids in makers.values()] == [1, 1, 2, 1, 1, 1, 1, 1]
+    assert len(set(makers["first-2"])) == 2
+    assert "died; to be made again: first-2" in chain.said()
+    assert makers["second-0"] == makers["second-1"], "a unit is one process's"
+    assert not any(alive(pid) for pids in makers.values() for pid in pids)
+    chain.matches_local()
+
+
+@needs_ray
+@pytest.mark.faults
+def test_a_run_that_was_begun_by_one_engine_is_ended_by_another(chain: Chain) -> None:
+    (chain.orders / "fails").write_text("second-1")
+    assert chain.run() == 2
+    assert chain.said().strip().endswith("toy: error: second-1: expected a case that can be made")
+    done = {file.stem for file in (chain.out / "cases").glob("*.json")}
+    assert {f"first-{i}" for i in range(4)} | {"second-0"} <= done
+    for engine in ("local", "ray"):
+        for file in chain.orders.iterdir():
+            file.unlink()
+        assert chain.run(engine) == 0, chain.said()
+        assert chain.makers().keys().isdisjoint(done)
+        for case in ("first-3", "second-2"):
+            (chain.out / "cases" / f"{case}.json").unlink()
+        done = {file.stem for file in (chain.out / "cases").glob("*.json")}
+    assert chain.run() == 0
+    chain.matches_local()
+
+
+@needs_ray
+@pytest.mark.faults
+def test_an_interrupt_saves_what_every_worker_is_at(chain: Chain) -> None:
+    (chain.orders / "slow").write_text("1.5")
+    child = chain.begin()
+    until(chain.orders / "first-1.made", child)
+    os.killpg(child, signal.SIGINT)
+    assert ended(child) == 130
+    makers = chain.makers()
+    assert (
+        {file.stem for file in (chain.out / "cases").glob("*.json")}
+        == makers.keys()
+        == {"first-0", "first-1"}
+    )
+    assert f"2 of 4 done in 'first', all saved; to go on: toy run --quiet {chain.folder}" in chain.said()
+    assert not any(alive(pid) for pids in makers.values() for pid in pids)
+    assert chain.run() == 0
+    chain.matches_local()
+
+
+@needs_ray
+@pytest.mark.faults
+def test_a_case_that_kills_every_worker_ends_the_run(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.engine.LIVES", 0.5)  # of the child, which is forked
+    (chain.orders / "poison").write_text("first-3")
+    assert chain.run() == 1
+    assert "workers died, one after another" in chain.said()
+    assert "the last at first-3; finished cases are kept" in chain.said()
+    assert {file.stem for file in (chain.out / "cases").glob("*.json")} == {f"first-{i}" for i in range(3)}
+
+
+@needs_ray
+@pytest.mark.faults
+def test_a_worker_of_another_kind_is_refused(chain: Chain) -> None:
+    def work() -> int:
+        (chain.orders / "alone").write_text(str(os.getpid()))
+        return toy(str(chain.folder / "chain.toml"), "--out", str(chain.out), "--engine", "ray")
+
+    assert ended(forked(work, errors=chain.folder / "said")) == 2
+    assert "engine: a worker has model {'hash': 'other'}, the driver {'hash': 'h'}" in chain.said()
+    assert not list((chain.out / "cases").iterdir())
+
+
+def test_what_an_engine_cannot_do_is_said_in_a_line(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(chain.folder / "chain.toml")
+    assert toy(recipe, "--gpus-per-worker", "1") == 2
+    assert "gpus-per-worker: --engine local takes none" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert toy(recipe, "--engine", "ray", "--out", str(chain.out)) == 2
+    assert "engine: ray is not installed; pip install 'mechedit[ray]'" in capsys.readouterr().err
+    assert not chain.out.exists()
+    with pytest.raises(InputError, match="workers, gpus_per_worker: expected at least 1 and 0, found 0"):
+        Ray("x:y", workers=0)
+
+
+# -- real recipes ------------------------------------------------------------------------------------------------
+
+
+def both(program: str, recipe: Path, folder: Path) -> dict[str, bytes]:
+    """The files of a local run, after checking that two workers of Ray make the same; both in one thread."""
+    import importlib
+
+    import torch
+
+    torch.set_num_threads(1)
+    main = importlib.import_module(f"{program}.cli").main
+    for engine in (["local"], ["ray", "--workers", "2"]):
+        words = ["run", "--quiet", str(recipe), "--out", str(folder / engine[0]), "--engine", *engine]
+        child = forked(lambda words=words: main(words), errors=folder / "said")
+        assert ended(child) == 0, (folder / "said").read_text()
+    local = tree(folder / "local")
+    assert tree(folder / "ray") == local
+    assert "manifest.json" in local
+    return local
+
+
+@needs_ray
+def test_an_evaluation_by_two_workers_is_that_of_one_process(tmp_path: Path) -> None:
+    from mechedit.factworld import export
+
+    export(tmp_path / "facts.json", schema="counterfact", limit=4, seed=9)
+    recipe = tmp_path / "evaluate.toml"
+    recipe.write_text(
+        f'experiment = "evaluate"\ndata = "{tmp_path / "facts.json"}"\neditor = "mega"\nfamilies = ["argmax"]\n'
+        'device = "cpu"\n'
+    )
+    files = both("mechedit", recipe, tmp_path)
+    assert len([name for name in files if name.startswith("cases/")]) == 4
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_study_by_two_workers_is_that_of_one_process(tmp_path: Path) -> None:
+    recipe = tmp_path / "study.toml"
+    recipe.write_text(
+        'experiment = "study"\npairs = ["source-half"]\nobjectives = ["sentence"]\ntasks = ["topic"]\nseeds = 2\n'
+        'device = "cpu"\n[sizes]\nbitext = 16\ntrain = 16\ntest = 8\nheld_out = 8\nalign_steps = 1\n'
+        "finetune_steps = 1\nhead_steps = 1\nprobe_batches = 2\nbatch = 8\n"
+    )
+    files = both("xlprobe", recipe, tmp_path)
+    assert {"cases/none-1.json", "cases/align-source-half-shuffled-0.json"} <= files.keys()
