@@ -47,8 +47,7 @@ PAUSE = 0.1  # seconds between two looks at the board
 GRACE = 10.0  # seconds that workers have to end in when the run does
 LIVES = 3  # deaths a worker, one after another without a finished case, after which the run gives up
 _OBJECT_STORE = 2**28  # bytes of shared memory of a local cluster: cases are small
-#: Of a local cluster: nothing is sent to Ray's makers, and its ports want the user's token.
-_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+_TOKEN = "ray._private.authentication"  # warns that the ports of a local cluster ask for a token
 
 
 def local(cell: Cell) -> AbstractContextManager[None]:
@@ -87,12 +86,10 @@ class Ray:
         """Within the block the cases of `cell` are made by the workers, which start with the first that is missing."""
         import torch
 
-        threads = torch.get_num_threads()
+        threads, grace = torch.get_num_threads(), 0.0
+        job = _Job(self.program, cell.to_toml(), str(Path.cwd()), versions())
         with self._cluster():
-            driver, grace = (
-                _Driver(self, _Job(self.program, cell.to_toml(), str(Path.cwd()), versions())),
-                0.0,
-            )
+            driver = _Driver(self, job)
             torch.set_num_threads(1)  # as the workers: sums are split among threads
             try:
                 with shared(driver):
@@ -115,7 +112,8 @@ class Ray:
             return
         own: dict[str, Any] = {}
         if self.address is None:
-            os.environ |= {key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()}
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            logging.getLogger(_TOKEN).setLevel(logging.ERROR)
             own = {
                 "num_cpus": self.workers,
                 "include_dashboard": False,
@@ -337,7 +335,14 @@ class _Claimed:
 def _facts(loop: Loop) -> dict[str, Any]:
     """What must be the same in every process: model, data, seeds, device, dtype."""
     facts = {} if loop.run is None else loop.run.provenance
-    return {key: facts[key] for key in SAME if key in facts}
+    return {key: _placeless(facts[key]) for key in SAME if key in facts}
+
+
+def _placeless(fact: Any) -> Any:
+    """Without where it was found: a model that each process trains lies in a folder of its own; its hash is the same."""
+    if not isinstance(fact, dict):
+        return fact
+    return {key: _placeless(value) for key, value in fact.items() if key != "source"}
 
 
 def _first(mine: dict[str, Any], theirs: dict[str, Any]) -> str:

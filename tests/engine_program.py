@@ -23,7 +23,7 @@ class Chain:
     """`limit` cases a loop.
 
     orders: a folder with, perhaps, the files `dies` (the case that kills its process, once), `poison` (always), `fails`
-    (the case that ends in an error), `slow` (seconds that a case takes), `alone` (the process that has the right model).
+    (the case that ends in an error), `slow` (seconds that a case takes), `alone` (the process with the right model).
     """
 
     orders: str
