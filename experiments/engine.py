@@ -208,8 +208,7 @@ class _Driver:
             return
         self._gpus = self.engine.gpus()
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board)
-        self._board = board.remote(self._early)
+        self._board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote(self._early)
         for _ in range(self.engine.workers):
             self._begin()
 
@@ -218,7 +217,7 @@ class _Driver:
         import ray
 
         name, self._begun = f"worker {self._begun}", self._begun + 1
-        actor = ray.remote(num_cpus=1, num_gpus=self._gpus)(Worker).remote()
+        actor: Any = ray.remote(Worker).options(num_cpus=1, num_gpus=self._gpus).remote()
         self._runs[actor.run.remote(self.job, self._board, name)] = name, actor
 
     def _look_after(self) -> Exception | None:
@@ -339,7 +338,7 @@ def _facts(loop: Loop) -> dict[str, Any]:
 
 
 def _placeless(fact: Any) -> Any:
-    """Without where it was found: a model that each process trains lies in a folder of its own; its hash is the same."""
+    """Without where it was found: a model that each process trains lies in a folder of its own; its hash agrees."""
     if not isinstance(fact, dict):
         return fact
     return {key: _placeless(value) for key, value in fact.items() if key != "source"}

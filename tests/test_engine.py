@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
 import importlib.util
 import itertools
 import json
@@ -41,7 +43,7 @@ def squares(i: int) -> Case:
 
 
 def test_finished_cases_are_read_and_the_others_are_made_in_order(tmp_path: Path) -> None:
-    run, asked = start(tmp_path), []
+    run, asked = start(tmp_path), list[int]()
     run.write_case("b", {"square": "read"})
 
     def make(i: int) -> Case:
@@ -55,13 +57,18 @@ def test_finished_cases_are_read_and_the_others_are_made_in_order(tmp_path: Path
 
 
 def test_foreign_settings_are_refused_before_any_case_is_made(tmp_path: Path) -> None:
-    run, asked = start(tmp_path), []
+    run, asked = start(tmp_path), list[int]()
     run.write_case("b", {"settings": "theirs"})
+
+    def make(i: int) -> Case:
+        asked.append(i)
+        return {"settings": "of a worker"}
+
     with pytest.raises(InputError, match=r"'b' in .* was measured with another model"):
-        every_case(run, ["a", "b"], lambda i: asked.append(i) or {}, settings=["s", "s"], label="x")
+        every_case(run, ["a", "b"], make, settings=["s", "s"], label="x", progress=False)
     assert asked == []
     with pytest.raises(InputError, match="'a' by another process was measured with another"):
-        every_case(run, ["a"], lambda i: {"settings": "of a worker"}, settings=["s"], label="x")
+        every_case(run, ["a"], make, settings=["s"], label="x", progress=False)
 
 
 class Backwards:
@@ -377,15 +384,13 @@ def test_what_an_engine_cannot_do_is_said_in_a_line(
 
 def both(program: str, recipe: Path, folder: Path) -> dict[str, bytes]:
     """The files of a local run, after checking that two workers of Ray make the same; both in one thread."""
-    import importlib
-
     import torch
 
     torch.set_num_threads(1)
     main = importlib.import_module(f"{program}.cli").main
     for engine in (["local"], ["ray", "--workers", "2"]):
         words = ["run", "--quiet", str(recipe), "--out", str(folder / engine[0]), "--engine", *engine]
-        child = forked(lambda words=words: main(words), errors=folder / "said")
+        child = forked(functools.partial(main, words), errors=folder / "said")
         assert ended(child) == 0, (folder / "said").read_text()
     local = tree(folder / "local")
     assert tree(folder / "ray") == local
@@ -400,11 +405,25 @@ def test_an_evaluation_by_two_workers_is_that_of_one_process(tmp_path: Path) -> 
     export(tmp_path / "facts.json", schema="counterfact", limit=4, seed=9)
     recipe = tmp_path / "evaluate.toml"
     recipe.write_text(
-        f'experiment = "evaluate"\ndata = "{tmp_path / "facts.json"}"\neditor = "mega"\nfamilies = ["argmax"]\n'
-        'device = "cpu"\n'
+        f'experiment = "evaluate"\ndata = "{tmp_path / "facts.json"}"\neditor = "no_edit"\n'
+        'families = ["argmax"]\ndevice = "cpu"\n'
     )
     files = both("mechedit", recipe, tmp_path)
     assert len([name for name in files if name.startswith("cases/")]) == 4
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_comparison_by_two_workers_is_that_of_one_process(tmp_path: Path) -> None:
+    """Window, alpha and gate are chosen by every worker for itself; three kinds of loop, one after the other."""
+    recipe = tmp_path / "compare.toml"
+    recipe.write_text(
+        'experiment = "compare"\neditors = ["mega", "ft"]\nablations = ["one_layer"]\nlimit = 3\nselection = 8\n'
+        'seeds = [0]\nablation_facts = 2\nripple_facts = 1\ndevice = "cpu"\n'
+    )
+    files = both("mechedit", recipe, tmp_path)
+    assert {"results/comparison/table.parquet", "results/gates/result.json", "report.html"} <= files.keys()
+    assert len([name for name in files if name.startswith("cases/")]) == 2 * 3 + 2 + 2
 
 
 @needs_ray
