@@ -19,6 +19,7 @@ import logging
 import math
 import os
 import pkgutil
+import socket
 import sys
 import tempfile
 import time
@@ -47,7 +48,7 @@ PAUSE = 0.1  # seconds between two looks at the board
 GRACE = 10.0  # seconds that workers have to end in when the run does
 LIVES = 3  # deaths a worker, one after another without a finished case, after which the run gives up
 _OBJECT_STORE = 2**28  # bytes of shared memory of a local cluster: cases are small
-_TOKEN = "ray._private.authentication"  # warns that the ports of a local cluster ask for a token
+_TOKEN = "ray._private.authentication"  # warns that a cluster's ports ask for a token, as they should
 
 
 def local(cell: Cell) -> AbstractContextManager[None]:
@@ -105,15 +106,17 @@ class Ray:
     @contextlib.contextmanager
     def _cluster(self) -> Iterator[None]:
         """Ray, started or joined; one that the caller has joined already is used and left."""
+        if self.address not in (None, "auto"):
+            _check_address(str(self.address))
         import ray
 
         if ray.is_initialized():
             yield
             return
+        logging.getLogger(_TOKEN).setLevel(logging.ERROR)
         own: dict[str, Any] = {}
         if self.address is None:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            logging.getLogger(_TOKEN).setLevel(logging.ERROR)
             own = {
                 "num_cpus": self.workers,
                 "include_dashboard": False,
@@ -329,6 +332,18 @@ class _Claimed:
         if ray.get(self.board.closed.remote()):
             raise Stopped("the run ends here")
         time.sleep(PAUSE)
+
+
+def _check_address(address: str) -> None:
+    """Refuse what nobody listens at: Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        if not host or not port.isdecimal():
+            raise OSError("expected auto or HOST:PORT")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"address: no Ray cluster at {address!r} ({reason})") from error
 
 
 def _facts(loop: Loop) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -372,6 +373,16 @@ def test_what_an_engine_cannot_do_is_said_in_a_line(
     recipe = str(chain.folder / "chain.toml")
     assert toy(recipe, "--gpus-per-worker", "1") == 2
     assert "gpus-per-worker: --engine local takes none" in capsys.readouterr().err
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]  # nobody listens there
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: "there")
+    for address, reason in (
+        (f"127.0.0.1:{port}", "Connection refused"),
+        ("head", "expected auto or HOST:PORT"),
+    ):
+        assert toy(recipe, "--engine", "ray", "--address", address, "--out", str(chain.out)) == 2
+        assert f"address: no Ray cluster at '{address}' ({reason})" in capsys.readouterr().err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert toy(recipe, "--engine", "ray", "--out", str(chain.out)) == 2
     assert "engine: ray is not installed; pip install 'mechedit[ray]'" in capsys.readouterr().err
