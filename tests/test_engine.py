@@ -216,7 +216,6 @@ def all_end(makers: dict[str, list[int]], *, seconds: float = 60) -> bool:
 
 
 @needs_ray
-@pytest.mark.faults
 def test_a_worker_that_is_killed_loses_nothing(chain: Chain) -> None:
     """kill -9 in the middle of the first loop: its case is made by another process, and all files are a local run's."""
     (chain.orders / "dies").write_text("first-2")
@@ -335,6 +334,7 @@ def both(program: str, recipe: Path, folder: Path) -> dict[str, bytes]:
 
 
 @needs_ray
+@pytest.mark.slow
 def test_an_evaluation_by_two_workers_is_that_of_one_process(tmp_path: Path) -> None:
     from mechedit.factworld import export
 
