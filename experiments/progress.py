@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from tqdm.auto import tqdm
 from tqdm.std import tqdm as plain_tqdm
 
-__all__ = ["Stopped", "how_to_go_on", "interruptible", "track"]
+__all__ = ["Stopped", "how_to_go_on", "interruptible", "stop_asked", "track"]
 
 T = TypeVar("T")
 SECONDS = 60.0  # between two lines where there is no terminal
@@ -38,12 +38,18 @@ class _Signals:
 
 
 def track(
-    items: Iterable[T], *, label: str, total: int | None = None, progress: bool = True, unit: str = "case"
+    items: Iterable[T],
+    *,
+    label: str,
+    total: int | None = None,
+    progress: bool = True,
+    unit: str = "case",
+    patient: bool = False,
 ) -> Iterator[T]:
     """The `items`, one after another; each counts as done when the next is asked for.
 
     total: how many, where `items` cannot tell. progress: False is silent. Raises `Stopped` after the item during which
-    a stop was asked for.
+    a stop was asked for; patient: when `items` end, which are to see `stop_asked` and end with what is at hand.
 
     >>> [case for case in track([1, 2], label="cases", progress=False)]
     [1, 2]
@@ -58,11 +64,22 @@ def track(
             yield item
             done += 1
             bar.update()
-            if _Signals.asked and _Signals.loops == 1:  # an inner loop is part of a case
-                raise Stopped(f"{done} of {'?' if total is None else total} done in {label!r}")
+            if not patient:
+                _stop_here(done, total, label)
+        _stop_here(done, total, label)
     finally:
         _Signals.loops -= 1
         bar.close()
+
+
+def stop_asked() -> bool:
+    """Whether Ctrl-C was pressed, and the loop over cases is to end."""
+    return _Signals.asked
+
+
+def _stop_here(done: int, total: int | None, label: str) -> None:
+    if _Signals.asked and _Signals.loops == 1:  # an inner loop is part of a case
+        raise Stopped(f"{done} of {'?' if total is None else total} done in {label!r}")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-__all__ = ["provenance"]
+__all__ = ["provenance", "versions"]
 
 _PACKAGES = (
     "mechedit",
@@ -60,7 +60,7 @@ def provenance(
         "attn_implementation": attn_implementation,
         "device_name": _device_name(device),
         "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **versions()},
         "platform": platform.platform(),
         "git": _git(Path(__file__).resolve().parent),
     }
@@ -76,7 +76,8 @@ def _device_name(device: str) -> str:
 
 
 @functools.cache  # asked for with every result; what runs is what was imported
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of the packages on which numbers depend, those that are installed."""
     found = {}
     for name in _PACKAGES:
         try:

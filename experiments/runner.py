@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import again, config
+from experiments.engine import Engine, local
 from experiments.recipe import Cell, Experiment, read
 from reports.errors import InputError
 
@@ -32,8 +33,10 @@ def describe(cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
         }
 
 
-def run_cells(cells: Sequence[Cell], out: Path, *, progress: bool = True) -> Iterator[dict[str, Any]]:
-    """Runs the cells one after another; what each has to say, with its folder. The same call goes on.
+def run_cells(
+    cells: Sequence[Cell], out: Path, *, engine: Engine = local, progress: bool = True
+) -> Iterator[dict[str, Any]]:
+    """Runs the cells one after another; what each has to say, with its folder. The same call goes on, by any engine.
 
     Errors: `InputError` for a matrix whose folder is a run itself, and those of the experiments.
     """
@@ -43,11 +46,18 @@ def run_cells(cells: Sequence[Cell], out: Path, *, progress: bool = True) -> Ite
         )
     for cell in cells:
         folder = out / cell.folder
-        yield {"folder": str(folder), **cell.experiment.run(cell.config, folder, progress)}
+        with engine(cell):
+            said = cell.experiment.run(cell.config, folder, progress)
+        yield {"folder": str(folder), **said}
 
 
 def run_again(
-    folder: Path, out: Path | None, experiments: Mapping[str, Experiment], *, progress: bool = True
+    folder: Path,
+    out: Path | None,
+    experiments: Mapping[str, Experiment],
+    *,
+    engine: Engine = local,
+    progress: bool = True,
 ) -> again.Comparison:
     """The run in `folder` done again into `out` (default: its name with -again).
 
@@ -64,7 +74,8 @@ def run_again(
             f"again: {source} was not made by `run` or a command with a recipe: it names no experiment"
         )
     (cell,) = read(source / "config.toml", experiments)
-    cell.experiment.run(cell.config, target, progress)
+    with engine(cell):
+        cell.experiment.run(cell.config, target, progress)
     before, now = (json.loads((f / "provenance.json").read_text(encoding="utf-8")) for f in (source, target))
     for key in ("model", "data", "seeds"):
         if before[key] != now[key]:

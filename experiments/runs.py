@@ -36,7 +36,7 @@ from reports.codec import decode, encode
 from reports.errors import InputError, IntegrityError, MechEditError
 from reports.results import Result
 
-__all__ = ["RunFolder", "check_case_id", "provenance"]
+__all__ = ["SAME", "RunFolder", "check_case_id", "provenance"]
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ SCHEMA_VERSION = 2
 _CONFIG, _PROVENANCE, _MANIFEST = "config.toml", "provenance.json", "manifest.json"
 _CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _TEMPORARY = re.compile(r"\..*\.(tmp|old)")  # also the temporary folders of `Result.save`
-_SAME = ("model", "data", "seeds", "device", "dtype", "attn_implementation")  # must agree on resume
+SAME = ("model", "data", "seeds", "device", "dtype", "attn_implementation")  # must agree on resume
 _ABSENT = object()
 
 
@@ -273,8 +273,8 @@ def _check_provenance(folder: Path, facts: dict[str, Any]) -> None:
         return
     old = encode(_facts(folder), where="provenance")
     _check_same(
-        {key: facts[key] for key in _SAME if key in facts},
-        {key: old[key] for key in _SAME if key in old},
+        {key: facts[key] for key in SAME if key in facts},
+        {key: old[key] for key in SAME if key in old},
         f"provenance of the run in {folder}",
     )
     if facts != old:

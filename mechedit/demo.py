@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from experiments.progress import track
+from experiments.cases import every_case
 from experiments.recipe import recorded
 from experiments.runs import RunFolder
 from mechedit.anatomy import StatementContrast, layer_scores, statement_contrast
@@ -104,14 +104,15 @@ def _attribute_all(
     model: HookedModel, mega: MEGA, facts: Sequence[FactEdit], run: RunFolder, *, progress: bool
 ) -> None:
     """One case a fact: layer and head scores for both objects, before and after the edit."""
-    for fact in track(facts, label="attribution", progress=progress):
-        case = attribution_key(fact)
-        if run.find_case(case) is not None:
-            continue
-        rows = _score_rows(model, fact, "before")
-        with mega.apply(model, fact) as edited:
-            rows += _score_rows(edited, fact, "after")
-        run.write_case(case, {"rows": rows})
+
+    def make(i: int) -> dict[str, Any]:
+        rows = _score_rows(model, facts[i], "before")
+        with mega.apply(model, facts[i]) as edited:
+            rows += _score_rows(edited, facts[i], "after")
+        return {"rows": rows}
+
+    keys = [attribution_key(fact) for fact in facts]
+    every_case(run, keys, make, label="attribution", progress=progress)
 
 
 def attribution_key(fact: FactEdit) -> str:

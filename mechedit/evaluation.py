@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from tqdm.auto import tqdm
 
-from experiments.progress import track
+from experiments.cases import Case, every_case, finished
 from experiments.runs import RunFolder, check_case_id
 from mechedit.evaluated import KNOWS_NONE, NOT_ROMES_PS, OWN_ANSWERS, CaseScores, Evaluation, Mode, gather
 from mechedit.facts import FactEdit, facts_hash
@@ -220,31 +220,33 @@ class _Task:
 
     def one_by_one(self) -> list[CaseScores]:
         """Each fact edited alone."""
+        settings = [self._settings(fact) for fact in self.facts]
+
+        def make(i: int) -> Case:
+            case = CaseScores()
+            if any(self.base.known):
+                with self.editor.apply(self.model, [self.facts[i]]) as edited:
+                    case = self._measured(edited, i)
+            return self._record(i, settings[i], case)
+
         keys = [self._key(fact) for fact in self.facts]
-        cases = []
-        todo = list(enumerate(zip(self.facts, keys, strict=True)))
-        for i, (fact, key) in track(todo, label=self.editor.name, progress=self.progress):
-            settings = self._settings(fact)
-            case = self._finished(key, settings)
-            if case is None:
-                case = CaseScores()
-                if any(self.base.known):
-                    with self.editor.apply(self.model, [fact]) as edited:
-                        case = self._measured(edited, i)
-                self._write(key, i, settings, case)
-            cases.append(case)
-        return cases
+        cases = every_case(
+            self.run, keys, make, settings=settings, label=self.editor.name, progress=self.progress
+        )
+        return [_scores(case) for case in cases]
 
     def together(self) -> list[CaseScores]:
         """All facts edited, one upon the other or at once, and then scored."""
         keys = [self._key(fact) for fact in self.facts]
         settings = [self._settings(fact) for fact in self.facts]
-        done = [self._finished(key, one) for key, one in zip(keys, settings, strict=True)]
-        if any(case is None for case in done):
-            done = list(self._edited_together()) if any(self.base.known) else [CaseScores()] * len(keys)
-            for i, (key, one, case) in enumerate(zip(keys, settings, done, strict=True)):
-                self._write(key, i, one, case)
-        return [case for case in done if case is not None]
+        done = [finished(self.run, key, settings=one) for key, one in zip(keys, settings, strict=True)]
+        if all(case is not None for case in done):
+            return [_scores(case) for case in done if case is not None]
+        cases = list(self._edited_together()) if any(self.base.known) else [CaseScores()] * len(keys)
+        for i, (key, one, case) in enumerate(zip(keys, settings, cases, strict=True)):
+            if self.run is not None:
+                self.run.write_case(key, self._record(i, one, case))
+        return cases
 
     def _edited_together(self) -> Iterator[CaseScores]:
         bar = tqdm(
@@ -281,30 +283,21 @@ class _Task:
             parts += [self.mode, facts_hash(self.facts)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def _finished(self, key: str, settings: str) -> CaseScores | None:
-        """The scores of a case that an earlier process has written, or None."""
-        case = None if self.run is None else self.run.find_case(key)
-        if self.run is None or case is None:
-            return None
-        if case.get("settings") != settings:
-            raise InputError(
-                f"run: case {key!r} in {self.run.path} was measured with another model, editor, fact or family; "
-                "choose another folder"
-            )
-        return CaseScores([PromptScore(**score) for score in case["prompts"]], case["texts"])
-
-    def _write(self, key: str, i: int, settings: str, case: CaseScores | None) -> None:
-        if self.run is None or case is None:
-            return
+    def _record(self, i: int, settings: str, case: CaseScores) -> Case:
+        """What the run folder keeps of a case."""
         fact = self.facts[i]
-        record = {
+        return {
             "case_id": fact.case_id,
             "subject": fact.subject,
             "known": self.base.known[i],
             "settings": settings,
+            "prompts": [dataclasses.asdict(score) for score in case.prompts],
+            "texts": list(case.texts),
         }
-        prompts = [dataclasses.asdict(score) for score in case.prompts]
-        self.run.write_case(key, {**record, "prompts": prompts, "texts": list(case.texts)})
+
+
+def _scores(case: Case) -> CaseScores:
+    return CaseScores([PromptScore(**score) for score in case["prompts"]], case["texts"])
 
 
 def _with_base(score: PromptScore, base: Mapping[str, Neighbour]) -> PromptScore:

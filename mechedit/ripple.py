@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 import numpy as np
 import pandas as pd
 
-from experiments.progress import track
+from experiments.cases import every_case
 from experiments.runs import RunFolder
 from mechedit.evaluation import described, known_facts
 from mechedit.facts import FactEdit, facts_hash
@@ -113,20 +113,14 @@ def ripple(
     if len(set(keys)) < len(keys):
         raise InputError("facts: a case_id occurs twice; give each its own")
     known = known_facts(model, facts)
-    cases = []
-    todo = list(zip(facts, keys, known, strict=True))
-    for fact, key, knows in track(todo, label=f"{editor.name}, ripple", progress=progress):
-        settings = [model.hash, str(model.dtype), facts_hash([fact]), described(editor)]
-        case = None if run is None else run.find_case(key)
-        if run is not None and case is not None and case["settings"] != settings:
-            raise InputError(
-                f"run: case {key!r} in {run.path} is of another model, editor or fact; choose another folder"
-            )
-        if case is None:
-            case = {"settings": settings, **(_case(model, editor, fact) if knows else _not_edited(fact))}
-            if run is not None:
-                run.write_case(key, case)
-        cases.append(case)
+    settings = [[model.hash, str(model.dtype), facts_hash([fact]), described(editor)] for fact in facts]
+
+    def make(i: int) -> dict[str, Any]:
+        found = _case(model, editor, facts[i]) if known[i] else _not_edited(facts[i])
+        return {"settings": settings[i], **found}
+
+    label = f"{editor.name}, ripple"
+    cases = every_case(run, keys, make, settings=settings, label=label, progress=progress)
     return _gather(model, editor, facts, cases)
 
 

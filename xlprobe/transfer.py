@@ -13,14 +13,8 @@ The interval of a change holds two spreads: over test sentences (of the mean ove
 
 from __future__ import annotations
 
-import itertools
 import math
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from experiments.progress import track
+from experiments.cases import every_case
+from experiments.forks import forked
 from experiments.runs import RunFolder
 from reports.errors import InputError
 from xlprobe.distances import Distances, distances
@@ -100,11 +94,13 @@ def transfer_study(
     facts = laboratory.encoder.provenance(data=laboratory.data, seeds=seeds)
     asked = recipe or {"laboratory": laboratory.name, **asdict(config)}
     run = RunFolder.open(out, asked, provenance=facts)
-    todo = [case for case in case_ids(config, pairs, tasks) if run.find_case(case) is None]
-    one = partial(_case, laboratory, pairs=pairs, tasks=tasks, means={})
-    each = _each(one, todo, workers if laboratory.encoder.device.type == "cpu" else 1)
-    for case, found in track(each, total=len(todo), label="study", progress=progress):
-        run.write_case(case, found)
+    keys, means = case_ids(config, pairs, tasks), dict[str, Mean]()
+
+    def make(i: int) -> dict[str, Any]:
+        return _case(laboratory, keys[i], pairs, tasks, means)
+
+    with forked(workers if laboratory.encoder.device.type == "cpu" else 1):
+        every_case(run, keys, make, together=_shared, label="study", progress=progress)
     study = _gathered(run, laboratory, config, pairs, tasks)
     run.write_result(study, "study")
     return study
@@ -133,50 +129,14 @@ def _chosen(laboratory: Laboratory, config: StudyConfig) -> tuple[list[str], lis
 # -- cases ----------------------------------------------------------------------------------------------------
 
 
-_work: Callable[[str], dict[str, Any]]  # of the forked workers: inherited, not sent
-
-
-def _each(
-    one: Callable[[str], dict[str, Any]], cases: Sequence[str], workers: int
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every case with its result, as they are done."""
-    if workers < 2 or len(cases) < 2 or "fork" not in multiprocessing.get_all_start_methods():
-        yield from ((case, one(case)) for case in cases)
-        return
-    global _work
-    _work = one
-    # A pair's gradients go to one process: they share yardsticks.
-    groups = [list(some) for _, some in itertools.groupby(cases, _shared)]
-    with multiprocessing.get_context("fork").Pool(min(workers, len(groups)), _start_worker) as pool:
-        for found in pool.imap_unordered(_named, groups):
-            yield from found
-
-
 def _pair_of(case: str) -> str:
     """Of align-PAIR-OBJECTIVE-SEED and gradients-PAIR-OBJECTIVE-TASK."""
     return "-".join(case.split("-")[1:-2])
 
 
 def _shared(case: str) -> str:
+    """A pair's gradients go to one process: they share yardsticks."""
     return f"gradients-{_pair_of(case)}" if case.startswith("gradients-") else case
-
-
-def _named(cases: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    return [(case, _work(case)) for case in cases]
-
-
-def _start_worker() -> None:
-    """One thread; Ctrl-C is the parent's to answer; a worker whose parent was killed ends too."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
 
 
 def _case(

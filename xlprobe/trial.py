@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.progress import track
+from experiments.cases import every_case
 from experiments.runs import RunFolder
 from xlprobe.advice import Advice, advise
 from xlprobe.conflict import AGGREGATORS
@@ -43,13 +43,12 @@ def advice_trial(
     facts = laboratory.encoder.provenance(data=laboratory.data, seeds={str(s): s for s in range(seeds)})
     run = RunFolder.open(out, {"study": study.laboratory, "pairs": pairs, "seeds": seeds}, provenance=facts)
     todo = [(p, t, s) for p in pairs for t in tasks for s in range(seeds)]
-    for pair, task, seed in track(todo, label="advice", progress=progress):
-        case = f"{pair}-{task}-{seed}"
-        if run.find_case(case) is None:
-            run.write_case(case, _case(laboratory, study, pair, task, seed))
+    keys = [f"{pair}-{task}-{seed}" for pair, task, seed in todo]
+    cases = every_case(
+        run, keys, lambda i: _case(laboratory, study, *todo[i]), label="advice", progress=progress
+    )
     rows = []
-    for pair, task, seed in todo:
-        stored = run.read_case(f"{pair}-{task}-{seed}")
+    for (pair, task, seed), stored in zip(todo, cases, strict=True):
         none = Score(**stored["scores"]["none"])
         for way in WAYS:
             own = Score(**stored["scores"][way])

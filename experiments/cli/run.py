@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import pkgutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from experiments.cli.options import count
 from experiments.cli.output import print_json
-from experiments.recipe import Experiment, read
+from experiments.engine import Engine, Ray, local
+from experiments.recipe import read
 from experiments.runner import describe, run_again, run_cells
 from reports.errors import InputError
 
 __all__ = ["add_arguments", "run"]
 
 
-def run(options: argparse.Namespace, experiments: Mapping[str, Experiment]) -> int:
-    """Runs the experiment of a recipe, goes on with it, says what it would do, or does a run again; exit status."""
+def run(options: argparse.Namespace, program: str) -> int:
+    """Runs the experiment of a recipe, goes on with it, says what it would do, or does a run again; exit status.
+
+    program: "module:function" that gives the experiments.
+    """
     recipe, settings = _split(options.words)
+    engine = _engine(options, program)
     if (recipe is None) == (options.again is None):
         raise InputError("recipe: expected one recipe, or a run folder behind --again")
     if options.again is not None:
         if settings or options.seed is not None or options.dry_run:
             raise InputError("again: the run is done as it was; leave settings, --seed and --dry-run out")
-        return _again(options, experiments)
+        return _again(options, program, engine)
     assert recipe is not None
     said = [*settings, *([] if options.seed is None else [f"seed={options.seed}"])]
-    cells = read(recipe, experiments, said=said)
+    cells = read(recipe, pkgutil.resolve_name(program)(), said=said)
     if options.dry_run:
         found = list(describe(cells))
         if not options.json:
@@ -36,13 +42,25 @@ def run(options: argparse.Namespace, experiments: Mapping[str, Experiment]) -> i
     else:
         out = Path(options.out or f"runs/{Path(recipe).stem}")
         found = []
-        for one in run_cells(cells, out, progress=not options.quiet):
+        for one in run_cells(cells, out, engine=engine, progress=not options.quiet):
             found.append(one)
             if not options.json:
                 print(", ".join(f"{key} {value}" for key, value in one.items()))
     if options.json:
         print_json({"cells": found})
     return 0
+
+
+def _engine(options: argparse.Namespace, program: str) -> Engine:
+    """What --engine names, with its own options; they are refused for another."""
+    given = {name: getattr(options, name) for name in ("workers", "address", "gpus_per_worker")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.engine == "ray":
+        return Ray(program, **given)
+    if given:
+        name = next(iter(given)).replace("_", "-")
+        raise InputError(f"{name}: --engine local takes none: it is one process; say --engine ray too")
+    return local
 
 
 def _split(words: list[str]) -> tuple[str | None, list[str]]:
@@ -69,9 +87,9 @@ def _lines(folder: str, toml: str, plan: dict[str, Any]) -> list[str]:
     ]
 
 
-def _again(options: argparse.Namespace, known: Mapping[str, Experiment]) -> int:
-    out = Path(options.out) if options.out else None
-    found = run_again(Path(options.again), out, known, progress=not options.quiet)
+def _again(options: argparse.Namespace, program: str, engine: Engine) -> int:
+    out, known = Path(options.out) if options.out else None, pkgutil.resolve_name(program)()
+    found = run_again(Path(options.again), out, known, engine=engine, progress=not options.quiet)
     if options.json:
         print_json({**asdict(found), "reproduced": found.reproduced})
         return 0 if found.reproduced else 1
@@ -85,7 +103,7 @@ def _again(options: argparse.Namespace, known: Mapping[str, Experiment]) -> int:
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    """RECIPE.toml KEY=VALUE, --out, --dry-run, --again."""
+    """RECIPE.toml KEY=VALUE, --out, --dry-run, --again, --engine and what it takes."""
     p.set_defaults(seed=None)  # the recipe's, unless it is given
     p.add_argument(
         "words",
@@ -98,3 +116,19 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="print the resolved configuration and what it will do"
     )
     p.add_argument("--again", metavar="RUN", help="do the run of this folder again and compare every case")
+    p.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="who makes the cases: this process, or the workers of a Ray cluster (extra ray); the results are the same",
+    )
+    p.add_argument("--workers", type=count, help="of --engine ray: processes, a model each (default 2)")
+    p.add_argument(
+        "--address",
+        help="of --engine ray: auto or HOST:PORT of a running cluster (default: one on this machine)",
+    )
+    p.add_argument(
+        "--gpus-per-worker",
+        type=float,
+        help="of --engine ray: 0.5 puts two on one (default 1 where there are GPUs)",
+    )

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from experiments.progress import track
+from experiments.cases import every_case
 from experiments.runs import RunFolder, check_case_id
 from mechedit.anatomy.cases import measure_fact, settings_for
 from mechedit.anatomy.claims import agreement_table, claim_table
@@ -128,18 +128,34 @@ def anatomy(
     ways = [weakened(editor, model, facts) if made_to_fail else {} for editor in editors]
     splits: dict[str, Cases] = {}
     for split, chosen in (("selection", selection), ("fact", facts)):
-        splits[split] = {}
-        for i, fact in enumerate(track(chosen, label=f"anatomy: {split}s", progress=progress)):
-            settings = settings_for(editors, ways, i)
-            key = check_case_id(case_key(split, fact))
-            digest = _digest(model, fact, [(s.name, s.label, described(s.editor)) for s in settings], top_k)
-            case = _finished(run, key, digest)
-            if case is None:
-                case = {"settings": digest, **measure_fact(model, fact, settings, top_k=top_k)}
-                if run is not None:
-                    run.write_case(key, case)
-            splits[split][str(fact.case_id)] = case
+        found = _measured(model, split, chosen, editors, ways, top_k=top_k, run=run, progress=progress)
+        splits[split] = {str(fact.case_id): case for fact, case in zip(chosen, found, strict=True)}
     return _study(model, facts, splits["fact"], splits["selection"], seed=seed)
+
+
+def _measured(
+    model: HookedModel,
+    split: str,
+    facts: Sequence[FactEdit],
+    editors: Sequence[Editor],
+    ways: Sequence[dict[str, Editor]],
+    *,
+    top_k: int,
+    run: RunFolder | None,
+    progress: bool,
+) -> list[dict[str, Any]]:
+    """Every fact under every editor."""
+    settings = [settings_for(editors, ways, i) for i in range(len(facts))]
+    digests = [
+        _digest(model, fact, [(s.name, s.label, described(s.editor)) for s in own], top_k)
+        for fact, own in zip(facts, settings, strict=True)
+    ]
+
+    def make(i: int) -> dict[str, Any]:
+        return {"settings": digests[i], **measure_fact(model, facts[i], settings[i], top_k=top_k)}
+
+    keys = [check_case_id(case_key(split, fact)) for fact in facts]
+    return every_case(run, keys, make, settings=digests, label=f"anatomy: {split}s", progress=progress)
 
 
 def case_key(split: str, fact: FactEdit) -> str:
@@ -225,14 +241,3 @@ def _digest(model: HookedModel, fact: FactEdit, editors: Sequence[tuple[Any, ...
     """sha256 of what a case's numbers depend on."""
     parts = [model.hash, str(model.dtype), dataclasses.asdict(fact), list(editors), top_k]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _finished(run: RunFolder | None, key: str, digest: str) -> dict[str, Any] | None:
-    case = None if run is None else run.find_case(key)
-    if run is None or case is None:
-        return None
-    if case.get("settings") != digest:
-        raise InputError(
-            f"run: case {key!r} in {run.path} was measured with another model, editor or fact; choose another folder"
-        )
-    return case

@@ -11,9 +11,7 @@ from mechedit.cli.options import command
 
 def run(options: argparse.Namespace) -> int:
     """Runs the experiment of a recipe, goes on with it, says what it would do, or does a run again."""
-    from mechedit.cli.recipes import experiments
-
-    return shared.run(options, experiments())
+    return shared.run(options, "mechedit.cli.recipes:experiments")
 
 
 def add(commands: Any) -> None:

@@ -13,13 +13,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 
-from experiments.progress import track
+from experiments.cases import every_case
 from experiments.runs import RunFolder, check_case_id, provenance
 from mechedit.attribution.ablate import random_like
 from mechedit.attribution.ablation import Means, Neurons, logp_without, mean_activations
@@ -105,12 +106,17 @@ def faithfulness(
                 f"facts: {model.name} knows {len(known)} of the {len(facts)}; expected two or more"
             )
         means = mean_activations(model, mean_over) if len(mean_over) else None
-        deltas = []
-        for fact in track(known, total=len(known), label=f"faithfulness: {model.name}", progress=progress):
-            digest = _digest(model, fact, [list(ks), draws, list(mean_over), seed])
-            case = _case(model, fact, digest, run, means=means, ks=ks, draws=draws, seed=seed)
-            rows = pd.DataFrame(case["rows"], columns=[*_KEYS, "delta"])
-            deltas.append(rows.set_index(_KEYS)["delta"])
+        digests = [_digest(model, fact, [list(ks), draws, list(mean_over), seed]) for fact in known]
+        cases = every_case(
+            run,
+            [case_key(model.name, fact) for fact in known],
+            partial(_case, model, known, digests, means=means, ks=ks, draws=draws, seed=seed),
+            settings=digests,
+            label=f"faithfulness: {model.name}",
+            progress=progress,
+        )
+        rows = [pd.DataFrame(case["rows"], columns=[*_KEYS, "delta"]) for case in cases]
+        deltas = [own.set_index(_KEYS)["delta"] for own in rows]
         table = pd.concat(deltas, axis=1)  # kind, method, k × facts
         curves.append(_curve(table, seed=seed).assign(model=model.name))
         differences.append(_differences(table, seed=seed).assign(model=model.name))
@@ -150,31 +156,19 @@ def provenance_of(models: Sequence[HookedModel], data: Mapping[str, Any], *, see
 
 def _case(
     model: HookedModel,
-    fact: FactEdit,
-    digest: str,
-    run: RunFolder | None,
+    facts: Sequence[FactEdit],
+    digests: Sequence[str],
+    i: int,
     *,
     means: Means | None,
     ks: Sequence[int],
     draws: int,
     seed: int,
 ) -> dict[str, Any]:
-    """One fact's Δ, read from the run folder or measured and written there."""
-    key = case_key(model.name, fact)
-    found = run.find_case(key) if run is not None else None
-    if run is not None and found is not None:
-        case: dict[str, Any] = found
-        if case.get("settings") != digest:
-            raise InputError(
-                f"run: case {key!r} in {run.path} was measured with another model, fact or setting; choose another "
-                "folder"
-            )
-        return case
-    rng = np.random.default_rng((seed, int(digest[:8], 16)))
-    case = {"settings": digest, "rows": _measure(model, fact, means=means, ks=ks, draws=draws, rng=rng)}
-    if run is not None:
-        run.write_case(key, case)
-    return case
+    """One fact's Δ."""
+    rng = np.random.default_rng((seed, int(digests[i][:8], 16)))
+    rows = _measure(model, facts[i], means=means, ks=ks, draws=draws, rng=rng)
+    return {"settings": digests[i], "rows": rows}
 
 
 def _measure(

@@ -1,0 +1,152 @@
+"""The cases of a run: those that are there are read, the others are made, each written as it ends.
+
+`every_case` is the loop of every experiment. *Who* makes the missing cases is said around the experiment by a `Share`:
+this process, one after another (`Alone`, where nothing else is said), forked processes (`experiments.forks`) or the
+workers of a cluster (`experiments.engine`). No experiment knows which.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from experiments.progress import track
+from experiments.runs import RunFolder
+from reports.errors import InputError
+
+__all__ = ["ALONE", "Alone", "Case", "Loop", "Share", "every_case", "finished", "shared"]
+
+Case = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One call of `every_case`: what a `Share` is handed.
+
+    found: the finished cases, by their place in `keys`. units: places of the missing ones, each unit for one process.
+    run: where the cases are, or None.
+    """
+
+    keys: tuple[str, ...]
+    make: Callable[[int], Case]
+    found: Mapping[int, Case]
+    units: Sequence[Sequence[int]]
+    run: RunFolder | None
+
+
+class Share(Protocol):
+    """Who makes the missing cases of a loop. patient: it ends by itself where Ctrl-C asks it to (`progress.track`)."""
+
+    patient: bool
+
+    def made(self, loop: Loop) -> Iterator[tuple[int, Case]]:
+        """Every missing case with its place, in any order, each as it ends."""
+
+
+class Alone:
+    """This process makes all, in order."""
+
+    patient = False
+
+    def made(self, loop: Loop) -> Iterator[tuple[int, Case]]:
+        """See `Share`."""
+        for unit in loop.units:
+            for i in unit:
+                yield i, loop.make(i)
+
+
+ALONE = Alone()
+_share: ContextVar[Share] = ContextVar("share", default=ALONE)
+
+
+@contextlib.contextmanager
+def shared(share: Share) -> Iterator[None]:
+    """Within the block, loops over cases are worked off by `share`."""
+    before = _share.set(share)
+    try:
+        yield
+    finally:
+        _share.reset(before)
+
+
+def every_case(
+    run: RunFolder | None,
+    keys: Sequence[str],
+    make: Callable[[int], Case],
+    *,
+    label: str,
+    settings: Sequence[Any] | None = None,
+    together: Callable[[str], Hashable] | None = None,
+    progress: bool = True,
+) -> list[Case]:
+    """The cases `keys`, in order: read from `run` where they are finished, else made by `make(i)` and written there.
+
+    make: gives the case of keys[i], plain data; it depends on i alone, since any process may be asked. run: None keeps
+    nothing. settings: for each key what its case's "settings" must be: a digest of what its numbers depend on.
+    together: neighbours with the same value are made by one process, because they share work.
+    Ctrl-C ends it after the case at hand (`progress.track`).
+    Errors: `InputError` for a finished case with other settings and for a key that is no file name, before any is made.
+
+    >>> every_case(None, ["a", "b"], lambda i: {"square": i * i}, label="squares", progress=False)
+    [{'square': 0}, {'square': 1}]
+    """
+    share, cases = _share.get(), dict[int, Case]()
+    each = _each(run, keys, make, settings, together, share, cases)
+    for i, case in track(each, label=label, total=len(keys), progress=progress, patient=share.patient):
+        cases[i] = case
+    return [cases[i] for i in range(len(keys))]
+
+
+def _each(
+    run: RunFolder | None,
+    keys: Sequence[str],
+    make: Callable[[int], Case],
+    settings: Sequence[Any] | None,
+    together: Callable[[str], Hashable] | None,
+    share: Share,
+    found: Mapping[int, Case],
+) -> Iterator[tuple[int, Case]]:
+    """Every case with its place: first those that are there, which the caller puts into `found`, then the others."""
+    todo = []
+    for i, key in enumerate(keys):
+        case = finished(run, key, settings=None if settings is None else settings[i])
+        if case is None:
+            todo.append(i)
+        else:
+            yield i, case
+
+    def alone(i: int) -> Case:
+        with shared(ALONE):  # a loop inside a case is part of it
+            return make(i)
+
+    units = [[i] for i in todo]
+    if together is not None:
+        units = [list(unit) for _, unit in itertools.groupby(todo, lambda i: together(keys[i]))]
+    for i, case in share.made(Loop(tuple(keys), alone, found, units, run)):
+        if settings is not None:
+            _check(case, keys[i], settings[i], "by another process")
+        if run is not None:
+            run.write_case(keys[i], case)
+        yield i, case
+
+
+def finished(run: RunFolder | None, key: str, *, settings: Any = None) -> Case | None:
+    """The case `key` of `run`, or None where it is still to be made.
+
+    Errors: `InputError` where its "settings" are others (None: it has none).
+    """
+    case = None if run is None else run.find_case(key)
+    if run is not None and case is not None and settings is not None:
+        _check(case, key, settings, f"in {run.path}")
+    return case
+
+
+def _check(case: Case, key: str, settings: Any, where: str) -> None:
+    if case.get("settings") != settings:
+        raise InputError(
+            f"run: case {key!r} {where} was measured with another model, editor, fact or setting; choose another folder"
+        )
