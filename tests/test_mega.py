@@ -119,7 +119,7 @@ def test_doubted_centres_open_the_gate_for_doubts(
 
 
 def test_the_choice_is_kept_with_the_edit(factworld_gpt2: HookedModel, selection: list[FactEdit]) -> None:
-    mega = MEGA(heads=3, rank="auto").select(factworld_gpt2, selection)
+    mega = MEGA(heads=3).select(factworld_gpt2, selection)
     edit = mega.fit(factworld_gpt2, selection[0])
     assert edit.site == "z"
     assert sum(len(heads) for heads in edit.heads.values()) == 3
@@ -148,7 +148,6 @@ def test_what_is_not_chosen_yet_is_refused_with_the_call(factworld_gpt2: HookedM
     for mega, word in (
         (MEGA(), "window"),
         (MEGA(window=(5, 6)), "alpha"),
-        (MEGA(window=(5, 6), alpha=1.0, rank="auto"), "rank"),
         (MEGA(window=(5, 6), alpha=1.0), "threshold"),
         (MEGA(window=(5, 6), alpha=1.0, gate="always", heads=2), "heads"),
     ):

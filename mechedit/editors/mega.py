@@ -71,7 +71,7 @@ class MEGA:
             chosen by `select`.
         reg: regularisation of both covariances, in squared units of the state; the larger, the nearer the transport
             comes to the mean shift.
-        rank: principal directions that the map may use (None: all; "auto": to be chosen by `select`).
+        rank: principal directions that the map may use (None: all; "auto": what `select` chooses, else all).
         sequential: fit each layer with the earlier layers' maps on.
         position: steer the prompt's end alone ("prompt"), or each new token too ("every"): the map was fitted on the
             ends of prompts, and text that is steered all along repeats the object (`mechedit.drift`).
@@ -93,7 +93,7 @@ class MEGA:
     implicate: bool = False
     alpha: float | Literal["auto"] = "auto"
     reg: float = 1.0
-    rank: int | Literal["auto"] | None = None
+    rank: int | Literal["auto"] | None = "auto"
     sequential: bool = True
     position: Position = "prompt"
     gate: GateKind = "hidden"
@@ -160,7 +160,7 @@ class MEGA:
     def needs_selection(self) -> bool:
         """Whether `select` has something left to choose."""
         open_gate = self.gate != "always" and self.threshold is None
-        return "auto" in (self.window, self.alpha, self.rank) or isinstance(self.heads, int) or open_gate
+        return "auto" in (self.window, self.alpha) or isinstance(self.heads, int) or open_gate
 
     def layers(self, model: HookedModel) -> Window:
         """First and last layer that are steered. Errors: `InputError` for a window outside of `model`, or "auto"."""
@@ -230,9 +230,9 @@ class MEGA:
         return self.gate_of(centres, layer=layer, threshold=self.threshold, whitening=self.whitening)
 
     def _alpha(self) -> float:
-        if isinstance(self.alpha, str) or self.rank == "auto":
+        if isinstance(self.alpha, str):
             raise InputError(
-                "alpha: 'auto', and a rank of 'auto', is chosen on facts that are not evaluated; "
+                "alpha: 'auto' is chosen on facts that are not evaluated; "
                 "call MEGA(...).select(model, selection_facts), or give a number (1.0 ends at the map's target)"
             )
         return self.alpha
@@ -295,5 +295,4 @@ class _Fitting:
         if self.editor.estimator == "shift":
             return mean_shift(source, target)
         rank = self.editor.rank
-        assert rank != "auto"
-        return gaussian_map(source, target, reg=self.editor.reg, rank=rank)
+        return gaussian_map(source, target, reg=self.editor.reg, rank=None if rank == "auto" else rank)

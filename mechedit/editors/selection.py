@@ -3,8 +3,8 @@
 1. *Window*: the run of layers where a statement in context that succeeds writes more of the new object than one that
    fails (`mechedit.anatomy`). *Heads*, where a number of them is asked for: those in the window whose attribution
    differs most, success minus failure.
-2. *Alpha*, *rank*: the first of the candidates with which most rewrite, paraphrase and doubt prompts of the facts give
-   the new object, ungated.
+2. *Alpha*, *rank*: the first of the candidates, the lowest rank before higher ones, with which most rewrite, paraphrase
+   and doubt prompts of the facts give the new object, ungated.
 3. *Gate*: layer and threshold with the fewest errors on the facts' own paraphrases and doubts against their neighbours
    and doubts about those, or the largest threshold within a stated rate of false openings. Of layers at or below the
    first steered one: then one pass over a prompt both decides and steers.
@@ -37,7 +37,7 @@ __all__ = ["ALPHAS", "RANKS", "GateROC", "gate_roc", "select"]
 
 # A mean over paraphrases falls short of any one of them, so going past it can pay.
 ALPHAS = (1.0, 1.5, 2.0)
-RANKS = (None, 1, 4)
+RANKS = (1, 4, None)  # few paraphrases tell few directions: the simplest map that does it
 # Doubts about this many neighbours stand for foreign doubts: each is as long as several prompts.
 DOUBTED_NEIGHBOURS = 2
 

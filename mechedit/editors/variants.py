@@ -60,6 +60,7 @@ ABLATIONS: Mapping[str, tuple[str, _Make]] = {
     "site_resid_post": ("Site: residual stream behind the layer", _changed(site="resid_post")),
     "rank_1": ("Rank 1", _changed(rank=1)),
     "rank_4": ("Rank 4", _changed(rank=4)),
+    "rank_all": ("All directions", _changed(rank=None)),
     "alpha_half": ("Alpha 0.5", _changed(alpha=0.5)),
     "alpha_2": ("Alpha 2", _changed(alpha=2.0)),
     "reg_small": ("Regularisation 0.001", _changed(reg=1e-3)),
