@@ -16,21 +16,23 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
 import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from experiments.memory import free_bytes, size
 from reports.errors import InputError
 
 __all__ = [
     "digest",
     "find_folder",
+    "in_cache",
     "local_bytes",
     "pick_device",
     "pick_dtype",
     "read_tokenizer",
     "require_memory",
+    "source_folder",
     "tokenizer_digest",
     "weight_elements",
     "weight_files",
@@ -107,8 +109,13 @@ def weight_files(folder: Path, *, argument: str = "model") -> list[Path]:
     if index.is_file():
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise InputError(f"{argument}: {index} is no index of safetensors files") from error
+        if strange := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+            raise InputError(
+                f"{argument}: {index} names {strange[0]!r}, which is no file of its folder; the weights of a model lie "
+                "in the model's own folder"
+            )
     files = [folder / name for name in sorted(names)]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
@@ -142,14 +149,11 @@ def require_memory(
     n_bytes: int, *, device: torch.device, dtype: torch.dtype, folder: Path, argument: str = "model"
 ) -> None:
     """Refuse weights that the free memory cannot hold, with both sizes: nothing has been loaded yet."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = psutil.virtual_memory().available
+    free = free_bytes(device)
     if n_bytes > free:
         raise InputError(
-            f"{argument}: not enough memory: the weights of {folder} take {_size(n_bytes)} in "
-            f"{str(dtype).removeprefix('torch.')}, {_size(free)} are free on {device}; "
+            f"{argument}: not enough memory: the weights of {folder} take {size(n_bytes)} in "
+            f"{str(dtype).removeprefix('torch.')}, {size(free)} are free on {device}; "
             "use a smaller model, dtype='bfloat16' or another device"
         )
 
@@ -158,11 +162,38 @@ def local_bytes(name: str, *, embedded: Mapping[str, Path], dtype: str) -> int |
     """Bytes of the weights in `dtype`, off this machine's files; None where they are not here: nothing is fetched."""
     folder = embedded.get(name) or Path(name).expanduser()
     if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
-        except Exception:  # whatever the hub's client raises for what is not in its cache
+        found = in_cache(name)
+        if found is None:
             return None
+        folder = found
     return weight_elements(weight_files(folder)) * pick_dtype(dtype).itemsize
+
+
+def source_folder(source: str, *, embedded: Mapping[str, Path]) -> Path | None:
+    """The checkpoint that a source of `find_folder` names (or bridge:NAME); None where it is not on this machine.
+
+    >>> source_folder("embedded:tiny", embedded={"tiny": Path("models/tiny")}).name
+    'tiny'
+    >>> source_folder("bridge:no such", embedded={}) is None
+    True
+    """
+    name = source.removeprefix("bridge:")
+    if name.startswith("embedded:"):
+        return embedded.get(name.removeprefix("embedded:"))
+    if Path(name).is_dir():
+        return Path(name)
+    model, at, revision = name.rpartition("@")
+    return in_cache(model, revision) if at else None
+
+
+def in_cache(name: str, revision: str | None = None) -> Path | None:
+    """The folder of a Hugging Face id in this machine's cache; None where it is not there: nothing is fetched."""
+    try:
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, local_files_only=True)
+        )
+    except Exception:  # whatever the hub's client raises for what is not in its cache
+        return None
 
 
 def read_tokenizer(folder: Path, *, argument: str = "model", **options: bool) -> PreTrainedTokenizerBase:
@@ -208,8 +239,3 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
         parts = json.loads(core.to_str())
         text = json.dumps({key: parts[key] for key in sorted(parts) if key not in ("padding", "truncation")})
     return hashlib.sha256(f"{text} {tokenizer.special_tokens_map}".encode()).hexdigest()
-
-
-def _size(n_bytes: float) -> str:
-    """12.3 GB, or MB below one."""
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"

@@ -21,6 +21,7 @@ from mechedit.attribution import (
     contrast,
     edit_contrast,
 )
+from mechedit.diagnose import Diagnosis, diagnose
 from mechedit.evaluation import Evaluation, evaluate
 from mechedit.facts import FactEdit, load_facts
 from mechedit.model import HookedModel, ResidualView, load_model
@@ -32,6 +33,7 @@ __all__ = [
     "AnatomyStudy",
     "Attribution",
     "AttributionContrast",
+    "Diagnosis",
     "Evaluation",
     "FactEdit",
     "HookedModel",
@@ -43,6 +45,7 @@ __all__ = [
     "attribute",
     "attribute_many",
     "contrast",
+    "diagnose",
     "edit_contrast",
     "editors",
     "evaluate",

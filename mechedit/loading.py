@@ -40,13 +40,14 @@ from transformers.utils import logging as hf_logging
 from experiments import checkpoints
 from reports.errors import InputError
 
-__all__ = ["EMBEDDED", "Checkpoint", "load_checkpoint"]
+__all__ = ["EMBEDDED", "FOLDERS", "Checkpoint", "load_checkpoint", "progress_bar", "read_model"]
 
 logger = logging.getLogger(__name__)
 
 ATTENTION = "eager"
 MODELS = Path(__file__).parent / "factworld" / "models"
 EMBEDDED = {"factworld": "gpt2", "factworld-llama": "llama"}
+FOLDERS = {model: MODELS / folder for model, folder in EMBEDDED.items()}
 QUIET_BELOW = 2**30  # bytes; reading fewer takes about a second and needs no progress bar
 
 
@@ -72,7 +73,7 @@ def load_checkpoint(name: str, *, device: str = "auto", dtype: str | torch.dtype
     n_bytes = checkpoints.weight_elements(checkpoints.weight_files(folder)) * precision.itemsize
     checkpoints.require_memory(n_bytes, device=target, dtype=precision, folder=folder)
     tokenizer = checkpoints.read_tokenizer(folder)
-    with _progress_bar(shown=n_bytes >= QUIET_BELOW):
+    with progress_bar(shown=n_bytes >= QUIET_BELOW):
         hf = read_model(folder, dtype=precision)
     hf.eval().requires_grad_(False)
     torch.nn.Module.to(hf, target)
@@ -90,9 +91,8 @@ def load_checkpoint(name: str, *, device: str = "auto", dtype: str | torch.dtype
 
 def find_folder(name: str) -> tuple[Path, str]:
     """The checkpoint's folder and its source (`experiments.checkpoints.find_folder`), the embedded models known."""
-    folders = {model: MODELS / folder for model, folder in EMBEDDED.items()}
     try:
-        return checkpoints.find_folder(name, embedded=folders)
+        return checkpoints.find_folder(name, embedded=FOLDERS)
     except InputError as error:
         if name not in EMBEDDED:
             raise
@@ -161,7 +161,7 @@ def probe_logits(hf: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @contextlib.contextmanager
-def _progress_bar(*, shown: bool) -> Iterator[None]:
+def progress_bar(*, shown: bool) -> Iterator[None]:
     """Silence transformers' progress bar for a small model; the setting is global, so put it back."""
     was_on = hf_logging.is_progress_bar_enabled()
     if was_on and not shown:

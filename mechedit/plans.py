@@ -7,7 +7,6 @@ Facts that the model does not know are not edited, so where there are some the r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from mechedit.demo import LABELS as DEMO_EDITORS
 from mechedit.demo import attribution_key
 from mechedit.evaluation import case_key
 from mechedit.facts import FactEdit, load_facts
-from mechedit.loading import EMBEDDED
+from mechedit.loading import FOLDERS
 from mechedit.measure import questions_of
 from mechedit.ripple import case_key as ripple_key
 from mechedit.splits import facts_and_selection
@@ -33,7 +32,6 @@ __all__ = ["plan_anatomy", "plan_comparison", "plan_demo", "plan_evaluation", "p
 
 EDITS = "An edit runs the model too, as often as its editor needs (steps of a search, prompts that are read)."
 CHOICE = "So does choosing window, gate and the like on the selection."
-MODELS = Path(__file__).parent / "factworld" / "models"
 
 
 def plan_comparison(config: ComparisonConfig) -> Plan:
@@ -108,12 +106,11 @@ def plan_faithfulness(config: FaithfulnessConfig) -> Plan:
 
 
 def _plan(config: Any, cases: list[str], sequences: int, edits: int, more: tuple[str, ...] = ()) -> Plan:
-    embedded = {name: MODELS / folder for name, folder in EMBEDDED.items()}
     return Plan(
         cases=tuple(cases),
         sequences=sequences,
         edits=edits,
-        weights_bytes=local_bytes(config.model, embedded=embedded, dtype=config.dtype),
+        weights_bytes=local_bytes(config.model, embedded=FOLDERS, dtype=config.dtype),
         notes=(EDITS, CHOICE, *more),
     )
 

@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from mechedit.model import HookedModel
     from mechedit.residual import ResidualView
 
-__all__ = ["check_loaded", "conservation", "heads_output", "refuse_processed", "require_parts"]
+__all__ = [
+    "POINTS",
+    "TOLERANCE",
+    "check_loaded",
+    "conservation",
+    "heads_output",
+    "refuse_processed",
+    "require_parts",
+    "share_off",
+]
 
 # Largest difference allowed, as a share of the largest value compared; fp32 agrees to about 1e-6.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -100,7 +109,7 @@ def check_loaded(
     with model.hooks([(name, lambda t, hook: z.append(t)) for name in names]):
         view = model.residual_view(ids)
     for what, (found, expected) in conservation(model, view).items():
-        error = _error(found, expected)
+        error = share_off(found, expected)
         if not error <= TOLERANCE[model.dtype]:
             raise InputError(
                 f"model: unknown architecture {model.shape.architecture}: expected a sequential pre-norm decoder, but "
@@ -144,7 +153,7 @@ def _check_logits(model: HookedModel, ids: torch.Tensor, reference: torch.Tensor
     padded = model.run(*model.pad([ids, ids[:half]]), logits_to_keep=1)[0][:, -1]
     pairs = {"alone": (alone, reference), "in a padded batch": (padded, reference[[-1, half - 1]])}
     for where, (found, expected) in pairs.items():
-        error = _error(found, expected)
+        error = share_off(found, expected)
         if not error <= TOLERANCE[model.dtype]:
             raise IntegrityError(
                 f"model: the bridged {model.shape.architecture} does not compute what the plain one does: logits "
@@ -152,7 +161,7 @@ def _check_logits(model: HookedModel, ids: torch.Tensor, reference: torch.Tensor
             )
 
 
-def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
+def share_off(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference as a share of the largest expected value; nan and inf fail every comparison with <=."""
     difference = (found.double() - expected.double()).abs().max()
     return float(difference / expected.double().abs().max())

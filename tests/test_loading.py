@@ -94,7 +94,7 @@ def test_a_file_is_no_folder(folder: Path) -> None:
 
 
 def test_an_embedded_model_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loading.EMBEDDED, "factworld", "no-such-arch")
+    monkeypatch.setitem(loading.FOLDERS, "factworld", loading.MODELS / "no-such-arch")
     refused("factworld", "not in this installation.*mechedit factworld train")
 
 

@@ -1,66 +1,44 @@
-"""Does padding or a batch mate change an example's gradient? To be known before any gradient probe is trusted.
+"""Can a number measured on this encoder be trusted? Every check is a row: measured, tolerance, and what to change.
 
-The gradient of one example over the encoder's parameters, taken alone and unpadded, is held against the same
-example's
-
-- `repeat`: once more, the same way (what is left is the machine's own noise);
-- `padding`: padded to twice its length and more;
-- `batch mate`: in a batch with a longer sentence, its own loss alone counting;
-- `place`: as the last row of that batch;
-- `no mask`: padded, but with the mask forgotten: the control, which must be far off, or the checks see nothing.
-
-Measured as ‖g − g₀‖ / ‖g₀‖ and as cosine. The example's loss is the mean square of a fixed random direction of its
-content states, so every parameter takes part, and attention over all its tokens. Dropout is off.
+1. The encoder alone: gradients against padding and batch mates, with the forgotten mask as the control
+   (`xlprobe.invariance`); special tokens around every sentence; every layer's hook.
+2. Beside a second load of the same checkpoint: states of all layers against `transformers` alone, in eager and in sdpa
+   attention; states and gradients against float64 (float32 where float64 does not fit), which is what the dtype costs.
+3. The memory that one gradient takes beyond the weights.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from experiments.checkpoints import source_folder
+from experiments.memory import free_bytes, size, watched
+from reports.diagnosis import Check, Diagnosis, gathered
 from reports.errors import InputError
-from reports.results import Result
 from xlprobe.batches import Batch, Sentence
-from xlprobe.gradient_stream import Layout, Mean, probing
+from xlprobe.encoder import EMBEDDED, load_encoder, read_model
+from xlprobe.gradient_stream import Layout, probing
+from xlprobe.invariance import compare, gradient, invariance, random_direction, tolerance
 
 if TYPE_CHECKING:
     from xlprobe.encoder import Encoder
 
-__all__ = ["CHECKS", "Diagnosis", "diagnose"]
+__all__ = ["Diagnosis", "diagnose"]
 
-CHECKS = ("repeat", "padding", "batch mate", "place", "no mask")
-TOLERANCE = 1000  # times the dtype's epsilon
-
-
-@dataclass(frozen=True, repr=False, eq=False)
-class Diagnosis(Result):
-    """Frame `checks`: check, relative (the largest ‖g − g₀‖/‖g₀‖ over the examples), cosine (the smallest), n.
-
-    `tolerance` is 1000 epsilons of `dtype`; `ok` says whether every check but the control lies below it, and the
-    control above.
-    """
-
-    kind: ClassVar[str] = "diagnosis"
-
-    checks: pd.DataFrame
-    dtype: str
-    attention: str
-    tolerance: float
-    ok: bool
-    provenance: dict[str, Any] = field(default_factory=dict)
+_Step = tuple[str, Callable[[], Iterator[Check]]]
 
 
 def diagnose(encoder: Encoder, sentences: Sequence[Sentence], *, seed: int = 0) -> Diagnosis:
-    """All checks of `CHECKS` on each of `sentences` (two or more, of unlike length), on `encoder` as it is loaded.
+    """All checks on each of `sentences` (two or more, of unlike length), on `encoder` as it is loaded.
 
-    Errors: `InputError` for fewer than two sentences, or all of one length (then no batch mate pads anything).
+    Takes as much memory again as the weights have in float64; what does not fit is left out and said in `notes`.
+    Errors: `InputError` for fewer than two sentences, or all of one length (then no batch mate pads anything). A check
+    that cannot be carried out is a row that is not ok.
 
     >>> from xlprobe.encoder import load_encoder
     >>> found = diagnose(load_encoder("langworld", device="cpu"), ["the cat", "a dog and a cat run to the house"])
@@ -73,73 +51,175 @@ def diagnose(encoder: Encoder, sentences: Sequence[Sentence], *, seed: int = 0) 
     lengths = batch.lengths.tolist()
     if len(set(lengths)) == 1:
         raise InputError(f"sentences: expected unlike lengths, found {lengths[0]} tokens in all of them")
-    layout = Layout.of(encoder.model, encoder.parameter_table())
-    generator = torch.Generator().manual_seed(seed)
-    direction = torch.randn(encoder.d_model, generator=generator).to(encoder.device, encoder.dtype)
-    found: dict[str, list[tuple[float, float]]] = {check: [] for check in CHECKS}
-    with probing(layout, encoder.model):
-        for row in range(len(sentences)):
-            alone = batch[[row]]
-            mate = batch[[max(range(len(lengths)), key=lambda i: (i != row, lengths[i]))]]
-            true = _gradient(encoder, layout, direction, alone, 0)
-            for check, (asked, at) in _variants(encoder, alone, mate).items():
-                found[check].append(_compare(_gradient(encoder, layout, direction, asked, at), true))
-    rows: list[dict[str, Any]] = [
-        {
-            "check": check,
-            "relative": max(r for r, _ in pairs),
-            "cosine": min(c for _, c in pairs),
-            "n": len(pairs),
-        }
-        for check, pairs in found.items()
+    notes: list[str] = []
+    steps: list[_Step] = [
+        ("memory", lambda: _memory(encoder, batch)),
+        ("gradients", lambda: invariance(encoder, sentences, seed=seed)),
+        ("special tokens", lambda: _special_tokens(encoder, batch)),
+        ("hooks fire once", lambda: _hooks_fire(encoder, batch)),
+        *_beside(encoder, batch, notes, seed),
     ]
-    tolerance = TOLERANCE * torch.finfo(encoder.dtype).eps
-    ok = all((row["relative"] > tolerance) == (row["check"] == "no mask") for row in rows)
-    attention = str(getattr(encoder.model.config, "_attn_implementation", "unknown"))
-    dtype = str(encoder.dtype).removeprefix("torch.")
-    return Diagnosis(pd.DataFrame(rows), dtype, attention, tolerance, ok)
+    return Diagnosis.of(
+        list(gathered(steps)),
+        subject=encoder.name,
+        dtype=str(encoder.dtype).removeprefix("torch."),
+        device=str(encoder.device),
+        attention=str(getattr(encoder.model.config, "_attn_implementation", "unknown")),
+        notes=tuple(notes),
+    )
 
 
-def _variants(encoder: Encoder, alone: Batch, mate: Batch) -> dict[str, tuple[Batch, int]]:
-    """Each check's batch, and the example's row in it."""
-    width = min(encoder.max_length, 2 * alone.input_ids.shape[1] + 3)
-    padded = _widened(encoder, alone, width)
-    pair = max(alone.input_ids.shape[1], mate.input_ids.shape[1])
-    own, other = _widened(encoder, alone, pair), _widened(encoder, mate, pair)
-    unmasked = Batch(padded.input_ids, torch.ones_like(padded.attention_mask), padded.word_ids)
-    return {
-        "repeat": (alone, 0),
-        "padding": (padded, 0),
-        "batch mate": (_stacked(own, other), 0),
-        "place": (_stacked(other, own), 1),
-        "no mask": (unmasked, 0),
-    }
+# -- the encoder alone -----------------------------------------------------------------------------------------------
 
 
-def _gradient(encoder: Encoder, layout: Layout, direction: Tensor, batch: Batch, row: int) -> Tensor:
-    """The flat gradient of one row's loss."""
-    states = encoder.forward(batch)[row]
-    content = batch.content[row].to(states.device)
-    mean = Mean(layout, "diagnose")
-    mean.add((states[content] @ direction).square().mean())
-    return mean.flat
+def _special_tokens(encoder: Encoder, batch: Batch) -> Iterator[Check]:
+    """<s> words </s>, or [CLS] words [SEP]: once at either end, and no token of a word beside them."""
+    tokenizer = encoder.tokenizer
+    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    wrong = 0
+    for ids, words, length in zip(batch.input_ids, batch.word_ids, batch.lengths.tolist(), strict=True):
+        own, inner = ids[:length].tolist(), words[:length].tolist()
+        framed = own[:1] == [first] and own[-1:] == [last] and own.count(first) == own.count(last) == 1
+        wrong += not (framed and inner[0] == inner[-1] == -1 and min(inner[1:-1], default=0) >= 0)
+    yield Check(
+        "special tokens",
+        wrong,
+        0,
+        f"sentences that are not {tokenizer.cls_token} words {tokenizer.sep_token}",
+        "the template in tokenizer.json's post_processor is not the one that the encoder was trained with",
+        n=len(batch),
+    )
 
 
-def _compare(gradient: Tensor, true: Tensor) -> tuple[float, float]:
-    """Relative distance and cosine, in float64."""
-    a, b = gradient.double(), true.double()
-    size = float(b.norm())
-    if size == 0:
-        return math.nan, math.nan
-    return float((a - b).norm()) / size, float(a @ b) / (float(a.norm()) * size)
+@torch.no_grad()
+def _hooks_fire(encoder: Encoder, batch: Batch) -> Iterator[Check]:
+    """Embeddings and blocks, each once a pass."""
+    modules = [encoder.embeddings, *encoder.blocks]
+    fired = [0] * len(modules)
+
+    def count(at: int) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            fired[at] += 1
+
+        return hook
+
+    handles = [module.register_forward_hook(count(at)) for at, module in enumerate(modules)]
+    try:
+        encoder.forward(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    wrong = [at for at, times in enumerate(fired) if times != 1]
+    yield Check(
+        "hooks fire once",
+        len(wrong),
+        0,
+        f"of {len(modules)} layers (the embeddings are 0) did not run exactly once in a pass",
+        f"layer {wrong[0] if wrong else 0}: its states are not what the encoder computes; load it with load_encoder",
+    )
 
 
-def _widened(encoder: Encoder, batch: Batch, width: int) -> Batch:
-    more = (0, width - batch.input_ids.shape[1])
-    ids = pad(batch.input_ids, more, value=int(encoder.tokenizer.pad_token_id))
-    return Batch(ids, pad(batch.attention_mask, more), pad(batch.word_ids, more, value=-1))
+def _memory(encoder: Encoder, batch: Batch) -> Iterator[Check]:
+    """Peak of the longest sentence's gradient above what the process held before it; the first that is made."""
+    layout = Layout.of(encoder.model, encoder.parameter_table())
+    longest = batch[[int(batch.lengths.argmax())]]
+    n_bytes = sum(weight.numel() * weight.itemsize for weight in encoder.model.parameters())
+    before = free_bytes(encoder.device)
+    with watched(encoder.device) as peak, probing(layout, encoder.model):
+        gradient(encoder, layout, random_direction(encoder, 0), longest)
+    yield Check(
+        "memory of a gradient",
+        peak[0],
+        before,
+        f"bytes at the peak: {size(peak[0])} above weights of {size(n_bytes)}; {size(before)} were free",
+        "take a smaller encoder, shorter sentences, or another device",
+    )
 
 
-def _stacked(first: Batch, second: Batch) -> Batch:
-    pairs = zip(vars(first).values(), vars(second).values(), strict=True)
-    return Batch(*(torch.cat(pair) for pair in pairs))
+# -- beside a second load --------------------------------------------------------------------------------------------
+
+
+def _beside(encoder: Encoder, batch: Batch, notes: list[str], seed: int) -> Iterator[_Step]:
+    """The checks that load the checkpoint again, as far as there is one and room for it."""
+    folder = source_folder(encoder.source, embedded=EMBEDDED)
+    if folder is None:
+        notes.append(
+            f"no second load: {encoder.source} names no checkpoint on this machine (give load_encoder its folder)"
+        )
+        return
+    n_weights = sum(weight.numel() for weight in encoder.model.parameters())
+    n_bytes, free = n_weights * encoder.dtype.itemsize, free_bytes(encoder.device)
+    if n_bytes > free:
+        notes.append(f"no second load: it takes {size(n_bytes)}, {size(free)} are free on {encoder.device}")
+        return
+    yield "states of transformers", lambda: _plain(encoder, folder, batch)
+    wide = torch.float64 if 3 * n_weights * 8 <= free else torch.float32  # weights and two gradients
+    if 3 * n_weights * wide.itemsize <= free:
+        yield "dtype", lambda: _dtype(encoder, folder, batch, wide, seed)
+    else:
+        notes.append(
+            f"no dtype budget: weights and gradients take {size(3 * n_weights * wide.itemsize)} in float32, {size(free)} "
+            f"are free on {encoder.device}"
+        )
+
+
+@torch.no_grad()
+def _plain(encoder: Encoder, folder: Path, batch: Batch) -> Iterator[Check]:
+    """The checkpoint by `transformers` alone, on the same device and in the same dtype."""
+    plain, _ = read_model(folder, dtype=encoder.dtype, attention="eager")
+    torch.nn.Module.to(plain.eval(), encoder.device)
+    found, own = encoder.states(batch), batch.to(encoder.device)
+    for attention in ("eager", "sdpa"):
+        plain.set_attn_implementation(attention)
+        said = plain(input_ids=own.input_ids, attention_mask=own.attention_mask, output_hidden_states=True)
+        yield Check(
+            f"states of transformers, {attention}",
+            _off(found, torch.stack(list(said.hidden_states)), own),
+            tolerance(encoder.dtype),
+            "of the largest value, all layers",
+            "the loaded encoder is not what its checkpoint says: it was changed after loading; load it again",
+            n=len(batch),
+        )
+
+
+def _dtype(encoder: Encoder, folder: Path, batch: Batch, wide: torch.dtype, seed: int) -> Iterator[Check]:
+    """What the dtype costs: the same states and gradients in a wider one."""
+    attention = str(getattr(encoder.model.config, "_attn_implementation", "eager"))
+    reference = load_encoder(folder, device=str(encoder.device), dtype=wide, attention=attention)
+    name = str(wide).removeprefix("torch.")
+    with torch.no_grad():
+        off = _off(encoder.states(batch), reference.states(batch), batch.to(encoder.device))
+    change = "more than this dtype's rounding: use --dtype float32"
+    yield Check(
+        f"states against {name}",
+        off,
+        tolerance(encoder.dtype),
+        "of the largest value, all layers",
+        change,
+        n=len(batch),
+    )
+    pairs = [
+        compare(_gradient(encoder, batch[[i]], seed), _gradient(reference, batch[[i]], seed))
+        for i in range(len(batch))
+    ]
+    yield Check(
+        f"gradients against {name}",
+        max(relative for relative, _ in pairs),
+        tolerance(encoder.dtype),
+        f"‖g − g₀‖/‖g₀‖ of an example's gradient, cosine {min(cosine for _, cosine in pairs):.6f}",
+        "cosines of gradients are read to two decimals and this error is larger: use --dtype float32",
+        n=len(pairs),
+    )
+
+
+def _gradient(encoder: Encoder, alone: Batch, seed: int) -> Tensor:
+    layout = Layout.of(encoder.model, encoder.parameter_table())
+    with probing(layout, encoder.model):
+        return gradient(encoder, layout, random_direction(encoder, seed), alone)
+
+
+def _off(found: Tensor, expected: Tensor, batch: Batch) -> float:
+    """Largest difference of states [L, B, T, d] at real tokens, as a share of the largest value."""
+    real = batch.attention_mask.bool()
+    a, b = found[:, real].double(), expected[:, real].double()
+    return float((a - b).abs().max() / b.abs().max())

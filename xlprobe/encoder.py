@@ -76,7 +76,7 @@ def load_encoder(
     checkpoints.require_memory(n_bytes, device=target, dtype=precision, folder=folder, argument="encoder")
     tokenizer = _read_tokenizer(folder)
     with _progress_bar(shown=n_bytes >= QUIET_BELOW):
-        model, head = _read_model(folder, dtype=precision, attention=attention)
+        model, head = read_model(folder, dtype=precision, attention=attention)
     shown = str(name) if source.startswith("embedded:") or "@" in source else Path(name).name
     nn.Module.to(model, target)
     encoder = Encoder(model, tokenizer, name=shown, source=source, lm_head=head)
@@ -330,7 +330,7 @@ def _model_type(folder: Path) -> str:
     return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
 
 
-def _read_model(
+def read_model(
     folder: Path, *, dtype: torch.dtype, attention: str
 ) -> tuple[PreTrainedModel, nn.Module | None]:
     """The base model and its LM head (None where the checkpoint has none); any other missing weight is refused.

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
-from experiments.benchmarks.memory import watched
+from experiments.memory import watched
 
 if TYPE_CHECKING:
     from xlprobe.gradient_stream import Mean

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from experiments.benchmarks.memory import watched
 from experiments.benchmarks.shapes import random_gpt2
+from experiments.memory import watched
 
 if TYPE_CHECKING:
     from mechedit.attribution import Attribution

@@ -1,5 +1,5 @@
 """The command line: `mechedit demo | attribute | edit | evaluate | anatomy | faithfulness | covariance | tune |
-factworld | run | report | bench`.
+factworld | diagnose | run | report | bench`.
 
 Every command prints a table, or one JSON object with `--json`. Exit status: 0 done, 1 failed, 2 wrong usage
 (one line on standard error), 130 interrupted.
@@ -18,6 +18,7 @@ from mechedit.cli import (
     compare,
     covariance,
     demo,
+    diagnose,
     edit,
     evaluate,
     factworld,
@@ -52,6 +53,7 @@ def _parser() -> Parser:
         covariance,
         tune,
         factworld,
+        diagnose,
         run,
         report,
         bench,

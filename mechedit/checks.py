@@ -1,0 +1,217 @@
+"""The checks of a diagnosis that need the loaded model alone: padding, BOS, hooks, folded norms, conservation.
+
+Each takes the model and probes (ids of prompts) and yields rows (`reports.diagnosis.Check`): what was measured, how far
+it may go, what to change. Errors of numbers are the largest difference as a share of the largest value compared, and
+may go as far as `mechedit.selfcheck.TOLERANCE` of the dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mechedit.selfcheck import POINTS, TOLERANCE, conservation, share_off
+from reports.diagnosis import Check
+
+if TYPE_CHECKING:
+    from mechedit.model import HookedModel
+    from mechedit.weights import FinalNorm
+
+__all__ = ["folded_norms", "hooks_fire", "identities", "invariance", "special_tokens"]
+
+FAR = 10  # a forgotten mask must be off by this many times what padding and batch mates are
+USED = (*POINTS, "hook_resid_post")  # of every block: what the package reads, and where it steers
+
+
+@torch.no_grad()
+def invariance(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
+    """Logits behind each probe, alone and unpadded, against the same padded on either side and beside a longer one.
+
+    The control is the padded probe with its mask forgotten: every token of it is seen, and positions shift.
+    """
+    found: dict[str, list[float]] = {}
+    longest = max(probes, key=len)
+    for ids in probes:
+        true = model.run(*model.pad([ids]))[0][0, -1]
+        width = min(model.n_ctx or 2 * len(ids) + 3, 2 * len(ids) + 3)
+        filler = ids.new_zeros(width)
+        left, right = (model.pad([ids, filler], side=side) for side in ("left", "right"))  # type: ignore[arg-type]
+        mates = model.pad([ids, longest])
+        measured = {
+            "padded on the left": model.run(left[0][:1], left[1][:1])[0][0, -1],
+            "padded on the right": model.run(right[0][:1], right[1][:1])[0][0, len(ids) - 1],
+            "beside a batch mate": model.run(*mates)[0][0, -1],
+            "last of its batch": model.run(mates[0].flip(0), mates[1].flip(0))[0][1, -1],
+            "the mask forgotten": model.run(left[0][:1], torch.ones_like(left[1][:1]))[0][0, -1],
+        }
+        for name, logits in measured.items():
+            found.setdefault(name, []).append(share_off(logits, true))
+    control = found.pop("the mask forgotten")
+    tolerance = TOLERANCE[model.dtype]
+    for name, errors in found.items():
+        yield Check(
+            name,
+            max(errors),
+            tolerance,
+            "of the largest logit, against the prompt alone",
+            "prompts influence each other in a batch: run them one by one (batch_size=1), or use float32",
+            n=len(errors),
+        )
+    worst = max(torch.finfo(model.dtype).eps, *(max(errors) for errors in found.values()))
+    yield Check(
+        "the mask forgotten",
+        min(control),
+        FAR * worst,
+        f"of the largest logit: the control, {FAR} times the worst of the rows above",
+        "the model does not look at its mask, or the probes are too short: the rows above say nothing",
+        n=len(control),
+        control=True,
+    )
+
+
+def special_tokens(model: HookedModel, pairs: Sequence[tuple[str, str]]) -> Iterator[Check]:
+    """BOS before a prompt as the checkpoint says it, and no special token in a target."""
+    tokenizer, n = model.tokenizer, len(pairs)
+    bos, declared = tokenizer.bos_token_id, tokenizer.init_kwargs.get("add_bos_token")
+    ids = [model.tokenize(prompt).tolist() for prompt, _ in pairs]
+    as_given = sum(
+        own != list(tokenizer(prompt).input_ids) for own, (prompt, _) in zip(ids, pairs, strict=True)
+    )
+    yield Check(
+        "prompts as the tokenizer's",
+        as_given,
+        0,
+        "prompts whose ids differ from the tokenizer's own",
+        "the tokenizer gives other ids from call to call: save it again with save_pretrained",
+        n=n,
+    )
+    leading = max(_leading(own, bos) for own in ids)
+    shown = repr(tokenizer.bos_token)
+    yield Check(
+        "BOS at most once",
+        leading,
+        1,
+        f"{shown} before a prompt",
+        "the tokenizer's post-processor adds it and its text too: remove one of them from tokenizer.json",
+        n=n,
+    )
+    said = "not declared" if declared is None else f"add_bos_token={declared}"
+    yield Check(
+        "BOS as declared",
+        0 if declared is None else abs(int(bool(declared)) - min(leading, 1)),
+        0,
+        f"{shown}: {said} in the tokenizer's config, {leading} put before a prompt",
+        f"tokenizer_config.json says add_bos_token={declared} and tokenizer.json puts {leading}: set the template in "
+        "its post_processor (or add_bos_token), for the model was trained on one of the two",
+        n=n,
+    )
+    config = model.hf.config.bos_token_id
+    other = (
+        bos is not None
+        and config is not None
+        and bos not in (config if isinstance(config, list) else [config])
+    )
+    yield Check(
+        "BOS id of model and tokenizer",
+        int(other),
+        0,
+        f"{config} in config.json, {bos} in the tokenizer",
+        "the two belong to different models, or config.json is wrong: set its bos_token_id",
+    )
+    special = set(tokenizer.all_special_ids)
+    bad = [
+        target for prompt, target in pairs if special & set(model.continuation(prompt, target)[1].tolist())
+    ]
+    yield Check(
+        "no special token in a target",
+        len(bad),
+        0,
+        "targets with BOS, EOS or an unknown token",
+        f"{bad[:1]} holds one: the tokenizer puts it behind a text, or does not know the word",
+        n=n,
+    )
+
+
+def hooks_fire(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
+    """Every hook point that the package reads or steers, counted in one pass."""
+    names = [f"blocks.{layer}.{point}" for layer in range(model.shape.n_layers) for point in USED]
+    names.append("ln_final.hook_in")
+    points, fired = model.bridge.hook_dict, dict.fromkeys(names, 0)
+
+    def count(name: str) -> None:
+        fired[name] += 1
+
+    hooks = [(name, lambda _tensor, hook, name=name: count(name)) for name in names if name in points]
+    with model.bridge.hooks(fwd_hooks=hooks), torch.no_grad():
+        model.run(*model.pad(probes[:1]))
+    wrong = [name for name in names if fired[name] != 1]
+    first = f"{wrong[0]} fired {fired[wrong[0]]} times" if wrong else ""
+    yield Check(
+        "hooks fire once",
+        len(wrong),
+        0,
+        f"of {len(names)} hook points did not fire exactly once in a pass",
+        f"{first}: what is read or steered there is not what the model computes; load the model with load_model and "
+        "leave its modules as they are",
+    )
+
+
+@torch.no_grad()
+def folded_norms(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
+    """A norm's weight γ and bias β inside the matrix behind it: (x − mean)/σ @ (γ ⊙ W) + (β @ W + b), as
+    TransformerLens' fold_ln writes it, against what the model computed from its raw weights."""
+    layer, errors = model.shape.n_layers - 1, ([], [])  # type: tuple[list[float], list[float]]
+    for ids in probes:
+        view = model.residual_view(ids)
+        logits = _folded(model.final_norm, view.resid_final, model.W_U, model.b_U)
+        norm, x = model.norm2(layer), view.resid_mid[layer]
+        up, gate = _folded(norm, x, model.W_in(layer), model.b_in(layer)), model.W_gate(layer)
+        if gate is None:
+            post = model.act_fn(up)
+        else:
+            post = model.act_fn(_folded(norm, x, gate, model.b_gate(layer))) * up
+        errors[0].append(share_off(logits, view.logits))
+        errors[1].append(share_off(post, view.mlp_post[layer, -1]))
+    for name, own in zip(("final norm folded into W_U", "second norm folded into W_in"), errors, strict=True):
+        yield Check(
+            name,
+            max(own),
+            TOLERANCE[model.dtype],
+            "of the largest value, against the raw weights' own",
+            "the norm does more than weight and bias say (weight − 1, soft caps): attribution on it is wrong",
+            n=len(own),
+        )
+
+
+def identities(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
+    """What `mechedit.residual` says must add up."""
+    errors: dict[str, list[float]] = {}
+    for ids in probes:
+        for what, (found, expected) in conservation(model, model.residual_view(ids)).items():
+            errors.setdefault(what, []).append(share_off(found, expected))
+    for what, own in errors.items():
+        yield Check(
+            what,
+            max(own),
+            TOLERANCE[model.dtype],
+            "of the largest value",
+            "something writes to the residual stream that the view does not see: no attribution of this model adds up",
+            n=len(own),
+        )
+
+
+def _leading(ids: Sequence[int], token: int | None) -> int:
+    """How many times `token` stands at the beginning."""
+    return next((i for i, own in enumerate(ids) if own != token), len(ids))
+
+
+def _folded(norm: FinalNorm, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
+    """x [d] through the norm without weight and bias, and through the matrix [d, n] that has them inside; in fp32."""
+    wide = torch.float64 if W.dtype == torch.float64 else torch.float32
+    x, W, weight = x.to(wide), W.to(wide), norm.weight.to(wide)
+    inside = torch.zeros_like(W[0]) if norm.bias is None else norm.bias.to(wide) @ W
+    inside = inside if bias is None else inside + bias.to(wide)
+    return (norm.centre(x) / norm.scale(x)) @ (weight[:, None] * W) + inside

@@ -1,0 +1,233 @@
+"""Can a number measured on this model be trusted? Every check is a row: measured, tolerance, and what to change.
+
+1. The model alone (`mechedit.checks`): padding and batch mates (with the forgotten mask as the control), BOS, hooks,
+   folded norms, conservation.
+2. Beside a second load of the same checkpoint: logits against `transformers` alone, in eager and in sdpa attention;
+   against float64 (float32 where float64 does not fit), which is the error that the dtype costs; against a
+   TransformerLens bridge with its norms folded, where the model is small.
+3. An attribution: its completeness gap against what it states, and the memory it takes beyond the weights.
+
+The package works on the checkpoint's raw weights. Folding a norm changes no logit, but its weight moves into W_Q, W_K,
+W_V, W_in and W_U: neuron for neuron, numbers agree with those of a folded TransformerLens model only where both are
+products (m_i · W_out[i] is the same, a row of W_in or W_U is not), and centring (`center_unembed`) shifts all logits of
+a position by one number, which a softmax does not see.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from experiments.checkpoints import source_folder
+from experiments.memory import free_bytes, size, watched
+from mechedit import checks
+from mechedit.attribution import attribute
+from mechedit.loading import FOLDERS, progress_bar, read_model
+from mechedit.selfcheck import TOLERANCE, share_off
+from reports.diagnosis import Check, Diagnosis, gathered
+from reports.errors import InputError
+
+if TYPE_CHECKING:
+    from mechedit.model import HookedModel
+
+__all__ = ["PROBES", "Diagnosis", "diagnose"]
+
+PROBES = (
+    ("The mother tongue of Danielle Darrieux is", "French"),
+    ("Once upon a time, there was a little girl who", "lived"),
+    ("Anna was born in", "Berlin"),
+    ("The Eiffel Tower is located in the city of Paris, which is the capital of", "France"),
+)
+#: A second bridge with folded norms is made of models up to this many bytes.
+SMALL = 500_000_000
+#: What an account of log p may miss, in nats, whatever the dtype: the least that a score is read to.
+GAP = 1e-3
+
+
+def diagnose(model: HookedModel, probes: Sequence[tuple[str, str]] = PROBES) -> Diagnosis:
+    """All checks on `probes`, (prompt, target) each, two or more of unlike length, on `model` as it is loaded.
+
+    Takes as much memory again as the weights have in float64; what does not fit is left out and said in `notes`.
+    Errors: `InputError` for probes that show nothing, or a target that no position predicts. A check that cannot be
+    carried out is a row that is not ok.
+
+    >>> import mechedit as me
+    >>> found = me.diagnose(me.load_model("factworld"))
+    >>> found.ok, found.measured("the mask forgotten") > 0.01
+    (True, True)
+    """
+    ids = [model.continuation(prompt, target)[0] for prompt, target in probes]
+    if len({len(own) for own in ids}) < 2:
+        raise InputError(
+            f"probes: expected two or more of unlike length, found {len(ids)}; a batch must pad one"
+        )
+    notes: list[str] = []
+    own: list[tuple[str, Callable[[], Iterator[Check]]]] = [
+        ("memory", lambda: _memory(model, probes)),
+        ("completeness gap", lambda: _gap(model, probes)),
+        ("padding", lambda: checks.invariance(model, ids)),
+        ("BOS", lambda: checks.special_tokens(model, probes)),
+        ("hooks fire once", lambda: checks.hooks_fire(model, ids)),
+        ("folded norms", lambda: checks.folded_norms(model, ids)),
+        ("conservation", lambda: checks.identities(model, ids)),
+    ]
+    steps = [*own, *_beside(model, ids, notes)]
+    rows = list(gathered(steps))
+    return Diagnosis.of(
+        rows,
+        subject=model.name,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        attention=str(getattr(model.hf.config, "_attn_implementation", "unknown")),
+        notes=tuple(notes),
+        provenance=model.provenance(data={"probes": [list(pair) for pair in probes]}, seeds={}),
+    )
+
+
+# -- beside a second load --------------------------------------------------------------------------------------------
+
+
+def _beside(
+    model: HookedModel, ids: list[Tensor], notes: list[str]
+) -> Iterator[tuple[str, Callable[[], Iterator[Check]]]]:
+    """The checks that load the checkpoint again, as far as there is one and room for it."""
+    folder = source_folder(model.source, embedded=FOLDERS)
+    if folder is None:
+        notes.append(
+            f"no second load: {model.source} names no checkpoint on this machine (give load_model its folder)"
+        )
+        return
+    n_weights = sum(weight.numel() for weight in model.hf.parameters())
+    n_bytes, free = n_weights * model.dtype.itemsize, free_bytes(model.device)
+    if n_bytes > free:
+        notes.append(f"no second load: it takes {size(n_bytes)}, {size(free)} are free on {model.device}")
+        return
+    yield "logits of transformers", lambda: _plain(model, folder, ids)
+    wide = torch.float64 if n_weights * 8 <= free else torch.float32
+    if n_weights * wide.itemsize <= free:
+        yield "dtype", lambda: _dtype(model, folder, ids, wide)
+    else:
+        notes.append(
+            f"no dtype budget: float32 takes {size(n_weights * 4)}, {size(free)} are free on {model.device}"
+        )
+    if n_bytes <= SMALL:
+        yield "folded TransformerLens", lambda: _folded(model, folder, ids)
+    else:
+        notes.append(
+            f"no folded TransformerLens bridge: it is made of models up to {size(SMALL)}, this has {size(n_bytes)}"
+        )
+
+
+@torch.no_grad()
+def _plain(model: HookedModel, folder: Path, ids: list[Tensor]) -> Iterator[Check]:
+    """The checkpoint by `transformers` alone, on the same device and in the same dtype."""
+    with progress_bar(shown=False):
+        plain = read_model(folder, dtype=model.dtype).eval()
+    torch.nn.Module.to(plain, model.device)
+    for attention in ("eager", "sdpa"):
+        plain.set_attn_implementation(attention)
+        errors = [share_off(_logits(model, own), plain(own[None], use_cache=False).logits[0]) for own in ids]
+        yield Check(
+            f"logits of transformers, {attention}",
+            max(errors),
+            TOLERANCE[model.dtype],
+            "of the largest logit, at every position",
+            "the loaded model is not what its checkpoint says: it was changed after loading, or its architecture is "
+            "bridged wrongly; load it again, and report it if that changes nothing",
+            n=len(errors),
+        )
+
+
+@torch.no_grad()
+def _dtype(model: HookedModel, folder: Path, ids: list[Tensor], wide: torch.dtype) -> Iterator[Check]:
+    """What the dtype costs: the same probes in a wider one."""
+    from mechedit.model import load_model
+
+    reference, name = (
+        load_model(folder, device=str(model.device), dtype=wide),
+        str(wide).removeprefix("torch."),
+    )
+    pairs = [(_logits(model, own)[-1], _logits(reference, own)[-1]) for own in ids]
+    yield Check(
+        f"logits against {name}",
+        max(share_off(found, true) for found, true in pairs),
+        TOLERANCE[model.dtype],
+        f"of the largest logit; {max(float((a.double() - b.double()).abs().max()) for a, b in pairs):.1e} at most",
+        "more than this dtype's rounding: its sums overflow or lose their small terms; use float32",
+        n=len(pairs),
+    )
+    changed = [i for i, (found, true) in enumerate(pairs) if found.argmax() != true.argmax()]
+    yield Check(
+        f"top-1 against {name}",
+        len(changed),
+        0,
+        "probes whose likeliest token is another",
+        "a success or a failure of an edit may be rounding alone: use float32",
+        n=len(pairs),
+    )
+
+
+@torch.no_grad()
+def _folded(model: HookedModel, folder: Path, ids: list[Tensor]) -> Iterator[Check]:
+    """TransformerLens' own fold_ln, on a bridge of its own."""
+    with progress_bar(shown=False):
+        bridge = TransformerBridge.boot_transformers(
+            str(folder), tokenizer=copy.deepcopy(model.tokenizer), device=str(model.device), dtype=model.dtype
+        )
+    bridge.enable_compatibility_mode(
+        center_unembed=False, center_writing_weights=False, fold_value_biases=False, disable_warnings=True
+    )
+    errors = [share_off(bridge(own[None])[0], _logits(model, own)) for own in ids]
+    yield Check(
+        "folded TransformerLens",
+        max(errors),
+        TOLERANCE[model.dtype],
+        "of the largest logit, against a bridge with fold_ln",
+        "numbers of a folded TransformerLens model cannot be held against this package's; compare raw bridges",
+        n=len(errors),
+    )
+
+
+# -- an attribution --------------------------------------------------------------------------------------------------
+
+
+def _memory(model: HookedModel, probes: Sequence[tuple[str, str]]) -> Iterator[Check]:
+    """Peak of the longest probe's attribution above what the process held before it; the first that is made."""
+    prompt, target = max(probes, key=lambda pair: len(model.tokenize(pair[0])))
+    n_bytes = sum(weight.numel() * weight.itemsize for weight in model.hf.parameters())
+    before = free_bytes(model.device)
+    with watched(model.device) as peak:
+        attribute(model, prompt, target)
+    more = before / model.dtype.itemsize / 1e9
+    yield Check(
+        "memory of an attribution",
+        peak[0],
+        before,
+        f"bytes at the peak: {size(peak[0])} above weights of {size(n_bytes)}; {size(before)} were free, which is room "
+        f"for {more:.1f} billion weights more in {str(model.dtype).removeprefix('torch.')}",
+        "shorter prompts or a smaller top_k take less; so does dtype=bfloat16, which the rows below judge",
+    )
+
+
+def _gap(model: HookedModel, probes: Sequence[tuple[str, str]]) -> Iterator[Check]:
+    """log p(target) less the embedding's and all layers' scores: what the account misses."""
+    gaps = [abs(attribute(model, *pair, top_k=1).completeness_gap) for pair in probes]
+    yield Check(
+        "completeness gap",
+        max(gaps),
+        GAP,
+        "nats of log p(target) that the layer scores miss",
+        "residual stream and sub-layers do not add up at this precision: attribute in float32",
+        n=len(gaps),
+    )
+
+
+def _logits(model: HookedModel, ids: Tensor) -> Tensor:
+    """[T, d_vocab]."""
+    return model.run(*model.pad([ids]))[0][0]
