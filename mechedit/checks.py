@@ -38,7 +38,7 @@ def invariance(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
         true = model.run(*model.pad([ids]))[0][0, -1]
         width = min(model.n_ctx or 2 * len(ids) + 3, 2 * len(ids) + 3)
         filler = ids.new_zeros(width)
-        left, right = (model.pad([ids, filler], side=side) for side in ("left", "right"))  # type: ignore[arg-type]
+        left, right = (model.pad([ids, filler], side=side) for side in ("left", "right"))
         mates = model.pad([ids, longest])
         measured = {
             "padded on the left": model.run(left[0][:1], left[1][:1])[0][0, -1],
@@ -163,7 +163,9 @@ def hooks_fire(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
 def folded_norms(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
     """A norm's weight γ and bias β inside the matrix behind it: (x − mean)/σ @ (γ ⊙ W) + (β @ W + b), as
     TransformerLens' fold_ln writes it, against what the model computed from its raw weights."""
-    layer, errors = model.shape.n_layers - 1, ([], [])  # type: tuple[list[float], list[float]]
+    layer = model.shape.n_layers - 1
+    final: list[float] = []
+    second: list[float] = []
     for ids in probes:
         view = model.residual_view(ids)
         logits = _folded(model.final_norm, view.resid_final, model.W_U, model.b_U)
@@ -173,9 +175,9 @@ def folded_norms(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check
             post = model.act_fn(up)
         else:
             post = model.act_fn(_folded(norm, x, gate, model.b_gate(layer))) * up
-        errors[0].append(share_off(logits, view.logits))
-        errors[1].append(share_off(post, view.mlp_post[layer, -1]))
-    for name, own in zip(("final norm folded into W_U", "second norm folded into W_in"), errors, strict=True):
+        final.append(share_off(logits, view.logits))
+        second.append(share_off(post, view.mlp_post[layer, -1]))
+    for name, own in (("final norm folded into W_U", final), ("second norm folded into W_in", second)):
         yield Check(
             name,
             max(own),

@@ -120,7 +120,7 @@ def _beside(
         yield "folded TransformerLens", lambda: _folded(model, folder, ids)
     else:
         notes.append(
-            f"no folded TransformerLens bridge: it is made of models up to {size(SMALL)}, this has {size(n_bytes)}"
+            f"no folded TransformerLens bridge: made of models up to {size(SMALL)}, this has {size(n_bytes)}"
         )
 
 

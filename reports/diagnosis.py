@@ -1,4 +1,4 @@
-"""What a diagnosis says: one row a check, what was measured, how far it may go, and what to change where it goes further.
+"""What a diagnosis says: a row a check, what was measured, how far it may go, and what to change where it goes further.
 
 A check holds where its measure is at most its tolerance; a control holds where it lies above, for a check beside a
 control that nothing can fail sees nothing. What could not be measured (nan) does not hold.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -158,7 +158,7 @@ def _beside(encoder: Encoder, batch: Batch, notes: list[str], seed: int) -> Iter
         yield "dtype", lambda: _dtype(encoder, folder, batch, wide, seed)
     else:
         notes.append(
-            f"no dtype budget: weights and gradients take {size(3 * n_weights * wide.itemsize)} in float32, {size(free)} "
+            f"no dtype budget: weights and gradients take {size(12 * n_weights)} in float32, {size(free)} "
             f"are free on {encoder.device}"
         )
 
@@ -184,7 +184,7 @@ def _plain(encoder: Encoder, folder: Path, batch: Batch) -> Iterator[Check]:
 
 def _dtype(encoder: Encoder, folder: Path, batch: Batch, wide: torch.dtype, seed: int) -> Iterator[Check]:
     """What the dtype costs: the same states and gradients in a wider one."""
-    attention = str(getattr(encoder.model.config, "_attn_implementation", "eager"))
+    attention: Any = getattr(encoder.model.config, "_attn_implementation", "eager")
     reference = load_encoder(folder, device=str(encoder.device), dtype=wide, attention=attention)
     name = str(wide).removeprefix("torch.")
     with torch.no_grad():

@@ -61,7 +61,7 @@ def invariance(encoder: Encoder, sentences: Sequence[Sentence], *, seed: int = 0
             f"‖g − g₀‖/‖g₀‖ of an example's gradient, cosine {min(cosine for _, cosine in pairs):.6f}",
             "the control sees no padding: the rows above say nothing"
             if control
-            else "do not trust a gradient probe in this setting: use --dtype float32 or --attention eager, or batches of "
+            else "do not trust a gradient probe in this setting: use --dtype float32, --attention eager, or batches of "
             "one sentence",
             n=len(pairs),
             control=control,

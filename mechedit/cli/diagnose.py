@@ -23,5 +23,5 @@ def add(commands: Any) -> None:
     """`diagnose`."""
     p = command(commands, "diagnose", diagnose, "mechedit diagnose --model gpt2-xl --dtype bfloat16")
     p.add_argument(
-        "--prompts", metavar="FILE", help="probes: .json, .csv or .tsv of prompt, target (default: built in)"
+        "--prompts", metavar="FILE", help="probes: .json, .csv or .tsv of prompt, target (else: built in)"
     )

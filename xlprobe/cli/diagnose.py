@@ -16,7 +16,7 @@ SENTENCES = [
 
 
 def diagnose(options: argparse.Namespace) -> int:
-    """Holds an encoder against plain transformers, float64 and itself; says what to change; status 1 if a check fails."""
+    """Holds an encoder against plain transformers, float64 and itself; says what to change; 1 if a check fails."""
     from xlprobe.diagnose import diagnose as run
 
     sentences = read_lines(options.text, argument="text")[:20] if options.text else SENTENCES
