@@ -73,7 +73,7 @@ def invariance(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
 
 
 def special_tokens(model: HookedModel, pairs: Sequence[tuple[str, str]]) -> Iterator[Check]:
-    """BOS before a prompt as the checkpoint says it, and no special token in a target."""
+    """BOS before a prompt as the checkpoint says it, and no special token in a target (`_targets`)."""
     tokenizer, n = model.tokenizer, len(pairs)
     bos, declared = tokenizer.bos_token_id, tokenizer.init_kwargs.get("add_bos_token")
     ids = [model.tokenize(prompt).tolist() for prompt, _ in pairs]
@@ -121,18 +121,7 @@ def special_tokens(model: HookedModel, pairs: Sequence[tuple[str, str]]) -> Iter
         f"{config} in config.json, {bos} in the tokenizer",
         "the two belong to different models, or config.json is wrong: set its bos_token_id",
     )
-    special = set(tokenizer.all_special_ids)
-    bad = [
-        target for prompt, target in pairs if special & set(model.continuation(prompt, target)[1].tolist())
-    ]
-    yield Check(
-        "no special token in a target",
-        len(bad),
-        0,
-        "targets with BOS, EOS or an unknown token",
-        f"{bad[:1]} holds one: the tokenizer puts it behind a text, or does not know the word",
-        n=n,
-    )
+    yield from _targets(model, pairs)
 
 
 def hooks_fire(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
@@ -203,6 +192,22 @@ def identities(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
             "something writes to the residual stream that the view does not see: no attribution of this model adds up",
             n=len(own),
         )
+
+
+def _targets(model: HookedModel, pairs: Sequence[tuple[str, str]]) -> Iterator[Check]:
+    """No special token in a target."""
+    special = set(model.tokenizer.all_special_ids)
+    bad = [
+        target for prompt, target in pairs if special & set(model.continuation(prompt, target)[1].tolist())
+    ]
+    yield Check(
+        "no special token in a target",
+        len(bad),
+        0,
+        "targets with BOS, EOS or an unknown token",
+        f"{bad[:1]} holds one: the tokenizer puts it behind a text, or does not know the word",
+        n=len(pairs),
+    )
 
 
 def _leading(ids: Sequence[int], token: int | None) -> int:
