@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import tomllib
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -232,22 +231,6 @@ def test_git_ignores_nothing_that_ships(root: Path) -> None:
     command = ["git", "check-ignore", *data, "runs/x"]
     out = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert out.stdout.split() == ["runs/x"]
-
-
-@pytest.mark.slow
-def test_wheel_carries_the_package_data(root: Path, tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir"]
-    subprocess.run([*build, str(tmp_path), str(root)], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    shipped = set(zipfile.ZipFile(wheel).namelist())
-    present = {
-        file.relative_to(root).as_posix()
-        for package in BELOW
-        for file in (root / package).rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts
-    }
-    assert present - shipped == set()
-    assert not {name for name in shipped if name.split("/")[0] in ("tests", "docs", "conftest.py")}
 
 
 def test_versions_agree(root: Path) -> None:
