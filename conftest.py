@@ -7,6 +7,7 @@ when they are imported themselves.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,7 @@ def shared_folder() -> Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="run the tests marked slow as well")
+    parser.addoption("--fuzz-seconds", type=float, default=10.0, help="how long -m fuzz tries each parser")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -53,23 +55,24 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     run_slow = bool(config.getoption("--run-slow") or os.environ.get("MECHEDIT_SLOW"))
-    asked = "faults" in str(config.getoption("-m"))
-    reasons = skip_reasons(run_slow=run_slow, run_faults=asked)
+    asked = {name for name in ("faults", "fuzz") if name in str(config.getoption("-m"))}
+    reasons = skip_reasons(run_slow=run_slow, asked=asked)
     for item in items:
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def skip_reasons(*, run_slow: bool, run_faults: bool = False) -> dict[str, str]:
+def skip_reasons(*, run_slow: bool, asked: Collection[str] = ()) -> dict[str, str]:
     """The markers whose tests cannot or shall not run here, each with the reason that the summary prints."""
     import torch
 
     reasons = {}
     if not run_slow:
         reasons["slow"] = "slow: run with --run-slow or MECHEDIT_SLOW=1"
-    if not run_faults:
-        reasons["faults"] = "faults: run with -m faults"
+    for name in ("faults", "fuzz"):
+        if name not in asked:
+            reasons[name] = f"{name}: run with -m {name}"
     if not torch.cuda.is_available():
         reasons["gpu"] = "gpu: torch sees no CUDA device"
     if not shared_folder().is_dir():

@@ -140,7 +140,7 @@ def weight_elements(files: list[Path], *, argument: str = "model") -> int:
                     raise ValueError("no safetensors header")
                 header = json.loads(stream.read(length))
             total += sum(math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{argument}: {file} is damaged: it has no safetensors header") from error
     return total
 

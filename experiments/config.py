@@ -75,10 +75,13 @@ def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{file}: expected a TOML file, found none; check the path") from error
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{file}: not valid TOML ({_one_line(error)})") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: expected a readable UTF-8 TOML file ({_one_line(error)})") from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a number of 5,000 digits is valid TOML and no TOMLDecodeError
+        raise InputError(f"{file}: not valid TOML ({_one_line(error)})") from error
 
 
 def build(table: dict[str, Any], cls: type[C], *, where: str) -> C:

@@ -139,7 +139,7 @@ def _setting(text: str) -> tuple[str, Any]:
         raise InputError(f"overrides: expected KEY=VALUE, as limit=20, found {text!r}")
     try:
         return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return key, value
 
 

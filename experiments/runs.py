@@ -342,14 +342,14 @@ def _to_json(obj: Any) -> bytes:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        obj = json.loads(file.read_text(encoding="utf-8"))
+        obj = decode(json.loads(file.read_text(encoding="utf-8")), Any)
     except FileNotFoundError as error:
         raise IntegrityError(f"{file}: expected this file of the run, found none") from error
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise IntegrityError(f"{file}: not readable as JSON ({error})") from error
     if not isinstance(obj, dict):
         raise IntegrityError(f"{file}: expected a JSON object, found {type(obj).__name__}")
-    return decode(obj, Any)
+    return obj
 
 
 def _write(file: Path, data: bytes) -> None:
@@ -403,7 +403,7 @@ def _sync_folder(folder: Path) -> None:
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"path: expected a run, found {file} that is no TOML ({_show(str(error))}); choose another folder"
         ) from error

@@ -58,7 +58,7 @@ def load_paraphrases(path: str | Path) -> dict[str, tuple[str, ...]]:
     file = Path(path)
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{file}: expected a JSON file of paraphrases ({' '.join(str(error).split())})"
         ) from error

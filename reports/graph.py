@@ -74,7 +74,7 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any]) -> Circuit:
         raise InputError(f"source: expected a circuit file, found none at {path}")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: not readable as JSON ({error})") from error
     return _parse(data, str(path))
 

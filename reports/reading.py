@@ -19,7 +19,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; `IntegrityError` for anything else."""
     try:
         data = decode(json.loads(path.read_text(encoding="utf-8")), Any)
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise IntegrityError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(data, dict):
         raise IntegrityError(f"{path}: expected a JSON object, found {type(data).__name__}")

@@ -323,7 +323,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise IntegrityError(f"{path}: expected {_RECORD}, found none; this is no saved result") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path / _RECORD}: not readable as JSON ({error})") from error
     if not isinstance(record, dict):
         raise IntegrityError(f"{path / _RECORD}: expected a JSON object, found {type(record).__name__}")

@@ -37,7 +37,7 @@ __all__ = [
 
 Words = tuple[str, ...]
 Links = tuple[tuple[int, int], ...]
-_PHARAOH = re.compile(r"\d+-\d+")
+_PHARAOH = re.compile(r"[0-9]{1,9}-[0-9]{1,9}")
 
 
 @dataclass(frozen=True)

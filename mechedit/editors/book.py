@@ -172,7 +172,15 @@ class EditBook:
             whitenings: dict[str, Whitening] = {}
             edits = [_edit(row, tensors, whitenings) for row in record["edits"]]
             model_hash = str(record["model_hash"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            SafetensorError,
+        ) as error:
             raise IntegrityError(
                 f"{path}: not readable as a book of edits ({type(error).__name__}: {error})"
             ) from error
