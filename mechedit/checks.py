@@ -7,7 +7,9 @@ may go as far as `mechedit.selfcheck.TOLERANCE` of the dtype.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +19,8 @@ from mechedit.selfcheck import POINTS, TOLERANCE, conservation, share_off
 from reports.diagnosis import Check
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from mechedit.model import HookedModel
     from mechedit.weights import FinalNorm
 
@@ -60,7 +64,7 @@ def invariance(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
             "prompts influence each other in a batch: run them one by one (batch_size=1), or use float32",
             n=len(errors),
         )
-    worst = max(torch.finfo(model.dtype).eps, *(max(errors) for errors in found.values()))
+    worst = max(max(errors) for errors in found.values())
     yield Check(
         "the mask forgotten",
         min(control),
@@ -75,7 +79,7 @@ def invariance(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
 def special_tokens(model: HookedModel, pairs: Sequence[tuple[str, str]]) -> Iterator[Check]:
     """BOS before a prompt as the checkpoint says it, and no special token in a target (`_targets`)."""
     tokenizer, n = model.tokenizer, len(pairs)
-    bos, declared = tokenizer.bos_token_id, tokenizer.init_kwargs.get("add_bos_token")
+    bos, declared = tokenizer.bos_token_id, _declared_bos(tokenizer)
     ids = [model.tokenize(prompt).tolist() for prompt, _ in pairs]
     as_given = sum(
         own != list(tokenizer(prompt).input_ids) for own, (prompt, _) in zip(ids, pairs, strict=True)
@@ -101,7 +105,7 @@ def special_tokens(model: HookedModel, pairs: Sequence[tuple[str, str]]) -> Iter
     said = "not declared" if declared is None else f"add_bos_token={declared}"
     yield Check(
         "BOS as declared",
-        0 if declared is None else abs(int(bool(declared)) - min(leading, 1)),
+        0 if declared is None else abs(int(declared) - min(leading, 1)),
         0,
         f"{shown}: {said} in the tokenizer's config, {leading} put before a prompt",
         f"tokenizer_config.json says add_bos_token={declared} and tokenizer.json puts {leading}: set the template in "
@@ -208,6 +212,13 @@ def _targets(model: HookedModel, pairs: Sequence[tuple[str, str]]) -> Iterator[C
         f"{bad[:1]} holds one: the tokenizer puts it behind a text, or does not know the word",
         n=len(pairs),
     )
+
+
+def _declared_bos(tokenizer: PreTrainedTokenizerBase) -> bool | None:
+    """`add_bos_token` of the tokenizer_config.json it was read from: transformers does not tell False from absent."""
+    file = Path(tokenizer.name_or_path) / "tokenizer_config.json"
+    declared = json.loads(file.read_text(encoding="utf-8")).get("add_bos_token") if file.is_file() else None
+    return None if declared is None else bool(declared)
 
 
 def _leading(ids: Sequence[int], token: int | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,14 @@ import torch
 from tokenizers import processors
 
 from reports.errors import InputError
-from tests.xl_tiny import Arch, tiny_encoder
+from tests.xl_tiny import Arch, tiny_encoder, tiny_folder
+from xlprobe import invariance
+from xlprobe.batches import Batch
 from xlprobe.diagnose import Diagnosis, diagnose
-from xlprobe.encoder import Encoder
+from xlprobe.encoder import Encoder, load_encoder
 from xlprobe.invariance import CHECKS
+
+module = importlib.import_module("xlprobe.diagnose")  # the package gives its name to the function
 
 SENTENCES = [
     "She was born in Rome",
@@ -94,3 +99,63 @@ def test_a_tokenizer_without_its_template_is_found() -> None:
     encoder = Encoder(sound.model, tokenizer, name="bare", source="test")
     found = diagnose(encoder, SENTENCES).checks.set_index("check")["ok"]
     assert not found["special tokens"]
+
+
+class Noisy(Encoder):
+    """An encoder that says something else each time, as with dropout left on."""
+
+    def forward(self, batch):  # type: ignore[no-untyped-def]
+        states = super().forward(batch)
+        return states + 0.01 * torch.randn_like(states)
+
+
+def test_an_encoder_that_says_something_else_each_time_is_found() -> None:
+    sound = tiny_encoder()
+    found = diagnose(Noisy(sound.model, sound.tokenizer, name="noisy", source="test"), SENTENCES)
+    assert set(found.checks[~found.checks["ok"]]["check"]) == {"repeat", "padding", "batch mate", "place"}
+
+
+def test_padding_that_is_seen_is_found_and_the_control_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = invariance._widened
+
+    def unmasked(encoder: Encoder, batch: Batch, width: int) -> Batch:
+        padded = whole(encoder, batch, width)
+        return Batch(padded.input_ids, torch.ones_like(padded.attention_mask), padded.word_ids)
+
+    monkeypatch.setattr(invariance, "_widened", unmasked)
+    ok = diagnose(tiny_encoder(), SENTENCES).checks.set_index("check")["ok"]
+    assert not ok[["padding", "batch mate", "place"]].any()
+    monkeypatch.setattr(
+        invariance, "_widened", lambda encoder, batch, width: batch
+    )  # nothing is padded at all
+    rows = {check.name: check.ok for check in invariance.invariance(tiny_encoder(), SENTENCES[:1] * 2)}
+    assert not rows["no mask"]
+
+
+def test_a_layer_that_does_not_run_is_found() -> None:
+    encoder = tiny_encoder().copy()
+    encoder.blocks = [*encoder.blocks[:-1], copy.deepcopy(encoder.blocks[-1])]
+    found = diagnose(encoder, SENTENCES).checks.set_index("check")
+    assert not found["ok"]["hooks fire once"]
+    assert "layer 3" in found["change"]["hooks fire once"]
+
+
+def test_half_precision_is_outside_single_precisions_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = load_encoder(tiny_folder("xlm-roberta"), device="cpu", dtype="bfloat16")
+    assert invariance.tolerance(encoder.dtype) == 0.05  # and not 1000 epsilons, which are 7.8
+    monkeypatch.setattr(module, "tolerance", lambda dtype: invariance.tolerance(torch.float32))
+    found = diagnose(encoder, SENTENCES).checks
+    assert {"states against float64", "gradients against float64"} <= set(found[~found["ok"]]["check"])
+
+
+def test_memory_that_does_not_suffice_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "free_bytes", lambda device: -1)
+    found = diagnose(tiny_encoder(), SENTENCES)
+    assert set(found.checks[~found.checks["ok"]]["check"]) == {"memory of a gradient"}
+    assert "are free on cpu" in found.notes[0]
+
+
+def test_every_check_has_a_test_in_which_it_fails() -> None:
+    shown = Path(__file__).read_text(encoding="utf-8")
+    found = diagnose(tiny_encoder(), SENTENCES).checks["check"]
+    assert [name for name in found if f'"{name}"' not in shown] == []

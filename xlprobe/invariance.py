@@ -9,9 +9,9 @@ example's
 - `place`: as the last row of that batch;
 - `no mask`: padded, but with the mask forgotten: the control, which must be far off, or the checks see nothing.
 
-Measured as ‖g − g₀‖ / ‖g₀‖, at most 1000 epsilons of the dtype, and as cosine. The example's loss is the mean square of
-a fixed random direction of its content states, so every parameter takes part, and attention over all its tokens.
-Dropout is off.
+Measured as ‖g − g₀‖ / ‖g₀‖, at most 1000 epsilons of the dtype or 5 %, and as cosine. The example's loss is the mean
+square of a fixed random direction of its content states, so every parameter takes part, and attention over all its
+tokens. Dropout is off.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ __all__ = ["CHECKS", "compare", "gradient", "invariance", "random_direction", "t
 
 CHECKS = ("repeat", "padding", "batch mate", "place", "no mask")
 TOLERANCE = 1000  # times the dtype's epsilon
+FAR = 5  # the control must lie this many tolerances off
 
 
 def invariance(encoder: Encoder, sentences: Sequence[Sentence], *, seed: int = 0) -> Iterator[Check]:
@@ -57,7 +58,7 @@ def invariance(encoder: Encoder, sentences: Sequence[Sentence], *, seed: int = 0
         yield Check(
             check,
             measured,
-            tolerance(encoder.dtype),
+            (FAR if control else 1) * tolerance(encoder.dtype),
             f"‖g − g₀‖/‖g₀‖ of an example's gradient, cosine {min(cosine for _, cosine in pairs):.6f}",
             "the control sees no padding: the rows above say nothing"
             if control
@@ -69,8 +70,8 @@ def invariance(encoder: Encoder, sentences: Sequence[Sentence], *, seed: int = 0
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """1000 epsilons."""
-    return TOLERANCE * torch.finfo(dtype).eps
+    """1000 epsilons, and never more than 5 %: in half precision 1000 epsilons would hold anything."""
+    return min(TOLERANCE * torch.finfo(dtype).eps, 0.05)
 
 
 def random_direction(encoder: Encoder, seed: int) -> Tensor:
