@@ -42,8 +42,8 @@ demo-xl: $(STAMP)
 # A demo, a comparison, an anatomy and a faithfulness study, each as small as it still says something.
 report-demo: $(STAMP)
 	$(BIN)/mechedit demo --limit 8 --out $(OUT_REPORTS)/demo
-	$(BIN)/mechedit compare --recipe experiments/recipes/mega.toml --limit 4 --seeds 0 --ablations one_layer \
-		--out $(OUT_REPORTS)/compare
+	$(BIN)/mechedit run experiments/recipes/mega.toml --out $(OUT_REPORTS)/compare limit=6 selection=8 'seeds=[0]' \
+		'editors=["mega", "mega_ungated", "ft", "no_edit"]' 'ablations=[]' ripple_facts=0
 	$(BIN)/mechedit anatomy --editors ft,rome,mega --limit 6 --selection 4 --out $(OUT_REPORTS)/anatomy
 	$(BIN)/mechedit faithfulness --limit 4 --ks 1,10,30 --draws 2 --out $(OUT_REPORTS)/faithfulness
 	$(BIN)/mechedit report $(OUT_REPORTS) --out $(OUT_REPORTS)/index.html
