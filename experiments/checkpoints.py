@@ -21,6 +21,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from experiments.memory import free_bytes, size
+from reports.codec import parse
 from reports.errors import InputError
 
 __all__ = [
@@ -108,8 +109,8 @@ def weight_files(folder: Path, *, argument: str = "model") -> list[Path]:
     names = {"model.safetensors"}
     if index.is_file():
         try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            names = set(parse(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise InputError(f"{argument}: {index} is no index of safetensors files") from error
         if strange := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
             raise InputError(
@@ -138,9 +139,9 @@ def weight_elements(files: list[Path], *, argument: str = "model") -> int:
                 length = int.from_bytes(stream.read(8), "little")
                 if length > 100_000_000:  # the format's own limit
                     raise ValueError("no safetensors header")
-                header = json.loads(stream.read(length))
+                header = parse(stream.read(length))
             total += sum(math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{argument}: {file} is damaged: it has no safetensors header") from error
     return total
 

@@ -5,7 +5,6 @@ The programs hand in their experiments; what is printed is theirs to print.
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from typing import Any
 from experiments import again, config
 from experiments.engine import Engine, local
 from experiments.recipe import Cell, Experiment, read
+from experiments.runs import RunFolder
 from reports.errors import InputError
 
 __all__ = ["describe", "run_again", "run_cells"]
@@ -76,7 +76,7 @@ def run_again(
     (cell,) = read(source / "config.toml", experiments)
     with engine(cell):
         cell.experiment.run(cell.config, target, progress)
-    before, now = (json.loads((f / "provenance.json").read_text(encoding="utf-8")) for f in (source, target))
+    before, now = (RunFolder(f, {}).provenance for f in (source, target))
     for key in ("model", "data", "seeds"):
         if before[key] != now[key]:
             raise InputError(

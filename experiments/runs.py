@@ -32,7 +32,7 @@ import tomli_w
 
 from experiments.lock import LOCK, FolderLock, lock
 from experiments.provenance import provenance
-from reports.codec import decode, encode
+from reports.codec import decode, encode, parse
 from reports.errors import InputError, IntegrityError, MechEditError
 from reports.results import Result
 
@@ -342,10 +342,10 @@ def _to_json(obj: Any) -> bytes:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        obj = decode(json.loads(file.read_text(encoding="utf-8")), Any)
+        obj = decode(parse(file.read_text(encoding="utf-8")), Any)
     except FileNotFoundError as error:
         raise IntegrityError(f"{file}: expected this file of the run, found none") from error
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise IntegrityError(f"{file}: not readable as JSON ({error})") from error
     if not isinstance(obj, dict):
         raise IntegrityError(f"{file}: expected a JSON object, found {type(obj).__name__}")

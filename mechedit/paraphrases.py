@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from mechedit.facts import FactEdit
+from reports.codec import parse
 from reports.errors import InputError
 
 __all__ = ["Paraphrases", "implications", "load_paraphrases", "paraphrases"]
@@ -57,8 +58,8 @@ def load_paraphrases(path: str | Path) -> dict[str, tuple[str, ...]]:
     """
     file = Path(path)
     try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        table = parse(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{file}: expected a JSON file of paraphrases ({' '.join(str(error).split())})"
         ) from error

@@ -8,6 +8,7 @@ the field, so that the file stays as plain as a person would write it.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -18,9 +19,39 @@ import numpy as np
 
 from reports.errors import InputError
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "parse"]
 
 _FLOAT = "$float"
+
+
+def parse(text: str | bytes) -> Any:
+    """The JSON in `text`, as strict as `encode` makes it. Errors: `ValueError` alone, for whatever is wrong with it:
+    nesting beyond what can be read, NaN, numbers beyond a float or of thousands of digits, half a surrogate pair.
+
+    >>> parse('{"a": [1, 2.5, null]}')
+    {'a': [1, 2.5, None]}
+    >>> parse("1e999")
+    Traceback (most recent call last):
+        ...
+    ValueError: 1e999 is no number that can be kept
+    """
+    try:
+        found = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        json.dumps(found, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply") from error
+    return found
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no number in JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:20]} is no number that can be kept")
+    return value
 
 
 def encode(value: Any, *, where: str) -> Any:
@@ -53,17 +84,32 @@ def encode(value: Any, *, where: str) -> Any:
 def decode(value: Any, hint: Any) -> Any:
     """Undo `encode`, with the annotation deciding what JSON cannot say (tuple, dataclass, Path).
 
+    Errors: `ValueError` or `TypeError` for a value that the annotation does not allow.
+
     >>> decode([4, 7], tuple[int, int])
     (4, 7)
+    >>> decode("4", int)
+    Traceback (most recent call last):
+        ...
+    ValueError: expected int, found '4'
     """
     if isinstance(value, dict) and value.keys() == {_FLOAT}:
         return float(value[_FLOAT])
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return None if value is None else decode(value, _pick(value, args))
+        if value is None and type(None) in args:
+            return None
+        picked = _pick(value, args)
+        if picked is Any and not any(option is Any or _allowed(value, option) for option in args):
+            raise ValueError(f"expected {hint}, found {value!r}")
+        return decode(value, picked)
+    if not _allowed(value, hint):
+        raise ValueError(f"expected {getattr(hint, '__name__', hint)}, found {value!r}")
     if isinstance(value, list):
         variadic = len(args) == 2 and args[1] is Ellipsis
-        fixed = origin is tuple and not variadic and len(args) == len(value)
+        fixed = origin is tuple and not variadic
+        if fixed and len(args) != len(value):
+            raise ValueError(f"expected {len(args)} values, found {len(value)}")
         inner = list(args) if fixed else [*args[:1]] * len(value)
         items = [decode(item, inner[i] if inner else Any) for i, item in enumerate(value)]
         return tuple(items) if hint is tuple or origin is tuple else items
@@ -74,6 +120,22 @@ def decode(value: Any, hint: Any) -> Any:
         inner_hint = args[1] if len(args) == 2 else Any
         return {key: decode(item, inner_hint) for key, item in value.items()}
     return Path(value) if hint is Path else value
+
+
+_SCALARS = (bool, int, float, str, Path, type(None))
+
+
+def _allowed(value: Any, hint: Any) -> bool:
+    """Whether `value` may stand where `hint` is: an integer where a float is, a text where a path is; anything where
+    the hint is no plain type."""
+    kind = typing.get_origin(hint) or hint
+    if isinstance(value, list):
+        return kind not in (*_SCALARS, dict) and not dataclasses.is_dataclass(kind)
+    if isinstance(value, dict):
+        return kind not in (*_SCALARS, list, tuple)
+    if kind in _SCALARS:
+        return type(value) is {Path: str}.get(kind, kind) or (kind is float and type(value) is int)
+    return kind not in (list, tuple, dict) and not dataclasses.is_dataclass(kind)
 
 
 def _pick(value: Any, options: tuple[Any, ...]) -> Any:

@@ -1,21 +1,30 @@
 """The errors of the project: one base class and two named kinds.
 
-A message is one line and names the argument, what was expected, what was found, and what to do about it.
+A message is one line of at most `LONGEST` characters, whatever was found in a file, and names the argument, what was
+expected, what was found, and what to do about it.
 Commands turn `InputError` into exit status 2 and every other `MechEditError` into exit status 1; anything
 else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
-__all__ = ["InputError", "IntegrityError", "MechEditError"]
+__all__ = ["LONGEST", "InputError", "IntegrityError", "MechEditError"]
+
+
+LONGEST = 1000
 
 
 class MechEditError(Exception):
-    """Base class of every error that the project raises on purpose.
+    r"""Base class of every error that the project raises on purpose.
 
     >>> issubclass(InputError, MechEditError) and issubclass(IntegrityError, MechEditError)
     True
+    >>> str(MechEditError("two\nlines")), len(str(MechEditError("x" * 5000)))
+    ('two lines', 1000)
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_one_line(str(message)))
 
 
 class InputError(MechEditError, ValueError):
@@ -37,3 +46,10 @@ class IntegrityError(MechEditError):
     >>> issubclass(IntegrityError, ValueError)
     False
     """
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks, half surrogate pairs and the middle of what is too long: its end says what to do."""
+    text = " ".join(part.strip() if i else part.rstrip() for i, part in enumerate(text.splitlines()))
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 303]} … {text[-300:]}"

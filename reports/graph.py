@@ -8,13 +8,13 @@ other projects want besides (`reports.viewer`) is read there.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reports.codec import parse
 from reports.errors import InputError, IntegrityError
 
 __all__ = ["SCHEMA_VERSION", "Circuit", "Edge", "Node", "read"]
@@ -73,8 +73,8 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any]) -> Circuit:
     if not path.is_file():
         raise InputError(f"source: expected a circuit file, found none at {path}")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        data = parse(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise IntegrityError(f"{path}: not readable as JSON ({error})") from error
     return _parse(data, str(path))
 
@@ -91,7 +91,7 @@ def _parse(data: Mapping[str, Any], where: str) -> Circuit:
         circuit = Circuit(str(data["target"]), str(data["prompt"]), float(data["share"]), nodes, edges)
     except KeyError as error:
         raise IntegrityError(f"{where}: expected a field {error.args[0]!r}, found none") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise IntegrityError(f"{where}: a field has the wrong type ({error})") from error
     ids = [node.id for node in nodes]
     if len(set(ids)) < len(ids):

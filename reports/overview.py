@@ -93,6 +93,8 @@ def state(folder: Path) -> tuple[str, str]:
         files = read_object(folder / "manifest.json").get("files", [])
         for entry in files:
             file = folder / entry["path"]
+            if ".." in file.parts or not file.is_relative_to(folder):
+                return "damaged", f"manifest.json names {entry['path']!r}, which is no file of the run"
             if file.name.startswith("report."):
                 continue  # made from the others, and again with every version of this code
             if not file.is_file():
@@ -102,7 +104,7 @@ def state(folder: Path) -> tuple[str, str]:
                     "damaged",
                     f"{entry['path']} has {file.stat().st_size} bytes, the manifest says {entry['size']}",
                 )
-    except (IntegrityError, KeyError, TypeError) as error:
+    except (IntegrityError, KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         return "damaged", f"manifest.json is not readable ({error})"
     return "complete", ""
 

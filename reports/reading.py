@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from reports.codec import decode
+from reports.codec import decode, parse
 from reports.errors import IntegrityError
 from reports.text import visible
 
@@ -18,8 +17,8 @@ __all__ = ["read_frame", "read_lines", "read_object"]
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; `IntegrityError` for anything else."""
     try:
-        data = decode(json.loads(path.read_text(encoding="utf-8")), Any)
-    except (ValueError, TypeError, RecursionError) as error:
+        data = decode(parse(path.read_text(encoding="utf-8")), Any)
+    except (ValueError, TypeError) as error:
         raise IntegrityError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(data, dict):
         raise IntegrityError(f"{path}: expected a JSON object, found {type(data).__name__}")

@@ -35,7 +35,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from reports.codec import decode, encode
+from reports.codec import decode, encode, parse
 from reports.errors import InputError, IntegrityError
 from reports.text import visible
 
@@ -121,7 +121,10 @@ class Result:
                 f"{path}: expected schema version {SCHEMA_VERSION}, found {record.get('schema_version')!r}; "
                 "load it with the version of the project that wrote it"
             )
-        return _decode_result(cls, path, record)
+        try:
+            return _decode_result(cls, path, record)
+        except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+            raise IntegrityError(f"{path / _RECORD}: a field is not what it should be ({error})") from error
 
     def equals(self, other: object) -> bool:
         """Whether `other` is of the same class with the same fields and frames; NaN equals NaN."""
@@ -320,10 +323,10 @@ def _check_target(target: Path, kind: str) -> None:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
+        record = parse((path / _RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise IntegrityError(f"{path}: expected {_RECORD}, found none; this is no saved result") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise IntegrityError(f"{path / _RECORD}: not readable as JSON ({error})") from error
     if not isinstance(record, dict):
         raise IntegrityError(f"{path / _RECORD}: expected a JSON object, found {type(record).__name__}")
@@ -350,4 +353,7 @@ def _read_frame(path: Path, name: str, entry: dict[str, Any]) -> pd.DataFrame:
         raise IntegrityError(f"{path}: expected {file.name}, found none")
     if hashlib.sha256(file.read_bytes()).hexdigest() != entry.get("sha256"):
         raise IntegrityError(f"{file}: the sha256 differs from the one in {_RECORD}; the file was changed")
-    return pd.read_parquet(file, engine="pyarrow")
+    try:
+        return pd.read_parquet(file, engine="pyarrow")
+    except Exception as error:  # pyarrow and pandas document no common base for a file that is none
+        raise IntegrityError(f"{file}: not readable as Parquet ({error})") from error

@@ -31,6 +31,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from reports.codec import parse
 from reports.errors import InputError, IntegrityError
 from reports.graph import Circuit, Node, read
 
@@ -98,7 +99,7 @@ def _listed(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        graphs = json.loads(path.read_text(encoding="utf-8"))["graphs"]
+        graphs = parse(path.read_text(encoding="utf-8"))["graphs"]
         return [dict(graph) for graph in graphs]
     except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"{path}: expected a viewer's list of graphs, found something else") from error

@@ -1,189 +1,41 @@
 """Every parser against files that went wrong: it reads one, or refuses it as any bad input, and writes nothing.
 
-Files are sound ones with some accidents: bytes flipped or cut out, lines dropped, doubled or joined, JSON values of
-other types, huge numbers, deep nesting, bytes that are no UTF-8. The ordinary suite tries `FEW` of each parser, always
-the same; `pytest -m fuzz --fuzz-seconds 60` goes on for that long with each, and prints how many it has tried.
+What must hold, and the parsers with their sound inputs: `tests/fuzzing.py`. The ordinary suite tries `FEW` accidents of
+each parser, always the same, and every input of `tests/corpus`, which are those that have failed once.
+`pytest -m fuzz --fuzz-seconds 60` goes on for that long with each parser, half of it guided by coverage where `atheris`
+is installed (the extra `fuzz`), prints how many inputs it has tried, and puts what fails into the corpus.
 """
 
 from __future__ import annotations
 
-import contextlib
+import importlib.util
 import json
+import os
+import re
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, seed, settings
-from hypothesis import strategies as st
 
-import mechedit as me
-from experiments import recipe
-from experiments.recipe import Experiment, Plan
-from experiments.runs import RunFolder
-from mechedit.cli.pairs import read_pairs
-from mechedit.paraphrases import load_paraphrases
-from reports import graph
-from reports.errors import MechEditError
-from tests import reports_example as example
-from xlprobe.corpora import load_bitext, load_conllu, load_links, load_sib200
+from reports.errors import LONGEST, InputError, MechEditError
+from tests import fuzzing
+from tests.fuzzing import PARSERS, Input, Parser, TooSlow, accidents, check, keep, kept, read_kept
 
-FEW = 60  # examples of each parser in the ordinary suite
-
-CONLLU = """# sent_id = a1
-1-2\tdel\t_\t_\t_\t_\t_\t_\t_\t_
-1\tde\tde\tADP\tE\t_\t2\tcase\t_\t_
-2\tel\tel\tDET\tD\t_\t0\troot\t_\t_
-2.1\tx\tx\tX\t_\t_\t_\t_\t_\t_
-
-# sent_id = a2
-1\tHola\thola\tINTJ\tI\t_\t0\troot\t_\t_
-
-"""
-FACT = {
-    "case_id": 1,
-    "requested_rewrite": {
-        "prompt": "The mother tongue of {} is",
-        "relation_id": "P103",
-        "target_new": {"str": "English", "id": "Q1"},
-        "target_true": {"str": "French", "id": "Q2"},
-        "subject": "Ann Lee",
-    },
-    "paraphrase_prompts": ["Ann Lee was born. Ann Lee spoke the language"],
-    "neighborhood_prompts": ["The mother tongue of Bo is"],
-    "attribute_prompts": [],
-    "generation_prompts": ["Ann Lee's mother tongue is"],
-}
-EASYEDIT = {
-    "case_id": 1,
-    "prompt": "The mother tongue of Ann Lee is",
-    "target_new": "English",
-    "subject": "Ann Lee",
-    "ground_truth": "French",
-    "rephrase_prompt": "Ann Lee speaks",
-    "locality_prompt": "Bo speaks",
-    "locality_ground_truth": "Dutch",
-}
-RECIPE = """experiment = "small"
-limit = 3
-names = ["a", "b"]
-[matrix]
-seed = [0, 1]
-"""
-
-
-@dataclass(frozen=True)
-class Small:
-    limit: int = 1
-    seed: int = 0
-    names: tuple[str, ...] = field(default=())
-
-
-def read_recipe(path: Path) -> object:
-    known = {"small": Experiment("small", Small, lambda config: Plan((), 0), lambda config, out, shown: {})}
-    return recipe.read(path, known)
-
-
-def read_case(path: Path) -> object:
-    return RunFolder(path.parent.parent, {}).read_case(path.stem)
-
-
-@dataclass(frozen=True)
-class Parser:
-    """A file's name, its sound content, and what reads it."""
-
-    file: str
-    sound: str
-    read: Callable[[Path], object]
-
-
-PARSERS = {
-    "CoNLL-U": Parser("a.conllu", CONLLU, load_conllu),
-    "SIB-200": Parser(
-        "a.tsv", "index_id\tcategory\ttext\n1\ttravel\tA dog .\n2\tsports\tA bird .\n", load_sib200
-    ),
-    "bitext, TSV": Parser("a.tsv", "A dog .\tEin Hund .\nA bird .\tEin Vogel .\n", load_bitext),
-    "Pharaoh links": Parser("a.links", "0-0 1-2 2-1\n\n0-0\n", load_links),
-    "CounterFact": Parser("a.json", json.dumps([FACT]), me.load_facts),
-    "EasyEdit": Parser("a.json", json.dumps([EASYEDIT]), me.load_facts),
-    "paraphrases": Parser(
-        "a.json", json.dumps({"The mother tongue of {} is": ["{} speaks"]}), load_paraphrases
-    ),
-    "pairs": Parser(
-        "a.json", json.dumps([{"prompt": "A", "target": "B"}]), lambda path: read_pairs(str(path))
-    ),
-    "recipe": Parser("a.toml", RECIPE, read_recipe),
-    "circuit": Parser("a.json", json.dumps(example.circuit(3)), graph.read),
-    "case of a run": Parser(
-        "cases/a.json", json.dumps({"a": {"$float": "nan"}, "b": [1, 2.5, None]}), read_case
-    ),
-}
-
-
-@st.composite
-def accidents(draw: st.DrawFn, sound: str) -> bytes:
-    """The sound content after one to four accidents."""
-    data = sound.encode()
-    for _ in range(draw(st.integers(1, 4))):
-        kind = draw(st.sampled_from(("flip", "cut", "insert", "line", "value", "nest", "end")))
-        at = draw(st.integers(0, max(0, len(data) - 1)))
-        if kind == "flip" and data:
-            data = data[:at] + bytes([draw(st.integers(0, 255))]) + data[at + 1 :]
-        elif kind == "cut":
-            data = data[:at] + data[at + draw(st.integers(0, 40)) :]
-        elif kind == "insert":
-            data = data[:at] + draw(st.sampled_from(INSERTED)) + data[at:]
-        elif kind == "line":
-            lines = data.split(b"\n")
-            i = draw(st.integers(0, len(lines) - 1))
-            lines[i : i + 1] = draw(
-                st.sampled_from(([], [lines[i]] * 2, [lines[i], b""], [b"\t".join(lines[i : i + 2])]))
-            )
-            data = b"\n".join(lines)
-        elif kind == "value":
-            old = draw(st.sampled_from((b'"', b"1", b"[", b"{", b":", b",", b"\t", b"-", b"_")))
-            data = data.replace(old, draw(st.sampled_from(VALUES)), draw(st.integers(1, 3)))
-        elif kind == "nest":
-            data = data[:at] + b"[" * draw(st.sampled_from((2, 50, 5_000))) + data[at:]
-        else:
-            data = data[:at]
-    return data
-
-
-INSERTED = (
-    b"\x00",
-    b"\xff\xfe",
-    b"\xef\xbb\xbf",
-    b"\r\n",
-    b"\xed\xa0\x80",
-    b"\t" * 9,
-    b"x" * 10_000,
-    b"\\ud800",
-    b"<script>",
-)
-VALUES = (b"null", b"1e999", b"NaN", b"-0", b"9" * 5000, b"[]", b"{}", b'""', b"true", b"\\u0000", b"")
-
-
-def check(parser: Parser, folder: Path, data: bytes) -> None:
-    """Reads, or refuses as the project refuses; the folder stays as it is."""
-    file = folder / parser.file
-    file.parent.mkdir(exist_ok=True)
-    file.write_bytes(data)
-    before = sorted(folder.rglob("*"))
-    with contextlib.suppress(MechEditError):  # any other error is a fault of the parser
-        parser.read(file)
-    assert sorted(folder.rglob("*")) == before
+FEW = 25  # accidents of each parser in the ordinary suite
+ROOT = Path(__file__).resolve().parent.parent
+GUIDED = importlib.util.find_spec("atheris") is not None
 
 
 @pytest.mark.parametrize("name", PARSERS)
-def test_the_sound_file_is_read(name: str, tmp_path: Path) -> None:
+def test_the_sound_files_are_read(name: str, tmp_path: Path) -> None:
     parser = PARSERS[name]
-    file = tmp_path / parser.file
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(parser.sound, encoding="utf-8")
-    parser.read(file)
+    check(parser, tmp_path)
+    parser.read(tmp_path)
 
 
 @pytest.mark.parametrize("name", PARSERS)
@@ -191,44 +43,152 @@ def test_a_file_that_went_wrong_is_read_or_refused(name: str, tmp_path: Path) ->
     parser = PARSERS[name]
 
     @settings(max_examples=FEW)
-    @given(accidents(parser.sound))
-    def tries(data: bytes) -> None:
-        check(parser, tmp_path, data)
+    @given(accidents(parser))
+    def tries(given: Input) -> None:
+        check(parser, tmp_path, given)
 
     tries()
+
+
+@pytest.mark.parametrize(("name", "file"), kept(), ids=lambda x: x.name if isinstance(x, Path) else x)
+def test_what_failed_once_does_not_again(name: str, file: Path, tmp_path: Path) -> None:
+    check(PARSERS[name], tmp_path, read_kept(file))
+
+
+# -- as long as is asked -------------------------------------------------------------------------------------------
+
+COUNTS: dict[str, int] = {}
+
+
+@pytest.fixture(scope="module")
+def total(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The last line: all inputs of all parsers."""
+    yield
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        failed = request.session.testsfailed
+        sys.stdout.write(
+            f"\ntotal: {sum(COUNTS.values())} inputs of {len(COUNTS)} parsers, {failed} failures\n"
+        )
 
 
 @pytest.mark.fuzz
 @pytest.mark.parametrize("name", PARSERS)
 def test_for_as_long_as_is_asked(
-    name: str, tmp_path: Path, request: pytest.FixtureRequest, capsys: Any
+    name: str, tmp_path: Path, request: pytest.FixtureRequest, capsys: Any, total: None
 ) -> None:
-    parser, tried, until = PARSERS[name], 0, time.monotonic() + request.config.getoption("--fuzz-seconds")
+    seconds = float(request.config.getoption("--fuzz-seconds"))
+    drawn = _drawn(name, tmp_path, seconds / 2 if GUIDED else seconds)
+    guided = _guided(name, seconds / 2) if GUIDED else 0
+    COUNTS[name] = drawn + guided
+    how = f"{drawn} drawn, {guided} guided by coverage" if GUIDED else f"{drawn} drawn; no atheris here"
+    with capsys.disabled():
+        sys.stdout.write(f"\n{name}: {drawn + guided} inputs, 0 failures ({how})\n")
 
-    def tries(data: bytes) -> None:
+
+def _drawn(name: str, folder: Path, seconds: float) -> int:
+    """hypothesis: how many inputs; one that fails is made small and kept."""
+    parser, tried, until, last = PARSERS[name], 0, time.monotonic() + seconds, list[Input]()
+
+    def tries(given: Input) -> None:
         nonlocal tried
         tried += 1
-        check(parser, tmp_path, data)
+        try:
+            check(parser, folder, given)
+        except BaseException:
+            last[:] = [given]
+            raise
 
-    chance = 0
-    while time.monotonic() < until:
-        chance += 1
-        bound = settings(max_examples=200, derandomize=False, database=None)(
-            given(accidents(parser.sound))(tries)
-        )
-        seed(chance)(bound)()
-    with capsys.disabled():
-        print(f"\n{name}: {tried} inputs, 0 failures")  # noqa: T201 (the count is what was asked for)
+    chance = int.from_bytes(os.urandom(4), "little")
+    try:
+        while time.monotonic() < until:
+            chance += 1
+            options = settings(max_examples=200, derandomize=False, database=None)
+            seed(chance)(options(given(accidents(parser))(tries)))()
+    except BaseException:
+        if last:
+            keep(name, last[0])
+        raise
+    return tried
 
 
-def test_the_check_can_fail(tmp_path: Path) -> None:
-    def careless(path: Path) -> object:
-        return json.loads(path.read_bytes())
+def _guided(name: str, seconds: float) -> int:
+    """atheris: how many inputs; one that fails is kept. What is interesting stays in runs/fuzz for the next time."""
+    out = ROOT / "runs" / "fuzz" / name
+    command = [sys.executable, "-m", "tests.fuzz_coverage", name, str(max(1, int(seconds))), str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False)
+    for crash in [*out.glob("crash-*"), *out.glob("timeout-*"), *out.glob("oom-*")]:
+        keep(name, unpack(PARSERS[name], crash.read_bytes()))
+        crash.unlink()
+    assert done.returncode == 0, "\n".join((done.stdout + done.stderr).splitlines()[-60:])
+    (count,) = re.findall(r"stat::number_of_executed_units:\s*(\d+)", done.stderr)
+    return int(count)
 
-    def untidy(path: Path) -> None:
-        (path.parent / "left").write_text("x", encoding="utf-8")
 
-    with pytest.raises(ValueError, match="Expecting"):
-        check(Parser("a.json", "[]", careless), tmp_path, b"[")
-    with pytest.raises(AssertionError):
-        check(Parser("a.json", "[]", untidy), tmp_path, b"[]")
+def pack(parser: Parser, given: Input) -> bytes:
+    """An input as the bytes that the fuzzer changes: the number of the file, then what it holds."""
+    return bytes([sorted(parser.files).index(given[0])]) + given[1]
+
+
+def unpack(parser: Parser, data: bytes) -> Input:
+    """The inverse, for any bytes."""
+    names = sorted(parser.files)
+    return names[data[0] % len(names)] if data else names[0], data[1:]
+
+
+# -- the check itself ----------------------------------------------------------------------------------------------
+
+
+class Unbounded(MechEditError):
+    """An error that does not bound its text, as the project's do by their base class."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def refuse(text: str, kind: type[MechEditError]) -> Callable[[Path], object]:
+    def read(folder: Path) -> object:
+        raise kind(text)
+
+    return read
+
+
+def spin(folder: Path) -> object:
+    while True:
+        pass
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], type[BaseException]]] = {
+    "another error": (lambda folder: json.loads((folder / "a").read_bytes() + b"["), ValueError),
+    "a file left": (lambda folder: (folder / "left").write_text("x"), AssertionError),
+    "a file changed": (lambda folder: (folder / "a").write_text("x"), AssertionError),
+    "half a character": (lambda folder: [{"a": ("\ud800",)}], UnicodeEncodeError),
+    "too slow": (spin, TooSlow),
+    "too large": (lambda folder: bytearray(2 * fuzzing.MEMORY), MemoryError),
+    "two lines": (refuse("two\nlines", Unbounded), AssertionError),
+    "a long line": (refuse("x" * (LONGEST + 1), Unbounded), AssertionError),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_check_sees_a_parser_with_this_fault(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fuzzing, "SECONDS", 0.2)
+    read, error = FAULTS[name]
+    with pytest.raises(error):
+        check(Parser({"a": b"[]"}, read), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["two\nlines", "x" * (LONGEST + 1), "half a pair: \ud800"])
+def test_the_projects_own_errors_are_one_line_whatever_is_in_them(text: str, tmp_path: Path) -> None:
+    check(Parser({"a": b""}, refuse(text, InputError)), tmp_path)
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_what_the_coverage_guided_fuzzer_changes_is_the_input(name: str) -> None:
+    parser = PARSERS[name]
+    assert [unpack(parser, pack(parser, own)) for own in parser.files.items()] == list(parser.files.items())

@@ -33,6 +33,7 @@ __all__ = [
     "load_sib200",
     "overlap",
     "text_hash",
+    "text_lines",
 ]
 
 Words = tuple[str, ...]
@@ -107,7 +108,7 @@ def load_conllu(path: str | Path) -> Labelled:
     """
     sentences: list[tuple[list[str], list[str], str]] = []
     words, tags, name = list[str](), list[str](), ""
-    for number, line in enumerate([*_lines(path), ""], start=1):
+    for number, line in enumerate([*text_lines(path), ""], start=1):
         if line.startswith("#"):
             key, _, value = line[1:].partition("=")
             name = value.strip() if key.strip() == "sent_id" else name
@@ -132,7 +133,7 @@ def load_conllu(path: str | Path) -> Labelled:
 
 def load_sib200(path: str | Path) -> Labelled:
     """Texts (split at spaces) and topics of a SIB-200 file with the columns index_id, category, text."""
-    rows = list(csv.reader(_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = list(csv.reader(text_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE))
     if not rows or rows[0] != ["index_id", "category", "text"]:
         raise InputError(f"{path}: expected the columns index_id, category, text, found {rows[:1]}")
     for number, row in enumerate(rows[1:], start=2):
@@ -161,7 +162,7 @@ def load_bitext(
     an empty side is left out. Errors: `InputError` for sides of unequal length (with both), no pairs, no text.
     """
     if target is not None:
-        left, right = _lines(source), _lines(target)
+        left, right = text_lines(source), text_lines(target)
         if len(left) != len(right):
             raise InputError(
                 f"bitext: expected line-aligned files, found {len(left)} lines in {source} and {len(right)} in {target}"
@@ -171,7 +172,7 @@ def load_bitext(
         pairs = _dataset_pairs(str(source), columns)
     else:
         pairs = []
-        for number, line in enumerate(_lines(source), start=1):
+        for number, line in enumerate(text_lines(source), start=1):
             cells = line.split("\t")
             if len(cells) != 2:
                 raise InputError(f"{source}: line {number}: expected 2 columns, found {len(cells)}")
@@ -192,7 +193,7 @@ def load_bitext(
 def load_links(path: str | Path) -> tuple[Links, ...]:
     """Pharaoh format: a line a pair, `i-j` for source word i and target word j, from 0."""
     found = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(text_lines(path), start=1):
         cells = line.split()
         wrong = [cell for cell in cells if not _PHARAOH.fullmatch(cell)]
         if wrong:
@@ -271,7 +272,7 @@ def overlap(texts: Mapping[str, Sequence[str | Sequence[str]]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["a", "b", "shared", "n_a", "n_b"])
 
 
-def _lines(path: str | Path) -> list[str]:
+def text_lines(path: str | Path) -> list[str]:
     r"""Lines of a UTF-8 file, without their ends (only \n ends a line: texts hold other separators)."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")

@@ -152,10 +152,10 @@ def _references(options: EvaluationConfig) -> dict[str, list[str]] | None:
     """The texts of --references: a JSON object, new object -> list of texts."""
     if options.references is None:
         return None
-    import json
+    from reports.codec import parse
 
     try:
-        found = json.loads(Path(options.references).read_text(encoding="utf-8"))
+        found = parse(Path(options.references).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(

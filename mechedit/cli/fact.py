@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reports.codec import parse
 from reports.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def chosen_fact(options: argparse.Namespace) -> tuple[FactEdit, str]:
     text = options.fact.strip()
     if text.startswith("{"):
         try:
-            return FactEdit(**json.loads(text)), ""
+            return FactEdit(**parse(text)), ""
         except (TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise InputError(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
+from reports.codec import parse
 from reports.errors import InputError
 
 __all__ = ["read_pairs"]
@@ -29,10 +29,10 @@ def read_pairs(path: str) -> tuple[list[str], list[str]]:
         )
     try:
         text = file.read_text(encoding="utf-8-sig")
-        records = json.loads(text) if suffix == ".json" else _rows(text, _DELIMITERS[suffix])
+        records = parse(text) if suffix == ".json" else _rows(text, _DELIMITERS[suffix])
     except FileNotFoundError as error:
         raise InputError(f"prompts: expected a file, found none at {path}") from error
-    except (OSError, ValueError, RecursionError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"prompts: {path} is not readable as {suffix[1:]} ({reason})") from error
     if not isinstance(records, list) or not records:

@@ -31,6 +31,7 @@ from mechedit.facts import FactEdit
 from mechedit.gates import AlwaysOn, Gate, HiddenGate, SentenceGate, Whitening
 from mechedit.model import HookedModel
 from mechedit.transport import AffineMap
+from reports.codec import parse
 from reports.errors import InputError, IntegrityError
 from reports.results import swap_folder
 
@@ -145,7 +146,8 @@ class EditBook:
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
         try:
             work.chmod(0o755)  # mkdtemp makes it private
-            save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, work / TENSORS)
+            # a copy of each: edits may share a map, and safetensors refuses tensors that share their memory
+            save_file({name: t.contiguous().cpu().clone() for name, t in tensors.items()}, work / TENSORS)
             (work / RECORD).write_text(text, encoding="utf-8")
             swap_folder(work, target)
         finally:
@@ -162,7 +164,7 @@ class EditBook:
         if not (path / RECORD).is_file():
             raise InputError(f"folder: expected a saved book of edits, found no {RECORD} in {path}")
         try:
-            record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+            record = parse((path / RECORD).read_text(encoding="utf-8"))
             version = record.get("schema_version")
             if record.get("kind") != "edit_book" or version != SCHEMA_VERSION:
                 raise IntegrityError(
@@ -178,7 +180,6 @@ class EditBook:
             KeyError,
             TypeError,
             AttributeError,
-            RecursionError,
             SafetensorError,
         ) as error:
             raise IntegrityError(

@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mechedit import weights
 from mechedit.editors.weight_edit import LowRank, Replaced, WeightChange
 from mechedit.facts import FactEdit
+from reports.codec import parse
 from reports.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def save_change(change: WeightChange, folder: str | Path) -> Path:
             key = str(len(parts))
             parts.append({"weight": name, "kind": "low_rank" if isinstance(part, LowRank) else "replaced"})
             for field in dataclasses.fields(part):
-                tensors[f"{key}.{field.name}"] = getattr(part, field.name).cpu().contiguous()
+                tensors[f"{key}.{field.name}"] = getattr(part, field.name).cpu().contiguous().clone()
     described = {
         "kind": "weight_change",
         "schema_version": SCHEMA_VERSION,
@@ -84,7 +86,7 @@ def load_change(folder: str | Path, model: HookedModel) -> WeightChange:
     """
     file = Path(folder) / "change.json"
     try:
-        described: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        described: dict[str, Any] = parse(file.read_text(encoding="utf-8"))
         if described["kind"] != "weight_change" or described["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema {described['kind']} {described['schema_version']}")
         if described["model_hash"] != model.hash:
@@ -101,7 +103,7 @@ def load_change(folder: str | Path, model: HookedModel) -> WeightChange:
         facts = tuple(FactEdit(**fact) for fact in described["facts"])
     except FileNotFoundError as error:
         raise InputError(f"change: expected change.json and change.safetensors in {folder}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"change: {file} is no weight change that this version reads ({reason})") from error
     return WeightChange(described["editor"], facts, described["model_hash"], parts)

@@ -41,11 +41,13 @@ def load(options: argparse.Namespace) -> Encoder:
 
 
 def read_lines(path: str, *, argument: str) -> list[str]:
-    """The lines of a UTF-8 text file. Errors: `InputError` for no such file and for an empty line."""
+    """The lines of a UTF-8 text file. Errors: `InputError` for no such file, other bytes and an empty line."""
+    from xlprobe.corpora import text_lines  # here: a --help needs no pandas
+
     file = Path(path)
     if not file.is_file():
         raise InputError(f"{argument}: expected a text file, one sentence a line, found none at {file}")
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = text_lines(file)
     if empty := [i for i, line in enumerate(lines, 1) if not line.strip()]:
         raise InputError(
             f"{argument}: line {empty[0]} of {file} is empty; parallel text needs both sides of every line"
@@ -55,19 +57,10 @@ def read_lines(path: str, *, argument: str) -> list[str]:
 
 def read_parallel(options: argparse.Namespace) -> Any:
     """--source, --target and --links (Pharaoh: "0-0 1-2", a line a pair) as parallel text."""
+    from xlprobe.corpora import Bitext, load_links
+
     source, target = (read_lines(getattr(options, side), argument=side) for side in ("source", "target"))
-    links = None
-    if options.links:
-        links = [
-            _pharaoh(line, i, options.links)
-            for i, line in enumerate(read_lines(options.links, argument="links"), 1)
-        ]
-    split = [[text.split() for text in side] for side in (source, target)] if links else [source, target]
-    return SimpleNamespace(source=split[0], target=split[1], links=links)
-
-
-def _pharaoh(line: str, number: int, path: str) -> list[tuple[int, int]]:
-    pairs = [part.split("-") for part in line.split()]
-    if any(len(pair) != 2 or not pair[0].isdigit() or not pair[1].isdigit() for pair in pairs):
-        raise InputError(f"links: expected pairs such as 0-0 1-2, found {line!r} in line {number} of {path}")
-    return [(int(a), int(b)) for a, b in pairs]
+    if not options.links:
+        return SimpleNamespace(source=source, target=target, links=None)
+    split = (tuple(tuple(text.split()) for text in side) for side in (source, target))
+    return Bitext(*split, load_links(options.links))
