@@ -9,6 +9,7 @@
 #   make report-demo  four small runs, their reports, and an index of them, into OUT_REPORTS (runs/report-demo)
 #   make gallery  the pictures of the README, from the run in OUT (make demo)
 #   make bench    what certified attribution costs, against full enumeration and its floor (some minutes)
+#   make audit    known vulnerabilities of what is installed, by pip-audit in a folder of its own (asks PyPI)
 #   make clean    remove what the commands made (runs/ stays)
 #
 # Variables: PYTHON (3.11 or 3.12, to make .venv with), VENV, OUT, OUT_XL, OUT_REPORTS, JOBS (test processes), PYTEST_ARGS.
@@ -31,7 +32,7 @@ STAMP := $(VENV)/.installed
 DOCS := tests/test_docs.py mechedit xlprobe experiments reports
 
 .DEFAULT_GOAL := demo
-.PHONY: demo demo-xl report-demo gallery install test check format format-check lint types docs bench clean
+.PHONY: demo demo-xl report-demo gallery install test check format format-check lint types docs bench audit clean
 
 demo: $(STAMP)
 	$(BIN)/mechedit demo --out $(OUT)
@@ -89,6 +90,13 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/mechedit bench nlka
+
+# --strict: a package that cannot be asked about is a failure. Local versions (+cpu) are those of the index.
+audit: $(STAMP)
+	"$(PYTHON)" -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --disable-pip-version-check --quiet pip-audit
+	$(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable | sed 's/+[^ ]*$$//' > $(VENV)/audit/installed.txt
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r $(VENV)/audit/installed.txt
 
 clean:
 	rm -rf .venv dist build htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis

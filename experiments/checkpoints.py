@@ -112,7 +112,9 @@ def weight_files(folder: Path, *, argument: str = "model") -> list[Path]:
             names = set(parse(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise InputError(f"{argument}: {index} is no index of safetensors files") from error
-        if strange := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+        if strange := [
+            name for name in names if not isinstance(name, str) or Path(name).name != name or name == ".."
+        ]:
             raise InputError(
                 f"{argument}: {index} names {strange[0]!r}, which is no file of its folder; the weights of a model lie "
                 "in the model's own folder"

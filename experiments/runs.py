@@ -76,16 +76,17 @@ class RunFolder:
 
         `config` holds what TOML can say (str, int, float, bool, lists, tables); tuples become lists.
         `provenance` is what `provenance()` returns.
-        Errors: `InputError` if `config` holds anything else, if `path` is a file or a folder with other
-        content, or if the run there has another configuration, model, data, seed, device or dtype; the
-        message names the first key that differs; if another process writes there. Nothing is written before these
-        checks have passed. `IntegrityError` if the run there is damaged or of another schema version, `MechEditError`
-        where the disk does not take it.
+        Errors: `InputError` if `config` holds anything else, if `path` is a file or a folder with other content, if a
+        part of it is a link that leads elsewhere, or if the run there has another configuration, model, data, seed,
+        device or dtype; the message names the first key that differs; if another process writes there. Nothing is
+        written before these checks have passed. `IntegrityError` if the run there is damaged or of another schema
+        version, `MechEditError` where the disk does not take it.
         """
         folder = Path(path)
         text = _to_toml(config)
         plain = tomllib.loads(text)
         facts = encode(provenance, where="provenance")
+        _refuse_links(folder)
         if _is_run(folder):
             _check_version(folder)
             _check_same(plain, _read_toml(folder / _CONFIG), f"config of the run in {folder}")
@@ -248,6 +249,15 @@ def _is_run(folder: Path) -> bool:
             "choose another folder"
         )
     return False
+
+
+def _refuse_links(folder: Path) -> None:
+    """A run from elsewhere may hold links that lead out of it: nothing is written, or swept, behind one."""
+    for name in ("cases", "results", LOCK):
+        if (folder / name).is_symlink():
+            raise InputError(
+                f"path: {folder / name} is a link that leads elsewhere; put the files themselves there"
+            )
 
 
 def _check_version(folder: Path) -> None:

@@ -18,7 +18,7 @@ def sentence_encoder(model: str) -> Callable[[Sequence[str]], Tensor]:
     """Texts to embeddings [n, e] (fp32, as the encoder gives them) by a `sentence-transformers` folder or id.
 
     Errors: `InputError` where the extra is not installed or there is no such encoder. A checkpoint's own code is never
-    run.
+    run, and its weights are safetensors: a saved gate names its encoder, and may come from elsewhere.
 
     >>> sentence_encoder("./no/such/folder")
     Traceback (most recent call last):
@@ -33,7 +33,9 @@ def sentence_encoder(model: str) -> Callable[[Sequence[str]], Tensor]:
             "mean hidden state serves (MEGA: gate='mean')"
         ) from error
     try:
-        encoder = SentenceTransformer(model, trust_remote_code=False, device="cpu")
+        encoder = SentenceTransformer(
+            model, trust_remote_code=False, device="cpu", model_kwargs={"use_safetensors": True}
+        )
     except Exception as error:  # the library documents no common base
         found = " ".join(str(error).split())[:120]
         raise InputError(

@@ -288,6 +288,10 @@ def _write_frame(path: Path, frame: pd.DataFrame) -> dict[str, Any]:
 
 def swap_folder(temporary: Path, target: Path) -> None:
     """Put the folder `temporary` in the place of `target`; if the second rename fails, the old result is put back."""
+    if target.is_symlink():
+        raise InputError(
+            f"folder: expected a folder, found the link {target}; name the folder that it leads to"
+        )
     if not target.exists():
         temporary.replace(target)
         return

@@ -13,15 +13,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-import atheris
-
-with atheris.instrument_imports(include=["reports", "experiments", "mechedit", "xlprobe"]):
-    from tests.fuzzing import PARSERS, check, kept, read_kept
-    from tests.test_fuzz import pack, unpack
-
 
 def main(name: str, seconds: str, folder: str) -> None:
     """Ends the process."""
+    import atheris  # here: the extra `fuzz`, and what is imported under it is changed
+
+    with atheris.instrument_imports(include=["reports", "experiments", "mechedit", "xlprobe"]):
+        from tests.fuzzing import PARSERS, check, kept, read_kept
+        from tests.test_fuzz import pack, unpack
+
     parser, out = PARSERS[name], Path(folder)
     (out / "inputs").mkdir(parents=True, exist_ok=True)
     known = [read_kept(file) for own, file in kept() if own == name]

@@ -171,7 +171,14 @@ def _bytes(draw: st.DrawFn, data: bytes) -> bytes:
 def _line(draw: st.DrawFn, data: bytes) -> bytes:
     lines = data.split(b"\n")
     i = draw(st.integers(0, len(lines) - 1))
-    ways = ([], [lines[i]] * 2, [lines[i], b""], [b"\t".join(lines[i : i + 2])], [lines[i] * 50], lines[::-1])
+    ways: tuple[list[bytes], ...] = (
+        [],
+        [lines[i]] * 2,
+        [lines[i], b""],
+        [b"\t".join(lines[i : i + 2])],
+        [lines[i] * 50],
+        lines[::-1],
+    )
     lines[i : i + 1] = draw(st.sampled_from(ways))
     return b"\n".join(lines)
 

@@ -76,6 +76,20 @@ def pickles(module: str, tree: ast.Module) -> list[str]:
     return faults
 
 
+def remote_code(module: str, tree: ast.Module) -> list[str]:
+    """Whatever lets a checkpoint run its own code, or be read from a pickle: said, or left to a default."""
+    faults = []
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        said = {k.arg: ast.unparse(k.value) for k in node.keywords}
+        called = ast.unparse(node.func).rpartition(".")[2]
+        loads = called in ("from_pretrained", "SentenceTransformer")
+        if said.get("trust_remote_code", "" if loads else "False") != "False":
+            faults.append(f"line {node.lineno} does not say trust_remote_code=False")
+        if said.get("use_safetensors", "True") != "True":
+            faults.append(f"line {node.lineno} reads weights that are no safetensors")
+    return faults
+
+
 def prints(module: str, tree: ast.Module) -> list[str]:
     """Calls of print outside the command line's files (anything in a folder cli)."""
     if "cli" in module.split("."):
@@ -105,7 +119,7 @@ def stray_dependencies(module: str, tree: ast.Module) -> list[str]:
     ]
 
 
-RULES: list[Rule] = [arrows_up, pickles, prints, long_functions, stray_dependencies]
+RULES: list[Rule] = [arrows_up, pickles, remote_code, prints, long_functions, stray_dependencies]
 BREAKERS: list[tuple[Rule, str, str]] = [
     (arrows_up, "reports.page", "import mechedit"),
     (arrows_up, "reports.page", "from experiments.runs import RunFolder"),
@@ -117,6 +131,9 @@ BREAKERS: list[tuple[Rule, str, str]] = [
     (pickles, "mechedit.model", "import torch\nweights = torch.load('x.pt')"),
     (pickles, "reports.results", "import pandas as pd\nframe = pd.read_pickle('x')"),
     (pickles, "reports.results", "import numpy as np\nnp.load('x.npy', allow_pickle=True)"),
+    (remote_code, "mechedit.model", "from transformers import AutoModel\nAutoModel.from_pretrained('x')"),
+    (remote_code, "mechedit.model", "load('x', trust_remote_code=True)"),
+    (remote_code, "mechedit.model", "load('x', use_safetensors=None)"),
     (prints, "mechedit.model", "print('hello')"),
     (long_functions, "mechedit.model", "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES),
     (stray_dependencies, "mechedit.transport", "import ot"),
@@ -126,6 +143,7 @@ KEEPERS: list[tuple[Rule, str, str]] = [
     (arrows_up, "mechedit.evaluation", "from experiments.runs import RunFolder\nfrom reports import results"),
     (arrows_up, "mechedit.editors.mega", "from ..model import HookedModel\nfrom . import base"),
     (pickles, "mechedit.model", "import numpy as np\nnp.load('x.npy', allow_pickle=False)"),
+    (remote_code, "mechedit.model", "load('x', use_safetensors=True, trust_remote_code=False)"),
     (prints, "mechedit.cli", "print('hello')"),
     (long_functions, "mechedit.model", "def f():\n" + "    x = 1\n" * (MAX_FUNCTION_LINES - 1)),
     (stray_dependencies, "mechedit.model", "import json, torch\nimport transformer_lens.model_bridge"),

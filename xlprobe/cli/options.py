@@ -62,5 +62,5 @@ def read_parallel(options: argparse.Namespace) -> Any:
     source, target = (read_lines(getattr(options, side), argument=side) for side in ("source", "target"))
     if not options.links:
         return SimpleNamespace(source=source, target=target, links=None)
-    split = (tuple(tuple(text.split()) for text in side) for side in (source, target))
-    return Bitext(*split, load_links(options.links))
+    words = [tuple(tuple(text.split()) for text in side) for side in (source, target)]
+    return Bitext(words[0], words[1], load_links(options.links))
