@@ -25,8 +25,8 @@ _FLOAT = "$float"
 
 
 def parse(text: str | bytes) -> Any:
-    """The JSON in `text`, as strict as `encode` makes it. Errors: `ValueError` alone, for whatever is wrong with it:
-    nesting beyond what can be read, NaN, numbers beyond a float or of thousands of digits, half a surrogate pair.
+    """The JSON in `text`. Errors: `ValueError` alone, for whatever is wrong with it: nesting beyond what can be read,
+    numbers beyond a float or of thousands of digits, half a surrogate pair. NaN is read, as Python writes it.
 
     >>> parse('{"a": [1, 2.5, null]}')
     {'a': [1, 2.5, None]}
@@ -36,15 +36,11 @@ def parse(text: str | bytes) -> Any:
     ValueError: 1e999 is no number that can be kept
     """
     try:
-        found = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        found = json.loads(text, parse_float=_finite)
         json.dumps(found, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("its values are nested too deeply") from error
     return found
-
-
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no number in JSON")
 
 
 def _finite(digits: str) -> float:
