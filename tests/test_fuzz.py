@@ -28,6 +28,7 @@ from mechedit.paraphrases import load_paraphrases
 from reports import graph
 from reports.errors import MechEditError
 from tests import reports_example as example
+from tests.test_facts import FLAT, ORIGINAL
 from xlprobe.corpora import load_bitext, load_conllu, load_links, load_sib200
 
 FEW = 60  # examples of each parser in the ordinary suite
@@ -42,30 +43,6 @@ CONLLU = """# sent_id = a1
 1\tHola\thola\tINTJ\tI\t_\t0\troot\t_\t_
 
 """
-FACT = {
-    "case_id": 1,
-    "requested_rewrite": {
-        "prompt": "The mother tongue of {} is",
-        "relation_id": "P103",
-        "target_new": {"str": "English", "id": "Q1"},
-        "target_true": {"str": "French", "id": "Q2"},
-        "subject": "Ann Lee",
-    },
-    "paraphrase_prompts": ["Ann Lee was born. Ann Lee spoke the language"],
-    "neighborhood_prompts": ["The mother tongue of Bo is"],
-    "attribute_prompts": [],
-    "generation_prompts": ["Ann Lee's mother tongue is"],
-}
-EASYEDIT = {
-    "case_id": 1,
-    "prompt": "The mother tongue of Ann Lee is",
-    "target_new": "English",
-    "subject": "Ann Lee",
-    "ground_truth": "French",
-    "rephrase_prompt": "Ann Lee speaks",
-    "locality_prompt": "Bo speaks",
-    "locality_ground_truth": "Dutch",
-}
 RECIPE = """experiment = "small"
 limit = 3
 names = ["a", "b"]
@@ -106,8 +83,8 @@ PARSERS = {
     ),
     "bitext, TSV": Parser("a.tsv", "A dog .\tEin Hund .\nA bird .\tEin Vogel .\n", load_bitext),
     "Pharaoh links": Parser("a.links", "0-0 1-2 2-1\n\n0-0\n", load_links),
-    "CounterFact": Parser("a.json", json.dumps([FACT]), me.load_facts),
-    "EasyEdit": Parser("a.json", json.dumps([EASYEDIT]), me.load_facts),
+    "CounterFact": Parser("a.json", json.dumps([ORIGINAL]), me.load_facts),
+    "EasyEdit": Parser("a.json", json.dumps([FLAT]), me.load_facts),
     "paraphrases": Parser(
         "a.json", json.dumps({"The mother tongue of {} is": ["{} speaks"]}), load_paraphrases
     ),
