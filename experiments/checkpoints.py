@@ -8,17 +8,19 @@ header, more weights than memory. Code that a checkpoint brings along is never r
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
 from experiments.memory import free_bytes, size
 from reports.codec import parse
@@ -27,12 +29,15 @@ from reports.errors import InputError
 __all__ = [
     "digest",
     "find_folder",
+    "first_line",
     "in_cache",
     "local_bytes",
     "pick_device",
     "pick_dtype",
+    "progress_bar",
     "read_tokenizer",
     "require_memory",
+    "second_load",
     "source_folder",
     "tokenizer_digest",
     "weight_elements",
@@ -189,6 +194,24 @@ def source_folder(source: str, *, embedded: Mapping[str, Path]) -> Path | None:
     return in_cache(model, revision) if at else None
 
 
+def second_load(
+    source: str, *, embedded: Mapping[str, Path], n_bytes: int, device: torch.device, loader: str
+) -> tuple[Path | None, str]:
+    """The folder from which a loaded checkpoint can be loaded once more beside itself; or None, and why not.
+
+    n_bytes: what its weights take. loader: the function that a user would give the folder to.
+    """
+    folder, free = source_folder(source, embedded=embedded), free_bytes(device)
+    if folder is None:
+        return (
+            None,
+            f"no second load: {source} names no checkpoint on this machine (give {loader} its folder)",
+        )
+    if n_bytes > free:
+        return None, f"no second load: it takes {size(n_bytes)}, {size(free)} are free on {device}"
+    return folder, ""
+
+
 def in_cache(name: str, revision: str | None = None) -> Path | None:
     """The folder of a Hugging Face id in this machine's cache; None where it is not there: nothing is fetched."""
     try:
@@ -242,3 +265,21 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
         parts = json.loads(core.to_str())
         text = json.dumps({key: parts[key] for key in sorted(parts) if key not in ("padding", "truncation")})
     return hashlib.sha256(f"{text} {tokenizer.special_tokens_map}".encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def progress_bar(*, shown: bool) -> Iterator[None]:
+    """Silence transformers' progress bar for a small model; the setting is global, so put it back."""
+    was_on = hf_logging.is_progress_bar_enabled()
+    if was_on and not shown:
+        hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on and not shown:
+            hf_logging.enable_progress_bar()
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what it says, else its kind."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -32,8 +32,9 @@ import tomli_w
 
 from experiments.lock import LOCK, FolderLock, lock
 from experiments.provenance import provenance
-from reports.codec import decode, encode, parse
+from reports.codec import encode
 from reports.errors import InputError, IntegrityError, MechEditError
+from reports.reading import read_object
 from reports.results import Result
 
 __all__ = ["SAME", "RunFolder", "check_case_id", "provenance"]
@@ -352,14 +353,9 @@ def _to_json(obj: Any) -> bytes:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        obj = decode(parse(file.read_text(encoding="utf-8")), Any)
+        return read_object(file)
     except FileNotFoundError as error:
         raise IntegrityError(f"{file}: expected this file of the run, found none") from error
-    except (ValueError, TypeError) as error:
-        raise IntegrityError(f"{file}: not readable as JSON ({error})") from error
-    if not isinstance(obj, dict):
-        raise IntegrityError(f"{file}: expected a JSON object, found {type(obj).__name__}")
-    return obj
 
 
 def _write(file: Path, data: bytes) -> None:

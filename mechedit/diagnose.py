@@ -16,7 +16,7 @@ a position by one number, which a softmax does not see.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from experiments.checkpoints import source_folder
+from experiments.checkpoints import progress_bar, second_load
 from experiments.memory import free_bytes, size, watched
 from mechedit import checks
 from mechedit.attribution import attribute
-from mechedit.loading import FOLDERS, progress_bar, read_model
+from mechedit.loading import FOLDERS, read_model
 from mechedit.selfcheck import TOLERANCE, share_off
-from reports.diagnosis import Check, Diagnosis, gathered
+from reports.diagnosis import Check, Diagnosis, Step, gathered
 from reports.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def diagnose(model: HookedModel, probes: Sequence[tuple[str, str]] = PROBES) -> 
             f"probes: expected two or more of unlike length, found {len(ids)}; a batch must pad one"
         )
     notes: list[str] = []
-    own: list[tuple[str, Callable[[], Iterator[Check]]]] = [
+    own: list[Step] = [
         ("memory", lambda: _memory(model, probes)),
         ("completeness gap", lambda: _gap(model, probes)),
         ("padding", lambda: checks.invariance(model, ids)),
@@ -93,20 +93,15 @@ def diagnose(model: HookedModel, probes: Sequence[tuple[str, str]] = PROBES) -> 
 # -- beside a second load --------------------------------------------------------------------------------------------
 
 
-def _beside(
-    model: HookedModel, ids: list[Tensor], notes: list[str]
-) -> Iterator[tuple[str, Callable[[], Iterator[Check]]]]:
+def _beside(model: HookedModel, ids: list[Tensor], notes: list[str]) -> Iterator[Step]:
     """The checks that load the checkpoint again, as far as there is one and room for it."""
-    folder = source_folder(model.source, embedded=FOLDERS)
-    if folder is None:
-        notes.append(
-            f"no second load: {model.source} names no checkpoint on this machine (give load_model its folder)"
-        )
-        return
     n_weights = sum(weight.numel() for weight in model.hf.parameters())
     n_bytes, free = n_weights * model.dtype.itemsize, free_bytes(model.device)
-    if n_bytes > free:
-        notes.append(f"no second load: it takes {size(n_bytes)}, {size(free)} are free on {model.device}")
+    folder, why = second_load(
+        model.source, embedded=FOLDERS, n_bytes=n_bytes, device=model.device, loader="load_model"
+    )
+    if folder is None:
+        notes.append(why)
         return
     yield "logits of transformers", lambda: _plain(model, folder, ids)
     wide = torch.float64 if n_weights * 8 <= free else torch.float32

@@ -18,10 +18,9 @@ read), and code that a checkpoint brings along is never run (`trust_remote_code=
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +34,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as hf_logging
 
 from experiments import checkpoints
 from reports.errors import InputError
 
-__all__ = ["EMBEDDED", "FOLDERS", "Checkpoint", "load_checkpoint", "progress_bar", "read_model"]
+__all__ = ["EMBEDDED", "FOLDERS", "Checkpoint", "load_checkpoint", "read_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +71,7 @@ def load_checkpoint(name: str, *, device: str = "auto", dtype: str | torch.dtype
     n_bytes = checkpoints.weight_elements(checkpoints.weight_files(folder)) * precision.itemsize
     checkpoints.require_memory(n_bytes, device=target, dtype=precision, folder=folder)
     tokenizer = checkpoints.read_tokenizer(folder)
-    with progress_bar(shown=n_bytes >= QUIET_BELOW):
+    with checkpoints.progress_bar(shown=n_bytes >= QUIET_BELOW):
         hf = read_model(folder, dtype=precision)
     hf.eval().requires_grad_(False)
     torch.nn.Module.to(hf, target)
@@ -108,7 +106,7 @@ def require_architecture(folder: Path) -> None:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (ValueError, OSError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"model: {folder / 'config.json'}: {_first_line(error)}") from error
+        raise InputError(f"model: {folder / 'config.json'}: {checkpoints.first_line(error)}") from error
     architecture = next(iter(config.architectures or []), "none named")
     if architecture not in SUPPORTED_ARCHITECTURES:
         raise InputError(
@@ -134,7 +132,7 @@ def read_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
             output_loading_info=True,
         )
     except (ValueError, OSError, RuntimeError) as error:
-        raise InputError(f"model: {folder} cannot be loaded: {_first_line(error)}") from error
+        raise InputError(f"model: {folder} cannot be loaded: {checkpoints.first_line(error)}") from error
     faults = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if faults:
         raise InputError(
@@ -158,20 +156,3 @@ def probe_logits(hf: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
     embeddings = next(hf.get_input_embeddings().parameters())
     probe = torch.linspace(0, embeddings.shape[0] - 1, 6).long().to(embeddings.device)
     return probe, hf(probe[None], use_cache=False).logits[0]
-
-
-@contextlib.contextmanager
-def progress_bar(*, shown: bool) -> Iterator[None]:
-    """Silence transformers' progress bar for a small model; the setting is global, so put it back."""
-    was_on = hf_logging.is_progress_bar_enabled()
-    if was_on and not shown:
-        hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on and not shown:
-            hf_logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

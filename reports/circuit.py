@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from reports.circuit_labels import lines, number, read_share, sign, size, story
+from reports.circuit_labels import edge_width, label, lines, number, read_share, sign, size, story
 from reports.circuit_layout import (
     GAP_Y,
     HEIGHT,
@@ -45,8 +45,6 @@ __all__ = [
     "Node",
     "draw",
     "read",
-    "sign",
-    "story",
 ]
 
 MAX_NODES = 60
@@ -199,14 +197,13 @@ def _edges(edges: list[Edge], places: Mapping[str, Place], nodes: Mapping[str, N
     """All edges, the weakest first, so that the strongest are drawn over them."""
     largest = max((size(edge.score) for edge in edges), default=0.0) or 1.0
     ports = _ports(edges, places, nodes)
-    names = {
-        name: visible(node.label, spaces=node.kind in ("token", "target")) for name, node in nodes.items()
-    }
+    names = {name: label(node) for name, node in nodes.items()}
     parts = []
     for edge in sorted(edges, key=lambda e: (size(e.score), e.source, e.target)):
         ys = (places[edge.source][1], places[edge.target][1])
-        width = 0.8 + 5.2 * size(edge.score) / largest
-        parts.append(_edge(edge, ports[edge], ys, (names[edge.source], names[edge.target]), width))
+        parts.append(
+            _edge(edge, ports[edge], ys, (names[edge.source], names[edge.target]), edge_width(edge, largest))
+        )
     return parts
 
 

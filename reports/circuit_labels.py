@@ -7,21 +7,25 @@ import math
 from reports.graph import Edge, Node
 from reports.text import clip, visible
 
-__all__ = ["lines", "number", "read_share", "sign", "size", "story"]
+__all__ = ["edge_width", "label", "lines", "number", "read_share", "sign", "size", "story"]
+
+
+def label(node: Node) -> str:
+    """A node's label as it is shown; spaces are marked in what is a token."""
+    return visible(node.label, spaces=node.kind in ("token", "target"))
 
 
 def lines(node: Node) -> tuple[str, str]:
     """The two lines in a node's box; the second may be empty."""
     if node.kind == "token":
-        return clip(visible(node.label, spaces=True), 16), ""
-    label = clip(visible(node.label, spaces=node.kind == "target"), 40)
+        return clip(label(node), 16), ""
     first = f" → {clip(visible(node.promotes[0], spaces=True), 12)}" if node.promotes else ""
-    return label, number(node.score) + first
+    return clip(label(node), 40), number(node.score) + first
 
 
 def story(node: Node) -> str:
     """All that is known of a node, in one line."""
-    parts = [visible(node.label, spaces=node.kind in ("token", "target"))]
+    parts = [label(node)]
     if node.kind != "token":
         parts.append(f"score {number(node.score)} nats")
     if node.pos is not None:
@@ -44,6 +48,11 @@ def sign(score: float) -> str:
 def size(score: float) -> float:
     """|score|, 0 where it is not finite."""
     return abs(score) if math.isfinite(score) else 0.0
+
+
+def edge_width(edge: Edge, largest: float) -> float:
+    """How wide an edge is drawn, beside the largest |score| of all."""
+    return 0.8 + 5.2 * size(edge.score) / largest
 
 
 def read_share(edge: Edge) -> str:

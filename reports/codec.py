@@ -21,12 +21,17 @@ from reports.errors import InputError
 
 __all__ = ["decode", "encode", "parse"]
 
+DEEPEST = (
+    100  # levels; what reads the values may call itself twice a level and stays within what Python allows
+)
 _FLOAT = "$float"
+_NESTED = (list, dict)
+_TOO_DEEP = "its values are nested too deeply"
 
 
 def parse(text: str | bytes) -> Any:
-    """The JSON in `text`. Errors: `ValueError` alone, for whatever is wrong with it: nesting beyond what can be read,
-    numbers beyond a float or of thousands of digits, half a surrogate pair. NaN is read, as Python writes it.
+    """The JSON in `text`. Errors: `ValueError` alone, for whatever is wrong with it: nesting beyond `DEEPEST`
+    levels, numbers beyond a float or of thousands of digits, half a surrogate pair. NaN is read, as Python writes it.
 
     >>> parse('{"a": [1, 2.5, null]}')
     {'a': [1, 2.5, None]}
@@ -34,13 +39,32 @@ def parse(text: str | bytes) -> Any:
     Traceback (most recent call last):
         ...
     ValueError: 1e999 is no number that can be kept
+    >>> parse("[" * 101 + "]" * 101)
+    Traceback (most recent call last):
+        ...
+    ValueError: its values are nested too deeply
     """
+    if isinstance(text, bytes):
+        text = text.decode()
     try:
         found = json.loads(text, parse_float=_finite)
-        json.dumps(found, ensure_ascii=False).encode()
     except RecursionError as error:
-        raise ValueError("its values are nested too deeply") from error
+        raise ValueError(_TOO_DEEP) from error
+    if type(found) in _NESTED and _deeper(found, DEEPEST):
+        raise ValueError(_TOO_DEEP)
+    if "\\u" in text:  # an escape may be half a surrogate pair, which no file and no page can hold
+        json.dumps(found, ensure_ascii=False).encode()
     return found
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects lie within each other more than `levels` deep."""
+    inside = [value]
+    for _ in range(levels):
+        inside = [
+            item for v in inside for item in (v.values() if type(v) is dict else v) if type(item) in _NESTED
+        ]
+    return bool(inside)
 
 
 def _finite(digits: str) -> float:

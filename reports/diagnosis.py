@@ -16,8 +16,9 @@ import pandas as pd
 from reports.errors import MechEditError
 from reports.results import Result
 
-__all__ = ["Check", "Diagnosis", "gathered"]
+__all__ = ["Check", "Diagnosis", "Step", "gathered"]
 
+#: A name, and what makes its checks.
 Step = tuple[str, Callable[[], Iterable["Check"]]]
 
 

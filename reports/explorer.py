@@ -18,7 +18,7 @@ from typing import Any
 from markupsafe import Markup
 
 from reports.circuit import MAX_NODES, Circuit, Edge, Node
-from reports.circuit_labels import lines, number, read_share, sign, size
+from reports.circuit_labels import edge_width, label, lines, number, read_share, sign, size
 from reports.circuit_layout import HEIGHT, Place, box, layout
 from reports.text import visible
 
@@ -36,10 +36,11 @@ def explorer(circuit: Circuit) -> dict[str, Any]:
     found = layout(circuit.nodes, circuit.edges)
     first = sorted(circuit.nodes, key=lambda n: (n.kind != "target", -size(n.score), n.id))
     nodes = [_node(node, found.places[node.id]) for node in first]
-    data = {"nodes": nodes, "edges": _edges(ranked), "box": HEIGHT}
+    before = _before(ranked)
+    data = {"nodes": nodes, "edges": _edges(ranked, before), "box": HEIGHT}
     return {
         "block": data_block("circuit-data", data),
-        "start": _start(ranked),
+        "start": _start(ranked, before),
         "nodes": [(node["id"], f"{node['label']} ({node['score']})") for node in nodes],
         "n_nodes": len(nodes),
         "n_edges": len(ranked),
@@ -52,7 +53,7 @@ def _node(node: Node, place: Place) -> dict[str, Any]:
         "kind": node.kind,
         "layer": node.layer,
         "pos": node.pos,
-        "label": visible(node.label, spaces=node.kind in ("token", "target")),
+        "label": label(node),
         "lines": lines(node),
         "score": number(node.score),
         "promotes": [visible(token, spaces=True) for token in node.promotes],
@@ -62,24 +63,24 @@ def _node(node: Node, place: Place) -> dict[str, Any]:
     }
 
 
-def _edges(ranked: list[Edge]) -> list[dict[str, Any]]:
-    """`before`: the share of all |score| that stronger edges hold."""
+def _edges(ranked: list[Edge], before: list[float]) -> list[dict[str, Any]]:
     largest = max((size(edge.score) for edge in ranked), default=0.0) or 1.0
     return [
         {
             "id": f"edge {i}",
             "source": edge.source,
             "target": edge.target,
-            "before": before,
+            "before": held,
             "score": f"{number(edge.score)} nats{read_share(edge)}",
             "sign": sign(edge.score),
-            "width": round(0.8 + 5.2 * size(edge.score) / largest, 2),
+            "width": round(edge_width(edge, largest), 2),
         }
-        for i, (edge, before) in enumerate(zip(ranked, _before(ranked), strict=True))
+        for i, (edge, held) in enumerate(zip(ranked, before, strict=True))
     ]
 
 
 def _before(ranked: list[Edge]) -> list[float]:
+    """For each edge the share of all |score| that stronger ones hold."""
     sizes = [size(edge.score) for edge in ranked]
     total = sum(sizes) or 1.0
     return [0.0, *(part / total for part in itertools.accumulate(sizes))][: len(sizes)]
@@ -97,9 +98,8 @@ def data_block(name: str, data: Any) -> Markup:
     return Markup(f'<script type="application/json" id="{name}">{text}</script>')
 
 
-def _start(ranked: list[Edge]) -> int:
+def _start(ranked: list[Edge], before: list[float]) -> int:
     """The largest share, in steps of the filter, at which at most `MAX_NODES` nodes are shown (at least one step)."""
-    before = _before(ranked)
     fits = _STEP
     for share in range(_STEP, 101, _STEP):
         kept = [edge for edge, held in zip(ranked, before, strict=True) if 100 * held < share]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,22 @@ from reports.codec import decode, parse
 from reports.errors import IntegrityError
 from reports.text import visible
 
-__all__ = ["read_frame", "read_lines", "read_object"]
+__all__ = ["read_frame", "read_lines", "read_object", "read_record"]
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON object in `path` as it stands; `IntegrityError` for anything else, FileNotFoundError for no file."""
+    return _object(path, lambda data: data)
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; `IntegrityError` for anything else."""
+    """The same, decoded (`reports.codec`)."""
+    return _object(path, lambda data: decode(data, Any))
+
+
+def _object(path: Path, decoded: Callable[[Any], Any]) -> dict[str, Any]:
     try:
-        data = decode(parse(path.read_text(encoding="utf-8")), Any)
+        data = decoded(parse(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise IntegrityError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(data, dict):

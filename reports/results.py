@@ -35,8 +35,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from reports.codec import decode, encode, parse
+from reports.codec import decode, encode
 from reports.errors import InputError, IntegrityError
+from reports.reading import read_record
 from reports.text import visible
 
 __all__ = ["SCHEMA_VERSION", "Result", "bootstrap_mean", "difference_interval", "wilson"]
@@ -327,14 +328,9 @@ def _check_target(target: Path, kind: str) -> None:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = parse((path / _RECORD).read_text(encoding="utf-8"))
+        return read_record(path / _RECORD)
     except FileNotFoundError as error:
         raise IntegrityError(f"{path}: expected {_RECORD}, found none; this is no saved result") from error
-    except ValueError as error:
-        raise IntegrityError(f"{path / _RECORD}: not readable as JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise IntegrityError(f"{path / _RECORD}: expected a JSON object, found {type(record).__name__}")
-    return record
 
 
 def _decode_result(cls: type[R], path: Path, record: dict[str, Any]) -> R:

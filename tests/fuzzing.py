@@ -196,7 +196,11 @@ def _token(draw: st.DrawFn, data: bytes) -> bytes:
 
 def _nest(draw: st.DrawFn, data: bytes) -> bytes:
     at = draw(st.integers(0, len(data)))
-    return data[:at] + draw(st.sampled_from(NESTED)) * draw(st.sampled_from((2, 50, 5_000))) + data[at:]
+    return (
+        data[:at]
+        + draw(st.sampled_from(NESTED)) * draw(st.sampled_from((2, 50, 500, 900, 5_000)))
+        + data[at:]
+    )
 
 
 # -- sound inputs --------------------------------------------------------------------------------------------------

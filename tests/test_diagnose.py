@@ -14,6 +14,7 @@ import torch
 from tokenizers import processors
 
 import mechedit as me
+from experiments import checkpoints
 from mechedit import checks
 from mechedit.cli import main
 from mechedit.model import HookedModel, load_model
@@ -212,7 +213,8 @@ def test_another_likeliest_token(tmp_path: Path) -> None:
 
 def test_memory_that_does_not_suffice_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("gpt2")
-    monkeypatch.setattr(module, "free_bytes", lambda device: -1)
+    for reads in (module, checkpoints):
+        monkeypatch.setattr(reads, "free_bytes", lambda device: -1)
     found = me.diagnose(model, PROBES)
     assert "memory of an attribution" in failed(found)
     assert "are free on cpu" in found.notes[0]

@@ -26,6 +26,8 @@ axe = pytest.importorskip(
     "axe_playwright_python.sync_playwright", reason="no axe: pip install 'mechedit[dev]'"
 )
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
+#: The graph that Cytoscape keeps with its frame.
+GRAPH = "document.getElementById('explore-graph')._cyreg.cy"
 KINDS = ("page", "short", "index", "compare")
 
 
@@ -131,7 +133,7 @@ def test_the_circuit_is_explored_by_filter_list_and_click(browser: Browser, page
     graph = example.circuit()
 
     def shown(what: str) -> int:
-        return int(view.evaluate(f"circuitGraph().{what}().not('.away').length"))
+        return int(view.evaluate(f"{GRAPH}.{what}().not('.away').length"))
 
     ends = {end for edge in graph["edges"] for end in (edge["source"], edge["target"])}
     assert (shown("nodes"), shown("edges")) == (len(ends), len(graph["edges"]))
@@ -140,14 +142,14 @@ def test_the_circuit_is_explored_by_filter_list_and_click(browser: Browser, page
     sizes = sorted((abs(edge["score"]) for edge in graph["edges"]), reverse=True)
     assert sum(sizes[: half - 1]) < 0.5 * sum(sizes) <= sum(sizes[:half]) + 1e-9
     view.select_option("#explore-sign", "neg")
-    left = view.evaluate("circuitGraph().edges().not('.away').map((edge) => edge.data('sign'))")
+    left = view.evaluate(f"{GRAPH}.edges().not('.away').map((edge) => edge.data('sign'))")
     assert left == ["neg"] * len(left)
     assert 0 < len(left) < half
     view.select_option("#explore-sign", "all")
     view.fill("#explore-share", "100")
     view.click("#explore-fit")
     view.locator("#explore-graph").scroll_into_view_if_needed()
-    place = view.evaluate("circuitGraph().getElementById('u0').renderedPosition()")
+    place = view.evaluate(f"{GRAPH}.getElementById('u0').renderedPosition()")
     box = view.locator("#explore-graph").bounding_box()
     assert box is not None
     view.mouse.click(box["x"] + place["x"], box["y"] + place["y"])
@@ -172,7 +174,7 @@ def test_a_circuit_of_sixty_nodes_and_a_thousand_edges_is_explored(browser: Brow
     view, heard = opened(browser, page.build(run))
     view.click("#explore > summary")
     view.wait_for_selector("#explore[data-drawn=yes]")
-    assert view.evaluate("circuitGraph().edges().length") == 1000
+    assert view.evaluate(f"{GRAPH}.edges().length") == 1000
     assert heard == []
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tokenizers import processors
 
+from experiments import checkpoints
 from reports.errors import InputError
 from tests.xl_tiny import Arch, tiny_encoder, tiny_folder
 from xlprobe import invariance
@@ -149,7 +150,8 @@ def test_half_precision_is_outside_single_precisions_tolerance(monkeypatch: pyte
 
 
 def test_memory_that_does_not_suffice_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "free_bytes", lambda device: -1)
+    for reads in (module, checkpoints):
+        monkeypatch.setattr(reads, "free_bytes", lambda device: -1)
     found = diagnose(tiny_encoder(), SENTENCES)
     assert set(found.checks[~found.checks["ok"]]["check"]) == {"memory of a gradient"}
     assert "are free on cpu" in found.notes[0]

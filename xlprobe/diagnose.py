@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from experiments.checkpoints import source_folder
+from experiments.checkpoints import second_load
 from experiments.memory import free_bytes, size, watched
-from reports.diagnosis import Check, Diagnosis, gathered
+from reports.diagnosis import Check, Diagnosis, Step, gathered
 from reports.errors import InputError
 from xlprobe.batches import Batch, Sentence
 from xlprobe.encoder import EMBEDDED, load_encoder, read_model
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from xlprobe.encoder import Encoder
 
 __all__ = ["Diagnosis", "diagnose"]
-
-_Step = tuple[str, Callable[[], Iterator[Check]]]
 
 
 def diagnose(encoder: Encoder, sentences: Sequence[Sentence], *, seed: int = 0) -> Diagnosis:
@@ -52,7 +50,7 @@ def diagnose(encoder: Encoder, sentences: Sequence[Sentence], *, seed: int = 0) 
     if len(set(lengths)) == 1:
         raise InputError(f"sentences: expected unlike lengths, found {lengths[0]} tokens in all of them")
     notes: list[str] = []
-    steps: list[_Step] = [
+    steps: list[Step] = [
         ("memory", lambda: _memory(encoder, batch)),
         ("gradients", lambda: invariance(encoder, sentences, seed=seed)),
         ("special tokens", lambda: _special_tokens(encoder, batch)),
@@ -139,18 +137,15 @@ def _memory(encoder: Encoder, batch: Batch) -> Iterator[Check]:
 # -- beside a second load --------------------------------------------------------------------------------------------
 
 
-def _beside(encoder: Encoder, batch: Batch, notes: list[str], seed: int) -> Iterator[_Step]:
+def _beside(encoder: Encoder, batch: Batch, notes: list[str], seed: int) -> Iterator[Step]:
     """The checks that load the checkpoint again, as far as there is one and room for it."""
-    folder = source_folder(encoder.source, embedded=EMBEDDED)
-    if folder is None:
-        notes.append(
-            f"no second load: {encoder.source} names no checkpoint on this machine (give load_encoder its folder)"
-        )
-        return
     n_weights = sum(weight.numel() for weight in encoder.model.parameters())
     n_bytes, free = n_weights * encoder.dtype.itemsize, free_bytes(encoder.device)
-    if n_bytes > free:
-        notes.append(f"no second load: it takes {size(n_bytes)}, {size(free)} are free on {encoder.device}")
+    folder, why = second_load(
+        encoder.source, embedded=EMBEDDED, n_bytes=n_bytes, device=encoder.device, loader="load_encoder"
+    )
+    if folder is None:
+        notes.append(why)
         return
     yield "states of transformers", lambda: _plain(encoder, folder, batch)
     wide = torch.float64 if 3 * n_weights * 8 <= free else torch.float32  # weights and two gradients

@@ -75,7 +75,7 @@ def load_encoder(
     n_bytes = checkpoints.weight_elements(files, argument="encoder") * precision.itemsize
     checkpoints.require_memory(n_bytes, device=target, dtype=precision, folder=folder, argument="encoder")
     tokenizer = _read_tokenizer(folder)
-    with _progress_bar(shown=n_bytes >= QUIET_BELOW):
+    with checkpoints.progress_bar(shown=n_bytes >= QUIET_BELOW):
         model, head = read_model(folder, dtype=precision, attention=attention)
     shown = str(name) if source.startswith("embedded:") or "@" in source else Path(name).name
     nn.Module.to(model, target)
@@ -304,7 +304,7 @@ def _require_architecture(folder: Path) -> None:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (ValueError, OSError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"encoder: {folder / 'config.json'}: {_first_line(error)}") from error
+        raise InputError(f"encoder: {folder / 'config.json'}: {checkpoints.first_line(error)}") from error
     if found not in MODEL_TYPES:
         raise InputError(
             f"encoder: unknown architecture {found!r} in {folder / 'config.json'}; expected one of "
@@ -351,7 +351,7 @@ def read_model(
             output_loading_info=True,
         )
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        raise InputError(f"encoder: {folder} cannot be loaded: {_first_line(error)}") from error
+        raise InputError(f"encoder: {folder} cannot be loaded: {checkpoints.first_line(error)}") from error
     finally:
         hf_logging.set_verbosity(level)
     faults = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
@@ -369,20 +369,3 @@ def _head_name(whole: PreTrainedModel) -> str:
     """The one child of a masked language model that is not its encoder: lm_head, or BERT's cls."""
     (name,) = (name for name, _ in whole.named_children() if name != whole.base_model_prefix)
     return name
-
-
-@contextlib.contextmanager
-def _progress_bar(*, shown: bool) -> Iterator[None]:
-    """Silence transformers' progress bar for a small model; the setting is global, so put it back."""
-    was_on = hf_logging.is_progress_bar_enabled()
-    if was_on and not shown:
-        hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on and not shown:
-            hf_logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -57,7 +57,7 @@ def bench_runs(*, cases: int = 10_000) -> dict[str, Any]:
 
 
 def _walk(folder: Path, cases: int) -> tuple[int, int]:
-    """The loop of every experiment; memory after a tenth of it, and how many cases were there already."""
+    """Each case found, or else written; memory after a tenth of them, and how many cases were there already."""
     run = RunFolder.open(folder, {"n": cases}, provenance=FACTS)
     there = early = 0
     for case in track(range(cases), label="cases", progress=False):

@@ -90,7 +90,7 @@ def attention_keys(model: HookedModel, view: ResidualView, values: Ranked, *, ce
     v = view.v[layer, pos, unit // width // (shape.n_heads // shape.n_kv_heads), unit % width].double()
     slope = _inverse(v * _scale(norms, x))
     weight, mid = torch.ones_like(values.score), torch.zeros_like(pos, dtype=torch.bool)
-    key = _keys(columns, _gamma(norms)[layer], centre=centre and norms[0].kind == "layer")
+    key = _keys(columns, _gamma(norms)[layer], norms[0], centre=centre)
     return Keys(layer, pos, key, x, values.score, weight, mid, slope)
 
 
@@ -114,11 +114,8 @@ def mlp_keys(
     bent = change * _inverse(act * sigma)  # through the activation: the gate's, or the only key's
     slope = torch.cat([_inverse(inputs[0] * sigma), bent]) if gated else bent
     times = len(parts)
-    key = _keys(
-        torch.cat([columns for columns, _ in parts]),
-        gamma.repeat(times, 1),
-        centre=centre and norms[0].kind == "layer",
-    )
+    every = torch.cat([columns for columns, _ in parts])
+    key = _keys(every, gamma.repeat(times, 1), norms[0], centre=centre)
     layer, score = layer.repeat(times), values.score.repeat(times)
     weight, mid = torch.full_like(score, 1 / times), torch.ones_like(layer, dtype=torch.bool)
     return Keys(layer, pos.repeat(times), key, x.repeat(times, 1), score, weight, mid, slope)
@@ -153,10 +150,11 @@ def _by_layer(
     return rows, constants
 
 
-def _keys(columns: Tensor, gamma: Tensor, *, centre: bool) -> Tensor:
-    """Columns ⊙ γ [n, d_model], their mean taken off with `centre`; fp32."""
+def _keys(columns: Tensor, gamma: Tensor, norm: FinalNorm, *, centre: bool) -> Tensor:
+    """Columns ⊙ γ [n, d_model], their mean taken off with `centre` where the norm takes it off; fp32."""
     key = columns * gamma
-    return (key - key.mean(dim=1, keepdim=True) if centre else key).float()
+    taken = centre and norm.kind == "layer"
+    return (key - key.mean(dim=1, keepdim=True) if taken else key).float()
 
 
 def _gamma(norms: Sequence[FinalNorm]) -> Tensor:

@@ -9,7 +9,6 @@
   const signs = document.getElementById("explore-sign");
   const state = document.getElementById("explore-state");
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-  const signed = { pos: "pos", neg: "neg", muted: "muted" };
 
   const look = () => {
     const kinds = {
@@ -28,7 +27,7 @@
         "background-color": colour("paper"), "border-color": colour("muted"), "border-width": 1 } },
       ...Object.entries(kinds).map(([kind, style]) => ({ selector: `node[kind = "${kind}"]`, style })),
       { selector: "edge", style: { "curve-style": "straight", width: "data(width)", opacity: 0.62 } },
-      ...Object.keys(signed).map((sign) => ({ selector: `edge[sign = "${sign}"]`,
+      ...["pos", "neg", "muted"].map((sign) => ({ selector: `edge[sign = "${sign}"]`,
         style: { "line-color": colour(sign), "line-style": sign === "neg" ? "dashed" : "solid" } })),
       { selector: ".away", style: { display: "none" } },
       { selector: ".faint", style: { opacity: 0.18 } },
@@ -123,5 +122,4 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => graph && graph.style(look()));
   details.hidden = false;
   details.addEventListener("toggle", () => { if (details.open) start(); });
-  window.circuitGraph = () => graph;
 })();
