@@ -117,9 +117,7 @@ def weight_files(folder: Path, *, argument: str = "model") -> list[Path]:
             names = set(parse(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise InputError(f"{argument}: {index} is no index of safetensors files") from error
-        if strange := [
-            name for name in names if not isinstance(name, str) or Path(name).name != name or name == ".."
-        ]:
+        if strange := [name for name in names if not _is_file_name(name)]:
             raise InputError(
                 f"{argument}: {index} names {strange[0]!r}, which is no file of its folder; the weights of a model lie "
                 "in the model's own folder"
@@ -135,6 +133,11 @@ def weight_files(folder: Path, *, argument: str = "model") -> list[Path]:
         )
         raise InputError(f"{argument}: {folder} has no {', '.join(missing)}; {hint}")
     return files
+
+
+def _is_file_name(name: object) -> bool:
+    """Whether `name` may name a file of a folder, on the usual file systems."""
+    return isinstance(name, str) and Path(name).name == name != ".." and len(name.encode()) < 256
 
 
 def weight_elements(files: list[Path], *, argument: str = "model") -> int:

@@ -172,7 +172,10 @@ def _value(value: Any, hint: Any, where: str) -> Any:
     if origin is dict and isinstance(value, dict):
         return {key: _value(item, args[1], _join(where, key)) for key, item in value.items()}
     if hint is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise _Mismatch(f"{where}: expected a number below 1e309, found {_show(value)}") from None
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint in (bool, int, float, str) and type(value) is hint:  # `type`: True is no int here

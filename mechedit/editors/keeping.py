@@ -101,12 +101,12 @@ def load_change(folder: str | Path, model: HookedModel) -> WeightChange:
             part = kind(**{f.name: tensors[f"{i}.{f.name}"] for f in dataclasses.fields(kind)})
             parts[one["weight"]] = (*parts.get(one["weight"], ()), part)
         facts = tuple(FactEdit(**fact) for fact in described["facts"])
+        return WeightChange(described["editor"], facts, described["model_hash"], parts)
     except FileNotFoundError as error:
         raise InputError(f"change: expected change.json and change.safetensors in {folder}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"change: {file} is no weight change that this version reads ({reason})") from error
-    return WeightChange(described["editor"], facts, described["model_hash"], parts)
 
 
 @contextlib.contextmanager
