@@ -9,8 +9,8 @@ number of the parser's file. libFuzzer's own words, on standard error, say at th
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 
@@ -28,7 +28,11 @@ def main(name: str, seconds: str, folder: str) -> None:
     for given in [*parser.files.items(), *known]:
         data = pack(parser, given)
         (out / "inputs" / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
-    scratch = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    scratch = (
+        out / "scratch"
+    )  # not a temporary folder: the fuzzer ends the process, and nothing would take it away
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
 
     def one(data: bytes) -> None:
         check(parser, scratch, unpack(parser, data))
