@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote, urlparse
 
 import pytest
 
@@ -28,6 +32,7 @@ axe = pytest.importorskip(
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
 #: The graph that Cytoscape keeps with its frame.
 GRAPH = "document.getElementById('explore-graph')._cyreg.cy"
+ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("page", "short", "index", "compare")
 
 
@@ -183,3 +188,35 @@ def test_the_vendored_library_is_the_one_that_is_named() -> None:
     digest = hashlib.sha256((folder / "cytoscape.min.js").read_bytes()).hexdigest()
     assert digest in (folder / "README.md").read_text(encoding="utf-8")
     assert hashlib.sha256(b"").hexdigest() != digest
+
+
+@pytest.mark.slow
+def test_make_report_demo_gives_an_index_whose_every_page_works(browser: Browser, tmp_path: Path) -> None:
+    """The runs, their pages and the index that the README promises, as the command makes them."""
+    venv = Path(sys.prefix)
+    told = [f"VENV={venv}", f"OUT_REPORTS={tmp_path / 'runs'}", "-o", str(venv / ".installed")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(["make", "-C", ROOT, *told, "report-demo"], check=True, env=environment)
+    index = tmp_path / "runs" / "index.html"
+    view, heard = opened(browser, index)
+    links = view.eval_on_selector_all("main a[href$='.html']", "found => found.map(a => a.href)")
+    view.get_by_label("Only lines with").first.fill("mega")
+    shown = view.query_selector_all("table.sortable tbody tr:not([hidden])")
+    assert shown
+    assert all("mega" in line.inner_text().lower() for line in shown)
+    assert heard == []
+    pages = [index, *(Path(unquote(urlparse(link).path)) for link in sorted(set(links)))]
+    assert len(pages) >= 5
+    for file in pages:
+        assert file.stat().st_size < 3_000_000
+        view, heard = opened(browser, file)
+        assert (file.name, heard, violations(view)) == (file.name, [], [])
+        view, _ = opened(browser, file, width=390)
+        assert view.evaluate("document.documentElement.scrollWidth") <= 390
+    (circuit,) = (file for file in pages if 'id="explore"' in file.read_text(encoding="utf-8"))
+    view, heard = opened(browser, circuit)
+    view.locator("#explore summary").click()
+    view.wait_for_selector("#explore[data-drawn=yes]")
+    view.select_option("#explore-node", index=1)
+    assert "nats" in view.inner_text("#explore-told")
+    assert heard == []
