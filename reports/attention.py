@@ -9,6 +9,7 @@ package, inlined (`reports.html`); its Python side is not used: that gives every
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,24 +81,25 @@ def _values(
         raise IntegrityError(f"{file}: expected a column {missing[0]!r}, found {', '.join(map(str, frame))}")
     if not all(pd.api.types.is_integer_dtype(frame[name]) for name in columns):
         raise IntegrityError(f"{file}: expected integers in {', '.join(columns)}")
-    heads = list(dict.fromkeys(zip(frame["layer"].tolist(), frame["head"].tolist(), strict=True)))
-    shape = (length,) * len(axes)
-    every = pd.MultiIndex.from_tuples(
-        [(*head, *place) for head in heads for place in np.ndindex(shape)], names=columns
-    )
-    found = frame.set_index(columns)[value]
-    if len(found) != len(every) or found.index.has_duplicates or not found.index.isin(every).all():
-        of = " × ".join(map(str, shape))
+    owner, named = pd.factorize(pd.MultiIndex.from_frame(frame[["layer", "head"]]))
+    heads = [(int(layer), int(head)) for layer, head in named]
+    shape = (len(heads), *(length for _ in axes))
+    places = (owner, *(frame[name].to_numpy() for name in axes))
+    inside = all(((place >= 0) & (place < length)).all() for place in places[1:])
+    flat = np.ravel_multi_index(places, shape) if inside and heads else np.zeros(0, dtype=int)
+    if len(flat) != len(frame) or len(np.unique(flat)) != math.prod(shape):
+        of = " × ".join([str(length)] * len(axes))
         raise IntegrityError(
-            f"{file}: expected {of} rows a head, one for each {', '.join(axes)} of the circuit's {length} tokens, "
-            f"found {len(found)} rows of {len(heads)} heads that are not these"
+            f"{file}: expected {of} rows a head, one for each {' and '.join(axes)} of the circuit's {length} tokens, "
+            f"found {len(frame)} rows of {len(heads)} heads that are not these"
         )
-    values = pd.to_numeric(found.reindex(every), errors="coerce").to_numpy(dtype=float)
+    values = np.zeros(math.prod(shape))
+    values[flat] = pd.to_numeric(frame[value], errors="coerce").to_numpy(dtype=float)
     if not np.isfinite(values).all():
         raise IntegrityError(
             f"{file}: expected finite numbers in {value!r}, found {values[~np.isfinite(values)][0]}"
         )
-    return heads, values.reshape(len(heads), *shape)
+    return heads, values.reshape(shape)
 
 
 def _check(patterns: NDArray[np.float64], file: Path) -> None:

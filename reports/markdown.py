@@ -84,7 +84,7 @@ class _Tree(HTMLParser):
 def _blocks(element: Element) -> list[str]:
     found = []
     for child in element:
-        if child.tag in _SKIPPED:
+        if child.tag in _SKIPPED or "hidden" in child.attrib:  # what a script would show
             continue
         if child.tag in _BLOCKS:
             found += _blocks(child)
