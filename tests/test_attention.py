@@ -180,6 +180,8 @@ def test_the_model_is_the_attributed_one_inside_the_same_edit() -> None:
 def test_it_is_saved_loaded_and_shown_as_text(tmp_path: Path) -> None:
     found = looked("gpt2")
     assert HeadAttention.load(found.save(tmp_path / "a")).equals(found)
+    labels = [label.get_text() for label in found.plot().get_yticklabels()]
+    assert labels == ["all", *(f"L{row.layer} H{row.head}" for row in found.heads.itertuples())]
     hostile = HeadAttention(
         heat=found.heat,
         patterns=found.patterns,

@@ -67,6 +67,12 @@ class HeadAttention(Result):
     gap: float
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    def plot(self, ax: Any = None) -> Any:
+        """The heat, heads × tokens; returns the axes."""
+        from reports.figures import token_heatmap  # here: matplotlib is slow to import and not always wanted
+
+        return token_heatmap(self.heat, self.tokens, ax)
+
     def _repr_html_(self) -> str:
         """The heat, tokens × heads, and its sums; all text escaped."""
         names = [f"L{row.layer} H{row.head}" for row in self.heads.itertuples()]
