@@ -43,14 +43,22 @@ def render(template: str, context: dict[str, Any], *, scripts: Sequence[str] = (
 def _script(name: str) -> tuple[str, str]:
     """The text of a script as it stands on a page, and its sha256 in base64; read and hashed once a process."""
     if name in _PACKAGED:
-        package, path = _PACKAGED[name]
-        file = Path(str(distribution(package).locate_file(path)))
+        code = _packaged(*_PACKAGED[name])
     else:
         (file,) = (place / name for place in (_TEMPLATES, _HERE / "vendor") if (place / name).is_file())
-    # an end tag in a string would end the script; a source map would be asked for by a browser's tools
-    code = file.read_text(encoding="utf-8").replace("</script", r"<\/script")
-    code = re.sub(r"^//# sourceMappingURL=.*$", "", code, flags=re.MULTILINE)
+        code = file.read_text(encoding="utf-8")
     return code, base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+
+
+def _packaged(package: str, path: str) -> str:
+    """A script of an installed package under its licence, fit to stand in a page."""
+    found = distribution(package)
+    code = Path(str(found.locate_file(path))).read_text(encoding="utf-8")
+    # an end tag in a string would end the script; a source map would be asked for by a browser's tools
+    code = re.sub(
+        r"^//# sourceMappingURL=.*$", "", code.replace("</script", r"<\/script"), flags=re.MULTILINE
+    )
+    return f"/* {package} {found.version}\n\n{found.read_text('LICENSE.txt')}*/\n{code}"
 
 
 @functools.cache

@@ -82,7 +82,7 @@ def test_of_a_long_prompt_the_last_tokens_are_shown_and_the_sums_hold(tmp_path: 
     text = render(run_with(tmp_path / "run", tokens=tokens))
     table = rows(text)
     assert "20 tokens before" in section(text)
-    assert "The last 48 of 68 tokens." in section(text)
+    assert "The last 48 of 68 tokens, counted from 0 again." in section(text)
     assert len(table) == attention.MAX_TOKENS + 2
     for column in range(4):
         assert sum(value(row[column]) for row in table[:-1]) == pytest.approx(
@@ -109,6 +109,7 @@ def test_nothing_in_the_library_ends_its_script() -> None:
     assert "</script" not in library
     assert r'"<script><\/script>"' in library  # where it did; the same text to JavaScript
     assert "<!--" not in library
+    assert library.startswith("/* circuitsvis 1.43.3\n\nMIT License\n\nCopyright (c) 2022 Alan Cooney")
 
 
 def test_a_run_without_the_files_has_its_page_and_no_library(tmp_path: Path) -> None:
