@@ -137,7 +137,8 @@ def test_no_token_is_markup(tmp_path: Path) -> None:
 
 
 def test_markdown_has_the_table_and_not_what_needs_a_script(tmp_path: Path) -> None:
-    text, _ = markdown.convert(render(run_with(tmp_path / "run")), folder="x")
+    text, pictures = markdown.convert(render(run_with(tmp_path / "run")), folder="x")
+    assert list(pictures) == ["circuit.svg"]  # the library's text holds an <svg> too
     assert "## Where its heads look" in text
     assert "| Token | all | L6 H0 | L3 H5 | L7 H2 |" in text
     assert re.search(r"^\| ·Darr 6 \| .\d\.\d{3} \| .\d\.\d{3} \d\.\d\d \|", text, re.M)
