@@ -272,8 +272,11 @@ def _write_page_data(
     fact = facts[0]
     with mega.apply(model, fact) as edited:
         attr = attribute(edited, fact.rewrite_prompt, fact.target_new, top_k=50)
+        seen = attr.attention(edited)
     run.write_frame("neurons", _neuron_table(attr))
     run.write_json("circuit", attr.circuit())
+    run.write_frame("attention", seen.patterns)
+    run.write_frame("token_heat", seen.heat)
     run.write_json("summary", summary)
 
 

@@ -8,6 +8,7 @@ layer 0 first. Functions raise `InputError` for a frame that is empty, lacks a c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,6 +28,7 @@ __all__ = [
     "layer_curve",
     "layer_panels",
     "neuron_bar",
+    "token_heatmap",
     "window_strip",
 ]
 
@@ -110,29 +112,42 @@ def head_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, limit: float | 
     bound = limit or float(np.nanmax(np.abs(matrix.to_numpy()), initial=0.0)) or 1.0
     size = (min(7.2, 1.9 + 0.46 * matrix.shape[1]), min(7.0, 1.0 + 0.3 * matrix.shape[0]))
     axes = row(1, width=size[0], height=size[1])[0] if ax is None else ax
-    axes.patch.set(hatch="////", edgecolor=LIGHT["muted"], linewidth=0)
-    sns.heatmap(
-        matrix,
-        ax=axes,
-        cmap=DIVERGING,
-        vmin=-bound,
-        vmax=bound,
-        annot=_written(matrix) if matrix.size <= _WRITTEN else False,
-        fmt="",
-        annot_kws={"size": 7},
-        linewidths=0.4 if matrix.size <= 1500 else 0,
-        linecolor=LIGHT["paper"],
-        rasterized=matrix.size > 3000,  # thousands of paths would make the page megabytes large
-        cbar_kws={"label": "score (nats)", "pad": 0.02},
-        xticklabels=_every(matrix.shape[1]),
-        yticklabels=_every(matrix.shape[0]),
-    )
-    if matrix.size > _WRITTEN:
-        _dot_negative(axes, matrix, bound)
+    _heatmap(axes, matrix, bound)
     axes.invert_yaxis()
     axes.grid(visible=False)
     axes.tick_params(length=0, rotation=0)
     axes.set(xlabel="head", ylabel="layer")
+    return axes
+
+
+@styled
+def token_heatmap(frame: pd.DataFrame, tokens: Sequence[str], ax: Axes | None = None) -> Axes:
+    """Heat of tokens: a row for each head, in the order of the frame, above them all heads together; a column a token.
+
+    `frame`: layer, head, pos, score (nats), one row a head and place in `tokens`. The map and the values in its cells
+    are `head_heatmap`'s.
+
+    >>> frame = pd.DataFrame({"layer": 0, "head": [1, 1], "pos": [0, 1], "score": [0.5, -1.0]})
+    >>> [label.get_text() for label in token_heatmap(frame, ["In", " Paris"]).get_xticklabels()]
+    ['In', '·Paris']
+    """
+    check(frame, ("layer", "head", "pos", "score"), key=("layer", "head", "pos"))
+    wide = frame.pivot(index=["layer", "head"], columns="pos", values="score").astype(float)
+    wide = wide.reindex(index=pd.MultiIndex.from_frame(frame[["layer", "head"]]).unique())
+    wide = wide.reindex(columns=range(len(tokens)))
+    names = ["all", *(f"L{layer} H{head}" for layer, head in wide.index)]
+    matrix = pd.DataFrame(np.vstack([wide.sum(axis=0), wide]), index=names)
+    bound = float(np.nanmax(np.abs(matrix.to_numpy()), initial=0.0)) or 1.0
+    size = (min(7.2, 1.9 + 0.46 * matrix.shape[1]), min(7.0, 1.3 + 0.3 * matrix.shape[0]))
+    axes = row(1, width=size[0], height=size[1])[0] if ax is None else ax
+    _heatmap(axes, matrix, bound)
+    shown = range(0, len(tokens), _every(len(tokens)))
+    labels = [clip(visible(tokens[pos], spaces=True), 16) for pos in shown]
+    axes.set_xticks([pos + 0.5 for pos in shown], labels, rotation=45, ha="right", rotation_mode="anchor")
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    axes.tick_params(axis="y", rotation=0)
+    axes.set(xlabel="", ylabel="")
     return axes
 
 
@@ -248,6 +263,29 @@ def _line(axes: Axes, group: pd.DataFrame, names: dict[str, Any]) -> None:
     if {"low", "high"} <= set(group):
         layer, low, high = (group[name].to_numpy(dtype=float) for name in ("layer", "low", "high"))
         axes.fill_between(layer, low, high, color=colour, alpha=0.14, linewidth=0, zorder=2)
+
+
+def _heatmap(axes: Axes, matrix: pd.DataFrame, bound: float) -> None:
+    """The signed map of ±`bound` in the axes: cells with values where there is room, dots where not."""
+    axes.patch.set(hatch="////", edgecolor=LIGHT["muted"], linewidth=0)
+    sns.heatmap(
+        matrix,
+        ax=axes,
+        cmap=DIVERGING,
+        vmin=-bound,
+        vmax=bound,
+        annot=_written(matrix) if matrix.size <= _WRITTEN else False,
+        fmt="",
+        annot_kws={"size": 7},
+        linewidths=0.4 if matrix.size <= 1500 else 0,
+        linecolor=LIGHT["paper"],
+        rasterized=matrix.size > 3000,  # thousands of paths would make the page megabytes large
+        cbar_kws={"label": "score (nats)", "pad": 0.02},
+        xticklabels=_every(matrix.shape[1]),
+        yticklabels=_every(matrix.shape[0]),
+    )
+    if matrix.size > _WRITTEN:
+        _dot_negative(axes, matrix, bound)
 
 
 def _written(matrix: pd.DataFrame) -> np.ndarray:

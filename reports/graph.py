@@ -48,13 +48,15 @@ class Edge:
 
 @dataclass(frozen=True)
 class Circuit:
-    """An attribution graph: `share` is the part of the target's score that its nodes account for (0..1)."""
+    """An attribution graph: `share` is the part of the target's score that its nodes account for (0..1); `tokens`
+    are the prompt's, where the file has them."""
 
     target: str
     prompt: str
     share: float
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
+    tokens: tuple[str, ...] = ()
 
 
 def read(source: str | os.PathLike[str] | Mapping[str, Any]) -> Circuit:
@@ -88,7 +90,10 @@ def _parse(data: Mapping[str, Any], where: str) -> Circuit:
     try:
         nodes = tuple(_parse_node(item) for item in data["nodes"])
         edges = tuple(_parse_edge(item) for item in data["edges"])
-        circuit = Circuit(str(data["target"]), str(data["prompt"]), float(data["share"]), nodes, edges)
+        tokens = tuple(str(token) for token in data.get("tokens", ()))
+        circuit = Circuit(
+            str(data["target"]), str(data["prompt"]), float(data["share"]), nodes, edges, tokens
+        )
     except KeyError as error:
         raise IntegrityError(f"{where}: expected a field {error.args[0]!r}, found none") from error
     except (TypeError, ValueError, AttributeError, OverflowError) as error:

@@ -6,8 +6,10 @@ import base64
 import functools
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Sequence
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +22,43 @@ __all__ = ["render", "write"]
 
 _HERE = Path(__file__).parent
 _TEMPLATES = _HERE / "templates"
+#: Scripts that installed packages hold: name -> (package, path).
+_PACKAGED = {"circuitsvis.js": ("circuitsvis", "circuitsvis/dist/cdn/iife.js")}
 
 
 def render(template: str, context: dict[str, Any], *, scripts: Sequence[str] = ()) -> str:
     """The template of that name, filled with `context`, everything in it escaped.
 
-    `scripts`: names of scripts among the templates or in `vendor/`, put into the page in this order; the page's
-    content-security policy then lets a browser run these texts, each by its sha256, and nothing else.
+    `scripts`: names of scripts among the templates, in `vendor/` or in an installed package (`_PACKAGED`), put into
+    the page in this order; the page's content-security policy then lets a browser run these texts, each by its sha256,
+    and nothing else.
     """
-    codes = [_script(name) for name in scripts]
-    hashes = [base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() for code in codes]
+    found = [_script(name) for name in scripts]
+    codes, hashes = [code for code, _ in found], [digest for _, digest in found]
     shared = {"light": LIGHT, "dark": DARK, "scripts": codes, "script_hashes": hashes}
     return _environment().get_template(template).render(shared | context)
 
 
 @functools.cache
-def _script(name: str) -> str:
-    (file,) = (place / name for place in (_TEMPLATES, _HERE / "vendor") if (place / name).is_file())
-    return file.read_text(encoding="utf-8")
+def _script(name: str) -> tuple[str, str]:
+    """The text of a script as it stands on a page, and its sha256 in base64; read and hashed once a process."""
+    if name in _PACKAGED:
+        code = _packaged(*_PACKAGED[name])
+    else:
+        (file,) = (place / name for place in (_TEMPLATES, _HERE / "vendor") if (place / name).is_file())
+        code = file.read_text(encoding="utf-8")
+    return code, base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+
+
+def _packaged(package: str, path: str) -> str:
+    """A script of an installed package under its licence, fit to stand in a page."""
+    found = distribution(package)
+    code = Path(str(found.locate_file(path))).read_text(encoding="utf-8")
+    # an end tag in a string would end the script; a source map would be asked for by a browser's tools
+    code = re.sub(
+        r"^//# sourceMappingURL=.*$", "", code.replace("</script", r"<\/script"), flags=re.MULTILINE
+    )
+    return f"/* {package} {found.version}\n\n{found.read_text('LICENSE.txt')}*/\n{code}"
 
 
 @functools.cache

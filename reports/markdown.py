@@ -40,7 +40,8 @@ def convert(page: str, *, folder: str) -> tuple[str, dict[str, str]]:
         pictures[name] = _file(svg)
         return f'<img src="{folder}/{name}" alt="{html.escape(html.unescape(title.group(1) if title else name))}">'
 
-    tree = _Tree(re.sub(r"<svg\b.*?</svg>", take, page, flags=re.DOTALL))
+    bare = re.sub(r"<script\b.*?</script>", "", page, flags=re.DOTALL)  # a library's text may hold an <svg>
+    tree = _Tree(re.sub(r"<svg\b.*?</svg>", take, bare, flags=re.DOTALL))
     return "\n\n".join(_blocks(tree.root)) + "\n", pictures
 
 
@@ -84,7 +85,7 @@ class _Tree(HTMLParser):
 def _blocks(element: Element) -> list[str]:
     found = []
     for child in element:
-        if child.tag in _SKIPPED:
+        if child.tag in _SKIPPED or "hidden" in child.attrib:  # what a script would show
             continue
         if child.tag in _BLOCKS:
             found += _blocks(child)

@@ -7,7 +7,8 @@ run nothing.
 Every string of the run goes through Jinja's autoescaping, every token through `reports.text.visible` first.
 
 Read in the folder, all but the first optional: `summary.json`, `contrast.parquet`, `heads.parquet`,
-`window.parquet`, `neurons.parquet`, `circuit.json`, `provenance.json`, `config.toml`, `results/gates`, and
+`window.parquet`, `neurons.parquet`, `circuit.json`, with it `attention.parquet` and `token_heat.parquet`,
+`provenance.json`, `config.toml`, `results/gates`, and
 `results/anatomy` or `results/faithfulness`, which give the page the sections of such a study. What has no file is
 named in one sentence; a file that is there but is not what it should be stops the build, naming file and reason.
 
@@ -22,11 +23,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reports import anatomy_sections, faithfulness, gates, html, sections
+from reports import anatomy_sections, attention, explorer, faithfulness, gates, html, sections
 from reports.circuit import Circuit
 from reports.circuit import read as read_circuit
 from reports.errors import InputError, IntegrityError
-from reports.explorer import SCRIPTS
 from reports.reading import read_frame, read_lines, read_object
 
 __all__ = ["build", "read_summary", "render"]
@@ -38,6 +38,7 @@ _PARTS = {
     "windows": "window",
     "neurons": "neurons",
     "circuit": "circuit",
+    "attention": "attention patterns",
     "provenance": "provenance",
     "config": "configuration",
 }
@@ -69,7 +70,11 @@ def render(run_folder: str | os.PathLike[str]) -> str:
     if not (folder / "summary.json").is_file():
         raise InputError(f"run_folder: expected a run folder with summary.json, found none in {folder}")
     context = _context(folder)
-    return html.render("page.html.j2", context, scripts=SCRIPTS if context["circuit"] else ())
+    scripts = [
+        *(explorer.SCRIPTS if context["circuit"] else ()),
+        *(attention.SCRIPTS if context["attention"] else ()),
+    ]
+    return html.render("page.html.j2", context, scripts=scripts)
 
 
 def _context(folder: Path) -> dict[str, Any]:
@@ -78,6 +83,7 @@ def _context(folder: Path) -> dict[str, Any]:
     frames = {name: read_frame(folder, name) for name in ("contrast", "heads", "window", "neurons")}
     path = folder / "circuit.json"
     circuit: Circuit | None = read_circuit(path) if path.is_file() else None
+    looks = attention.read(folder, circuit.tokens if circuit else ())
     provenance = folder / "provenance.json"
     made: dict[str, Any] = {
         "layers": _section(folder, "contrast.parquet", sections.layers, frames["contrast"], window),
@@ -85,6 +91,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "windows": _section(folder, "window.parquet", sections.windows, frames["window"], window),
         "neurons": _section(folder, "neurons.parquet", sections.neurons, frames["neurons"]),
         "circuit": sections.circuit(circuit) if circuit else None,
+        "attention": attention.attention(looks) if looks else None,
         "result": _section(folder, "summary.json", sections.result, summary),
         "study": _study(folder, window),
         "faithfulness": _faithfulness(folder),

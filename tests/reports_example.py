@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,24 @@ def circuit(units: int = 24) -> dict[str, Any]:
     nodes.append({"id": "target", "kind": "target", "layer": 8, "pos": 8, "label": " English", "score": 4.2})
     prompt = "".join(tokens)
     about = {"schema_version": 2, "target": " English", "prompt": prompt, "share": 0.71}
-    return about | {"nodes": nodes, "edges": edges}
+    return about | {"nodes": nodes, "edges": edges, "tokens": tokens}
+
+
+def looks(
+    tokens: int = 9, heads: Sequence[tuple[int, int]] = ((6, 0), (3, 5), (7, 2))
+) -> dict[str, pd.DataFrame]:
+    """The frames of `reports.attention` for so many tokens."""
+    patterns, heat = [], []
+    for i, (layer, head) in enumerate(heads):
+        for query in range(tokens):
+            raw = [math.exp(math.cos(1.7 * key + layer + 0.3 * query * i)) for key in range(query + 1)]
+            raw += [0.0] * (tokens - query - 1)
+            patterns += [(layer, head, query, key, weight / sum(raw)) for key, weight in enumerate(raw)]
+        heat += [(layer, head, pos, 0.9 * math.sin(1.1 * pos + 2 * i) / (1 + i)) for pos in range(tokens)]
+    return {
+        "attention": pd.DataFrame(patterns, columns=["layer", "head", "query", "key", "weight"]),
+        "token_heat": pd.DataFrame(heat, columns=["layer", "head", "pos", "score"]),
+    }
 
 
 def write_run(folder: Path) -> Path:
@@ -162,6 +180,7 @@ def write_run(folder: Path) -> Path:
         ("heads", heads()),
         ("window", windows()),
         ("neurons", neurons()),
+        *looks().items(),
     ):
         frame.to_parquet(folder / f"{name}.parquet")
     facts = {

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from mechedit.demo import DemoConfig, controls, run_demo
@@ -40,6 +41,19 @@ def test_the_report_needs_no_network_and_shows_every_section(finished: Path) -> 
     assert "https://" not in page
     assert "not part of this run" not in page
     assert len(page.encode()) < 3_000_000
+
+
+def test_the_page_shows_where_the_heads_of_its_circuit_look(finished: Path) -> None:
+    circuit = json.loads((finished / "circuit.json").read_text(encoding="utf-8"))
+    scores = {node["id"]: node["score"] for node in circuit["nodes"]}
+    heat = pd.read_parquet(finished / "token_heat.parquet")
+    sums = heat.groupby(["layer", "head"])["score"].sum()
+    assert 0 < len(sums) <= 8
+    for (layer, head), score in sums.items():
+        assert score == pytest.approx(scores[f"head:{layer}.{head}"], abs=1e-4)
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert "Where its heads look" in page
+    assert page.count("var CircuitsVis=") == 1
 
 
 def test_the_same_command_again_changes_no_byte(finished: Path, factworld_gpt2: HookedModel) -> None:

@@ -306,7 +306,7 @@ def test_markdown_has_what_the_page_has(tmp_path: Path) -> None:
     shown = markdown(text)
     headings = re.findall(r"<h2[^>]*>(.*?)</h2>", overview.render(run))
     assert re.findall(r"^## (.*)$", text, re.M) == headings
-    assert shown.tags.count("table") == 5  # scores, claims, layers, neurons, provenance
+    assert shown.tags.count("table") == 6  # scores, claims, layers, neurons, heat of tokens, provenance
     assert "97.5 [87.1 – 99.6] n 40" in shown.words
     pictures = re.findall(r"\]\((demo-files/[\w-]+\.svg)\)", text)
     assert len(pictures) == shown.tags.count("img") == len(list((tmp_path / "demo-files").iterdir())) == 5

@@ -19,6 +19,7 @@ import pytest
 
 from reports import batch, compare, html, page
 from reports.formats import chromium
+from reports.text import visible
 from tests import reports_example as example
 from tests.test_reports_batch import write
 
@@ -73,8 +74,8 @@ def opened(
     return view, heard
 
 
-def violations(view: Page) -> list[str]:
-    found: list[dict[str, Any]] = axe.Axe().run(view).response["violations"]
+def violations(view: Page, within: str | None = None) -> list[str]:
+    found: list[dict[str, Any]] = axe.Axe().run(view, context=within).response["violations"]
     return [f"{v['impact']} {v['id']}: {v['nodes'][0]['html'][:120]}" for v in found]
 
 
@@ -181,6 +182,68 @@ def test_a_circuit_of_sixty_nodes_and_a_thousand_edges_is_explored(browser: Brow
     view.wait_for_selector("#explore[data-drawn=yes]")
     assert view.evaluate(f"{GRAPH}.edges().length") == 1000
     assert heard == []
+
+
+def drawn(view: Page) -> None:
+    view.click("#look > summary")
+    view.wait_for_selector("#look[data-drawn=yes]")
+    view.wait_for_selector("#look-heads canvas")
+
+
+def test_patterns_and_heat_are_drawn(browser: Browser, pages: dict[str, Path]) -> None:
+    view, heard = opened(browser, pages["page"])
+    assert view.locator("#look canvas").count() == 0  # not before it is asked for
+    drawn(view)
+    frame = example.looks()["token_heat"]
+    tokens = example.circuit()["tokens"]
+    shown = view.locator("#look-heat .colored-tokens > span > span").all_inner_texts()
+    assert shown == [token.replace(" ", "·") for token in tokens]
+    assert view.locator("#look-heads canvas").count() == 3 + 1
+    assert view.locator("#look-heads h4").all_inner_texts() == ["L6 H0", "L3 H5", "L7 H2"]
+    view.locator("#look-heads h4").nth(1).click()
+    assert "L3 H5 Zoomed" in view.locator("#look-heads").inner_text()
+    sums = frame.groupby("pos")["score"].sum()
+    view.locator("#look-heat .colored-tokens > span").nth(4).hover()
+    assert view.locator("#look-heat strong + br").locator("xpath=..").inner_text() == f"·Dan\n{sums[4]:.3f}"
+    for scheme in ("light", "dark"):
+        view.emulate_media(color_scheme=scheme)
+        assert violations(view, "section[aria-labelledby=attention]") == []
+    assert heard == []
+
+
+def test_patterns_of_hostile_tokens_stay_text_and_run_nothing(browser: Browser, tmp_path: Path) -> None:
+    attack = "<img src=x onerror=alert(1)>"
+    tokens = [attack, "</script>", "&amp;", "<b>", "\u202e", "a\u200bb", "🙂", "שלום", " "]
+    run = example.write_run(tmp_path / "run")
+    (run / "circuit.json").write_text(json.dumps(example.circuit() | {"tokens": tokens}), encoding="utf-8")
+    view, heard = opened(browser, page.build(run))
+    drawn(view)
+    shown = view.locator("#look-heat .colored-tokens > span > span").all_inner_texts()
+    assert shown == [visible(token, spaces=True).replace(" ", "\xa0") for token in tokens]
+    assert view.locator("#look img, #look b").count() == 0
+    assert heard == []
+
+
+def test_that_oracle_can_fail(browser: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
+    """Without the escaping, CircuitsVis makes markup of a token."""
+    bad = tmp_path / "bad.html"
+    library, _ = html._script("circuitsvis.js")
+    call = "CircuitsVis.render('x', CircuitsVis.ColoredTokens, {tokens: ['<b>y</b>'], values: [1]})"
+    bad.write_text(f"<div id=x></div><script>{library}</script><script>{call}</script>", encoding="utf-8")
+    view, _ = opened(browser, bad)
+    view.wait_for_selector("#x b")
+
+
+def test_patterns_fit_a_phone_and_are_not_printed(browser: Browser, pages: dict[str, Path]) -> None:
+    view, _ = opened(browser, pages["page"], width=390)
+    drawn(view)
+    assert view.evaluate("document.documentElement.scrollWidth") <= 390
+    box = view.locator("#look-heads canvas").last.bounding_box()
+    assert box is not None
+    assert 200 < box["width"] <= 390
+    view.emulate_media(media="print")
+    assert view.locator("table.heat").is_visible()
+    assert not view.locator("#look").is_visible()
 
 
 def test_the_vendored_library_is_the_one_that_is_named() -> None:

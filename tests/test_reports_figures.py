@@ -27,6 +27,7 @@ DRAWN: dict[str, Callable[[], Axes]] = {
     "layers": lambda: figures.layer_panels(example.contrast(), window=(5, 7))[0],
     "curve": lambda: figures.layer_curve(example.contrast().query("module == 'attn'")),
     "heads": lambda: figures.head_heatmap(example.heads()),
+    "heat": lambda: figures.token_heatmap(example.looks()["token_heat"], [*example.HOSTILE[:9]]),
     "windows": lambda: figures.window_strip(example.windows(), (5, 7)),
     "neurons": lambda: figures.neuron_bar(example.neurons()),
     "forest": lambda: forests.forest(FOREST),
@@ -84,6 +85,17 @@ def test_heatmap_is_centred_and_leaves_missing_heads_empty() -> None:
     assert mesh.get_clim() == (-2.0, 2.0)
     values: Any = np.ma.filled(np.ma.asarray(mesh.get_array(), dtype=float), math.nan).reshape(3, 2)
     assert np.array_equal(values, [[0.5, -2.0], [math.nan] * 2, [math.nan] * 2], equal_nan=True)
+
+
+def test_heat_of_tokens_keeps_the_order_of_heads_and_sums_them() -> None:
+    frame = pd.DataFrame(
+        {"layer": [7, 7, 2, 2], "head": 1, "pos": [0, 1, 1, 0], "score": [1.0, -2.0, 0.5, 0.0]}
+    )
+    axes = figures.token_heatmap(frame, ["a", " b"])
+    values: Any = np.ma.asarray(axes.collections[0].get_array()).reshape(3, 2)
+    assert np.array_equal(values, [[1.0, -1.5], [1.0, -2.0], [0.0, 0.5]])
+    assert axes.collections[0].get_clim() == (-2.0, 2.0)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["all", "L7 H1", "L2 H1"]
 
 
 def test_a_large_heatmap_stays_small() -> None:

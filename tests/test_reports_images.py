@@ -113,6 +113,9 @@ DRAWN: dict[str, Callable[[int], Axes]] = {
     ),
     "layer_panels": lambda s: figures.layer_panels(scaled(example.contrast(), s, "score"), window=(5, 7))[0],
     "head_heatmap": lambda s: figures.head_heatmap(scaled(example.heads(), s, "score")),
+    "token_heatmap": lambda s: figures.token_heatmap(
+        scaled(example.looks()["token_heat"], s, "score"), example.circuit()["tokens"]
+    ),
     "window_strip": lambda s: figures.window_strip(scaled(example.windows(), s, "score"), (5, 7)),
     "neuron_bar": lambda s: figures.neuron_bar(scaled(example.neurons(), s, "score")),
     "butterfly": lambda s: figures.butterfly(scaled(example.neurons(), s, "score")),

@@ -89,16 +89,23 @@ def test_the_page_is_well_formed_with_unique_ids_and_one_h1(page: str) -> None:
     assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
     links = [attributes["href"] for tag, attributes in outline.tags if tag == "a"]
     assert {str(link)[1:] for link in links} <= set(ids)
-    assert len(links) == 9
+    assert len(links) == 10
 
 
 def test_the_page_asks_nothing_of_the_network(page: str) -> None:
-    library = (Path(html.__file__).parent / "vendor" / "cytoscape.min.js").read_text(encoding="utf-8")
-    assert addresses(page.replace(library, "")) == []  # its comments name where it comes from
+    bare = page
+    for name in ("cytoscape.min.js", "circuitsvis.js"):  # their texts name where they come from
+        library, _ = html._script(name)
+        assert library in page
+        bare = bare.replace(library, "")
+    assert addresses(bare) == []
     assert "default-src 'none'" in page
     outline = Outline(re.sub(r"(<script[^>]*>).*?</script>", r"\1</script>", page, flags=re.DOTALL))
     assert not [tag for tag, _ in outline.tags if tag in ("link", "iframe", "object", "embed")]
-    assert [a.get("type") for tag, a in outline.tags if tag == "script"] == ["application/json", None, None]
+    assert [a.get("type") for tag, a in outline.tags if tag == "script"] == [
+        *["application/json"] * 2,
+        *[None] * 4,
+    ]
     assert len(page.encode()) < 3_000_000
 
 
@@ -173,7 +180,9 @@ def test_another_run_gives_other_bytes(tmp_path: Path) -> None:
 def test_missing_files_are_said(tmp_path: Path) -> None:
     text = build(minimal(tmp_path / "run")).read_text(encoding="utf-8")
     (said,) = re.findall(r"Not part of this run: (.*?)\.<", text)
-    assert said == "layer curves, heads, window, neurons, circuit, provenance, configuration"
+    assert (
+        said == "layer curves, heads, window, neurons, circuit, attention patterns, provenance, configuration"
+    )
     links = re.findall(r'<a href="#([\w-]+)">', text)
     assert links == ["result", "reading", "not-done"]  # the menu has what the page has
     assert "No editor was evaluated" in text

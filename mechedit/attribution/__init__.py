@@ -4,11 +4,13 @@
 the tensor functions under it know no model: `projection` (B with the final norm and its frozen scale),
 `scores` (inc), `terms` (what each layer adds), `layers`, `neurons`, `query`. `contrast` sets a new target
 against an old one, `edit_contrast` an edited model against the unedited one, `a - b` any two results;
-`attribute_many` takes many prompts, `ablate` the neurons that were found out of the forward pass; `vocabulary` reads a
-neuron's own vector in the vocabulary.
+`attribute_many` takes many prompts, `ablate` the neurons that were found out of the forward pass,
+`Attribution.attention` says where the heads of a circuit look; `vocabulary` reads a neuron's own vector in the
+vocabulary.
 """
 
 from mechedit.attribution.ablate import Ablation, ablate
+from mechedit.attribution.attention import HeadAttention
 from mechedit.attribution.contrasts import contrast, edit_contrast
 from mechedit.attribution.difference import AttributionContrast, contrast_json
 from mechedit.attribution.many import attribute_many
@@ -20,6 +22,7 @@ __all__ = [
     "Ablation",
     "Attribution",
     "AttributionContrast",
+    "HeadAttention",
     "ablate",
     "attribute",
     "attribute_many",

@@ -19,6 +19,7 @@ from reports.text import visible
 
 if TYPE_CHECKING:
     from mechedit.attribution.ablate import Ablation
+    from mechedit.attribution.attention import HeadAttention
     from mechedit.attribution.difference import AttributionContrast
     from mechedit.model import HookedModel
 
@@ -134,6 +135,13 @@ class Attribution(Result):
         from mechedit.attribution.circuit import build_circuit  # here: circuit.py imports this module
 
         return build_circuit(self, share=share, max_units=max_units, max_edges=max_edges)
+
+    def attention(self, model: HookedModel, *, k: int = 8) -> HeadAttention:
+        """Where the k strongest heads of the circuit look, and their scores divided among the tokens; see
+        `attention.py`. A result holds no model, so the attributed one is given again."""
+        from mechedit.attribution.attention import head_attention  # here: attention.py imports this module
+
+        return head_attention(model, self, k=k)
 
     def ablate(
         self,
