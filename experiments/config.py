@@ -19,6 +19,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 import tomllib
 import types
 import typing
@@ -32,6 +33,8 @@ from reports.errors import InputError
 __all__ = ["build", "dump", "load", "read_table"]
 
 C = TypeVar("C")
+#: a.b.c of over a hundred parts: reading a key takes a time that grows with the square of its parts
+_DOTTED = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){100}""")
 
 
 class _Mismatch(Exception):
@@ -72,7 +75,10 @@ def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The TOML file `path` as it stands. Errors: `InputError` for a missing file and text that is no TOML."""
     file = Path(path)
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        if _DOTTED.search(text):
+            raise ValueError("a key of more than 100 parts")
+        return tomllib.loads(text)
     except FileNotFoundError as error:
         raise InputError(f"{file}: expected a TOML file, found none; check the path") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -117,7 +117,7 @@ def _file_rows(path: Path) -> list[Any]:
             return pq.read_table(path).to_pylist()
         text = path.read_text(encoding="utf-8-sig")
         rows = _lines(text) if path.suffix.lower() == ".jsonl" else json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:  # JSON, Unicode and Arrow errors are ValueErrors
+    except (OSError, ValueError, LookupError, RuntimeError) as error:  # each is one that Arrow raises
         raise InputError(f"{path}: not readable as {path.suffix[1:].lower()} ({_one_line(error)})") from error
     if not isinstance(rows, list):
         raise InputError(f"{path}: expected a JSON array of records, found {type(rows).__name__}")

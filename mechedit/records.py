@@ -112,6 +112,7 @@ class FactEdit:
             elif field.name == "case_id":
                 if isinstance(value, bool) or not isinstance(value, int | str):
                     raise InputError(f"case_id: expected an integer or a text, found {shown(value)}")
+                check_text(str(value), "case_id", empty=True)
             else:
                 check_text(value, field.name, empty=field.name in ("relation", "source_schema"))
         if self.prompt.count("{}") != 1:
