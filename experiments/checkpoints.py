@@ -24,12 +24,11 @@ from transformers.utils import logging as hf_logging
 
 from experiments.memory import free_bytes, size
 from reports.codec import parse
-from reports.errors import InputError
+from reports.errors import InputError, first_line
 
 __all__ = [
     "digest",
     "find_folder",
-    "first_line",
     "in_cache",
     "local_bytes",
     "pick_device",
@@ -101,7 +100,7 @@ def find_folder(name: str, *, embedded: Mapping[str, Path], argument: str = "mod
     try:
         found = Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
     except Exception as error:  # whatever the hub's client raises: no network, no such id, no access
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise InputError(
             f"{argument}: {known}, found {name!r}: no such folder, and it cannot be fetched from the hub ({reason})"
         ) from error
@@ -235,7 +234,7 @@ def read_tokenizer(folder: Path, *, argument: str = "model", **options: bool) ->
             folder, trust_remote_code=False, local_files_only=True, **options
         )
     except Exception as error:  # the tokenizers library raises bare Exception on a damaged file
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise InputError(f"{argument}: the tokenizer files of {folder} cannot be read: {reason}") from error
     return tokenizer
 
@@ -281,8 +280,3 @@ def progress_bar(*, shown: bool) -> Iterator[None]:
     finally:
         if was_on and not shown:
             hf_logging.enable_progress_bar()
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what it says, else its kind."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -20,7 +20,6 @@ import difflib
 import itertools
 import os
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any
 
 from experiments import config
 from experiments.runs import check_case_id
+from reports.codec import parse_toml
 from reports.errors import InputError
 
 __all__ = ["Cell", "Experiment", "Plan", "read", "recorded"]
@@ -138,8 +138,8 @@ def _setting(text: str) -> tuple[str, Any]:
     if not equals or not re.fullmatch(r"[A-Za-z_][\w.-]*", key):
         raise InputError(f"overrides: expected KEY=VALUE, as limit=20, found {text!r}")
     try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except (ValueError, RecursionError):
+        return key, parse_toml(f"value = {value}")["value"]
+    except ValueError:
         return key, value
 
 

@@ -32,7 +32,7 @@ import tomli_w
 
 from experiments.lock import LOCK, FolderLock, lock
 from experiments.provenance import provenance
-from reports.codec import encode
+from reports.codec import encode, parse_toml
 from reports.errors import InputError, IntegrityError, MechEditError
 from reports.reading import read_object
 from reports.results import Result
@@ -408,8 +408,8 @@ def _sync_folder(folder: Path) -> None:
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return parse_toml(file.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise InputError(
             f"path: expected a run, found {file} that is no TOML ({_show(str(error))}); choose another folder"
         ) from error

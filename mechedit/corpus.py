@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from reports.errors import InputError
+from reports.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from mechedit.model import HookedModel
@@ -128,7 +128,7 @@ def _dataset(name: str) -> Corpus:
     try:
         loaded: Any = datasets.load_dataset(base, split=split or "train")
     except Exception as error:  # `datasets` documents no common base of what it raises
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise InputError(
             f"text: expected a text file, a folder or a datasets name, found {name!r}: no such file ({reason})"
         ) from error

@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from experiments import checkpoints
-from reports.errors import InputError
+from reports.errors import InputError, first_line
 
 __all__ = ["EMBEDDED", "FOLDERS", "Checkpoint", "load_checkpoint", "read_model"]
 
@@ -106,7 +106,7 @@ def require_architecture(folder: Path) -> None:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (ValueError, OSError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"model: {folder / 'config.json'}: {checkpoints.first_line(error)}") from error
+        raise InputError(f"model: {folder / 'config.json'}: {first_line(error)}") from error
     architecture = next(iter(config.architectures or []), "none named")
     if architecture not in SUPPORTED_ARCHITECTURES:
         raise InputError(
@@ -132,7 +132,7 @@ def read_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
             output_loading_info=True,
         )
     except (ValueError, OSError, RuntimeError) as error:
-        raise InputError(f"model: {folder} cannot be loaded: {checkpoints.first_line(error)}") from error
+        raise InputError(f"model: {folder} cannot be loaded: {first_line(error)}") from error
     faults = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if faults:
         raise InputError(

@@ -134,14 +134,21 @@ def attention(looks: Looks) -> dict[str, Any]:
         {
             "pos": before + i,
             "token": clip(tokens[before + i], 24),
-            "cells": _cells(shown[:, i], ["", *(f"{w:.2f}" for w in weights[:, before + i])], largest),
+            "cells": _cells(shown[:, i], weights[:, before + i], largest),
         }
         for i in range(len(tokens) - before)
     ]
-    folded = _cells(
-        heat[:, :before].sum(axis=1), ["", *(f"{w:.2f}" for w in weights[:, :before].sum(axis=1))], None
-    )
+    folded = _cells(heat[:, :before].sum(axis=1), weights[:, :before].sum(axis=1), None)
     strongest = int(abs(heat[0]).argmax())
+    data = {
+        "tokens": tokens[before:],
+        "heads": heads,
+        "patterns": np.round(looks.patterns[:, before:, before:], 3).tolist(),
+        "heat": np.round(shown[0], 3).tolist(),
+        "part": _PART,
+        "pos": LIGHT["pos"],
+        "neg": LIGHT["neg"],
+    }
     return {
         "head": ["all", *heads],
         "rows": rows,
@@ -151,12 +158,14 @@ def attention(looks: Looks) -> dict[str, Any]:
         "n_tokens": len(tokens),
         "first": before,
         "said": f"Largest: {tokens[strongest]} (position {strongest}), {number(heat[0, strongest])} nats.",
-        "block": _block(looks, tokens, before),
+        "block": data_block("attention-data", data),
     }
 
 
-def _cells(scores: NDArray[np.float64], weights: list[str], largest: float | None) -> list[dict[str, str]]:
-    """A row of the table; without `largest` it is not coloured."""
+def _cells(
+    scores: NDArray[np.float64], weights: NDArray[np.float64], largest: float | None
+) -> list[dict[str, str]]:
+    """A row of the table, whose first score is of all heads and has no weight; without `largest` it is not coloured."""
     return [
         {
             "score": number(round(score, 3) + 0.0),  # no −0.000
@@ -164,20 +173,5 @@ def _cells(scores: NDArray[np.float64], weights: list[str], largest: float | Non
             "sign": sign(score) if largest and abs(score) >= 0.0005 else "zero",
             "heat": f"{100 * _PART * abs(score) / largest:.0f}" if largest else "0",
         }
-        for score, weight in zip(scores.tolist(), weights, strict=True)
+        for score, weight in zip(scores.tolist(), ["", *(f"{w:.2f}" for w in weights)], strict=True)
     ]
-
-
-def _block(looks: Looks, tokens: list[str], before: int) -> Any:
-    shown = looks.patterns[:, before:, before:]
-    heat = looks.heat[:, before:].sum(axis=0)
-    data = {
-        "tokens": tokens[before:],
-        "heads": [f"L{layer} H{head}" for layer, head in looks.heads],
-        "patterns": np.round(shown, 3).tolist(),
-        "heat": np.round(heat, 3).tolist(),
-        "part": _PART,
-        "pos": LIGHT["pos"],
-        "neg": LIGHT["neg"],
-    }
-    return data_block("attention-data", data)

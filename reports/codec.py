@@ -1,4 +1,4 @@
-"""Plain values to strict JSON and back, without loss.
+"""Plain values to strict JSON and back, without loss; JSON and TOML from elsewhere, read strictly.
 
 JSON has no nan, no infinities, no tuples, no dataclasses and no paths. Floats that JSON lacks are tagged
 (`{"$float": "nan"}`), since a reader must not have to guess; the containers come back by the annotation of
@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
+import tomllib
 import types
 import typing
 from pathlib import Path
@@ -19,13 +21,15 @@ import numpy as np
 
 from reports.errors import InputError
 
-__all__ = ["decode", "encode", "parse"]
+__all__ = ["decode", "encode", "parse", "parse_toml"]
 
 DEEPEST = (
     100  # levels; what reads the values may call itself twice a level and stays within what Python allows
 )
 _FLOAT = "$float"
 _NESTED = (list, dict)
+#: a.b.c of over a hundred parts: reading a key takes a time that grows with the square of its parts
+_DOTTED = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){100}""")
 _TOO_DEEP = "its values are nested too deeply"
 
 
@@ -55,6 +59,24 @@ def parse(text: str | bytes) -> Any:
     if "\\u" in text:  # an escape may be half a surrogate pair, which no file and no page can hold
         json.dumps(found, ensure_ascii=False).encode()
     return found
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The TOML in `text`. Errors: `ValueError` alone, as `parse`; a key has at most a hundred parts.
+
+    >>> parse_toml("limit = 3")
+    {'limit': 3}
+    >>> parse_toml("a." * 100 + "a = 1")
+    Traceback (most recent call last):
+        ...
+    ValueError: a key of more than 100 parts
+    """
+    if _DOTTED.search(text):
+        raise ValueError("a key of more than 100 parts")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
 
 
 def _deeper(value: Any, levels: int) -> bool:

@@ -15,6 +15,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from reports import batch, figures, forests, formats, html, overview, page, sections
+from reports.codec import parse_toml
 from reports.errors import InputError, IntegrityError
 from reports.inline import fragment
 from reports.overview import COLUMNS, Overview, Score
@@ -99,13 +100,11 @@ def _settings(run: Path) -> list[tuple[str, str]]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    import tomllib
-
     if not path.is_file():
         return {}
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return parse_toml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise IntegrityError(f"{path}: not readable as TOML ({error})") from error
 
 

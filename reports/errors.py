@@ -8,7 +8,7 @@ else is a bug and keeps its traceback.
 
 from __future__ import annotations
 
-__all__ = ["LONGEST", "InputError", "IntegrityError", "MechEditError"]
+__all__ = ["LONGEST", "InputError", "IntegrityError", "MechEditError", "first_line"]
 
 
 LONGEST = 1000
@@ -46,6 +46,15 @@ class IntegrityError(MechEditError):
     >>> issubclass(IntegrityError, ValueError)
     False
     """
+
+
+def first_line(error: Exception) -> str:
+    r"""The first line of what another library's error says, else its kind.
+
+    >>> first_line(ValueError("no such id\n  at line 3")), first_line(ValueError())
+    ('no such id', 'ValueError')
+    """
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _one_line(text: str) -> str:

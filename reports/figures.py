@@ -109,12 +109,8 @@ def head_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, limit: float | 
     check(frame, ("layer", "head", "score"), key=("layer", "head"))
     matrix = frame.pivot_table(index="layer", columns="head", values="score", dropna=False, aggfunc="first")
     matrix = matrix.astype(float).reindex(index=_span(frame["layer"]), columns=_span(frame["head"]))
-    bound = limit or float(np.nanmax(np.abs(matrix.to_numpy()), initial=0.0)) or 1.0
-    size = (min(7.2, 1.9 + 0.46 * matrix.shape[1]), min(7.0, 1.0 + 0.3 * matrix.shape[0]))
-    axes = row(1, width=size[0], height=size[1])[0] if ax is None else ax
-    _heatmap(axes, matrix, bound)
+    axes = _heatmap(matrix, ax, limit=limit, labels=1.0)
     axes.invert_yaxis()
-    axes.grid(visible=False)
     axes.tick_params(length=0, rotation=0)
     axes.set(xlabel="head", ylabel="layer")
     return axes
@@ -137,14 +133,10 @@ def token_heatmap(frame: pd.DataFrame, tokens: Sequence[str], ax: Axes | None = 
     wide = wide.reindex(columns=range(len(tokens)))
     names = ["all", *(f"L{layer} H{head}" for layer, head in wide.index)]
     matrix = pd.DataFrame(np.vstack([wide.sum(axis=0), wide]), index=names)
-    bound = float(np.nanmax(np.abs(matrix.to_numpy()), initial=0.0)) or 1.0
-    size = (min(7.2, 1.9 + 0.46 * matrix.shape[1]), min(7.0, 1.3 + 0.3 * matrix.shape[0]))
-    axes = row(1, width=size[0], height=size[1])[0] if ax is None else ax
-    _heatmap(axes, matrix, bound)
+    axes = _heatmap(matrix, ax, labels=1.3)
     shown = range(0, len(tokens), _every(len(tokens)))
     labels = [clip(visible(tokens[pos], spaces=True), 16) for pos in shown]
     axes.set_xticks([pos + 0.5 for pos in shown], labels, rotation=45, ha="right", rotation_mode="anchor")
-    axes.grid(visible=False)
     axes.tick_params(length=0)
     axes.tick_params(axis="y", rotation=0)
     axes.set(xlabel="", ylabel="")
@@ -265,8 +257,12 @@ def _line(axes: Axes, group: pd.DataFrame, names: dict[str, Any]) -> None:
         axes.fill_between(layer, low, high, color=colour, alpha=0.14, linewidth=0, zorder=2)
 
 
-def _heatmap(axes: Axes, matrix: pd.DataFrame, bound: float) -> None:
-    """The signed map of ±`bound` in the axes: cells with values where there is room, dots where not."""
+def _heatmap(matrix: pd.DataFrame, ax: Axes | None, *, limit: float | None = None, labels: float) -> Axes:
+    """The signed map of ±`limit`, by default the largest |value|: cells with values where there is room, dots where
+    not. `labels`: inches that a new figure has for those below it."""
+    bound = limit or float(np.nanmax(np.abs(matrix.to_numpy()), initial=0.0)) or 1.0
+    width, height = min(7.2, 1.9 + 0.46 * matrix.shape[1]), min(7.0, labels + 0.3 * matrix.shape[0])
+    axes = row(1, width=width, height=height)[0] if ax is None else ax
     axes.patch.set(hatch="////", edgecolor=LIGHT["muted"], linewidth=0)
     sns.heatmap(
         matrix,
@@ -286,6 +282,8 @@ def _heatmap(axes: Axes, matrix: pd.DataFrame, bound: float) -> None:
     )
     if matrix.size > _WRITTEN:
         _dot_negative(axes, matrix, bound)
+    axes.grid(visible=False)
+    return axes
 
 
 def _written(matrix: pd.DataFrame) -> np.ndarray:

@@ -42,7 +42,7 @@ def read_frame(folder: Path, name: str) -> pd.DataFrame | None:
         return None
     try:
         return pd.read_parquet(path, engine="pyarrow")
-    except (ValueError, OSError) as error:  # pyarrow's errors are one or the other
+    except Exception as error:  # pyarrow and pandas document no common base for a file that is none
         raise IntegrityError(f"{path}: not readable as Parquet ({error})") from error
 
 

@@ -37,7 +37,7 @@ from numpy.typing import ArrayLike
 
 from reports.codec import decode, encode
 from reports.errors import InputError, IntegrityError
-from reports.reading import read_record
+from reports.reading import read_frame, read_record
 from reports.text import visible
 
 __all__ = ["SCHEMA_VERSION", "Result", "bootstrap_mean", "difference_interval", "wilson"]
@@ -281,8 +281,7 @@ def _write_frame(path: Path, frame: pd.DataFrame) -> dict[str, Any]:
     try:
         frame.to_parquet(path, engine="pyarrow")
     except (ValueError, TypeError, NotImplementedError) as error:  # pyarrow's own errors are ValueErrors
-        reason = " ".join(str(error).split())
-        message = f"{path.stem}: this frame cannot be stored as Parquet ({reason}); use one type a column"
+        message = f"{path.stem}: this frame cannot be stored as Parquet ({error}); use one type a column"
         raise InputError(message) from error
     return {"file": path.name, "rows": len(frame), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
@@ -349,11 +348,9 @@ def _decode_result(cls: type[R], path: Path, record: dict[str, Any]) -> R:
 
 def _read_frame(path: Path, name: str, entry: dict[str, Any]) -> pd.DataFrame:
     file = path / f"{name}.parquet"  # from the field's name, never from the record: no path leaves the folder
-    if not file.is_file():
-        raise IntegrityError(f"{path}: expected {file.name}, found none")
-    if hashlib.sha256(file.read_bytes()).hexdigest() != entry.get("sha256"):
+    if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != entry.get("sha256"):
         raise IntegrityError(f"{file}: the sha256 differs from the one in {_RECORD}; the file was changed")
-    try:
-        return pd.read_parquet(file, engine="pyarrow")
-    except Exception as error:  # pyarrow and pandas document no common base for a file that is none
-        raise IntegrityError(f"{file}: not readable as Parquet ({error})") from error
+    frame = read_frame(path, name)
+    if frame is None:
+        raise IntegrityError(f"{path}: expected {file.name}, found none")
+    return frame

@@ -43,6 +43,7 @@ from reports import graph, overview, viewer
 from reports.diagnosis import Check, Diagnosis
 from reports.errors import LONGEST, MechEditError
 from tests import reports_example as example
+from tests.test_facts import FLAT, ORIGINAL
 from tests.test_schemas import ZSRE, ripple_row
 from xlprobe.cli.options import read_lines, read_parallel
 from xlprobe.corpora import load_bitext, load_conllu, load_links, load_sib200
@@ -215,30 +216,6 @@ CONLLU = """# sent_id = a1
 1\tHola\thola\tINTJ\tI\t_\t0\troot\t_\t_
 
 """
-FACT = {
-    "case_id": 1,
-    "requested_rewrite": {
-        "prompt": "The mother tongue of {} is",
-        "relation_id": "P103",
-        "target_new": {"str": "English", "id": "Q1"},
-        "target_true": {"str": "French", "id": "Q2"},
-        "subject": "Ann Lee",
-    },
-    "paraphrase_prompts": ["Ann Lee was born. Ann Lee spoke the language"],
-    "neighborhood_prompts": ["The mother tongue of Bo is"],
-    "attribute_prompts": [],
-    "generation_prompts": ["Ann Lee's mother tongue is"],
-}
-EASYEDIT = {
-    "case_id": 1,
-    "prompt": "The mother tongue of Ann Lee is",
-    "target_new": "English",
-    "subject": "Ann Lee",
-    "ground_truth": "French",
-    "rephrase_prompt": "Ann Lee speaks",
-    "locality_prompt": "Bo speaks",
-    "locality_ground_truth": "Dutch",
-}
 BUILT = {"subject": "Ann", "prompt": "{} speaks", "target_true": "Dutch", "target_new": "Greek"}
 RECIPE = """experiment = "small"
 limit = 3
@@ -349,7 +326,7 @@ def _seal(folder: Path) -> None:
 
 def _parquet() -> bytes:
     stream = io.BytesIO()
-    pd.DataFrame([EASYEDIT, EASYEDIT | {"case_id": 2}]).to_parquet(stream)
+    pd.DataFrame([FLAT, FLAT | {"case_id": 2}]).to_parquet(stream)
     return stream.getvalue()
 
 
@@ -390,11 +367,11 @@ PARSERS: dict[str, Parser] = {
     "links": _text("a.links", "0-0 1-2 2-1\n\n0-0\n", load_links),
     "lines": _text("a.txt", "A dog .\nA bird .\n", lambda path: read_lines(str(path), argument="text")),
     "parallel": Parser(BITEXT, _parallel),
-    "counterfact": _json([FACT], load_facts),
-    "easyedit": _json([EASYEDIT], load_facts),
+    "counterfact": _json([ORIGINAL], load_facts),
+    "easyedit": _json([FLAT], load_facts),
     "zsre": _json([ZSRE], load_facts),
     "ripple": _json([ripple_row()], load_facts),
-    "facts-jsonl": _text("a.jsonl", f"{json.dumps(FACT)}\n{json.dumps(FACT)}\n", load_facts),
+    "facts-jsonl": _text("a.jsonl", f"{json.dumps(ORIGINAL)}\n{json.dumps(ORIGINAL)}\n", load_facts),
     "facts-parquet": Parser({"a.parquet": _parquet()}, lambda folder: load_facts(folder / "a.parquet")),
     "fact-in-words": _json(BUILT, _in_words),
     "paraphrases": _json({"The mother tongue of {} is": ["{} speaks"]}, load_paraphrases),

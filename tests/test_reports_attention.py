@@ -19,7 +19,7 @@ from reports.text import clip, visible
 from tests import reports_example as example
 from tests.test_reports_page import Outline, minimal
 
-TOKENS = ["The", " mother", " tongue", " of", " Dan", "ielle", " Darr", "ieux", " is"]
+TOKENS: list[str] = example.circuit()["tokens"]
 Damage = Callable[[pd.DataFrame], pd.DataFrame]
 
 

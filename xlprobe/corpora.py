@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from reports.errors import InputError
+from reports.errors import InputError, first_line
 
 __all__ = [
     "Bitext",
@@ -229,7 +229,7 @@ def _dataset_pairs(name: str, columns: tuple[str, str]) -> list[tuple[str, str]]
     try:
         rows = datasets.load_dataset(path, split=split or "train")
     except Exception as error:  # `datasets` documents no common base of what it raises
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise InputError(f"bitext: no file and no data set {name!r} could be loaded ({reason})") from error
     missing = [column for column in columns if column not in rows.column_names]
     if missing:

@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreT
 from transformers.utils import logging as hf_logging
 
 from experiments import checkpoints, runs
-from reports.errors import InputError, IntegrityError
+from reports.errors import InputError, IntegrityError, first_line
 from xlprobe.batches import Batch, Sentence, Tokenized
 from xlprobe.parameters import parameter_table
 
@@ -304,7 +304,7 @@ def _require_architecture(folder: Path) -> None:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (ValueError, OSError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"encoder: {folder / 'config.json'}: {checkpoints.first_line(error)}") from error
+        raise InputError(f"encoder: {folder / 'config.json'}: {first_line(error)}") from error
     if found not in MODEL_TYPES:
         raise InputError(
             f"encoder: unknown architecture {found!r} in {folder / 'config.json'}; expected one of "
@@ -351,7 +351,7 @@ def read_model(
             output_loading_info=True,
         )
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        raise InputError(f"encoder: {folder} cannot be loaded: {checkpoints.first_line(error)}") from error
+        raise InputError(f"encoder: {folder} cannot be loaded: {first_line(error)}") from error
     finally:
         hf_logging.set_verbosity(level)
     faults = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))

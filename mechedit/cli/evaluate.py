@@ -157,10 +157,7 @@ def _references(options: EvaluationConfig) -> dict[str, list[str]] | None:
     try:
         found = parse(Path(options.references).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"references: expected a JSON file, found {options.references} ({reason})"
-        ) from error
+        raise InputError(f"references: expected a JSON file, found {options.references} ({error})") from error
     texts = found.values() if isinstance(found, dict) else [None]
     if not all(isinstance(own, list) and own and all(isinstance(text, str) for text in own) for own in texts):
         raise InputError(f"references: {options.references}: expected an object, new object -> list of texts")

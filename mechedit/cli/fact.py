@@ -25,9 +25,8 @@ def chosen_fact(options: argparse.Namespace) -> tuple[FactEdit, str]:
         try:
             return FactEdit(**parse(text)), ""
         except (TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
             raise InputError(
-                f"fact: expected an object with subject, prompt, target_true, target_new ({reason})"
+                f"fact: expected an object with subject, prompt, target_true, target_new ({error})"
             ) from error
     found = edits(20, seed=options.seed) if text == "world" else load_facts(Path(text))
     chosen = [fact for fact in found if options.case in (None, str(fact.case_id))]

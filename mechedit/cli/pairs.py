@@ -33,8 +33,7 @@ def read_pairs(path: str) -> tuple[list[str], list[str]]:
     except FileNotFoundError as error:
         raise InputError(f"prompts: expected a file, found none at {path}") from error
     except (OSError, ValueError, csv.Error) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"prompts: {path} is not readable as {suffix[1:]} ({reason})") from error
+        raise InputError(f"prompts: {path} is not readable as {suffix[1:]} ({error})") from error
     if not isinstance(records, list) or not records:
         found = "none" if isinstance(records, list) else type(records).__name__
         raise InputError(f"prompts: {path}: expected an array of at least one record, found {found}")

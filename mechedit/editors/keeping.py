@@ -29,7 +29,7 @@ from mechedit import weights
 from mechedit.editors.weight_edit import LowRank, Replaced, WeightChange
 from mechedit.facts import FactEdit
 from reports.codec import parse
-from reports.errors import InputError
+from reports.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from mechedit.model import HookedModel
@@ -105,7 +105,7 @@ def load_change(folder: str | Path, model: HookedModel) -> WeightChange:
     except FileNotFoundError as error:
         raise InputError(f"change: expected change.json and change.safetensors in {folder}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise InputError(f"change: {file} is no weight change that this version reads ({reason})") from error
 
 
