@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
     from xlprobe.encoder import Encoder
 
 ROOT = Path(__file__).resolve().parent
@@ -98,7 +98,7 @@ def shared_dir() -> Path:
 @pytest.fixture(scope="session")
 def factworld_gpt2() -> HookedModel:
     """The embedded GPT-2 model, loaded once a process. Tests leave it as they found it."""
-    from mechedit.model import load_model
+    from mechedit.models.hooked import load_model
 
     return load_model("factworld")
 
@@ -106,7 +106,7 @@ def factworld_gpt2() -> HookedModel:
 @pytest.fixture(scope="session")
 def factworld_llama() -> HookedModel:
     """The embedded LLaMA model (grouped-query attention), loaded once a process."""
-    from mechedit.model import load_model
+    from mechedit.models.hooked import load_model
 
     return load_model("factworld-llama")
 

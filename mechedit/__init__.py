@@ -24,7 +24,7 @@ from mechedit.attribution import (
 from mechedit.diagnose import Diagnosis, diagnose
 from mechedit.evaluation import Evaluation, evaluate
 from mechedit.facts import FactEdit, load_facts
-from mechedit.model import HookedModel, ResidualView, load_model
+from mechedit.models.hooked import HookedModel, ResidualView, load_model
 from mechedit.ripple import RippleEvaluation, ripple
 
 __version__ = "0.1.0"

@@ -35,7 +35,7 @@ from reports.errors import InputError
 from reports.results import Result, bootstrap_mean
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["Comparison", "ComparisonConfig", "compare"]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from reports.errors import InputError, first_line
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["Corpus", "embedded_corpus", "open_corpus", "own_corpus", "text_corpus", "windows"]
 

@@ -34,11 +34,11 @@ from tqdm.auto import tqdm
 
 from mechedit.attribution.ranges import cache_folder
 from mechedit.corpus import Corpus, embedded_corpus, own_corpus, windows
-from mechedit.loading import EMBEDDED
+from mechedit.models.loading import EMBEDDED
 from reports.errors import InputError
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["Covariance", "covariances", "covariance_for", "merge"]
 

@@ -34,7 +34,7 @@ from reports import page
 from reports.results import bootstrap_mean
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["DemoConfig", "controls", "run_demo"]
 

@@ -1,6 +1,6 @@
 """Can a number measured on this model be trusted? Every check is a row: measured, tolerance, and what to change.
 
-1. The model alone (`mechedit.checks`): padding and batch mates (with the forgotten mask as the control), BOS, hooks,
+1. The model alone (`mechedit.models.checks`): padding and batch mates (with the forgotten mask as the control), BOS, hooks,
    folded norms, conservation.
 2. Beside a second load of the same checkpoint: logits against `transformers` alone, in eager and in sdpa attention;
    against float64 (float32 where float64 does not fit), which is the error that the dtype costs; against a
@@ -26,15 +26,15 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from experiments.checkpoints import progress_bar, second_load
 from experiments.memory import free_bytes, size, watched
-from mechedit import checks
+from mechedit.models import checks
 from mechedit.attribution import attribute
-from mechedit.loading import FOLDERS, read_model
-from mechedit.selfcheck import TOLERANCE, share_off
+from mechedit.models.loading import FOLDERS, read_model
+from mechedit.models.selfcheck import TOLERANCE, share_off
 from reports.diagnosis import Check, Diagnosis, Step, gathered
 from reports.errors import InputError
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["PROBES", "Diagnosis", "diagnose"]
 
@@ -142,7 +142,7 @@ def _plain(model: HookedModel, folder: Path, ids: list[Tensor]) -> Iterator[Chec
 @torch.no_grad()
 def _dtype(model: HookedModel, folder: Path, ids: list[Tensor], wide: torch.dtype) -> Iterator[Check]:
     """What the dtype costs: the same probes in a wider one."""
-    from mechedit.model import load_model
+    from mechedit.models.hooked import load_model
 
     reference, name = (
         load_model(folder, device=str(model.device), dtype=wide),

@@ -22,13 +22,13 @@ from tqdm.auto import tqdm
 
 from mechedit.facts import FactEdit
 from mechedit.fluency import LENGTH, TOP_K, ngram_entropy, words
-from mechedit.generation import generate
+from mechedit.models.generation import generate
 from reports.errors import InputError
 from reports.results import Result, bootstrap_mean, wilson
 
 if TYPE_CHECKING:
     from mechedit.editors.base import Editor
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["Drift", "drift", "read_text"]
 

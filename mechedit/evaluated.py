@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from mechedit.editors.base import Editor
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["KNOWS_NONE", "NOT_ROMES_PS", "OWN_ANSWERS", "CaseScores", "Evaluation", "Mode", "gather"]
 

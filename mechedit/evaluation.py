@@ -36,12 +36,12 @@ from mechedit.evaluated import KNOWS_NONE, NOT_ROMES_PS, OWN_ANSWERS, CaseScores
 from mechedit.facts import FactEdit, facts_hash
 from mechedit.fluency import References, generated_texts
 from mechedit.measure import FAMILIES, PromptScore, measure, questions_of
-from mechedit.scoring import score_pairs
+from mechedit.models.scoring import score_pairs
 from reports.errors import InputError
 
 if TYPE_CHECKING:
     from mechedit.editors.base import Editor
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = [
     "KNOWS_NONE",

@@ -36,7 +36,7 @@ from reports.results import Result
 
 if TYPE_CHECKING:
     from mechedit.editors import Editor
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["Explanation", "explain"]
 

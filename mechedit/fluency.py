@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mechedit.facts import FactEdit
-from mechedit.generation import generate
+from mechedit.models.generation import generate
 from reports.errors import InputError
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["LENGTH", "References", "generated_texts", "ngram_entropy", "record_entropy", "words"]
 

@@ -24,7 +24,7 @@ from mechedit.metrics import (
     starts_answer,
     unchanged,
 )
-from mechedit.scoring import Scored, score_pairs
+from mechedit.models.scoring import Scored, score_pairs
 
 __all__ = [
     "FAMILIES",

@@ -17,7 +17,7 @@ from mechedit.demo import LABELS as DEMO_EDITORS
 from mechedit.demo import attribution_key
 from mechedit.evaluation import case_key
 from mechedit.facts import FactEdit, load_facts
-from mechedit.loading import FOLDERS
+from mechedit.models.loading import FOLDERS
 from mechedit.measure import questions_of
 from mechedit.ripple import case_key as ripple_key
 from mechedit.splits import facts_and_selection

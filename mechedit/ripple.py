@@ -44,7 +44,7 @@ from reports.results import Result, bootstrap_mean, wilson
 
 if TYPE_CHECKING:
     from mechedit.editors.base import Editor
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["TOKENS", "RippleEvaluation", "check_tests", "holds", "ripple"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mechedit.facts import FactEdit, load_facts
-from mechedit.loading import EMBEDDED
+from mechedit.models.loading import EMBEDDED
 from reports.errors import InputError
 
 __all__ = ["facts_and_selection", "selection_for"]

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from mechedit.attribution import Ablation, Attribution, ablate, attribute
 from mechedit.attribution.ablate import random_like
 from mechedit.attribution.ablation import Means, Neurons, logp_without, mean_activations
-from mechedit.model import HookedModel
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from tests.tiny import ARCHS, Arch, tiny_folder, tiny_model
 

@@ -9,7 +9,7 @@ import pytest
 from mechedit import attribute
 from mechedit.anatomy import best_window, layer_scores, statement_contrast, window_scores
 from mechedit.factworld import edits
-from mechedit.model import HookedModel
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from tests.tiny import tiny_model
 

@@ -32,7 +32,7 @@ from mechedit.cli import main
 from mechedit.editors import FT, IKE, MEGA, NoEdit
 from mechedit.facts import FactEdit
 from mechedit.factworld import edits
-from mechedit.model import HookedModel
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError, IntegrityError
 from reports.page import build
 from tests.tiny import tiny_model

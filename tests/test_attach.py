@@ -19,8 +19,8 @@ from mechedit.editors.attach import attach
 from mechedit.editors.sites import SiteName, read_site
 from mechedit.editors.steering import steer
 from mechedit.gates import AlwaysOn, HiddenGate
-from mechedit.model import HookedModel, load_model
-from mechedit.states import last_states, mean_states, resid_pre
+from mechedit.models.hooked import HookedModel, load_model
+from mechedit.models.states import last_states, mean_states, resid_pre
 from mechedit.transport import AffineMap, mean_shift
 from reports.errors import InputError, IntegrityError
 from tests.test_steering import FACT, OTHER, PROMPTS, TABLE

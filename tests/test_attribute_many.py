@@ -18,9 +18,9 @@ from experiments.runs import RunFolder
 from mechedit.attribution import Attribution, attribute, attribute_many
 from mechedit.attribution.cases import from_case, to_case
 from mechedit.attribution.result import UNITS
-from mechedit.batching import STRETCH, token_batches
-from mechedit.model import HookedModel, load_model
-from mechedit.residual import view_residual, view_residuals
+from mechedit.models.batching import STRETCH, token_batches
+from mechedit.models.hooked import HookedModel, load_model
+from mechedit.models.residual import view_residual, view_residuals
 from reports.errors import InputError, IntegrityError
 from tests.tiny import ARCHS, SENTENCES, Arch, tiny_folder, tiny_model
 

@@ -27,7 +27,7 @@ from mechedit.attribution import (
 from mechedit.attribution.projection import Projection
 from mechedit.attribution.result import UNITS
 from mechedit.attribution.scores import inc, inc_scaled
-from mechedit.model import HookedModel, load_model
+from mechedit.models.hooked import HookedModel, load_model
 from reports.circuit import draw, read
 from reports.errors import InputError
 from tests.nlka_oracle import Key, Plain, PlainReads, Unit, naive_scores, plain_run

@@ -16,7 +16,7 @@ from mechedit.attribution.certified import chord_bound, jensen_bound
 from mechedit.attribution.neurons import Sign
 from mechedit.attribution.ranges import _memory, cache_folder, compute_ranges, vocabulary_ranges
 from mechedit.factworld import edits
-from mechedit.model import HookedModel, load_model
+from mechedit.models.hooked import HookedModel, load_model
 from reports.errors import InputError
 from tests.tiny import ARCHS, Arch, build, tiny_model
 

@@ -12,7 +12,7 @@ import pytest
 import mechedit as me
 from mechedit.cli import main
 from mechedit.cli.pairs import read_pairs
-from mechedit.model import HookedModel
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 
 PROMPT, TARGET, OLD = "The capital of France is", "Paris", "Madrid"

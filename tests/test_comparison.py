@@ -13,7 +13,7 @@ from mechedit.cli import main
 from mechedit.comparison import Comparison, ComparisonConfig, compare
 from mechedit.editors import MEGA
 from mechedit.editors.variants import ABLATIONS, CONTROLS, variant
-from mechedit.model import HookedModel
+from mechedit.models.hooked import HookedModel
 from mechedit.plans import plan_comparison
 from reports.errors import InputError
 from reports.gates import roc_curve

@@ -20,7 +20,7 @@ from mechedit.attribution.difference import CONTRASTED
 from mechedit.attribution.result import UNITS
 from mechedit.editors.weight_edit import EditedModel, Replaced, WeightChange, weight_edit, weight_name
 from mechedit.facts import FactEdit
-from mechedit.model import HookedModel, load_model
+from mechedit.models.hooked import HookedModel, load_model
 from reports.errors import InputError
 from tests.nlka_oracle import Key, Plain, Unit, naive_scores, plain_run
 from tests.tiny import ARCHS, Arch, tiny_folder, tiny_model

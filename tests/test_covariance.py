@@ -15,7 +15,7 @@ from mechedit import covariance as module
 from mechedit.cli import main
 from mechedit.corpus import Corpus, embedded_corpus, open_corpus, text_corpus, windows
 from mechedit.covariance import Covariance, covariance_for, covariances, merge
-from mechedit.model import HookedModel
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from tests.tiny import ARCHS, SENTENCES, Arch, tiny_folder, tiny_model
 

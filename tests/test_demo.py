@@ -11,7 +11,7 @@ import pytest
 
 from mechedit.demo import DemoConfig, controls, run_demo
 from mechedit.editors import MEGA
-from mechedit.model import HookedModel
+from mechedit.models.hooked import HookedModel
 
 SMALL = DemoConfig(limit=4, selection=6, seed=3)
 

@@ -15,9 +15,9 @@ from tokenizers import processors
 
 import mechedit as me
 from experiments import checkpoints
-from mechedit import checks
+from mechedit.models import checks
 from mechedit.cli import main
-from mechedit.model import HookedModel, load_model
+from mechedit.models.hooked import HookedModel, load_model
 from reports.diagnosis import Check, Diagnosis
 from reports.errors import InputError
 from tests.tiny import END, Arch, build, tiny_folder, tiny_model

@@ -11,7 +11,7 @@ import mechedit as me
 from mechedit.drift import Drift, drift, read_text
 from mechedit.editors import MEGA, NoEdit
 from mechedit.facts import FactEdit
-from mechedit.model import HookedModel
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 
 FACT = FactEdit("Ann", "{} speaks", "Old Dutch", "Greek")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mechedit.attribution import Attribution, attribute
 from mechedit.attribution.edges import EDGES
-from mechedit.model import HookedModel, load_model
+from mechedit.models.hooked import HookedModel, load_model
 from tests.nlka_oracle import PlainReads, plain_run
 from tests.tiny import Arch, tiny_folder
 

@@ -24,8 +24,8 @@ from mechedit.editors.target import Search, find_delta
 from mechedit.editors.upper import post, upper_part
 from mechedit.editors.weight_edit import Replaced
 from mechedit.facts import FactEdit
-from mechedit.model import HookedModel
-from mechedit.states import last_states
+from mechedit.models.hooked import HookedModel
+from mechedit.models.states import last_states
 from mechedit.transport import mean_shift
 from reports.errors import InputError
 from tests.tiny import ARCHS, SENTENCES, tiny_model

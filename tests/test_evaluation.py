@@ -18,8 +18,8 @@ from mechedit.editors.base import NoEdit
 from mechedit.evaluation import KNOWS_NONE, NOT_ROMES_PS, Evaluation, check_facts, evaluate
 from mechedit.facts import FactEdit, load_facts
 from mechedit.measure import questions_of
-from mechedit.model import HookedModel, load_model
-from mechedit.scoring import score_pairs
+from mechedit.models.hooked import HookedModel, load_model
+from mechedit.models.scoring import score_pairs
 from reports.errors import InputError
 from tests import tiny
 from tests.tiny import ARCHS, Arch, tiny_model

@@ -16,7 +16,7 @@ from mechedit.editors import FT, MEGA, NoEdit
 from mechedit.explain import Explanation, explain
 from mechedit.facts import FactEdit
 from mechedit.factworld import edits
-from mechedit.model import HookedModel, load_model
+from mechedit.models.hooked import HookedModel, load_model
 from reports.errors import InputError
 
 

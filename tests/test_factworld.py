@@ -25,7 +25,7 @@ from mechedit.factworld.train import (
     train_tokenizer,
 )
 from mechedit.factworld.world import FIRST_NAMES, HOPS, LAST_NAMES, RELATIONS, alias
-from mechedit.model import HookedModel
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 
 MODELS = Path(__file__).parents[1] / "mechedit" / "factworld" / "models"

@@ -21,7 +21,7 @@ from mechedit.factworld import edits
 from mechedit.faithfulness import METHODS, FaithfulnessStudy, faithfulness, rank
 from mechedit.faithfulness.rankings import Scores, scores
 from mechedit.faithfulness.recipe import FaithfulnessConfig, run_faithfulness
-from mechedit.model import HookedModel, load_model
+from mechedit.models.hooked import HookedModel, load_model
 from reports import overview
 from reports.errors import InputError
 from tests.nlka_oracle import plain_run

@@ -13,7 +13,7 @@ from mechedit.evaluation import evaluate
 from mechedit.facts import FactEdit
 from mechedit.factworld import edits
 from mechedit.fluency import LENGTH, References, generated_texts, ngram_entropy, record_entropy, words
-from mechedit.model import HookedModel
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from mechedit.attribution import Attribution, attribute
 from mechedit.attribution.result import UNITS
-from mechedit.model import load_model
+from mechedit.models.hooked import load_model
 from tests.tiny import tiny_model
 
 PROMPT, TARGET = "Tim Duncan plays the sport of", " basketball"

@@ -14,7 +14,7 @@ from mechedit.corpus import text_corpus
 from mechedit.covariance import covariances
 from mechedit.editors import FT, IKE, MEMIT, ROME, LoRA, WeightChange
 from mechedit.facts import FactEdit
-from mechedit.model import HookedModel, load_model
+from mechedit.models.hooked import HookedModel, load_model
 from reports.errors import InputError
 from tests.tiny import ARCHS, SENTENCES, tiny_model
 

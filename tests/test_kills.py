@@ -17,7 +17,7 @@ import pytest
 
 from mechedit.cli.evaluate import EvaluationConfig, run_evaluation
 from mechedit.factworld import export
-from mechedit.model import HookedModel
+from mechedit.models.hooked import HookedModel
 from tests.killing import ended, forked, killed, whole
 from tests.test_runs import facts, start, tree
 from tests.xl_tiny import tiny_encoder

@@ -30,9 +30,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from mechedit import loading
-from mechedit.model import load_model
-from mechedit.selfcheck import check_loaded
+from mechedit.models import loading
+from mechedit.models.hooked import load_model
+from mechedit.models.selfcheck import check_loaded
 from reports.errors import InputError, IntegrityError
 from tests.tiny import END, build, build_tokenizer, randomise, tiny_folder
 

@@ -16,7 +16,7 @@ from mechedit.editors.families import align_implications, doubts, source_and_tar
 from mechedit.editors.selection import GateROC, _named, gate_roc
 from mechedit.facts import FactEdit
 from mechedit.gates import SentenceGate
-from mechedit.model import HookedModel
+from mechedit.models.hooked import HookedModel
 from mechedit.paraphrases import implications, load_paraphrases, paraphrases
 from reports.errors import InputError
 

@@ -26,7 +26,7 @@ from mechedit.metrics import (
     starts_answer,
     unchanged,
 )
-from mechedit.scoring import scored_row
+from mechedit.models.scoring import scored_row
 from reports.errors import InputError
 
 NAN = math.nan

@@ -15,8 +15,8 @@ from safetensors import safe_open
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mechedit.model import FinalNorm, HookedModel, load_model
-from mechedit.selfcheck import conservation
+from mechedit.models.hooked import FinalNorm, HookedModel, load_model
+from mechedit.models.selfcheck import conservation
 from reports.errors import InputError, IntegrityError
 from tests.tiny import ARCHS, Arch, build, tiny_folder, tiny_model
 

@@ -16,7 +16,7 @@ from mechedit.attribution.neurons import Sign
 from mechedit.attribution.passes import run_passes
 from mechedit.attribution.ranges import _memory, compute_spread
 from mechedit.attribution.scores import inc_rows
-from mechedit.model import HookedModel
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from tests.tiny import ARCHS, Arch, tiny_model
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from mechedit.attribution import attribute, frames, intervals, projection, ranges, scores, terms
 from mechedit.attribution.passes import run_passes
 from mechedit.attribution.scores import inc_rows
-from mechedit.model import HookedModel, load_model
+from mechedit.models.hooked import HookedModel, load_model
 from tests.tiny import build, tiny_model
 
 PROMPT, TARGET = "Anna Keller works as a", " teacher"

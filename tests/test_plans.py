@@ -14,7 +14,7 @@ from mechedit.cli import main
 from mechedit.cli.evaluate import EvaluationConfig, run_evaluation
 from mechedit.editors import NAMES, by_name
 from mechedit.factworld import export
-from mechedit.model import HookedModel
+from mechedit.models.hooked import HookedModel
 
 
 @pytest.fixture

@@ -209,7 +209,7 @@ def test_query_frames_hold_top_k_rows_and_all_layers() -> None:
 
 
 def test_a_bf16_model_has_no_steering_out_of_rounding() -> None:
-    from mechedit.model import load_model
+    from mechedit.models.hooked import load_model
 
     model: Any = load_model(str(tiny_folder("llama-gqa")), device="cpu", dtype="bfloat16")
     attr = attribute(model, PROMPT, TARGET, top_k=5)

@@ -17,7 +17,7 @@ from mechedit.editors import NoEdit
 from mechedit.facts import FactEdit, RippleQuery, RippleTest, load_facts
 from mechedit.factworld import export
 from mechedit.metrics import starts_answer
-from mechedit.model import HookedModel
+from mechedit.models.hooked import HookedModel
 from mechedit.ripple import RippleEvaluation, holds, ripple
 from reports.errors import InputError
 

@@ -13,8 +13,8 @@ from mechedit.editors.sites import read_site
 from mechedit.editors.steering import steer
 from mechedit.facts import FactEdit
 from mechedit.gates import AlwaysOn, HiddenGate
-from mechedit.model import HookedModel
-from mechedit.states import last_states, resid_pre
+from mechedit.models.hooked import HookedModel
+from mechedit.models.states import last_states, resid_pre
 from mechedit.transport import AffineMap, mean_shift
 from reports.errors import InputError
 from tests.tiny import ARCHS, Arch, tiny_model

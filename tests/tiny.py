@@ -29,7 +29,7 @@ from transformers import (
 )
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 Arch = Literal["gpt2", "gpt2-untied", "llama", "llama-gqa"]
 ARCHS: tuple[Arch, ...] = get_args(Arch)
@@ -153,6 +153,6 @@ def tiny_folder(arch: Arch, *, bos: bool = False) -> Path:
 @cache
 def tiny_model(arch: Arch, *, bos: bool = False) -> HookedModel:
     """`load_model` of `tiny_folder(arch)` in fp32 on the CPU, loaded once a process: leave it as you found it."""
-    from mechedit.model import load_model  # here: the builders above serve tests that load no HookedModel
+    from mechedit.models.hooked import load_model
 
     return load_model(str(tiny_folder(arch, bos=bos)), device="cpu")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mechedit.editors.lookup import Lengths
     from mechedit.editors.target import Search
     from mechedit.facts import FactEdit
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["bench_edit", "plain_delta"]
 
@@ -95,7 +95,7 @@ def bench_edit(
 def mlp_out(model: HookedModel, layer: int, facts: Sequence[FactEdit]) -> Tensor:
     """v0 [F, d]: the layer's MLP output at the end of each rewrite prompt's subject."""
     from mechedit.editors.lookup import subject_ids
-    from mechedit.states import last_states
+    from mechedit.models.states import last_states
 
     cut = [subject_ids(model, fact.prompt, fact.subject) for fact in facts]
     (states,) = last_states(model, cut, [f"blocks.{layer}.hook_mlp_out"])

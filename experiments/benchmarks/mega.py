@@ -25,7 +25,7 @@ from experiments.benchmarks.shapes import random_gpt2
 
 if TYPE_CHECKING:
     from mechedit.editors import SteeringEdit
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["bench_mega"]
 
@@ -104,7 +104,7 @@ def _edits(model: HookedModel, prompt: str) -> list[SteeringEdit]:
     from mechedit.editors import SteeringEdit
     from mechedit.facts import FactEdit
     from mechedit.gates import HiddenGate
-    from mechedit.states import last_states, resid_pre
+    from mechedit.models.states import last_states, resid_pre
     from mechedit.transport import gaussian_map
 
     d, window = model.shape.d_model, range(4, 8)

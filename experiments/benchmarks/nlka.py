@@ -27,7 +27,7 @@ from experiments.memory import watched
 
 if TYPE_CHECKING:
     from mechedit.attribution import Attribution
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["bench_nlka"]
 

@@ -22,7 +22,7 @@ from experiments.benchmarks.nlka import PROMPT, TARGET
 from experiments.benchmarks.shapes import random_gpt2
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["bench_curves", "plot_curves"]
 

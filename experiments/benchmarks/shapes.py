@@ -13,7 +13,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["GPT2_SHAPES", "random_gpt2"]
 
@@ -29,7 +29,7 @@ def random_gpt2(
     """A GPT-2 of this shape, or with another number of `layers`. Its folder is removed on leaving; the tokenizer is
     the embedded world's, whose ids are the first 1,200 of the vocabulary."""
     import mechedit
-    from mechedit.model import load_model
+    from mechedit.models.hooked import load_model
 
     depth, width, heads = GPT2_SHAPES[shape]
     with tempfile.TemporaryDirectory(prefix="mechedit-bench-") as folder:

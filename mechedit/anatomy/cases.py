@@ -25,7 +25,7 @@ from mechedit.facts import FactEdit
 
 if TYPE_CHECKING:
     from mechedit.editors import Editor
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["OBJECTS", "Setting", "measure_fact", "settings_for"]
 

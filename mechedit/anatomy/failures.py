@@ -30,7 +30,7 @@ from mechedit.facts import FactEdit, facts_hash
 
 if TYPE_CHECKING:
     from mechedit.editors import Editor
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["AS_SET", "Misdirected", "weakened"]
 

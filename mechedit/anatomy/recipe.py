@@ -27,7 +27,7 @@ from reports.errors import InputError
 
 if TYPE_CHECKING:
     from mechedit.editors import Editor
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["AnatomyConfig", "run_anatomy"]
 

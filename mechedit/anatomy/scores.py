@@ -27,7 +27,7 @@ from mechedit.attribution.projection import Projection
 from mechedit.attribution.terms import LayerTerms, layer_terms
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["KINDS", "Kind", "LayerScores", "Scored", "layer_scores"]
 

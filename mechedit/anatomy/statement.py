@@ -27,7 +27,7 @@ from reports.errors import InputError
 from reports.results import Result
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["StatementContrast", "statement_contrast"]
 

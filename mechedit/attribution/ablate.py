@@ -20,14 +20,14 @@ import torch
 from mechedit.attribution.ablation import Means, Neurons, logp_without, mean_activations
 from mechedit.attribution.nlka import attribute
 from mechedit.attribution.result import Attribution
-from mechedit.selfcheck import TOLERANCE
+from mechedit.models.selfcheck import TOLERANCE
 from reports.errors import InputError
 from reports.results import Result, bootstrap_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["KINDS", "Ablation", "ablate", "random_like"]
 

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mechedit.hooking import Hook
+from mechedit.models.hooking import Hook
 from reports.errors import InputError
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["Means", "Neurons", "logp_without", "mean_activations"]
 

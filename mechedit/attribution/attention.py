@@ -29,8 +29,8 @@ from torch import Tensor
 from mechedit.attribution.frames import summed
 from mechedit.attribution.passes import Pass, run_pass
 from mechedit.attribution.result import as_code, check_top
-from mechedit.hooking import Hook
-from mechedit.selfcheck import TOLERANCE
+from mechedit.models.hooking import Hook
+from mechedit.models.selfcheck import TOLERANCE
 from reports.errors import InputError
 from reports.results import Result
 from reports.text import visible
@@ -38,7 +38,7 @@ from reports.text import visible
 if TYPE_CHECKING:
     from mechedit.attribution.projection import Projection
     from mechedit.attribution.result import Attribution
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["HeadAttention", "divided", "head_attention"]
 

@@ -30,7 +30,7 @@ from mechedit.attribution.neurons import Ranked
 from mechedit.attribution.query import Source
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel, ResidualView
+    from mechedit.models.hooked import HookedModel, ResidualView
 
 __all__ = ["EDGES", "read_edges"]
 

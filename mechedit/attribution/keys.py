@@ -27,7 +27,7 @@ from torch import Tensor
 from mechedit.attribution.neurons import Ranked
 
 if TYPE_CHECKING:
-    from mechedit.model import FinalNorm, HookedModel, ResidualView
+    from mechedit.models.hooked import FinalNorm, HookedModel, ResidualView
 
 __all__ = ["GUARD", "Keys", "attention_keys", "mlp_keys"]
 

@@ -31,12 +31,12 @@ from mechedit.attribution.options import Method, Options
 from mechedit.attribution.passes import TargetTokens, read_passes
 from mechedit.attribution.projection import BLOCK_BYTES, Biases
 from mechedit.attribution.result import Attribution
-from mechedit.batching import token_batches
-from mechedit.residual import view_residuals
+from mechedit.models.batching import token_batches
+from mechedit.models.residual import view_residuals
 from reports.errors import InputError
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["SavedAttributions", "attribute_many"]
 

@@ -39,7 +39,7 @@ from mechedit.attribution.result import UNITS, Attribution
 from mechedit.attribution.tokens import token_strings
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["TOLERANCE", "attribute", "attributed"]
 

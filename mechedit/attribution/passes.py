@@ -20,7 +20,7 @@ from mechedit.attribution.terms import LayerTerms, layer_terms
 from reports.errors import InputError
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel, ResidualView
+    from mechedit.models.hooked import HookedModel, ResidualView
 
 __all__ = ["Pass", "TargetTokens", "read_passes", "run_pass", "run_passes"]
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from mechedit.model import FinalNorm
+    from mechedit.models.hooked import FinalNorm
 
 __all__ = ["BLOCK_BYTES", "WIDTH", "Biases", "Projection", "stacked_expectations", "stacked_logits"]
 

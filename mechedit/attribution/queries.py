@@ -26,7 +26,7 @@ from mechedit.attribution.query import (
 )
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["N_VALUES", "query_frames"]
 

@@ -31,7 +31,7 @@ from mechedit.attribution.neurons import Ranked, Sign
 from mechedit.attribution.terms import LayerTerms, product
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel, ResidualView
+    from mechedit.models.hooked import HookedModel, ResidualView
 
 __all__ = ["N_VALUES", "Source", "key_account", "key_weights", "layer_reads", "query_layers", "query_neurons"]
 

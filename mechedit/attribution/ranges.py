@@ -28,7 +28,7 @@ from mechedit.attribution.intervals import Spread
 from mechedit.attribution.projection import BLOCK_BYTES, Projection
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["cache_folder", "compute_ranges", "compute_spread", "vocabulary_ranges", "vocabulary_spread"]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mechedit.attribution.ablate import Ablation
     from mechedit.attribution.attention import HeadAttention
     from mechedit.attribution.difference import AttributionContrast
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["UNITS", "Attribution", "as_code", "attribution_json", "check_top", "tidy"]
 

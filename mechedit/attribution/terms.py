@@ -26,7 +26,7 @@ from torch import Tensor
 from mechedit.attribution.projection import BLOCK_BYTES
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel, ResidualView
+    from mechedit.models.hooked import HookedModel, ResidualView
 
 __all__ = ["LayerTerms", "SubLayer", "layer_terms", "product"]
 

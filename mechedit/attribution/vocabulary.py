@@ -18,7 +18,7 @@ from mechedit.attribution.tokens import token_strings
 from reports.errors import InputError
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["vocabulary"]
 

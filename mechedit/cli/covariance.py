@@ -16,7 +16,7 @@ def covariance(options: argparse.Namespace) -> None:
     from mechedit.attribution.ranges import cache_folder
     from mechedit.corpus import embedded_corpus, open_corpus
     from mechedit.covariance import covariances
-    from mechedit.loading import EMBEDDED
+    from mechedit.models.loading import EMBEDDED
 
     model = load(options)
     if options.text is None and options.model not in EMBEDDED:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.cli.options import count, subcommand
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 
 #: Weights of a model that is too small to gain by a second thread, and stalls on one where cores are shared.
@@ -40,7 +40,7 @@ def load(options: Any) -> HookedModel:
     """The model, device and dtype of `options` or of a configuration; a small model on the CPU runs in one thread."""
     import torch
 
-    from mechedit.model import load_model
+    from mechedit.models.hooked import load_model
 
     model = load_model(options.model, device=options.device, dtype=options.dtype)
     if model.device.type == "cpu" and sum(weight.numel() for weight in model.hf.parameters()) < SMALL:

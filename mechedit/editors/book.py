@@ -23,13 +23,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.checkpoints import digest
-from mechedit import weights
+from mechedit.models import weights
 from mechedit.editors.attach import attach
 from mechedit.editors.sites import SiteName
 from mechedit.editors.steering import Position, SteeredModel, Steering, SteeringEdit, steer
 from mechedit.facts import FactEdit
 from mechedit.gates import AlwaysOn, Gate, HiddenGate, SentenceGate, Whitening
-from mechedit.model import HookedModel
+from mechedit.models.hooked import HookedModel
 from mechedit.transport import AffineMap
 from reports.codec import parse
 from reports.errors import InputError, IntegrityError

@@ -15,11 +15,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from mechedit.loading import EMBEDDED
+from mechedit.models.loading import EMBEDDED
 from reports.errors import InputError
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["AUTO", "Table", "Tuned", "family"]
 

@@ -33,7 +33,7 @@ from mechedit.editors.weight_edit import (
 from mechedit.facts import FactEdit
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["FT"]
 

@@ -31,10 +31,10 @@ from mechedit.editors.base import as_facts, derive
 from mechedit.editors.defaults import AUTO, Table, Tuned
 from mechedit.editors.upper import resid_post
 from mechedit.facts import FactEdit
-from mechedit.loading import EMBEDDED
-from mechedit.model import HookedModel
+from mechedit.models.loading import EMBEDDED
+from mechedit.models.hooked import HookedModel
 from mechedit.prompts import demonstration
-from mechedit.states import mean_states
+from mechedit.models.states import mean_states
 from reports.errors import InputError
 
 __all__ = ["IKE", "PromptedModel"]

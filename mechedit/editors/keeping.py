@@ -25,14 +25,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mechedit import weights
+from mechedit.models import weights
 from mechedit.editors.weight_edit import LowRank, Replaced, WeightChange
 from mechedit.facts import FactEdit
 from reports.codec import parse
 from reports.errors import InputError, first_line
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["load_change", "save_change", "save_pretrained"]
 

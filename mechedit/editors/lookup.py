@@ -23,7 +23,7 @@ from mechedit.facts import FactEdit
 from reports.errors import InputError
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["Asked", "Lengths", "ask", "contexts", "subject_end", "subject_ids"]
 

@@ -21,14 +21,14 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mechedit import weights
+from mechedit.models import weights
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import AUTO, Table
 from mechedit.editors.weight_edit import LowRank, WeightChange, WeightEditor
 from mechedit.facts import FactEdit
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["LoRA"]
 

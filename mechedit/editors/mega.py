@@ -41,12 +41,12 @@ from mechedit.embedding import sentence_encoder
 from mechedit.facts import FactEdit
 from mechedit.gates import AlwaysOn, Distance, Gate, HiddenGate, SentenceGate, Whitening
 from mechedit.paraphrases import Paraphrases, implications, paraphrases
-from mechedit.states import last_states, mean_states, resid_pre
+from mechedit.models.states import last_states, mean_states, resid_pre
 from mechedit.transport import AffineMap, gaussian_map, mean_shift
 from reports.errors import InputError
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["MEGA", "GateKind"]
 

@@ -43,11 +43,11 @@ from mechedit.editors.weight_edit import (
     weight_edit,
 )
 from mechedit.facts import FactEdit
-from mechedit.states import last_states
+from mechedit.models.states import last_states
 from reports.errors import InputError
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["MEMIT", "null_space_spread", "spread"]
 

@@ -29,7 +29,7 @@ from mechedit.facts import FactEdit
 from mechedit.paraphrases import Paraphrases
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["SAKE"]
 

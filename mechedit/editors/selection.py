@@ -31,7 +31,7 @@ from reports.results import Result
 
 if TYPE_CHECKING:
     from mechedit.editors.mega import MEGA
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["ALPHAS", "RANKS", "GateROC", "gate_roc", "select"]
 

@@ -23,13 +23,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mechedit.batching import batches
+from mechedit.models.batching import batches
 from mechedit.editors.bank import GateBank
 from mechedit.editors.sites import SITES, Heads, SiteName, part
 from mechedit.facts import FactEdit
 from mechedit.gates import AlwaysOn, Gate, HiddenGate
-from mechedit.hooking import Hook
-from mechedit.model import HookedModel
+from mechedit.models.hooking import Hook
+from mechedit.models.hooked import HookedModel
 from mechedit.transport import AffineMap
 
 __all__ = ["Position", "SteeredModel", "Steering", "SteeringEdit", "steer", "unsteered"]

@@ -19,7 +19,7 @@ from mechedit.facts import FactEdit
 
 if TYPE_CHECKING:
     from mechedit.editors.base import Editor
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["EVALUATED", "selection_split", "tune"]
 

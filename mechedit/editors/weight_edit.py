@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mechedit import weights
+from mechedit.models import weights
 from mechedit.editors.base import derive
 from mechedit.editors.defaults import Tuned
-from mechedit.model import HookedModel
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 
 if TYPE_CHECKING:

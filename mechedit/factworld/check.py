@@ -15,11 +15,11 @@ import pandas as pd
 from mechedit import prompts
 from mechedit.factworld.text import Writer
 from mechedit.factworld.world import HOPS, RELATIONS, World, alias
-from mechedit.scoring import score_pairs
+from mechedit.models.scoring import score_pairs
 from reports.results import wilson
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 Case = tuple[str, str]
 # The share of cases that a shipped model must get right.

@@ -30,7 +30,7 @@ from mechedit.attribution.ablation import Neurons
 from mechedit.attribution.terms import LayerTerms, layer_terms
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["METHODS", "Scores", "best", "rank", "scores"]
 

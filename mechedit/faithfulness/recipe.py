@@ -11,13 +11,13 @@ from experiments.recipe import recorded
 from experiments.runs import RunFolder
 from mechedit.facts import FactEdit, facts_hash, load_facts
 from mechedit.faithfulness.study import FaithfulnessStudy, faithfulness, provenance_of
-from mechedit.loading import EMBEDDED
+from mechedit.models.loading import EMBEDDED
 from mechedit.splits import facts_and_selection
 from reports import page
 from reports.errors import InputError
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["FaithfulnessConfig", "run_faithfulness"]
 

@@ -33,7 +33,7 @@ from reports.results import Result, bootstrap_mean
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["FaithfulnessStudy", "faithfulness"]
 

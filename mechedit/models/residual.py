@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mechedit.hooking import Hook
+from mechedit.models.hooking import Hook
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["ResidualView", "view_residual", "view_residuals"]
 

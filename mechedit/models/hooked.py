@@ -9,10 +9,10 @@ What it takes care of, because the bridge does not:
 - text becomes ids as the checkpoint's tokenizer does it; the bridge would add a BOS of its own;
 - a batch is always padded with its mask and with positions that follow the mask;
 - target tokens are read off prompt + target, because `tok(" Paris")` alone is another segmentation;
-- hooks are checked (`mechedit.hooking`), the loaded model is too (`mechedit.selfcheck`).
+- hooks are checked (`mechedit.models.hooking`), the loaded model is too (`mechedit.models.selfcheck`).
 
 Attention runs in the `eager` implementation, in the Hugging Face model and in the bridge: the fused ones never hold
-the attention pattern (`mechedit.loading`).
+the attention pattern (`mechedit.models.loading`).
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from transformers.activations import ACT2FN
 
 from experiments.checkpoints import digest, tokenizer_digest
 from experiments.runs import provenance
-from mechedit import weights
-from mechedit.batching import batches
-from mechedit.generation import generate
-from mechedit.hooking import Hook, attach
-from mechedit.loading import load_checkpoint
-from mechedit.residual import ResidualView, view_residual
-from mechedit.selfcheck import check_loaded, refuse_processed, require_parts
-from mechedit.weights import FinalNorm, ModelShape
+from mechedit.models import weights
+from mechedit.models.batching import batches
+from mechedit.models.generation import generate
+from mechedit.models.hooking import Hook, attach
+from mechedit.models.loading import load_checkpoint
+from mechedit.models.residual import ResidualView, view_residual
+from mechedit.models.selfcheck import check_loaded, refuse_processed, require_parts
+from mechedit.models.weights import FinalNorm, ModelShape
 from reports.errors import InputError
 
 __all__ = ["FinalNorm", "HookedModel", "ModelShape", "ResidualView", "load_model"]
@@ -253,7 +253,7 @@ class HookedModel:
         """Next-token logits [B, d_vocab] behind each prompt (text or ids [T]), in order, without gradients.
 
         Prompts are padded on the left, so that a hook finds each one's last token at position −1. Those of like length
-        run together (`mechedit.batching`): a hook does not see them in the order of the list.
+        run together (`mechedit.models.batching`): a hook does not see them in the order of the list.
         """
         if not len(prompts):
             raise InputError("prompts: expected some, found none")
@@ -299,7 +299,7 @@ class HookedModel:
         exactly these hooks are removed. For gradients at an activation, make a leaf in the hook and return it.
 
         Raises `InputError` for an unknown or switched-off name, one point under two names, or a value returned at
-        hook_resid_mid (see `mechedit.hooking`); `IntegrityError` on leaving, if the model ran and one never fired.
+        hook_resid_mid (see `mechedit.models.hooking`); `IntegrityError` on leaving, if the model ran and one never fired.
         """
         with attach(self.bridge, hooks):
             yield self

@@ -2,7 +2,7 @@
 
 Each takes the model and probes (ids of prompts) and yields rows (`reports.diagnosis.Check`): what was measured, how far
 it may go, what to change. Errors of numbers are the largest difference as a share of the largest value compared, and
-may go as far as `mechedit.selfcheck.TOLERANCE` of the dtype.
+may go as far as `mechedit.models.selfcheck.TOLERANCE` of the dtype.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mechedit.selfcheck import POINTS, TOLERANCE, conservation, share_off
+from mechedit.models.selfcheck import POINTS, TOLERANCE, conservation, share_off
 from reports.diagnosis import Check
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from mechedit.model import HookedModel
-    from mechedit.weights import FinalNorm
+    from mechedit.models.hooked import HookedModel
+    from mechedit.models.weights import FinalNorm
 
 __all__ = ["folded_norms", "hooks_fire", "identities", "invariance", "special_tokens"]
 
@@ -182,7 +182,7 @@ def folded_norms(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check
 
 
 def identities(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
-    """What `mechedit.residual` says must add up."""
+    """What `mechedit.models.residual` says must add up."""
     errors: dict[str, list[float]] = {}
     for ids in probes:
         for what, (found, expected) in conservation(model, model.residual_view(ids)).items():

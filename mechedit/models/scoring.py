@@ -8,7 +8,7 @@ Steps, for each batch of (prompt, object) pairs padded on the left:
 This is the path of `HookedModel.generate`, so a steering hook that addresses the last position as −1 acts
 where it acts during generation: at the prompt's last token and at each token behind it. One padded pass over
 prompt and object together gives the same numbers for a model without such a hook, and would let the hook miss
-the prompt's end. Prompts of like length run together (`mechedit.batching`); the result is in the order of the pairs.
+the prompt's end. Prompts of like length run together (`mechedit.models.batching`); the result is in the order of the pairs.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mechedit.batching import batches
+from mechedit.models.batching import batches
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["Scored", "score_pairs", "scored_row"]
 

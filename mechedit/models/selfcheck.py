@@ -5,7 +5,7 @@ Checked, in this order:
 1. the parts are there: two norms, attention with v and o, an MLP with in and out, in every block;
 2. the bridge's logits equal the plain Hugging Face model's, alone and in a padded batch;
 3. every hook point that `ResidualView` reads fires (`HookedModel.hooks` fails otherwise), and z too;
-4. the view adds up (see `mechedit.residual`): sub-layers to the residual stream, heads to attn_out, neurons to
+4. the view adds up (see `mechedit.models.residual`): sub-layers to the residual stream, heads to attn_out, neurons to
    mlp_out, the final norm and W_U to the logits.
 
 Any architecture that passes is a sequential pre-norm decoder in the raw coordinates that attribution and edits
@@ -22,8 +22,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from reports.errors import InputError, IntegrityError
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
-    from mechedit.residual import ResidualView
+    from mechedit.models.hooked import HookedModel
+    from mechedit.models.residual import ResidualView
 
 __all__ = [
     "POINTS",
@@ -118,7 +118,7 @@ def check_loaded(
 
 
 def conservation(model: HookedModel, view: ResidualView) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """The identities of `mechedit.residual`, by name: (what the parts add up to, what the model had).
+    """The identities of `mechedit.models.residual`, by name: (what the parts add up to, what the model had).
 
     They hold for a model without a steering hook; under one the heads' sum lacks the steering term.
     """

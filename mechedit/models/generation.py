@@ -21,7 +21,7 @@ import torch
 from reports.errors import InputError
 
 if TYPE_CHECKING:
-    from mechedit.model import HookedModel
+    from mechedit.models.hooked import HookedModel
 
 __all__ = ["generate"]
 
