@@ -23,7 +23,7 @@ from mechedit.attribution import (
 )
 from mechedit.diagnose import Diagnosis, diagnose
 from mechedit.evaluation import Evaluation, evaluate
-from mechedit.facts import FactEdit, load_facts
+from mechedit.data.facts import FactEdit, load_facts
 from mechedit.models.hooked import HookedModel, ResidualView, load_model
 from mechedit.ripple import RippleEvaluation, ripple
 

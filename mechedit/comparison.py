@@ -26,7 +26,7 @@ from mechedit.editors import MEGA, NAMES, Editor, by_name
 from mechedit.editors.selection import gate_roc
 from mechedit.editors.variants import ABLATIONS, CONTROLS, variant
 from mechedit.evaluation import Evaluation, baseline, evaluate
-from mechedit.facts import FactEdit, facts_hash
+from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.factworld.export import ripple_tests
 from mechedit.ripple import RippleEvaluation, ripple
 from mechedit.splits import facts_and_selection

@@ -28,7 +28,7 @@ from mechedit.attribution import Attribution, attribute
 from mechedit.editors import MEGA, Editor, NoEdit
 from mechedit.editors.variants import CONTROLS, variant
 from mechedit.evaluation import Evaluation, baseline, evaluate
-from mechedit.facts import FactEdit, facts_hash
+from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.splits import facts_and_selection
 from reports import page
 from reports.results import bootstrap_mean

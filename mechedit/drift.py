@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pandas as pd
 from tqdm.auto import tqdm
 
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.fluency import LENGTH, TOP_K, ngram_entropy, words
 from mechedit.models.generation import generate
 from reports.errors import InputError

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pandas as pd
 
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.fluency import References, record_entropy
 from mechedit.measure import METRICS, PromptScore, record_values
 from mechedit.metrics import bootstrap_harmonic_mean, harmonic_mean

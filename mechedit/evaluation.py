@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from experiments.cases import Case, every_case, finished
 from experiments.runs import RunFolder, check_case_id
 from mechedit.evaluated import KNOWS_NONE, NOT_ROMES_PS, OWN_ANSWERS, CaseScores, Evaluation, Mode, gather
-from mechedit.facts import FactEdit, facts_hash
+from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.fluency import References, generated_texts
 from mechedit.measure import FAMILIES, PromptScore, measure, questions_of
 from mechedit.models.scoring import score_pairs

@@ -30,7 +30,7 @@ from torch import Tensor
 from mechedit.attribution.layers import contrast_scores
 from mechedit.attribution.projection import Projection
 from mechedit.attribution.terms import layer_terms
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from reports.errors import InputError
 from reports.results import Result
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.models.generation import generate
 from reports.errors import InputError
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.metrics import (
     below,
     divergence,

@@ -21,8 +21,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mechedit.prompts import doubt as doubt_prompt_1
-from mechedit.prompts import doubt_old as doubt_prompt_2
+from mechedit.data.prompts import doubt as doubt_prompt_1
+from mechedit.data.prompts import doubt_old as doubt_prompt_2
 from reports.errors import InputError
 
 __all__ = [

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from reports.codec import parse
 from reports.errors import InputError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mechedit.facts import FactEdit, load_facts
+from mechedit.data.facts import FactEdit, load_facts
 from mechedit.models.loading import EMBEDDED
 from reports.errors import InputError
 

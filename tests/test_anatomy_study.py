@@ -30,7 +30,7 @@ from mechedit.attribution.neurons import exhaustive
 from mechedit.attribution.passes import Pass
 from mechedit.cli import main
 from mechedit.editors import FT, IKE, MEGA, NoEdit
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.factworld import edits
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError, IntegrityError

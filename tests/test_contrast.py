@@ -19,7 +19,7 @@ from mechedit.attribution import Attribution, AttributionContrast, attribute, co
 from mechedit.attribution.difference import CONTRASTED
 from mechedit.attribution.result import UNITS
 from mechedit.editors.weight_edit import EditedModel, Replaced, WeightChange, weight_edit, weight_name
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.models.hooked import HookedModel, load_model
 from reports.errors import InputError
 from tests.nlka_oracle import Key, Plain, Unit, naive_scores, plain_run

@@ -10,7 +10,7 @@ import pytest
 import mechedit as me
 from mechedit.drift import Drift, drift, read_text
 from mechedit.editors import MEGA, NoEdit
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 

@@ -12,9 +12,9 @@ from mechedit.attribution import attribute
 from mechedit.editors import IKE, MEGA, SAKE
 from mechedit.editors.steering import SteeringEdit, steer
 from mechedit.editors.upper import resid_post
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.models.hooked import HookedModel
-from mechedit.prompts import avoid, repeat
+from mechedit.data.prompts import avoid, repeat
 from mechedit.models.states import last_states
 from mechedit.transport import gaussian_map, mean_shift
 from reports.errors import InputError

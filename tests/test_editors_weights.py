@@ -23,7 +23,7 @@ from mechedit.editors.steering import SteeringEdit, steer
 from mechedit.editors.target import Search, find_delta
 from mechedit.editors.upper import post, upper_part
 from mechedit.editors.weight_edit import Replaced
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.models.hooked import HookedModel
 from mechedit.models.states import last_states
 from mechedit.transport import mean_shift

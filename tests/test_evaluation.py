@@ -16,7 +16,7 @@ import torch
 from experiments.runs import RunFolder
 from mechedit.editors.base import NoEdit
 from mechedit.evaluation import KNOWS_NONE, NOT_ROMES_PS, Evaluation, check_facts, evaluate
-from mechedit.facts import FactEdit, load_facts
+from mechedit.data.facts import FactEdit, load_facts
 from mechedit.measure import questions_of
 from mechedit.models.hooked import HookedModel, load_model
 from mechedit.models.scoring import score_pairs

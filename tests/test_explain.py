@@ -14,7 +14,7 @@ from mechedit.attribution import contrast
 from mechedit.cli import main
 from mechedit.editors import FT, MEGA, NoEdit
 from mechedit.explain import Explanation, explain
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.factworld import edits
 from mechedit.models.hooked import HookedModel, load_model
 from reports.errors import InputError

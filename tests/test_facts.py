@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mechedit.facts import FactEdit, load_facts
+from mechedit.data.facts import FactEdit, load_facts
 from reports.errors import InputError
 
 ORIGINAL: dict[str, Any] = {

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mechedit import load_facts, prompts
+from mechedit import load_facts
+from mechedit.data import prompts
 from mechedit.factworld import World, edits, export
 from mechedit.factworld.check import FLOORS, check
 from mechedit.factworld.text import Writer
@@ -104,7 +105,7 @@ def test_no_fact_is_ever_stated_in_a_held_out_template() -> None:
 
 
 def test_documents_use_the_literature_s_forms_word_for_word() -> None:
-    """Each form of `mechedit.prompts`, with its blanks as wildcards, is found in the training text."""
+    """Each form of `mechedit.data.prompts`, with its blanks as wildcards, is found in the training text."""
     blank = "BLANK"
     forms = [
         prompts.repeat(blank, blank, blank),

@@ -10,7 +10,7 @@ import pytest
 
 from mechedit.editors import NoEdit
 from mechedit.evaluation import evaluate
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.factworld import edits
 from mechedit.fluency import LENGTH, References, generated_texts, ngram_entropy, record_entropy, words
 from mechedit.models.hooked import HookedModel

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mechedit.corpus import text_corpus
 from mechedit.covariance import covariances
 from mechedit.editors import FT, IKE, MEMIT, ROME, LoRA, WeightChange
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.models.hooked import HookedModel, load_model
 from reports.errors import InputError
 from tests.tiny import ARCHS, SENTENCES, tiny_model

@@ -14,7 +14,7 @@ import mechedit as me
 from mechedit.editors import MEGA
 from mechedit.editors.families import align_implications, doubts, source_and_target
 from mechedit.editors.selection import GateROC, _named, gate_roc
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.gates import SentenceGate
 from mechedit.models.hooked import HookedModel
 from mechedit.paraphrases import implications, load_paraphrases, paraphrases

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.measure import METRICS, PromptScore, questions_of, record_values
 from mechedit.metrics import (
     below,

@@ -14,7 +14,7 @@ import torch
 
 from experiments.runs import RunFolder
 from mechedit.editors import NoEdit
-from mechedit.facts import FactEdit, RippleQuery, RippleTest, load_facts
+from mechedit.data.facts import FactEdit, RippleQuery, RippleTest, load_facts
 from mechedit.factworld import export
 from mechedit.metrics import starts_answer
 from mechedit.models.hooked import HookedModel

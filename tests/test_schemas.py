@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mechedit.facts import FactEdit, RippleQuery, RippleTest, load_facts
+from mechedit.data.facts import FactEdit, RippleQuery, RippleTest, load_facts
 from mechedit.factworld import edits, export
 from reports.errors import InputError
 

@@ -11,7 +11,7 @@ from mechedit.attribution import attribute
 from mechedit.editors import MEGA, NoEdit, SteeringEdit
 from mechedit.editors.sites import read_site
 from mechedit.editors.steering import steer
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.gates import AlwaysOn, HiddenGate
 from mechedit.models.hooked import HookedModel
 from mechedit.models.states import last_states, resid_pre
@@ -144,7 +144,7 @@ def test_a_mega_edit_fits_its_own_targets(model: HookedModel) -> None:
     mega = MEGA(window=(1, 1), gate="always", alpha=1.0, paraphrases=TABLE)
     edit = mega.fit(model, FACT)
     from mechedit.paraphrases import paraphrases
-    from mechedit.prompts import avoid
+    from mechedit.data.prompts import avoid
 
     source = paraphrases(FACT, TABLE)
     assert len(source) == 3

@@ -28,7 +28,7 @@ from experiments.benchmarks.shapes import random_gpt2
 if TYPE_CHECKING:
     from mechedit.editors.lookup import Lengths
     from mechedit.editors.target import Search
-    from mechedit.facts import FactEdit
+    from mechedit.data.facts import FactEdit
     from mechedit.models.hooked import HookedModel
 
 __all__ = ["bench_edit", "plain_delta"]

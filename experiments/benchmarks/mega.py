@@ -102,7 +102,7 @@ def _steered(model: HookedModel, repeats: int) -> dict[str, Any]:
 def _edits(model: HookedModel, prompt: str) -> list[SteeringEdit]:
     """An edit about `prompt`, and others whose gates are closed: as many centres, maps of the same size."""
     from mechedit.editors import SteeringEdit
-    from mechedit.facts import FactEdit
+    from mechedit.data.facts import FactEdit
     from mechedit.gates import HiddenGate
     from mechedit.models.states import last_states, resid_pre
     from mechedit.transport import gaussian_map

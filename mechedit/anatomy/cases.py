@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from mechedit.anatomy.failures import AS_SET
 from mechedit.anatomy.scores import KINDS, LayerScores, Scored
 from mechedit.evaluation import known_facts
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 
 if TYPE_CHECKING:
     from mechedit.editors import Editor

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import Tuned
-from mechedit.facts import FactEdit, facts_hash
+from mechedit.data.facts import FactEdit, facts_hash
 
 if TYPE_CHECKING:
     from mechedit.editors import Editor

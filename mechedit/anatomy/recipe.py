@@ -20,7 +20,7 @@ from mechedit.anatomy.study import AnatomyStudy, anatomy
 from mechedit.anatomy.tables import LEAST
 from mechedit.editors import by_name
 from mechedit.evaluation import known_facts
-from mechedit.facts import FactEdit, facts_hash
+from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.splits import facts_and_selection
 from reports import page
 from reports.errors import InputError

@@ -21,8 +21,8 @@ import pandas as pd
 
 from mechedit.anatomy.scores import layer_scores
 from mechedit.anatomy.window import best_window, window_scores
-from mechedit.facts import FactEdit
-from mechedit.prompts import avoid
+from mechedit.data.facts import FactEdit
+from mechedit.data.prompts import avoid
 from reports.errors import InputError
 from reports.results import Result
 

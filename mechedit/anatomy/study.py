@@ -40,7 +40,7 @@ from mechedit.anatomy.tables import (
 )
 from mechedit.anatomy.window import best_window, window_scores
 from mechedit.evaluation import described
-from mechedit.facts import FactEdit, facts_hash
+from mechedit.data.facts import FactEdit, facts_hash
 from reports.errors import InputError
 from reports.results import Result
 

@@ -39,7 +39,7 @@ from reports.errors import InputError
 
 if TYPE_CHECKING:
     from mechedit.editors import Editor
-    from mechedit.facts import FactEdit
+    from mechedit.data.facts import FactEdit
     from mechedit.models.hooked import HookedModel
 
 __all__ = ["contrast", "edit_contrast", "under_edit"]

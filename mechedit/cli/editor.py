@@ -15,7 +15,7 @@ from reports.errors import InputError
 
 if TYPE_CHECKING:
     from mechedit.editors import Editor
-    from mechedit.facts import FactEdit
+    from mechedit.data.facts import FactEdit
     from mechedit.models.hooked import HookedModel
 
 __all__ = ["GATES", "SELECTION", "SETTINGS", "SITES", "add_editor_options", "chosen_editor", "named_editor"]

@@ -74,7 +74,7 @@ def run_evaluation(
     from experiments.recipe import recorded
     from experiments.runs import RunFolder
     from mechedit.evaluation import baseline, check_facts
-    from mechedit.facts import facts_hash
+    from mechedit.data.facts import facts_hash
     from mechedit.ripple import check_tests
 
     facts = me.load_facts(config.data, limit=config.limit, skip_malformed=config.skip_malformed)

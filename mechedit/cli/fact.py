@@ -10,14 +10,14 @@ from reports.codec import parse
 from reports.errors import InputError
 
 if TYPE_CHECKING:
-    from mechedit.facts import FactEdit
+    from mechedit.data.facts import FactEdit
 
 __all__ = ["add_fact_options", "chosen_fact"]
 
 
 def chosen_fact(options: argparse.Namespace) -> tuple[FactEdit, str]:
     """The fact of --fact, and its file: a JSON object of `FactEdit`'s fields, a file, or "world"; --case picks one."""
-    from mechedit.facts import FactEdit, load_facts
+    from mechedit.data.facts import FactEdit, load_facts
     from mechedit.factworld import edits
 
     text = options.fact.strip()

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel

@@ -27,7 +27,7 @@ from mechedit.models import weights
 from mechedit.editors.attach import attach
 from mechedit.editors.sites import SiteName
 from mechedit.editors.steering import Position, SteeredModel, Steering, SteeringEdit, steer
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.gates import AlwaysOn, Gate, HiddenGate, SentenceGate, Whitening
 from mechedit.models.hooked import HookedModel
 from mechedit.transport import AffineMap

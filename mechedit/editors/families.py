@@ -20,8 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mechedit.facts import FactEdit
-from mechedit.prompts import avoid, consider, doubt, doubt_old, pretend, repeat
+from mechedit.data.facts import FactEdit
+from mechedit.data.prompts import avoid, consider, doubt, doubt_old, pretend, repeat
 
 __all__ = ["Source", "align_implications", "doubts", "implication_pairs", "source_and_target"]
 

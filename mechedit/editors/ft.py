@@ -30,7 +30,7 @@ from mechedit.editors.weight_edit import (
     WeightEditor,
     weight_name,
 )
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel

@@ -30,10 +30,10 @@ from torch import Tensor
 from mechedit.editors.base import as_facts, derive
 from mechedit.editors.defaults import AUTO, Table, Tuned
 from mechedit.editors.upper import resid_post
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.models.loading import EMBEDDED
 from mechedit.models.hooked import HookedModel
-from mechedit.prompts import demonstration
+from mechedit.data.prompts import demonstration
 from mechedit.models.states import mean_states
 from reports.errors import InputError
 

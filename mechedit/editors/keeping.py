@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mechedit.models import weights
 from mechedit.editors.weight_edit import LowRank, Replaced, WeightChange
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from reports.codec import parse
 from reports.errors import InputError, first_line
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from reports.errors import InputError
 
 if TYPE_CHECKING:

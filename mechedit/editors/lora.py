@@ -25,7 +25,7 @@ from mechedit.models import weights
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import AUTO, Table
 from mechedit.editors.weight_edit import LowRank, WeightChange, WeightEditor
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel

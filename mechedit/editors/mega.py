@@ -38,7 +38,7 @@ from mechedit.editors.lookup import Lengths, contexts
 from mechedit.editors.sites import Heads, SiteName, part, read_site, site_of
 from mechedit.editors.steering import Position, SteeredModel, SteeringEdit, steer, unsteered
 from mechedit.embedding import sentence_encoder
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.gates import AlwaysOn, Distance, Gate, HiddenGate, SentenceGate, Whitening
 from mechedit.paraphrases import Paraphrases, implications, paraphrases
 from mechedit.models.states import last_states, mean_states, resid_pre

@@ -36,7 +36,7 @@ from mechedit.editors.weight_edit import (
     low_rank,
     weight_edit,
 )
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.models.states import last_states
 from reports.errors import InputError
 

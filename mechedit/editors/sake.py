@@ -25,7 +25,7 @@ from mechedit.editors.defaults import AUTO, Table, Tuned
 from mechedit.editors.lookup import Lengths
 from mechedit.editors.mega import MEGA, GateKind
 from mechedit.editors.steering import SteeredModel, SteeringEdit
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.paraphrases import Paraphrases
 
 if TYPE_CHECKING:

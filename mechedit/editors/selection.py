@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 
 from mechedit.editors.families import doubts
-from mechedit.facts import FactEdit, facts_hash
+from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.gates import HiddenGate, Whitening, calibrate, nearest, roc, whitening
 from reports.errors import InputError
 from reports.results import Result

@@ -26,7 +26,7 @@ from torch import Tensor
 from mechedit.models.batching import batches
 from mechedit.editors.bank import GateBank
 from mechedit.editors.sites import SITES, Heads, SiteName, part
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.gates import AlwaysOn, Gate, HiddenGate
 from mechedit.models.hooking import Hook
 from mechedit.models.hooked import HookedModel

@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from mechedit.evaluation import baseline, evaluate
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 
 if TYPE_CHECKING:
     from mechedit.editors.base import Editor

@@ -24,7 +24,7 @@ from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 
 if TYPE_CHECKING:
-    from mechedit.facts import FactEdit
+    from mechedit.data.facts import FactEdit
 
 __all__ = [
     "EditedModel",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from mechedit import prompts
+from mechedit.data import prompts
 from mechedit.factworld.text import Writer
 from mechedit.factworld.world import HOPS, RELATIONS, World, alias
 from mechedit.models.scoring import score_pairs

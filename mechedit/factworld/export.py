@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mechedit.facts import FactEdit
+from mechedit.data.facts import FactEdit
 from mechedit.factworld.world import HOPS, RELATIONS, World, alias
-from mechedit.records import RippleTest
-from mechedit.schemas import BUILDERS, from_row
+from mechedit.data.records import RippleTest
+from mechedit.data.schemas import BUILDERS, from_row
 from reports.errors import InputError
 
 __all__ = ["Schema", "edits", "export", "ripple_tests"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.recipe import recorded
 from experiments.runs import RunFolder
-from mechedit.facts import FactEdit, facts_hash, load_facts
+from mechedit.data.facts import FactEdit, facts_hash, load_facts
 from mechedit.faithfulness.study import FaithfulnessStudy, faithfulness, provenance_of
 from mechedit.models.loading import EMBEDDED
 from mechedit.splits import facts_and_selection

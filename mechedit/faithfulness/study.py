@@ -25,7 +25,7 @@ from experiments.runs import RunFolder, check_case_id, provenance
 from mechedit.attribution.ablate import random_like
 from mechedit.attribution.ablation import Means, Neurons, logp_without, mean_activations
 from mechedit.evaluation import known_facts
-from mechedit.facts import FactEdit, facts_hash
+from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.faithfulness.rankings import METHODS, rank
 from reports.errors import InputError
 from reports.results import Result, bootstrap_mean

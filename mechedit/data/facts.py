@@ -3,7 +3,7 @@
 Steps of `load_facts`:
 
 1. read the rows of a JSON, JSONL or Parquet file, or of a `datasets` name or folder;
-2. detect the schema by the first row's keys (`mechedit.schemas`);
+2. detect the schema by the first row's keys (`mechedit.data.schemas`);
 3. build one `FactEdit` a row; a row that is not as its schema says is an `InputError` with file, index and
    field, or is left out and logged where the caller says so.
 
@@ -21,8 +21,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
-from mechedit.records import FactEdit, RippleQuery, RippleTest, clip_line, facts_hash
-from mechedit.schemas import BUILDERS, Schema, detect, from_row
+from mechedit.data.records import FactEdit, RippleQuery, RippleTest, clip_line, facts_hash
+from mechedit.data.schemas import BUILDERS, Schema, detect, from_row
 from reports.errors import InputError
 
 __all__ = ["FactEdit", "RippleQuery", "RippleTest", "Schema", "facts_hash", "load_facts"]

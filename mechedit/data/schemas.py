@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
-from mechedit.records import (
+from mechedit.data.records import (
     Axis,
     FactEdit,
     RippleQuery,
