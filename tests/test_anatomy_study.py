@@ -24,7 +24,7 @@ from mechedit.anatomy.contrast import Contrast, contrast, interval
 from mechedit.anatomy.failures import AS_SET, weakened
 from mechedit.anatomy.features import Runs, columns, gather
 from mechedit.anatomy.recipe import AnatomyConfig
-from mechedit.anatomy.scores import Scored
+from mechedit.attribution.scored_pass import Scored
 from mechedit.anatomy.tables import LEAST, contrasts, overlap_table
 from mechedit.attribution.neurons import exhaustive
 from mechedit.attribution.passes import Pass

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mechedit.anatomy.failures import AS_SET
-from mechedit.anatomy.scores import KINDS, LayerScores, Scored
+from mechedit.attribution.scored_pass import KINDS, LayerScores, Scored
 from mechedit.evaluation import known_facts
 from mechedit.data.facts import FactEdit
 

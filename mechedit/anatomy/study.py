@@ -38,7 +38,7 @@ from mechedit.anatomy.tables import (
     outcome_table,
     overlap_table,
 )
-from mechedit.anatomy.window import best_window, window_scores
+from mechedit.attribution.window import best_window, window_scores
 from mechedit.evaluation import described
 from mechedit.data.facts import FactEdit, facts_hash
 from reports.errors import InputError

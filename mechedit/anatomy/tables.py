@@ -16,7 +16,7 @@ from mechedit.anatomy.cases import OBJECTS
 from mechedit.anatomy.contrast import Contrast, average, contrast, interval
 from mechedit.anatomy.failures import AS_SET
 from mechedit.anatomy.features import POOLED, Runs, columns
-from mechedit.anatomy.scores import KINDS
+from mechedit.attribution.scored_pass import KINDS
 from reports.results import bootstrap_mean, wilson
 
 __all__ = [

@@ -11,9 +11,9 @@ vocabulary.
 
 from mechedit.attribution.ablate import Ablation, ablate
 from mechedit.attribution.attention import HeadAttention
-from mechedit.attribution.contrasts import contrast, edit_contrast
+from mechedit.attribution.target_contrast import contrast, edit_contrast
 from mechedit.attribution.difference import AttributionContrast, contrast_json
-from mechedit.attribution.many import attribute_many
+from mechedit.attribution.attribute_many import attribute_many
 from mechedit.attribution.nlka import attribute
 from mechedit.attribution.result import Attribution, attribution_json
 from mechedit.attribution.vocabulary import vocabulary

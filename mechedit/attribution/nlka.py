@@ -27,7 +27,7 @@ import torch
 
 from mechedit.attribution.certified import certified, exact_score
 from mechedit.attribution.frames import attn_frame, head_frames, neuron_frame, promotes_frame, summed
-from mechedit.attribution.given import with_units
+from mechedit.attribution.exact_scores import with_units
 from mechedit.attribution.intervals import Intervals
 from mechedit.attribution.neurons import Ranking, Sign, exhaustive
 from mechedit.attribution.options import Method, Options

@@ -144,7 +144,7 @@ def _saved_edit(options: argparse.Namespace) -> AttributionContrast:
     """--edited: a folder that `WeightChange.save` or `EditBook.save` wrote."""
     from pathlib import Path
 
-    from mechedit.attribution.contrasts import under_edit
+    from mechedit.attribution.target_contrast import under_edit
     from mechedit.attribution.options import Options
     from mechedit.editors import EditBook, WeightChange
 

@@ -20,7 +20,7 @@ import torch
 
 from mechedit.attribution.certified import certified, exact_score
 from mechedit.attribution.frames import head_frames
-from mechedit.attribution.given import Kind, unit_scores
+from mechedit.attribution.exact_scores import Kind, unit_scores
 from mechedit.attribution.layers import Account, account
 from mechedit.attribution.passes import Pass
 from mechedit.attribution.projection import Projection

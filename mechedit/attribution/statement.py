@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from mechedit.anatomy.scores import layer_scores
-from mechedit.anatomy.window import best_window, window_scores
+from mechedit.attribution.scored_pass import layer_scores
+from mechedit.attribution.window import best_window, window_scores
 from mechedit.data.facts import FactEdit
 from mechedit.data.prompts import avoid
 from reports.errors import InputError

@@ -25,7 +25,7 @@ from torch import Tensor
 from mechedit.attribution.certified import unit_vectors
 from mechedit.attribution.difference import AttributionContrast, Side, joined, subtract
 from mechedit.attribution.frames import POSITION_ROWS, head_frames
-from mechedit.attribution.given import Kind, frame_scores, kept_vectors, with_units
+from mechedit.attribution.exact_scores import Kind, frame_scores, kept_vectors, with_units
 from mechedit.attribution.layers import account, contrast_scores
 from mechedit.attribution.neurons import Sign
 from mechedit.attribution.nlka import attribute, attributed
