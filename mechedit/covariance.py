@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mechedit.attribution.ranges import cache_folder
+from mechedit.attribution.ranking.vocabulary_ranges import cache_folder
 from mechedit.corpus import Corpus, embedded_corpus, own_corpus, windows
 from mechedit.models.loading import EMBEDDED
 from reports.errors import InputError

@@ -26,7 +26,7 @@ from mechedit.anatomy.features import Runs, columns, gather
 from mechedit.anatomy.recipe import AnatomyConfig
 from mechedit.attribution.scored_pass import Scored
 from mechedit.anatomy.tables import LEAST, contrasts, overlap_table
-from mechedit.attribution.neurons import exhaustive
+from mechedit.attribution.ranking.neurons import exhaustive
 from mechedit.attribution.passes import Pass
 from mechedit.cli import main
 from mechedit.editors import FT, IKE, MEGA, NoEdit

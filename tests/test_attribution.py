@@ -212,7 +212,7 @@ def test_a_ranking_keeps_the_order_of_layers_among_equal_scores() -> None:
 
 
 def nlka_ranked(layer: int, values: list[float]) -> Any:
-    from mechedit.attribution.neurons import Ranked
+    from mechedit.attribution.ranking.neurons import Ranked
 
     return Ranked.of_layer(layer, torch.tensor(values, dtype=torch.float64))
 

@@ -10,11 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-import mechedit.attribution.certified as certified_module
+import mechedit.attribution.ranking.certified as certified_module
 from mechedit.attribution import Attribution, attribute
-from mechedit.attribution.certified import chord_bound, jensen_bound
-from mechedit.attribution.neurons import Sign
-from mechedit.attribution.ranges import _memory, cache_folder, compute_ranges, vocabulary_ranges
+from mechedit.attribution.ranking.certified import chord_bound, jensen_bound
+from mechedit.attribution.ranking.neurons import Sign
+from mechedit.attribution.ranking.vocabulary_ranges import (
+    _memory,
+    cache_folder,
+    compute_ranges,
+    vocabulary_ranges,
+)
 from mechedit.factworld import edits
 from mechedit.models.hooked import HookedModel, load_model
 from reports.errors import InputError

@@ -11,7 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mechedit.attribution import attribute, frames, intervals, projection, ranges, scores, terms
+from mechedit.attribution import attribute, frames, projection, scores, terms
+from mechedit.attribution.ranking import intervals, vocabulary_ranges as ranges
 from mechedit.attribution.passes import run_passes
 from mechedit.attribution.scores import inc_rows
 from mechedit.models.hooked import HookedModel, load_model

@@ -12,7 +12,7 @@ import torch
 
 from mechedit.attribution import Attribution, attribute, keys, query
 from mechedit.attribution.keys import attention_keys, mlp_keys
-from mechedit.attribution.neurons import exhaustive
+from mechedit.attribution.ranking.neurons import exhaustive
 from mechedit.attribution.passes import run_passes
 from mechedit.attribution.query import Source, key_weights, layer_reads
 from mechedit.attribution.terms import layer_terms

@@ -25,7 +25,7 @@ from torch import Tensor
 from experiments.progress import track
 from experiments.runs import RunFolder
 from mechedit.attribution.cases import from_case, to_case
-from mechedit.attribution.neurons import Sign
+from mechedit.attribution.ranking.neurons import Sign
 from mechedit.attribution.nlka import attributed
 from mechedit.attribution.options import Method, Options
 from mechedit.attribution.passes import TargetTokens, read_passes

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from mechedit.attribution.keys import Keys, mlp_keys
-from mechedit.attribution.neurons import Ranked
+from mechedit.attribution.ranking.neurons import Ranked
 from mechedit.attribution.query import Source
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mechedit.attribution.certified import PLACE, unit_vectors
+from mechedit.attribution.ranking.certified import PLACE, unit_vectors
 from mechedit.attribution.passes import Pass
 from mechedit.attribution.projection import BLOCK_BYTES
 from mechedit.attribution.result import UNITS, Attribution

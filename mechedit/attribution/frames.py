@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mechedit.attribution.neurons import Ranked
+from mechedit.attribution.ranking.neurons import Ranked
 from mechedit.attribution.projection import BLOCK_BYTES, Projection
 from mechedit.attribution.scores import inc_rows
 from mechedit.attribution.terms import LayerTerms

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mechedit.attribution.neurons import Ranked
+from mechedit.attribution.ranking.neurons import Ranked
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import FinalNorm, HookedModel, ResidualView

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from mechedit.attribution.neurons import Sign
+from mechedit.attribution.ranking.neurons import Sign
 from mechedit.attribution.passes import TargetTokens
 from mechedit.attribution.projection import Biases
 from reports.errors import InputError

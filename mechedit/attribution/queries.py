@@ -14,7 +14,7 @@ import pandas as pd
 from mechedit.attribution.edges import read_edges
 from mechedit.attribution.frames import neuron_frame
 from mechedit.attribution.keys import Keys, attention_keys, mlp_keys
-from mechedit.attribution.neurons import Ranked, Ranking, Sign
+from mechedit.attribution.ranking.neurons import Ranked, Ranking, Sign
 from mechedit.attribution.passes import Pass
 from mechedit.attribution.query import (
     N_VALUES,

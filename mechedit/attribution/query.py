@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from mechedit.attribution.keys import GUARD, Keys
-from mechedit.attribution.neurons import Ranked, Sign
+from mechedit.attribution.ranking.neurons import Ranked, Sign
 from mechedit.attribution.terms import LayerTerms, product
 
 if TYPE_CHECKING:

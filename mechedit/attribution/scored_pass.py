@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
-from mechedit.attribution.certified import certified, exact_score
+from mechedit.attribution.ranking.certified import certified, exact_score
 from mechedit.attribution.frames import head_frames
 from mechedit.attribution.exact_scores import Kind, unit_scores
 from mechedit.attribution.layers import Account, account

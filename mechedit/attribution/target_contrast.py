@@ -22,12 +22,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mechedit.attribution.certified import unit_vectors
+from mechedit.attribution.ranking.certified import unit_vectors
 from mechedit.attribution.difference import AttributionContrast, Side, joined, subtract
 from mechedit.attribution.frames import POSITION_ROWS, head_frames
 from mechedit.attribution.exact_scores import Kind, frame_scores, kept_vectors, with_units
 from mechedit.attribution.layers import account, contrast_scores
-from mechedit.attribution.neurons import Sign
+from mechedit.attribution.ranking.neurons import Sign
 from mechedit.attribution.nlka import attribute, attributed
 from mechedit.attribution.options import Options, check_top_k
 from mechedit.attribution.passes import Pass, TargetTokens, run_pass, run_passes
