@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mechedit.attribution import Attribution, HeadAttention, attribute
-from mechedit.attribution.attention import divided
+from mechedit.attribution.circuits.attention import divided
 from mechedit.attribution.projection import Projection
 from mechedit.attribution.scores import inc
 from reports.errors import InputError

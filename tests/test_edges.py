@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mechedit.attribution import Attribution, attribute
-from mechedit.attribution.edges import EDGES
+from mechedit.attribution.circuits.edges import EDGES
 from mechedit.models.hooked import HookedModel, load_model
 from tests.nlka_oracle import PlainReads, plain_run
 from tests.tiny import Arch, tiny_folder

@@ -10,7 +10,7 @@ vocabulary.
 """
 
 from mechedit.attribution.ablate import Ablation, ablate
-from mechedit.attribution.attention import HeadAttention
+from mechedit.attribution.circuits.attention import HeadAttention
 from mechedit.attribution.target_contrast import contrast, edit_contrast
 from mechedit.attribution.difference import AttributionContrast, contrast_json
 from mechedit.attribution.attribute_many import attribute_many

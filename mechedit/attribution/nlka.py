@@ -33,7 +33,7 @@ from mechedit.attribution.ranking.neurons import Ranking, Sign, exhaustive
 from mechedit.attribution.options import Method, Options
 from mechedit.attribution.passes import Pass, TargetTokens, run_passes
 from mechedit.attribution.projection import Biases
-from mechedit.attribution.queries import N_VALUES, query_frames
+from mechedit.attribution.circuits.query_frames import N_VALUES, query_frames
 from mechedit.attribution.ranking.vocabulary_ranges import vocabulary_ranges, vocabulary_spread
 from mechedit.attribution.result import UNITS, Attribution
 from mechedit.attribution.tokens import token_strings

@@ -19,7 +19,7 @@ from reports.text import visible
 
 if TYPE_CHECKING:
     from mechedit.attribution.ablate import Ablation
-    from mechedit.attribution.attention import HeadAttention
+    from mechedit.attribution.circuits.attention import HeadAttention
     from mechedit.attribution.difference import AttributionContrast
     from mechedit.models.hooked import HookedModel
 
@@ -132,14 +132,14 @@ class Attribution(Result):
     def circuit(self, *, share: float = 0.8, max_units: int = 40, max_edges: int = 12) -> dict[str, Any]:
         """The attribution graph as data: value neurons ← query neurons ← embedding, on tokens → heads → target; see
         `circuit.py`. `reports.viewer.save_viewer` writes it for circuit-tracer's and Neuronpedia's viewers."""
-        from mechedit.attribution.circuit import build_circuit  # here: circuit.py imports this module
+        from mechedit.attribution.circuits.circuit import build_circuit
 
         return build_circuit(self, share=share, max_units=max_units, max_edges=max_edges)
 
     def attention(self, model: HookedModel, *, k: int = 8) -> HeadAttention:
         """Where the k strongest heads of the circuit look, and their scores divided among the tokens; see
         `attention.py`. A result holds no model, so the attributed one is given again."""
-        from mechedit.attribution.attention import head_attention  # here: attention.py imports this module
+        from mechedit.attribution.circuits.attention import head_attention
 
         return head_attention(model, self, k=k)
 

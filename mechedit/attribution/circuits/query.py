@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mechedit.attribution.keys import GUARD, Keys
+from mechedit.attribution.circuits.keys import GUARD, Keys
 from mechedit.attribution.ranking.neurons import Ranked, Sign
 from mechedit.attribution.terms import LayerTerms, product
 

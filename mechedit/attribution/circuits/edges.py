@@ -25,9 +25,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mechedit.attribution.keys import Keys, mlp_keys
+from mechedit.attribution.circuits.keys import Keys, mlp_keys
 from mechedit.attribution.ranking.neurons import Ranked
-from mechedit.attribution.query import Source
+from mechedit.attribution.circuits.query import Source
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel, ResidualView

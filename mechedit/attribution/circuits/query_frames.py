@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mechedit.attribution.edges import read_edges
+from mechedit.attribution.circuits.edges import read_edges
 from mechedit.attribution.frames import neuron_frame
-from mechedit.attribution.keys import Keys, attention_keys, mlp_keys
+from mechedit.attribution.circuits.keys import Keys, attention_keys, mlp_keys
 from mechedit.attribution.ranking.neurons import Ranked, Ranking, Sign
 from mechedit.attribution.passes import Pass
-from mechedit.attribution.query import (
+from mechedit.attribution.circuits.query import (
     N_VALUES,
     key_account,
     key_weights,
