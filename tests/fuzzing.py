@@ -34,7 +34,7 @@ from mechedit.cli.fact import chosen_fact
 from mechedit.cli.pairs import read_pairs
 from mechedit.editors import EditBook, WeightChange
 from mechedit.editors.steering import SteeringEdit
-from mechedit.editors.weight_edit import LowRank
+from mechedit.editors.weights.weight_edit import LowRank
 from mechedit.data.facts import FactEdit, load_facts
 from mechedit.gates import HiddenGate, Whitening
 from mechedit.paraphrases import load_paraphrases

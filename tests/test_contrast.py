@@ -18,7 +18,7 @@ import mechedit as me
 from mechedit.attribution import Attribution, AttributionContrast, attribute, contrast, edit_contrast
 from mechedit.attribution.difference import CONTRASTED
 from mechedit.attribution.result import UNITS
-from mechedit.editors.weight_edit import EditedModel, Replaced, WeightChange, weight_edit, weight_name
+from mechedit.editors.weights.weight_edit import EditedModel, Replaced, WeightChange, weight_edit, weight_name
 from mechedit.data.facts import FactEdit
 from mechedit.models.hooked import HookedModel, load_model
 from reports.errors import InputError

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechedit import covariance as module
+from mechedit.editors.weights import covariance as module
 from mechedit.cli import main
-from mechedit.corpus import Corpus, embedded_corpus, open_corpus, text_corpus, windows
-from mechedit.covariance import Covariance, covariance_for, covariances, merge
+from mechedit.editors.weights.corpus import Corpus, embedded_corpus, open_corpus, text_corpus, windows
+from mechedit.editors.weights.covariance import Covariance, covariance_for, covariances, merge
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from tests.tiny import ARCHS, SENTENCES, Arch, tiny_folder, tiny_model

@@ -11,7 +11,7 @@ import mechedit as me
 from mechedit.attribution import attribute
 from mechedit.editors import IKE, MEGA, SAKE
 from mechedit.editors.steering import SteeringEdit, steer
-from mechedit.editors.upper import resid_post
+from mechedit.editors.weights.upper_layers import resid_post
 from mechedit.data.facts import FactEdit
 from mechedit.models.hooked import HookedModel
 from mechedit.data.prompts import avoid, repeat

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from experiments.benchmarks.edit import mlp_out, plain_delta
-from mechedit.corpus import text_corpus
-from mechedit.covariance import Covariance, covariances
+from mechedit.editors.weights.corpus import text_corpus
+from mechedit.editors.weights.covariance import Covariance, covariances
 from mechedit.editors import FT, FTL, MEMIT, NAMES, ROME, LoRA, WeightChange, by_name
-from mechedit.editors.lookup import ask, contexts, subject_end, subject_ids
-from mechedit.editors.lora import shared_twin
-from mechedit.editors.memit import null_space_spread, spread
+from mechedit.editors.weights.subject import ask, contexts, subject_end, subject_ids
+from mechedit.editors.weights.lora import shared_twin
+from mechedit.editors.weights.memit import null_space_spread, spread
 from mechedit.editors.steering import SteeringEdit, steer
-from mechedit.editors.target import Search, find_delta
-from mechedit.editors.upper import post, upper_part
-from mechedit.editors.weight_edit import Replaced
+from mechedit.editors.weights.value_search import Search, find_delta
+from mechedit.editors.weights.upper_layers import post, upper_part
+from mechedit.editors.weights.weight_edit import Replaced
 from mechedit.data.facts import FactEdit
 from mechedit.models.hooked import HookedModel
 from mechedit.models.states import last_states
@@ -325,7 +325,7 @@ def test_weights_are_fitted_without_a_steering_edit_that_is_on() -> None:
 
 
 def test_an_interrupted_restoration_goes_on_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mechedit.editors import weight_edit
+    from mechedit.editors.weights import weight_edit
 
     pressed: list[int] = []
 

@@ -26,8 +26,8 @@ from torch import Tensor
 from experiments.benchmarks.shapes import random_gpt2
 
 if TYPE_CHECKING:
-    from mechedit.editors.lookup import Lengths
-    from mechedit.editors.target import Search
+    from mechedit.editors.weights.subject import Lengths
+    from mechedit.editors.weights.value_search import Search
     from mechedit.data.facts import FactEdit
     from mechedit.models.hooked import HookedModel
 
@@ -43,9 +43,9 @@ def bench_edit(
 
     The plain loop is timed on `repeats` facts, alternating with the single edit of the same fact; the batch once.
     """
-    from mechedit.editors.lookup import ask, contexts
-    from mechedit.editors.target import Search, find_delta
-    from mechedit.editors.upper import upper_part
+    from mechedit.editors.weights.subject import ask, contexts
+    from mechedit.editors.weights.value_search import Search, find_delta
+    from mechedit.editors.weights.upper_layers import upper_part
     from mechedit.factworld import edits
 
     records = edits(facts)
@@ -94,7 +94,7 @@ def bench_edit(
 
 def mlp_out(model: HookedModel, layer: int, facts: Sequence[FactEdit]) -> Tensor:
     """v0 [F, d]: the layer's MLP output at the end of each rewrite prompt's subject."""
-    from mechedit.editors.lookup import subject_ids
+    from mechedit.editors.weights.subject import subject_ids
     from mechedit.models.states import last_states
 
     cut = [subject_ids(model, fact.prompt, fact.subject) for fact in facts]
@@ -105,8 +105,8 @@ def mlp_out(model: HookedModel, layer: int, facts: Sequence[FactEdit]) -> Tensor
 def plain_delta(
     model: HookedModel, layer: int, fact: FactEdit, before: Sequence[str], v0: Tensor, search: Search
 ) -> Tensor:
-    """δ [d] of one fact by full forward passes: the oracle of `mechedit.editors.target.find_delta`."""
-    from mechedit.editors.lookup import DRIFT, subject_end
+    """δ [d] of one fact by full forward passes: the oracle of `mechedit.editors.weights.value_search.find_delta`."""
+    from mechedit.editors.weights.subject import DRIFT, subject_end
 
     pairs = [model.continuation(c + fact.rewrite_prompt, fact.target_new) for c in before]
     drift_ids, drift_at = subject_end(model, DRIFT, fact.subject)

@@ -14,8 +14,8 @@ from reports.errors import InputError
 def covariance(options: argparse.Namespace) -> None:
     """Computes C = E[k kᵀ] of layers over a text, and keeps it for the editors."""
     from mechedit.attribution.ranking.vocabulary_ranges import cache_folder
-    from mechedit.corpus import embedded_corpus, open_corpus
-    from mechedit.covariance import covariances
+    from mechedit.editors.weights.corpus import embedded_corpus, open_corpus
+    from mechedit.editors.weights.covariance import covariances
     from mechedit.models.loading import EMBEDDED
 
     model = load(options)

@@ -2,17 +2,17 @@
 
 from mechedit.editors.base import Editor, NoEdit
 from mechedit.editors.book import EditBook
-from mechedit.editors.ft import FT
+from mechedit.editors.weights.ft import FT
 from mechedit.editors.ft_l import FTL
 from mechedit.editors.ike import IKE, PromptedModel
-from mechedit.editors.lora import LoRA
+from mechedit.editors.weights.lora import LoRA
 from mechedit.editors.mega import MEGA
-from mechedit.editors.memit import MEMIT
+from mechedit.editors.weights.memit import MEMIT
 from mechedit.editors.registry import NAMES, by_name
-from mechedit.editors.rome import ROME
+from mechedit.editors.weights.rome import ROME
 from mechedit.editors.sake import SAKE
 from mechedit.editors.steering import SteeredModel, SteeringEdit
-from mechedit.editors.weight_edit import EditedModel, WeightChange
+from mechedit.editors.weights.weight_edit import EditedModel, WeightChange
 
 __all__ = [
     "FT",

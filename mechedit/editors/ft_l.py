@@ -1,7 +1,7 @@
 """FT-L: fine-tuning with a bound on every weight's change.
 
 Source: Zhu et al., "Modifying Memories in Transformer Models" (arXiv 2012.00363), as ROME's baseline: after each step
-of FT (`mechedit.editors.ft`) W is put back into the box |W − W0| ≤ epsilon, entry by entry (L∞).
+of FT (`mechedit.editors.weights.ft`) W is put back into the box |W − W0| ≤ epsilon, entry by entry (L∞).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from mechedit.editors.defaults import AUTO, Table
-from mechedit.editors.ft import FT
+from mechedit.editors.weights.ft import FT
 
 if TYPE_CHECKING:
     pass

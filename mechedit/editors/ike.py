@@ -29,7 +29,7 @@ from torch import Tensor
 
 from mechedit.editors.base import as_facts, derive
 from mechedit.editors.defaults import AUTO, Table, Tuned
-from mechedit.editors.upper import resid_post
+from mechedit.editors.weights.upper_layers import resid_post
 from mechedit.data.facts import FactEdit
 from mechedit.models.loading import EMBEDDED
 from mechedit.models.hooked import HookedModel

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mechedit.models import weights
-from mechedit.editors.weight_edit import LowRank, Replaced, WeightChange
+from mechedit.editors.weights.weight_edit import LowRank, Replaced, WeightChange
 from mechedit.data.facts import FactEdit
 from reports.codec import parse
 from reports.errors import InputError, first_line

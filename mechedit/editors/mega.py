@@ -34,7 +34,7 @@ from mechedit.editors.families import (
     implication_pairs,
     source_and_target,
 )
-from mechedit.editors.lookup import Lengths, contexts
+from mechedit.editors.weights.subject import Lengths, contexts
 from mechedit.editors.sites import Heads, SiteName, part, read_site, site_of
 from mechedit.editors.steering import Position, SteeredModel, SteeringEdit, steer, unsteered
 from mechedit.embedding import sentence_encoder

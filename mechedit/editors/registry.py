@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any
 
 from mechedit.editors.base import Editor, NoEdit
-from mechedit.editors.ft import FT
+from mechedit.editors.weights.ft import FT
 from mechedit.editors.ft_l import FTL
 from mechedit.editors.ike import IKE
-from mechedit.editors.lora import LoRA
+from mechedit.editors.weights.lora import LoRA
 from mechedit.editors.mega import MEGA
-from mechedit.editors.memit import MEMIT
-from mechedit.editors.rome import ROME
+from mechedit.editors.weights.memit import MEMIT
+from mechedit.editors.weights.rome import ROME
 from mechedit.editors.sake import SAKE
 from reports.errors import InputError
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mechedit.editors.defaults import AUTO, Table, Tuned
-from mechedit.editors.lookup import Lengths
+from mechedit.editors.weights.subject import Lengths
 from mechedit.editors.mega import MEGA, GateKind
 from mechedit.editors.steering import SteeredModel, SteeringEdit
 from mechedit.data.facts import FactEdit

@@ -1,10 +1,10 @@
 """ROME: insert one association into one layer's W_out, by a change of rank one.
 
 Source: Meng et al., "Locating and Editing Factual Associations in GPT", NeurIPS 2022, section 3.1; kmeng01/rome. With
-C = E[k kᵀ] over a text (`mechedit.covariance`), for one fact:
+C = E[k kᵀ] over a text (`mechedit.editors.weights.covariance`), for one fact:
 
 1. k* is the mean, over contexts, of the MLP's key at the subject's last token;
-2. v* = v0 + δ with v0 = W k* + b, the mean of the MLP's outputs there, and δ from `mechedit.editors.target`;
+2. v* = v0 + δ with v0 = W k* + b, the mean of the MLP's outputs there, and δ from `mechedit.editors.weights.value_search`;
 3. W' = W + u (v* − v0)ᵀ / (uᵀ k*) with u = C⁻¹ k*, W as [d_mlp, d_model]; so k*ᵀ W' + b = v*.
 
 The reference code takes v0 of the bare rewrite prompt, which is no linear image of its k*; with the mean the constraint
@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from mechedit.covariance import Covariance, covariance_for
+from mechedit.editors.weights.covariance import Covariance, covariance_for
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import AUTO, Table
-from mechedit.editors.lookup import Lengths, ask, contexts, subject_ids
+from mechedit.editors.weights.subject import Lengths, ask, contexts, subject_ids
 from mechedit.editors.steering import unsteered
-from mechedit.editors.target import Search, find_delta
-from mechedit.editors.upper import post, upper_part
-from mechedit.editors.weight_edit import (
+from mechedit.editors.weights.value_search import Search, find_delta
+from mechedit.editors.weights.upper_layers import post, upper_part
+from mechedit.editors.weights.weight_edit import (
     LowRank,
     WeightChange,
     WeightEditor,
@@ -62,7 +62,7 @@ class ROME(WeightEditor):
 
     Attributes:
         layer: whose W_out is changed. steps, lr, weight_decay, kl_factor, clamp: of the search for v*
-        (`mechedit.editors.target`). contexts: (number, tokens) of the texts before the prompt.
+        (`mechedit.editors.weights.value_search`). contexts: (number, tokens) of the texts before the prompt.
         covariance: C of the layer; None: `covariance_for(model, layer)`.
 
     >>> import mechedit as me

@@ -2,7 +2,7 @@
 
 Source: ROME (Meng et al., NeurIPS 2022, section 3.1, step 3); MEMIT weighs the same C by λ. Steps:
 
-1. the text is streamed (`mechedit.corpus`), cut into windows of the model's context, and run in batches; nothing above
+1. the text is streamed (`mechedit.editors.weights.corpus`), cut into windows of the model's context, and run in batches; nothing above
    the highest asked layer is needed and no gradient is kept;
 2. Σ k kᵀ and the number of tokens are summed in fp64, batch after batch in the text's order, for all asked layers in
    one pass. Sums of parts add: `merge`.
@@ -33,7 +33,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mechedit.attribution.ranking.vocabulary_ranges import cache_folder
-from mechedit.corpus import Corpus, embedded_corpus, own_corpus, windows
+from mechedit.editors.weights.corpus import Corpus, embedded_corpus, own_corpus, windows
 from mechedit.models.loading import EMBEDDED
 from reports.errors import InputError
 

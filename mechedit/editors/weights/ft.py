@@ -8,7 +8,7 @@ weight,
 for at most `steps` steps, or until L < `stop`. FT-L (`mechedit.editors.ft_l`) adds |W − W0| ≤ epsilon in every entry.
 
 Only W_out(l) changes, so the residual stream and the MLP's activations up to layer l are computed once
-(`mechedit.editors.upper`).
+(`mechedit.editors.weights.upper_layers`).
 """
 
 from __future__ import annotations
@@ -23,13 +23,8 @@ from torch import Tensor
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import AUTO, Table
 from mechedit.editors.steering import unsteered
-from mechedit.editors.upper import Upper, upper_part
-from mechedit.editors.weight_edit import (
-    Replaced,
-    WeightChange,
-    WeightEditor,
-    weight_name,
-)
+from mechedit.editors.weights.upper_layers import Upper, upper_part
+from mechedit.editors.weights.weight_edit import Replaced, WeightChange, WeightEditor, weight_name
 from mechedit.data.facts import FactEdit
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ v0 is the MLP's output there, MEMIT's the layer's; where δ is added the two are
 added to the layer's. The KL is the paper's: the reference code reads it at the subject's last token instead.
 
 Facts do not touch each other: Adam works entry by entry, so the δ of 32 facts optimised in one batch are those of 32
-runs. Only what δ can change is run (`mechedit.editors.upper`).
+runs. Only what δ can change is run (`mechedit.editors.weights.upper_layers`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mechedit.editors.upper import Upper
+from mechedit.editors.weights.upper_layers import Upper
 from reports.errors import InputError, IntegrityError
 
 if TYPE_CHECKING:
-    from mechedit.editors.lookup import Asked
+    from mechedit.editors.weights.subject import Asked
 
 __all__ = ["Search", "find_delta"]
 

@@ -3,7 +3,7 @@
 Source: Meng et al., "Mass-Editing Memory in a Transformer", ICLR 2023, section 4.3; kmeng01/memit. For facts 1..n:
 
 1. z_i = h_i + δ_i at the last layer of the range: the layer's output at subject i's last token, and δ from
-   `mechedit.editors.target`, which makes it say the new object;
+   `mechedit.editors.weights.value_search`, which makes it say the new object;
 2. for each layer of the range, rising, with the layers below already changed: keys K [d_mlp, n] at the subjects' last
    tokens (half of the bare prompt's, half of the mean behind contexts), what is still missing of z, shared out evenly
    over the layers that are left, R = (z − h) / (layers left) [n, d_model], and
@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from mechedit.covariance import Covariance, covariance_for
+from mechedit.editors.weights.covariance import Covariance, covariance_for
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import AUTO, Table
-from mechedit.editors.lookup import Lengths, ask, contexts, subject_ids
+from mechedit.editors.weights.subject import Lengths, ask, contexts, subject_ids
 from mechedit.editors.steering import unsteered
-from mechedit.editors.target import Search, find_delta
-from mechedit.editors.upper import post, resid_post, upper_part
-from mechedit.editors.weight_edit import (
+from mechedit.editors.weights.value_search import Search, find_delta
+from mechedit.editors.weights.upper_layers import post, resid_post, upper_part
+from mechedit.editors.weights.weight_edit import (
     LowRank,
     WeightChange,
     WeightEditor,
@@ -60,7 +60,7 @@ class MEMIT(WeightEditor):
 
     Attributes:
         layers: first and last layer that are changed. steps, lr, weight_decay, kl_factor, clamp: of the search for z
-        (`mechedit.editors.target`). lam: λ, how much C counts. contexts: (number, tokens) of the texts before the
+        (`mechedit.editors.weights.value_search`). lam: λ, how much C counts. contexts: (number, tokens) of the texts before the
         prompt. null_space: eigenvalues of C below it span AlphaEdit's null space (None: MEMIT itself). ridge:
         AlphaEdit's. covariances: C by layer; None: `covariance_for(model, layer)`.
 

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from mechedit.models import weights
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import AUTO, Table
-from mechedit.editors.weight_edit import LowRank, WeightChange, WeightEditor
+from mechedit.editors.weights.weight_edit import LowRank, WeightChange, WeightEditor
 from mechedit.data.facts import FactEdit
 
 if TYPE_CHECKING:
