@@ -23,8 +23,8 @@ import pandas as pd
 from experiments.recipe import recorded
 from experiments.runs import RunFolder
 from mechedit.editors import MEGA, NAMES, Editor, by_name
-from mechedit.editors.selection import gate_roc
-from mechedit.editors.variants import ABLATIONS, CONTROLS, variant
+from mechedit.editors.steering.selection import gate_roc
+from mechedit.editors.steering.variants import ABLATIONS, CONTROLS, variant
 from mechedit.evaluation import Evaluation, baseline, evaluate
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.factworld.export import ripple_tests

@@ -26,7 +26,7 @@ from experiments.runs import RunFolder
 from mechedit.anatomy import StatementContrast, layer_scores, statement_contrast
 from mechedit.attribution import Attribution, attribute
 from mechedit.editors import MEGA, Editor, NoEdit
-from mechedit.editors.variants import CONTROLS, variant
+from mechedit.editors.steering.variants import CONTROLS, variant
 from mechedit.evaluation import Evaluation, baseline, evaluate
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.splits import facts_and_selection
@@ -55,7 +55,7 @@ class DemoConfig:
 
 
 def controls(mega: MEGA, *, n_layers: int, seed: int) -> list[Editor]:
-    """MEGA and what it is held against, in the order of the table (`mechedit.editors.variants`)."""
+    """MEGA and what it is held against, in the order of the table (`mechedit.editors.steering.variants`)."""
     beside = [variant(mega, name, n_layers=n_layers, seed=seed) for name in CONTROLS]
     return [mega, *beside, NoEdit()]
 

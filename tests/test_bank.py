@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mechedit.editors.bank import GateBank
-from mechedit.gates import AlwaysOn, Distance, Gate, HiddenGate, roc, whitening
+from mechedit.editors.steering.gate_bank import GateBank
+from mechedit.editors.steering.gates import AlwaysOn, Distance, Gate, HiddenGate, roc, whitening
 from reports.errors import InputError
 
 DISTANCES: tuple[Distance, ...] = ("euclidean", "cosine", "mahalanobis")

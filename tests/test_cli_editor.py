@@ -12,7 +12,7 @@ import pytest
 from mechedit.cli import main
 from mechedit.cli.editor import GATES, SETTINGS, SITES
 from mechedit.cli.evaluate import EvaluationConfig
-from mechedit.editors import mega, sites
+from mechedit.editors.steering import mega, sites
 from mechedit.factworld import export
 
 

@@ -12,7 +12,7 @@ from experiments.runs import RunFolder
 from mechedit.cli import main
 from mechedit.comparison import Comparison, ComparisonConfig, compare
 from mechedit.editors import MEGA
-from mechedit.editors.variants import ABLATIONS, CONTROLS, variant
+from mechedit.editors.steering.variants import ABLATIONS, CONTROLS, variant
 from mechedit.models.hooked import HookedModel
 from mechedit.plans import plan_comparison
 from reports.errors import InputError

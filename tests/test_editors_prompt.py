@@ -10,13 +10,13 @@ import torch
 import mechedit as me
 from mechedit.attribution import attribute
 from mechedit.editors import IKE, MEGA, SAKE
-from mechedit.editors.steering import SteeringEdit, steer
+from mechedit.editors.steering.steer import SteeringEdit, steer
 from mechedit.editors.weights.upper_layers import resid_post
 from mechedit.data.facts import FactEdit
 from mechedit.models.hooked import HookedModel
 from mechedit.data.prompts import avoid, repeat
 from mechedit.models.states import last_states
-from mechedit.transport import gaussian_map, mean_shift
+from mechedit.editors.steering.transport import gaussian_map, mean_shift
 from reports.errors import InputError
 from tests.tiny import ARCHS, tiny_model
 
@@ -129,7 +129,7 @@ def test_a_steering_edit_over_ike_reads_the_demonstrations_too() -> None:
 
 def test_sake_moves_the_final_state_to_its_target(model: HookedModel) -> None:
     sake = SAKE(gate="always", forced=False, contexts=(), paraphrases=TABLE, estimator="shift")
-    from mechedit.paraphrases import paraphrases
+    from mechedit.editors.steering.paraphrases import paraphrases
 
     said = paraphrases(FACT, TABLE)
     final = resid_post(model.shape.n_layers - 1)
@@ -150,7 +150,7 @@ def test_sake_moves_the_final_state_to_its_target(model: HookedModel) -> None:
 def test_sake_fits_the_map_of_its_prompts() -> None:
     model = tiny_model("gpt2")
     sake = SAKE(gate="always", forced=True, contexts=(), paraphrases=TABLE, reg=0.1)
-    from mechedit.paraphrases import paraphrases
+    from mechedit.editors.steering.paraphrases import paraphrases
 
     said = paraphrases(FACT, TABLE)
     (start,) = last_states(model, said + [repeat(p, "teacher") for p in said], ["blocks.2.hook_resid_post"])

@@ -19,14 +19,14 @@ from mechedit.editors import FT, FTL, MEMIT, NAMES, ROME, LoRA, WeightChange, by
 from mechedit.editors.weights.subject import ask, contexts, subject_end, subject_ids
 from mechedit.editors.weights.lora import shared_twin
 from mechedit.editors.weights.memit import null_space_spread, spread
-from mechedit.editors.steering import SteeringEdit, steer
+from mechedit.editors.steering.steer import SteeringEdit, steer
 from mechedit.editors.weights.value_search import Search, find_delta
 from mechedit.editors.weights.upper_layers import post, upper_part
 from mechedit.editors.weights.weight_edit import Replaced
 from mechedit.data.facts import FactEdit
 from mechedit.models.hooked import HookedModel
 from mechedit.models.states import last_states
-from mechedit.transport import mean_shift
+from mechedit.editors.steering.transport import mean_shift
 from reports.errors import InputError
 from tests.tiny import ARCHS, SENTENCES, tiny_model
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechedit.gates import AlwaysOn, HiddenGate, calibrate, nearest
+from mechedit.editors.steering.gates import AlwaysOn, HiddenGate, calibrate, nearest
 from reports.errors import InputError
 
 

@@ -136,12 +136,12 @@ BREAKERS: list[tuple[Rule, str, str]] = [
     (remote_code, "mechedit.models.hooked", "load('x', use_safetensors=None)"),
     (prints, "mechedit.models.hooked", "print('hello')"),
     (long_functions, "mechedit.models.hooked", "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES),
-    (stray_dependencies, "mechedit.transport", "import ot"),
+    (stray_dependencies, "mechedit.editors.steering.transport", "import ot"),
     (stray_dependencies, "experiments.benchmarks.mega", "import nowhere_declared"),
 ]
 KEEPERS: list[tuple[Rule, str, str]] = [
     (arrows_up, "mechedit.evaluation", "from experiments.runs import RunFolder\nfrom reports import results"),
-    (arrows_up, "mechedit.editors.mega", "from ..model import HookedModel\nfrom . import base"),
+    (arrows_up, "mechedit.editors.steering.mega", "from ..model import HookedModel\nfrom . import base"),
     (pickles, "mechedit.models.hooked", "import numpy as np\nnp.load('x.npy', allow_pickle=False)"),
     (remote_code, "mechedit.models.hooked", "load('x', use_safetensors=True, trust_remote_code=False)"),
     (prints, "mechedit.cli", "print('hello')"),

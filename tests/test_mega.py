@@ -12,12 +12,12 @@ import torch
 
 import mechedit as me
 from mechedit.editors import MEGA
-from mechedit.editors.families import align_implications, doubts, source_and_target
-from mechedit.editors.selection import GateROC, _named, gate_roc
+from mechedit.editors.steering.fit_prompts import align_implications, doubts, source_and_target
+from mechedit.editors.steering.selection import GateROC, _named, gate_roc
 from mechedit.data.facts import FactEdit
-from mechedit.gates import SentenceGate
+from mechedit.editors.steering.gates import SentenceGate
 from mechedit.models.hooked import HookedModel
-from mechedit.paraphrases import implications, load_paraphrases, paraphrases
+from mechedit.editors.steering.paraphrases import implications, load_paraphrases, paraphrases
 from reports.errors import InputError
 
 MEGA_HERE = MEGA(window=(5, 6), alpha=1.0, gate="always")

@@ -9,13 +9,13 @@ import torch
 
 from mechedit.attribution import attribute
 from mechedit.editors import MEGA, NoEdit, SteeringEdit
-from mechedit.editors.sites import read_site
-from mechedit.editors.steering import steer
+from mechedit.editors.steering.sites import read_site
+from mechedit.editors.steering.steer import steer
 from mechedit.data.facts import FactEdit
-from mechedit.gates import AlwaysOn, HiddenGate
+from mechedit.editors.steering.gates import AlwaysOn, HiddenGate
 from mechedit.models.hooked import HookedModel
 from mechedit.models.states import last_states, resid_pre
-from mechedit.transport import AffineMap, mean_shift
+from mechedit.editors.steering.transport import AffineMap, mean_shift
 from reports.errors import InputError
 from tests.tiny import ARCHS, Arch, tiny_model
 
@@ -143,7 +143,7 @@ def test_a_mega_edit_fits_its_own_targets(model: HookedModel) -> None:
     """One layer: the steered outputs of the source prompts have the mean of the target prompts' outputs."""
     mega = MEGA(window=(1, 1), gate="always", alpha=1.0, paraphrases=TABLE)
     edit = mega.fit(model, FACT)
-    from mechedit.paraphrases import paraphrases
+    from mechedit.editors.steering.paraphrases import paraphrases
     from mechedit.data.prompts import avoid
 
     source = paraphrases(FACT, TABLE)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechedit.transport import gaussian_map, mean_shift, span
+from mechedit.editors.steering.transport import gaussian_map, mean_shift, span
 from reports.errors import InputError
 
 

@@ -52,7 +52,7 @@ def bench_mega(*, repeats: int = 5, fit: bool = True) -> dict[str, Any]:
 def _fit(repeats: int) -> dict[str, Any]:
     import ot
 
-    from mechedit.transport import gaussian_map
+    from mechedit.editors.steering.transport import gaussian_map
 
     draw = torch.Generator().manual_seed(0)
     source = torch.randn(N_PROMPTS, D_MODEL, generator=draw, dtype=torch.float64)
@@ -76,7 +76,7 @@ def _fit(repeats: int) -> dict[str, Any]:
 @torch.no_grad()
 def _steered(model: HookedModel, repeats: int) -> dict[str, Any]:
     from mechedit.editors import EditBook
-    from mechedit.editors.steering import steer
+    from mechedit.editors.steering.steer import steer
 
     prompts = [f"{PROMPT} {i}" for i in range(8)]
     edits = _edits(model, prompts[0])
@@ -103,9 +103,9 @@ def _edits(model: HookedModel, prompt: str) -> list[SteeringEdit]:
     """An edit about `prompt`, and others whose gates are closed: as many centres, maps of the same size."""
     from mechedit.editors import SteeringEdit
     from mechedit.data.facts import FactEdit
-    from mechedit.gates import HiddenGate
+    from mechedit.editors.steering.gates import HiddenGate
     from mechedit.models.states import last_states, resid_pre
-    from mechedit.transport import gaussian_map
+    from mechedit.editors.steering.transport import gaussian_map
 
     d, window = model.shape.d_model, range(4, 8)
     draw = torch.Generator().manual_seed(1)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from experiments.cli.options import count
 from mechedit.cli.options import layers
-from mechedit.editors import sites
-from mechedit.editors.mega import GateKind
-from mechedit.editors.steering import Position
+from mechedit.editors.steering import sites
+from mechedit.editors.steering.mega import GateKind
+from mechedit.editors.steering.steer import Position
 from reports.errors import InputError
 
 if TYPE_CHECKING:

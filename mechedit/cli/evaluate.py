@@ -11,8 +11,8 @@ from experiments.cli.options import count
 from experiments.cli.output import as_table, print_json
 from mechedit.cli.editor import add_editor_options, chosen_editor, named_editor
 from mechedit.cli.options import command, load
-from mechedit.editors.mega import GateKind
-from mechedit.editors.steering import Position
+from mechedit.editors.steering.mega import GateKind
+from mechedit.editors.steering.steer import Position
 from reports.errors import InputError
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from mechedit.editors.weights.ft import FT
 from mechedit.editors.ft_l import FTL
 from mechedit.editors.ike import IKE
 from mechedit.editors.weights.lora import LoRA
-from mechedit.editors.mega import MEGA
+from mechedit.editors.steering.mega import MEGA
 from mechedit.editors.weights.memit import MEMIT
 from mechedit.editors.weights.rome import ROME
-from mechedit.editors.sake import SAKE
+from mechedit.editors.steering.sake import SAKE
 from reports.errors import InputError
 
 __all__ = ["NAMES", "by_name"]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import AUTO, Table
-from mechedit.editors.steering import unsteered
+from mechedit.editors.steering.steer import unsteered
 from mechedit.editors.weights.upper_layers import Upper, upper_part
 from mechedit.editors.weights.weight_edit import Replaced, WeightChange, WeightEditor, weight_name
 from mechedit.data.facts import FactEdit

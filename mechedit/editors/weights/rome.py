@@ -25,7 +25,7 @@ from mechedit.editors.weights.covariance import Covariance, covariance_for
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import AUTO, Table
 from mechedit.editors.weights.subject import Lengths, ask, contexts, subject_ids
-from mechedit.editors.steering import unsteered
+from mechedit.editors.steering.steer import unsteered
 from mechedit.editors.weights.value_search import Search, find_delta
 from mechedit.editors.weights.upper_layers import post, upper_part
 from mechedit.editors.weights.weight_edit import (

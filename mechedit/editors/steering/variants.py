@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from mechedit.editors.mega import MEGA
+from mechedit.editors.steering.mega import MEGA
 from reports.errors import InputError
 
 __all__ = ["ABLATIONS", "CONTROLS", "variant"]

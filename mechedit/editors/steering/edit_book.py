@@ -24,13 +24,13 @@ from transformers import PreTrainedModel
 
 from experiments.checkpoints import digest
 from mechedit.models import weights
-from mechedit.editors.attach import attach
-from mechedit.editors.sites import SiteName
-from mechedit.editors.steering import Position, SteeredModel, Steering, SteeringEdit, steer
+from mechedit.editors.steering.attach import attach
+from mechedit.editors.steering.sites import SiteName
+from mechedit.editors.steering.steer import Position, SteeredModel, Steering, SteeringEdit, steer
 from mechedit.data.facts import FactEdit
-from mechedit.gates import AlwaysOn, Gate, HiddenGate, SentenceGate, Whitening
+from mechedit.editors.steering.gates import AlwaysOn, Gate, HiddenGate, SentenceGate, Whitening
 from mechedit.models.hooked import HookedModel
-from mechedit.transport import AffineMap
+from mechedit.editors.steering.transport import AffineMap
 from reports.codec import parse
 from reports.errors import InputError, IntegrityError
 from reports.results import swap_folder
@@ -284,7 +284,7 @@ def _gate(
         return AlwaysOn()
     centres, threshold = tensors[f"{name}.centres"], float(row["threshold"])
     if row["kind"] == "sentence":
-        from mechedit.embedding import sentence_encoder
+        from mechedit.editors.steering.sentence_encoder import sentence_encoder
 
         return SentenceGate(centres, threshold, row["model"], sentence_encoder(row["model"]))
     shared = row["whitening"]

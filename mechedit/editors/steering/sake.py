@@ -5,9 +5,9 @@ Source: Scialanga et al., "SAKE: Steering Activations for Knowledge Editing", ar
 1. *Prompts*: paraphrases p_j of the rewrite prompt, also behind contexts that the model writes; the source is p_j and,
    where `forced`, also `Repeat this sentence: 'p_j OLD'. p_j`; the target `Do not mention 'OLD'. Repeat this sentence:
    'p_j NEW'. p_j`.
-2. *Map*: optimal transport between the Gaussians of the final states at the last token (`mechedit.transport`), applied
+2. *Map*: optimal transport between the Gaussians of the final states at the last token (`mechedit.editors.steering.transport`), applied
    at the prompt's last token.
-3. *Gate*: opens where a prompt is near one of the edit's own (`mechedit.gates`): by the hidden state, the paper's
+3. *Gate*: opens where a prompt is near one of the edit's own (`mechedit.editors.steering.gates`): by the hidden state, the paper's
    second variant, which needs no other model, or by a sentence encoder, its first.
 
 It is MEGA's machinery at another site: the residual stream before the final norm [our choice; Hugging Face's last
@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mechedit.editors.defaults import AUTO, Table, Tuned
 from mechedit.editors.weights.subject import Lengths
-from mechedit.editors.mega import MEGA, GateKind
-from mechedit.editors.steering import SteeredModel, SteeringEdit
+from mechedit.editors.steering.mega import MEGA, GateKind
+from mechedit.editors.steering.steer import SteeredModel, SteeringEdit
 from mechedit.data.facts import FactEdit
-from mechedit.paraphrases import Paraphrases
+from mechedit.editors.steering.paraphrases import Paraphrases
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel

@@ -1,6 +1,6 @@
 """The gates of many edits, asked at once.
 
-Every gate's distance is Euclidean in some coordinates (`mechedit.gates`), so for each kind of gate (layer, pooling,
+Every gate's distance is Euclidean in some coordinates (`mechedit.editors.steering.gates`), so for each kind of gate (layer, pooling,
 distance, encoder) the centres of all edits are stacked, and
 
 1. one product `|s|² + |c|² − 2 s·c` finds the centres that could be within their threshold, rounding allowed for;
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechedit.gates import AlwaysOn, Gate, HiddenGate, SentenceGate
+from mechedit.editors.steering.gates import AlwaysOn, Gate, HiddenGate, SentenceGate
 
 __all__ = ["GateBank", "GateGroup"]
 

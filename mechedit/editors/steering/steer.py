@@ -1,13 +1,13 @@
 """Steering edits: affine maps at the output of a sub-layer, opened by a gate, applied by hooks.
 
 The edited model is the model itself with hooks on: at each steered layer the state at the *last* position moves by
-`α · P (M z + c)` (see `mechedit.transport`; where: `mechedit.editors.sites`). In a prompt the last position is the
+`α · P (M z + c)` (see `mechedit.editors.steering.transport`; where: `mechedit.editors.steering.sites`). In a prompt the last position is the
 prompt's end; with the KV cache each new token is last in its turn, so a text goes on being steered while it is
 generated and while an object of several tokens is scored (or, with `position="prompt"`, is not). The gate is read
 once, in the pass over the prompt, and kept for the tokens that follow.
 
 `Steering` holds what a pass needs and knows no library: `steer` hangs it into a TransformerLens bridge,
-`mechedit.editors.attach` into a plain `transformers` model.
+`mechedit.editors.steering.attach` into a plain `transformers` model.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 
 from mechedit.models.batching import batches
-from mechedit.editors.bank import GateBank
-from mechedit.editors.sites import SITES, Heads, SiteName, part
+from mechedit.editors.steering.gate_bank import GateBank
+from mechedit.editors.steering.sites import SITES, Heads, SiteName, part
 from mechedit.data.facts import FactEdit
-from mechedit.gates import AlwaysOn, Gate, HiddenGate
+from mechedit.editors.steering.gates import AlwaysOn, Gate, HiddenGate
 from mechedit.models.hooking import Hook
 from mechedit.models.hooked import HookedModel
-from mechedit.transport import AffineMap
+from mechedit.editors.steering.transport import AffineMap
 
 __all__ = ["Position", "SteeredModel", "Steering", "SteeringEdit", "steer", "unsteered"]
 
@@ -43,7 +43,7 @@ Position = Literal["every", "prompt"]
 class SteeringEdit:
     """One edited fact as data: a map for each steered layer, a gate, and how far to go (`alpha`).
 
-    site: where h is (`mechedit.editors.sites`); heads: for the site "z", the heads of each layer. position: steer each
+    site: where h is (`mechedit.editors.steering.sites`); heads: for the site "z", the heads of each layer. position: steer each
     new token too ("every"), or the prompt's end alone ("prompt"). choice: how its settings were chosen, for the reader.
     """
 

@@ -10,7 +10,7 @@ part of the edit, and every comparison also shows the gate alone and the edit wi
 
 SAKE (arXiv 2503.01751) takes the distance to the *mean* of the prompts; here the nearest counts, since paraphrases
 form several clusters. Every distance is Euclidean in some coordinates of the state, so one product with the centres
-of all edits decides all gates of a batch (`mechedit.editors.bank`).
+of all edits decides all gates of a batch (`mechedit.editors.steering.gate_bank`).
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class SentenceGate:
     """Opens within `threshold` (Euclidean) of the embedding of one of the edit's prompts, `centres` [k, e].
 
     embed: texts to embeddings [n, e]; `model`: the name or folder of the encoder, by which a saved gate finds it again
-    (`mechedit.embedding.sentence_encoder`). SAKE's gate, with the nearest prompt in the place of their mean.
+    (`mechedit.editors.steering.sentence_encoder.sentence_encoder`). SAKE's gate, with the nearest prompt in the place of their mean.
     """
 
     centres: Tensor

@@ -5,15 +5,15 @@ attribution-aligned layers. The paper's details are not public; the map is the o
 is said to build on. Steps, for one fact:
 
 1. *Prompts*: paraphrases p_j of the rewrite prompt are the source; the target is the same question after a statement of
-   the new fact, `Do not mention 'OLD'. Repeat this sentence: 'p_j NEW'. p_j` (`mechedit.editors.families`).
+   the new fact, `Do not mention 'OLD'. Repeat this sentence: 'p_j NEW'. p_j` (`mechedit.editors.steering.fit_prompts`).
 2. *Map*: at each layer of the window, a Gaussian map from the source's attention outputs at the last token to the
-   target's, in the span of the prompts (`mechedit.transport`). Fitted in order, with the earlier layers' maps on, so
+   target's, in the span of the prompts (`mechedit.editors.steering.transport`). Fitted in order, with the earlier layers' maps on, so
    that each map starts from the states it will really meet.
-3. *Gate*: opens where the prompt's state below the window is near one of the edit's own prompts (`mechedit.gates`).
-4. *Steer*: `a' = a + α · P (M z + c)` (`mechedit.editors.steering`).
+3. *Gate*: opens where the prompt's state below the window is near one of the edit's own prompts (`mechedit.editors.steering.gates`).
+4. *Steer*: `a' = a + α · P (M z + c)` (`mechedit.editors.steering.steer`).
 
 Window, alpha, rank, heads, gate layer and threshold are chosen on facts that are never evaluated, by
-`MEGA().select(model, facts)` (`mechedit.editors.selection`).
+`MEGA().select(model, facts)` (`mechedit.editors.steering.selection`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from mechedit.editors.base import as_facts
-from mechedit.editors.families import (
+from mechedit.editors.steering.fit_prompts import (
     Source,
     align_implications,
     doubts,
@@ -35,14 +35,14 @@ from mechedit.editors.families import (
     source_and_target,
 )
 from mechedit.editors.weights.subject import Lengths, contexts
-from mechedit.editors.sites import Heads, SiteName, part, read_site, site_of
-from mechedit.editors.steering import Position, SteeredModel, SteeringEdit, steer, unsteered
-from mechedit.embedding import sentence_encoder
+from mechedit.editors.steering.sites import Heads, SiteName, part, read_site, site_of
+from mechedit.editors.steering.steer import Position, SteeredModel, SteeringEdit, steer, unsteered
+from mechedit.editors.steering.sentence_encoder import sentence_encoder
 from mechedit.data.facts import FactEdit
-from mechedit.gates import AlwaysOn, Distance, Gate, HiddenGate, SentenceGate, Whitening
-from mechedit.paraphrases import Paraphrases, implications, paraphrases
+from mechedit.editors.steering.gates import AlwaysOn, Distance, Gate, HiddenGate, SentenceGate, Whitening
+from mechedit.editors.steering.paraphrases import Paraphrases, implications, paraphrases
 from mechedit.models.states import last_states, mean_states, resid_pre
-from mechedit.transport import AffineMap, gaussian_map, mean_shift
+from mechedit.editors.steering.transport import AffineMap, gaussian_map, mean_shift
 from reports.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,12 +61,12 @@ class MEGA:
 
     Attributes:
         window: first and last layer that are steered, or "auto": to be chosen by `select`.
-        site: what is steered there (`mechedit.editors.sites`); the attention's output by default.
+        site: what is steered there (`mechedit.editors.steering.sites`); the attention's output by default.
         heads: steer only some heads' outputs: how many of the window's heads the attribution shall name (chosen by
             `select`), or the heads of each layer. None: the whole attention output.
         estimator: "transport", or "shift", the control that only moves the mean.
         source: what the map starts from: "plain" paraphrases, prompts with the old object "forced", or "both".
-        implicate: fit implication prompts too (`mechedit.paraphrases.implications`).
+        implicate: fit implication prompts too (`mechedit.editors.steering.paraphrases.implications`).
         alpha: how far along the map; 0 steers nothing (the gate alone), above 1 goes past the target, "auto": to be
             chosen by `select`.
         reg: regularisation of both covariances, in squared units of the state; the larger, the nearer the transport
@@ -147,12 +147,12 @@ class MEGA:
         return fitted.edit(edit)
 
     def select(self, model: HookedModel, facts: Sequence[FactEdit]) -> MEGA:
-        """The same editor with all that is "auto" or None chosen on `facts` (`mechedit.editors.selection`).
+        """The same editor with all that is "auto" or None chosen on `facts` (`mechedit.editors.steering.selection`).
 
         Use facts that the evaluation never sees. Errors: `InputError` where there are none, or where no statement in
         context succeeds or none fails, so that there is nothing to contrast.
         """
-        from mechedit.editors.selection import select
+        from mechedit.editors.steering.selection import select
 
         return select(self, model, facts)
 

@@ -23,14 +23,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mechedit.editors.families import doubts
+from mechedit.editors.steering.fit_prompts import doubts
 from mechedit.data.facts import FactEdit, facts_hash
-from mechedit.gates import HiddenGate, Whitening, calibrate, nearest, roc, whitening
+from mechedit.editors.steering.gates import HiddenGate, Whitening, calibrate, nearest, roc, whitening
 from reports.errors import InputError
 from reports.results import Result
 
 if TYPE_CHECKING:
-    from mechedit.editors.mega import MEGA
+    from mechedit.editors.steering.mega import MEGA
     from mechedit.models.hooked import HookedModel
 
 __all__ = ["ALPHAS", "RANKS", "GateROC", "gate_roc", "select"]

@@ -1,6 +1,6 @@
 """Steering edits on a plain `transformers` model: nobody needs TransformerLens to serve an edit.
 
-The same `Steering` (mechedit.editors.steering) as on a hooked model, hung into the modules by forward hooks:
+The same `Steering` (mechedit.editors.steering.steer) as on a hooked model, hung into the modules by forward hooks:
 
 | hook point | module |
 |---|---|
@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mechedit.editors.steering import Steering, SteeringEdit
+from mechedit.editors.steering.steer import Steering, SteeringEdit
 from reports.errors import InputError
 
 __all__ = ["attach"]
