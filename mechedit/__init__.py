@@ -22,10 +22,10 @@ from mechedit.attribution import (
     edit_contrast,
 )
 from mechedit.diagnose import Diagnosis, diagnose
-from mechedit.evaluation import Evaluation, evaluate
+from mechedit.evaluation.evaluate import Evaluation, evaluate
 from mechedit.data.facts import FactEdit, load_facts
 from mechedit.models.hooked import HookedModel, ResidualView, load_model
-from mechedit.ripple import RippleEvaluation, ripple
+from mechedit.evaluation.ripple import RippleEvaluation, ripple
 
 __version__ = "0.1.0"
 

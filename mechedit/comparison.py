@@ -25,10 +25,10 @@ from experiments.runs import RunFolder
 from mechedit.editors import MEGA, NAMES, Editor, by_name
 from mechedit.editors.steering.selection import gate_roc
 from mechedit.editors.steering.variants import ABLATIONS, CONTROLS, variant
-from mechedit.evaluation import Evaluation, baseline, evaluate
+from mechedit.evaluation.evaluate import Evaluation, baseline, evaluate
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.factworld.export import ripple_tests
-from mechedit.ripple import RippleEvaluation, ripple
+from mechedit.evaluation.ripple import RippleEvaluation, ripple
 from mechedit.splits import facts_and_selection
 from reports import page
 from reports.errors import InputError

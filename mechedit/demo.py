@@ -27,7 +27,7 @@ from mechedit.anatomy import StatementContrast, layer_scores, statement_contrast
 from mechedit.attribution import Attribution, attribute
 from mechedit.editors import MEGA, Editor, NoEdit
 from mechedit.editors.steering.variants import CONTROLS, variant
-from mechedit.evaluation import Evaluation, baseline, evaluate
+from mechedit.evaluation.evaluate import Evaluation, baseline, evaluate
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.splits import facts_and_selection
 from reports import page

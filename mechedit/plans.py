@@ -15,11 +15,11 @@ from experiments.recipe import Plan
 from mechedit.anatomy.study import case_key as anatomy_key
 from mechedit.demo import LABELS as DEMO_EDITORS
 from mechedit.demo import attribution_key
-from mechedit.evaluation import case_key
+from mechedit.evaluation.evaluate import case_key
 from mechedit.data.facts import FactEdit, load_facts
 from mechedit.models.loading import FOLDERS
-from mechedit.measure import questions_of
-from mechedit.ripple import case_key as ripple_key
+from mechedit.evaluation.measure import questions_of
+from mechedit.evaluation.ripple import case_key as ripple_key
 from mechedit.splits import facts_and_selection
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import mechedit as me
-from mechedit.drift import Drift, drift, read_text
+from mechedit.evaluation.drift import Drift, drift, read_text
 from mechedit.editors import MEGA, NoEdit
 from mechedit.data.facts import FactEdit
 from mechedit.models.hooked import HookedModel

@@ -9,10 +9,17 @@ from collections.abc import Sequence
 import pytest
 
 from mechedit.editors import NoEdit
-from mechedit.evaluation import evaluate
+from mechedit.evaluation.evaluate import evaluate
 from mechedit.data.facts import FactEdit
 from mechedit.factworld import edits
-from mechedit.fluency import LENGTH, References, generated_texts, ngram_entropy, record_entropy, words
+from mechedit.evaluation.fluency import (
+    LENGTH,
+    References,
+    generated_texts,
+    ngram_entropy,
+    record_entropy,
+    words,
+)
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 

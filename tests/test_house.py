@@ -140,7 +140,7 @@ BREAKERS: list[tuple[Rule, str, str]] = [
     (stray_dependencies, "experiments.benchmarks.mega", "import nowhere_declared"),
 ]
 KEEPERS: list[tuple[Rule, str, str]] = [
-    (arrows_up, "mechedit.evaluation", "from experiments.runs import RunFolder\nfrom reports import results"),
+    (arrows_up, "mechedit.evaluation.evaluate", "from experiments.runs import RunFolder\nfrom reports import results"),
     (arrows_up, "mechedit.editors.steering.mega", "from ..model import HookedModel\nfrom . import base"),
     (pickles, "mechedit.models.hooked", "import numpy as np\nnp.load('x.npy', allow_pickle=False)"),
     (remote_code, "mechedit.models.hooked", "load('x', use_safetensors=True, trust_remote_code=False)"),

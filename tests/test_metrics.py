@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechedit.data.facts import FactEdit
-from mechedit.measure import METRICS, PromptScore, questions_of, record_values
-from mechedit.metrics import (
+from mechedit.evaluation.measure import METRICS, PromptScore, questions_of, record_values
+from mechedit.evaluation.metrics import (
     below,
     bootstrap_harmonic_mean,
     divergence,

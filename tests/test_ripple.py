@@ -16,9 +16,9 @@ from experiments.runs import RunFolder
 from mechedit.editors import NoEdit
 from mechedit.data.facts import FactEdit, RippleQuery, RippleTest, load_facts
 from mechedit.factworld import export
-from mechedit.metrics import starts_answer
+from mechedit.evaluation.metrics import starts_answer
 from mechedit.models.hooked import HookedModel
-from mechedit.ripple import RippleEvaluation, holds, ripple
+from mechedit.evaluation.ripple import RippleEvaluation, holds, ripple
 from reports.errors import InputError
 
 

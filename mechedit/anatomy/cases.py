@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mechedit.anatomy.failures import AS_SET
 from mechedit.attribution.scored_pass import KINDS, LayerScores, Scored
-from mechedit.evaluation import known_facts
+from mechedit.evaluation.evaluate import known_facts
 from mechedit.data.facts import FactEdit
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from experiments.runs import RunFolder
 from mechedit.anatomy.study import AnatomyStudy, anatomy
 from mechedit.anatomy.tables import LEAST
 from mechedit.editors import by_name
-from mechedit.evaluation import known_facts
+from mechedit.evaluation.evaluate import known_facts
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.splits import facts_and_selection
 from reports import page

@@ -39,7 +39,7 @@ from mechedit.anatomy.tables import (
     overlap_table,
 )
 from mechedit.attribution.window import best_window, window_scores
-from mechedit.evaluation import described
+from mechedit.evaluation.evaluate import described
 from mechedit.data.facts import FactEdit, facts_hash
 from reports.errors import InputError
 from reports.results import Result

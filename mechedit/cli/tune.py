@@ -16,7 +16,7 @@ def tune(options: argparse.Namespace) -> None:
     import torch
 
     from mechedit import load_facts
-    from mechedit.editors import tune as search
+    from mechedit.evaluation import tune as search
 
     torch.set_num_threads(1)  # as `mechedit demo`
     model = load(options)

@@ -53,7 +53,7 @@ class RippleTest:
     """One test of an axis: passed if some (`any_of`) or all of its queries are answered after the edit.
 
     axis: RS relation specificity, LG logical generalisation, SA subject aliasing, CI and CII compositionality, FN
-    forgetfulness. conditions: queries that must be answered for the test to be run (`mechedit.ripple`).
+    forgetfulness. conditions: queries that must be answered for the test to be run (`mechedit.evaluation.ripple`).
     """
 
     axis: Axis

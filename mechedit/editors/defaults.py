@@ -4,7 +4,7 @@ An editor's fields are `AUTO` until `Tuned.ready` fills them from the editor's o
 
 - "gpt2-xl", "llama-2-7b": the published ones, recognised by their shape;
 - "factworld", "factworld-llama": the embedded models, tuned on facts that are never evaluated
-  (`mechedit.editors.tune`);
+  (`mechedit.evaluation.tune`);
 - any other model: those of the published model it is more like (gated MLP: LLaMA2-7B, else GPT2-XL), with layers at the
   same relative depth.
 """

@@ -24,7 +24,7 @@ from experiments.cases import every_case
 from experiments.runs import RunFolder, check_case_id, provenance
 from mechedit.attribution.ablate import random_like
 from mechedit.attribution.ablation import Means, Neurons, logp_without, mean_activations
-from mechedit.evaluation import known_facts
+from mechedit.evaluation.evaluate import known_facts
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.faithfulness.rankings import METHODS, rank
 from reports.errors import InputError

@@ -74,7 +74,7 @@ class MEGA:
         rank: principal directions that the map may use (None: all; "auto": what `select` chooses, else all).
         sequential: fit each layer with the earlier layers' maps on.
         position: steer the prompt's end alone ("prompt"), or each new token too ("every"): the map was fitted on the
-            ends of prompts, and text that is steered all along repeats the object (`mechedit.drift`).
+            ends of prompts, and text that is steered all along repeats the object (`mechedit.evaluation.drift`).
         gate: "hidden" (Euclidean), "cosine" or "mahalanobis" distance of the last token's state, "mean" (Euclidean, of
             the mean state), "sentence" (a sentence encoder's embedding, `gate_model`), or "always".
         gate_layer, threshold: whose input the gate reads, and the distance within which it opens.

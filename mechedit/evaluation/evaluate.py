@@ -14,7 +14,7 @@ model knows, `n_known` of `n_total`, since an edit of a fact that is not there i
 tables of ROME and SAKE are over all records: `summary(over="all")` is the figure to hold against them. Where
 the model knows none of the facts there is no score at all: nothing is edited and the table says so.
 
-Metrics: `mechedit.metrics`, `mechedit.fluency`. The families are not comparable with each other.
+Metrics: `mechedit.evaluation.metrics`, `mechedit.evaluation.fluency`. The families are not comparable with each other.
 """
 
 from __future__ import annotations
@@ -32,10 +32,18 @@ from tqdm.auto import tqdm
 
 from experiments.cases import Case, every_case, finished
 from experiments.runs import RunFolder, check_case_id
-from mechedit.evaluated import KNOWS_NONE, NOT_ROMES_PS, OWN_ANSWERS, CaseScores, Evaluation, Mode, gather
+from mechedit.evaluation.result import (
+    KNOWS_NONE,
+    NOT_ROMES_PS,
+    OWN_ANSWERS,
+    CaseScores,
+    Evaluation,
+    Mode,
+    gather,
+)
 from mechedit.data.facts import FactEdit, facts_hash
-from mechedit.fluency import References, generated_texts
-from mechedit.measure import FAMILIES, PromptScore, measure, questions_of
+from mechedit.evaluation.fluency import References, generated_texts
+from mechedit.evaluation.measure import FAMILIES, PromptScore, measure, questions_of
 from mechedit.models.scoring import score_pairs
 from reports.errors import InputError
 

@@ -5,7 +5,7 @@ token, so that all texts are as long), undo, and read the text:
 
 - starts: the text begins with the new object;
 - returns: the old object occurs in it; `words_before` is how many words stand before its first occurrence;
-- entropy: GE, n-gram entropy in bits (`mechedit.fluency`), for a text that repeats itself has little of it.
+- entropy: GE, n-gram entropy in bits (`mechedit.evaluation.fluency`), for a text that repeats itself has little of it.
 
 Wrong as a measure of belief where a text may name the old object for another reason: read it beside the unedited
 model's, which is the control.
@@ -21,7 +21,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from mechedit.data.facts import FactEdit
-from mechedit.fluency import LENGTH, TOP_K, ngram_entropy, words
+from mechedit.evaluation.fluency import LENGTH, TOP_K, ngram_entropy, words
 from mechedit.models.generation import generate
 from reports.errors import InputError
 from reports.results import Result, bootstrap_mean, wilson

@@ -2,7 +2,7 @@
 
 Steps: a fact becomes questions (role, prompt, both objects); `measure` scores a list of questions on one
 model, edited or not, in batches; `METRICS` says which role a metric reads and how it scores one prompt;
-`record_values` reduces the prompts of one record. The definitions are in `mechedit.metrics`.
+`record_values` reduces the prompts of one record. The definitions are in `mechedit.evaluation.metrics`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mechedit.data.facts import FactEdit
-from mechedit.metrics import (
+from mechedit.evaluation.metrics import (
     below,
     divergence,
     doubt_prompt_1,
@@ -37,7 +37,7 @@ __all__ = [
     "record_values",
 ]
 
-# which prompts a family scores; the texts of "generation" are no scored prompts (`mechedit.fluency`)
+# which prompts a family scores; the texts of "generation" are no scored prompts (`mechedit.evaluation.fluency`)
 FAMILIES: dict[str, tuple[str, ...]] = {
     "probability": ("rewrite", "paraphrase", "neighborhood"),
     "argmax": ("rewrite", "paraphrase", "neighborhood"),

@@ -1,7 +1,7 @@
 """What `evaluate` measured: prompts reduced to records, records to a table with n and intervals.
 
-A record's value is the mean over its prompts, a data set's the mean over its records. Metrics: `mechedit.metrics`,
-`mechedit.fluency`. The families are not comparable with each other.
+A record's value is the mean over its prompts, a data set's the mean over its records. Metrics: `mechedit.evaluation.metrics`,
+`mechedit.evaluation.fluency`. The families are not comparable with each other.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import pandas as pd
 
 from mechedit.data.facts import FactEdit
-from mechedit.fluency import References, record_entropy
-from mechedit.measure import METRICS, PromptScore, record_values
-from mechedit.metrics import bootstrap_harmonic_mean, harmonic_mean
+from mechedit.evaluation.fluency import References, record_entropy
+from mechedit.evaluation.measure import METRICS, PromptScore, record_values
+from mechedit.evaluation.metrics import bootstrap_harmonic_mean, harmonic_mean
 from reports.errors import InputError
 from reports.results import Result, bootstrap_mean, wilson
 

@@ -1,7 +1,7 @@
 """Choosing an editor's hyper-parameters: a grid, scored on facts that are never evaluated.
 
 How the defaults of the embedded models were found: `mechedit tune --editor rome --model factworld --grid layer=2,3,4
-clamp=2,4` scores each combination by S, the harmonic mean of ES, PS and NS (`mechedit.evaluation`), on
+clamp=2,4` scores each combination by S, the harmonic mean of ES, PS and NS (`mechedit.evaluation.evaluate`), on
 `factworld.edits(n, seed=1, skip=edits(200))`: no subject of the 200 facts of the evaluation split is among them.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from mechedit.evaluation import baseline, evaluate
+from mechedit.evaluation.evaluate import baseline, evaluate
 from mechedit.data.facts import FactEdit
 
 if TYPE_CHECKING:
