@@ -18,9 +18,9 @@ from experiments.config import load as load_config
 from experiments.runs import RunFolder
 from mechedit import attribute
 from mechedit.anatomy import AnatomyStudy, anatomy
-from mechedit.anatomy.cases import Setting, measure_fact, settings_for
+from mechedit.anatomy.one_fact import Setting, measure_fact, settings_for
 from mechedit.anatomy.claims import HOLDS, NOT, agreement_table, claim_table
-from mechedit.anatomy.contrast import Contrast, contrast, interval
+from mechedit.anatomy.success_contrast import Contrast, contrast, interval
 from mechedit.anatomy.failures import AS_SET, weakened
 from mechedit.anatomy.features import Runs, columns, gather
 from mechedit.anatomy.recipe import AnatomyConfig

@@ -13,7 +13,7 @@ import torch
 from mechedit.attribution import contrast
 from mechedit.cli import main
 from mechedit.editors import FT, MEGA, NoEdit
-from mechedit.explain import Explanation, explain
+from mechedit.anatomy.explain import Explanation, explain
 from mechedit.data.facts import FactEdit
 from mechedit.factworld import edits
 from mechedit.models.hooked import HookedModel, load_model

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from mechedit.anatomy.contrast import Contrast, interval
+from mechedit.anatomy.success_contrast import Contrast, interval
 from mechedit.anatomy.features import POOLED, columns
 from mechedit.anatomy.tables import ALL, LEAST
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mechedit.anatomy.cases import OBJECTS
+from mechedit.anatomy.one_fact import OBJECTS
 
 __all__ = ["MODULES", "POOLED", "Runs", "gather"]
 

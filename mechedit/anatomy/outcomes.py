@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from mechedit.anatomy.contrast import contrast, interval
+from mechedit.anatomy.success_contrast import contrast, interval
 from mechedit.attribution.difference import AttributionContrast, in_order
 from mechedit.attribution.result import UNITS, Attribution
 from reports.errors import InputError

@@ -25,7 +25,7 @@ import pandas as pd
 
 from experiments.cases import every_case
 from experiments.runs import RunFolder, check_case_id
-from mechedit.anatomy.cases import measure_fact, settings_for
+from mechedit.anatomy.one_fact import measure_fact, settings_for
 from mechedit.anatomy.claims import agreement_table, claim_table
 from mechedit.anatomy.failures import weakened
 from mechedit.anatomy.features import POOLED, Runs, gather

@@ -1,6 +1,6 @@
 """The tables of a study from its runs: what changed, who agrees, which neurons.
 
-All differences are success − failure with bootstrap intervals over facts (`mechedit.anatomy.contrast`).
+All differences are success − failure with bootstrap intervals over facts (`mechedit.anatomy.success_contrast`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mechedit.anatomy.cases import OBJECTS
-from mechedit.anatomy.contrast import Contrast, average, contrast, interval
+from mechedit.anatomy.one_fact import OBJECTS
+from mechedit.anatomy.success_contrast import Contrast, average, contrast, interval
 from mechedit.anatomy.failures import AS_SET
 from mechedit.anatomy.features import POOLED, Runs, columns
 from mechedit.attribution.scored_pass import KINDS

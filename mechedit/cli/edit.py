@@ -14,7 +14,7 @@ from reports.errors import InputError
 
 def edit(options: argparse.Namespace) -> None:
     """Edits one fact and shows what the model writes before and after."""
-    from mechedit.explain import explain
+    from mechedit.anatomy.explain import explain
 
     fact, data = chosen_fact(options)
     model = load(options)
