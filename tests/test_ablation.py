@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from mechedit.attribution import Ablation, Attribution, ablate, attribute
-from mechedit.attribution.ablate import random_like
-from mechedit.attribution.ablation import Means, Neurons, logp_without, mean_activations
+from mechedit.attribution import Ablation, Attribution, attribute
+from mechedit.faithfulness import ablate
+from mechedit.faithfulness.ablate import random_like
+from mechedit.faithfulness.intervention import Means, Neurons, logp_without, mean_activations
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from tests.tiny import ARCHS, Arch, tiny_folder, tiny_model

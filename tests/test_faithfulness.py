@@ -15,7 +15,7 @@ import torch
 
 from experiments.config import load as load_config
 from mechedit.attribution import attribute
-from mechedit.attribution.ablation import Means, Neurons, logp_without
+from mechedit.faithfulness.intervention import Means, Neurons, logp_without
 from mechedit.cli import main
 from mechedit.factworld import edits
 from mechedit.faithfulness import METHODS, FaithfulnessStudy, faithfulness, rank

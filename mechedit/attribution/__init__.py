@@ -9,7 +9,7 @@ against an old one, `edit_contrast` an edited model against the unedited one, `a
 vocabulary.
 """
 
-from mechedit.attribution.ablate import Ablation, ablate
+from mechedit.faithfulness.ablate import Ablation, ablate
 from mechedit.attribution.circuits.attention import HeadAttention
 from mechedit.attribution.target_contrast import contrast, edit_contrast
 from mechedit.attribution.difference import AttributionContrast, contrast_json

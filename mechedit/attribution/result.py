@@ -18,7 +18,7 @@ from reports.results import Result
 from reports.text import visible
 
 if TYPE_CHECKING:
-    from mechedit.attribution.ablate import Ablation
+    from mechedit.faithfulness.ablate import Ablation
     from mechedit.attribution.circuits.attention import HeadAttention
     from mechedit.attribution.difference import AttributionContrast
     from mechedit.models.hooked import HookedModel
@@ -156,7 +156,7 @@ class Attribution(Result):
 
         A result holds no model, so the attributed one is given again.
         """
-        from mechedit.attribution.ablate import ablate  # here: ablate.py imports this module
+        from mechedit.faithfulness.ablate import ablate
 
         return ablate(model, self, k, mean_over=mean_over, draws=draws, seed=seed)
 

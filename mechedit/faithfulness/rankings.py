@@ -26,7 +26,7 @@ from torch import Tensor
 from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
 
 from mechedit.attribution import Attribution, attribute
-from mechedit.attribution.ablation import Neurons
+from mechedit.faithfulness.intervention import Neurons
 from mechedit.attribution.terms import LayerTerms, layer_terms
 
 if TYPE_CHECKING:

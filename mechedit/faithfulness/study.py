@@ -22,8 +22,8 @@ import torch
 
 from experiments.cases import every_case
 from experiments.runs import RunFolder, check_case_id, provenance
-from mechedit.attribution.ablate import random_like
-from mechedit.attribution.ablation import Means, Neurons, logp_without, mean_activations
+from mechedit.faithfulness.ablate import random_like
+from mechedit.faithfulness.intervention import Means, Neurons, logp_without, mean_activations
 from mechedit.evaluation.evaluate import known_facts
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.faithfulness.rankings import METHODS, rank

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mechedit.attribution.ablation import Means, Neurons, logp_without, mean_activations
+from mechedit.faithfulness.intervention import Means, Neurons, logp_without, mean_activations
 from mechedit.attribution.nlka import attribute
 from mechedit.attribution.result import Attribution
 from mechedit.models.selfcheck import TOLERANCE
