@@ -23,7 +23,7 @@ from mechedit.anatomy.claims import HOLDS, NOT, agreement_table, claim_table
 from mechedit.anatomy.success_contrast import Contrast, contrast, interval
 from mechedit.anatomy.failures import AS_SET, weakened
 from mechedit.anatomy.features import Runs, columns, gather
-from mechedit.anatomy.recipe import AnatomyConfig
+from mechedit.recipes.anatomy import AnatomyConfig
 from mechedit.attribution.scored_pass import Scored
 from mechedit.anatomy.tables import LEAST, contrasts, overlap_table
 from mechedit.attribution.ranking.neurons import exhaustive
@@ -523,8 +523,8 @@ def test_a_page_escapes_every_name(finished: Path, tmp_path: Path) -> None:
 
 def test_the_plan_lists_the_cases_of_the_run(finished: Path) -> None:
     from experiments.runs import RunFolder
-    from mechedit.anatomy.recipe import AnatomyConfig
-    from mechedit.plans import plan_anatomy
+    from mechedit.recipes.anatomy import AnatomyConfig
+    from mechedit.recipes.plans import plan_anatomy
 
     plan = plan_anatomy(AnatomyConfig(editors=("ft", "no_edit"), limit=2, selection=2))
     assert set(plan.cases) == RunFolder(finished, {}).done()

@@ -10,11 +10,11 @@ import pytest
 
 from experiments.runs import RunFolder
 from mechedit.cli import main
-from mechedit.comparison import Comparison, ComparisonConfig, compare
+from mechedit.recipes.compare import Comparison, ComparisonConfig, compare
 from mechedit.editors import MEGA
 from mechedit.editors.steering.variants import ABLATIONS, CONTROLS, variant
 from mechedit.models.hooked import HookedModel
-from mechedit.plans import plan_comparison
+from mechedit.recipes.plans import plan_comparison
 from reports.errors import InputError
 from reports.gates import roc_curve
 

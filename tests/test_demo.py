@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mechedit.demo import DemoConfig, controls, run_demo
+from mechedit.recipes.demo import DemoConfig, controls, run_demo
 from mechedit.editors import MEGA
 from mechedit.models.hooked import HookedModel
 
@@ -79,6 +79,6 @@ def test_random_layers_lie_outside_the_window_where_they_can() -> None:
 
 def test_the_plan_lists_the_cases_of_the_run(finished: Path) -> None:
     from experiments.runs import RunFolder
-    from mechedit.plans import plan_demo
+    from mechedit.recipes.plans import plan_demo
 
     assert set(plan_demo(SMALL).cases) == RunFolder(finished, {}).done()

@@ -20,7 +20,7 @@ from mechedit.cli import main
 from mechedit.factworld import edits
 from mechedit.faithfulness import METHODS, FaithfulnessStudy, faithfulness, rank
 from mechedit.faithfulness.rankings import Scores, scores
-from mechedit.faithfulness.recipe import FaithfulnessConfig, run_faithfulness
+from mechedit.recipes.faithfulness import FaithfulnessConfig, run_faithfulness
 from mechedit.models.hooked import HookedModel, load_model
 from reports import overview
 from reports.errors import InputError

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from experiments.runs import RunFolder
-from mechedit import plans
+from mechedit.recipes import plans
 from mechedit.cli import main
 from mechedit.cli.evaluate import EvaluationConfig, run_evaluation
 from mechedit.editors import NAMES, by_name
@@ -105,7 +105,7 @@ def test_a_recipe_of_another_experiment_is_refused(
 
 def test_every_recipe_that_ships_is_read(root: Path) -> None:
     from experiments.recipe import read
-    from mechedit.cli.recipes import experiments
+    from mechedit.recipes.registry import experiments
     from xlprobe.cli.recipes import experiments as of_languages
 
     known = experiments() | of_languages()

@@ -11,12 +11,12 @@ from experiments.cli.output import as_table, print_json
 from mechedit.cli.options import PLACE, command, load
 
 if TYPE_CHECKING:
-    from mechedit.anatomy.recipe import AnatomyConfig
+    from mechedit.recipes.anatomy import AnatomyConfig
 
 
 def anatomy(options: argparse.Namespace) -> None:
     """What an edit that succeeds changes inside the model, and one that fails does not."""
-    from mechedit.anatomy.recipe import run_anatomy
+    from mechedit.recipes.anatomy import run_anatomy
 
     config = _config(options)
     study = run_anatomy(load(config), config, options.out, progress=not options.quiet)
@@ -44,7 +44,7 @@ def anatomy(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> AnatomyConfig:
-    from mechedit.anatomy.recipe import AnatomyConfig
+    from mechedit.recipes.anatomy import AnatomyConfig
 
     names = (*PLACE, "limit", "selection", "data", "seed")
     editors = options.editors

@@ -11,12 +11,12 @@ from experiments.cli.output import as_table, print_json
 from mechedit.cli.options import PLACE, command, load
 
 if TYPE_CHECKING:
-    from mechedit.comparison import ComparisonConfig
+    from mechedit.recipes.compare import ComparisonConfig
 
 
 def compare(options: argparse.Namespace) -> None:
     """MEGA beside the other editors, its controls and its ablations, on the same facts."""
-    from mechedit.comparison import compare as run
+    from mechedit.recipes.compare import compare as run
 
     config = _config(options)
     result = run(load(config), config, options.out, progress=not options.quiet)
@@ -34,7 +34,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> ComparisonConfig:
-    from mechedit.comparison import ComparisonConfig
+    from mechedit.recipes.compare import ComparisonConfig
 
     names = (*PLACE, "limit", "selection", "data", "ablation_facts", "ripple_facts", "seeds")
     lists = {

@@ -13,7 +13,7 @@ from mechedit.cli.options import command, load
 
 def demo(options: argparse.Namespace) -> None:
     """The main study on the embedded world."""
-    from mechedit.demo import DemoConfig, run_demo
+    from mechedit.recipes.demo import DemoConfig, run_demo
 
     config = DemoConfig(
         model=options.model,

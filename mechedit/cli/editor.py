@@ -73,7 +73,7 @@ def named_editor(options: Any, model: HookedModel) -> Editor:
 
 def chosen_editor(options: Any, model: HookedModel, facts: Sequence[FactEdit], *, data: str) -> Editor:
     """The editor with what it leaves open chosen on facts that are not measured."""
-    from mechedit.splits import selection_for
+    from mechedit.recipes.splits import selection_for
 
     editor: Any = named_editor(options, model)
     if getattr(editor, "needs_selection", False):

@@ -11,12 +11,12 @@ from experiments.cli.output import as_table, print_json
 from mechedit.cli.options import command, load_each
 
 if TYPE_CHECKING:
-    from mechedit.faithfulness.recipe import FaithfulnessConfig
+    from mechedit.recipes.faithfulness import FaithfulnessConfig
 
 
 def faithfulness(options: argparse.Namespace) -> None:
     """Whose neurons carry the answer: NLKA and its peers judged by ablation."""
-    from mechedit.faithfulness.recipe import run_faithfulness
+    from mechedit.recipes.faithfulness import run_faithfulness
 
     config = _config(options)
     study = run_faithfulness(load_each(config), config, options.out, progress=not options.quiet)
@@ -47,7 +47,7 @@ def faithfulness(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> FaithfulnessConfig:
-    from mechedit.faithfulness.recipe import FaithfulnessConfig
+    from mechedit.recipes.faithfulness import FaithfulnessConfig
 
     names = ("limit", "ks", "draws", "mean_over", "data", "seed", "device", "dtype")
     models = options.model

@@ -21,7 +21,7 @@ from mechedit.anatomy.tables import LEAST
 from mechedit.editors import by_name
 from mechedit.evaluation.evaluate import known_facts
 from mechedit.data.facts import FactEdit, facts_hash
-from mechedit.splits import facts_and_selection
+from mechedit.recipes.splits import facts_and_selection
 from reports import page
 from reports.errors import InputError
 

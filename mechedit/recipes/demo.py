@@ -29,7 +29,7 @@ from mechedit.editors import MEGA, Editor, NoEdit
 from mechedit.editors.steering.variants import CONTROLS, variant
 from mechedit.evaluation.evaluate import Evaluation, baseline, evaluate
 from mechedit.data.facts import FactEdit, facts_hash
-from mechedit.splits import facts_and_selection
+from mechedit.recipes.splits import facts_and_selection
 from reports import page
 from reports.results import bootstrap_mean
 

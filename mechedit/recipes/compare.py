@@ -29,7 +29,7 @@ from mechedit.evaluation.evaluate import Evaluation, baseline, evaluate
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.factworld.export import ripple_tests
 from mechedit.evaluation.ripple import RippleEvaluation, ripple
-from mechedit.splits import facts_and_selection
+from mechedit.recipes.splits import facts_and_selection
 from reports import page
 from reports.errors import InputError
 from reports.results import Result, bootstrap_mean

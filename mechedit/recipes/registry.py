@@ -9,23 +9,23 @@ from experiments.recipe import Experiment
 from mechedit.cli.options import load, load_each
 
 if TYPE_CHECKING:
-    from mechedit.anatomy.recipe import AnatomyConfig
+    from mechedit.recipes.anatomy import AnatomyConfig
     from mechedit.cli.evaluate import EvaluationConfig
-    from mechedit.comparison import ComparisonConfig
-    from mechedit.demo import DemoConfig
-    from mechedit.faithfulness.recipe import FaithfulnessConfig
+    from mechedit.recipes.compare import ComparisonConfig
+    from mechedit.recipes.demo import DemoConfig
+    from mechedit.recipes.faithfulness import FaithfulnessConfig
 
 __all__ = ["experiments"]
 
 
 def experiments() -> dict[str, Experiment]:
     """By the name that a recipe gives in its key `experiment`."""
-    from mechedit import plans
-    from mechedit.anatomy.recipe import AnatomyConfig
+    from mechedit.recipes import plans
+    from mechedit.recipes.anatomy import AnatomyConfig
     from mechedit.cli.evaluate import EvaluationConfig
-    from mechedit.comparison import ComparisonConfig
-    from mechedit.demo import DemoConfig
-    from mechedit.faithfulness.recipe import FaithfulnessConfig
+    from mechedit.recipes.compare import ComparisonConfig
+    from mechedit.recipes.demo import DemoConfig
+    from mechedit.recipes.faithfulness import FaithfulnessConfig
 
     return {
         one.name: one
@@ -40,21 +40,21 @@ def experiments() -> dict[str, Experiment]:
 
 
 def _compare(config: ComparisonConfig, out: Path, progress: bool) -> dict[str, Any]:
-    from mechedit.comparison import compare
+    from mechedit.recipes.compare import compare
 
     found = compare(load(config), config, out, progress=progress)
     return {"n_known": found.n_known, "n_total": found.n_total}
 
 
 def _anatomy(config: AnatomyConfig, out: Path, progress: bool) -> dict[str, Any]:
-    from mechedit.anatomy.recipe import run_anatomy
+    from mechedit.recipes.anatomy import run_anatomy
 
     found = run_anatomy(load(config), config, out, progress=progress)
     return {"n": found.n, "window": found.window}
 
 
 def _faithfulness(config: FaithfulnessConfig, out: Path, progress: bool) -> dict[str, Any]:
-    from mechedit.faithfulness.recipe import run_faithfulness
+    from mechedit.recipes.faithfulness import run_faithfulness
 
     found = run_faithfulness(load_each(config), config, out, progress=progress)
     return {"n": found.n, "ablated": found.ablated}
@@ -68,7 +68,7 @@ def _evaluate(config: EvaluationConfig, out: Path, progress: bool) -> dict[str, 
 
 
 def _demo(config: DemoConfig, out: Path, progress: bool) -> dict[str, Any]:
-    from mechedit.demo import run_demo
+    from mechedit.recipes.demo import run_demo
 
     summary = run_demo(load(config), config, out, progress=progress)
     return {"n": summary["n"], "window": summary["window"]}

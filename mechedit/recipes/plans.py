@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 from experiments.checkpoints import local_bytes
 from experiments.recipe import Plan
 from mechedit.anatomy.study import case_key as anatomy_key
-from mechedit.demo import LABELS as DEMO_EDITORS
-from mechedit.demo import attribution_key
+from mechedit.recipes.demo import LABELS as DEMO_EDITORS
+from mechedit.recipes.demo import attribution_key
 from mechedit.evaluation.evaluate import case_key
 from mechedit.data.facts import FactEdit, load_facts
 from mechedit.models.loading import FOLDERS
 from mechedit.evaluation.measure import questions_of
 from mechedit.evaluation.ripple import case_key as ripple_key
-from mechedit.splits import facts_and_selection
+from mechedit.recipes.splits import facts_and_selection
 
 if TYPE_CHECKING:
-    from mechedit.anatomy.recipe import AnatomyConfig
-    from mechedit.comparison import ComparisonConfig
-    from mechedit.demo import DemoConfig
-    from mechedit.faithfulness.recipe import FaithfulnessConfig
+    from mechedit.recipes.anatomy import AnatomyConfig
+    from mechedit.recipes.compare import ComparisonConfig
+    from mechedit.recipes.demo import DemoConfig
+    from mechedit.recipes.faithfulness import FaithfulnessConfig
 
 __all__ = ["plan_anatomy", "plan_comparison", "plan_demo", "plan_evaluation", "plan_faithfulness"]
 
@@ -35,8 +35,8 @@ CHOICE = "So does choosing window, gate and the like on the selection."
 
 
 def plan_comparison(config: ComparisonConfig) -> Plan:
-    """Of `mechedit.comparison.compare`."""
-    from mechedit.comparison import FAMILIES, followed, split
+    """Of `mechedit.recipes.compare.compare`."""
+    from mechedit.recipes.compare import FAMILIES, followed, split
 
     cases: list[str] = []
     sequences = 0
@@ -55,7 +55,7 @@ def plan_comparison(config: ComparisonConfig) -> Plan:
 
 
 def plan_anatomy(config: AnatomyConfig) -> Plan:
-    """Of `mechedit.anatomy.recipe.run_anatomy`: a pass a fact, and one under each editor as set and made to fail."""
+    """Of `mechedit.recipes.anatomy.run_anatomy`: a pass a fact, and one under each editor as set and made to fail."""
     facts, selection = facts_and_selection(
         config.data, embedded=config.model, limit=config.limit, selection=config.selection, seed=config.seed
     )
@@ -66,7 +66,7 @@ def plan_anatomy(config: AnatomyConfig) -> Plan:
 
 
 def plan_demo(config: DemoConfig) -> Plan:
-    """Of `mechedit.demo.run_demo`."""
+    """Of `mechedit.recipes.demo.run_demo`."""
     facts, _ = facts_and_selection(
         "", embedded="factworld", limit=config.limit, selection=config.selection, seed=config.seed
     )
@@ -88,9 +88,9 @@ def plan_evaluation(config: Any) -> Plan:
 
 
 def plan_faithfulness(config: FaithfulnessConfig) -> Plan:
-    """Of `mechedit.faithfulness.recipe.run_faithfulness`: a pass a fact, one for each set of neurons taken out."""
+    """Of `mechedit.recipes.faithfulness.run_faithfulness`: a pass a fact, one for each set of neurons taken out."""
     from mechedit.faithfulness.rankings import METHODS
-    from mechedit.faithfulness.recipe import chosen_facts
+    from mechedit.recipes.faithfulness import chosen_facts
     from mechedit.faithfulness.study import KINDS
     from mechedit.faithfulness.study import case_key as ablation_key
 

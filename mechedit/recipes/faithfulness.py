@@ -12,7 +12,7 @@ from experiments.runs import RunFolder
 from mechedit.data.facts import FactEdit, facts_hash, load_facts
 from mechedit.faithfulness.study import FaithfulnessStudy, faithfulness, provenance_of
 from mechedit.models.loading import EMBEDDED
-from mechedit.splits import facts_and_selection
+from mechedit.recipes.splits import facts_and_selection
 from reports import page
 from reports.errors import InputError
 
