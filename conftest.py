@@ -15,7 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel
-    from xlprobe.encoder import Encoder
+    from xlprobe.encoders.encoder import Encoder
 
 ROOT = Path(__file__).resolve().parent
 
@@ -114,6 +114,6 @@ def factworld_llama() -> HookedModel:
 @pytest.fixture(scope="session")
 def langworld() -> Encoder:
     """The embedded encoder of xlprobe, loaded once a process. Tests leave it as they found it."""
-    from xlprobe.encoder import load_encoder
+    from xlprobe.encoders.encoder import load_encoder
 
     return load_encoder("langworld", device="cpu")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from xlprobe.cli import main
-from xlprobe.encoder import load_encoder
+from xlprobe.encoders.encoder import load_encoder
 
 ROW = "{}\t{}\t_\t{}\t_\t_\t0\troot\t_\t_"
 

@@ -13,7 +13,7 @@ from tests.xl_tiny import tiny_encoder
 from xlprobe.alignment import retrieval
 from xlprobe.cli import main
 from xlprobe.demo import DEMO_SIZES, run_demo, study_json
-from xlprobe.encoder import Encoder
+from xlprobe.encoders.encoder import Encoder
 from xlprobe.transfer import StudyConfig
 from xlprobe.world_lab import WorldLab
 

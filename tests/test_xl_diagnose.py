@@ -14,9 +14,9 @@ from experiments import checkpoints
 from reports.errors import InputError
 from tests.xl_tiny import Arch, tiny_encoder, tiny_folder
 from xlprobe import invariance
-from xlprobe.batches import Batch
+from xlprobe.encoders.batches import Batch
 from xlprobe.diagnose import Diagnosis, diagnose
-from xlprobe.encoder import Encoder, load_encoder
+from xlprobe.encoders.encoder import Encoder, load_encoder
 from xlprobe.invariance import CHECKS
 
 module = importlib.import_module("xlprobe.diagnose")  # the package gives its name to the function

@@ -15,9 +15,9 @@ from torch import nn
 
 from reports.errors import InputError, IntegrityError
 from tests.xl_tiny import ARCHS, Arch, tiny_encoder, tiny_folder
-from xlprobe.batches import Tokenized, word_means
-from xlprobe.encoder import load_encoder
-from xlprobe.parameters import GROUPS, parameter_table
+from xlprobe.encoders.batches import Tokenized, word_means
+from xlprobe.encoders.encoder import load_encoder
+from xlprobe.encoders.parameters import GROUPS, parameter_table
 
 SENTENCES = [["Anna", "Keller", "speaks"], ["She", "was", "born", "in", "Rome", "."], ["Paris"]]
 

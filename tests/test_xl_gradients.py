@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from reports.errors import InputError
 from tests.xl_tiny import Arch, tiny_encoder
-from xlprobe.encoder import Encoder
+from xlprobe.encoders.encoder import Encoder
 from xlprobe.gradient_stream import Layout, Mean, dot, probing
 from xlprobe.gradients import Gradients, Loss, gradients, mean_gradient
 

@@ -11,7 +11,7 @@ import torch
 from reports.errors import InputError
 from xlprobe.alignment import align, retrieval
 from xlprobe.corpora import overlap
-from xlprobe.encoder import Encoder, load_encoder
+from xlprobe.encoders.encoder import Encoder, load_encoder
 from xlprobe.finetune import finetune
 from xlprobe.langworld.check import check
 from xlprobe.langworld.grammar import align_words, draw, realise

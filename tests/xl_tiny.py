@@ -40,7 +40,7 @@ from transformers import (
 from tests.tiny import SENTENCES
 
 if TYPE_CHECKING:
-    from xlprobe.encoder import Encoder
+    from xlprobe.encoders.encoder import Encoder
 
 Arch = Literal["xlm-roberta", "roberta", "bert"]
 ARCHS: tuple[Arch, ...] = get_args(Arch)
@@ -159,6 +159,6 @@ def tiny_folder(arch: Arch) -> Path:
 @cache
 def tiny_encoder(arch: Arch = "xlm-roberta") -> Encoder:
     """`load_encoder` of `tiny_folder(arch)` in fp32 on the CPU, once a process: leave it as you found it."""
-    from xlprobe.encoder import load_encoder
+    from xlprobe.encoders.encoder import load_encoder
 
     return load_encoder(tiny_folder(arch), device="cpu")

@@ -13,7 +13,7 @@ from xlprobe.corpora import Bitext, Labelled
 from xlprobe.data_folder import DataFolder
 from xlprobe.diagnose import Diagnosis, diagnose
 from xlprobe.distances import Distances, distances
-from xlprobe.encoder import Encoder, load_encoder
+from xlprobe.encoders.encoder import Encoder, load_encoder
 from xlprobe.file_lab import FileLab
 from xlprobe.finetune import Task, TaskModel, finetune
 from xlprobe.gradients import Gradients, Loss, gradients

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from reports.errors import InputError
 from xlprobe.corpora import Bitext
-from xlprobe.encoder import Encoder
+from xlprobe.encoders.encoder import Encoder
 from xlprobe.links import argmax_links, usable_links
 from xlprobe.objectives import Pair, linked_words, objective_loss, probe_layer
 from xlprobe.similarity import retrieval_hits
@@ -56,7 +56,7 @@ def align(
     Errors: `InputError` for an objective that does not exist, no LM head for mlm and tlm, no pairs, no usable word
     link; `TrainingError` at a loss that is not finite.
 
-    >>> from xlprobe.encoder import load_encoder
+    >>> from xlprobe.encoders.encoder import load_encoder
     >>> encoder = load_encoder("langworld", device="cpu")
     >>> pairs = Bitext((("this", "teacher"), ("a", "river")), (("de", "zuda"), ("drei", "brel")))
     >>> aligned = align(encoder, pairs, training=Training(steps=2, batch=2, lr=1e-3), progress=False)

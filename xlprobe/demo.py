@@ -21,7 +21,7 @@ from xlprobe.transfer import StudyConfig, transfer_study
 from xlprobe.world_lab import Sizes, WorldLab
 
 if TYPE_CHECKING:
-    from xlprobe.encoder import Encoder
+    from xlprobe.encoders.encoder import Encoder
 
 __all__ = ["DEMO_PLAN", "DEMO_SIZES", "run_demo", "study_json", "write_page"]
 

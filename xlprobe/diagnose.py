@@ -20,13 +20,13 @@ from experiments.checkpoints import second_load
 from experiments.memory import free_bytes, size, watched
 from reports.diagnosis import Check, Diagnosis, Step, gathered
 from reports.errors import InputError
-from xlprobe.batches import Batch, Sentence
-from xlprobe.encoder import EMBEDDED, load_encoder, read_model
+from xlprobe.encoders.batches import Batch, Sentence
+from xlprobe.encoders.encoder import EMBEDDED, load_encoder, read_model
 from xlprobe.gradient_stream import Layout, probing
 from xlprobe.invariance import compare, gradient, invariance, random_direction, tolerance
 
 if TYPE_CHECKING:
-    from xlprobe.encoder import Encoder
+    from xlprobe.encoders.encoder import Encoder
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -38,7 +38,7 @@ def diagnose(encoder: Encoder, sentences: Sequence[Sentence], *, seed: int = 0) 
     Errors: `InputError` for fewer than two sentences, or all of one length (then no batch mate pads anything). A check
     that cannot be carried out is a row that is not ok.
 
-    >>> from xlprobe.encoder import load_encoder
+    >>> from xlprobe.encoders.encoder import load_encoder
     >>> found = diagnose(load_encoder("langworld", device="cpu"), ["the cat", "a dog and a cat run to the house"])
     >>> found.ok
     True

@@ -21,13 +21,13 @@ from tqdm.auto import tqdm
 
 from reports.errors import InputError
 from reports.results import Result
-from xlprobe.batches import Sentence, word_means
+from xlprobe.encoders.batches import Sentence, word_means
 from xlprobe.similarity import METRICS, measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from xlprobe.encoder import Encoder
+    from xlprobe.encoders.encoder import Encoder
 
 __all__ = ["Distances", "Parallel", "distances"]
 
@@ -98,7 +98,7 @@ def distances(
     encoders on the same n. Errors: `InputError` for sides of unequal length or fewer than 4 pairs.
 
     >>> from types import SimpleNamespace
-    >>> from xlprobe.encoder import load_encoder
+    >>> from xlprobe.encoders.encoder import load_encoder
     >>> texts = ["the cat sleeps", "a dog runs", "we see it", "two birds sing", "no one knows"]
     >>> same = SimpleNamespace(source=texts, target=texts, links=None)
     >>> found = distances(load_encoder("langworld", device="cpu"), same, progress=False)

@@ -15,7 +15,7 @@ from typing import Any
 
 from xlprobe.corpora import Bitext, Labelled
 from xlprobe.data_folder import SOURCE, DataFolder
-from xlprobe.encoder import Encoder
+from xlprobe.encoders.encoder import Encoder
 from xlprobe.finetune import Kind, Task
 from xlprobe.links import argmax_links
 from xlprobe.world_lab import Sizes, WorldLab

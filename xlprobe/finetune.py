@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from reports.errors import InputError
 from reports.results import Result, wilson
 from xlprobe.alignment import AlignmentLoss, freeze_layers
-from xlprobe.batches import Batch
+from xlprobe.encoders.batches import Batch
 from xlprobe.corpora import Bitext, Labelled
-from xlprobe.encoder import Encoder
+from xlprobe.encoders.encoder import Encoder
 from xlprobe.training import Training, derive, train
 
 __all__ = ["Joint", "Task", "TaskModel", "TransferScores", "finetune", "finetune_seeds", "macro_f1"]
@@ -171,7 +171,7 @@ def finetune(
 
     Errors: `InputError` (see `Task`); `TrainingError` at a loss that is not finite, the last checkpoint kept.
 
-    >>> from xlprobe.encoder import load_encoder
+    >>> from xlprobe.encoders.encoder import load_encoder
     >>> corpus = Labelled((("this", "river"), ("my", "robot")), (("DET", "NOUN"),) * 2, ("0", "1"))
     >>> model = finetune(
     ...     load_encoder("langworld", device="cpu"),

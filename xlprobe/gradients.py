@@ -41,7 +41,7 @@ from xlprobe.gradient_stream import Layout, Mean, probing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from xlprobe.encoder import Encoder
+    from xlprobe.encoders.encoder import Encoder
 
 __all__ = ["Gradients", "Loss", "gradients", "mean_gradient"]
 
@@ -125,7 +125,7 @@ def gradients(
     Errors: `InputError` for a loss without batches, or one that is not finite (with the number of its batch).
     Wrong where batches overlap or differ much in size: p, q and the interval take them for independent and alike.
 
-    >>> from xlprobe.encoder import load_encoder
+    >>> from xlprobe.encoders.encoder import load_encoder
     >>> encoder = load_encoder("langworld", device="cpu")
     >>> batches = [encoder.encode([text]) for text in ("one", "two words", "three more words", "four")]
     >>> loss = Loss("norm", batches, lambda batch: encoder.forward(batch).square().mean())

@@ -25,11 +25,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from reports.diagnosis import Check
-from xlprobe.batches import Batch, Sentence
+from xlprobe.encoders.batches import Batch, Sentence
 from xlprobe.gradient_stream import Layout, Mean, probing
 
 if TYPE_CHECKING:
-    from xlprobe.encoder import Encoder
+    from xlprobe.encoders.encoder import Encoder
 
 __all__ = ["CHECKS", "compare", "gradient", "invariance", "random_direction", "tolerance"]
 

@@ -14,7 +14,7 @@ from xlprobe.distances import Parallel
 from xlprobe.gradients import Loss
 
 if TYPE_CHECKING:
-    from xlprobe.encoder import Encoder
+    from xlprobe.encoders.encoder import Encoder
 
 __all__ = ["Joint", "Laboratory", "Score"]
 

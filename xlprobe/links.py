@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from xlprobe.batches import word_means
+from xlprobe.encoders.batches import word_means
 from xlprobe.corpora import Bitext, Links
-from xlprobe.encoder import Encoder
+from xlprobe.encoders.encoder import Encoder
 from xlprobe.objectives import probe_layer
 
 __all__ = ["argmax_links", "mutual_argmax", "usable_links"]

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaTokenizer
 
 from reports.errors import InputError
-from xlprobe.batches import Batch
-from xlprobe.encoder import Encoder
+from xlprobe.encoders.batches import Batch
+from xlprobe.encoders.encoder import Encoder
 from xlprobe.training import Training, derive, train
 
 __all__ = ["Shape", "build_encoder", "mask_tokens", "mlm_loss", "pretrain", "train_tokenizer"]

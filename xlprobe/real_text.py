@@ -29,7 +29,7 @@ from xlprobe.training import Training
 from xlprobe.world_lab import TASKS
 
 if TYPE_CHECKING:
-    from xlprobe.encoder import Encoder
+    from xlprobe.encoders.encoder import Encoder
 
 __all__ = [
     "Pretraining",

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from experiments.checkpoints import local_bytes
 from experiments.recipe import Plan, recorded
-from xlprobe.encoder import EMBEDDED, load_encoder
+from xlprobe.encoders.encoder import EMBEDDED, load_encoder
 from xlprobe.transfer import StudyConfig, case_ids, transfer_study
 from xlprobe.world_lab import Sizes, WorldLab
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from xlprobe.encoder import Encoder
+    from xlprobe.encoders.encoder import Encoder
     from xlprobe.study import Study
 
 __all__ = ["Material", "StudyBase", "StudyRecipe", "plan_study", "run_study"]

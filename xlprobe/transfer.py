@@ -34,7 +34,7 @@ from xlprobe.laboratory import Laboratory, Score
 from xlprobe.study import Study, table_of
 
 if TYPE_CHECKING:
-    from xlprobe.encoder import Encoder
+    from xlprobe.encoders.encoder import Encoder
 
 __all__ = ["OBJECTIVES", "SHUFFLED", "StudyConfig", "effects_of", "paired_differences", "transfer_study"]
 
@@ -79,7 +79,7 @@ def transfer_study(
     with another configuration. Losses that are not finite stop it; finished cases are kept.
 
     >>> import tempfile
-    >>> from xlprobe.encoder import load_encoder
+    >>> from xlprobe.encoders.encoder import load_encoder
     >>> from xlprobe.world_lab import Sizes, WorldLab
     >>> sizes = Sizes(16, 16, 8, 8, align_steps=1, finetune_steps=1, head_steps=1, probe_batches=2, batch=8)
     >>> laboratory = WorldLab(load_encoder("langworld", device="cpu"), sizes)

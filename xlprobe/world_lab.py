@@ -18,7 +18,7 @@ from xlprobe.alignment import AlignmentLoss, align, freeze_layers
 from xlprobe.conflict import combine
 from xlprobe.corpora import Bitext, Labelled, Links, Words
 from xlprobe.distances import Parallel
-from xlprobe.encoder import Encoder
+from xlprobe.encoders.encoder import Encoder
 from xlprobe.finetune import Joint as Beside
 from xlprobe.finetune import Task, TaskModel, finetune, macro_f1
 from xlprobe.gradients import Loss

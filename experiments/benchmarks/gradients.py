@@ -75,7 +75,7 @@ class _Bench:
 
     def __init__(self, shape: str, batch_size: int, tokens: int) -> None:
         from xlprobe.gradient_stream import Layout
-        from xlprobe.parameters import parameter_table
+        from xlprobe.encoders.parameters import parameter_table
 
         layers, width, heads, inner, vocabulary = SHAPES[shape]
         torch.manual_seed(0)

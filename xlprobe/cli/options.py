@@ -11,7 +11,7 @@ from experiments.cli.options import subcommand
 from reports.errors import InputError
 
 if TYPE_CHECKING:
-    from xlprobe.encoder import Encoder
+    from xlprobe.encoders.encoder import Encoder
 
 
 def command(
@@ -33,7 +33,7 @@ def command(
 
 def load(options: argparse.Namespace) -> Encoder:
     """The encoder of --encoder, --device, --dtype and --attention."""
-    from xlprobe.encoder import load_encoder
+    from xlprobe.encoders.encoder import load_encoder
 
     return load_encoder(
         options.encoder, device=options.device, dtype=options.dtype, attention=options.attention

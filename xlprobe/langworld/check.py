@@ -7,8 +7,8 @@ import torch
 
 from reports.results import wilson
 from xlprobe.alignment import retrieval
-from xlprobe.batches import Batch
-from xlprobe.encoder import Encoder
+from xlprobe.encoders.batches import Batch
+from xlprobe.encoders.encoder import Encoder
 from xlprobe.langworld.lexicon import LANGUAGES
 from xlprobe.langworld.train import monolingual
 from xlprobe.langworld.world import bitext

@@ -28,8 +28,8 @@ from transformers.utils import logging as hf_logging
 
 from experiments import checkpoints, runs
 from reports.errors import InputError, IntegrityError, first_line
-from xlprobe.batches import Batch, Sentence, Tokenized
-from xlprobe.parameters import parameter_table
+from xlprobe.encoders.batches import Batch, Sentence, Tokenized
+from xlprobe.encoders.parameters import parameter_table
 
 __all__ = ["Encoder", "load_encoder"]
 
@@ -238,7 +238,7 @@ class Encoder:
     # -------------------------------------------------------------------------------------- weights
 
     def parameter_table(self) -> pd.DataFrame:
-        """Frame: name, layer, group, numel; every parameter of `model` once (see `xlprobe.parameters`)."""
+        """Frame: name, layer, group, numel; every parameter of `model` once (see `xlprobe.encoders.parameters`)."""
         return parameter_table(self.model)
 
     def copy(self) -> Encoder:
