@@ -46,7 +46,7 @@ from tests import reports_example as example
 from tests.test_facts import FLAT, ORIGINAL
 from tests.test_schemas import ZSRE, ripple_row
 from xlprobe.cli.options import read_lines, read_parallel
-from xlprobe.corpora import load_bitext, load_conllu, load_links, load_sib200
+from xlprobe.data.corpora import load_bitext, load_conllu, load_links, load_sib200
 
 CORPUS = Path(__file__).parent / "corpus"
 SECONDS, MEMORY = 5.0, 2**31

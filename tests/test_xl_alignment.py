@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from reports.errors import InputError
 from tests.xl_tiny import tiny_encoder
 from xlprobe.alignment import AlignmentLoss, align, l2_loss, retrieval
-from xlprobe.corpora import Bitext
+from xlprobe.data.corpora import Bitext
 from xlprobe.links import argmax_links, mutual_argmax, usable_links
 from xlprobe.objectives import contrastive, objective_loss, probe_layer
 from xlprobe.pretrain import IGNORE, mask_tokens

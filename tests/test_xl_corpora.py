@@ -7,14 +7,7 @@ from pathlib import Path
 import pytest
 
 from reports.errors import InputError
-from xlprobe.corpora import (
-    Bitext,
-    load_bitext,
-    load_conllu,
-    load_sib200,
-    overlap,
-    text_hash,
-)
+from xlprobe.data.corpora import Bitext, load_bitext, load_conllu, load_sib200, overlap, text_hash
 
 ROW = "{}\t{}\t_\t{}\t_\t_\t0\troot\t_\t_"
 CONLLU = "\n".join(

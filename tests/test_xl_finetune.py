@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score
 
 from reports.errors import InputError
 from tests.xl_tiny import tiny_encoder
-from xlprobe.corpora import Bitext, Labelled
+from xlprobe.data.corpora import Bitext, Labelled
 from xlprobe.finetune import (
     Joint,
     Task,

@@ -10,7 +10,7 @@ import torch
 
 from reports.errors import InputError
 from xlprobe.alignment import align, retrieval
-from xlprobe.corpora import overlap
+from xlprobe.data.corpora import overlap
 from xlprobe.encoders.encoder import Encoder, load_encoder
 from xlprobe.finetune import finetune
 from xlprobe.langworld.check import check

@@ -15,8 +15,8 @@ from reports.errors import InputError
 from tests.xl_files import EWT, PAIRS, PUD, TEXTS, write, write_data
 from tests.xl_tiny import tiny_encoder
 from xlprobe.cli import main
-from xlprobe.corpora import text_hash
-from xlprobe.data_folder import DataFolder, detached
+from xlprobe.data.corpora import text_hash
+from xlprobe.data.data_folder import DataFolder, detached
 from xlprobe.file_lab import FileLab, FileSizes
 from xlprobe.real_text import Pretraining, RealTextRecipe, balanced, data_path, pretraining_texts
 from xlprobe.recipe import StudyRecipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from xlprobe.data_folder import LANGUAGES
+from xlprobe.data.data_folder import LANGUAGES
 
 TAGS = {"DET": 2, "ADJ": 6, "NOUN": 12, "VERB": 6}
 SHAPE = ("DET", "ADJ", "NOUN", "VERB", "DET", "NOUN")

@@ -9,8 +9,8 @@ arXiv 2603.18863.
 """
 
 from xlprobe.alignment import align
-from xlprobe.corpora import Bitext, Labelled
-from xlprobe.data_folder import DataFolder
+from xlprobe.data.corpora import Bitext, Labelled
+from xlprobe.data.data_folder import DataFolder
 from xlprobe.diagnose import Diagnosis, diagnose
 from xlprobe.distances import Distances, distances
 from xlprobe.encoders.encoder import Encoder, load_encoder

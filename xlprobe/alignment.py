@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from reports.errors import InputError
-from xlprobe.corpora import Bitext
+from xlprobe.data.corpora import Bitext
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.links import argmax_links, usable_links
 from xlprobe.objectives import Pair, linked_words, objective_loss, probe_layer

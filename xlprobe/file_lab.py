@@ -1,6 +1,6 @@
 """Real text as a laboratory: pairs, tasks, alignment, fine-tuning and scores for `xlprobe.transfer`.
 
-Pairs of English with each language of a data folder (`xlprobe.data_folder`), aligned on Tatoeba; tasks `pos` (learned
+Pairs of English with each language of a data folder (`xlprobe.data.data_folder`), aligned on Tatoeba; tasks `pos` (learned
 on English EWT, asked on PUD) and `topic` (SIB-200); distances on PUD's held-out sentences. How an encoder is aligned,
 trained and scored is `xlprobe.world_lab`'s: only the text is another.
 
@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from xlprobe.corpora import Bitext, Labelled
-from xlprobe.data_folder import SOURCE, DataFolder
+from xlprobe.data.corpora import Bitext, Labelled
+from xlprobe.data.data_folder import SOURCE, DataFolder
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.finetune import Kind, Task
 from xlprobe.links import argmax_links

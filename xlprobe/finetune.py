@@ -22,7 +22,7 @@ from reports.errors import InputError
 from reports.results import Result, wilson
 from xlprobe.alignment import AlignmentLoss, freeze_layers
 from xlprobe.encoders.batches import Batch
-from xlprobe.corpora import Bitext, Labelled
+from xlprobe.data.corpora import Bitext, Labelled
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.training import Training, derive, train
 

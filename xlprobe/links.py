@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from xlprobe.encoders.batches import word_means
-from xlprobe.corpora import Bitext, Links
+from xlprobe.data.corpora import Bitext, Links
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.objectives import probe_layer
 

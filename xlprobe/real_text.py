@@ -21,7 +21,7 @@ import pandas as pd
 
 from experiments.runs import RunFolder
 from reports.errors import InputError
-from xlprobe.data_folder import SOURCE, DataFolder
+from xlprobe.data.data_folder import SOURCE, DataFolder
 from xlprobe.file_lab import FileLab, FileSizes
 from xlprobe.pretrain import Shape, pretrain
 from xlprobe.recipe import Material, StudyBase

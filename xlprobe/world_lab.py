@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from xlprobe.alignment import AlignmentLoss, align, freeze_layers
 from xlprobe.conflict import combine
-from xlprobe.corpora import Bitext, Labelled, Links, Words
+from xlprobe.data.corpora import Bitext, Labelled, Links, Words
 from xlprobe.distances import Parallel
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.finetune import Joint as Beside

@@ -11,7 +11,7 @@ from reports.errors import InputError
 from xlprobe.cli.options import command, load
 
 if TYPE_CHECKING:
-    from xlprobe.corpora import Bitext
+    from xlprobe.data.corpora import Bitext
 
 
 def align(options: argparse.Namespace) -> None:
@@ -58,7 +58,7 @@ def align(options: argparse.Namespace) -> None:
 
 def read_pairs(options: argparse.Namespace) -> Bitext:
     """The bitext of --source and --target, or of the embedded --language; enough of it for --held-out."""
-    from xlprobe.corpora import load_bitext
+    from xlprobe.data.corpora import load_bitext
     from xlprobe.langworld.world import bitext
 
     if options.source is None:

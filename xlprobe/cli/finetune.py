@@ -44,7 +44,7 @@ def finetune(options: argparse.Namespace) -> None:
 
 def read_task(options: argparse.Namespace) -> Task:
     """The task of --train and --test files, or of the embedded languages."""
-    from xlprobe.corpora import load_conllu, load_sib200
+    from xlprobe.data.corpora import load_conllu, load_sib200
     from xlprobe.finetune import Task
     from xlprobe.langworld.world import task
 

@@ -42,7 +42,7 @@ def load(options: argparse.Namespace) -> Encoder:
 
 def read_lines(path: str, *, argument: str) -> list[str]:
     """The lines of a UTF-8 text file. Errors: `InputError` for no such file, other bytes and an empty line."""
-    from xlprobe.corpora import text_lines  # here: a --help needs no pandas
+    from xlprobe.data.corpora import text_lines
 
     file = Path(path)
     if not file.is_file():
@@ -57,7 +57,7 @@ def read_lines(path: str, *, argument: str) -> list[str]:
 
 def read_parallel(options: argparse.Namespace) -> Any:
     """--source, --target and --links (Pharaoh: "0-0 1-2", a line a pair) as parallel text."""
-    from xlprobe.corpora import Bitext, load_links
+    from xlprobe.data.corpora import Bitext, load_links
 
     source, target = (read_lines(getattr(options, side), argument=side) for side in ("source", "target"))
     if not options.links:

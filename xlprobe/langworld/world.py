@@ -1,4 +1,4 @@
-"""Parallel sentences and tasks of the embedded languages, in the types of `xlprobe.corpora`.
+"""Parallel sentences and tasks of the embedded languages, in the types of `xlprobe.data.corpora`.
 
 Every sentence belongs to one split, decided by the hash of its source text: what aligns, what is learned, what is
 asked and what distances are measured on never share a sentence, whoever draws them.
@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 from reports.errors import InputError
-from xlprobe.corpora import Bitext, Labelled
+from xlprobe.data.corpora import Bitext, Labelled
 from xlprobe.finetune import Task
 from xlprobe.langworld.grammar import Meaning, align_words, draw, realise
 from xlprobe.langworld.lexicon import LANGUAGES, TOPICS

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from reports.errors import InputError
-from xlprobe.corpora import (
+from xlprobe.data.corpora import (
     Bitext,
     Labelled,
     Words,
@@ -59,7 +59,7 @@ class DataFolder:
     """The text of `folder`, read when it is asked for. `held_out`: how many PUD sentences are kept for distances.
 
     pairs: en-de and so on, of each language that has a Tatoeba file. Errors: `InputError` for a folder without these
-    corpora, for a language without pairs, and whatever the readers of `xlprobe.corpora` refuse, with file and line.
+    corpora, for a language without pairs, and whatever the readers of `xlprobe.data.corpora` refuse, with file and line.
     """
 
     def __init__(self, folder: str | Path, *, held_out: int = 300) -> None:
@@ -135,7 +135,7 @@ class DataFolder:
         return dict(self._left)
 
     def overlap(self, *, pretraining: Sequence[str | Words] = ()) -> pd.DataFrame:
-        """`xlprobe.corpora.overlap` of all that a study uses: alignment, tasks, tests, distances; and `pretraining`."""
+        """`xlprobe.data.corpora.overlap` of all that a study uses: alignment, tasks, tests, distances; and `pretraining`."""
         codes = [self._target(pair) for pair in self.pairs]
         texts: dict[str, Sequence[str | Words]] = {"pre-training": pretraining} if pretraining else {}
         for pair in self.pairs:
