@@ -16,8 +16,8 @@ from torch import Tensor
 
 from reports.errors import InputError
 from tests.xl_tiny import tiny_encoder
-from xlprobe.distances import Distances, distances
-from xlprobe.similarity import METRICS, linear_cka, measure, procrustes, retrieval_hits
+from xlprobe.probes.distances import Distances, distances
+from xlprobe.probes.similarity import METRICS, linear_cka, measure, procrustes, retrieval_hits
 
 SOURCE = [
     "Anna Keller works as a teacher in Berlin",

@@ -12,11 +12,11 @@ from xlprobe.alignment import align
 from xlprobe.data.corpora import Bitext, Labelled
 from xlprobe.data.data_folder import DataFolder
 from xlprobe.diagnose import Diagnosis, diagnose
-from xlprobe.distances import Distances, distances
+from xlprobe.probes.distances import Distances, distances
 from xlprobe.encoders.encoder import Encoder, load_encoder
 from xlprobe.file_lab import FileLab
 from xlprobe.finetune import Task, TaskModel, finetune
-from xlprobe.gradients import Gradients, Loss, gradients
+from xlprobe.probes.gradients import Gradients, Loss, gradients
 from xlprobe.laboratory import Laboratory
 from xlprobe.study import Study
 from xlprobe.transfer import StudyConfig, transfer_study

@@ -22,7 +22,7 @@ from xlprobe.data.corpora import Bitext
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.links import argmax_links, usable_links
 from xlprobe.objectives import Pair, linked_words, objective_loss, probe_layer
-from xlprobe.similarity import retrieval_hits
+from xlprobe.probes.similarity import retrieval_hits
 from xlprobe.training import Training, derive, train
 
 __all__ = ["OBJECTIVES", "AlignmentLoss", "align", "freeze_layers", "l2_loss", "retrieval"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from reports.errors import InputError
-from xlprobe.gradient_stream import dot
+from xlprobe.probes.gradient_stream import dot
 
 __all__ = ["AGGREGATORS", "Aggregator", "combine", "weights_of"]
 

@@ -1,7 +1,7 @@
 """Can a number measured on this encoder be trusted? Every check is a row: measured, tolerance, and what to change.
 
 1. The encoder alone: gradients against padding and batch mates, with the forgotten mask as the control
-   (`xlprobe.invariance`); special tokens around every sentence; every layer's hook.
+   (`xlprobe.probes.invariance`); special tokens around every sentence; every layer's hook.
 2. Beside a second load of the same checkpoint: states of all layers against `transformers` alone, in eager and in sdpa
    attention; states and gradients against float64 (float32 where float64 does not fit), which is what the dtype costs.
 3. The memory that one gradient takes beyond the weights.
@@ -22,8 +22,8 @@ from reports.diagnosis import Check, Diagnosis, Step, gathered
 from reports.errors import InputError
 from xlprobe.encoders.batches import Batch, Sentence
 from xlprobe.encoders.encoder import EMBEDDED, load_encoder, read_model
-from xlprobe.gradient_stream import Layout, probing
-from xlprobe.invariance import compare, gradient, invariance, random_direction, tolerance
+from xlprobe.probes.gradient_stream import Layout, probing
+from xlprobe.probes.invariance import compare, gradient, invariance, random_direction, tolerance
 
 if TYPE_CHECKING:
     from xlprobe.encoders.encoder import Encoder

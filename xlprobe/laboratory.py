@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from xlprobe.distances import Parallel
-from xlprobe.gradients import Loss
+from xlprobe.probes.distances import Parallel
+from xlprobe.probes.gradients import Loss
 
 if TYPE_CHECKING:
     from xlprobe.encoders.encoder import Encoder

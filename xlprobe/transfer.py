@@ -27,9 +27,9 @@ from experiments.cases import every_case
 from experiments.forks import forked
 from experiments.runs import RunFolder
 from reports.errors import InputError
-from xlprobe.distances import Distances, distances
-from xlprobe.gradient_stream import Mean
-from xlprobe.gradients import Loss, gradients, mean_gradient
+from xlprobe.probes.distances import Distances, distances
+from xlprobe.probes.gradient_stream import Mean
+from xlprobe.probes.gradients import Loss, gradients, mean_gradient
 from xlprobe.laboratory import Laboratory, Score
 from xlprobe.study import Study, table_of
 

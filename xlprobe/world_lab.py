@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from xlprobe.alignment import AlignmentLoss, align, freeze_layers
 from xlprobe.conflict import combine
 from xlprobe.data.corpora import Bitext, Labelled, Links, Words
-from xlprobe.distances import Parallel
+from xlprobe.probes.distances import Parallel
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.finetune import Joint as Beside
 from xlprobe.finetune import Task, TaskModel, finetune, macro_f1
-from xlprobe.gradients import Loss
+from xlprobe.probes.gradients import Loss
 from xlprobe.laboratory import Joint, Score
 from xlprobe.langworld import world
 from xlprobe.langworld.lexicon import LANGUAGES

@@ -3,7 +3,7 @@
 On the XLM-R-base shape with random weights, all within one run, batches of both losses alternating so that a busy
 machine slows all alike; medians over batches:
 
-- *probe*: what `xlprobe.gradients` does with one batch of each loss: forward, backward, norm of every parameter's
+- *probe*: what `xlprobe.probes.gradients` does with one batch of each loss: forward, backward, norm of every parameter's
   gradient, its dot with the other loss's mean, sum;
 - *two backwards*: forward and `loss.backward()` of the same two batches, gradients set to None before;
 - *flatten*: what one writes by hand: `autograd.grad` as a list, one flat vector by `torch.cat`, norm, dot, sum.
@@ -32,7 +32,7 @@ from transformers import XLMRobertaConfig, XLMRobertaModel
 from experiments.memory import watched
 
 if TYPE_CHECKING:
-    from xlprobe.gradient_stream import Mean
+    from xlprobe.probes.gradient_stream import Mean
 
 __all__ = ["bench_gradients"]
 
@@ -74,7 +74,7 @@ class _Bench:
     """A random encoder and two losses on it: one of a token task, one contrastive over pairs of sentences."""
 
     def __init__(self, shape: str, batch_size: int, tokens: int) -> None:
-        from xlprobe.gradient_stream import Layout
+        from xlprobe.probes.gradient_stream import Layout
         from xlprobe.encoders.parameters import parameter_table
 
         layers, width, heads, inner, vocabulary = SHAPES[shape]
@@ -136,7 +136,7 @@ class _Bench:
 
     def times(self, batches: int) -> tuple[dict[str, float], float]:
         """Median seconds a batch of both losses, and the largest difference of a cell's cosine."""
-        from xlprobe.gradient_stream import Mean, probing
+        from xlprobe.probes.gradient_stream import Mean, probing
 
         means = {name: Mean(self.layout, name) for name in ("task", "align")}
         sums = [torch.zeros(self.layout.numel) for _ in range(2)]
@@ -184,7 +184,7 @@ def _measured_apart(way: str, shape: str, batch_size: int, tokens: int) -> int:
 
 def _peak(way: str, bench: _Bench) -> int:
     """Bytes of the resident set above the model while two batches of both losses go `way`."""
-    from xlprobe.gradient_stream import Mean, dot, probing
+    from xlprobe.probes.gradient_stream import Mean, dot, probing
 
     gc.collect()
     with watched() as peak:

@@ -12,7 +12,7 @@ from xlprobe.cli.options import command, load, read_parallel
 
 def distances(options: argparse.Namespace) -> None:
     """Distances of two languages by layer, on held-out parallel text."""
-    from xlprobe.distances import distances as measure
+    from xlprobe.probes.distances import distances as measure
 
     parallel = read_parallel(options)
     found = measure(

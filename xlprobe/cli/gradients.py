@@ -11,7 +11,7 @@ from xlprobe.cli.options import command, load
 
 def gradients(options: argparse.Namespace) -> None:
     """Cosine and norms of a task's and an alignment objective's gradients, with their yardsticks."""
-    from xlprobe.gradients import gradients as measure
+    from xlprobe.probes.gradients import gradients as measure
     from xlprobe.world_lab import WorldLab
 
     encoder = load(options)

@@ -1,7 +1,7 @@
 """Do a task and an alignment objective pull an encoder the same way? Cosines and norms of their mean gradients.
 
 Over the shared encoder parameters alone (heads never; the embeddings are a group of their own and no part of the
-"encoder" row), dropout off, both gradients averaged over many batches (`xlprobe.gradient_stream`):
+"encoder" row), dropout off, both gradients averaged over many batches (`xlprobe.probes.gradient_stream`):
 
     cosine = g_task · g_align / ‖g_task‖ ‖g_align‖,   ratio = ‖g_align‖ / ‖g_task‖
 
@@ -35,8 +35,8 @@ from tqdm.auto import tqdm
 
 from reports.errors import InputError
 from reports.results import Result
-from xlprobe.first_order import first_order
-from xlprobe.gradient_stream import Layout, Mean, probing
+from xlprobe.probes.first_order import first_order
+from xlprobe.probes.gradient_stream import Layout, Mean, probing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,9 +66,9 @@ class Loss:
 @dataclass(frozen=True, repr=False, eq=False)
 class Gradients(Result):
     """Frame `cells`: scope ("cell" | "layer" | "group" | "encoder"), layer and group (NA and "all" where summed over),
-    numel, then the columns of `xlprobe.gradients`; norms in loss units per weight unit, unmeasured yardsticks nan.
+    numel, then the columns of `xlprobe.probes.gradients`; norms in loss units per weight unit, unmeasured yardsticks nan.
 
-    `first_order`: relative_step, step, predicted, measured, symmetric (see `xlprobe.first_order`). `n`: batches of
+    `first_order`: relative_step, step, predicted, measured, symmetric (see `xlprobe.probes.first_order`). `n`: batches of
     each loss; `loss`: each loss's mean.
     """
 

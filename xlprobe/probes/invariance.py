@@ -26,7 +26,7 @@ from torch.nn.functional import pad
 
 from reports.diagnosis import Check
 from xlprobe.encoders.batches import Batch, Sentence
-from xlprobe.gradient_stream import Layout, Mean, probing
+from xlprobe.probes.gradient_stream import Layout, Mean, probing
 
 if TYPE_CHECKING:
     from xlprobe.encoders.encoder import Encoder

@@ -16,10 +16,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from xlprobe.gradient_stream import Layout, Mean, probing
+from xlprobe.probes.gradient_stream import Layout, Mean, probing
 
 if TYPE_CHECKING:
-    from xlprobe.gradients import Loss
+    from xlprobe.probes.gradients import Loss
 
 __all__ = ["first_order"]
 

@@ -2,7 +2,7 @@
 
 Steps: every sentence of both languages goes through the encoder once; per layer (0 the embeddings to L), each
 sentence is the mean of its content tokens (special tokens left out), each aligned word the mean of its sub-words;
-`xlprobe.similarity` turns the matched vectors into matched, random and gap for each measure.
+`xlprobe.probes.similarity` turns the matched vectors into matched, random and gap for each measure.
 
 Read the gap, never `matched` alone: XLM-R's space is anisotropic. Held out means used neither for alignment nor for
 the task: a distance on the alignment's own text says how well it was learnt by heart.
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from reports.errors import InputError
 from reports.results import Result
 from xlprobe.encoders.batches import Sentence, word_means
-from xlprobe.similarity import METRICS, measure
+from xlprobe.probes.similarity import METRICS, measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +54,7 @@ class Parallel(Protocol):
 class Distances(Result):
     """Frame `layers`: layer, level ("sentence" | "token"), metric, matched, random, gap, low, high, n.
 
-    `low`, `high` are the 95 % interval of `gap` = matched − random over n pairs (`xlprobe.similarity.measure`).
+    `low`, `high` are the 95 % interval of `gap` = matched − random over n pairs (`xlprobe.probes.similarity.measure`).
     A smaller distance is a *negative* gap of "euclidean", and a positive one of all other measures.
     """
 
