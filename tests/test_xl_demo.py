@@ -10,7 +10,7 @@ import pytest
 
 from reports.errors import IntegrityError
 from tests.xl_tiny import tiny_encoder
-from xlprobe.alignment import retrieval
+from xlprobe.training.alignment import retrieval
 from xlprobe.cli import main
 from xlprobe.demo import DEMO_SIZES, run_demo, study_json
 from xlprobe.encoders.encoder import Encoder

@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score
 from reports.errors import InputError
 from tests.xl_tiny import tiny_encoder
 from xlprobe.data.corpora import Bitext, Labelled
-from xlprobe.finetune import (
+from xlprobe.training.finetune import (
     Joint,
     Task,
     TaskModel,
@@ -22,7 +22,7 @@ from xlprobe.finetune import (
     finetune_seeds,
     macro_f1,
 )
-from xlprobe.training import Training, train
+from xlprobe.training.loop import Training, train
 
 NOUNS, VERBS = ["Anna", "Berlin", "Rome", "Paris", "teacher"], ["speaks", "plays", "lived", "works", "stands"]
 WORDS = tuple((n, v, m) for n in NOUNS for v in VERBS for m in NOUNS if n != m)

@@ -15,7 +15,7 @@ from torchjd.aggregation import CAGrad, PCGrad, UPGrad
 
 from reports.errors import InputError
 from xlprobe.claims import claims
-from xlprobe.conflict import AGGREGATORS, Aggregator, combine, weights_of
+from xlprobe.training.conflict import AGGREGATORS, Aggregator, combine, weights_of
 from xlprobe.prediction import leave_one_pair_out, predict, spearman
 
 PAIRS = ("de", "tr", "hi", "ru")

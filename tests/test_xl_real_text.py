@@ -21,7 +21,7 @@ from xlprobe.file_lab import FileLab, FileSizes
 from xlprobe.real_text import Pretraining, RealTextRecipe, balanced, data_path, pretraining_texts
 from xlprobe.recipe import StudyRecipe
 from xlprobe.study import Study
-from xlprobe.training import TrainingError
+from xlprobe.training.loop import TrainingError
 from xlprobe.transfer import StudyConfig, transfer_study
 
 SIZES = FileSizes(

@@ -17,7 +17,7 @@ from reports.errors import InputError
 from tests.xl_tiny import tiny_encoder
 from xlprobe.advice import SHARE, advise
 from xlprobe.laboratory import Joint, Score
-from xlprobe.objectives import Pair, contrastive, objective_loss
+from xlprobe.training.objectives import Pair, contrastive, objective_loss
 from xlprobe.recipe import StudyRecipe
 from xlprobe.study import Study
 from xlprobe.transfer import StudyConfig, paired_differences, transfer_study

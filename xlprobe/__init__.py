@@ -8,14 +8,14 @@ Source: "Why Better Cross-Lingual Alignment Fails for Better Cross-Lingual Trans
 arXiv 2603.18863.
 """
 
-from xlprobe.alignment import align
+from xlprobe.training.alignment import align
 from xlprobe.data.corpora import Bitext, Labelled
 from xlprobe.data.data_folder import DataFolder
 from xlprobe.diagnose import Diagnosis, diagnose
 from xlprobe.probes.distances import Distances, distances
 from xlprobe.encoders.encoder import Encoder, load_encoder
 from xlprobe.file_lab import FileLab
-from xlprobe.finetune import Task, TaskModel, finetune
+from xlprobe.training.finetune import Task, TaskModel, finetune
 from xlprobe.probes.gradients import Gradients, Loss, gradients
 from xlprobe.laboratory import Laboratory
 from xlprobe.study import Study

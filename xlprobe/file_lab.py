@@ -4,7 +4,7 @@ Pairs of English with each language of a data folder (`xlprobe.data.data_folder`
 on English EWT, asked on PUD) and `topic` (SIB-200); distances on PUD's held-out sentences. How an encoder is aligned,
 trained and scored is `xlprobe.world_lab`'s: only the text is another.
 
-Tatoeba has no gold word links, so `token` stands on the pretrained encoder's own (`xlprobe.links`), and distances are
+Tatoeba has no gold word links, so `token` stands on the pretrained encoder's own (`xlprobe.training.links`), and distances are
 by sentence only.
 """
 
@@ -16,8 +16,8 @@ from typing import Any
 from xlprobe.data.corpora import Bitext, Labelled
 from xlprobe.data.data_folder import SOURCE, DataFolder
 from xlprobe.encoders.encoder import Encoder
-from xlprobe.finetune import Kind, Task
-from xlprobe.links import argmax_links
+from xlprobe.training.finetune import Kind, Task
+from xlprobe.training.links import argmax_links
 from xlprobe.world_lab import Sizes, WorldLab
 
 __all__ = ["FileLab", "FileSizes"]

@@ -42,7 +42,7 @@ class Joint:
     """Fine-tuning with an alignment objective beside the task, one step on both: how the two are combined.
 
     `aggregator` "sum" adds `weight` times the alignment's loss; "upgrad", "pcgrad" and "cagrad" let TorchJD settle
-    conflicts (`xlprobe.conflict`). Layers in `frozen` (0: the embeddings) are not trained.
+    conflicts (`xlprobe.training.conflict`). Layers in `frozen` (0: the embeddings) are not trained.
     """
 
     objective: str

@@ -23,9 +23,9 @@ from experiments.runs import RunFolder
 from reports.errors import InputError
 from xlprobe.data.data_folder import SOURCE, DataFolder
 from xlprobe.file_lab import FileLab, FileSizes
-from xlprobe.pretrain import Shape, pretrain
+from xlprobe.training.pretrain import Shape, pretrain
 from xlprobe.recipe import Material, StudyBase
-from xlprobe.training import Training
+from xlprobe.training.loop import Training
 from xlprobe.world_lab import TASKS
 
 if TYPE_CHECKING:

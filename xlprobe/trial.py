@@ -20,7 +20,7 @@ import pandas as pd
 from experiments.cases import every_case
 from experiments.runs import RunFolder
 from xlprobe.advice import Advice, advise
-from xlprobe.conflict import AGGREGATORS
+from xlprobe.training.conflict import AGGREGATORS
 from xlprobe.laboratory import Joint, Laboratory, Score
 from xlprobe.study import Study
 from xlprobe.transfer import effects_of, paired_differences

@@ -18,9 +18,9 @@ def align(options: argparse.Namespace) -> None:
     """Aligns an encoder on translation pairs and saves it."""
     from pathlib import Path
 
-    from xlprobe.alignment import align as run
-    from xlprobe.alignment import retrieval
-    from xlprobe.training import Training
+    from xlprobe.training.alignment import align as run
+    from xlprobe.training.alignment import retrieval
+    from xlprobe.training.loop import Training
 
     out = Path(options.out)
     if (out / "model").exists():

@@ -12,13 +12,13 @@ from xlprobe.cli.align import layers
 from xlprobe.cli.options import command, load
 
 if TYPE_CHECKING:
-    from xlprobe.finetune import Task
+    from xlprobe.training.finetune import Task
 
 
 def finetune(options: argparse.Namespace) -> None:
     """Fine-tunes on a task and scores it zero-shot in every test language."""
-    from xlprobe.finetune import finetune_seeds
-    from xlprobe.training import Training
+    from xlprobe.training.finetune import finetune_seeds
+    from xlprobe.training.loop import Training
 
     training = Training(
         steps=options.steps, batch=options.batch, lr=options.lr, warmup=min(10, options.steps)
@@ -45,7 +45,7 @@ def finetune(options: argparse.Namespace) -> None:
 def read_task(options: argparse.Namespace) -> Task:
     """The task of --train and --test files, or of the embedded languages."""
     from xlprobe.data.corpora import load_conllu, load_sib200
-    from xlprobe.finetune import Task
+    from xlprobe.training.finetune import Task
     from xlprobe.langworld.world import task
 
     if options.train is None:

@@ -1,7 +1,7 @@
 """Align an encoder on translation pairs: one objective or a weighted sum, some layers frozen, an early stop.
 
-1. Word links, where an objective needs them: those of the bitext, else the encoder's own (`xlprobe.links`).
-2. Training (`xlprobe.training`) on a copy: the sum of weight · loss of the objectives (`xlprobe.objectives`, and `l2`
+1. Word links, where an objective needs them: those of the bitext, else the encoder's own (`xlprobe.training.links`).
+2. Training (`xlprobe.training.loop`) on a copy: the sum of weight · loss of the objectives (`xlprobe.training.objectives`, and `l2`
    here), over all parameters but those of the frozen layers.
 3. Every `check_every` steps weak retrieval on held-out pairs; training ends when it has not risen `patience` times,
    and the best weights are put back.
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from reports.errors import InputError
 from xlprobe.data.corpora import Bitext
 from xlprobe.encoders.encoder import Encoder
-from xlprobe.links import argmax_links, usable_links
-from xlprobe.objectives import Pair, linked_words, objective_loss, probe_layer
+from xlprobe.training.links import argmax_links, usable_links
+from xlprobe.training.objectives import Pair, linked_words, objective_loss, probe_layer
 from xlprobe.probes.similarity import retrieval_hits
-from xlprobe.training import Training, derive, train
+from xlprobe.training.loop import Training, derive, train
 
 __all__ = ["OBJECTIVES", "AlignmentLoss", "align", "freeze_layers", "l2_loss", "retrieval"]
 

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy, normalize
 from reports.errors import InputError
 from xlprobe.encoders.batches import Batch, word_means
 from xlprobe.encoders.encoder import Encoder
-from xlprobe.pretrain import mask_tokens, mlm_loss
+from xlprobe.training.pretrain import mask_tokens, mlm_loss
 
 __all__ = ["Pair", "contrastive", "linked_words", "objective_loss", "probe_layer"]
 

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from xlprobe.encoders.batches import word_means
 from xlprobe.data.corpora import Bitext, Links
 from xlprobe.encoders.encoder import Encoder
-from xlprobe.objectives import probe_layer
+from xlprobe.training.objectives import probe_layer
 
 __all__ = ["argmax_links", "mutual_argmax", "usable_links"]
 

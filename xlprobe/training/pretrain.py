@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase, XLMRobertaConfig, XLMRobertaFo
 from reports.errors import InputError
 from xlprobe.encoders.batches import Batch
 from xlprobe.encoders.encoder import Encoder
-from xlprobe.training import Training, derive, train
+from xlprobe.training.loop import Training, derive, train
 
 __all__ = ["Shape", "build_encoder", "mask_tokens", "mlm_loss", "pretrain", "train_tokenizer"]
 

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from reports.errors import InputError
 from reports.results import Result, wilson
-from xlprobe.alignment import AlignmentLoss, freeze_layers
+from xlprobe.training.alignment import AlignmentLoss, freeze_layers
 from xlprobe.encoders.batches import Batch
 from xlprobe.data.corpora import Bitext, Labelled
 from xlprobe.encoders.encoder import Encoder
-from xlprobe.training import Training, derive, train
+from xlprobe.training.loop import Training, derive, train
 
 __all__ = ["Joint", "Task", "TaskModel", "TransferScores", "finetune", "finetune_seeds", "macro_f1"]
 
