@@ -14,8 +14,8 @@ from xlprobe.training.alignment import retrieval
 from xlprobe.cli import main
 from xlprobe.demo import DEMO_SIZES, run_demo, study_json
 from xlprobe.encoders.encoder import Encoder
-from xlprobe.transfer import StudyConfig
-from xlprobe.world_lab import WorldLab
+from xlprobe.transfer.study import StudyConfig
+from xlprobe.transfer.world_lab import WorldLab
 
 SMALL = replace(
     DEMO_SIZES,
@@ -47,7 +47,7 @@ def test_alignment_raises_held_out_retrieval_and_shuffled_pairs_do_not(
 
 def test_two_workers_give_the_numbers_of_one(tmp_path: Path) -> None:
     """The demo forks as many workers as there are cores; one worker is asked for by the study itself."""
-    from xlprobe.transfer import transfer_study
+    from xlprobe.transfer.study import transfer_study
 
     laboratory = WorldLab(tiny_encoder(), SMALL)
     one = transfer_study(laboratory, PLAN, tmp_path / "one", progress=False)

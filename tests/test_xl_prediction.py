@@ -14,9 +14,9 @@ from torch import nn
 from torchjd.aggregation import CAGrad, PCGrad, UPGrad
 
 from reports.errors import InputError
-from xlprobe.claims import claims
+from xlprobe.transfer.claims import claims
 from xlprobe.training.conflict import AGGREGATORS, Aggregator, combine, weights_of
-from xlprobe.prediction import leave_one_pair_out, predict, spearman
+from xlprobe.transfer.prediction import leave_one_pair_out, predict, spearman
 
 PAIRS = ("de", "tr", "hi", "ru")
 

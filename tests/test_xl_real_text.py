@@ -17,12 +17,12 @@ from tests.xl_tiny import tiny_encoder
 from xlprobe.cli import main
 from xlprobe.data.corpora import text_hash
 from xlprobe.data.data_folder import DataFolder, detached
-from xlprobe.file_lab import FileLab, FileSizes
+from xlprobe.transfer.file_lab import FileLab, FileSizes
 from xlprobe.real_text import Pretraining, RealTextRecipe, balanced, data_path, pretraining_texts
 from xlprobe.recipe import StudyRecipe
-from xlprobe.study import Study
+from xlprobe.transfer.result import Study
 from xlprobe.training.loop import TrainingError
-from xlprobe.transfer import StudyConfig, transfer_study
+from xlprobe.transfer.study import StudyConfig, transfer_study
 
 SIZES = FileSizes(
     train=40, held_out=12, align_steps=2, finetune_steps=2, head_steps=2, probe_batches=2, batch=8

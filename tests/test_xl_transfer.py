@@ -15,14 +15,14 @@ import torch
 from experiments import config
 from reports.errors import InputError
 from tests.xl_tiny import tiny_encoder
-from xlprobe.advice import SHARE, advise
-from xlprobe.laboratory import Joint, Score
+from xlprobe.transfer.advice import SHARE, advise
+from xlprobe.transfer.laboratory import Joint, Score
 from xlprobe.training.objectives import Pair, contrastive, objective_loss
 from xlprobe.recipe import StudyRecipe
-from xlprobe.study import Study
-from xlprobe.transfer import StudyConfig, paired_differences, transfer_study
-from xlprobe.trial import WAYS, advice_trial
-from xlprobe.world_lab import Sizes, WorldLab
+from xlprobe.transfer.result import Study
+from xlprobe.transfer.study import StudyConfig, paired_differences, transfer_study
+from xlprobe.transfer.trial import WAYS, advice_trial
+from xlprobe.transfer.world_lab import Sizes, WorldLab
 
 SMALL = Sizes(
     bitext=64, train=64, test=24, held_out=24, align_steps=4, finetune_steps=4, head_steps=4, probe_batches=2

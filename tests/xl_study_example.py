@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from xlprobe.study import Study, table_of
+from xlprobe.transfer.result import Study, table_of
 
 PAIRS = ("source-words", "source-order", "source-suffix", "source-half")
 OBJECTIVES = ("mlm", "sentence", "token", "tlm", "shuffled")

@@ -14,13 +14,13 @@ from xlprobe.data.data_folder import DataFolder
 from xlprobe.diagnose import Diagnosis, diagnose
 from xlprobe.probes.distances import Distances, distances
 from xlprobe.encoders.encoder import Encoder, load_encoder
-from xlprobe.file_lab import FileLab
+from xlprobe.transfer.file_lab import FileLab
 from xlprobe.training.finetune import Task, TaskModel, finetune
 from xlprobe.probes.gradients import Gradients, Loss, gradients
-from xlprobe.laboratory import Laboratory
-from xlprobe.study import Study
-from xlprobe.transfer import StudyConfig, transfer_study
-from xlprobe.world_lab import WorldLab
+from xlprobe.transfer.laboratory import Laboratory
+from xlprobe.transfer.result import Study
+from xlprobe.transfer.study import StudyConfig, transfer_study
+from xlprobe.transfer.world_lab import WorldLab
 
 __all__ = [
     "Bitext",

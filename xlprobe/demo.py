@@ -1,6 +1,6 @@
 """The whole study on the embedded languages at a small setting: align, probe, fine-tune, predict, advise, report.
 
-`run_demo` runs `xlprobe.transfer` on a `WorldLab` and writes what the page reads. What must be seen there: `sentence`
+`run_demo` runs `xlprobe.transfer.study` on a `WorldLab` and writes what the page reads. What must be seen there: `sentence`
 and `token` alignment raise held-out retrieval, shuffled pairs do not.
 """
 
@@ -16,9 +16,9 @@ import pandas as pd
 
 from experiments.runs import RunFolder
 from reports import xl_page
-from xlprobe.study import Study
-from xlprobe.transfer import StudyConfig, transfer_study
-from xlprobe.world_lab import Sizes, WorldLab
+from xlprobe.transfer.result import Study
+from xlprobe.transfer.study import StudyConfig, transfer_study
+from xlprobe.transfer.world_lab import Sizes, WorldLab
 
 if TYPE_CHECKING:
     from xlprobe.encoders.encoder import Encoder

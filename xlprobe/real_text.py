@@ -3,7 +3,7 @@
 1. Pre-training (`pretrain_on`): masked language modelling on English EWT and both sides of Tatoeba, every sentence a
    row of its own, so there is no parallel signal. Languages are drawn as XLM-R's were, with probability ∝ n^0.3
    [Conneau et al., ACL 2020, section 3.1], here by repeating the smaller ones' sentences.
-2. The study (`xlprobe.transfer`) on a `FileLab` of the same folder.
+2. The study (`xlprobe.transfer.study`) on a `FileLab` of the same folder.
 
 Such an encoder has seen some twenty thousand sentences where XLM-R saw billions: it shows how the instrument reads on
 real text, never what XLM-R does.
@@ -22,11 +22,11 @@ import pandas as pd
 from experiments.runs import RunFolder
 from reports.errors import InputError
 from xlprobe.data.data_folder import SOURCE, DataFolder
-from xlprobe.file_lab import FileLab, FileSizes
+from xlprobe.transfer.file_lab import FileLab, FileSizes
 from xlprobe.training.pretrain import Shape, pretrain
 from xlprobe.recipe import Material, StudyBase
 from xlprobe.training.loop import Training
-from xlprobe.world_lab import TASKS
+from xlprobe.transfer.world_lab import TASKS
 
 if TYPE_CHECKING:
     from xlprobe.encoders.encoder import Encoder

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from experiments.checkpoints import local_bytes
 from experiments.recipe import Plan, recorded
 from xlprobe.encoders.encoder import EMBEDDED, load_encoder
-from xlprobe.transfer import StudyConfig, case_ids, transfer_study
-from xlprobe.world_lab import Sizes, WorldLab
+from xlprobe.transfer.study import StudyConfig, case_ids, transfer_study
+from xlprobe.transfer.world_lab import Sizes, WorldLab
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from xlprobe.encoders.encoder import Encoder
-    from xlprobe.study import Study
+    from xlprobe.transfer.result import Study
 
 __all__ = ["Material", "StudyBase", "StudyRecipe", "plan_study", "run_study"]
 
@@ -75,7 +75,7 @@ class StudyRecipe(StudyBase):
     def available(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """See `StudyBase`."""
         from xlprobe.langworld.lexicon import LANGUAGES
-        from xlprobe.world_lab import TASKS
+        from xlprobe.transfer.world_lab import TASKS
 
         return tuple(f"source-{name}" for name in LANGUAGES if name != "source"), tuple(TASKS)
 
@@ -86,7 +86,7 @@ def run_study(
     """The study, the trial's frame (or None), and the page. Errors: as `transfer_study`."""
     from xlprobe.training.conflict import AGGREGATORS, weights_of
     from xlprobe.demo import write_page
-    from xlprobe.trial import advice_trial
+    from xlprobe.transfer.trial import advice_trial
 
     if recipe.trial:
         weights_of(AGGREGATORS[0])  # an extra that is missing is said before hours of work

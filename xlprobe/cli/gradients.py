@@ -12,7 +12,7 @@ from xlprobe.cli.options import command, load
 def gradients(options: argparse.Namespace) -> None:
     """Cosine and norms of a task's and an alignment objective's gradients, with their yardsticks."""
     from xlprobe.probes.gradients import gradients as measure
-    from xlprobe.world_lab import WorldLab
+    from xlprobe.transfer.world_lab import WorldLab
 
     encoder = load(options)
     lab = WorldLab(encoder, seed=options.seed)

@@ -1,4 +1,4 @@
-"""The embedded languages as a laboratory: pairs, tasks, alignment, fine-tuning and scores for `xlprobe.transfer`.
+"""The embedded languages as a laboratory: pairs, tasks, alignment, fine-tuning and scores for `xlprobe.transfer.study`.
 
 Four pairs (the source language with each target), tasks `pos` (tags of words, on first sub-words) and `topic` (of a
 sentence, from the mean state). Text for alignment, task, test and distances never shares a sentence
@@ -22,7 +22,7 @@ from xlprobe.encoders.encoder import Encoder
 from xlprobe.training.finetune import Joint as Beside
 from xlprobe.training.finetune import Task, TaskModel, finetune, macro_f1
 from xlprobe.probes.gradients import Loss
-from xlprobe.laboratory import Joint, Score
+from xlprobe.transfer.laboratory import Joint, Score
 from xlprobe.langworld import world
 from xlprobe.langworld.lexicon import LANGUAGES
 from xlprobe.training.loop import Training, derive, train
@@ -54,7 +54,7 @@ class Sizes:
 
 
 class WorldLab:
-    """See `xlprobe.laboratory.Laboratory`, whose methods these are."""
+    """See `xlprobe.transfer.laboratory.Laboratory`, whose methods these are."""
 
     def __init__(self, encoder: Encoder, sizes: Sizes | None = None, *, seed: int = 0) -> None:
         self.encoder = encoder

@@ -19,11 +19,11 @@ import pandas as pd
 
 from experiments.cases import every_case
 from experiments.runs import RunFolder
-from xlprobe.advice import Advice, advise
+from xlprobe.transfer.advice import Advice, advise
 from xlprobe.training.conflict import AGGREGATORS
-from xlprobe.laboratory import Joint, Laboratory, Score
-from xlprobe.study import Study
-from xlprobe.transfer import effects_of, paired_differences
+from xlprobe.transfer.laboratory import Joint, Laboratory, Score
+from xlprobe.transfer.result import Study
+from xlprobe.transfer.study import effects_of, paired_differences
 
 __all__ = ["WAYS", "advice_trial"]
 

@@ -9,9 +9,9 @@ import pandas as pd
 
 from reports.errors import InputError
 from reports.results import Result
-from xlprobe.advice import Advice, advise
-from xlprobe.claims import claims
-from xlprobe.prediction import predict
+from xlprobe.transfer.advice import Advice, advise
+from xlprobe.transfer.claims import claims
+from xlprobe.transfer.prediction import predict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ _GRADIENT_COLUMNS = (
 class Study(Result):
     """Frames: `cells` (a row each pair × objective × task: delta_score with low, high, score, baseline, seed_sd, n,
     seeds; delta_retrieval and delta_gap, in the encoder's layer `layer`, with retrieval before and after;
-    gradient_cosine with its interval and yardsticks, norm_ratio), `predictors` (`xlprobe.prediction`), `scores` (a row
+    gradient_cosine with its interval and yardsticks, norm_ratio), `predictors` (`xlprobe.transfer.prediction`), `scores` (a row
     each seed), `distances` (pair, objective, stage, seed and the columns of `Distances.layers`), `gradients` (pair,
     objective, task and the columns of `Gradients.cells`; layer −1: summed over), `first_order`.
 
@@ -64,7 +64,7 @@ class Study(Result):
         return claims(_tried(self.cells), self.predictors)
 
     def advice(self, task: str, *, pair: str | None = None) -> Advice:
-        """Objective, weight and frozen layers for `task`, from gradients before any training (`xlprobe.advice`).
+        """Objective, weight and frozen layers for `task`, from gradients before any training (`xlprobe.transfer.advice`).
 
         With `pair`, from that pair's gradients; without, from the mean over pairs. Errors: `InputError` for a task or
         pair that the study lacks.

@@ -31,7 +31,7 @@ def claims(cells: pd.DataFrame, predictors: pd.DataFrame) -> list[dict[str, str]
     """claim, answer, evidence for each of the three.
 
     `cells`: pair, objective, task, delta_score, low, high, gradient_cosine, task_halves, align_halves; `predictors`:
-    `xlprobe.prediction.predict`'s frame.
+    `xlprobe.transfer.prediction.predict`'s frame.
     """
     return [_distance(predictors), _orthogonal(cells), _varies(cells)]
 

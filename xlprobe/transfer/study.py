@@ -30,8 +30,8 @@ from reports.errors import InputError
 from xlprobe.probes.distances import Distances, distances
 from xlprobe.probes.gradient_stream import Mean
 from xlprobe.probes.gradients import Loss, gradients, mean_gradient
-from xlprobe.laboratory import Laboratory, Score
-from xlprobe.study import Study, table_of
+from xlprobe.transfer.laboratory import Laboratory, Score
+from xlprobe.transfer.result import Study, table_of
 
 if TYPE_CHECKING:
     from xlprobe.encoders.encoder import Encoder
@@ -80,7 +80,7 @@ def transfer_study(
 
     >>> import tempfile
     >>> from xlprobe.encoders.encoder import load_encoder
-    >>> from xlprobe.world_lab import Sizes, WorldLab
+    >>> from xlprobe.transfer.world_lab import Sizes, WorldLab
     >>> sizes = Sizes(16, 16, 8, 8, align_steps=1, finetune_steps=1, head_steps=1, probe_batches=2, batch=8)
     >>> laboratory = WorldLab(load_encoder("langworld", device="cpu"), sizes)
     >>> plan = StudyConfig(("source-half",), ("sentence",), ("topic",), seeds=1, shuffled=False)

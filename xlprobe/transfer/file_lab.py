@@ -1,8 +1,8 @@
-"""Real text as a laboratory: pairs, tasks, alignment, fine-tuning and scores for `xlprobe.transfer`.
+"""Real text as a laboratory: pairs, tasks, alignment, fine-tuning and scores for `xlprobe.transfer.study`.
 
 Pairs of English with each language of a data folder (`xlprobe.data.data_folder`), aligned on Tatoeba; tasks `pos` (learned
 on English EWT, asked on PUD) and `topic` (SIB-200); distances on PUD's held-out sentences. How an encoder is aligned,
-trained and scored is `xlprobe.world_lab`'s: only the text is another.
+trained and scored is `xlprobe.transfer.world_lab`'s: only the text is another.
 
 Tatoeba has no gold word links, so `token` stands on the pretrained encoder's own (`xlprobe.training.links`), and distances are
 by sentence only.
@@ -18,7 +18,7 @@ from xlprobe.data.data_folder import SOURCE, DataFolder
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.training.finetune import Kind, Task
 from xlprobe.training.links import argmax_links
-from xlprobe.world_lab import Sizes, WorldLab
+from xlprobe.transfer.world_lab import Sizes, WorldLab
 
 __all__ = ["FileLab", "FileSizes"]
 
@@ -44,7 +44,7 @@ class FileSizes(Sizes):
 
 
 class FileLab(WorldLab):
-    """See `xlprobe.laboratory.Laboratory`, whose methods these are.
+    """See `xlprobe.transfer.laboratory.Laboratory`, whose methods these are.
 
     `source` is the folder; its held-out sentences must be as many as `sizes` says. Errors: `InputError` (see
     `DataFolder`).

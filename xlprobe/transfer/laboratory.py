@@ -1,6 +1,6 @@
 """What a transfer study needs of its material: an encoder, pairs, tasks, and how they are aligned, trained and scored.
 
-The study (`xlprobe.transfer`) knows this interface alone, so the embedded languages, real text and a user's own data
+The study (`xlprobe.transfer.study`) knows this interface alone, so the embedded languages, real text and a user's own data
 go through the same steps.
 """
 
