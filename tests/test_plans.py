@@ -106,7 +106,7 @@ def test_a_recipe_of_another_experiment_is_refused(
 def test_every_recipe_that_ships_is_read(root: Path) -> None:
     from experiments.recipe import read
     from mechedit.recipes.registry import experiments
-    from xlprobe.cli.recipes import experiments as of_languages
+    from xlprobe.recipes.registry import experiments as of_languages
 
     known = experiments() | of_languages()
     names = {

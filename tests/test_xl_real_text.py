@@ -18,8 +18,8 @@ from xlprobe.cli import main
 from xlprobe.data.corpora import text_hash
 from xlprobe.data.data_folder import DataFolder, detached
 from xlprobe.transfer.file_lab import FileLab, FileSizes
-from xlprobe.real_text import Pretraining, RealTextRecipe, balanced, data_path, pretraining_texts
-from xlprobe.recipe import StudyRecipe
+from xlprobe.recipes.real_text import Pretraining, RealTextRecipe, balanced, data_path, pretraining_texts
+from xlprobe.recipes.study import StudyRecipe
 from xlprobe.transfer.result import Study
 from xlprobe.training.loop import TrainingError
 from xlprobe.transfer.study import StudyConfig, transfer_study

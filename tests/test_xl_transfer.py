@@ -18,7 +18,7 @@ from tests.xl_tiny import tiny_encoder
 from xlprobe.transfer.advice import SHARE, advise
 from xlprobe.transfer.laboratory import Joint, Score
 from xlprobe.training.objectives import Pair, contrastive, objective_loss
-from xlprobe.recipe import StudyRecipe
+from xlprobe.recipes.study import StudyRecipe
 from xlprobe.transfer.result import Study
 from xlprobe.transfer.study import StudyConfig, paired_differences, transfer_study
 from xlprobe.transfer.trial import WAYS, advice_trial
@@ -226,7 +226,7 @@ def test_the_plan_lists_the_cases_of_the_study(folder: Path) -> None:
     from dataclasses import asdict
 
     from experiments.runs import RunFolder
-    from xlprobe.recipe import plan_study
+    from xlprobe.recipes.study import plan_study
 
     plan = plan_study(StudyRecipe(**asdict(PLAN), sizes=SMALL))
     assert set(plan.cases) == RunFolder(folder, {}).done()

@@ -15,7 +15,7 @@ from xlprobe.cli.options import command
 def pretrain(options: argparse.Namespace) -> None:
     """Pre-trains a small encoder on the text of a data folder, by masked language modelling."""
     from experiments import config
-    from xlprobe.real_text import RealTextRecipe, pretrain_on, pretraining_texts
+    from xlprobe.recipes.real_text import RealTextRecipe, pretrain_on, pretraining_texts
 
     recipe = RealTextRecipe()
     if options.recipe:

@@ -11,7 +11,7 @@ from xlprobe.cli.options import command
 
 def run(options: argparse.Namespace) -> int:
     """Runs the experiment of a recipe, goes on with it, says what it would do, or does a run again."""
-    return shared.run(options, "xlprobe.cli.recipes:experiments")
+    return shared.run(options, "xlprobe.recipes.registry:experiments")
 
 
 def add(commands: Any) -> None:

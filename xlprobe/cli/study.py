@@ -12,15 +12,15 @@ from reports.errors import InputError
 from xlprobe.cli.options import command
 
 if TYPE_CHECKING:
-    from xlprobe.recipe import StudyBase
+    from xlprobe.recipes.study import StudyBase
 
 SAID = ("encoder", "device", "dtype", "attention", "seed", "trial", "data")
 
 
 def study(options: argparse.Namespace) -> None:
     """Runs pair × objective × task × seed, or goes on with it; answers the paper's claims."""
-    from xlprobe.demo import study_json
-    from xlprobe.recipe import run_study
+    from xlprobe.recipes.demo import study_json
+    from xlprobe.recipes.study import run_study
 
     found, trial, report = run_study(_recipe(options), options.out, progress=not options.quiet)
     if options.json:
@@ -43,8 +43,8 @@ def study(options: argparse.Namespace) -> None:
 def _recipe(options: argparse.Namespace) -> StudyBase:
     """The recipe's configuration, with what the command line says on top."""
     from experiments import config
-    from xlprobe.cli.recipes import experiments
-    from xlprobe.recipe import StudyRecipe
+    from xlprobe.recipes.registry import experiments
+    from xlprobe.recipes.study import StudyRecipe
 
     kind: type[StudyBase] = StudyRecipe
     if options.recipe:

@@ -24,7 +24,7 @@ from reports.errors import InputError
 from xlprobe.data.data_folder import SOURCE, DataFolder
 from xlprobe.transfer.file_lab import FileLab, FileSizes
 from xlprobe.training.pretrain import Shape, pretrain
-from xlprobe.recipe import Material, StudyBase
+from xlprobe.recipes.study import Material, StudyBase
 from xlprobe.training.loop import Training
 from xlprobe.transfer.world_lab import TASKS
 

@@ -2,7 +2,7 @@
 
 Steps of `run_study`: load the encoder, make the laboratory, run `transfer_study` into the folder, write its page; with
 `trial` also the advice on held-out pairs, in the sub folder's neighbour OUT-trial. The material is the recipe's: the
-embedded languages (`StudyRecipe`) or files (`xlprobe.real_text.RealTextRecipe`).
+embedded languages (`StudyRecipe`) or files (`xlprobe.recipes.real_text.RealTextRecipe`).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def run_study(
 ) -> tuple[Study, pd.DataFrame | None, Path]:
     """The study, the trial's frame (or None), and the page. Errors: as `transfer_study`."""
     from xlprobe.training.conflict import AGGREGATORS, weights_of
-    from xlprobe.demo import write_page
+    from xlprobe.recipes.demo import write_page
     from xlprobe.transfer.trial import advice_trial
 
     if recipe.trial:

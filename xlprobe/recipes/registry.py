@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 from experiments.recipe import Experiment
 
 if TYPE_CHECKING:
-    from xlprobe.recipe import StudyBase
+    from xlprobe.recipes.study import StudyBase
 
 __all__ = ["experiments"]
 
 
 def experiments() -> dict[str, Experiment]:
     """By the name that a recipe gives in its key `experiment`."""
-    from xlprobe.real_text import RealTextRecipe
-    from xlprobe.recipe import StudyRecipe, plan_study
+    from xlprobe.recipes.real_text import RealTextRecipe
+    from xlprobe.recipes.study import StudyRecipe, plan_study
 
     known = (StudyRecipe, RealTextRecipe)
     return {one.experiment: Experiment(one.experiment, one, plan_study, _study) for one in known}
 
 
 def _study(recipe: StudyBase, out: Path, progress: bool) -> dict[str, Any]:
-    from xlprobe.recipe import run_study
+    from xlprobe.recipes.study import run_study
 
     study, trial, report = run_study(recipe, out, progress=progress)
     return {"cells": len(study.cells), "trial": trial is not None, "report": str(report)}
