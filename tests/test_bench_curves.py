@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from experiments.benchmarks.nlka_curves import AXES, plot_curves
+from tests.benchmarks.nlka_curves import AXES, plot_curves
 
 
 def test_each_axis_has_its_panel_with_both_costs() -> None:

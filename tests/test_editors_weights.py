@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.benchmarks.edit import mlp_out, plain_delta
+from tests.benchmarks.edit import mlp_out, plain_delta
 from mechedit.editors.weights.corpus import text_corpus
 from mechedit.editors.weights.covariance import Covariance, covariances
 from mechedit.editors import FT, FTL, MEMIT, NAMES, ROME, LoRA, WeightChange, by_name

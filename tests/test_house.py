@@ -137,7 +137,7 @@ BREAKERS: list[tuple[Rule, str, str]] = [
     (prints, "mechedit.models.hooked", "print('hello')"),
     (long_functions, "mechedit.models.hooked", "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES),
     (stray_dependencies, "mechedit.editors.steering.transport", "import ot"),
-    (stray_dependencies, "experiments.benchmarks.mega", "import nowhere_declared"),
+    (stray_dependencies, "tests.benchmarks.mega", "import nowhere_declared"),
 ]
 KEEPERS: list[tuple[Rule, str, str]] = [
     (arrows_up, "mechedit.evaluation.evaluate", "from experiments.runs import RunFolder\nfrom reports import results"),

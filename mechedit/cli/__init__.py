@@ -14,7 +14,6 @@ from experiments.cli.program import execute
 from mechedit.cli import (
     anatomy,
     attribute,
-    bench,
     compare,
     covariance,
     demo,
@@ -27,6 +26,7 @@ from mechedit.cli import (
     run,
     tune,
 )
+from tests.benchmarks import __main__ as bench
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from xlprobe.cli.options import command
 
 def bench_gradients(options: argparse.Namespace) -> None:
     """Times the gradient probe against its two backward passes and against plain lists."""
-    from experiments.benchmarks.gradients import bench_gradients as bench
+    from tests.benchmarks.gradients import bench_gradients as bench
 
     result = bench(shape=options.shape, batches=options.batches)
     if options.json:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from experiments.benchmarks.shapes import random_gpt2
+from tests.benchmarks.shapes import random_gpt2
 
 if TYPE_CHECKING:
     from mechedit.editors.weights.subject import Lengths

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from experiments.benchmarks.shapes import random_gpt2
+from tests.benchmarks.shapes import random_gpt2
 
 if TYPE_CHECKING:
     from mechedit.editors import SteeringEdit

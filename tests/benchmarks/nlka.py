@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from experiments.benchmarks.shapes import random_gpt2
+from tests.benchmarks.shapes import random_gpt2
 from experiments.memory import watched
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from experiments.benchmarks.nlka import PROMPT, TARGET
-from experiments.benchmarks.shapes import random_gpt2
+from tests.benchmarks.nlka import PROMPT, TARGET
+from tests.benchmarks.shapes import random_gpt2
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel

@@ -14,11 +14,11 @@ from mechedit.cli.options import command
 def bench_nlka(options: argparse.Namespace) -> None:
     """Times certified attribution against full enumeration and its floor."""
     if options.curves:
-        from experiments.benchmarks.nlka_curves import bench_curves
+        from tests.benchmarks.nlka_curves import bench_curves
 
         _print(options, bench_curves(options.curves, repeats=options.repeats))
         return
-    from experiments.benchmarks.nlka import bench_nlka as bench
+    from tests.benchmarks.nlka import bench_nlka as bench
 
     exhaustive = not options.no_exhaustive
     result = bench(shape=options.shape, top_k=options.top_k, repeats=options.repeats, exhaustive=exhaustive)
@@ -27,7 +27,7 @@ def bench_nlka(options: argparse.Namespace) -> None:
 
 def bench_mega(options: argparse.Namespace) -> None:
     """Times a steered model against the plain one, and the fit of a map against POT's."""
-    from experiments.benchmarks.mega import bench_mega as bench
+    from tests.benchmarks.mega import bench_mega as bench
 
     result = bench(fit=not options.no_fit)
     _print(options, result)
@@ -35,7 +35,7 @@ def bench_mega(options: argparse.Namespace) -> None:
 
 def bench_edit(options: argparse.Namespace) -> None:
     """Times ROME's search for v* against the plain loop over full forward passes."""
-    from experiments.benchmarks.edit import bench_edit as bench
+    from tests.benchmarks.edit import bench_edit as bench
 
     result = bench(shape=options.shape, facts=options.facts)
     _print(options, result)
@@ -43,14 +43,14 @@ def bench_edit(options: argparse.Namespace) -> None:
 
 def bench_runs(options: argparse.Namespace) -> None:
     """Times ten thousand cases that do nothing: what a run folder costs, and what it keeps in memory."""
-    from experiments.benchmarks.runs import bench_runs as bench
+    from tests.benchmarks.runs import bench_runs as bench
 
     _print(options, bench(cases=options.cases))
 
 
 def bench_report(options: argparse.Namespace) -> None:
     """Times the drawing of a large circuit and the pages and index of many runs, and measures their memory."""
-    from experiments.benchmarks.report import bench_report as bench
+    from tests.benchmarks.report import bench_report as bench
     from reports.errors import InputError
 
     if options.runs < 2:
