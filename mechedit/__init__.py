@@ -21,11 +21,11 @@ from mechedit.attribution import (
     contrast,
     edit_contrast,
 )
+from mechedit.data.facts import FactEdit, load_facts
 from mechedit.diagnose import Diagnosis, diagnose
 from mechedit.evaluation.evaluate import Evaluation, evaluate
-from mechedit.data.facts import FactEdit, load_facts
-from mechedit.models.hooked import HookedModel, ResidualView, load_model
 from mechedit.evaluation.ripple import RippleEvaluation, ripple
+from mechedit.models.hooked import HookedModel, ResidualView, load_model
 
 __version__ = "0.1.0"
 

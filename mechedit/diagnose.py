@@ -26,8 +26,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from experiments.checkpoints import progress_bar, second_load
 from experiments.memory import free_bytes, size, watched
-from mechedit.models import checks
 from mechedit.attribution import attribute
+from mechedit.models import checks
 from mechedit.models.loading import FOLDERS, read_model
 from mechedit.models.selfcheck import TOLERANCE, share_off
 from reports.diagnosis import Check, Diagnosis, Step, gathered

@@ -32,13 +32,13 @@ from experiments.runs import RunFolder
 from mechedit.cli.evaluate import _references
 from mechedit.cli.fact import chosen_fact
 from mechedit.cli.pairs import read_pairs
-from mechedit.editors import EditBook, WeightChange
-from mechedit.editors.steering.steer import SteeringEdit
-from mechedit.editors.weights.weight_edit import LowRank
 from mechedit.data.facts import FactEdit, load_facts
+from mechedit.editors import EditBook, WeightChange
 from mechedit.editors.steering.gates import HiddenGate, Whitening
 from mechedit.editors.steering.paraphrases import load_paraphrases
+from mechedit.editors.steering.steer import SteeringEdit
 from mechedit.editors.steering.transport import AffineMap
+from mechedit.editors.weights.weight_edit import LowRank
 from reports import graph, overview, viewer
 from reports.diagnosis import Check, Diagnosis
 from reports.errors import LONGEST, MechEditError

@@ -18,21 +18,21 @@ from experiments.config import load as load_config
 from experiments.runs import RunFolder
 from mechedit import attribute
 from mechedit.anatomy import AnatomyStudy, anatomy
-from mechedit.anatomy.one_fact import Setting, measure_fact, settings_for
 from mechedit.anatomy.claims import HOLDS, NOT, agreement_table, claim_table
-from mechedit.anatomy.success_contrast import Contrast, contrast, interval
 from mechedit.anatomy.failures import AS_SET, weakened
 from mechedit.anatomy.features import Runs, columns, gather
-from mechedit.recipes.anatomy import AnatomyConfig
-from mechedit.attribution.scored_pass import Scored
+from mechedit.anatomy.one_fact import Setting, measure_fact, settings_for
+from mechedit.anatomy.success_contrast import Contrast, contrast, interval
 from mechedit.anatomy.tables import LEAST, contrasts, overlap_table
-from mechedit.attribution.ranking.neurons import exhaustive
 from mechedit.attribution.passes import Pass
+from mechedit.attribution.ranking.neurons import exhaustive
+from mechedit.attribution.scored_pass import Scored
 from mechedit.cli import main
-from mechedit.editors import FT, IKE, MEGA, NoEdit
 from mechedit.data.facts import FactEdit
+from mechedit.editors import FT, IKE, MEGA, NoEdit
 from mechedit.factworld import edits
 from mechedit.models.hooked import HookedModel
+from mechedit.recipes.anatomy import AnatomyConfig
 from reports.errors import InputError, IntegrityError
 from reports.page import build
 from tests.tiny import tiny_model

@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwe
 from mechedit.attribution import attribute
 from mechedit.editors import MEGA, EditBook, SteeringEdit
 from mechedit.editors.steering.attach import attach
+from mechedit.editors.steering.gates import AlwaysOn, HiddenGate
 from mechedit.editors.steering.sites import SiteName, read_site
 from mechedit.editors.steering.steer import steer
-from mechedit.editors.steering.gates import AlwaysOn, HiddenGate
+from mechedit.editors.steering.transport import AffineMap, mean_shift
 from mechedit.models.hooked import HookedModel, load_model
 from mechedit.models.states import last_states, mean_states, resid_pre
-from mechedit.editors.steering.transport import AffineMap, mean_shift
 from reports.errors import InputError, IntegrityError
 from tests.test_steering import FACT, OTHER, PROMPTS, TABLE
 from tests.tiny import ARCHS, build_tokenizer, randomise, tiny_folder, tiny_model

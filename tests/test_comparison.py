@@ -10,10 +10,10 @@ import pytest
 
 from experiments.runs import RunFolder
 from mechedit.cli import main
-from mechedit.recipes.compare import Comparison, ComparisonConfig, compare
 from mechedit.editors import MEGA
 from mechedit.editors.steering.variants import ABLATIONS, CONTROLS, variant
 from mechedit.models.hooked import HookedModel
+from mechedit.recipes.compare import Comparison, ComparisonConfig, compare
 from mechedit.recipes.plans import plan_comparison
 from reports.errors import InputError
 from reports.gates import roc_curve

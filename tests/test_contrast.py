@@ -18,8 +18,8 @@ import mechedit as me
 from mechedit.attribution import Attribution, AttributionContrast, attribute, contrast, edit_contrast
 from mechedit.attribution.difference import CONTRASTED
 from mechedit.attribution.result import UNITS
-from mechedit.editors.weights.weight_edit import EditedModel, Replaced, WeightChange, weight_edit, weight_name
 from mechedit.data.facts import FactEdit
+from mechedit.editors.weights.weight_edit import EditedModel, Replaced, WeightChange, weight_edit, weight_name
 from mechedit.models.hooked import HookedModel, load_model
 from reports.errors import InputError
 from tests.nlka_oracle import Key, Plain, Unit, naive_scores, plain_run

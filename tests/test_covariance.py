@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mechedit.editors.weights import covariance as module
 from mechedit.cli import main
+from mechedit.editors.weights import covariance as module
 from mechedit.editors.weights.corpus import Corpus, embedded_corpus, open_corpus, text_corpus, windows
 from mechedit.editors.weights.covariance import Covariance, covariance_for, covariances, merge
 from mechedit.models.hooked import HookedModel

@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mechedit.recipes.demo import DemoConfig, controls, run_demo
 from mechedit.editors import MEGA
 from mechedit.models.hooked import HookedModel
+from mechedit.recipes.demo import DemoConfig, controls, run_demo
 
 SMALL = DemoConfig(limit=4, selection=6, seed=3)
 

@@ -15,8 +15,8 @@ from tokenizers import processors
 
 import mechedit as me
 from experiments import checkpoints
-from mechedit.models import checks
 from mechedit.cli import main
+from mechedit.models import checks
 from mechedit.models.hooked import HookedModel, load_model
 from reports.diagnosis import Check, Diagnosis
 from reports.errors import InputError

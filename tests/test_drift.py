@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import mechedit as me
-from mechedit.evaluation.drift import Drift, drift, read_text
-from mechedit.editors import MEGA, NoEdit
 from mechedit.data.facts import FactEdit
+from mechedit.editors import MEGA, NoEdit
+from mechedit.evaluation.drift import Drift, drift, read_text
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from experiments.runs import RunFolder
+from mechedit.data.facts import FactEdit, load_facts
 from mechedit.editors.base import NoEdit
 from mechedit.evaluation.evaluate import KNOWS_NONE, NOT_ROMES_PS, Evaluation, check_facts, evaluate
-from mechedit.data.facts import FactEdit, load_facts
 from mechedit.evaluation.measure import questions_of
 from mechedit.models.hooked import HookedModel, load_model
 from mechedit.models.scoring import score_pairs

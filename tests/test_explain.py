@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from mechedit.anatomy.explain import Explanation, explain
 from mechedit.attribution import contrast
 from mechedit.cli import main
-from mechedit.editors import FT, MEGA, NoEdit
-from mechedit.anatomy.explain import Explanation, explain
 from mechedit.data.facts import FactEdit
+from mechedit.editors import FT, MEGA, NoEdit
 from mechedit.factworld import edits
 from mechedit.models.hooked import HookedModel, load_model
 from reports.errors import InputError

@@ -15,13 +15,13 @@ import torch
 
 from experiments.config import load as load_config
 from mechedit.attribution import attribute
-from mechedit.faithfulness.intervention import Means, Neurons, logp_without
 from mechedit.cli import main
 from mechedit.factworld import edits
 from mechedit.faithfulness import METHODS, FaithfulnessStudy, faithfulness, rank
+from mechedit.faithfulness.intervention import Means, Neurons, logp_without
 from mechedit.faithfulness.rankings import Scores, scores
-from mechedit.recipes.faithfulness import FaithfulnessConfig, run_faithfulness
 from mechedit.models.hooked import HookedModel, load_model
+from mechedit.recipes.faithfulness import FaithfulnessConfig, run_faithfulness
 from reports import overview
 from reports.errors import InputError
 from tests.nlka_oracle import plain_run

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from mechedit.data.facts import FactEdit
 from mechedit.editors import NoEdit
 from mechedit.evaluation.evaluate import evaluate
-from mechedit.data.facts import FactEdit
-from mechedit.factworld import edits
 from mechedit.evaluation.fluency import (
     LENGTH,
     References,
@@ -20,6 +19,7 @@ from mechedit.evaluation.fluency import (
     record_entropy,
     words,
 )
+from mechedit.factworld import edits
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 

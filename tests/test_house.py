@@ -125,13 +125,21 @@ BREAKERS: list[tuple[Rule, str, str]] = [
     (arrows_up, "reports.page", "from experiments.runs import RunFolder"),
     (arrows_up, "experiments.runs", "def late():\n    from mechedit.models.hooked import load_model"),
     (arrows_up, "mechedit.models.hooked", "import xlprobe.encoders.encoder"),
-    (arrows_up, "xlprobe.encoders.encoder", "import importlib\nimportlib.import_module('mechedit.models.hooked')"),
+    (
+        arrows_up,
+        "xlprobe.encoders.encoder",
+        "import importlib\nimportlib.import_module('mechedit.models.hooked')",
+    ),
     (pickles, "reports.results", "import pickle"),
     (pickles, "mechedit.models.hooked", "from joblib import dump"),
     (pickles, "mechedit.models.hooked", "import torch\nweights = torch.load('x.pt')"),
     (pickles, "reports.results", "import pandas as pd\nframe = pd.read_pickle('x')"),
     (pickles, "reports.results", "import numpy as np\nnp.load('x.npy', allow_pickle=True)"),
-    (remote_code, "mechedit.models.hooked", "from transformers import AutoModel\nAutoModel.from_pretrained('x')"),
+    (
+        remote_code,
+        "mechedit.models.hooked",
+        "from transformers import AutoModel\nAutoModel.from_pretrained('x')",
+    ),
     (remote_code, "mechedit.models.hooked", "load('x', trust_remote_code=True)"),
     (remote_code, "mechedit.models.hooked", "load('x', use_safetensors=None)"),
     (prints, "mechedit.models.hooked", "print('hello')"),
@@ -140,13 +148,21 @@ BREAKERS: list[tuple[Rule, str, str]] = [
     (stray_dependencies, "tests.benchmarks.mega", "import nowhere_declared"),
 ]
 KEEPERS: list[tuple[Rule, str, str]] = [
-    (arrows_up, "mechedit.evaluation.evaluate", "from experiments.runs import RunFolder\nfrom reports import results"),
+    (
+        arrows_up,
+        "mechedit.evaluation.evaluate",
+        "from experiments.runs import RunFolder\nfrom reports import results",
+    ),
     (arrows_up, "mechedit.editors.steering.mega", "from ..model import HookedModel\nfrom . import base"),
     (pickles, "mechedit.models.hooked", "import numpy as np\nnp.load('x.npy', allow_pickle=False)"),
     (remote_code, "mechedit.models.hooked", "load('x', use_safetensors=True, trust_remote_code=False)"),
     (prints, "mechedit.cli", "print('hello')"),
     (long_functions, "mechedit.models.hooked", "def f():\n" + "    x = 1\n" * (MAX_FUNCTION_LINES - 1)),
-    (stray_dependencies, "mechedit.models.hooked", "import json, torch\nimport transformer_lens.model_bridge"),
+    (
+        stray_dependencies,
+        "mechedit.models.hooked",
+        "import json, torch\nimport transformer_lens.model_bridge",
+    ),
 ]
 
 

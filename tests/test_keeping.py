@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mechedit.data.facts import FactEdit
+from mechedit.editors import FT, IKE, MEMIT, ROME, LoRA, WeightChange
 from mechedit.editors.weights.corpus import text_corpus
 from mechedit.editors.weights.covariance import covariances
-from mechedit.editors import FT, IKE, MEMIT, ROME, LoRA, WeightChange
-from mechedit.data.facts import FactEdit
 from mechedit.models.hooked import HookedModel, load_model
 from reports.errors import InputError
 from tests.tiny import ARCHS, SENTENCES, tiny_model

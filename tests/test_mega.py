@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import mechedit as me
+from mechedit.data.facts import FactEdit
 from mechedit.editors import MEGA
 from mechedit.editors.steering.fit_prompts import align_implications, doubts, source_and_target
-from mechedit.editors.steering.selection import GateROC, _named, gate_roc
-from mechedit.data.facts import FactEdit
 from mechedit.editors.steering.gates import SentenceGate
-from mechedit.models.hooked import HookedModel
 from mechedit.editors.steering.paraphrases import implications, load_paraphrases, paraphrases
+from mechedit.editors.steering.selection import GateROC, _named, gate_roc
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 
 MEGA_HERE = MEGA(window=(5, 6), alpha=1.0, gate="always")

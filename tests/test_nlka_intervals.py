@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import mechedit.attribution.ranking.intervals as intervals_module
 from mechedit.attribution import Attribution, attribute
+from mechedit.attribution.passes import run_passes
 from mechedit.attribution.ranking.intervals import Intervals, Spread
 from mechedit.attribution.ranking.neurons import Sign
-from mechedit.attribution.passes import run_passes
 from mechedit.attribution.ranking.vocabulary_ranges import _memory, compute_spread
 from mechedit.attribution.scores import inc_rows
 from mechedit.models.hooked import HookedModel

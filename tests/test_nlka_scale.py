@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mechedit.attribution import attribute, frames, projection, scores, terms
-from mechedit.attribution.ranking import intervals, vocabulary_ranges as ranges
 from mechedit.attribution.passes import run_passes
+from mechedit.attribution.ranking import intervals
+from mechedit.attribution.ranking import vocabulary_ranges as ranges
 from mechedit.attribution.scores import inc_rows
 from mechedit.models.hooked import HookedModel, load_model
 from tests.tiny import build, tiny_model

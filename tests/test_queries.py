@@ -13,9 +13,9 @@ import torch
 from mechedit.attribution import Attribution, attribute
 from mechedit.attribution.circuits import keys, query
 from mechedit.attribution.circuits.keys import attention_keys, mlp_keys
-from mechedit.attribution.ranking.neurons import exhaustive
-from mechedit.attribution.passes import run_passes
 from mechedit.attribution.circuits.query import Source, key_weights, layer_reads
+from mechedit.attribution.passes import run_passes
+from mechedit.attribution.ranking.neurons import exhaustive
 from mechedit.attribution.terms import layer_terms
 from tests.nlka_oracle import Key, PlainReads, naive_queries, naive_shares, plain_run
 from tests.tiny import ARCHS, Arch, tiny_folder, tiny_model

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from experiments.runs import RunFolder
-from mechedit.editors import NoEdit
 from mechedit.data.facts import FactEdit, RippleQuery, RippleTest, load_facts
-from mechedit.factworld import export
+from mechedit.editors import NoEdit
 from mechedit.evaluation.metrics import starts_answer
-from mechedit.models.hooked import HookedModel
 from mechedit.evaluation.ripple import RippleEvaluation, holds, ripple
+from mechedit.factworld import export
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from mechedit.attribution import attribute
+from mechedit.data.facts import FactEdit
 from mechedit.editors import MEGA, NoEdit, SteeringEdit
+from mechedit.editors.steering.gates import AlwaysOn, HiddenGate
 from mechedit.editors.steering.sites import read_site
 from mechedit.editors.steering.steer import steer
-from mechedit.data.facts import FactEdit
-from mechedit.editors.steering.gates import AlwaysOn, HiddenGate
+from mechedit.editors.steering.transport import AffineMap, mean_shift
 from mechedit.models.hooked import HookedModel
 from mechedit.models.states import last_states, resid_pre
-from mechedit.editors.steering.transport import AffineMap, mean_shift
 from reports.errors import InputError
 from tests.tiny import ARCHS, Arch, tiny_model
 
@@ -143,8 +143,8 @@ def test_a_mega_edit_fits_its_own_targets(model: HookedModel) -> None:
     """One layer: the steered outputs of the source prompts have the mean of the target prompts' outputs."""
     mega = MEGA(window=(1, 1), gate="always", alpha=1.0, paraphrases=TABLE)
     edit = mega.fit(model, FACT)
-    from mechedit.editors.steering.paraphrases import paraphrases
     from mechedit.data.prompts import avoid
+    from mechedit.editors.steering.paraphrases import paraphrases
 
     source = paraphrases(FACT, TABLE)
     assert len(source) == 3

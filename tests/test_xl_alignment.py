@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from reports.errors import InputError
 from tests.xl_tiny import tiny_encoder
-from xlprobe.training.alignment import AlignmentLoss, align, l2_loss, retrieval
 from xlprobe.data.corpora import Bitext
+from xlprobe.training.alignment import AlignmentLoss, align, l2_loss, retrieval
 from xlprobe.training.links import argmax_links, mutual_argmax, usable_links
+from xlprobe.training.loop import Sampler, Training, TrainingError, train
 from xlprobe.training.objectives import contrastive, objective_loss, probe_layer
 from xlprobe.training.pretrain import IGNORE, mask_tokens
-from xlprobe.training.loop import Sampler, Training, TrainingError, train
 
 WORDS = [
     "Anna",

@@ -13,10 +13,10 @@ from tokenizers import processors
 from experiments import checkpoints
 from reports.errors import InputError
 from tests.xl_tiny import Arch, tiny_encoder, tiny_folder
-from xlprobe.probes import invariance
-from xlprobe.encoders.batches import Batch
 from xlprobe.diagnose import Diagnosis, diagnose
+from xlprobe.encoders.batches import Batch
 from xlprobe.encoders.encoder import Encoder, load_encoder
+from xlprobe.probes import invariance
 from xlprobe.probes.invariance import CHECKS
 
 module = importlib.import_module("xlprobe.diagnose")  # the package gives its name to the function

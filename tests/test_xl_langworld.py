@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from reports.errors import InputError
-from xlprobe.training.alignment import align, retrieval
 from xlprobe.data.corpora import overlap
 from xlprobe.encoders.encoder import Encoder, load_encoder
-from xlprobe.training.finetune import finetune
 from xlprobe.langworld.check import check
 from xlprobe.langworld.grammar import align_words, draw, realise
 from xlprobe.langworld.lexicon import LANGUAGES, TOPICS, lexicon
 from xlprobe.langworld.train import monolingual, train_langworld
 from xlprobe.langworld.world import SPLITS, bitext, labelled, meanings, split_of, task
+from xlprobe.training.alignment import align, retrieval
+from xlprobe.training.finetune import finetune
 from xlprobe.training.loop import Training
 
 MEANINGS = [draw(topic, random.Random(i)) for i, topic in enumerate(list(TOPICS) * 10)]

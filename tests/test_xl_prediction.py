@@ -14,8 +14,8 @@ from torch import nn
 from torchjd.aggregation import CAGrad, PCGrad, UPGrad
 
 from reports.errors import InputError
-from xlprobe.transfer.claims import claims
 from xlprobe.training.conflict import AGGREGATORS, Aggregator, combine, weights_of
+from xlprobe.transfer.claims import claims
 from xlprobe.transfer.prediction import leave_one_pair_out, predict, spearman
 
 PAIRS = ("de", "tr", "hi", "ru")

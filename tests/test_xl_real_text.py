@@ -17,11 +17,11 @@ from tests.xl_tiny import tiny_encoder
 from xlprobe.cli import main
 from xlprobe.data.corpora import text_hash
 from xlprobe.data.data_folder import DataFolder, detached
-from xlprobe.transfer.file_lab import FileLab, FileSizes
 from xlprobe.recipes.real_text import Pretraining, RealTextRecipe, balanced, data_path, pretraining_texts
 from xlprobe.recipes.study import StudyRecipe
-from xlprobe.transfer.result import Study
 from xlprobe.training.loop import TrainingError
+from xlprobe.transfer.file_lab import FileLab, FileSizes
+from xlprobe.transfer.result import Study
 from xlprobe.transfer.study import StudyConfig, transfer_study
 
 SIZES = FileSizes(

@@ -15,10 +15,10 @@ import torch
 from experiments import config
 from reports.errors import InputError
 from tests.xl_tiny import tiny_encoder
+from xlprobe.recipes.study import StudyRecipe
+from xlprobe.training.objectives import Pair, contrastive, objective_loss
 from xlprobe.transfer.advice import SHARE, advise
 from xlprobe.transfer.laboratory import Joint, Score
-from xlprobe.training.objectives import Pair, contrastive, objective_loss
-from xlprobe.recipes.study import StudyRecipe
 from xlprobe.transfer.result import Study
 from xlprobe.transfer.study import StudyConfig, paired_differences, transfer_study
 from xlprobe.transfer.trial import WAYS, advice_trial

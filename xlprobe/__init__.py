@@ -8,15 +8,15 @@ Source: "Why Better Cross-Lingual Alignment Fails for Better Cross-Lingual Trans
 arXiv 2603.18863.
 """
 
-from xlprobe.training.alignment import align
 from xlprobe.data.corpora import Bitext, Labelled
 from xlprobe.data.data_folder import DataFolder
 from xlprobe.diagnose import Diagnosis, diagnose
-from xlprobe.probes.distances import Distances, distances
 from xlprobe.encoders.encoder import Encoder, load_encoder
-from xlprobe.transfer.file_lab import FileLab
-from xlprobe.training.finetune import Task, TaskModel, finetune
+from xlprobe.probes.distances import Distances, distances
 from xlprobe.probes.gradients import Gradients, Loss, gradients
+from xlprobe.training.alignment import align
+from xlprobe.training.finetune import Task, TaskModel, finetune
+from xlprobe.transfer.file_lab import FileLab
 from xlprobe.transfer.laboratory import Laboratory
 from xlprobe.transfer.result import Study
 from xlprobe.transfer.study import StudyConfig, transfer_study

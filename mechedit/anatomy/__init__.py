@@ -6,9 +6,9 @@ Source: "The Anatomy of an Edit" (arXiv 2603.20795): attribution *after* an edit
 """
 
 from mechedit.anatomy.outcomes import OutcomeContrast, outcome_contrast
+from mechedit.anatomy.study import AnatomyStudy, anatomy
 from mechedit.attribution.scored_pass import LayerScores, layer_scores
 from mechedit.attribution.statement import StatementContrast, statement_contrast
-from mechedit.anatomy.study import AnatomyStudy, anatomy
 from mechedit.attribution.window import best_window, window_scores
 
 __all__ = [

@@ -22,8 +22,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from mechedit.anatomy.success_contrast import Contrast, interval
 from mechedit.anatomy.features import POOLED, columns
+from mechedit.anatomy.success_contrast import Contrast, interval
 from mechedit.anatomy.tables import ALL, LEAST
 
 __all__ = ["HOLDS", "NOT", "TOO_FEW", "agreement_table", "claim_table", "first_mid_layer"]

@@ -24,9 +24,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import Tuned
-from mechedit.data.facts import FactEdit, facts_hash
 
 if TYPE_CHECKING:
     from mechedit.editors import Editor

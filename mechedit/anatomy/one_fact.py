@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from mechedit.anatomy.failures import AS_SET
 from mechedit.attribution.scored_pass import KINDS, LayerScores, Scored
-from mechedit.evaluation.evaluate import known_facts
 from mechedit.data.facts import FactEdit
+from mechedit.evaluation.evaluate import known_facts
 
 if TYPE_CHECKING:
     from mechedit.editors import Editor

@@ -25,10 +25,10 @@ import pandas as pd
 
 from experiments.cases import every_case
 from experiments.runs import RunFolder, check_case_id
-from mechedit.anatomy.one_fact import measure_fact, settings_for
 from mechedit.anatomy.claims import agreement_table, claim_table
 from mechedit.anatomy.failures import weakened
 from mechedit.anatomy.features import POOLED, Runs, gather
+from mechedit.anatomy.one_fact import measure_fact, settings_for
 from mechedit.anatomy.tables import (
     ALL,
     contrasts,
@@ -39,8 +39,8 @@ from mechedit.anatomy.tables import (
     overlap_table,
 )
 from mechedit.attribution.window import best_window, window_scores
-from mechedit.evaluation.evaluate import described
 from mechedit.data.facts import FactEdit, facts_hash
+from mechedit.evaluation.evaluate import described
 from reports.errors import InputError
 from reports.results import Result
 

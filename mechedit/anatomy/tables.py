@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mechedit.anatomy.one_fact import OBJECTS
-from mechedit.anatomy.success_contrast import Contrast, average, contrast, interval
 from mechedit.anatomy.failures import AS_SET
 from mechedit.anatomy.features import POOLED, Runs, columns
+from mechedit.anatomy.one_fact import OBJECTS
+from mechedit.anatomy.success_contrast import Contrast, average, contrast, interval
 from mechedit.attribution.scored_pass import KINDS
 from reports.results import bootstrap_mean, wilson
 

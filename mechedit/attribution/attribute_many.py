@@ -25,11 +25,11 @@ from torch import Tensor
 from experiments.progress import track
 from experiments.runs import RunFolder
 from mechedit.attribution.cases import from_case, to_case
-from mechedit.attribution.ranking.neurons import Sign
 from mechedit.attribution.nlka import attributed
 from mechedit.attribution.options import Method, Options
 from mechedit.attribution.passes import TargetTokens, read_passes
 from mechedit.attribution.projection import BLOCK_BYTES, Biases
+from mechedit.attribution.ranking.neurons import Sign
 from mechedit.attribution.result import Attribution
 from mechedit.models.batching import token_batches
 from mechedit.models.residual import view_residuals

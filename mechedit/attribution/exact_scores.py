@@ -18,9 +18,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mechedit.attribution.ranking.certified import PLACE, unit_vectors
 from mechedit.attribution.passes import Pass
 from mechedit.attribution.projection import BLOCK_BYTES
+from mechedit.attribution.ranking.certified import PLACE, unit_vectors
 from mechedit.attribution.result import UNITS, Attribution
 from mechedit.attribution.scores import inc_rows
 from reports.errors import InputError

@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mechedit.attribution.ranking.neurons import Ranked
 from mechedit.attribution.projection import BLOCK_BYTES, Projection
+from mechedit.attribution.ranking.neurons import Ranked
 from mechedit.attribution.scores import inc_rows
 from mechedit.attribution.terms import LayerTerms
 from mechedit.attribution.tokens import token_strings

@@ -25,15 +25,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from mechedit.attribution.ranking.certified import certified, exact_score
-from mechedit.attribution.frames import attn_frame, head_frames, neuron_frame, promotes_frame, summed
+from mechedit.attribution.circuits.query_frames import N_VALUES, query_frames
 from mechedit.attribution.exact_scores import with_units
-from mechedit.attribution.ranking.intervals import Intervals
-from mechedit.attribution.ranking.neurons import Ranking, Sign, exhaustive
+from mechedit.attribution.frames import attn_frame, head_frames, neuron_frame, promotes_frame, summed
 from mechedit.attribution.options import Method, Options
 from mechedit.attribution.passes import Pass, TargetTokens, run_passes
 from mechedit.attribution.projection import Biases
-from mechedit.attribution.circuits.query_frames import N_VALUES, query_frames
+from mechedit.attribution.ranking.certified import certified, exact_score
+from mechedit.attribution.ranking.intervals import Intervals
+from mechedit.attribution.ranking.neurons import Ranking, Sign, exhaustive
 from mechedit.attribution.ranking.vocabulary_ranges import vocabulary_ranges, vocabulary_spread
 from mechedit.attribution.result import UNITS, Attribution
 from mechedit.attribution.tokens import token_strings

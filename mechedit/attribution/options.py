@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from mechedit.attribution.ranking.neurons import Sign
 from mechedit.attribution.passes import TargetTokens
 from mechedit.attribution.projection import Biases
+from mechedit.attribution.ranking.neurons import Sign
 from reports.errors import InputError
 
 __all__ = ["Method", "Options", "check_top_k"]

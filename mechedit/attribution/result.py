@@ -18,9 +18,9 @@ from reports.results import Result
 from reports.text import visible
 
 if TYPE_CHECKING:
-    from mechedit.faithfulness.ablate import Ablation
     from mechedit.attribution.circuits.attention import HeadAttention
     from mechedit.attribution.difference import AttributionContrast
+    from mechedit.faithfulness.ablate import Ablation
     from mechedit.models.hooked import HookedModel
 
 __all__ = ["UNITS", "Attribution", "as_code", "attribution_json", "check_top", "tidy"]

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
-from mechedit.attribution.ranking.certified import certified, exact_score
-from mechedit.attribution.frames import head_frames
 from mechedit.attribution.exact_scores import Kind, unit_scores
+from mechedit.attribution.frames import head_frames
 from mechedit.attribution.layers import Account, account
 from mechedit.attribution.passes import Pass
 from mechedit.attribution.projection import Projection
+from mechedit.attribution.ranking.certified import certified, exact_score
 from mechedit.attribution.terms import LayerTerms, layer_terms
 
 if TYPE_CHECKING:

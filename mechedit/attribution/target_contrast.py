@@ -22,24 +22,24 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mechedit.attribution.ranking.certified import unit_vectors
 from mechedit.attribution.difference import AttributionContrast, Side, joined, subtract
-from mechedit.attribution.frames import POSITION_ROWS, head_frames
 from mechedit.attribution.exact_scores import Kind, frame_scores, kept_vectors, with_units
+from mechedit.attribution.frames import POSITION_ROWS, head_frames
 from mechedit.attribution.layers import account, contrast_scores
-from mechedit.attribution.ranking.neurons import Sign
 from mechedit.attribution.nlka import attribute, attributed
 from mechedit.attribution.options import Options, check_top_k
 from mechedit.attribution.passes import Pass, TargetTokens, run_pass, run_passes
 from mechedit.attribution.projection import Biases
+from mechedit.attribution.ranking.certified import unit_vectors
+from mechedit.attribution.ranking.neurons import Sign
 from mechedit.attribution.result import UNITS
 from mechedit.attribution.terms import product
 from mechedit.attribution.tokens import token_strings
 from reports.errors import InputError
 
 if TYPE_CHECKING:
-    from mechedit.editors import Editor
     from mechedit.data.facts import FactEdit
+    from mechedit.editors import Editor
     from mechedit.models.hooked import HookedModel
 
 __all__ = ["contrast", "edit_contrast", "under_edit"]

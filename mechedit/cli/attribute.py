@@ -144,8 +144,8 @@ def _saved_edit(options: argparse.Namespace) -> AttributionContrast:
     """--edited: a folder that `WeightChange.save` or `EditBook.save` wrote."""
     from pathlib import Path
 
-    from mechedit.attribution.target_contrast import under_edit
     from mechedit.attribution.options import Options
+    from mechedit.attribution.target_contrast import under_edit
     from mechedit.editors import EditBook, WeightChange
 
     model, folder = load(options), Path(options.edited)

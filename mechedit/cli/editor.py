@@ -14,8 +14,8 @@ from mechedit.editors.steering.steer import Position
 from reports.errors import InputError
 
 if TYPE_CHECKING:
-    from mechedit.editors import Editor
     from mechedit.data.facts import FactEdit
+    from mechedit.editors import Editor
     from mechedit.models.hooked import HookedModel
 
 __all__ = ["GATES", "SELECTION", "SETTINGS", "SITES", "add_editor_options", "chosen_editor", "named_editor"]

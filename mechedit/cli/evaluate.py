@@ -73,8 +73,8 @@ def run_evaluation(
     import mechedit as me
     from experiments.recipe import recorded
     from experiments.runs import RunFolder
-    from mechedit.evaluation.evaluate import baseline, check_facts
     from mechedit.data.facts import facts_hash
+    from mechedit.evaluation.evaluate import baseline, check_facts
     from mechedit.evaluation.ripple import check_tests
 
     facts = me.load_facts(config.data, limit=config.limit, skip_malformed=config.skip_malformed)

@@ -25,9 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mechedit.models import weights
-from mechedit.editors.weights.weight_edit import LowRank, Replaced, WeightChange
 from mechedit.data.facts import FactEdit
+from mechedit.editors.weights.weight_edit import LowRank, Replaced, WeightChange
+from mechedit.models import weights
 from reports.codec import parse
 from reports.errors import InputError, first_line
 

@@ -32,6 +32,9 @@ from tqdm.auto import tqdm
 
 from experiments.cases import Case, every_case, finished
 from experiments.runs import RunFolder, check_case_id
+from mechedit.data.facts import FactEdit, facts_hash
+from mechedit.evaluation.fluency import References, generated_texts
+from mechedit.evaluation.measure import FAMILIES, PromptScore, measure, questions_of
 from mechedit.evaluation.result import (
     KNOWS_NONE,
     NOT_ROMES_PS,
@@ -41,9 +44,6 @@ from mechedit.evaluation.result import (
     Mode,
     gather,
 )
-from mechedit.data.facts import FactEdit, facts_hash
-from mechedit.evaluation.fluency import References, generated_texts
-from mechedit.evaluation.measure import FAMILIES, PromptScore, measure, questions_of
 from mechedit.models.scoring import score_pairs
 from reports.errors import InputError
 

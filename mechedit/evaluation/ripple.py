@@ -34,11 +34,11 @@ import pandas as pd
 
 from experiments.cases import every_case
 from experiments.runs import RunFolder
-from mechedit.evaluation.evaluate import described, known_facts
 from mechedit.data.facts import FactEdit, facts_hash
+from mechedit.data.records import Axis, RippleQuery, RippleTest
+from mechedit.evaluation.evaluate import described, known_facts
 from mechedit.evaluation.measure import Question, measure
 from mechedit.evaluation.metrics import starts_answer
-from mechedit.data.records import Axis, RippleQuery, RippleTest
 from reports.errors import InputError
 from reports.results import Result, bootstrap_mean, wilson
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from mechedit.evaluation.evaluate import baseline, evaluate
 from mechedit.data.facts import FactEdit
+from mechedit.evaluation.evaluate import baseline, evaluate
 
 if TYPE_CHECKING:
     from mechedit.editors.base import Editor

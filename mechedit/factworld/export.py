@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mechedit.data.facts import FactEdit
-from mechedit.factworld.world import HOPS, RELATIONS, World, alias
 from mechedit.data.records import RippleTest
 from mechedit.data.schemas import BUILDERS, from_row
+from mechedit.factworld.world import HOPS, RELATIONS, World, alias
 from reports.errors import InputError
 
 __all__ = ["Schema", "edits", "export", "ripple_tests"]

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mechedit.faithfulness.intervention import Means, Neurons, logp_without, mean_activations
 from mechedit.attribution.nlka import attribute
 from mechedit.attribution.result import Attribution
+from mechedit.faithfulness.intervention import Means, Neurons, logp_without, mean_activations
 from mechedit.models.selfcheck import TOLERANCE
 from reports.errors import InputError
 from reports.results import Result, bootstrap_mean

@@ -26,8 +26,8 @@ from torch import Tensor
 from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
 
 from mechedit.attribution import Attribution, attribute
-from mechedit.faithfulness.intervention import Neurons
 from mechedit.attribution.terms import LayerTerms, layer_terms
+from mechedit.faithfulness.intervention import Neurons
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel

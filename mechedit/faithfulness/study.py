@@ -22,10 +22,10 @@ import torch
 
 from experiments.cases import every_case
 from experiments.runs import RunFolder, check_case_id, provenance
+from mechedit.data.facts import FactEdit, facts_hash
+from mechedit.evaluation.evaluate import known_facts
 from mechedit.faithfulness.ablate import random_like
 from mechedit.faithfulness.intervention import Means, Neurons, logp_without, mean_activations
-from mechedit.evaluation.evaluate import known_facts
-from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.faithfulness.rankings import METHODS, rank
 from reports.errors import InputError
 from reports.results import Result, bootstrap_mean

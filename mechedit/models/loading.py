@@ -43,7 +43,7 @@ __all__ = ["EMBEDDED", "FOLDERS", "Checkpoint", "load_checkpoint", "read_model"]
 logger = logging.getLogger(__name__)
 
 ATTENTION = "eager"
-MODELS = Path(__file__).parent / "factworld" / "models"
+MODELS = Path(__file__).parent.parent / "factworld" / "models"
 EMBEDDED = {"factworld": "gpt2", "factworld-llama": "llama"}
 FOLDERS = {model: MODELS / folder for model, folder in EMBEDDED.items()}
 QUIET_BELOW = 2**30  # bytes; reading fewer takes about a second and needs no progress bar

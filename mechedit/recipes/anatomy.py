@@ -18,9 +18,9 @@ from experiments.recipe import recorded
 from experiments.runs import RunFolder
 from mechedit.anatomy.study import AnatomyStudy, anatomy
 from mechedit.anatomy.tables import LEAST
+from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors import by_name
 from mechedit.evaluation.evaluate import known_facts
-from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.recipes.splits import facts_and_selection
 from reports import page
 from reports.errors import InputError

@@ -22,13 +22,13 @@ import pandas as pd
 
 from experiments.recipe import recorded
 from experiments.runs import RunFolder
+from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors import MEGA, NAMES, Editor, by_name
 from mechedit.editors.steering.selection import gate_roc
 from mechedit.editors.steering.variants import ABLATIONS, CONTROLS, variant
 from mechedit.evaluation.evaluate import Evaluation, baseline, evaluate
-from mechedit.data.facts import FactEdit, facts_hash
-from mechedit.factworld.export import ripple_tests
 from mechedit.evaluation.ripple import RippleEvaluation, ripple
+from mechedit.factworld.export import ripple_tests
 from mechedit.recipes.splits import facts_and_selection
 from reports import page
 from reports.errors import InputError

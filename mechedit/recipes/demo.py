@@ -25,10 +25,10 @@ from experiments.recipe import recorded
 from experiments.runs import RunFolder
 from mechedit.anatomy import StatementContrast, layer_scores, statement_contrast
 from mechedit.attribution import Attribution, attribute
+from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors import MEGA, Editor, NoEdit
 from mechedit.editors.steering.variants import CONTROLS, variant
 from mechedit.evaluation.evaluate import Evaluation, baseline, evaluate
-from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.recipes.splits import facts_and_selection
 from reports import page
 from reports.results import bootstrap_mean

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from experiments.checkpoints import local_bytes
 from experiments.recipe import Plan
 from mechedit.anatomy.study import case_key as anatomy_key
-from mechedit.recipes.demo import LABELS as DEMO_EDITORS
-from mechedit.recipes.demo import attribution_key
-from mechedit.evaluation.evaluate import case_key
 from mechedit.data.facts import FactEdit, load_facts
-from mechedit.models.loading import FOLDERS
+from mechedit.evaluation.evaluate import case_key
 from mechedit.evaluation.measure import questions_of
 from mechedit.evaluation.ripple import case_key as ripple_key
+from mechedit.models.loading import FOLDERS
+from mechedit.recipes.demo import LABELS as DEMO_EDITORS
+from mechedit.recipes.demo import attribution_key
 from mechedit.recipes.splits import facts_and_selection
 
 if TYPE_CHECKING:
@@ -90,9 +90,9 @@ def plan_evaluation(config: Any) -> Plan:
 def plan_faithfulness(config: FaithfulnessConfig) -> Plan:
     """Of `mechedit.recipes.faithfulness.run_faithfulness`: a pass a fact, one for each set of neurons taken out."""
     from mechedit.faithfulness.rankings import METHODS
-    from mechedit.recipes.faithfulness import chosen_facts
     from mechedit.faithfulness.study import KINDS
     from mechedit.faithfulness.study import case_key as ablation_key
+    from mechedit.recipes.faithfulness import chosen_facts
 
     facts, _ = chosen_facts(config)
     cases = [ablation_key(name, fact) for name in config.models for fact in facts]

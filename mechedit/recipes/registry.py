@@ -9,8 +9,8 @@ from experiments.recipe import Experiment
 from mechedit.cli.options import load, load_each
 
 if TYPE_CHECKING:
-    from mechedit.recipes.anatomy import AnatomyConfig
     from mechedit.cli.evaluate import EvaluationConfig
+    from mechedit.recipes.anatomy import AnatomyConfig
     from mechedit.recipes.compare import ComparisonConfig
     from mechedit.recipes.demo import DemoConfig
     from mechedit.recipes.faithfulness import FaithfulnessConfig
@@ -20,9 +20,9 @@ __all__ = ["experiments"]
 
 def experiments() -> dict[str, Experiment]:
     """By the name that a recipe gives in its key `experiment`."""
+    from mechedit.cli.evaluate import EvaluationConfig
     from mechedit.recipes import plans
     from mechedit.recipes.anatomy import AnatomyConfig
-    from mechedit.cli.evaluate import EvaluationConfig
     from mechedit.recipes.compare import ComparisonConfig
     from mechedit.recipes.demo import DemoConfig
     from mechedit.recipes.faithfulness import FaithfulnessConfig

@@ -50,8 +50,8 @@ def bench_runs(options: argparse.Namespace) -> None:
 
 def bench_report(options: argparse.Namespace) -> None:
     """Times the drawing of a large circuit and the pages and index of many runs, and measures their memory."""
-    from tests.benchmarks.report import bench_report as bench
     from reports.errors import InputError
+    from tests.benchmarks.report import bench_report as bench
 
     if options.runs < 2:
         raise InputError(

@@ -74,8 +74,8 @@ class _Bench:
     """A random encoder and two losses on it: one of a token task, one contrastive over pairs of sentences."""
 
     def __init__(self, shape: str, batch_size: int, tokens: int) -> None:
-        from xlprobe.probes.gradient_stream import Layout
         from xlprobe.encoders.parameters import parameter_table
+        from xlprobe.probes.gradient_stream import Layout
 
         layers, width, heads, inner, vocabulary = SHAPES[shape]
         torch.manual_seed(0)

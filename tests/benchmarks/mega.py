@@ -101,11 +101,11 @@ def _steered(model: HookedModel, repeats: int) -> dict[str, Any]:
 
 def _edits(model: HookedModel, prompt: str) -> list[SteeringEdit]:
     """An edit about `prompt`, and others whose gates are closed: as many centres, maps of the same size."""
-    from mechedit.editors import SteeringEdit
     from mechedit.data.facts import FactEdit
+    from mechedit.editors import SteeringEdit
     from mechedit.editors.steering.gates import HiddenGate
-    from mechedit.models.states import last_states, resid_pre
     from mechedit.editors.steering.transport import gaussian_map
+    from mechedit.models.states import last_states, resid_pre
 
     d, window = model.shape.d_model, range(4, 8)
     draw = torch.Generator().manual_seed(1)

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tests.benchmarks.shapes import random_gpt2
 from experiments.memory import watched
+from tests.benchmarks.shapes import random_gpt2
 
 if TYPE_CHECKING:
     from mechedit.attribution import Attribution

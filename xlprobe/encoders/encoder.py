@@ -36,7 +36,7 @@ __all__ = ["Encoder", "load_encoder"]
 logger = logging.getLogger(__name__)
 
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
-EMBEDDED = {"langworld": Path(__file__).parent / "langworld" / "model"}
+EMBEDDED = {"langworld": Path(__file__).parent.parent / "langworld" / "model"}
 PROBE = ("One small sentence .", "A second one , which is a little longer than the first .")
 MODEL_TYPES = ("xlm-roberta", "roberta", "camembert", "bert")
 QUIET_BELOW = 2**30  # bytes; reading fewer takes about a second and needs no progress bar

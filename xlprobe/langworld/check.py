@@ -6,14 +6,14 @@ import pandas as pd
 import torch
 
 from reports.results import wilson
-from xlprobe.training.alignment import retrieval
 from xlprobe.encoders.batches import Batch
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.langworld.lexicon import LANGUAGES
 from xlprobe.langworld.train import monolingual
 from xlprobe.langworld.world import bitext
-from xlprobe.training.pretrain import IGNORE, mask_tokens
+from xlprobe.training.alignment import retrieval
 from xlprobe.training.loop import derive
+from xlprobe.training.pretrain import IGNORE, mask_tokens
 
 __all__ = ["FLOOR", "check"]
 

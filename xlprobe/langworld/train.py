@@ -8,8 +8,8 @@ from pathlib import Path
 
 from xlprobe.langworld.grammar import draw, realise
 from xlprobe.langworld.lexicon import LANGUAGES, TOPICS
-from xlprobe.training.pretrain import Shape, pretrain
 from xlprobe.training.loop import Training
+from xlprobe.training.pretrain import Shape, pretrain
 
 __all__ = ["SHAPE", "TRAINING", "monolingual", "train_langworld"]
 

@@ -22,10 +22,10 @@ import pandas as pd
 from experiments.runs import RunFolder
 from reports.errors import InputError
 from xlprobe.data.data_folder import SOURCE, DataFolder
-from xlprobe.transfer.file_lab import FileLab, FileSizes
-from xlprobe.training.pretrain import Shape, pretrain
 from xlprobe.recipes.study import Material, StudyBase
 from xlprobe.training.loop import Training
+from xlprobe.training.pretrain import Shape, pretrain
+from xlprobe.transfer.file_lab import FileLab, FileSizes
 from xlprobe.transfer.world_lab import TASKS
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from reports.errors import InputError
 from xlprobe.data.corpora import Bitext
 from xlprobe.encoders.encoder import Encoder
-from xlprobe.training.links import argmax_links, usable_links
-from xlprobe.training.objectives import Pair, linked_words, objective_loss, probe_layer
 from xlprobe.probes.similarity import retrieval_hits
+from xlprobe.training.links import argmax_links, usable_links
 from xlprobe.training.loop import Training, derive, train
+from xlprobe.training.objectives import Pair, linked_words, objective_loss, probe_layer
 
 __all__ = ["OBJECTIVES", "AlignmentLoss", "align", "freeze_layers", "l2_loss", "retrieval"]
 

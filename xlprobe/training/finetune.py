@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from reports.errors import InputError
 from reports.results import Result, wilson
-from xlprobe.training.alignment import AlignmentLoss, freeze_layers
-from xlprobe.encoders.batches import Batch
 from xlprobe.data.corpora import Bitext, Labelled
+from xlprobe.encoders.batches import Batch
 from xlprobe.encoders.encoder import Encoder
+from xlprobe.training.alignment import AlignmentLoss, freeze_layers
 from xlprobe.training.loop import Training, derive, train
 
 __all__ = ["Joint", "Task", "TaskModel", "TransferScores", "finetune", "finetune_seeds", "macro_f1"]

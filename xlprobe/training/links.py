@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from xlprobe.encoders.batches import word_means
 from xlprobe.data.corpora import Bitext, Links
+from xlprobe.encoders.batches import word_means
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.training.objectives import probe_layer
 

@@ -19,8 +19,8 @@ import pandas as pd
 
 from experiments.cases import every_case
 from experiments.runs import RunFolder
-from xlprobe.transfer.advice import Advice, advise
 from xlprobe.training.conflict import AGGREGATORS
+from xlprobe.transfer.advice import Advice, advise
 from xlprobe.transfer.laboratory import Joint, Laboratory, Score
 from xlprobe.transfer.result import Study
 from xlprobe.transfer.study import effects_of, paired_differences

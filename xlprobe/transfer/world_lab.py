@@ -14,18 +14,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from xlprobe.training.alignment import AlignmentLoss, align, freeze_layers
-from xlprobe.training.conflict import combine
 from xlprobe.data.corpora import Bitext, Labelled, Links, Words
-from xlprobe.probes.distances import Parallel
 from xlprobe.encoders.encoder import Encoder
-from xlprobe.training.finetune import Joint as Beside
-from xlprobe.training.finetune import Task, TaskModel, finetune, macro_f1
-from xlprobe.probes.gradients import Loss
-from xlprobe.transfer.laboratory import Joint, Score
 from xlprobe.langworld import world
 from xlprobe.langworld.lexicon import LANGUAGES
+from xlprobe.probes.distances import Parallel
+from xlprobe.probes.gradients import Loss
+from xlprobe.training.alignment import AlignmentLoss, align, freeze_layers
+from xlprobe.training.conflict import combine
+from xlprobe.training.finetune import Joint as Beside
+from xlprobe.training.finetune import Task, TaskModel, finetune, macro_f1
 from xlprobe.training.loop import Training, derive, train
+from xlprobe.transfer.laboratory import Joint, Score
 
 __all__ = ["Sizes", "WorldLab"]
 

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from mechedit.attribution.circuits.keys import Keys, mlp_keys
-from mechedit.attribution.ranking.neurons import Ranked
 from mechedit.attribution.circuits.query import Source
+from mechedit.attribution.ranking.neurons import Ranked
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel, ResidualView

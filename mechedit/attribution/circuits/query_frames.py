@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mechedit.attribution.circuits.edges import read_edges
-from mechedit.attribution.frames import neuron_frame
 from mechedit.attribution.circuits.keys import Keys, attention_keys, mlp_keys
-from mechedit.attribution.ranking.neurons import Ranked, Ranking, Sign
-from mechedit.attribution.passes import Pass
 from mechedit.attribution.circuits.query import (
     N_VALUES,
     key_account,
@@ -24,6 +21,9 @@ from mechedit.attribution.circuits.query import (
     query_layers,
     query_neurons,
 )
+from mechedit.attribution.frames import neuron_frame
+from mechedit.attribution.passes import Pass
+from mechedit.attribution.ranking.neurons import Ranked, Ranking, Sign
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mechedit.attribution.ranking.neurons import Ranked, Ranking, Sign
 from mechedit.attribution.passes import Pass
+from mechedit.attribution.ranking.neurons import Ranked, Ranking, Sign
 from mechedit.attribution.scores import inc_rows
 from mechedit.attribution.terms import SubLayer, product
 

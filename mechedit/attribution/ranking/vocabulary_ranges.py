@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mechedit.attribution.projection import BLOCK_BYTES, Projection
 from mechedit.attribution.ranking.certified import Ranges
 from mechedit.attribution.ranking.intervals import Spread
-from mechedit.attribution.projection import BLOCK_BYTES, Projection
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel

@@ -23,14 +23,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.checkpoints import digest
-from mechedit.models import weights
+from mechedit.data.facts import FactEdit
 from mechedit.editors.steering.attach import attach
+from mechedit.editors.steering.gates import AlwaysOn, Gate, HiddenGate, SentenceGate, Whitening
 from mechedit.editors.steering.sites import SiteName
 from mechedit.editors.steering.steer import Position, SteeredModel, Steering, SteeringEdit, steer
-from mechedit.data.facts import FactEdit
-from mechedit.editors.steering.gates import AlwaysOn, Gate, HiddenGate, SentenceGate, Whitening
-from mechedit.models.hooked import HookedModel
 from mechedit.editors.steering.transport import AffineMap
+from mechedit.models import weights
+from mechedit.models.hooked import HookedModel
 from reports.codec import parse
 from reports.errors import InputError, IntegrityError
 from reports.results import swap_folder

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from mechedit.data.facts import FactEdit
 from mechedit.editors.base import as_facts
 from mechedit.editors.steering.fit_prompts import (
     Source,
@@ -34,15 +35,14 @@ from mechedit.editors.steering.fit_prompts import (
     implication_pairs,
     source_and_target,
 )
-from mechedit.editors.weights.subject import Lengths, contexts
-from mechedit.editors.steering.sites import Heads, SiteName, part, read_site, site_of
-from mechedit.editors.steering.steer import Position, SteeredModel, SteeringEdit, steer, unsteered
-from mechedit.editors.steering.sentence_encoder import sentence_encoder
-from mechedit.data.facts import FactEdit
 from mechedit.editors.steering.gates import AlwaysOn, Distance, Gate, HiddenGate, SentenceGate, Whitening
 from mechedit.editors.steering.paraphrases import Paraphrases, implications, paraphrases
-from mechedit.models.states import last_states, mean_states, resid_pre
+from mechedit.editors.steering.sentence_encoder import sentence_encoder
+from mechedit.editors.steering.sites import Heads, SiteName, part, read_site, site_of
+from mechedit.editors.steering.steer import Position, SteeredModel, SteeringEdit, steer, unsteered
 from mechedit.editors.steering.transport import AffineMap, gaussian_map, mean_shift
+from mechedit.editors.weights.subject import Lengths, contexts
+from mechedit.models.states import last_states, mean_states, resid_pre
 from reports.errors import InputError
 
 if TYPE_CHECKING:

@@ -89,7 +89,7 @@ def _own_table() -> dict[str, Sequence[str]]:
     from mechedit.factworld.world import RELATIONS
 
     table: dict[str, Sequence[str]] = json.loads(
-        (Path(__file__).parent / "data" / "counterfact_templates.json").read_text(encoding="utf-8")
+        (Path(__file__).parent / "counterfact_templates.json").read_text(encoding="utf-8")
     )
     return table | {template: r.templates for r in RELATIONS.values() for template in r.templates}
 

@@ -21,12 +21,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from mechedit.editors.defaults import AUTO, Table, Tuned
-from mechedit.editors.weights.subject import Lengths
-from mechedit.editors.steering.mega import MEGA, GateKind
-from mechedit.editors.steering.steer import SteeredModel, SteeringEdit
 from mechedit.data.facts import FactEdit
+from mechedit.editors.defaults import AUTO, Table, Tuned
+from mechedit.editors.steering.mega import MEGA, GateKind
 from mechedit.editors.steering.paraphrases import Paraphrases
+from mechedit.editors.steering.steer import SteeredModel, SteeringEdit
+from mechedit.editors.weights.subject import Lengths
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel

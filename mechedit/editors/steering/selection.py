@@ -23,8 +23,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mechedit.editors.steering.fit_prompts import doubts
 from mechedit.data.facts import FactEdit, facts_hash
+from mechedit.editors.steering.fit_prompts import doubts
 from mechedit.editors.steering.gates import HiddenGate, Whitening, calibrate, nearest, roc, whitening
 from reports.errors import InputError
 from reports.results import Result

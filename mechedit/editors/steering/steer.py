@@ -23,14 +23,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mechedit.models.batching import batches
-from mechedit.editors.steering.gate_bank import GateBank
-from mechedit.editors.steering.sites import SITES, Heads, SiteName, part
 from mechedit.data.facts import FactEdit
+from mechedit.editors.steering.gate_bank import GateBank
 from mechedit.editors.steering.gates import AlwaysOn, Gate, HiddenGate
-from mechedit.models.hooking import Hook
-from mechedit.models.hooked import HookedModel
+from mechedit.editors.steering.sites import SITES, Heads, SiteName, part
 from mechedit.editors.steering.transport import AffineMap
+from mechedit.models.batching import batches
+from mechedit.models.hooked import HookedModel
+from mechedit.models.hooking import Hook
 
 __all__ = ["Position", "SteeredModel", "Steering", "SteeringEdit", "steer", "unsteered"]
 

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from mechedit.data.facts import FactEdit
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import AUTO, Table
 from mechedit.editors.steering.steer import unsteered
 from mechedit.editors.weights.upper_layers import Upper, upper_part
 from mechedit.editors.weights.weight_edit import Replaced, WeightChange, WeightEditor, weight_name
-from mechedit.data.facts import FactEdit
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel

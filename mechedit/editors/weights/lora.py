@@ -21,11 +21,11 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mechedit.models import weights
+from mechedit.data.facts import FactEdit
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import AUTO, Table
 from mechedit.editors.weights.weight_edit import LowRank, WeightChange, WeightEditor
-from mechedit.data.facts import FactEdit
+from mechedit.models import weights
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel

@@ -27,13 +27,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from mechedit.editors.weights.covariance import Covariance, covariance_for
+from mechedit.data.facts import FactEdit
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import AUTO, Table
-from mechedit.editors.weights.subject import Lengths, ask, contexts, subject_ids
 from mechedit.editors.steering.steer import unsteered
-from mechedit.editors.weights.value_search import Search, find_delta
+from mechedit.editors.weights.covariance import Covariance, covariance_for
+from mechedit.editors.weights.subject import Lengths, ask, contexts, subject_ids
 from mechedit.editors.weights.upper_layers import post, resid_post, upper_part
+from mechedit.editors.weights.value_search import Search, find_delta
 from mechedit.editors.weights.weight_edit import (
     LowRank,
     WeightChange,
@@ -42,7 +43,6 @@ from mechedit.editors.weights.weight_edit import (
     low_rank,
     weight_edit,
 )
-from mechedit.data.facts import FactEdit
 from mechedit.models.states import last_states
 from reports.errors import InputError
 

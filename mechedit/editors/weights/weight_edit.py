@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mechedit.models import weights
 from mechedit.editors.base import derive
 from mechedit.editors.defaults import Tuned
+from mechedit.models import weights
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 
