@@ -29,7 +29,6 @@ from safetensors.torch import save_file
 from experiments import again, checkpoints, config, recipe
 from experiments.recipe import Experiment, Plan
 from experiments.runs import RunFolder
-from mechedit.cli.evaluate import _references
 from mechedit.cli.fact import chosen_fact
 from mechedit.cli.pairs import read_pairs
 from mechedit.data.facts import FactEdit, load_facts
@@ -39,6 +38,7 @@ from mechedit.editors.steering.paraphrases import load_paraphrases
 from mechedit.editors.steering.steer import SteeringEdit
 from mechedit.editors.steering.transport import AffineMap
 from mechedit.editors.weights.weight_edit import LowRank
+from mechedit.recipes.evaluate import _references
 from reports import graph, overview, viewer
 from reports.diagnosis import Check, Diagnosis
 from reports.errors import LONGEST, MechEditError

@@ -21,7 +21,8 @@ from mechedit.editors.steering.sites import SiteName, read_site
 from mechedit.editors.steering.steer import steer
 from mechedit.editors.steering.transport import AffineMap, mean_shift
 from mechedit.models.hooked import HookedModel, load_model
-from mechedit.models.states import last_states, mean_states, resid_pre
+from mechedit.models.hooking import resid_pre
+from mechedit.models.states import last_states, mean_states
 from reports.errors import InputError, IntegrityError
 from tests.test_steering import FACT, OTHER, PROMPTS, TABLE
 from tests.tiny import ARCHS, build_tokenizer, randomise, tiny_folder, tiny_model

@@ -17,7 +17,7 @@ import mechedit as me
 from experiments.runs import RunFolder
 from mechedit.attribution import Attribution, attribute, attribute_many
 from mechedit.attribution.cases import from_case, to_case
-from mechedit.attribution.result import UNITS
+from mechedit.attribution.units import UNITS
 from mechedit.models.batching import STRETCH, token_batches
 from mechedit.models.hooked import HookedModel, load_model
 from mechedit.models.residual import view_residual, view_residuals

@@ -25,8 +25,8 @@ from mechedit.attribution import (
     terms,
 )
 from mechedit.attribution.projection import Projection
-from mechedit.attribution.result import UNITS
 from mechedit.attribution.scores import inc, inc_scaled
+from mechedit.attribution.units import UNITS
 from mechedit.models.hooked import HookedModel, load_model
 from reports.circuit import draw, read
 from reports.errors import InputError

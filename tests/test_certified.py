@@ -14,13 +14,9 @@ import mechedit.attribution.ranking.certified as certified_module
 from mechedit.attribution import Attribution, attribute
 from mechedit.attribution.ranking.certified import chord_bound, jensen_bound
 from mechedit.attribution.ranking.neurons import Sign
-from mechedit.attribution.ranking.vocabulary_ranges import (
-    _memory,
-    cache_folder,
-    compute_ranges,
-    vocabulary_ranges,
-)
+from mechedit.attribution.ranking.vocabulary_ranges import _memory, compute_ranges, vocabulary_ranges
 from mechedit.factworld import edits
+from mechedit.models.cache import cache_folder
 from mechedit.models.hooked import HookedModel, load_model
 from reports.errors import InputError
 from tests.tiny import ARCHS, Arch, build, tiny_model

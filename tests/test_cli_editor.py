@@ -10,10 +10,11 @@ from typing import get_args
 import pytest
 
 from mechedit.cli import main
-from mechedit.cli.editor import GATES, SETTINGS, SITES
-from mechedit.cli.evaluate import EvaluationConfig
+from mechedit.cli.editor import GATES, SITES
 from mechedit.editors.steering import mega, sites
 from mechedit.factworld import export
+from mechedit.recipes.editor_choice import SETTINGS
+from mechedit.recipes.evaluate import EvaluationConfig
 
 
 def test_the_choices_are_the_editors_own() -> None:

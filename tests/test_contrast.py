@@ -16,8 +16,7 @@ import torch
 
 import mechedit as me
 from mechedit.attribution import Attribution, AttributionContrast, attribute, contrast, edit_contrast
-from mechedit.attribution.difference import CONTRASTED
-from mechedit.attribution.result import UNITS
+from mechedit.attribution.units import CONTRASTED, UNITS
 from mechedit.data.facts import FactEdit
 from mechedit.editors.weights.weight_edit import EditedModel, Replaced, WeightChange, weight_edit, weight_name
 from mechedit.models.hooked import HookedModel, load_model

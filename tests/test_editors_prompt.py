@@ -14,8 +14,8 @@ from mechedit.data.prompts import avoid, repeat
 from mechedit.editors import IKE, MEGA, SAKE
 from mechedit.editors.steering.steer import SteeringEdit, steer
 from mechedit.editors.steering.transport import gaussian_map, mean_shift
-from mechedit.editors.weights.upper_layers import resid_post
 from mechedit.models.hooked import HookedModel
+from mechedit.models.hooking import resid_post
 from mechedit.models.states import last_states
 from reports.errors import InputError
 from tests.tiny import ARCHS, tiny_model

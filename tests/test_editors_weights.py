@@ -14,17 +14,19 @@ from torch import Tensor
 
 from mechedit.data.facts import FactEdit
 from mechedit.editors import FT, FTL, MEMIT, NAMES, ROME, LoRA, WeightChange, by_name
+from mechedit.editors.contexts import contexts
 from mechedit.editors.steering.steer import SteeringEdit, steer
 from mechedit.editors.steering.transport import mean_shift
 from mechedit.editors.weights.corpus import text_corpus
 from mechedit.editors.weights.covariance import Covariance, covariances
 from mechedit.editors.weights.lora import shared_twin
 from mechedit.editors.weights.memit import null_space_spread, spread
-from mechedit.editors.weights.subject import ask, contexts, subject_end, subject_ids
-from mechedit.editors.weights.upper_layers import post, upper_part
+from mechedit.editors.weights.subject import ask, subject_end, subject_ids
+from mechedit.editors.weights.upper_layers import upper_part
 from mechedit.editors.weights.value_search import Search, find_delta
 from mechedit.editors.weights.weight_edit import Replaced
 from mechedit.models.hooked import HookedModel
+from mechedit.models.hooking import post
 from mechedit.models.states import last_states
 from reports.errors import InputError
 from tests.benchmarks.edit import mlp_out, plain_delta

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mechedit.attribution import Attribution, attribute
-from mechedit.attribution.result import UNITS
+from mechedit.attribution.units import UNITS
 from mechedit.models.hooked import load_model
 from tests.tiny import tiny_model
 

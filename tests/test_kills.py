@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from mechedit.cli.evaluate import EvaluationConfig, run_evaluation
 from mechedit.factworld import export
 from mechedit.models.hooked import HookedModel
+from mechedit.recipes.evaluate import EvaluationConfig, run_evaluation
 from tests.killing import ended, forked, killed, whole
 from tests.test_runs import facts, start, tree
 from tests.xl_tiny import tiny_encoder

@@ -10,11 +10,11 @@ import pytest
 
 from experiments.runs import RunFolder
 from mechedit.cli import main
-from mechedit.cli.evaluate import EvaluationConfig, run_evaluation
 from mechedit.editors import NAMES, by_name
 from mechedit.factworld import export
 from mechedit.models.hooked import HookedModel
 from mechedit.recipes import plans
+from mechedit.recipes.evaluate import EvaluationConfig, run_evaluation
 
 
 @pytest.fixture

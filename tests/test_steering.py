@@ -15,7 +15,8 @@ from mechedit.editors.steering.sites import read_site
 from mechedit.editors.steering.steer import steer
 from mechedit.editors.steering.transport import AffineMap, mean_shift
 from mechedit.models.hooked import HookedModel
-from mechedit.models.states import last_states, resid_pre
+from mechedit.models.hooking import resid_pre
+from mechedit.models.states import last_states
 from reports.errors import InputError
 from tests.tiny import ARCHS, Arch, tiny_model
 

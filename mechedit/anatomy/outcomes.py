@@ -20,8 +20,9 @@ import numpy as np
 import pandas as pd
 
 from mechedit.anatomy.success_contrast import contrast, interval
-from mechedit.attribution.difference import AttributionContrast, in_order
-from mechedit.attribution.result import UNITS, Attribution
+from mechedit.attribution.difference import AttributionContrast
+from mechedit.attribution.result import Attribution
+from mechedit.attribution.units import UNITS, in_order
 from reports.errors import InputError
 from reports.results import Result
 

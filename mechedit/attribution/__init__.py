@@ -9,12 +9,13 @@ against an old one, `edit_contrast` an edited model against the unedited one, `a
 vocabulary.
 """
 
+from mechedit.anatomy.edit_contrast import edit_contrast
 from mechedit.attribution.attribute_many import attribute_many
 from mechedit.attribution.circuits.attention import HeadAttention
 from mechedit.attribution.difference import AttributionContrast, contrast_json
 from mechedit.attribution.nlka import attribute
 from mechedit.attribution.result import Attribution, attribution_json
-from mechedit.attribution.target_contrast import contrast, edit_contrast
+from mechedit.attribution.target_contrast import contrast
 from mechedit.attribution.vocabulary import vocabulary
 from mechedit.faithfulness.ablate import Ablation, ablate
 

@@ -21,16 +21,14 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from mechedit.attribution.result import UNITS, Attribution, as_code, check_top, tidy
+from mechedit.attribution.result import Attribution
+from mechedit.attribution.units import CONTRASTED, UNITS, _by_size, as_code, check_top, joined, tidy
 from reports.errors import InputError
 from reports.results import Result
 from reports.text import visible
 
-__all__ = ["CONTRASTED", "AttributionContrast", "Side", "contrast_json", "in_order", "joined", "subtract"]
+__all__ = ["AttributionContrast", "Side", "contrast_json", "subtract"]
 
-#: The frames of a difference.
-CONTRASTED = ("layers", "heads", "head_positions", "mlp_neurons", "attn_neurons")
-_MODULES = ("attn", "steer", "mlp", "steer_mlp")
 #: Two passes of one model over one prompt have one σ up to rounding: relative, in half precision and else.
 _SIGMA_HALF, _SIGMA = 1e-2, 1e-5
 
@@ -179,37 +177,6 @@ def contrast_json(found: AttributionContrast) -> dict[str, Any]:
     names = ("logp", "embedding_logp", "completeness_gap", "biases", "target_scored", "unknown")
     result |= {name: getattr(found, name) for name in names}
     return result | {unit: getattr(found, unit).to_dict("records") for unit in CONTRASTED}
-
-
-def joined(a: pd.DataFrame, b: pd.DataFrame, unit: str) -> pd.DataFrame:
-    """Two frames of `unit` as one, outer: the columns that name a unit, a, b, score = a − b; in the order that
-    `AttributionContrast` says."""
-    keys = list(UNITS[unit])
-    sides = [frame[[*keys, "score"]].rename(columns={"score": name}) for name, frame in (("a", a), ("b", b))]
-    frame = sides[0].merge(sides[1], on=keys, how="outer", validate="one_to_one")
-    if unit == "layers":
-        steering = frame["module"].str.startswith("steer")
-        frame.loc[steering, ["a", "b"]] = frame.loc[steering, ["a", "b"]].fillna(0.0)
-    return in_order(frame.assign(score=frame["a"] - frame["b"]), unit)
-
-
-def in_order(frame: pd.DataFrame, unit: str, *, by: str = "score") -> pd.DataFrame:
-    """Layers in the order of the computation, heads by place, neurons by the size of `by`, largest first."""
-    keys = list(UNITS[unit])
-    if unit == "layers":
-        order = frame["module"].map(_MODULES.index)
-        return (
-            frame.assign(order=order).sort_values(["layer", "order"], ignore_index=True).drop(columns="order")
-        )
-    return (
-        _by_size(frame, unit, by) if unit.endswith("neurons") else frame.sort_values(keys, ignore_index=True)
-    )
-
-
-def _by_size(frame: pd.DataFrame, unit: str, by: str = "score") -> pd.DataFrame:
-    """Largest |score| first, ties by place; what is not known comes last."""
-    order = frame.sort_values(list(UNITS[unit]))[by].abs().sort_values(ascending=False, kind="stable")
-    return frame.loc[order.index].reset_index(drop=True)
 
 
 # --- what may be subtracted -------------------------------------------------------------------------

@@ -21,8 +21,9 @@ from torch import Tensor
 from mechedit.attribution.passes import Pass
 from mechedit.attribution.projection import BLOCK_BYTES
 from mechedit.attribution.ranking.certified import PLACE, unit_vectors
-from mechedit.attribution.result import UNITS, Attribution
+from mechedit.attribution.result import Attribution
 from mechedit.attribution.scores import inc_rows
+from mechedit.attribution.units import UNITS
 from reports.errors import InputError
 
 if TYPE_CHECKING:

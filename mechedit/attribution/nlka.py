@@ -35,8 +35,9 @@ from mechedit.attribution.ranking.certified import certified, exact_score
 from mechedit.attribution.ranking.intervals import Intervals
 from mechedit.attribution.ranking.neurons import Ranking, Sign, exhaustive
 from mechedit.attribution.ranking.vocabulary_ranges import vocabulary_ranges, vocabulary_spread
-from mechedit.attribution.result import UNITS, Attribution
+from mechedit.attribution.result import Attribution
 from mechedit.attribution.tokens import token_strings
+from mechedit.attribution.units import UNITS
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel

@@ -7,13 +7,13 @@ Source of the quantities: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141). Every s
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from reports.errors import InputError
+from mechedit.attribution.units import UNITS, as_code, check_top, tidy
 from reports.results import Result
 from reports.text import visible
 
@@ -23,21 +23,7 @@ if TYPE_CHECKING:
     from mechedit.faithfulness.ablate import Ablation
     from mechedit.models.hooked import HookedModel
 
-__all__ = ["UNITS", "Attribution", "as_code", "attribution_json", "check_top", "tidy"]
-
-#: The frames with a score, and the columns that name their units.
-UNITS: dict[str, tuple[str, ...]] = {
-    "layers": ("layer", "module"),
-    "heads": ("layer", "head"),
-    "head_positions": ("layer", "head", "pos"),
-    "mlp_neurons": ("layer", "neuron"),
-    "attn_neurons": ("layer", "head", "dim", "pos"),
-    "query_neurons": ("layer", "neuron"),
-    "mlp_query_neurons": ("layer", "neuron"),
-    "query_layers": ("layer", "module"),
-    "mlp_query_layers": ("layer", "module"),
-}
-_TIDY = ("layer", "module", "head", "neuron", "dim", "pos")
+__all__ = ["Attribution", "attribution_json"]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -203,24 +189,3 @@ def attribution_json(attr: Attribution) -> dict[str, Any]:
     for name in (*UNITS, "promotes"):
         result[name] = getattr(attr, name).to_dict("records")
     return result
-
-
-def tidy(frames: Mapping[str, pd.DataFrame], *, scores: Sequence[str]) -> pd.DataFrame:
-    """Frames by unit as one: unit, the columns that name a unit (missing: NA), then the scores."""
-    columns = ["unit", *_TIDY, *scores]
-    types = dict.fromkeys(_TIDY, "Int64") | {"module": "string"} | dict.fromkeys(scores, "float64")
-    parts = [frame.assign(unit=unit).reindex(columns=columns).astype(types) for unit, frame in frames.items()]
-    return pd.concat(parts, ignore_index=True)
-
-
-def check_top(k: object, unit: str, units: Iterable[str]) -> None:
-    """Errors: `InputError` for a unit that is none of `units`, and for k < 1."""
-    if unit not in units:
-        raise InputError(f"unit: expected one of {', '.join(units)}, found {unit!r}")
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise InputError(f"k: expected an integer of at least 1, found {k!r}")
-
-
-def as_code(text: str) -> str:
-    """A token or a prompt for a page, escaped."""
-    return f"<code>{html.escape(visible(text))}</code>"

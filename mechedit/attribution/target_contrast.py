@@ -14,35 +14,30 @@ Source of the scores: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141), section 3.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from mechedit.attribution.difference import AttributionContrast, Side, joined, subtract
-from mechedit.attribution.exact_scores import Kind, frame_scores, kept_vectors, with_units
+from mechedit.attribution.difference import AttributionContrast, Side
+from mechedit.attribution.exact_scores import Kind, frame_scores, kept_vectors
 from mechedit.attribution.frames import POSITION_ROWS, head_frames
 from mechedit.attribution.layers import account, contrast_scores
-from mechedit.attribution.nlka import attribute, attributed
-from mechedit.attribution.options import Options, check_top_k
-from mechedit.attribution.passes import Pass, TargetTokens, run_pass, run_passes
+from mechedit.attribution.options import check_top_k
+from mechedit.attribution.passes import Pass, run_pass
 from mechedit.attribution.projection import Biases
 from mechedit.attribution.ranking.certified import unit_vectors
-from mechedit.attribution.ranking.neurons import Sign
-from mechedit.attribution.result import UNITS
 from mechedit.attribution.terms import product
 from mechedit.attribution.tokens import token_strings
+from mechedit.attribution.units import UNITS, joined
 from reports.errors import InputError
 
 if TYPE_CHECKING:
-    from mechedit.data.facts import FactEdit
-    from mechedit.editors import Editor
     from mechedit.models.hooked import HookedModel
 
-__all__ = ["contrast", "edit_contrast", "under_edit"]
+__all__ = ["contrast"]
 
 
 @torch.no_grad()
@@ -101,59 +96,6 @@ def contrast(
         provenance=dict(zip("ab", provenance, strict=True)),
         **frames,
     )
-
-
-def edit_contrast(
-    model: HookedModel,
-    editor: Editor,
-    fact: FactEdit,
-    *,
-    prompt: str | None = None,
-    target: str | None = None,
-    top_k: int | Literal["all"] = 300,
-    sign: Sign = "promote",
-    biases: Biases = "keep",
-    tokens: TargetTokens = "first",
-) -> AttributionContrast:
-    """The edited model less the unedited one: the attribution of `target` behind `prompt`, unit by unit, nats.
-
-    Side a is `model` with `fact` edited by `editor`, b is `model` as it is. None: the rewrite prompt and the new object
-    of the fact. The `top_k` neurons of both sides are rows, each scored exactly on both. Other options as `attribute`.
-    A steering edit's own term is a row of `layers` (module "steer"), 0 on side b.
-
-    Errors: `InputError` as `attribute`, and for an edit that changes the prompt's tokens (IKE).
-
-    >>> import mechedit as me
-    >>> model, fact = me.load_model("factworld"), me.factworld.edits(1)[0]
-    >>> found = edit_contrast(model, me.editors.ROME(), fact, top_k=5)
-    >>> found.a.label, found.logp > 0, found.unknown["mlp_neurons"]
-    ('rome', True, 0)
-    """
-    prompt = fact.rewrite_prompt if prompt is None else prompt
-    target = fact.target_new if target is None else target
-    options = Options(top_k=top_k, sign=sign, biases=biases, tokens=tokens)
-    edited = editor.apply(model, [fact])
-    return under_edit(model, edited, prompt, target, label=editor.name, options=options)
-
-
-def under_edit(
-    model: HookedModel,
-    edited: AbstractContextManager[HookedModel],
-    prompt: str,
-    target: str,
-    *,
-    label: str,
-    options: Options,
-) -> AttributionContrast:
-    """`edit_contrast` of an edit that is there: `edited` is the model under it, for the length of a block."""
-    asked = asdict(options)
-    passes, target_ids = run_passes(model, prompt, target, tokens=options.tokens, biases=options.biases)
-    before = attributed(model, passes, target_ids, prompt=prompt, target=target, options=options)
-    with edited as changed:
-        after = attribute(changed, prompt, target, also=before, **asked)
-    # Terms are views of the weights: they speak of the unedited model again once the edit is undone.
-    found = subtract(after, with_units(before, passes, after))
-    return replace(found, a=replace(found.a, label=label), b=replace(found.b, label="unedited"))
 
 
 def _heads(one: Pass, direction: Tensor) -> tuple[pd.DataFrame, pd.DataFrame]:

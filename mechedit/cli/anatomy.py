@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.cli.options import configured, count
 from experiments.cli.output import as_table, print_json
-from mechedit.cli.options import PLACE, command, load
+from mechedit.cli.options import PLACE, command
+from mechedit.recipes.configured_model import load
 
 if TYPE_CHECKING:
     from mechedit.recipes.anatomy import AnatomyConfig

@@ -7,9 +7,11 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from experiments.cli.output import as_table, print_json
-from mechedit.cli.editor import SETTINGS, add_editor_options, chosen_editor
+from mechedit.cli.editor import add_editor_options
 from mechedit.cli.fact import add_fact_options, chosen_fact
-from mechedit.cli.options import command, load, top_k
+from mechedit.cli.options import command, top_k
+from mechedit.recipes.configured_model import load
+from mechedit.recipes.editor_choice import SETTINGS, chosen_editor
 from reports.errors import InputError
 
 if TYPE_CHECKING:
@@ -144,8 +146,8 @@ def _saved_edit(options: argparse.Namespace) -> AttributionContrast:
     """--edited: a folder that `WeightChange.save` or `EditBook.save` wrote."""
     from pathlib import Path
 
+    from mechedit.anatomy.edit_contrast import under_edit
     from mechedit.attribution.options import Options
-    from mechedit.attribution.target_contrast import under_edit
     from mechedit.editors import EditBook, WeightChange
 
     model, folder = load(options), Path(options.edited)

@@ -7,15 +7,16 @@ from typing import Any
 
 from experiments.cli.options import count
 from experiments.cli.output import print_json
-from mechedit.cli.options import command, layers, load
+from mechedit.cli.options import command, layers
+from mechedit.recipes.configured_model import load
 from reports.errors import InputError
 
 
 def covariance(options: argparse.Namespace) -> None:
     """Computes C = E[k kᵀ] of layers over a text, and keeps it for the editors."""
-    from mechedit.attribution.ranking.vocabulary_ranges import cache_folder
     from mechedit.editors.weights.corpus import embedded_corpus, open_corpus
     from mechedit.editors.weights.covariance import covariances
+    from mechedit.models.cache import cache_folder
     from mechedit.models.loading import EMBEDDED
 
     model = load(options)

@@ -6,8 +6,9 @@ import argparse
 from typing import Any
 
 from experiments.cli.diagnosis import show
-from mechedit.cli.options import command, load
+from mechedit.cli.options import command
 from mechedit.cli.pairs import read_pairs
+from mechedit.recipes.configured_model import load
 
 
 def diagnose(options: argparse.Namespace) -> int:

@@ -6,9 +6,11 @@ import argparse
 from typing import Any
 
 from experiments.cli.output import print_json
-from mechedit.cli.editor import add_editor_options, chosen_editor
+from mechedit.cli.editor import add_editor_options
 from mechedit.cli.fact import add_fact_options, chosen_fact
-from mechedit.cli.options import command, load
+from mechedit.cli.options import command
+from mechedit.recipes.configured_model import load
+from mechedit.recipes.editor_choice import chosen_editor
 from reports.errors import InputError
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.cli.options import configured, count
 from experiments.cli.output import as_table, print_json
-from mechedit.cli.options import command, load_each
+from mechedit.cli.options import command
+from mechedit.recipes.configured_model import load_each
 
 if TYPE_CHECKING:
     from mechedit.recipes.faithfulness import FaithfulnessConfig

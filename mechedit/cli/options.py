@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from experiments.cli.options import count, subcommand
 
 if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
-
-
-#: Weights of a model that is too small to gain by a second thread, and stalls on one where cores are shared.
-SMALL = 20_000_000
+    pass
 
 
 #: What says which model runs where; a recipe may say it too.
@@ -34,23 +29,6 @@ def command(
             "--dtype", default="float32", help="float32, float64, bfloat16, float16 (default float32)"
         )
     return parser
-
-
-def load(options: Any) -> HookedModel:
-    """The model, device and dtype of `options` or of a configuration; a small model on the CPU runs in one thread."""
-    import torch
-
-    from mechedit.models.hooked import load_model
-
-    model = load_model(options.model, device=options.device, dtype=options.dtype)
-    if model.device.type == "cpu" and sum(weight.numel() for weight in model.hf.parameters()) < SMALL:
-        torch.set_num_threads(1)
-    return model
-
-
-def load_each(config: Any) -> list[HookedModel]:
-    """The models of `config.models`, each as `load`."""
-    return [load(SimpleNamespace(**{**vars(config), "model": name})) for name in config.models]
 
 
 def top_k(text: str) -> int | str:

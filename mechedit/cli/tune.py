@@ -8,7 +8,8 @@ from typing import Any
 
 from experiments.cli.options import count
 from experiments.cli.output import as_table, print_json
-from mechedit.cli.options import command, load
+from mechedit.cli.options import command
+from mechedit.recipes.configured_model import load
 
 
 def tune(options: argparse.Namespace) -> None:

@@ -31,8 +31,8 @@ from mechedit.data.facts import FactEdit
 from mechedit.data.prompts import demonstration
 from mechedit.editors.base import as_facts, derive
 from mechedit.editors.defaults import AUTO, Table, Tuned
-from mechedit.editors.weights.upper_layers import resid_post
 from mechedit.models.hooked import HookedModel
+from mechedit.models.hooking import resid_post
 from mechedit.models.loading import EMBEDDED
 from mechedit.models.states import mean_states
 from reports.errors import InputError

@@ -11,46 +11,29 @@ Both write to a folder of a temporary name beside the wanted one and rename it; 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mechedit.data.facts import FactEdit
 from mechedit.editors.weights.weight_edit import LowRank, Replaced, WeightChange
-from mechedit.models import weights
+from mechedit.models.saving import _new_folder
 from reports.codec import parse
 from reports.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel
 
-__all__ = ["load_change", "save_change", "save_pretrained"]
+__all__ = ["load_change", "save_change"]
 
 SCHEMA_VERSION = 1
 # What is edited; the prompts that test a fact stay with whoever measures it.
 EDIT_FIELDS = ("subject", "prompt", "target_true", "target_new", "case_id", "relation")
-
-
-def save_pretrained(model: HookedModel, folder: str | Path) -> Path:
-    """Writes the model as it is now; returns the folder. Errors: `InputError` where `folder` cannot take it."""
-    state = {name: weight.detach() for name, weight in weights.checkpoint_weights(model.hf)}
-    with _new_folder(folder) as temporary:
-        model.hf.config.save_pretrained(temporary)
-        if model.hf.generation_config is not None:
-            model.hf.generation_config.save_pretrained(temporary)
-        model.tokenizer.save_pretrained(temporary)
-        save_torch_state_dict(state, temporary, metadata={"format": "pt"})
-    return Path(folder)
 
 
 def save_change(change: WeightChange, folder: str | Path) -> Path:
@@ -107,22 +90,3 @@ def load_change(folder: str | Path, model: HookedModel) -> WeightChange:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = first_line(error)
         raise InputError(f"change: {file} is no weight change that this version reads ({reason})") from error
-
-
-@contextlib.contextmanager
-def _new_folder(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder that gets the wanted name when the block ends well, and vanishes when it does not."""
-    wanted = Path(folder)
-    if wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
-        raise InputError(f"folder: expected a new or an empty folder, found {wanted}; choose another")
-    temporary = wanted.with_name(f".{wanted.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if wanted.exists():
-            wanted.rmdir()
-        temporary.replace(wanted)
-    except OSError as error:
-        raise InputError(f"folder: cannot write {wanted} ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

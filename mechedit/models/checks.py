@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mechedit.models.selfcheck import POINTS, TOLERANCE, conservation, share_off
+from mechedit.models.architecture import POINTS
+from mechedit.models.selfcheck import TOLERANCE, conservation, share_off
 from reports.diagnosis import Check
 
 if TYPE_CHECKING:

@@ -32,12 +32,13 @@ from transformers.activations import ACT2FN
 from experiments.checkpoints import digest, tokenizer_digest
 from experiments.runs import provenance
 from mechedit.models import weights
+from mechedit.models.architecture import refuse_processed, require_parts
 from mechedit.models.batching import batches
 from mechedit.models.generation import generate
 from mechedit.models.hooking import Hook, attach
 from mechedit.models.loading import load_checkpoint
 from mechedit.models.residual import ResidualView, view_residual
-from mechedit.models.selfcheck import check_loaded, refuse_processed, require_parts
+from mechedit.models.selfcheck import check_loaded
 from mechedit.models.weights import FinalNorm, ModelShape
 from reports.errors import InputError
 

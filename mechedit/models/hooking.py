@@ -25,7 +25,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reports.errors import InputError, IntegrityError
 
-__all__ = ["Hook", "attach"]
+__all__ = ["Hook", "attach", "post", "resid_post", "resid_pre"]
 
 Hook = tuple[str, Callable[..., torch.Tensor | None]]
 
@@ -104,3 +104,30 @@ def _call(
 
 def _count(passes: list[int], *_: object) -> None:
     passes[0] += 1
+
+
+def resid_pre(layer: int) -> str:
+    """The hook point of a layer's input.
+
+    >>> resid_pre(3)
+    'blocks.3.hook_resid_pre'
+    """
+    return f"blocks.{layer}.hook_resid_pre"
+
+
+def post(layer: int) -> str:
+    """The hook point of what W_out multiplies: the key k of a weight edit.
+
+    >>> post(3)
+    'blocks.3.mlp.hook_post'
+    """
+    return f"blocks.{layer}.mlp.hook_post"
+
+
+def resid_post(layer: int) -> str:
+    """The hook point of a layer's output.
+
+    >>> resid_post(3)
+    'blocks.3.hook_resid_post'
+    """
+    return f"blocks.{layer}.hook_resid_post"

@@ -14,10 +14,9 @@ assume. Parallel blocks, scaled residuals, norms that store weight − 1 and sof
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from transformer_lens.model_bridge import TransformerBridge
 
 from reports.errors import InputError, IntegrityError
 
@@ -25,72 +24,10 @@ if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel
     from mechedit.models.residual import ResidualView
 
-__all__ = [
-    "POINTS",
-    "TOLERANCE",
-    "check_loaded",
-    "conservation",
-    "heads_output",
-    "refuse_processed",
-    "require_parts",
-    "share_off",
-]
+__all__ = ["TOLERANCE", "check_loaded", "conservation", "heads_output", "share_off"]
 
 # Largest difference allowed, as a share of the largest value compared; fp32 agrees to about 1e-6.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-PARTS = ("ln1", "attn.v", "attn.o", "ln2", "mlp.in", "mlp.out")
-STREAM_POINTS = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out")
-POINTS = (*STREAM_POINTS, "attn.hook_pattern", "attn.hook_v", "attn.hook_z", "mlp.hook_post")
-
-
-def require_parts(bridge: TransformerBridge) -> None:
-    """Refuse a bridge without the parts of a sequential pre-norm decoder."""
-    missing = [part for part in ("blocks", "ln_final", "unembed") if not hasattr(bridge, part)]
-    if not missing:
-        points = bridge.hook_dict
-        for i, block in enumerate(bridge.blocks):
-            missing += [f"blocks.{i}.{part}" for part in PARTS if not _has(block, part)]
-            missing += [f"blocks.{i}.{point}" for point in POINTS if f"blocks.{i}.{point}" not in points]
-    if missing:
-        raise InputError(
-            f"model: unknown architecture {bridge.cfg.architecture}: expected a sequential pre-norm decoder, such as "
-            f"GPT2LMHeadModel or LlamaForCausalLM, found no {missing[0]}"
-        )
-
-
-def refuse_processed(bridge: TransformerBridge) -> None:
-    """Refuse folded or centred weights and compatibility mode, with the call that gives a raw bridge.
-
-    Processing leaves traces that training never does: norm weights of exactly 1 (folded), W_U with mean 0 over the
-    vocabulary or W_out with mean 0 over d_model (centred), value biases of exactly 0 (folded into b_O). A GPT-2 that
-    nobody has trained yet has the first and the last too, and is refused with them.
-    """
-    found = _processing(bridge)
-    if found:
-        raise InputError(
-            f"bridge: expected raw weights, found {found}; use "
-            f"TransformerBridge.boot_transformers({str(bridge.cfg.model_name)!r}) and neither "
-            "enable_compatibility_mode nor process_weights"
-        )
-
-
-def _processing(bridge: TransformerBridge) -> str | None:
-    """What has been done to the weights, in words, or None."""
-    blocks = list(bridge.blocks)
-    norms = [norm for block in blocks for norm in (block.ln1, block.ln2)] + [bridge.ln_final]
-    value_biases = [block.attn.v.original_component.bias for block in blocks]
-    out = blocks[0].mlp.out.original_component.weight
-    if bridge.compatibility_mode:
-        return "one in compatibility mode, where weights are processed and hooks called once for each of their names"
-    if all(bool((norm.original_component.weight == 1).all()) for norm in norms):
-        return "one with its norms folded (all their weights are 1)"
-    if _centred(bridge.unembed.original_component.weight, dim=0):
-        return "one with a centred unembedding"
-    if _centred(out, dim=out.shape.index(bridge.cfg.d_model)):
-        return "one with centred writing weights"
-    if all(bias is not None and not bool(bias.any()) for bias in value_biases):
-        return "one with its value biases folded (all of them are 0)"
-    return None
 
 
 def check_loaded(
@@ -169,17 +106,3 @@ def share_off(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def _plus(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return x if bias is None else x + bias
-
-
-def _has(block: Any, path: str) -> bool:
-    for name in path.split("."):
-        if not hasattr(block, name):
-            return False
-        block = getattr(block, name)
-    return getattr(block, "original_component", None) is not None
-
-
-def _centred(weight: torch.Tensor, *, dim: int) -> bool:
-    """Do all means along `dim` vanish, up to rounding?"""
-    weight = weight.detach().double()
-    return bool((weight.mean(dim).abs().max() < 1e-6 * weight.std()).item())

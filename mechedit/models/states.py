@@ -14,16 +14,7 @@ from mechedit.models.batching import batches
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel
 
-__all__ = ["last_states", "mean_states", "resid_pre"]
-
-
-def resid_pre(layer: int) -> str:
-    """The hook point of a layer's input.
-
-    >>> resid_pre(3)
-    'blocks.3.hook_resid_pre'
-    """
-    return f"blocks.{layer}.hook_resid_pre"
+__all__ = ["last_states", "mean_states"]
 
 
 @torch.no_grad()

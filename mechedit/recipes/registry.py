@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.recipe import Experiment
-from mechedit.cli.options import load, load_each
+from mechedit.recipes.configured_model import load, load_each
 
 if TYPE_CHECKING:
-    from mechedit.cli.evaluate import EvaluationConfig
     from mechedit.recipes.anatomy import AnatomyConfig
     from mechedit.recipes.compare import ComparisonConfig
     from mechedit.recipes.demo import DemoConfig
+    from mechedit.recipes.evaluate import EvaluationConfig
     from mechedit.recipes.faithfulness import FaithfulnessConfig
 
 __all__ = ["experiments"]
@@ -20,11 +20,11 @@ __all__ = ["experiments"]
 
 def experiments() -> dict[str, Experiment]:
     """By the name that a recipe gives in its key `experiment`."""
-    from mechedit.cli.evaluate import EvaluationConfig
     from mechedit.recipes import plans
     from mechedit.recipes.anatomy import AnatomyConfig
     from mechedit.recipes.compare import ComparisonConfig
     from mechedit.recipes.demo import DemoConfig
+    from mechedit.recipes.evaluate import EvaluationConfig
     from mechedit.recipes.faithfulness import FaithfulnessConfig
 
     return {
@@ -61,7 +61,7 @@ def _faithfulness(config: FaithfulnessConfig, out: Path, progress: bool) -> dict
 
 
 def _evaluate(config: EvaluationConfig, out: Path, progress: bool) -> dict[str, Any]:
-    from mechedit.cli.evaluate import run_evaluation
+    from mechedit.recipes.evaluate import run_evaluation
 
     found, _ = run_evaluation(config, out, progress=progress)
     return {"n_known": found.n_known, "n_total": found.n_total}

@@ -27,7 +27,7 @@ from tests.benchmarks.shapes import random_gpt2
 
 if TYPE_CHECKING:
     from mechedit.data.facts import FactEdit
-    from mechedit.editors.weights.subject import Lengths
+    from mechedit.editors.contexts import Lengths
     from mechedit.editors.weights.value_search import Search
     from mechedit.models.hooked import HookedModel
 
@@ -43,7 +43,8 @@ def bench_edit(
 
     The plain loop is timed on `repeats` facts, alternating with the single edit of the same fact; the batch once.
     """
-    from mechedit.editors.weights.subject import ask, contexts
+    from mechedit.editors.contexts import contexts
+    from mechedit.editors.weights.subject import ask
     from mechedit.editors.weights.upper_layers import upper_part
     from mechedit.editors.weights.value_search import Search, find_delta
     from mechedit.factworld import edits

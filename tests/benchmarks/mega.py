@@ -105,7 +105,8 @@ def _edits(model: HookedModel, prompt: str) -> list[SteeringEdit]:
     from mechedit.editors import SteeringEdit
     from mechedit.editors.steering.gates import HiddenGate
     from mechedit.editors.steering.transport import gaussian_map
-    from mechedit.models.states import last_states, resid_pre
+    from mechedit.models.hooking import resid_pre
+    from mechedit.models.states import last_states
 
     d, window = model.shape.d_model, range(4, 8)
     draw = torch.Generator().manual_seed(1)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from mechedit.attribution.frames import summed
 from mechedit.attribution.passes import Pass, run_pass
-from mechedit.attribution.result import as_code, check_top
+from mechedit.attribution.units import as_code, check_top
 from mechedit.models.hooking import Hook
 from mechedit.models.selfcheck import TOLERANCE
 from reports.errors import InputError

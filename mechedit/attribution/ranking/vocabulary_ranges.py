@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,22 +25,18 @@ from tqdm.auto import tqdm
 from mechedit.attribution.projection import BLOCK_BYTES, Projection
 from mechedit.attribution.ranking.certified import Ranges
 from mechedit.attribution.ranking.intervals import Spread
+from mechedit.models.cache import cache_folder
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel
 
-__all__ = ["cache_folder", "compute_ranges", "compute_spread", "vocabulary_ranges", "vocabulary_spread"]
+__all__ = ["compute_ranges", "compute_spread", "vocabulary_ranges", "vocabulary_spread"]
 
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 3
 _IN_MEMORY = 4  # files whose tensors stay in memory, the latest ones
 _memory: dict[str, dict[str, Tensor]] = {}
-
-
-def cache_folder() -> Path:
-    """`$MECHEDIT_CACHE`, else `~/.cache/mechedit`."""
-    return Path(os.environ.get("MECHEDIT_CACHE") or Path.home() / ".cache" / "mechedit")
 
 
 def vocabulary_ranges(model: HookedModel) -> Ranges:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from mechedit.data.facts import FactEdit
 from mechedit.editors.base import as_facts
+from mechedit.editors.contexts import Lengths, contexts
 from mechedit.editors.steering.fit_prompts import (
     Source,
     align_implications,
@@ -41,8 +42,8 @@ from mechedit.editors.steering.sentence_encoder import sentence_encoder
 from mechedit.editors.steering.sites import Heads, SiteName, part, read_site, site_of
 from mechedit.editors.steering.steer import Position, SteeredModel, SteeringEdit, steer, unsteered
 from mechedit.editors.steering.transport import AffineMap, gaussian_map, mean_shift
-from mechedit.editors.weights.subject import Lengths, contexts
-from mechedit.models.states import last_states, mean_states, resid_pre
+from mechedit.models.hooking import resid_pre
+from mechedit.models.states import last_states, mean_states
 from reports.errors import InputError
 
 if TYPE_CHECKING:

@@ -22,11 +22,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mechedit.data.facts import FactEdit
+from mechedit.editors.contexts import Lengths
 from mechedit.editors.defaults import AUTO, Table, Tuned
 from mechedit.editors.steering.mega import MEGA, GateKind
 from mechedit.editors.steering.paraphrases import Paraphrases
 from mechedit.editors.steering.steer import SteeredModel, SteeringEdit
-from mechedit.editors.weights.subject import Lengths
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel

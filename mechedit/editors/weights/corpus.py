@@ -73,7 +73,7 @@ def embedded_corpus(*, documents: int = WORLD_DOCUMENTS, seed: int = 0) -> Corpu
 
 def own_corpus(model: HookedModel, tokens: int, *, seed: int = 0) -> Corpus:
     """About `tokens` tokens that `model` writes itself, from the 50 likeliest at each place: for want of a text."""
-    from mechedit.editors.weights.subject import STARTS
+    from mechedit.editors.contexts import STARTS
 
     length = min(128, (model.n_ctx or 256) // 2)
     starts = [STARTS[i % len(STARTS)] for i in range(tokens // length + 1)]

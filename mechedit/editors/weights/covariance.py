@@ -32,8 +32,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mechedit.attribution.ranking.vocabulary_ranges import cache_folder
 from mechedit.editors.weights.corpus import Corpus, embedded_corpus, own_corpus, windows
+from mechedit.models.cache import cache_folder
 from mechedit.models.loading import EMBEDDED
 from reports.errors import InputError
 

@@ -29,11 +29,12 @@ from torch import Tensor
 
 from mechedit.data.facts import FactEdit
 from mechedit.editors.base import as_facts
+from mechedit.editors.contexts import Lengths, contexts
 from mechedit.editors.defaults import AUTO, Table
 from mechedit.editors.steering.steer import unsteered
 from mechedit.editors.weights.covariance import Covariance, covariance_for
-from mechedit.editors.weights.subject import Lengths, ask, contexts, subject_ids
-from mechedit.editors.weights.upper_layers import post, resid_post, upper_part
+from mechedit.editors.weights.subject import ask, subject_ids
+from mechedit.editors.weights.upper_layers import upper_part
 from mechedit.editors.weights.value_search import Search, find_delta
 from mechedit.editors.weights.weight_edit import (
     LowRank,
@@ -43,6 +44,7 @@ from mechedit.editors.weights.weight_edit import (
     low_rank,
     weight_edit,
 )
+from mechedit.models.hooking import post, resid_post
 from mechedit.models.states import last_states
 from reports.errors import InputError
 

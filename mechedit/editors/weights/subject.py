@@ -10,10 +10,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,11 +23,8 @@ from reports.errors import InputError
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel
 
-__all__ = ["Asked", "Lengths", "ask", "contexts", "subject_end", "subject_ids"]
+__all__ = ["Asked", "ask", "subject_end", "subject_ids"]
 
-# (texts, tokens of each): what the contexts are made of
-Lengths = tuple[tuple[int, int], ...]
-STARTS = ("The", "In", "A", "This", "One")
 DRIFT = "{} is a"
 
 
@@ -61,26 +56,6 @@ def subject_ids(model: HookedModel, template: str, subject: str, *, context: str
     """The prompt's ids up to and with the subject's last token."""
     ids, at = subject_end(model, template, subject, context=context)
     return ids[: at + 1]
-
-
-def contexts(model: HookedModel, lengths: Lengths, *, seed: int = 0) -> tuple[str, ...]:
-    """ "" first, then for each (n, tokens) n texts that the model writes, each ended by ". " as in ROME.
-
-    Sampled from the 5 likeliest tokens behind common first words; the same for the same weights and seed.
-    """
-    return _contexts(model, model.hash, lengths, seed)
-
-
-@lru_cache(maxsize=16)
-def _contexts(model: HookedModel, digest: str, lengths: Lengths, seed: int) -> tuple[str, ...]:
-    found = [""]
-    for n, tokens in lengths:
-        starts = [STARTS[i % len(STARTS)] for i in range(n)]
-        texts = model.generate(starts, max_new_tokens=tokens, top_k=5, seed=seed + len(found))
-        joined = (f"{start}{text}" for start, text in zip(starts, texts, strict=True))
-        # A context is one line, and braces would be taken for the subject's place.
-        found += [re.sub(r"[\s{}]+", " ", text).strip().removesuffix(".") + ". " for text in joined]
-    return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,28 +23,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from mechedit.models.hooking import post, resid_post
+
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel
 
-__all__ = ["Upper", "post", "resid_post", "upper_part"]
-
-
-def post(layer: int) -> str:
-    """The hook point of what W_out multiplies: the key k of a weight edit.
-
-    >>> post(3)
-    'blocks.3.mlp.hook_post'
-    """
-    return f"blocks.{layer}.mlp.hook_post"
-
-
-def resid_post(layer: int) -> str:
-    """The hook point of a layer's output.
-
-    >>> resid_post(3)
-    'blocks.3.hook_resid_post'
-    """
-    return f"blocks.{layer}.hook_resid_post"
+__all__ = ["Upper", "upper_part"]
 
 
 @dataclass(frozen=True)

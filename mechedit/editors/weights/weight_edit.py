@@ -113,7 +113,7 @@ class EditedModel(HookedModel):
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes the edited model as a checkpoint that plain `transformers` loads (`mechedit.editors.keeping`)."""
-        from mechedit.editors.keeping import save_pretrained
+        from mechedit.models.saving import save_pretrained
 
         return save_pretrained(self, folder)
 

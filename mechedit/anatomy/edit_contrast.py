@@ -1,0 +1,73 @@
+"""The edited model less the unedited one, unit by unit."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from typing import Literal
+
+from mechedit.attribution.difference import AttributionContrast, subtract
+from mechedit.attribution.exact_scores import with_units
+from mechedit.attribution.nlka import attribute, attributed
+from mechedit.attribution.options import Options
+from mechedit.attribution.passes import TargetTokens, run_passes
+from mechedit.attribution.projection import Biases
+from mechedit.attribution.ranking.neurons import Sign
+from mechedit.data.facts import FactEdit
+from mechedit.editors import Editor
+from mechedit.models.hooked import HookedModel
+
+__all__ = ["edit_contrast", "under_edit"]
+
+
+def edit_contrast(
+    model: HookedModel,
+    editor: Editor,
+    fact: FactEdit,
+    *,
+    prompt: str | None = None,
+    target: str | None = None,
+    top_k: int | Literal["all"] = 300,
+    sign: Sign = "promote",
+    biases: Biases = "keep",
+    tokens: TargetTokens = "first",
+) -> AttributionContrast:
+    """The edited model less the unedited one: the attribution of `target` behind `prompt`, unit by unit, nats.
+
+    Side a is `model` with `fact` edited by `editor`, b is `model` as it is. None: the rewrite prompt and the new object
+    of the fact. The `top_k` neurons of both sides are rows, each scored exactly on both. Other options as `attribute`.
+    A steering edit's own term is a row of `layers` (module "steer"), 0 on side b.
+
+    Errors: `InputError` as `attribute`, and for an edit that changes the prompt's tokens (IKE).
+
+    >>> import mechedit as me
+    >>> model, fact = me.load_model("factworld"), me.factworld.edits(1)[0]
+    >>> found = edit_contrast(model, me.editors.ROME(), fact, top_k=5)
+    >>> found.a.label, found.logp > 0, found.unknown["mlp_neurons"]
+    ('rome', True, 0)
+    """
+    prompt = fact.rewrite_prompt if prompt is None else prompt
+    target = fact.target_new if target is None else target
+    options = Options(top_k=top_k, sign=sign, biases=biases, tokens=tokens)
+    edited = editor.apply(model, [fact])
+    return under_edit(model, edited, prompt, target, label=editor.name, options=options)
+
+
+def under_edit(
+    model: HookedModel,
+    edited: AbstractContextManager[HookedModel],
+    prompt: str,
+    target: str,
+    *,
+    label: str,
+    options: Options,
+) -> AttributionContrast:
+    """`edit_contrast` of an edit that is there: `edited` is the model under it, for the length of a block."""
+    asked = asdict(options)
+    passes, target_ids = run_passes(model, prompt, target, tokens=options.tokens, biases=options.biases)
+    before = attributed(model, passes, target_ids, prompt=prompt, target=target, options=options)
+    with edited as changed:
+        after = attribute(changed, prompt, target, also=before, **asked)
+    # Terms are views of the weights: they speak of the unedited model again once the edit is undone.
+    found = subtract(after, with_units(before, passes, after))
+    return replace(found, a=replace(found.a, label=label), b=replace(found.b, label="unedited"))

@@ -1,0 +1,51 @@
+"""The editor of a run: by its name, with what it leaves open chosen on facts that are not measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from mechedit.data.facts import FactEdit
+from mechedit.editors import Editor
+from mechedit.models.hooked import HookedModel
+from reports.errors import InputError
+
+__all__ = ["SELECTION", "SETTINGS", "chosen_editor", "named_editor"]
+
+
+SETTINGS = ("window", "gate", "gate_model", "max_fpr", "site", "heads", "position")
+SELECTION = 20  # facts by which a window, a gate and the like are chosen, none of them measured
+
+
+def named_editor(options: Any, model: HookedModel) -> Editor:
+    """The editor as asked for, before it chooses anything. Errors: `InputError` for an option that it does not have."""
+    from mechedit.editors import MEGA, by_name
+
+    # MEGA's control, which moves the mean alone, is a setting of it and no editor of its own.
+    shift = options.editor == "mean_shift"
+    editor = MEGA(estimator="shift", name="mean_shift") if shift else by_name(options.editor)
+    given = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
+    fields = (
+        {field.name for field in dataclasses.fields(editor)} if dataclasses.is_dataclass(editor) else {""}
+    )
+    if foreign := [name for name in given if name not in fields]:
+        raise InputError(
+            f"{foreign[0]}: {options.editor} has no such setting; leave --{foreign[0].replace('_', '-')} out"
+        )
+    if given:
+        editor = dataclasses.replace(editor, **given)  # type: ignore[type-var]
+    if isinstance(editor, MEGA) and editor.window != "auto":
+        editor.layers(model)  # refuses a window outside of the model
+    return editor
+
+
+def chosen_editor(options: Any, model: HookedModel, facts: Sequence[FactEdit], *, data: str) -> Editor:
+    """The editor with what it leaves open chosen on facts that are not measured."""
+    from mechedit.recipes.splits import selection_for
+
+    editor: Any = named_editor(options, model)
+    if getattr(editor, "needs_selection", False):
+        others = selection_for(facts, data, embedded=options.model, n=SELECTION, seed=options.seed)
+        editor = editor.select(model, others)
+    return editor
