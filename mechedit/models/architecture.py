@@ -9,26 +9,35 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reports.errors import InputError
 
-__all__ = ["POINTS", "refuse_processed", "require_parts"]
+__all__ = ["points", "refuse_processed", "require_parts"]
 
 
-PARTS = ("ln1", "attn.v", "attn.o", "ln2", "mlp.in", "mlp.out")
-STREAM_POINTS = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out")
-POINTS = (*STREAM_POINTS, "attn.hook_pattern", "attn.hook_v", "attn.hook_z", "mlp.hook_post")
+PARTS = ("attn.v", "attn.o", "mlp.in", "mlp.out")
+NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")  # those that a block has
+STREAM_POINTS = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
+INNER_POINTS = ("attn.hook_pattern", "attn.hook_v", "attn.hook_z", "mlp.hook_post")
+
+
+def points(block: Any) -> tuple[str, ...]:
+    """The hook points of a bridged block that this package reads: a parallel block has no stream between attention and
+    MLP, and where a norm follows a sub-layer its input is read too."""
+    middle = ("hook_resid_mid",) if "hook_resid_mid" in block.hook_aliases else ()
+    behind = tuple(f"{norm}.hook_in" for norm in ("ln1_post", "ln2_post") if hasattr(block, norm))
+    return (*STREAM_POINTS, *middle, *INNER_POINTS, *behind)
 
 
 def require_parts(bridge: TransformerBridge) -> None:
-    """Refuse a bridge without the parts of a sequential pre-norm decoder."""
+    """Refuse a bridge without the parts of a decoder of attention and MLPs."""
     missing = [part for part in ("blocks", "ln_final", "unembed") if not hasattr(bridge, part)]
     if not missing:
-        points = bridge.hook_dict
+        known = bridge.hook_dict
         for i, block in enumerate(bridge.blocks):
             missing += [f"blocks.{i}.{part}" for part in PARTS if not _has(block, part)]
-            missing += [f"blocks.{i}.{point}" for point in POINTS if f"blocks.{i}.{point}" not in points]
+            missing += [f"blocks.{i}.{point}" for point in points(block) if f"blocks.{i}.{point}" not in known]
     if missing:
         raise InputError(
-            f"model: unknown architecture {bridge.cfg.architecture}: expected a sequential pre-norm decoder, such as "
-            f"GPT2LMHeadModel or LlamaForCausalLM, found no {missing[0]}"
+            f"model: {bridge.cfg.architecture} cannot be read: expected blocks of one attention and one MLP, "
+            f"found no {missing[0]}"
         )
 
 
@@ -51,12 +60,13 @@ def refuse_processed(bridge: TransformerBridge) -> None:
 def _processing(bridge: TransformerBridge) -> str | None:
     """What has been done to the weights, in words, or None."""
     blocks = list(bridge.blocks)
-    norms = [norm for block in blocks for norm in (block.ln1, block.ln2)] + [bridge.ln_final]
+    norms = [getattr(block, name) for block in blocks for name in NORMS if hasattr(block, name)]
+    weights = [getattr(norm.original_component, "weight", None) for norm in (*norms, bridge.ln_final)]
     value_biases = [block.attn.v.original_component.bias for block in blocks]
     out = blocks[0].mlp.out.original_component.weight
     if bridge.compatibility_mode:
         return "one in compatibility mode, where weights are processed and hooks called once for each of their names"
-    if all(bool((norm.original_component.weight == 1).all()) for norm in norms):
+    if all(weight is not None and bool((weight == 1).all()) for weight in weights):
         return "one with its norms folded (all their weights are 1)"
     if _centred(bridge.unembed.original_component.weight, dim=0):
         return "one with a centred unembedding"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal, Self, cast
 
@@ -28,6 +29,7 @@ from mechedit.models import weights
 from mechedit.models.architecture import require_parts
 from mechedit.models.batching import batches
 from mechedit.models.hooking import Hook, attach
+from mechedit.models.outlets import Outlet
 from mechedit.models.weights import FinalNorm
 from reports.errors import InputError
 
@@ -249,19 +251,34 @@ class BridgedModel:
 
     def ln1(self, layer: int) -> torch.Tensor:
         """Weight of the norm before attention [d_model]."""
-        return weights.norm(self._block(layer).ln1).weight
+        return self.norm1(layer).weight
 
     def ln2(self, layer: int) -> torch.Tensor:
         """Weight of the norm before the MLP [d_model]."""
-        return weights.norm(self._block(layer).ln2).weight
+        return self.norm2(layer).weight
 
     def norm1(self, layer: int) -> FinalNorm:
-        """The norm before attention."""
-        return weights.norm(self._block(layer).ln1)
+        """The norm that attention reads the stream through; of kind "none" where there is none (OLMo-2)."""
+        return self._norm(self._block(layer), "ln1") or weights.no_norm(self.W_U[:, 0])
 
     def norm2(self, layer: int) -> FinalNorm:
-        """The norm before the MLP."""
-        return weights.norm(self._block(layer).ln2)
+        """The norm that the MLP reads through; a parallel block may have one for both (GPT-J)."""
+        own = self._norm(self._block(layer), "ln2")
+        shared = self.norm1(layer) if self.shape.parallel else weights.no_norm(self.W_U[:, 0])
+        return own or shared
+
+    def attn_outlet(self, layer: int) -> Outlet:
+        """What attention's output passes on its way into the stream (`mechedit.models.outlets`)."""
+        return self._outlet(layer, "ln1_post")
+
+    def mlp_outlet(self, layer: int) -> Outlet:
+        """What the MLP's output passes on its way into the stream."""
+        return self._outlet(layer, "ln2_post")
+
+    def b_V(self, layer: int) -> torch.Tensor | None:
+        """[n_kv_heads, d_head], or None."""
+        bias = weights.bias(self._attn(layer).v)
+        return None if bias is None else bias.unflatten(0, (self.shape.n_kv_heads, self.shape.d_head))
 
     def b_in(self, layer: int) -> torch.Tensor | None:
         """[d_mlp], or None."""
@@ -285,13 +302,20 @@ class BridgedModel:
 
     @property
     def b_U(self) -> torch.Tensor | None:
-        """[d_vocab], or None."""
-        return weights.bias(self.bridge.unembed)
+        """[d_vocab], or None; times the factor of the logits, if the model has one."""
+        bias, scale = weights.bias(self.bridge.unembed), self.shape.logit_scale
+        return bias if bias is None or scale == 1 else bias * scale
 
     @property
     def final_norm(self) -> FinalNorm:
-        """The norm before the unembedding."""
-        return weights.norm(self.bridge.ln_final)
+        """The norm before the unembedding, so that final_norm(x) @ W_U + b_U are the logits: a factor of the logits
+        (Granite, Cohere) is in its weight and bias."""
+        norm, scale = self._norm(self.bridge, "ln_final"), self.shape.logit_scale
+        assert norm is not None  # `require_parts`
+        if scale == 1:
+            return norm
+        bias = None if norm.bias is None else norm.bias * scale
+        return replace(norm, weight=norm.weight * scale, bias=bias)
 
     # -------------------------------------------------------------------------------------- inside
 
@@ -308,6 +332,14 @@ class BridgedModel:
         if not 0 <= layer < self.shape.n_layers:
             raise InputError(f"layer: expected 0 to {self.shape.n_layers - 1}, found {layer}")
         return self.bridge.blocks[layer]
+
+    def _norm(self, parent: Any, name: str) -> FinalNorm | None:
+        """The norm of this name, or None."""
+        return weights.norm(getattr(parent, name), like=self.W_U[:, 0]) if hasattr(parent, name) else None
+
+    def _outlet(self, layer: int, norm: str) -> Outlet:
+        block = self._block(layer)
+        return Outlet(self._norm(block, norm), float(getattr(block, "residual_contribution_scale", 1.0)))
 
     def _attn(self, layer: int) -> Any:
         return self._block(layer).attn

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mechedit.models.architecture import POINTS
+from mechedit.models.architecture import points
 from mechedit.models.hooked import HookedModel
 from mechedit.models.selfcheck import TOLERANCE, conservation, share_off
 from mechedit.models.weights import FinalNorm
@@ -24,7 +24,6 @@ from reports.diagnosis import Check
 __all__ = ["folded_norms", "hooks_fire", "identities", "invariance", "special_tokens"]
 
 FAR = 10  # a forgotten mask must be off by this many times what padding and batch mates are
-USED = (*POINTS, "hook_resid_post")  # of every block: what the package reads, and where it steers
 
 
 @torch.no_grad()
@@ -127,14 +126,15 @@ def special_tokens(model: HookedModel, pairs: Sequence[tuple[str, str]]) -> Iter
 
 def hooks_fire(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
     """Every hook point that the package reads or steers, counted in one pass."""
-    names = [f"blocks.{layer}.{point}" for layer in range(model.shape.n_layers) for point in USED]
+    blocks = model.bridge.blocks
+    names = [f"blocks.{layer}.{point}" for layer, block in enumerate(blocks) for point in points(block)]
     names.append("ln_final.hook_in")
-    points, fired = model.bridge.hook_dict, dict.fromkeys(names, 0)
+    known, fired = model.bridge.hook_dict, dict.fromkeys(names, 0)
 
     def count(name: str) -> None:
         fired[name] += 1
 
-    hooks = [(name, lambda _tensor, hook, name=name: count(name)) for name in names if name in points]
+    hooks = [(name, lambda _tensor, hook, name=name: count(name)) for name in names if name in known]
     with model.bridge.hooks(fwd_hooks=hooks), torch.no_grad():
         model.run(*model.pad(probes[:1]))
     wrong = [name for name in names if fired[name] != 1]

@@ -57,8 +57,10 @@ def conservation(model: BridgedModel, view: ResidualView) -> dict[str, tuple[tor
     """
     layers = range(model.shape.n_layers)
     following = torch.cat([view.resid_pre[1:], view.resid_final[None]])
-    heads = torch.stack([heads_output(model, view, layer) for layer in layers])
-    neurons = torch.stack([_plus(view.mlp_post[i, -1] @ model.W_out(i), model.b_out(i)) for i in layers])
+    heads = torch.stack([model.attn_outlet(i)(heads_output(model, view, i)) for i in layers])
+    neurons = torch.stack(
+        [model.mlp_outlet(i)(_plus(view.mlp_post[i, -1] @ model.W_out(i), model.b_out(i))) for i in layers]
+    )
     return {
         "resid_pre + attn_out = resid_mid": (view.resid_pre + view.attn_out, view.resid_mid),
         "resid_mid + mlp_out = the next resid_pre": (view.resid_mid + view.mlp_out, following),

@@ -1,0 +1,92 @@
+"""What a sub-layer's output passes on its way into the residual stream: a norm, a multiplier, or nothing.
+
+    outlet(y) = factor · norm(y)
+
+LLaMA adds y itself. Granite multiplies it, OLMo-2 and Gemma 3 norm it. With the norm's scale σ held still at what it was
+in a forward pass, an outlet is affine, and its linear part is what becomes of a unit's vector v (a head's, a neuron's):
+
+    G v = (v [− mean v]) ⊙ g,   g = factor · γ / σ          and of a key k that reads the stream:   Gᵀ k = [centre] (g ⊙ k)
+
+so that (G v) · k = v · (Gᵀ k): keys are pulled through, and no copy of W_O or W_out is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mechedit.models.weights import FinalNorm
+
+__all__ = ["Gain", "Outlet"]
+
+
+@dataclass(frozen=True, eq=False)
+class Gain:
+    """G: an outlet with its norm's scale frozen, as a map of vectors [..., d].
+
+    `weight` = factor · γ ([d], a scalar, or None: 1), `sigma`, `centre`: whether the norm takes the mean off. fp64.
+
+    >>> G = Gain(weight=torch.tensor([2.0, 4.0]).double(), sigma=2.0)
+    >>> v, k = torch.tensor([1.0, 1.0]).double(), torch.tensor([3.0, 1.0]).double()
+    >>> G(v).tolist(), float(G(v) @ k) == float(v @ G.pull(k))
+    ([1.0, 2.0], True)
+    """
+
+    weight: Tensor | None = None
+    sigma: float = 1.0
+    centre: bool = False
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """G v for vectors [..., d], in their dtype."""
+        if self.weight is None:
+            return vectors
+        return _centred(vectors, self.centre) * self._scale(vectors)
+
+    def pull(self, keys: Tensor) -> Tensor:
+        """Gᵀ k for keys [..., d], in their dtype."""
+        return keys if self.weight is None else _centred(keys * self._scale(keys), self.centre)
+
+    def _scale(self, like: Tensor) -> Tensor:
+        assert self.weight is not None
+        return (self.weight.to(like.device) / self.sigma).to(like.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Outlet:
+    """`outlet(y) = factor · norm(y)`; norm None: y itself."""
+
+    norm: FinalNorm | None = None
+    factor: float = 1.0
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """What is added to the residual stream for an output y [..., d]."""
+        y = y if self.norm is None else self.norm(y)
+        return y if self.factor == 1 else self.factor * y
+
+    @property
+    def plain(self) -> bool:
+        """Whether the output itself is added."""
+        return self.norm is None and self.factor == 1
+
+    @property
+    def weight(self) -> Tensor | None:
+        """factor · γ, [d] or a scalar, fp64: what every row of W_O or W_out meets, whatever the prompt. None: nothing."""
+        if self.norm is not None:
+            return self.factor * self.norm.weight.double()
+        return None if self.factor == 1 else torch.tensor(self.factor, dtype=torch.float64)
+
+    @property
+    def shift(self) -> Tensor | None:
+        """factor · β [d], fp64, or None: what is added beside G y."""
+        bias = None if self.norm is None else self.norm.bias
+        return None if bias is None else self.factor * bias.double()
+
+    def frozen(self, sigma: float = 1.0) -> Gain:
+        """G where the norm's scale was `sigma` (1 where there is no norm)."""
+        return Gain(self.weight, sigma, centre=self.norm is not None and self.norm.kind == "layer")
+
+
+def _centred(x: Tensor, wanted: bool) -> Tensor:
+    return x - x.mean(-1, keepdim=True) if wanted else x
