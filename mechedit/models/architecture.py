@@ -34,10 +34,14 @@ def require_parts(bridge: TransformerBridge) -> None:
         for i, block in enumerate(bridge.blocks):
             missing += [f"blocks.{i}.{part}" for part in PARTS if not _has(block, part)]
             missing += [f"blocks.{i}.{point}" for point in points(block) if f"blocks.{i}.{point}" not in known]
+    if not missing and bridge.cfg.positional_embedding_type == "alibi":
+        raise InputError(
+            f"model: {bridge.cfg.architecture} is not supported: its attention has linear biases (ALiBi)"
+        )
     if missing:
         raise InputError(
-            f"model: {bridge.cfg.architecture} cannot be read: expected blocks of one attention and one MLP, "
-            f"found no {missing[0]}"
+            f"model: {bridge.cfg.architecture} is not supported: expected blocks of one attention and one MLP, found "
+            f"no {missing[0]}"
         )
 
 

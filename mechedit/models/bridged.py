@@ -21,15 +21,17 @@ from typing import Any, Literal, Self, cast
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.activations import ACT2FN
 
 from experiments.checkpoints import digest, tokenizer_digest
 from experiments.runs import provenance
 from mechedit.models import weights
 from mechedit.models.architecture import require_parts
 from mechedit.models.batching import batches
+from mechedit.models.fused import share_fused
 from mechedit.models.hooking import Hook, attach
+from mechedit.models.masks import finite_masks
 from mechedit.models.outlets import Outlet
+from mechedit.models.refusals import longest
 from mechedit.models.weights import FinalNorm
 from reports.errors import InputError
 
@@ -52,6 +54,7 @@ class BridgedModel:
         self.hf.eval().requires_grad_(False)
         bridge.eval().requires_grad_(False)
         require_parts(bridge)
+        share_fused(bridge)
         self.shape = weights.shape(bridge)
         self._prefix = _special_prefix(tokenizer)
         # An evaluation asks for the same prompts again and again.
@@ -76,7 +79,7 @@ class BridgedModel:
     @property
     def n_ctx(self) -> int | None:
         """The longest sequence the checkpoint's config allows, or None where it says nothing."""
-        return getattr(self.hf.config, "max_position_embeddings", None)
+        return longest(self.hf.config)
 
     @property
     def hash(self) -> str:
@@ -177,10 +180,10 @@ class BridgedModel:
             raise InputError(f"prompt: expected at most {self.n_ctx} tokens, found {length}; shorten it")
         positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, length - ids.shape[1] :]
         options = {"use_cache": False, **options}
-        visible = _double_mask(mask, ids.shape[1]) if self.dtype == torch.float64 else mask
-        logits, cache = self.bridge(
-            ids, attention_mask=visible, position_ids=positions, return_type="logits_and_cache", **options
-        )
+        with finite_masks(self.bridge) if self.dtype == torch.float64 else contextlib.nullcontext():
+            logits, cache = self.bridge(
+                ids, attention_mask=mask, position_ids=positions, return_type="logits_and_cache", **options
+            )
         return logits, cache
 
     @torch.no_grad()
@@ -290,10 +293,8 @@ class BridgedModel:
 
     @property
     def act_fn(self) -> torch.nn.Module:
-        """The MLP's activation function, by the name it has in the checkpoint's config."""
-        names = ("hidden_activation", "hidden_act", "activation_function")
-        found = [getattr(self.hf.config, name) for name in names if getattr(self.hf.config, name, None)]
-        return cast(torch.nn.Module, ACT2FN[found[0]])
+        """The MLP's activation function, as its module has it."""
+        return weights.activation(self._mlp(0))
 
     @property
     def W_U(self) -> torch.Tensor:
@@ -346,19 +347,6 @@ class BridgedModel:
 
     def _mlp(self, layer: int) -> Any:
         return self._block(layer).mlp
-
-
-def _double_mask(mask: torch.Tensor, n_queries: int) -> torch.Tensor:
-    """Additive causal mask [B, 1, n_queries, T] of mask [B, T], with float32's lowest number where nothing is seen.
-
-    Hugging Face's own has float64's lowest, but LLaMA's softmax runs in float32: there it is −inf, and the row of a
-    padding token, which sees nothing at all, becomes nan, which its value then spreads to the tokens behind it.
-    """
-    length = mask.shape[1]
-    causal = torch.ones(n_queries, length, dtype=torch.bool, device=mask.device).tril(length - n_queries)
-    seen = causal & mask[:, None, None, :].bool()
-    lowest = torch.finfo(torch.float32).min
-    return torch.zeros(seen.shape, dtype=torch.float64, device=mask.device).masked_fill(~seen, lowest)
 
 
 def _special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from mechedit.models.architecture import refuse_processed
 from mechedit.models.bridged import BridgedModel, Prompts
 from mechedit.models.generation import generate
-from mechedit.models.loading import load_checkpoint
+from mechedit.models.loading import load_checkpoint, refused
 from mechedit.models.residual import ResidualView, view_residual
 from mechedit.models.selfcheck import check_loaded
 from mechedit.models.weights import FinalNorm, ModelShape
@@ -66,8 +66,9 @@ def load_model(
     """
     loaded = load_checkpoint(str(name), device=device, dtype=dtype)
     shown = str(name) if loaded.source.startswith("embedded:") or "@" in loaded.source else Path(name).name
-    model = HookedModel(loaded.bridge, loaded.tokenizer, name=shown, source=loaded.source)
-    check_loaded(model, probe=loaded.probe, reference=loaded.reference)
+    with refused(f"{loaded.bridge.cfg.architecture} cannot be read"):
+        model = HookedModel(loaded.bridge, loaded.tokenizer, name=shown, source=loaded.source)
+        check_loaded(model, probe=loaded.probe, reference=loaded.reference)
     return model
 
 

@@ -18,9 +18,10 @@ read), and code that a checkpoint brings along is never run (`trust_remote_code=
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,17 +29,14 @@ from typing import Any
 import torch
 from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments import checkpoints
-from reports.errors import InputError, first_line
+from mechedit.models import refusals
+from mechedit.models.masks import narrow_windows
+from reports.errors import InputError, MechEditError, first_line
 
-__all__ = ["EMBEDDED", "FOLDERS", "Checkpoint", "load_checkpoint", "read_model"]
+__all__ = ["EMBEDDED", "FOLDERS", "Checkpoint", "load_checkpoint", "read_model", "refused"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,11 +73,14 @@ def load_checkpoint(name: str, *, device: str = "auto", dtype: str | torch.dtype
         hf = read_model(folder, dtype=precision)
     hf.eval().requires_grad_(False)
     torch.nn.Module.to(hf, target)
-    probe, reference = probe_logits(hf)
+    hf.config.architectures = [type(hf).__name__]  # a config may name none
+    with refused(f"{type(hf).__name__} in {folder} cannot be run"):
+        probe, reference = probe_logits(hf)
     # The bridge re-wraps its tokenizer (BOS, padding token): it gets a copy, ours stays as the checkpoint has it.
-    bridge = TransformerBridge.boot_transformers(
-        str(folder), hf_model=hf, tokenizer=copy.deepcopy(tokenizer), device=target, dtype=precision
-    )
+    with refused(f"{type(hf).__name__} in {folder} cannot be bridged by TransformerLens"):
+        bridge = TransformerBridge.boot_transformers(
+            str(folder), hf_model=hf, tokenizer=copy.deepcopy(tokenizer), device=target, dtype=precision
+        )
     logger.info("loaded %s (%s, %s, %s)", source, type(hf).__name__, precision, target)
     return Checkpoint(source, bridge, tokenizer, probe, reference)
 
@@ -100,19 +101,13 @@ def find_folder(name: str) -> tuple[Path, str]:
 
 
 def require_architecture(folder: Path) -> None:
-    """Refuse a folder without a config, and an architecture that the bridge does not know."""
-    if not (folder / "config.json").is_file():
-        raise InputError(f"model: {folder} has no config.json; it is no checkpoint in Hugging Face's layout")
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, OSError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"model: {folder / 'config.json'}: {first_line(error)}") from error
-    architecture = next(iter(config.architectures or []), "none named")
-    if architecture not in SUPPORTED_ARCHITECTURES:
-        raise InputError(
-            f"model: unknown architecture {architecture!r} in {folder / 'config.json'}; expected a decoder that "
-            "TransformerLens can bridge, such as GPT2LMHeadModel or LlamaForCausalLM"
-        )
+    """Refuse a folder without a config, a property that is in the way, and what the bridge does not know."""
+    config = refusals.read_config(folder)
+    architecture, why = refusals.architecture_of(config), refusals.refusal(config)
+    if why is None and architecture not in SUPPORTED_ARCHITECTURES:
+        why = "TransformerLens has no bridge for it"
+    if why is not None:
+        raise InputError(f"model: {architecture} in {folder} is not supported: {why}")
 
 
 def read_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
@@ -155,4 +150,16 @@ def probe_logits(hf: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
     """Six token ids spread over the vocabulary [6], and the logits of the plain model on them [6, d_vocab]."""
     embeddings = next(hf.get_input_embeddings().parameters())
     probe = torch.linspace(0, embeddings.shape[0] - 1, 6).long().to(embeddings.device)
-    return probe, hf(probe[None], use_cache=False).logits[0]
+    with narrow_windows(hf.config):
+        return probe, hf(probe[None], use_cache=False).logits[0]
+
+
+@contextlib.contextmanager
+def refused(what: str) -> Iterator[None]:
+    """Whatever another library raises for a model that it cannot handle becomes a refusal of one line."""
+    try:
+        yield
+    except MechEditError:
+        raise
+    except Exception as error:  # the model's own code, or the bridge's: there is no end of kinds
+        raise InputError(f"model: {what}: {first_line(error)}") from error

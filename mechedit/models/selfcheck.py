@@ -14,16 +14,32 @@ assume. Parallel blocks, scaled residuals, norms that store weight − 1 and sof
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from mechedit.models.bridged import BridgedModel
+from mechedit.models.masks import narrow_windows
 from mechedit.models.residual import ResidualView, view_residual
+from mechedit.models.weights import FinalNorm, bias, matrix
 from reports.errors import InputError, IntegrityError
 
 __all__ = ["TOLERANCE", "check_loaded", "conservation", "heads_output", "share_off"]
 
 # Largest difference allowed, as a share of the largest value compared; fp32 agrees to about 1e-6.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+# What a model does for which an identity fails.
+PROPERTIES = {
+    "resid_pre + attn_out = resid_mid": "something besides attention writes to its residual stream before the MLP",
+    "resid_mid + mlp_out = the next resid_pre": "something besides attention and MLP writes to its residual stream",
+    "heads + b_O = attn_out": "its attention's output is not the sum of its heads'",
+    "mlp_post @ W_out + b_out = mlp_out": "its MLP's output is not the sum of its neurons'",
+    "final_norm(resid_final) @ W_U + b_U = logits": "its logits are not linear in the normed residual stream",
+    "norm1(resid_pre) @ W_V + b_V = v": "its values are not linear in the normed residual stream",
+    "act(norm2(resid) @ W_in + b_in) = mlp_post": "its neurons are no activation of the normed residual stream",
+}
 
 
 def check_loaded(
@@ -41,12 +57,12 @@ def check_loaded(
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.shape.n_layers)]
     with model.hooks([(name, lambda t, hook: z.append(t)) for name in names]):
         view = view_residual(model, ids)
-    for what, (found, expected) in conservation(model, view).items():
+    for what, (found, expected) in {**conservation(model, view), **reads(model, view)}.items():
         error = share_off(found, expected)
         if not error <= TOLERANCE[model.dtype]:
             raise InputError(
-                f"model: unknown architecture {model.shape.architecture}: expected a sequential pre-norm decoder, but "
-                f"{what} does not hold (off by {error:.1e} of the largest value)"
+                f"model: {model.shape.architecture} is not supported: {PROPERTIES[what]} ({what} is off by {error:.1e} of "
+                "the largest value)"
             )
 
 
@@ -73,6 +89,34 @@ def conservation(model: BridgedModel, view: ResidualView) -> dict[str, tuple[tor
     }
 
 
+@torch.no_grad()
+def reads(model: BridgedModel, view: ResidualView) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """What the sub-layers read, by name: (what their norms and weights make of the stream, what the model had).
+
+    They say what a key is (`mechedit.attribution.circuits.keys`): of one that fails, nothing above its value neurons does.
+    """
+    layers = range(model.shape.n_layers)
+    v = torch.stack(
+        [_read(model.norm1(i), view.resid_pre_all[i], model.bridge.blocks[i].attn.v) for i in layers]
+    )
+    inputs = view.resid_pre_all if model.shape.parallel else view.resid_mid_all
+    posts = []
+    for i in layers:
+        mlp, normed = model.bridge.blocks[i].mlp, inputs[i]
+        post = _read(model.norm2(i), normed, getattr(mlp, "in"))
+        gate = None if not model.shape.gated else model.act_fn(_read(model.norm2(i), normed, mlp.gate))
+        posts.append(model.act_fn(post) if gate is None else gate * post)
+    return {
+        "norm1(resid_pre) @ W_V + b_V = v": (v, view.v.flatten(2)),
+        "act(norm2(resid) @ W_in + b_in) = mlp_post": (torch.stack(posts), view.mlp_post),
+    }
+
+
+def _read(norm: FinalNorm, x: torch.Tensor, projection: Any) -> torch.Tensor:
+    """norm(x) @ W + b of a bridged projection."""
+    return _plus(norm(x) @ matrix(projection), bias(projection))
+
+
 def heads_output(model: BridgedModel, view: ResidualView, layer: int) -> torch.Tensor:
     """Σ_{h,t} pattern[h, t] · v[t, h // (H // K)] @ W_O[h] + b_O, [d_model], at the last position."""
     group = model.shape.n_heads // model.shape.n_kv_heads
@@ -83,9 +127,10 @@ def heads_output(model: BridgedModel, view: ResidualView, layer: int) -> torch.T
 
 @torch.no_grad()
 def _check_logits(model: BridgedModel, ids: torch.Tensor, reference: torch.Tensor) -> None:
-    alone = model.forward(ids[None], torch.ones_like(ids)[None])[0]
     half = len(ids) // 2
-    padded = model.run(*model.pad([ids, ids[:half]]), logits_to_keep=1)[0][:, -1]
+    with narrow_windows(model.hf.config):  # as the reference is
+        alone = model.forward(ids[None], torch.ones_like(ids)[None])[0]
+        padded = model.run(*model.pad([ids, ids[:half]]), logits_to_keep=1)[0][:, -1]
     pairs = {"alone": (alone, reference), "in a padded batch": (padded, reference[[-1, half - 1]])}
     for where, (found, expected) in pairs.items():
         error = share_off(found, expected)
@@ -102,5 +147,5 @@ def share_off(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float(difference / expected.double().abs().max())
 
 
-def _plus(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return x if bias is None else x + bias
+def _plus(x: torch.Tensor, constant: torch.Tensor | None) -> torch.Tensor:
+    return x if constant is None else x + constant

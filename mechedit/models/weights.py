@@ -15,8 +15,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers.pytorch_utils import Conv1D
 
 from mechedit.models.norms import norm_form
+from reports.errors import InputError
 
-__all__ = ["FinalNorm", "ModelShape", "bias", "checkpoint_weights", "matrix", "no_norm", "norm", "shape"]
+__all__ = ["FinalNorm", "ModelShape", "activation", "bias", "checkpoint_weights", "matrix", "no_norm", "norm", "shape"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def matrix(component: Any) -> torch.Tensor:
 
 def bias(component: Any) -> torch.Tensor | None:
     """Bias of a bridged projection; the buffer of zeros that the bridge gives to an unembedding is none."""
-    bias = component.original_component._parameters.get("bias")
+    module = component.original_component
+    bias = None if "bias" in module._buffers else getattr(module, "bias", None)
     return None if bias is None else bias.detach()
 
 
@@ -104,6 +106,24 @@ def norm(component: Any, *, like: torch.Tensor | None = None) -> FinalNorm:
 def no_norm(like: torch.Tensor) -> FinalNorm:
     """What a sub-layer reads through where there is no norm before it (OLMo-2): x itself. like [d]."""
     return FinalNorm(weight=torch.ones_like(like), bias=None, eps=0.0, kind="none")
+
+
+def activation(mlp: Any) -> torch.nn.Module:
+    """The function between a bridged MLP's projections: its one module without weights.
+
+    Errors: `InputError` where there is none, or several.
+    """
+    found = [
+        module
+        for module in mlp.original_component.children()
+        if not isinstance(module, torch.nn.Dropout) and not any(True for _ in module.parameters())
+    ]
+    if len(found) != 1:
+        raise InputError(
+            f"model: {type(mlp.original_component).__name__} is not supported: expected one activation function without "
+            f"weights of its own between the MLP's projections, found {len(found)}"
+        )
+    return found[0]
 
 
 def shape(bridge: TransformerBridge) -> ModelShape:
