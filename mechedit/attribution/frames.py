@@ -108,7 +108,7 @@ def promotes_frame(
         mlps = [terms[layer].mlp for layer, _ in block]
         parts = zip(mlps, block, strict=True)
         vectors = [
-            mlp.coefficients[i, 0] * mlp.directions[i].to(mlp.coefficients.dtype) for mlp, (_, i) in parts
+            mlp.gain(mlp.coefficients[i, 0] * mlp.directions[i].to(mlp.coefficients.dtype)) for mlp, (_, i) in parts
         ]
         found = tops(projection.directions(torch.stack(vectors)))
         rows += [(*unit, *top) for unit, own in zip(block, found, strict=True) for top in own]

@@ -29,7 +29,6 @@ from mechedit.attribution.passes import Pass, run_pass
 from mechedit.attribution.projection import Biases
 from mechedit.attribution.ranking.certified import unit_vectors
 from mechedit.attribution.result import AttributionContrast, Side
-from mechedit.attribution.terms import product
 from mechedit.attribution.tokens import token_strings
 from mechedit.attribution.units import UNITS, joined
 from mechedit.models.hooked import HookedModel
@@ -114,7 +113,7 @@ def _neurons(one: Pass, kind: Kind, direction: Tensor, top_k: int | Literal["all
     """The `top_k` neurons of a kind by |direction · v|, of all; equal ones in the order of layer and index."""
     parts = [getattr(term, kind) for term in one.terms]
     size, columns = parts[0].coefficients.shape
-    quick = [part.coefficients.double() * product(part.directions, direction[:, None]) for part in parts]
+    quick = [part.coefficients.double() * part.product(direction[:, None]) for part in parts]
     every = torch.cat([scores.flatten().cpu() for scores in quick])
     k = None if top_k == "all" else top_k
     chosen = every.abs().sort(descending=True, stable=True).indices[:k]

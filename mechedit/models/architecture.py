@@ -34,6 +34,10 @@ def require_parts(bridge: TransformerBridge) -> None:
         for i, block in enumerate(bridge.blocks):
             missing += [f"blocks.{i}.{part}" for part in PARTS if not _has(block, part)]
             missing += [f"blocks.{i}.{point}" for point in points(block) if f"blocks.{i}.{point}" not in known]
+    if not missing and (part := _uneven(bridge)):
+        raise InputError(
+            f"model: {bridge.cfg.architecture} is not supported: its layers differ in the size of {part}"
+        )
     if not missing and bridge.cfg.positional_embedding_type == "alibi":
         raise InputError(
             f"model: {bridge.cfg.architecture} is not supported: its attention has linear biases (ALiBi)"
@@ -78,6 +82,16 @@ def _processing(bridge: TransformerBridge) -> str | None:
         return "one with centred writing weights"
     if all(bias is not None and not bool(bias.any()) for bias in value_biases):
         return "one with its value biases folded (all of them are 0)"
+    return None
+
+
+def _uneven(bridge: TransformerBridge) -> str | None:
+    """A part whose weights are not of one shape in all blocks, or None."""
+    for part in PARTS:
+        owner, name = part.split(".")
+        modules = [getattr(getattr(block, owner), name).original_component for block in bridge.blocks]
+        if len({module.weight.shape for module in modules}) > 1:
+            return part
     return None
 
 

@@ -26,7 +26,8 @@ __all__ = ["Gain", "Outlet"]
 class Gain:
     """G: an outlet with its norm's scale frozen, as a map of vectors [..., d].
 
-    `weight` = factor · γ ([d], a scalar, or None: 1), `sigma`, `centre`: whether the norm takes the mean off. fp64.
+    `weight` = factor · γ ([d], a scalar, or None: 1), fp64; `sigma` a number, or [..., 1] for vectors of several places;
+    `centre`: whether the norm takes the mean off.
 
     >>> G = Gain(weight=torch.tensor([2.0, 4.0]).double(), sigma=2.0)
     >>> v, k = torch.tensor([1.0, 1.0]).double(), torch.tensor([3.0, 1.0]).double()
@@ -35,17 +36,18 @@ class Gain:
     """
 
     weight: Tensor | None = None
-    sigma: float = 1.0
+    sigma: float | Tensor = 1.0
     centre: bool = False
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """G v for vectors [..., d], in their dtype."""
+        """G v for vectors [..., d]; fp32 at least."""
         if self.weight is None:
             return vectors
+        vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
         return _centred(vectors, self.centre) * self._scale(vectors)
 
     def pull(self, keys: Tensor) -> Tensor:
-        """Gᵀ k for keys [..., d], in their dtype."""
+        """Gᵀ k for keys [..., d], in their dtype (fp32 at least)."""
         return keys if self.weight is None else _centred(keys * self._scale(keys), self.centre)
 
     def _scale(self, like: Tensor) -> Tensor:
@@ -83,7 +85,7 @@ class Outlet:
         bias = None if self.norm is None else self.norm.bias
         return None if bias is None else self.factor * bias.double()
 
-    def frozen(self, sigma: float = 1.0) -> Gain:
+    def frozen(self, sigma: float | Tensor = 1.0) -> Gain:
         """G where the norm's scale was `sigma` (1 where there is no norm)."""
         return Gain(self.weight, sigma, centre=self.norm is not None and self.norm.kind == "layer")
 

@@ -68,7 +68,7 @@ def refusal(config: PreTrainedConfig) -> str | None:
     if config.get_text_config() is not config:
         return "it reads more than text"
     for name, value in values.items():
-        if "experts" in name and isinstance(value, int) and value > 1:
+        if "experts" in name and "per_tok" not in name and isinstance(value, int) and value > 1:
             return f"its MLPs are mixtures of experts ({name}={value})"
         if "cap" in name and "logit" in name and "attn" not in name and value:
             return f"its logits pass a soft cap ({name}={value})"

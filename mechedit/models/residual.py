@@ -68,15 +68,20 @@ class ResidualView:
     attn_scale: torch.Tensor | None = None
     mlp_scale: torch.Tensor | None = None
 
-    def attn_gain(self, model: BridgedModel, layer: int, pos: int = -1) -> Gain:
-        """A at a position of this pass, its scale frozen."""
-        scale = 1.0 if self.attn_scale is None else float(self.attn_scale[layer, pos])
-        return model.attn_outlet(layer).frozen(scale)
+    def attn_gain(self, model: BridgedModel, layer: int, pos: torch.Tensor | None = None) -> Gain:
+        """A with its scale frozen, at the last position or at each of several, pos [n]."""
+        return model.attn_outlet(layer).frozen(_scale_at(self.attn_scale, layer, pos))
 
-    def mlp_gain(self, model: BridgedModel, layer: int, pos: int = -1) -> Gain:
-        """M at a position of this pass, its scale frozen."""
-        scale = 1.0 if self.mlp_scale is None else float(self.mlp_scale[layer, pos])
-        return model.mlp_outlet(layer).frozen(scale)
+    def mlp_gain(self, model: BridgedModel, layer: int, pos: torch.Tensor | None = None) -> Gain:
+        """M with its scale frozen, at the last position or at each of several, pos [n]."""
+        return model.mlp_outlet(layer).frozen(_scale_at(self.mlp_scale, layer, pos))
+
+
+def _scale_at(scale: torch.Tensor | None, layer: int, pos: torch.Tensor | None) -> float | torch.Tensor:
+    """σ of a layer [L, T]: a number at the last position, [n, 1] at pos [n]; 1 where there is no norm."""
+    if scale is None:
+        return 1.0
+    return float(scale[layer, -1]) if pos is None else scale[layer, pos].double()[:, None]
 
 
 def view_residual(model: BridgedModel, ids: torch.Tensor) -> ResidualView:

@@ -29,7 +29,7 @@ from torch.nn.functional import pad
 from mechedit.attribution.passes import Pass
 from mechedit.attribution.ranking.neurons import Ranked, Ranking, Sign
 from mechedit.attribution.scores import inc_rows
-from mechedit.attribution.terms import SubLayer, product
+from mechedit.attribution.terms import SubLayer
 
 __all__ = [
     "MARGIN",
@@ -56,7 +56,8 @@ _SHARE = 12  # k + k // _SHARE units are scored first, then k // _SHARE at a tim
 class Ranges:
     """Smallest and largest entry of `((r − mean r) ⊙ γ) W_U` over the vocabulary for every row r of a kind of unit.
 
-    attn, mlp: [n_layers, rows, 2], rows of W_O [n_heads · d_head] and of W_out [d_mlp]. Divide by σ for B r.
+    attn, mlp: [n_layers, rows, 2], rows of W_O [n_heads · d_head] and of W_out [d_mlp], behind their outlet with a scale
+    of 1. Divide by σ, and by that scale, for B r.
     """
 
     attn: Tensor
@@ -134,12 +135,12 @@ def _bounds(one: Pass, name: str, sign: Sign, ranges: Ranges | None) -> Tensor:
         part: SubLayer = getattr(term, name)
         coefficients = part.coefficients.double()
         both = torch.stack([column, one.acc.means[i, place]], dim=1)
-        u_target, mu = product(part.directions, both).double().unbind(1)
+        u_target, mu = part.product(both).double().unbind(1)
         if sign == "promote":
             found.append(coefficients * jensen_bound(u_target, mu)[:, None])
             continue
         assert ranges is not None, "suppress needs the rows' ranges"
-        rows = getattr(ranges, name)[i].to(coefficients.device).double() / one.projection.sigma
+        rows = getattr(ranges, name)[i].to(coefficients.device).double() / (one.projection.sigma * part.gain.sigma)
         ends = coefficients[:, :, None] * rows[:, None, :]
         u_target, mu = coefficients * u_target[:, None], coefficients * mu[:, None]
         found.append(-chord_bound(u_target, mu, ends.amin(-1), ends.amax(-1)))
@@ -213,4 +214,4 @@ def _vectors(part: SubLayer, index: Tensor, columns: int) -> Tensor:
     index = index.to(part.coefficients.device)
     unit, column = index // columns, index % columns
     coefficients = pad(part.coefficients, (0, columns - part.coefficients.shape[1]))[unit, column]
-    return coefficients[:, None] * part.directions[unit.to(part.directions.device)].to(coefficients)
+    return part.gain(coefficients[:, None] * part.directions[unit.to(part.directions.device)].to(coefficients))

@@ -93,4 +93,4 @@ def exhaustive(passes: Sequence[Pass], *, k: int | None, sign: Sign) -> Ranking:
 def _layer_scores(one: Pass, layer: int, place: int, name: str) -> Tensor:
     part = getattr(one.terms[layer], name)
     log_p = one.acc.log_p[layer, place]
-    return inc_scaled(one.projection, log_p, part.directions, part.coefficients, target=one.target).cpu()
+    return inc_scaled(one.projection, log_p, part.written(), part.coefficients, target=one.target).cpu()
