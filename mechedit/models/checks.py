@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mechedit.models.architecture import points
 from mechedit.models.hooked import HookedModel
-from mechedit.models.selfcheck import TOLERANCE, conservation, share_off
+from mechedit.models.selfcheck import TOLERANCE, conservation, reads, share_off
 from mechedit.models.weights import FinalNorm
 from reports.diagnosis import Check
 
@@ -30,12 +30,14 @@ FAR = 10  # a forgotten mask must be off by this many times what padding and bat
 def invariance(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
     """Logits behind each probe, alone and unpadded, against the same padded on either side and beside a longer one.
 
-    The control is the padded probe with its mask forgotten: every token of it is seen, and positions shift.
+    The control is the padded probe with its mask forgotten: every token of it is seen, and positions shift. It is read
+    at every token, for behind a sliding window's width the last one may see no padding.
     """
     found: dict[str, list[float]] = {}
     longest = max(probes, key=len)
     for ids in probes:
-        true = model.run(*model.pad([ids]))[0][0, -1]
+        every = model.run(*model.pad([ids]))[0][0]
+        true = every[-1]
         width = min(model.n_ctx or 2 * len(ids) + 3, 2 * len(ids) + 3)
         filler = ids.new_zeros(width)
         left, right = (model.pad([ids, filler], side=side) for side in ("left", "right"))
@@ -45,10 +47,11 @@ def invariance(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
             "padded on the right": model.run(right[0][:1], right[1][:1])[0][0, len(ids) - 1],
             "beside a batch mate": model.run(*mates)[0][0, -1],
             "last of its batch": model.run(mates[0].flip(0), mates[1].flip(0))[0][1, -1],
-            "the mask forgotten": model.run(left[0][:1], torch.ones_like(left[1][:1]))[0][0, -1],
         }
         for name, logits in measured.items():
             found.setdefault(name, []).append(share_off(logits, true))
+        forgotten = model.run(left[0][:1], torch.ones_like(left[1][:1]))[0][0, -len(ids) :]
+        found.setdefault("the mask forgotten", []).append(share_off(forgotten, every))
     control = found.pop("the mask forgotten")
     tolerance = TOLERANCE[model.dtype]
     for name, errors in found.items():
@@ -159,7 +162,7 @@ def folded_norms(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check
     for ids in probes:
         view = model.residual_view(ids)
         logits = _folded(model.final_norm, view.resid_final, model.W_U, model.b_U)
-        norm, x = model.norm2(layer), view.resid_mid[layer]
+        norm, x = model.norm2(layer), (view.resid_pre if model.shape.parallel else view.resid_mid)[layer]
         up, gate = _folded(norm, x, model.W_in(layer), model.b_in(layer)), model.W_gate(layer)
         if gate is None:
             post = model.act_fn(up)
@@ -182,7 +185,8 @@ def identities(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
     """What `mechedit.models.residual` says must add up."""
     errors: dict[str, list[float]] = {}
     for ids in probes:
-        for what, (found, expected) in conservation(model, model.residual_view(ids)).items():
+        view = model.residual_view(ids)
+        for what, (found, expected) in {**conservation(model, view), **reads(model, view)}.items():
             errors.setdefault(what, []).append(share_off(found, expected))
     for what, own in errors.items():
         yield Check(

@@ -21,6 +21,8 @@ from mechedit.models.weights import FinalNorm
 
 __all__ = ["Gain", "Outlet"]
 
+_LEAST = 1e-2  # of the root mean square of g: what is divided by is no smaller
+
 
 @dataclass(frozen=True, eq=False)
 class Gain:
@@ -49,6 +51,14 @@ class Gain:
     def pull(self, keys: Tensor) -> Tensor:
         """Gᵀ k for keys [..., d], in their dtype (fp32 at least)."""
         return keys if self.weight is None else _centred(keys * self._scale(keys), self.centre)
+
+    def back(self, wanted: Tensor) -> Tensor:
+        """v with G v = wanted [..., d]: where γ is next to nothing, what moves little is asked to move no more."""
+        if self.weight is None:
+            return wanted
+        g = self._scale(wanted)
+        least = _LEAST * g.square().mean(-1, keepdim=True).sqrt() if g.ndim else g.abs()
+        return wanted / torch.where(g < 0, -1.0, 1.0) / torch.maximum(g.abs(), least)
 
     def _scale(self, like: Tensor) -> Tensor:
         assert self.weight is not None

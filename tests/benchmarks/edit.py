@@ -99,7 +99,7 @@ def mlp_out(model: HookedModel, layer: int, facts: Sequence[FactEdit]) -> Tensor
     from mechedit.models.states import last_states
 
     cut = [subject_ids(model, fact.prompt, fact.subject) for fact in facts]
-    (states,) = last_states(model, cut, [f"blocks.{layer}.hook_mlp_out"])
+    (states,) = last_states(model, cut, [f"blocks.{layer}.mlp.hook_out"])
     return states
 
 
@@ -125,7 +125,7 @@ def plain_delta(
         return changed
 
     for step in range(search.steps):
-        with model.hooks([(f"blocks.{layer}.hook_mlp_out", add)]), torch.enable_grad():
+        with model.hooks([(f"blocks.{layer}.mlp.hook_out", add)]), torch.enable_grad():
             log_p = model.forward(ids, mask).log_softmax(-1)
         now = log_p[-1, len(drift_ids) - 1]
         drift = now.detach() if drift is None else drift

@@ -104,7 +104,7 @@ class FT(WeightEditor):
         written = upper.key.to(weight.dtype) @ weight
         bias = model.b_out(self.layer)
         written = written if bias is None else written + bias
-        normed = upper(upper.resid_mid + written.to(upper.resid_mid.dtype))
+        normed = upper(upper.behind(written))
         places = [(r, len(p) - 1 + i) for r, (p, target) in enumerate(pairs) for i in range(len(target))]
         row, column = torch.tensor(places, device=model.device).T
         tokens = torch.cat([target for _, target in pairs])

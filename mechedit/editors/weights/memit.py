@@ -14,6 +14,9 @@ AlphaEdit (Fang et al., ICLR 2025, arXiv 2410.02355, eq. 13): P projects onto th
 below `null_space`, so that what the text's keys say stays as it is; Δ = P K (Kᵀ P K + ridge·I)⁻¹ R. The projector is of
 C of all tokens, as in its reference code, and ridge is its L2 = 10.
 
+Where a norm or a factor stands between W_out and the stream, δ is added to what W_out writes, z is the layer's output
+then, and R is what W_out must write for the stream to move so.
+
 The rank of each layer's change is the number of facts.
 """
 
@@ -34,7 +37,7 @@ from mechedit.editors.defaults import AUTO, Table
 from mechedit.editors.steering.steer import unsteered
 from mechedit.editors.weights.covariance import Covariance, covariance_for
 from mechedit.editors.weights.subject import ask, subject_ids
-from mechedit.editors.weights.upper_layers import upper_part
+from mechedit.editors.weights.upper_layers import mlp_output, upper_part
 from mechedit.editors.weights.value_search import Search, find_delta
 from mechedit.editors.weights.weight_edit import (
     LowRank,
@@ -110,7 +113,7 @@ class MEMIT(WeightEditor):
             for layer in range(first, last + 1):
                 keys = ready._keys(model, facts, before, layer)
                 (now,) = last_states(model, bare, [resid_post(last)])
-                rest = (goals - now) / (last - layer + 1)
+                rest = _written(model, layer, bare, (goals - now) / (last - layer + 1))
                 rows = ready._rows(covariance[layer], keys)
                 done.append(low_rank(model, layer, rows=rows.to(goals.dtype), columns=rest))
                 if layer < last:
@@ -132,13 +135,17 @@ class MEMIT(WeightEditor):
         """z [n, d_model], fp32: the layer's output that says the new object, for each fact."""
         search = Search(self.steps, self.lr, self.weight_decay, self.kl_factor, self.clamp)
         last = self.layers[1]
-        (start,) = last_states(model, bare, [resid_post(last)])
+        start, keys = last_states(model, bare, [resid_post(last), post(last)])
+        outlet, written = model.mlp_outlet(last), mlp_output(model, last, keys)
+        size = start if outlet.plain else start * (written.norm(dim=-1) / outlet(written).norm(dim=-1))[:, None]
         goals = []
         for i in range(0, len(facts), BATCH):
             asked = ask(model, facts[i : i + BATCH], before)
             upper = upper_part(model, last, asked.texts, asked.starts)
-            own = start[i : i + BATCH]
-            goals.append(own + find_delta(upper, asked, own, search))
+            own = slice(i, i + BATCH)
+            delta = find_delta(upper, asked, size[own], search)
+            moved = delta if outlet.plain else outlet(written[own] + delta) - outlet(written[own])
+            goals.append(start[own] + moved)
         return torch.cat(goals)
 
     def _keys(
@@ -154,6 +161,18 @@ class MEMIT(WeightEditor):
         if self.null_space is None:
             return spread(covariance.matrix, keys, lam=self.lam)
         return null_space_spread(covariance.matrix, keys, below=self.null_space, ridge=self.ridge)
+
+
+def _written(model: HookedModel, layer: int, bare: Sequence[Tensor], wanted: Tensor) -> Tensor:
+    """What W_out must write more [n, d_model] for the stream to move by `wanted` at the subjects' last tokens: the same,
+    but behind a norm or a factor (`mechedit.models.outlets`; a norm's scale is held still)."""
+    outlet = model.mlp_outlet(layer)
+    if outlet.plain:
+        return wanted
+    (keys,) = last_states(model, bare, [post(layer)])
+    written = mlp_output(model, layer, keys)
+    sigma = 1.0 if outlet.norm is None else outlet.norm.scale(written)
+    return outlet.frozen(sigma).back(wanted.to(written.dtype))
 
 
 def spread(C: Tensor, K: Tensor, *, lam: float) -> Tensor:
