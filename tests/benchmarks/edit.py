@@ -18,18 +18,19 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mechedit.data.facts import FactEdit
+from mechedit.editors.weights.subject import DRIFT, Lengths, ask, contexts, subject_end, subject_ids
+from mechedit.editors.weights.upper_layers import upper_part
+from mechedit.editors.weights.value_search import Search, find_delta
+from mechedit.factworld import edits
+from mechedit.models.hooked import HookedModel
+from mechedit.models.states import last_states
 from tests.benchmarks.shapes import random_gpt2
-
-if TYPE_CHECKING:
-    from mechedit.data.facts import FactEdit
-    from mechedit.editors.weights.subject import Lengths
-    from mechedit.editors.weights.value_search import Search
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["bench_edit", "plain_delta"]
 
@@ -43,11 +44,6 @@ def bench_edit(
 
     The plain loop is timed on `repeats` facts, alternating with the single edit of the same fact; the batch once.
     """
-    from mechedit.editors.weights.subject import ask, contexts
-    from mechedit.editors.weights.upper_layers import upper_part
-    from mechedit.editors.weights.value_search import Search, find_delta
-    from mechedit.factworld import edits
-
     records = edits(facts)
     # No stop before the last step: the two must do the same number of them.
     search = Search(steps, lr=0.5, weight_decay=0.5, kl_factor=0.0625, clamp=4.0, stop=0.0)
@@ -94,9 +90,6 @@ def bench_edit(
 
 def mlp_out(model: HookedModel, layer: int, facts: Sequence[FactEdit]) -> Tensor:
     """v0 [F, d]: the layer's MLP output at the end of each rewrite prompt's subject."""
-    from mechedit.editors.weights.subject import subject_ids
-    from mechedit.models.states import last_states
-
     cut = [subject_ids(model, fact.prompt, fact.subject) for fact in facts]
     (states,) = last_states(model, cut, [f"blocks.{layer}.hook_mlp_out"])
     return states
@@ -106,8 +99,6 @@ def plain_delta(
     model: HookedModel, layer: int, fact: FactEdit, before: Sequence[str], v0: Tensor, search: Search
 ) -> Tensor:
     """δ [d] of one fact by full forward passes: the oracle of `mechedit.editors.weights.value_search.find_delta`."""
-    from mechedit.editors.weights.subject import DRIFT, subject_end
-
     pairs = [model.continuation(c + fact.rewrite_prompt, fact.target_new) for c in before]
     drift_ids, drift_at = subject_end(model, DRIFT, fact.subject)
     rows = [torch.cat([prompt, target[:-1]]) for prompt, target in pairs] + [drift_ids]

@@ -23,16 +23,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from experiments.memory import watched
-
-if TYPE_CHECKING:
-    from xlprobe.probes.gradient_stream import Mean
+from xlprobe.encoders.parameters import parameter_table
+from xlprobe.probes.gradient_stream import Layout, Mean, dot, probing
 
 __all__ = ["bench_gradients"]
 
@@ -74,9 +73,6 @@ class _Bench:
     """A random encoder and two losses on it: one of a token task, one contrastive over pairs of sentences."""
 
     def __init__(self, shape: str, batch_size: int, tokens: int) -> None:
-        from xlprobe.encoders.parameters import parameter_table
-        from xlprobe.probes.gradient_stream import Layout
-
         layers, width, heads, inner, vocabulary = SHAPES[shape]
         torch.manual_seed(0)
         config = XLMRobertaConfig(
@@ -136,8 +132,6 @@ class _Bench:
 
     def times(self, batches: int) -> tuple[dict[str, float], float]:
         """Median seconds a batch of both losses, and the largest difference of a cell's cosine."""
-        from xlprobe.probes.gradient_stream import Mean, probing
-
         means = {name: Mean(self.layout, name) for name in ("task", "align")}
         sums = [torch.zeros(self.layout.numel) for _ in range(2)]
         spent: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -184,8 +178,6 @@ def _measured_apart(way: str, shape: str, batch_size: int, tokens: int) -> int:
 
 def _peak(way: str, bench: _Bench) -> int:
     """Bytes of the resident set above the model while two batches of both losses go `way`."""
-    from xlprobe.probes.gradient_stream import Mean, dot, probing
-
     gc.collect()
     with watched() as peak:
         if way == "probe":
