@@ -8,7 +8,9 @@ workers of a cluster (`experiments.engine`). No experiment knows which.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
+import json
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from experiments.progress import track
 from experiments.runs import RunFolder
 from reports.errors import InputError
 
-__all__ = ["ALONE", "Alone", "Case", "Loop", "Share", "every_case", "finished", "shared"]
+__all__ = ["ALONE", "Alone", "Case", "Loop", "Share", "every_case", "finished", "settings_digest", "shared"]
 
 Case = dict[str, Any]
 
@@ -143,6 +145,18 @@ def finished(run: RunFolder | None, key: str, *, settings: Any = None) -> Case |
     if run is not None and case is not None and settings is not None:
         _check(case, key, settings, f"in {run.path}")
     return case
+
+
+def settings_digest(*parts: Any) -> str:
+    """sha256, as hex, of what a case's numbers depend on: the "settings" of `every_case`.
+
+    Args:
+        parts: Plain data (what JSON holds), in an order that stays the same.
+
+    >>> settings_digest("model", 1) == settings_digest("model", 1) != settings_digest(1, "model")
+    True
+    """
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _check(case: Case, key: str, settings: Any, where: str) -> None:

@@ -34,6 +34,7 @@ from experiments.lock import LOCK, FolderLock, lock
 from experiments.provenance import provenance
 from reports.codec import encode, parse_toml
 from reports.errors import InputError, IntegrityError, MechEditError
+from reports.files import TEMPORARY, write
 from reports.reading import read_object
 from reports.results import Result
 
@@ -44,7 +45,6 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = 2
 _CONFIG, _PROVENANCE, _MANIFEST = "config.toml", "provenance.json", "manifest.json"
 _CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_TEMPORARY = re.compile(r"\..*\.(tmp|old)")  # also the temporary folders of `Result.save`
 SAME = ("model", "data", "seeds", "device", "dtype", "attn_implementation")  # must agree on resume
 _ABSENT = object()
 
@@ -242,7 +242,7 @@ def _is_run(folder: Path) -> bool:
     foreign = [
         entry.name
         for entry in sorted(folder.iterdir())
-        if not (_TEMPORARY.fullmatch(entry.name) or entry.name == LOCK) and not (started and entry == cases)
+        if not (TEMPORARY.fullmatch(entry.name) or entry.name == LOCK) and not (started and entry == cases)
     ]
     if foreign:
         raise InputError(
@@ -318,7 +318,7 @@ def _show(value: object) -> str:
 
 
 def _is_temporary(path: Path) -> bool:
-    return any(_TEMPORARY.fullmatch(part) for part in path.parts)
+    return any(TEMPORARY.fullmatch(part) for part in path.parts)
 
 
 def _natural(case_id: str) -> tuple[bool, int, str]:
@@ -359,18 +359,8 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, data: bytes) -> None:
-    """Write under a temporary name, flush to the disk, rename: after a crash the file is whole or absent."""
-    temporary = file.with_name(f".{file.name}.tmp")
     with _disk(file):
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(file)
-        except OSError:
-            temporary.unlink(missing_ok=True)  # what a full disk took of it is given back
-            raise
+        write(file, data)
 
 
 @contextlib.contextmanager
@@ -390,7 +380,7 @@ def _sweep(folder: Path) -> None:
     """Remove what a killed process has left half written; the lock is held, so nobody else writes it now."""
     for place in (folder, folder / "cases", folder / "results"):
         for left in place.glob(".*") if place.is_dir() else ():
-            if not _TEMPORARY.fullmatch(left.name):
+            if not TEMPORARY.fullmatch(left.name):
                 continue
             with _disk(left):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()

@@ -1,7 +1,7 @@
 """Two runs side by side on one page: what was asked of each, every score with its difference, the figures on one scale.
 
 Both runs must be of one kind (`reports.overview`). A difference is second less first, with the interval that follows
-from the two intervals if the runs are independent (`reports.results.difference_interval`); runs on the same facts are
+from the two intervals if the runs are independent (`reports.intervals.difference_interval`); runs on the same facts are
 not, and for them it is too wide. The page says which it is, off the hash of the facts in the provenance.
 """
 
@@ -18,9 +18,9 @@ from reports import batch, figures, forests, formats, html, overview, page, sect
 from reports.codec import parse_toml
 from reports.errors import InputError, IntegrityError
 from reports.inline import fragment
+from reports.intervals import difference_interval
 from reports.overview import COLUMNS, Overview, Score
 from reports.reading import read_frame, read_object
-from reports.results import difference_interval
 from reports.text import visible
 
 __all__ = ["build", "render"]

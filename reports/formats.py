@@ -9,8 +9,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from reports import html, markdown
+from reports import markdown
 from reports.errors import InputError, MechEditError
+from reports.files import write
 
 __all__ = ["FORMATS", "check", "chromium", "save"]
 
@@ -56,14 +57,14 @@ def save(page: str, target: str | os.PathLike[str]) -> Path:
     kind = path.suffix.lower().removeprefix(".")
     check(kind)
     if kind == "html":
-        return html.write(path, page)
+        return write(path, page)
     if kind == "pdf":
-        return html.write(path, _pdf(page))
+        return write(path, _pdf(page))
     folder = path.with_name(f"{path.stem}-files")
     text, pictures = markdown.convert(page, folder=folder.name)
     for name, svg in pictures.items():
-        html.write(folder / name, svg)
-    return html.write(path, text)
+        write(folder / name, svg)
+    return write(path, text)
 
 
 def _pdf(page: str) -> bytes:

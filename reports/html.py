@@ -1,13 +1,11 @@
-"""Templates filled into HTML, and text written whole or not at all: what every page of the project shares."""
+"""Templates filled into HTML: what every page of the project shares."""
 
 from __future__ import annotations
 
 import base64
 import functools
 import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from importlib.metadata import distribution
 from pathlib import Path
@@ -18,7 +16,7 @@ import jinja2
 from reports.colours import DARK, LIGHT
 from reports.text import visible
 
-__all__ = ["render", "write"]
+__all__ = ["render"]
 
 _HERE = Path(__file__).parent
 _TEMPLATES = _HERE / "templates"
@@ -72,18 +70,3 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["visible"] = visible
     return environment
-
-
-def write(target: Path, data: str | bytes) -> Path:
-    """`data` (text as UTF-8) in the file `target`, by way of a temporary name; its folder is made. The target."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-        temporary.chmod(0o644)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target

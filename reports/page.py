@@ -27,6 +27,7 @@ from reports import anatomy_sections, attention, explorer, faithfulness, gates, 
 from reports.circuit import Circuit
 from reports.circuit import read as read_circuit
 from reports.errors import InputError, IntegrityError
+from reports.files import write
 from reports.reading import read_frame, read_lines, read_object
 
 __all__ = ["build", "read_summary", "render"]
@@ -57,7 +58,7 @@ def build(run_folder: str | os.PathLike[str], out: str | os.PathLike[str] | None
     (True, False)
     """
     text = render(run_folder)
-    return html.write(Path(out) if out is not None else Path(run_folder) / "report.html", text)
+    return write(Path(out) if out is not None else Path(run_folder) / "report.html", text)
 
 
 def render(run_folder: str | os.PathLike[str]) -> str:

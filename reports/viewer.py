@@ -26,13 +26,13 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from reports.codec import parse
 from reports.errors import InputError, IntegrityError
+from reports.files import write
 from reports.graph import Circuit, Node, read
 
 __all__ = ["save_viewer", "viewer_graph"]
@@ -89,10 +89,9 @@ def save_viewer(
         raise InputError(f"folder: expected a folder, found a file at {folder}")
     name = graph["metadata"]["slug"]
     listed = [known for known in _listed(folder / _INDEX) if known.get("slug") != name]
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / f"{name}.json", graph)
-    _write(folder / _INDEX, {"graphs": [*listed, graph["metadata"]]})
-    return folder / f"{name}.json"
+    written = write(folder / f"{name}.json", _text(graph))
+    write(folder / _INDEX, _text({"graphs": [*listed, graph["metadata"]]}))
+    return written
 
 
 def _listed(path: Path) -> list[dict[str, Any]]:
@@ -105,12 +104,8 @@ def _listed(path: Path) -> list[dict[str, Any]]:
         raise IntegrityError(f"{path}: expected a viewer's list of graphs, found something else") from error
 
 
-def _write(path: Path, data: Any) -> None:
-    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-        file.write(text + "\n")
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
+def _text(data: Any) -> str:
+    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _slug(graph: Circuit) -> str:

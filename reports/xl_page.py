@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from reports import forests, html, sections, xl_figures
 from reports.errors import InputError, IntegrityError
+from reports.files import write
 from reports.inline import fragment
 from reports.reading import read_frame, read_lines, read_object
 from reports.text import visible
@@ -40,7 +41,7 @@ def build(run_folder: str | os.PathLike[str], out: str | os.PathLike[str] | None
     files is missing, damaged or lacks a column.
     """
     text = render(run_folder)
-    return html.write(Path(out) if out is not None else Path(run_folder) / "report.html", text)
+    return write(Path(out) if out is not None else Path(run_folder) / "report.html", text)
 
 
 def render(run_folder: str | os.PathLike[str]) -> str:

@@ -24,7 +24,8 @@ from mechedit.data.facts import FactEdit
 from mechedit.evaluation.fluency import LENGTH, TOP_K, ngram_entropy, words
 from mechedit.models.generation import generate
 from reports.errors import InputError
-from reports.results import Result, bootstrap_mean, wilson
+from reports.intervals import bootstrap_mean, wilson
+from reports.results import Result
 
 if TYPE_CHECKING:
     from mechedit.editors.base import Editor

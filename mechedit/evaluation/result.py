@@ -19,7 +19,8 @@ from mechedit.evaluation.fluency import References, record_entropy
 from mechedit.evaluation.measure import METRICS, PromptScore, record_values
 from mechedit.evaluation.metrics import bootstrap_harmonic_mean, harmonic_mean
 from reports.errors import InputError
-from reports.results import Result, bootstrap_mean, wilson
+from reports.intervals import bootstrap_mean, wilson
+from reports.results import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

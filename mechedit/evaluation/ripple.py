@@ -40,7 +40,8 @@ from mechedit.evaluation.evaluate import described, known_facts
 from mechedit.evaluation.measure import Question, measure
 from mechedit.evaluation.metrics import starts_answer
 from reports.errors import InputError
-from reports.results import Result, bootstrap_mean, wilson
+from reports.intervals import bootstrap_mean, wilson
+from reports.results import Result
 
 if TYPE_CHECKING:
     from mechedit.editors.base import Editor

@@ -16,7 +16,7 @@ from mechedit.data import prompts
 from mechedit.factworld.text import Writer
 from mechedit.factworld.world import HOPS, RELATIONS, World, alias
 from mechedit.models.scoring import score_pairs
-from reports.results import wilson
+from reports.intervals import wilson
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel

@@ -22,7 +22,8 @@ from mechedit.attribution.result import Attribution
 from mechedit.faithfulness.intervention import Means, Neurons, logp_without, mean_activations
 from mechedit.models.selfcheck import TOLERANCE
 from reports.errors import InputError
-from reports.results import Result, bootstrap_mean
+from reports.intervals import bootstrap_mean
+from reports.results import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -28,7 +28,8 @@ from mechedit.faithfulness.ablate import random_like
 from mechedit.faithfulness.intervention import Means, Neurons, logp_without, mean_activations
 from mechedit.faithfulness.rankings import METHODS, rank
 from reports.errors import InputError
-from reports.results import Result, bootstrap_mean
+from reports.intervals import bootstrap_mean
+from reports.results import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

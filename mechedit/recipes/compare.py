@@ -32,7 +32,8 @@ from mechedit.factworld.export import ripple_tests
 from mechedit.recipes.splits import facts_and_selection
 from reports import page
 from reports.errors import InputError
-from reports.results import Result, bootstrap_mean
+from reports.intervals import bootstrap_mean
+from reports.results import Result
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel

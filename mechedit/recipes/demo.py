@@ -31,7 +31,7 @@ from mechedit.editors.steering.variants import CONTROLS, variant
 from mechedit.evaluation.evaluate import Evaluation, baseline, evaluate
 from mechedit.recipes.splits import facts_and_selection
 from reports import page
-from reports.results import bootstrap_mean
+from reports.intervals import bootstrap_mean
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel

@@ -3,8 +3,8 @@
 On the XLM-R-base shape with random weights, all within one run, batches of both losses alternating so that a busy
 machine slows all alike; medians over batches:
 
-- *probe*: what `xlprobe.probes.gradients` does with one batch of each loss: forward, backward, norm of every parameter's
-  gradient, its dot with the other loss's mean, sum;
+- *probe*: what `xlprobe.probes.gradients` does with one batch of each loss: forward, backward, norm of every
+  parameter's gradient, its dot with the other loss's mean, sum;
 - *two backwards*: forward and `loss.backward()` of the same two batches, gradients set to None before;
 - *flatten*: what one writes by hand: `autograd.grad` as a list, one flat vector by `torch.cat`, norm, dot, sum.
 

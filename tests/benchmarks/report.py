@@ -27,7 +27,7 @@ import psutil
 
 from reports import batch
 from reports.circuit import Circuit, Edge, Node, draw
-from reports.results import wilson
+from reports.intervals import wilson
 
 __all__ = ["bench_report"]
 

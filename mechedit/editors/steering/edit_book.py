@@ -33,7 +33,7 @@ from mechedit.models import weights
 from mechedit.models.hooked import HookedModel
 from reports.codec import parse
 from reports.errors import InputError, IntegrityError
-from reports.results import swap_folder
+from reports.files import swap_folder
 
 __all__ = ["EditBook"]
 
