@@ -23,8 +23,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from experiments.memory import free_bytes, size
-from reports.codec import parse
 from reports.errors import InputError, first_line
+from reports.parsing import parse
 
 __all__ = [
     "digest",

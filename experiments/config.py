@@ -26,8 +26,8 @@ from typing import Any, Literal, TypeVar, Union
 
 import tomli_w
 
-from reports.codec import parse_toml
 from reports.errors import InputError
+from reports.parsing import parse_toml
 
 __all__ = ["build", "dump", "load", "read_table"]
 

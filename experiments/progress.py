@@ -17,9 +17,6 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from types import FrameType
 from typing import Any, TypeVar
 
-from tqdm.auto import tqdm
-from tqdm.std import tqdm as plain_tqdm
-
 __all__ = ["Stopped", "how_to_go_on", "interruptible", "stop_asked", "track"]
 
 T = TypeVar("T")
@@ -119,6 +116,8 @@ def _on_interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _bar(label: str, total: int | None, progress: bool, unit: str) -> Any:
+    from tqdm.auto import tqdm  # here: a command's --help needs no bar
+
     if not progress or sys.stderr.isatty() or _in_notebook():
         return tqdm(total=total, desc=label, disable=not progress, unit=unit)
     return _Lines(label, total, unit)
@@ -139,13 +138,15 @@ class _Lines:
         self.start = self.last = time.monotonic()
 
     def update(self) -> None:
+        from tqdm.std import tqdm
+
         self.n += 1
         now = time.monotonic()
         if now - self.last >= SECONDS:
             rate = (self.n - self.said) / (
                 now - self.last
             )  # of this minute: read cases do not count for the rest
-            line = plain_tqdm.format_meter(
+            line = tqdm.format_meter(
                 self.n, self.total, now - self.start, ncols=0, prefix=self.label, unit=self.unit, rate=rate
             )
             sys.stderr.write(f"{line}\n")

@@ -27,8 +27,8 @@ from typing import Any
 
 from experiments import config
 from experiments.runs import check_case_id
-from reports.codec import parse_toml
 from reports.errors import InputError
+from reports.parsing import parse_toml
 
 __all__ = ["Cell", "Experiment", "Plan", "read", "recorded"]
 
@@ -80,9 +80,9 @@ def recorded(experiment: str, settings: Any) -> dict[str, Any]:
 
 
 def read(
-    path: str | os.PathLike[str], experiments: Mapping[str, Experiment], *, said: Sequence[str] = ()
+    path: str | os.PathLike[str], experiments: Mapping[str, Experiment], *, settings: Sequence[str] = ()
 ) -> list[Cell]:
-    """The cells of the recipe `path`; `said`: KEY=VALUE of the command line, values as in TOML (or bare words).
+    """The cells of the recipe `path`; `settings`: KEY=VALUE of the command line, values as in TOML (or bare words).
 
     Errors: `InputError`, naming the file and the key, for what `config.load` refuses, an unknown experiment, a matrix
     with an axis that is no list, an axis that the file also sets, and two cells that would share a folder.
@@ -93,10 +93,10 @@ def read(
         raise InputError(f"{path}: experiment: {_nearest(name, experiments)}")
     axes = table.pop("matrix", {})
     _check_axes(axes, table, path)
-    for key, value in map(_setting, said):
+    for key, value in map(_setting, settings):
         axes.pop(key, None)
         _put(table, key, value)
-    where = f"{path} with {' '.join(said)}" if said else str(path)
+    where = f"{path} with {' '.join(settings)}" if settings else str(path)
     experiment, cells = experiments[name], []
     for values in itertools.product(*axes.values()):
         own = table | dict(zip(axes, values, strict=True))

@@ -32,9 +32,10 @@ import tomli_w
 
 from experiments.lock import LOCK, FolderLock, lock
 from experiments.provenance import provenance
-from reports.codec import encode, parse_toml
+from reports.codec import encode
 from reports.errors import InputError, IntegrityError, MechEditError
 from reports.files import TEMPORARY, write
+from reports.parsing import parse_toml
 from reports.reading import read_object
 from reports.results import Result
 

@@ -15,11 +15,11 @@ import pandas as pd
 from markupsafe import Markup
 
 from reports import batch, figures, forests, formats, html, overview, page, sections
-from reports.codec import parse_toml
 from reports.errors import InputError, IntegrityError
 from reports.inline import fragment
 from reports.intervals import difference_interval
 from reports.overview import COLUMNS, Overview, Score
+from reports.parsing import parse_toml
 from reports.reading import read_frame, read_object
 from reports.text import visible
 

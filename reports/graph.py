@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reports.codec import parse
 from reports.errors import InputError, IntegrityError
+from reports.parsing import parse
 
 __all__ = ["SCHEMA_VERSION", "Circuit", "Edge", "Node", "read"]
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from reports.codec import decode, parse
+from reports.codec import decode
 from reports.errors import IntegrityError
+from reports.parsing import parse
 from reports.text import visible
 
 __all__ = ["read_frame", "read_lines", "read_object", "read_record"]

@@ -30,10 +30,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reports.codec import parse
 from reports.errors import InputError, IntegrityError
 from reports.files import write
 from reports.graph import Circuit, Node, read
+from reports.parsing import parse
 
 __all__ = ["save_viewer", "viewer_graph"]
 

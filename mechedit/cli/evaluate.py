@@ -152,7 +152,7 @@ def _references(options: EvaluationConfig) -> dict[str, list[str]] | None:
     """The texts of --references: a JSON object, new object -> list of texts."""
     if options.references is None:
         return None
-    from reports.codec import parse
+    from reports.parsing import parse
 
     try:
         found = parse(Path(options.references).read_text(encoding="utf-8"))

@@ -28,8 +28,8 @@ from torch import Tensor
 from mechedit.data.facts import FactEdit
 from mechedit.editors.weights.weight_edit import LowRank, Replaced, WeightChange
 from mechedit.models import weights
-from reports.codec import parse
 from reports.errors import InputError, first_line
+from reports.parsing import parse
 
 if TYPE_CHECKING:
     from mechedit.models.hooked import HookedModel

@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 
 from mechedit.data.facts import FactEdit
-from reports.codec import parse
 from reports.errors import InputError
+from reports.parsing import parse
 
 __all__ = ["Paraphrases", "implications", "load_paraphrases", "paraphrases"]
 
