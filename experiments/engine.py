@@ -60,12 +60,17 @@ def local(cell: Cell) -> AbstractContextManager[None]:
 class Ray:
     """`workers` processes of a Ray cluster, each with a model of its own.
 
-    program: "module:function" that gives the experiments, importable on every node. address: "auto" or HOST:PORT of a
-    cluster that runs already; None starts one on this machine and ends it. gpus_per_worker: None means 1 where the
-    cluster has GPUs, else 0; 0.5 puts two workers on one.
-    Errors: `InputError` where Ray is not installed (extra `ray`), for an address without a cluster, for more workers
-    than the cluster has room for, and for machines that are not alike; `MechEditError` where workers die again and
-    again; those of the experiment.
+    Called with a cell, it raises the experiment's own errors, and `MechEditError` where workers die again and again.
+
+    Attributes:
+        program: "module:function" that gives the experiments, importable on every node.
+        workers: Number of processes.
+        address: "auto" or HOST:PORT of a cluster that runs already; None starts one on this machine and ends it.
+        gpus_per_worker: None means 1 where the cluster has GPUs, else 0; 0.5 puts two workers on one.
+
+    Raises:
+        InputError: Ray is not installed (extra `ray`), the address has no cluster, the cluster has no room for so many
+            workers, or the machines are not alike.
     """
 
     program: str
@@ -84,7 +89,7 @@ class Ray:
 
     @contextlib.contextmanager
     def __call__(self, cell: Cell) -> Iterator[None]:
-        """Within the block the cases of `cell` are made by the workers, which start with the first that is missing."""
+        """Within the block the workers make the cases of `cell`; they start with the first missing one."""
         import torch
 
         threads, grace = torch.get_num_threads(), 0.0
@@ -105,7 +110,7 @@ class Ray:
 
     @contextlib.contextmanager
     def _cluster(self) -> Iterator[None]:
-        """Ray, started or joined; one that the caller has joined already is used and left."""
+        """Starts or joins Ray; a cluster that the caller has joined already is used and left."""
         if self.address not in (None, "auto"):
             _check_address(str(self.address))
         import ray
@@ -114,10 +119,10 @@ class Ray:
             yield
             return
         logging.getLogger(_TOKEN).setLevel(logging.ERROR)
-        own: dict[str, Any] = {}
+        local_options: dict[str, Any] = {}
         if self.address is None:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            own = {
+            local_options = {
                 "num_cpus": self.workers,
                 "include_dashboard": False,
                 "object_store_memory": _OBJECT_STORE,
@@ -125,7 +130,10 @@ class Ray:
         with contextlib.redirect_stdout(sys.stderr):  # what Ray says of a worker that died
             try:
                 ray.init(
-                    address=self.address or "local", logging_level=logging.WARNING, log_to_driver=False, **own
+                    address=self.address or "local",
+                    logging_level=logging.WARNING,
+                    log_to_driver=False,
+                    **local_options,
                 )
             except ConnectionError as error:
                 reason = " ".join(str(error).split())
@@ -136,7 +144,7 @@ class Ray:
                 ray.shutdown()
 
     def gpus(self) -> float:
-        """GPUs of one worker, after checking that the cluster has room for all workers."""
+        """Returns the GPUs of one worker, after checking that the cluster has room for all workers."""
         import ray
 
         has = ray.cluster_resources()
@@ -181,7 +189,7 @@ class _Driver:
 
         number, wanted, seen = self._loop, sum(map(len, loop.units)), 0
         self._loop += 1
-        self._open(Page(loop.keys, _facts(loop), dict(loop.found), loop.units))
+        self._open(Page(loop.keys, _facts(loop), dict(loop.done), loop.units))
         failure: Exception | None = None
         while seen < wanted:
             news, busy = ray.get(self._board.news.remote(number, seen))
@@ -216,7 +224,7 @@ class _Driver:
             self._begin()
 
     def _begin(self) -> None:
-        """One more worker."""
+        """Starts one more worker."""
         import ray
 
         name, self._begun = f"worker {self._begun}", self._begun + 1
@@ -224,7 +232,7 @@ class _Driver:
         self._runs[actor.run.remote(self.job, self._board, name)] = name, actor
 
     def _look_after(self) -> Exception | None:
-        """Wait a moment for a worker to end; why one failed. One that died is replaced."""
+        """Waits a moment for a worker to end and replaces one that died; returns why one failed."""
         import ray
 
         if not self._runs:
@@ -258,7 +266,7 @@ class _Driver:
         return None
 
     def end(self, grace: float) -> None:
-        """Workers that wait or are at their last tables may end by themselves in so many seconds; others are ended."""
+        """Gives workers that wait or finish so many seconds to end by themselves, then ends them."""
         import ray
 
         if self._board is None:
@@ -277,8 +285,11 @@ class Worker:
     """One process of the cluster, which runs the experiment of a job with a share of its cases."""
 
     def run(self, job: _Job, board: Any, name: str) -> None:
-        """To the end of the experiment, or of the run. Errors: those of the experiment, and `InputError` for a machine
-        that has other packages, or not the driver's folder."""
+        """Runs to the end of the experiment, or of the run.
+
+        Raises:
+            InputError: The machine has other packages, or not the driver's folder; and the experiment's own errors.
+        """
         import torch
 
         torch.set_num_threads(1)

@@ -31,7 +31,7 @@ class _Signals:
     """What the handler and the loops tell each other; signals belong to the process."""
 
     loops = 0
-    asked = False
+    stop_requested = False
 
 
 def track(
@@ -43,10 +43,18 @@ def track(
     unit: str = "case",
     patient: bool = False,
 ) -> Iterator[T]:
-    """The `items`, one after another; each counts as done when the next is asked for.
+    """Yields the `items`, one after another; each counts as done when the next is asked for.
 
-    total: how many, where `items` cannot tell. progress: False is silent. Raises `Stopped` after the item during which
-    a stop was asked for; patient: when `items` end, which are to see `stop_asked` and end with what is at hand.
+    Args:
+        items: What is walked.
+        label: Names the loop in the bar.
+        total: How many there are, where `items` cannot tell.
+        progress: False is silent.
+        unit: What an item is called.
+        patient: Whether a stop waits until `items` end, which are to see `stop_asked` and end with what is at hand.
+
+    Raises:
+        Stopped: A stop was asked for, after the item at hand.
 
     >>> [case for case in track([1, 2], label="cases", progress=False)]
     [1, 2]
@@ -70,12 +78,12 @@ def track(
 
 
 def stop_asked() -> bool:
-    """Whether Ctrl-C was pressed, and the loop over cases is to end."""
-    return _Signals.asked
+    """Returns whether Ctrl-C was pressed, so that the loop over cases is to end."""
+    return _Signals.stop_requested
 
 
 def _stop_here(done: int, total: int | None, label: str) -> None:
-    if _Signals.asked and _Signals.loops == 1:  # an inner loop is part of a case
+    if _Signals.stop_requested and _Signals.loops == 1:  # an inner loop is part of a case
         raise Stopped(f"{done} of {'?' if total is None else total} done in {label!r}")
 
 
@@ -85,17 +93,17 @@ def interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _Signals.asked = False
+    _Signals.stop_requested = False
     before = signal.signal(signal.SIGINT, _on_interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        _Signals.asked = False
+        _Signals.stop_requested = False
 
 
 def how_to_go_on(stop: KeyboardInterrupt, program: str, argv: Sequence[str], *, saved: bool) -> str:
-    """What a command that was stopped says: how far it came, whether it is saved, and the command that goes on.
+    """Returns what a stopped command prints: how far it came, whether it is saved, and the command that goes on.
 
     >>> how_to_go_on(Stopped("2 of 9 done in 'mega'"), "mechedit", ["demo", "--out", "my demo"], saved=True)
     "interrupted: 2 of 9 done in 'mega', all saved; to go on: mechedit demo --out 'my demo'"
@@ -109,9 +117,9 @@ def how_to_go_on(stop: KeyboardInterrupt, program: str, argv: Sequence[str], *, 
 
 
 def _on_interrupt(number: int, frame: FrameType | None) -> None:
-    if _Signals.asked or not _Signals.loops:
+    if _Signals.stop_requested or not _Signals.loops:
         raise KeyboardInterrupt
-    _Signals.asked = True
+    _Signals.stop_requested = True
     sys.stderr.write("\nstopping after the current case; Ctrl-C again stops at once\n")
 
 

@@ -74,15 +74,21 @@ class RunFolder:
     def open(
         cls, path: str | os.PathLike[str], config: dict[str, Any], *, provenance: dict[str, Any]
     ) -> RunFolder:
-        """Create the run folder `path`, or resume the one that is there.
+        """Creates the run folder `path`, or resumes the one that is there.
 
-        `config` holds what TOML can say (str, int, float, bool, lists, tables); tuples become lists.
-        `provenance` is what `provenance()` returns.
-        Errors: `InputError` if `config` holds anything else, if `path` is a file or a folder with other content, if a
-        part of it is a link that leads elsewhere, or if the run there has another configuration, model, data, seed,
-        device or dtype; the message names the first key that differs; if another process writes there. Nothing is
-        written before these checks have passed. `IntegrityError` if the run there is damaged or of another schema
-        version, `MechEditError` where the disk does not take it.
+        Nothing is written before the checks have passed.
+
+        Args:
+            path: The folder.
+            config: What TOML can hold (str, int, float, bool, lists, tables); tuples become lists.
+            provenance: What `provenance()` returns.
+
+        Raises:
+            InputError: `config` holds anything else; `path` is a file or a folder with other content; a part of it is
+                a link that leads elsewhere; the run there has another configuration, model, data, seed, device or
+                dtype (the message names the first key that differs); another process writes there.
+            IntegrityError: The run there is damaged or of another schema version.
+            MechEditError: The disk does not take it.
         """
         folder = Path(path)
         text = _to_toml(config)
@@ -116,15 +122,19 @@ class RunFolder:
         return _facts(self.path)
 
     def done(self) -> set[str]:
-        """The ids of the finished cases, as strings."""
+        """Returns the ids of the finished cases, as strings."""
         files = (self.path / "cases").glob("*.json")
         return {file.stem for file in files if not file.name.startswith(".")}
 
     def write_case(self, case_id: int | str, obj: dict[str, Any]) -> None:
-        """Write one finished case, whole or not at all; an older one is replaced and a manifest withdrawn.
+        """Writes one finished case, whole or not at all; an older one is replaced and a manifest withdrawn.
 
-        `obj` holds None, bool, int, float (nan and infinities too), str, lists and str-keyed dicts of these.
-        Errors: `InputError` for anything else and for an id that is no file name (`check_case_id`).
+        Args:
+            case_id: A file name's stem (`check_case_id`).
+            obj: None, bool, int, float (nan and infinities too), str, lists and str-keyed dicts of these.
+
+        Raises:
+            InputError: `obj` holds anything else, or the id is no file name.
         """
         file = self._case_file(case_id)
         data = _to_json(encode(obj, where=f"case {case_id}"))
@@ -132,14 +142,19 @@ class RunFolder:
         _write(file, data)
 
     def read_case(self, case_id: int | str) -> dict[str, Any]:
-        """The object that `write_case` stored; `InputError` if there is none, `IntegrityError` if damaged."""
+        """Returns the object that `write_case` stored.
+
+        Raises:
+            InputError: There is none.
+            IntegrityError: It is damaged.
+        """
         file = self._case_file(case_id)
         if not file.is_file():
             raise InputError(f"case_id: expected a finished case, found no {file}")
         return _read_json(file)
 
     def find_case(self, case_id: int | str) -> dict[str, Any] | None:
-        """The finished case, or None where it is still to be done; a damaged one is said, and to be done again."""
+        """Returns the finished case, or None where it is still to be made; a damaged one is logged and made again."""
         file = self._case_file(case_id)
         try:
             return _read_json(file) if file.is_file() else None
@@ -148,28 +163,29 @@ class RunFolder:
             return None
 
     def cases(self) -> dict[str, dict[str, Any]]:
-        """Every finished case by its id, in the order of the ids (numbers by value, before words)."""
+        """Returns every finished case by its id, in the order of the ids (numbers by value, before words)."""
         return {case_id: self.read_case(case_id) for case_id in sorted(self.done(), key=_natural)}
 
     def write_result(self, result: Result, name: str) -> Path:
-        """Save `result` to `results/<name>`, return that folder; an older one of its kind is replaced."""
+        """Saves `result` to `results/<name>` and returns that folder; an older one of its kind is replaced."""
         check_case_id(name)
         self._withdraw_manifest()
         with _disk(self.path / "results" / name):
             return result.save(self.path / "results" / name)
 
     def write_json(self, name: str, obj: dict[str, Any]) -> None:
-        """Write `<name>.json` beside the cases: what the page of the run reads. Plain data, as `write_case`."""
+        """Writes `<name>.json` beside the cases: what the page of the run reads. Plain data, as `write_case`."""
         self._write_top(f"{check_case_id(name)}.json", _to_json(encode(obj, where=name)))
 
     def write_frame(self, name: str, frame: pd.DataFrame) -> None:
-        """Write `<name>.parquet` beside the cases, without its index."""
+        """Writes `<name>.parquet` beside the cases, without its index."""
         self._write_top(f"{check_case_id(name)}.parquet", frame.to_parquet(index=False))
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write `manifest.json`: `summary`, and path, size and sha256 of every file of the run.
+        """Writes `manifest.json`: `summary`, and path, size and sha256 of every file of the run.
 
-        Errors: `InputError` if `summary` is not plain data.
+        Raises:
+            InputError: `summary` is not plain data.
         """
         text = encode(summary, where="summary")
         self._withdraw_manifest()
@@ -209,10 +225,12 @@ class RunFolder:
 
 
 def check_case_id(case_id: int | str) -> str:
-    """`case_id` as the stem of a file name.
+    """Returns `case_id` as the stem of a file name.
 
-    Letters, digits, `.`, `_` and `-`, at most 128 of them, a letter or digit first.
-    Errors: `InputError` for any other id, so that no id can leave the folder or hide a file.
+    Raises:
+        InputError: It has other characters than letters, digits, `.`, `_` and `-`, more than 128 of them, or no letter
+            or
+            digit first: no id can leave the folder or hide a file.
 
     >>> check_case_id(42)
     '42'
@@ -266,10 +284,10 @@ def _check_version(folder: Path) -> None:
     """Refuse to go on with a run that another version of this contract has begun."""
     if not (folder / _PROVENANCE).is_file():
         return
-    found = _read_json(folder / _PROVENANCE).get("schema_version", 1)
-    if found != SCHEMA_VERSION:
+    version = _read_json(folder / _PROVENANCE).get("schema_version", 1)
+    if version != SCHEMA_VERSION:
         raise IntegrityError(
-            f"path: the run in {folder} is of schema version {found}, this project writes {SCHEMA_VERSION}; nothing "
+            f"path: the run in {folder} is of schema version {version}, this project writes {SCHEMA_VERSION}; nothing "
             "was changed: end it with the version of the project that began it, or choose another folder"
         )
 
@@ -344,8 +362,8 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
     hint = "; TOML cannot say None: leave the key out" if value is None else ""
-    found = type(value).__name__
-    raise InputError(f"{where}: expected str, int, float, bool, list or table, found {found}{hint}")
+    kind = type(value).__name__
+    raise InputError(f"{where}: expected str, int, float, bool, list or table, found {kind}{hint}")
 
 
 def _to_json(obj: Any) -> bytes:

@@ -24,7 +24,14 @@ _FLOAT = "$float"
 
 
 def encode(value: Any, *, where: str) -> Any:
-    """`value` as plain JSON data; `where` names the field in the error for a value that cannot be stored.
+    """Turns `value` into plain JSON data.
+
+    Args:
+        value: None, bool, int, float, str, a path, or lists, tuples, str-keyed dicts and dataclasses of these.
+        where: Names the field in the error.
+
+    Raises:
+        InputError: The value cannot be stored.
 
     >>> encode({"gap": float("nan"), "window": (4, 7)}, where="result")
     {'gap': {'$float': 'nan'}, 'window': [4, 7]}
@@ -51,9 +58,14 @@ def encode(value: Any, *, where: str) -> Any:
 
 
 def decode(value: Any, hint: Any) -> Any:
-    """Undo `encode`, with the annotation deciding what JSON cannot say (tuple, dataclass, Path).
+    """Undoes `encode`; the annotation decides what JSON cannot express (tuple, dataclass, path).
 
-    Errors: `ValueError` or `TypeError` for a value that the annotation does not allow.
+    Args:
+        value: What `encode` returned.
+        hint: The annotation of the field.
+
+    Raises:
+        ValueError, TypeError: The annotation does not allow the value.
 
     >>> decode([4, 7], tuple[int, int])
     (4, 7)
@@ -95,8 +107,10 @@ _SCALARS = (bool, int, float, str, Path, type(None))
 
 
 def _allowed(value: Any, hint: Any) -> bool:
-    """Whether `value` may stand where `hint` is: an integer where a float is, a text where a path is; anything where
-    the hint is no plain type."""
+    """Whether `value` may stand where `hint` is.
+
+    An integer may stand where a float is, a text where a path is; anything where the hint is no plain type.
+    """
     kind = typing.get_origin(hint) or hint
     if isinstance(value, list):
         return kind not in (*_SCALARS, dict) and not dataclasses.is_dataclass(kind)

@@ -37,7 +37,7 @@ def whole_file(target: Path) -> Iterator[Path]:
     Its bytes are flushed to the disk before the rename. Where the block raises, `target` stays as it was.
 
     Raises:
-        OSError: What the disk says; the folder of `target` must exist.
+        OSError: The file cannot be written; the folder of `target` must exist.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +65,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
     Raises:
         InputError: `target` is a link.
-        OSError: What the disk says.
+        OSError: The folder cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(target, "tmp")

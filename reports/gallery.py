@@ -23,7 +23,11 @@ __all__ = ["gallery"]
 
 
 def gallery(run: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[Path]:
-    """Writes the pictures and returns their paths. Errors: `InputError` where the run lacks one of its files."""
+    """Writes the pictures and returns their paths.
+
+    Raises:
+        InputError: The run lacks one of its files.
+    """
     source, target = Path(run), Path(folder)
     frames: dict[str, pd.DataFrame] = {}
     for name in ("contrast", "heads", "window"):

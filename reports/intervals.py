@@ -23,9 +23,11 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
 
     With p = successes / n and z the normal quantile of (1 + level) / 2:
     (p + z²/2n ± z·sqrt(p(1−p)/n + z²/4n²)) / (1 + z²/n). n = 0 gives (nan, nan).
-    Errors: `InputError` if not 0 <= successes <= n or not 0 < level < 1.
-    Wrong when the trials depend on each other (several prompts of one record): bootstrap over records
-    instead.
+
+    Wrong when the trials depend on each other (several prompts of one record): bootstrap over records instead.
+
+    Raises:
+        InputError: Not 0 <= successes <= n, or not 0 < level < 1.
 
     >>> low, high = wilson(5, 10)
     >>> round(low, 4), round(high, 4)
@@ -55,6 +57,7 @@ def difference_interval(
     With d = p₂ − p₁: low = d − sqrt((p₂ − l₂)² + (u₁ − p₁)²), high = d + sqrt((u₂ − p₂)² + (p₁ − l₁)²) [Newcombe,
     Statistics in Medicine 17 (1998) 873–890, method 10, where the two are Wilson's; Zou & Donner 2008 for any].
     Any NaN gives (nan, nan).
+
     Wrong when the two are not independent: of two runs on the same records it is too wide, as a rule.
 
     >>> low, high = difference_interval((48 / 80, *wilson(48, 80)), (56 / 70, *wilson(56, 70)))
@@ -68,14 +71,24 @@ def difference_interval(
 def bootstrap_mean(
     values: ArrayLike, *, seed: int = 0, n_resamples: int = 2000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval `(low, high)` of the mean of `values` [n], one value a record.
+    """Percentile bootstrap interval `(low, high)` of the mean of `values`.
 
-    Draws `n_resamples` samples of n records with replacement and takes the (1 ∓ level)/2 quantiles of their
-    means. The values are sorted first, so the interval depends on the records and the seed alone, not on
-    their order. n = 0 or any NaN gives (nan, nan): a missing record is never dropped in silence.
-    Errors: `InputError` if `values` is not one-dimensional, n_resamples < 1 or not 0 < level < 1.
-    Wrong for few records: the interval is too narrow by about sqrt((n − 1)/n), and has no width at all for
-    n = 1 or where all values agree; for a proportion use `wilson`.
+    Draws `n_resamples` samples of n records with replacement and takes the (1 ∓ level)/2 quantiles of their means. The
+    values are sorted first, so the interval depends on the records and the seed alone, not on their order. n = 0 or
+    any NaN gives (nan, nan): a missing record is never dropped in silence.
+
+    Wrong for few records: the interval is too narrow by about sqrt((n − 1)/n), and has no width at all for n = 1 or
+        where
+    all values agree; for a proportion use `wilson`.
+
+    Args:
+        values: One value a record [n].
+        seed: Of the draws.
+        n_resamples: Number of samples.
+        level: Share of intervals that shall hold the mean.
+
+    Raises:
+        InputError: `values` is not one-dimensional, n_resamples < 1 or not 0 < level < 1.
 
     >>> bootstrap_mean([2.0, 2.0, 2.0])
     (2.0, 2.0)

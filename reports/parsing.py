@@ -19,8 +19,11 @@ _TOO_DEEP = "its values are nested too deeply"
 
 
 def parse(text: str | bytes) -> Any:
-    """The JSON in `text`. Errors: `ValueError` alone, for whatever is wrong with it: nesting beyond `DEEPEST`
-    levels, numbers beyond a float or of thousands of digits, half a surrogate pair. NaN is read, as Python writes it.
+    """Reads the JSON in `text`; NaN is read, as Python writes it.
+
+    Raises:
+        ValueError: Whatever is wrong with the text, nothing else: nesting beyond `DEEPEST` levels, numbers beyond a
+            float or of thousands of digits, half a surrogate pair.
 
     >>> parse('{"a": [1, 2.5, null]}')
     {'a': [1, 2.5, None]}
@@ -36,18 +39,21 @@ def parse(text: str | bytes) -> Any:
     if isinstance(text, bytes):
         text = text.decode()
     try:
-        found = json.loads(text, parse_float=_finite)
+        value = json.loads(text, parse_float=_finite)
     except RecursionError as error:
         raise ValueError(_TOO_DEEP) from error
-    if type(found) in _NESTED and _deeper(found, DEEPEST):
+    if type(value) in _NESTED and _deeper(value, DEEPEST):
         raise ValueError(_TOO_DEEP)
     if "\\u" in text:  # an escape may be half a surrogate pair, which no file and no page can hold
-        json.dumps(found, ensure_ascii=False).encode()
-    return found
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The TOML in `text`. Errors: `ValueError` alone, as `parse`; a key has at most a hundred parts.
+    """Reads the TOML in `text`.
+
+    Raises:
+        ValueError: Whatever is wrong with the text, nothing else, as `parse`; a key of more than a hundred parts.
 
     >>> parse_toml("limit = 3")
     {'limit': 3}

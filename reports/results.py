@@ -41,11 +41,11 @@ R = TypeVar("R", bound="Result")
 class Result:
     """Mixin for the frozen dataclasses that hold a result.
 
-    Declare subclasses as `@dataclass(frozen=True, repr=False, eq=False)`: the generated `__eq__` cannot
-    compare frames (use `equals`) and the generated `__repr__` would print them whole. A field may hold a
-    frame, None, bool, int, float (nan included), str, a list, tuple or str-keyed dict of these, or another
-    dataclass of these; a tuple or dataclass comes back as one if the annotation says so. Arrays and tensors
-    are refused: make them a tidy frame. A field called `provenance` is stored at the top of `result.json`.
+    Declare subclasses as `@dataclass(frozen=True, repr=False, eq=False)`: the generated `__eq__` cannot compare frames
+    (use `equals`) and the generated `__repr__` would print them whole. A field may hold a frame, None, bool, int,
+    float (nan included), str, a list, tuple or str-keyed dict of these, or another dataclass of these; a tuple or
+    dataclass comes back as one if the annotation declares it. Arrays and tensors are refused: make them a tidy frame.
+    A field called `provenance` is stored at the top of `result.json`.
 
     >>> import tempfile
     >>> @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -65,19 +65,24 @@ class Result:
     kind: ClassVar[str]
 
     def to_frame(self) -> pd.DataFrame:
-        """The result's main table, tidy: a copy of its first frame (subclasses may override this)."""
+        """Returns the result's main table, tidy: a copy of its first frame (subclasses may override this).
+
+        Raises:
+            InputError: The result has no frame.
+        """
         for _, value in _values(self):
             if isinstance(value, pd.DataFrame):
                 return value.copy()
         raise InputError(f"to_frame: {type(self).__name__} has no frame; read its fields instead")
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the result to `folder` and return its path; an older result of the same kind there is
-        replaced.
+        """Writes the result to `folder` and returns its path; an older result of the same kind there is replaced.
 
-        Errors: `InputError` if a field cannot be stored, or if `folder` is a file, or is not empty and not
-        exactly a result of this kind. Wrong when two processes save to one folder at once: the later rename
-        wins.
+        Wrong when two processes save to one folder at once: the later rename wins.
+
+        Raises:
+            InputError: A field cannot be stored, or `folder` is a file, or is not empty and not exactly a result of
+                this kind.
         """
         target = Path(folder)
         frames, record = _encode_result(self)
@@ -91,10 +96,12 @@ class Result:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
-        """Read a result that `save` wrote.
+        """Reads a result that `save` wrote.
 
-        Errors: `InputError` if there is no such folder; `IntegrityError` if it holds no result, another kind,
-        another schema version, other fields, or a frame that is missing or changed since.
+        Raises:
+            InputError: There is no such folder.
+            IntegrityError: It holds no result, another kind, another schema version, other fields, or a frame that is
+                missing or changed since.
         """
         path = Path(folder)
         if not path.is_dir():
@@ -186,18 +193,18 @@ def _check_target(target: Path, kind: str) -> None:
         return
     if not target.is_dir():
         raise InputError(f"folder: expected a folder, found the file {target}; choose another name")
-    found = sorted(entry.name for entry in target.iterdir())
-    if not found:
+    names = sorted(entry.name for entry in target.iterdir())
+    if not names:
         return
     try:
         record = _read_record(target)
     except IntegrityError:
         record = {}
     if record.get("kind") != kind:
-        what = f"a result of kind {record['kind']!r}" if "kind" in record else f"other files ({found[0]!r})"
+        what = f"a result of kind {record['kind']!r}" if "kind" in record else f"other files ({names[0]!r})"
         raise InputError(f"folder: expected an empty folder or a {kind!r} result, found {what} in {target}")
-    own = {_RECORD, *(f"{name}.parquet" for name in record.get("frames", {}))}
-    if foreign := [name for name in found if name not in own]:
+    expected = {_RECORD, *(f"{name}.parquet" for name in record.get("frames", {}))}
+    if foreign := [name for name in names if name not in expected]:
         raise InputError(f"folder: {target} also holds {foreign[0]!r}, which would be lost; use another")
 
 

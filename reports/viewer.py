@@ -43,10 +43,15 @@ _TYPES |= {"value": "attention neuron", "head": "attention head", "mlp": "mlp"}
 
 
 def viewer_graph(circuit: Mapping[str, Any], *, slug: str | None = None) -> dict[str, Any]:
-    """The graph of `Attribution.circuit()` as plain data in the viewers' format.
+    """Returns the graph of `circuit` as plain data in the viewers' format.
 
-    `slug`: the graph's name there (None: from the prompt, the target and their hash). Errors: `InputError` for a slug
-    of other characters than letters, digits, "-" and "_"; `IntegrityError` for data that is no circuit.
+    Args:
+        circuit: The circuit of an attribution, as its JSON file holds it.
+        slug: The graph's name there; None makes one from the prompt, the target and their hash.
+
+    Raises:
+        InputError: The slug has other characters than letters, digits, "-" and "_".
+        IntegrityError: The data are no circuit.
 
     >>> node = {"id": "target", "kind": "target", "layer": 2, "pos": None, "label": " Paris", "score": -0.1}
     >>> graph = {"schema_version": 2, "target": " Paris", "prompt": "In", "share": 1.0, "nodes": [node], "edges": []}
@@ -77,11 +82,19 @@ def viewer_graph(circuit: Mapping[str, Any], *, slug: str | None = None) -> dict
 def save_viewer(
     circuit: Mapping[str, Any], folder: str | os.PathLike[str], *, slug: str | None = None
 ) -> Path:
-    """Write `<slug>.json` into `folder`, list it in graph-metadata.json there, and return the file's path.
+    """Writes `<slug>.json` into `folder`, lists it in graph-metadata.json there, and returns the file's path.
 
     `circuit-tracer start-server --graph_file_dir FOLDER` shows the folder; Neuronpedia takes the file. A graph of the
-    same slug is replaced, others stay. Errors: as `viewer_graph`; `InputError` where `folder` is a file;
-    `IntegrityError` where its graph-metadata.json is none. Nothing is written then.
+    same slug is replaced, others stay. Nothing is written where there is an error.
+
+    Args:
+        circuit: As for `viewer_graph`.
+        folder: Made where it is absent.
+        slug: As for `viewer_graph`.
+
+    Raises:
+        InputError: As `viewer_graph`; `folder` is a file.
+        IntegrityError: As `viewer_graph`; its graph-metadata.json is damaged.
     """
     graph = viewer_graph(circuit, slug=slug)
     folder = Path(folder)

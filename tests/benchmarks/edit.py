@@ -51,10 +51,10 @@ def bench_edit(
         layer, before = model.shape.n_layers // 3, contexts(model, CONTEXTS)
 
         def fast(chosen: Sequence[FactEdit]) -> tuple[Tensor, Tensor]:
-            asked = ask(model, chosen, before)
-            upper = upper_part(model, layer, asked.texts, asked.starts)
+            requests = ask(model, chosen, before)
+            upper = upper_part(model, layer, requests.texts, requests.starts)
             v0 = mlp_out(model, layer, chosen)
-            return v0, find_delta(upper, asked, v0, search)
+            return v0, find_delta(upper, requests, v0, search)
 
         def plain(fact: FactEdit) -> Tensor:
             return plain_delta(model, layer, fact, before, mlp_out(model, layer, [fact])[0], search)
@@ -63,9 +63,9 @@ def bench_edit(
         timed = [(_timed(partial(plain, fact)), _timed(partial(fast, [fact]))) for fact in records[:repeats]]
         batch_seconds, (v0, together) = _timed(partial(fast, records))
         worst = max(
-            float((slow - one).abs().max())
+            float((slow - fast_delta).abs().max())
             for i, ((_, slow), (_, (_, single))) in enumerate(timed)
-            for one in (single[0], together[i])
+            for fast_delta in (single[0], together[i])
         )
         n_layers = model.shape.n_layers
     slow_seconds = statistics.median(seconds for (seconds, _), _ in timed)

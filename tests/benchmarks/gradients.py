@@ -113,8 +113,8 @@ class _Bench:
 
     def probe(self, means: dict[str, Mean], ids: Tensor) -> None:
         """One batch of each loss through the probe."""
-        for name, other, loss in zip(means, reversed(means), self.losses(ids), strict=True):
-            means[name].add(loss(), against=means[other].flat)
+        for name, opposite, loss in zip(means, reversed(means), self.losses(ids), strict=True):
+            means[name].add(loss(), against=means[opposite].flat)
 
     def backwards(self, ids: Tensor) -> None:
         """The two passes that nothing can do without."""
@@ -151,12 +151,12 @@ class _Bench:
 
     def difference(self, cells: tuple[Tensor, Tensor, Tensor], sums: list[Tensor]) -> float:
         """The largest difference between a cell's cosine and that of the flat lists, the latter in float64."""
-        mine = cells[0] / (cells[1] * cells[2]).sqrt()
+        cosines = cells[0] / (cells[1] * cells[2]).sqrt()
         worst = 0.0
-        for cell in range(len(mine)):
-            own = [s for c, s in zip(self.layout.cell, self.layout.slices, strict=True) if c == cell]
-            a, b = (torch.cat([flat[start:end].double() for start, end in own]) for flat in sums)
-            worst = max(worst, abs(float(mine[cell]) - float(a @ b / (a.norm() * b.norm()))))
+        for cell in range(len(cosines)):
+            spans = [s for c, s in zip(self.layout.cell, self.layout.slices, strict=True) if c == cell]
+            a, b = (torch.cat([flat[start:end].double() for start, end in spans]) for flat in sums)
+            worst = max(worst, abs(float(cosines[cell]) - float(a @ b / (a.norm() * b.norm()))))
         return worst
 
 
@@ -197,5 +197,5 @@ def _peak(way: str, bench: _Bench) -> int:
 
 
 if __name__ == "__main__":
-    found = _peak(sys.argv[1], _Bench(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
-    sys.stdout.write(json.dumps({"peak": found}) + "\n")
+    peak_bytes = _peak(sys.argv[1], _Bench(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+    sys.stdout.write(json.dumps({"peak": peak_bytes}) + "\n")

@@ -105,11 +105,11 @@ def _edits(model: HookedModel, prompt: str) -> list[SteeringEdit]:
     clouds = torch.randn(2, CENTRES, d, generator=draw)
     maps = {layer: gaussian_map(clouds[0], clouds[1], reg=1.0) for layer in window}
     (state,) = last_states(model, [prompt], [resid_pre(4)])
-    (others,) = last_states(model, [f"{prompt} and more {i}" for i in range(CENTRES)], [resid_pre(4)])
-    apart = float((others - state).norm(dim=1).min())
+    (far_states,) = last_states(model, [f"{prompt} and more {i}" for i in range(CENTRES)], [resid_pre(4)])
+    apart = float((far_states - state).norm(dim=1).min())
     edits = []
     for i in range(EDITS):
-        centres = others + (0.1 if i else 0.0) * torch.randn(CENTRES, d, generator=draw)
+        centres = far_states + (0.1 if i else 0.0) * torch.randn(CENTRES, d, generator=draw)
         if i == 0:
             centres[0] = state
         gate = HiddenGate(4, centres, 1e-3 * apart)
