@@ -37,7 +37,9 @@ class Page:
 class _State:
     page: Page
     free: deque[list[int]]
-    taken: dict[str, list[int]] = field(default_factory=dict)  # by worker: what is left of its unit
+    taken: dict[str, list[int]] = field(
+        default_factory=dict
+    )  # by worker: the places of its unit still to make
     made: dict[int, Case] = field(default_factory=dict)  # in the order in which they came
 
 

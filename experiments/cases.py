@@ -58,7 +58,7 @@ class Share(Protocol):
 
 
 class Alone:
-    """This process makes all, in order."""
+    """Makes all cases in this process, in order."""
 
     patient = False
 
@@ -75,7 +75,7 @@ _share: ContextVar[Share] = ContextVar("share", default=ALONE)
 
 @contextlib.contextmanager
 def shared(share: Share) -> Iterator[None]:
-    """Within the block, loops over cases are worked off by `share`."""
+    """Within the block, `share` makes the cases of every loop."""
     before = _share.set(share)
     try:
         yield
@@ -165,7 +165,7 @@ def finished(run: RunFolder | None, key: str, *, settings: Any = None) -> Case |
 
 
 def settings_digest(*parts: Any) -> str:
-    """sha256, as hex, of what a case's numbers depend on: the "settings" of `every_case`.
+    """Returns the sha256, as hex, of what a case's numbers depend on: the "settings" of `every_case`.
 
     Args:
         parts: Plain data (what JSON holds), in an order that stays the same.

@@ -41,18 +41,18 @@ __all__ = ["Engine", "Ray", "Worker", "local"]
 
 log = logging.getLogger(__name__)
 
-#: Sets around the run of a cell who makes its cases.
+#: A context around the run of a cell, which sets who makes its cases.
 Engine = Callable[[Cell], AbstractContextManager[None]]
 
 PAUSE = 0.1  # seconds between two looks at the board
-GRACE = 10.0  # seconds that workers have to end in when the run does
+GRACE = 10.0  # seconds in which workers have to end when the run does
 LIVES = 3  # deaths a worker, one after another without a finished case, after which the run gives up
 _OBJECT_STORE = 2**28  # bytes of shared memory of a local cluster: cases are small
 _TOKEN = "ray._private.authentication"  # warns that a cluster's ports ask for a token, as they should
 
 
 def local(cell: Cell) -> AbstractContextManager[None]:
-    """This process makes every case."""
+    """Makes every case in this process."""
     return contextlib.nullcontext()
 
 
@@ -127,7 +127,7 @@ class Ray:
                 "include_dashboard": False,
                 "object_store_memory": _OBJECT_STORE,
             }
-        with contextlib.redirect_stdout(sys.stderr):  # what Ray says of a worker that died
+        with contextlib.redirect_stdout(sys.stderr):  # Ray's own messages about a worker that died
             try:
                 ray.init(
                     address=self.address or "local",
@@ -170,7 +170,7 @@ class _Job:
 
 
 class _Driver:
-    """See `experiments.cases.Share`: makes nothing, hands on what the workers have made, sees to the workers."""
+    """See `experiments.cases.Share`: makes nothing, passes on what the workers have made, replaces those that die."""
 
     patient = True
 
@@ -310,7 +310,7 @@ class Worker:
 
 
 class _Claimed:
-    """See `experiments.cases.Share`: makes what it claims from the board, takes the rest over from the others."""
+    """See `experiments.cases.Share`: makes what it claims from the board and takes the rest from the other workers."""
 
     patient = False
 
@@ -346,7 +346,7 @@ class _Claimed:
 
 
 def _check_address(address: str) -> None:
-    """Refuse what nobody listens at: Ray itself tries for minutes."""
+    """Refuses an address at which nobody listens: Ray itself tries for minutes."""
     host, _, port = address.rpartition(":")
     try:
         if not host or not port.isdecimal():
@@ -364,13 +364,13 @@ def _facts(loop: Loop) -> dict[str, Any]:
 
 
 def _placeless(fact: Any) -> Any:
-    """Without where it was found: a model that each process trains lies in a folder of its own; its hash agrees."""
+    """Drops the source: a model that each process trains lies in a folder of its own; its hash agrees."""
     if not isinstance(fact, dict):
         return fact
     return {key: _placeless(value) for key, value in fact.items() if key != "source"}
 
 
 def _first(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """The first difference."""
+    """Names the first difference."""
     key = next(key for key in [*mine, *theirs] if mine.get(key) != theirs.get(key))
     return f"{key} {mine.get(key)}, the driver {theirs.get(key)}"

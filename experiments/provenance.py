@@ -57,7 +57,7 @@ def provenance(
         dtype: The dtype of the weights.
         attn_implementation: The attention implementation.
     """
-    import torch  # here: a page or a table is read without it
+    import torch  # here: pages and tables are read without torch
 
     return {
         "model": model,
@@ -83,7 +83,7 @@ def _device_name(device: str) -> str:
     return platform.processor() or platform.machine()
 
 
-@functools.cache  # asked for with every result; what runs is what was imported
+@functools.cache  # part of every result; the running versions are those imported
 def versions() -> dict[str, str]:
     """Returns the versions of the installed packages on which numbers depend."""
     installed = {}

@@ -272,7 +272,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _refuse_links(folder: Path) -> None:
-    """A run from elsewhere may hold links that lead out of it: nothing is written, or swept, behind one."""
+    """Refuses links that lead out of the run: nothing is written or removed behind one."""
     for name in ("cases", "results", LOCK):
         if (folder / name).is_symlink():
             raise InputError(
@@ -281,7 +281,7 @@ def _refuse_links(folder: Path) -> None:
 
 
 def _check_version(folder: Path) -> None:
-    """Refuse to go on with a run that another version of this contract has begun."""
+    """Refuses to go on with a run that another version of this contract has begun."""
     if not (folder / _PROVENANCE).is_file():
         return
     version = _read_json(folder / _PROVENANCE).get("schema_version", 1)
@@ -298,7 +298,7 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 
 def _check_provenance(folder: Path, facts: dict[str, Any]) -> None:
-    """Refuse to mix cases of two models, data sets or seeds; other package versions are only logged."""
+    """Refuses to mix cases of two models, data sets or seeds; other package versions are only logged."""
     if not (folder / _PROVENANCE).is_file():
         return
     old = encode(_facts(folder), where="provenance")
@@ -384,7 +384,7 @@ def _write(file: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def _disk(target: Path) -> Iterator[None]:
-    """A full disk, a folder that is read-only and the like: one line instead of a traceback."""
+    """Turns an error of the disk (full, read-only and the like) into one line instead of a traceback."""
     try:
         yield
     except OSError as error:
@@ -396,7 +396,7 @@ def _disk(target: Path) -> Iterator[None]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a killed process has left half written; the lock is held, so nobody else writes it now."""
+    """Removes what a killed process has left half written; the lock is held, so nobody else writes now."""
     for place in (folder, folder / "cases", folder / "results"):
         for left in place.glob(".*") if place.is_dir() else ():
             if not TEMPORARY.fullmatch(left.name):
@@ -406,7 +406,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut (Windows cannot open a folder: there the rename is all)."""
+    """Makes the rename itself survive a power cut (Windows cannot open a folder: there nothing is done)."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

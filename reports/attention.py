@@ -116,7 +116,7 @@ def _values(
 
 
 def _check(patterns: NDArray[np.float64], file: Path) -> None:
-    """Refuse what is no softmax over the tokens so far."""
+    """Refuses patterns that are no softmax over the tokens so far."""
     if patterns.min() < 0 or patterns.max() > 1 + _ROUNDING:
         wrong = patterns.min() if patterns.min() < 0 else patterns.max()
         raise IntegrityError(f"{file}: expected weights from 0 to 1, found {wrong:.4g}")

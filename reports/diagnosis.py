@@ -18,7 +18,7 @@ from reports.results import Result
 
 __all__ = ["Check", "Diagnosis", "Step", "gathered"]
 
-#: A name, and what makes its checks.
+#: A name, and the function that makes its checks.
 Step = tuple[str, Callable[[], Iterable["Check"]]]
 
 

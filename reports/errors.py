@@ -57,7 +57,7 @@ def first_line(error: Exception) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Without line breaks, half surrogate pairs and the middle of what is too long: its end says what to do."""
+    """Drops line breaks, half surrogate pairs and the middle of a long text, whose end says what to do."""
     text = " ".join(part.strip() if i else part.rstrip() for i, part in enumerate(text.splitlines()))
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 303]} … {text[-300:]}"

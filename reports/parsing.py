@@ -10,7 +10,7 @@ from typing import Any
 
 __all__ = ["parse", "parse_toml"]
 
-#: levels; what reads the values may call itself twice a level and stays within what Python allows
+#: Levels of nesting: a reader that calls itself twice a level stays within Python's limit.
 DEEPEST = 100
 _NESTED = (list, dict)
 # a.b.c of over a hundred parts: reading a key takes a time that grows with the square of its parts

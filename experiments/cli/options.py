@@ -15,14 +15,14 @@ C = TypeVar("C")
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong usage is one line, as every other error."""
+    """Prints wrong usage as one line, as every other error."""
 
     def error(self, message: str) -> NoReturn:
-        """Status 2."""
+        """Ends the program with status 2."""
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Words may stand behind options too, where a command takes `words` (argparse itself reads one run of them)."""
+        """Also takes words behind options, where a command takes `words` (argparse itself reads one run of them)."""
         options, rest = self.parse_known_args(args, namespace)
         if rest and (not hasattr(options, "words") or any(word.startswith("-") for word in rest)):
             self.error(f"unrecognized arguments: {' '.join(rest)}")
