@@ -9,7 +9,6 @@
 #   make report-demo  four small runs, their reports, and an index of them, into OUT_REPORTS (runs/report-demo)
 #   make gallery  the pictures of the README, from the run in OUT (make demo)
 #   make house    the picture of docs/architecture.md, from the imports
-#   make bench    what certified attribution costs, against full enumeration and its floor (some minutes)
 #   make audit    known vulnerabilities of what is installed, by pip-audit in a folder of its own (asks PyPI)
 #   make clean    remove what the commands made (runs/ stays)
 #
@@ -33,7 +32,7 @@ STAMP := $(VENV)/.installed
 DOCS := tests/test_docs.py mechedit xlprobe experiments reports
 
 .DEFAULT_GOAL := demo
-.PHONY: demo demo-xl report-demo gallery install house test check format format-check lint types docs bench audit clean
+.PHONY: demo demo-xl report-demo house gallery install test check format format-check lint types docs audit clean
 
 demo: $(STAMP)
 	$(BIN)/mechedit demo --out $(OUT)
@@ -91,9 +90,6 @@ types: $(STAMP)
 # `make test` runs these too; alone they take seconds, for whoever writes documentation.
 docs: $(STAMP)
 	$(BIN)/python -m pytest $(DOCS) $(PYTEST_ARGS)
-
-bench: $(STAMP)
-	$(BIN)/mechedit bench nlka
 
 # --strict: a package that cannot be asked about is a failure. Local versions (+cpu) are those of the index.
 audit: $(STAMP)

@@ -115,8 +115,8 @@ def long_functions(module: str, tree: ast.Module) -> list[str]:
 
 
 def stray_dependencies(module: str, tree: ast.Module) -> list[str]:
-    """Imports of what the project does not declare (development tools do not count, but in benchmarks)."""
-    known = set(sys.stdlib_module_names) | set(BELOW) | declared(module)
+    """Imports of what the project does not declare (development tools do not count)."""
+    known = set(sys.stdlib_module_names) | set(BELOW) | declared()
     return _reported(one for one in imports(module, tree) if one.name.split(".")[0] not in known)
 
 
@@ -169,7 +169,6 @@ BREAKERS: list[tuple[Rule, str, str]] = [
     (prints, "mechedit.models.hooked", "print('hello')"),
     (long_functions, "mechedit.models.hooked", "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES),
     (stray_dependencies, "mechedit.editors.steering.transport", "import ot"),
-    (stray_dependencies, "tests.benchmarks.mega", "import nowhere_declared"),
 ]
 KEEPERS: list[tuple[Rule, str, str]] = [
     (
@@ -198,15 +197,11 @@ KEEPERS: list[tuple[Rule, str, str]] = [
 ]
 
 
-def declared(module: str) -> set[str]:
+def declared() -> set[str]:
     """What a module may import of others, by the name that an import uses: the dependencies and the extras that a user
-    can ask for; benchmarks measure against peers, so they may import the development tools too."""
+    can ask for."""
     table = project()
-    extras = {
-        name: lines
-        for name, lines in table.get("optional-dependencies", {}).items()
-        if name != "dev" or module.startswith("experiments.benchmarks")
-    }
+    extras = {name: lines for name, lines in table.get("optional-dependencies", {}).items() if name != "dev"}
     lines = [*table["dependencies"], *(line for own in extras.values() for line in own)]
     names = {re.split(r"[^\w.-]", line, maxsplit=1)[0].replace("-", "_") for line in lines}
     return {IMPORTED_AS.get(name, name) for name in names}
