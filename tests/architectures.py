@@ -36,7 +36,7 @@ _PLAIN: Sizes = {
 _NEW: Sizes = {**_PLAIN, "num_key_value_heads": 2}
 _WIDE: Sizes = {**_NEW, "head_dim": 6}
 #: Narrower than the prompts of the tests, so that the window counts.
-WINDOW = 7
+WINDOW = 12
 _MIXED: Sizes = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 
 
