@@ -120,7 +120,7 @@ def test_a_steering_edit_over_ike_reads_the_demonstrations_too() -> None:
         assert torch.equal(both.tokenize(PROMPTS[0]), ids)
         assert not torch.equal(both.logits(PROMPTS), plain)
     with steer(model, [SteeringEdit(FACT, {1: shift})]) as steered, IKE().apply(steered, FACT) as both:
-        assert both.gate_fired(PROMPTS) == [True] * 3  # type: ignore[attr-defined]
+        assert both.gate_fired(PROMPTS) == [True] * 3
     assert model.tokenize(PROMPTS[0]).tolist() == model.tokenize(PROMPTS[0]).tolist()
 
 

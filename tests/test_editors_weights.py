@@ -319,7 +319,7 @@ def test_weights_are_fitted_without_a_steering_edit_that_is_on() -> None:
         within = FT(layer=1, steps=2, lr=1e-2).change(steered, FACT)
         moved = steered.logits([FACT.rewrite_prompt])
         with within.apply(steered) as both:
-            assert both.gate_fired([FACT.rewrite_prompt]) == [True]  # type: ignore[attr-defined]
+            assert both.gate_fired([FACT.rewrite_prompt]) == [True]
             assert not torch.equal(both.logits([FACT.rewrite_prompt]), moved)
         assert torch.equal(steered.logits([FACT.rewrite_prompt]), moved)
     for name, parts in alone.parts.items():

@@ -43,6 +43,11 @@ class Tuned:
     DEFAULTS: ClassVar[Table]
     LAYERS: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def needs_selection(self) -> bool:
+        """Whether `select` has settings to choose: only MEGA and SAKE have any."""
+        return False
+
     @classmethod
     def for_model(cls, model: HookedModel) -> Self:
         """The editor with this model's defaults."""

@@ -24,11 +24,13 @@ import torch
 from torch import Tensor
 
 from mechedit.data.facts import FactEdit
+from mechedit.editors.base import derive, lineage
 from mechedit.editors.steering.gate_bank import GateBank
 from mechedit.editors.steering.gates import AlwaysOn, Gate, HiddenGate
 from mechedit.editors.steering.sites import SITES, Heads, SiteName, part
 from mechedit.editors.steering.transport import AffineMap
 from mechedit.models.batching import batches
+from mechedit.models.bridged import Prompts
 from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import Hook
 
@@ -211,18 +213,17 @@ class SteeredModel(HookedModel):
     """A `HookedModel` under steering edits: the same interface, the same weights. Made by `steer`."""
 
     steering: Steering
-    steerings: tuple[Steering, ...]  # all that are on, this one last
 
     @property
     def edits(self) -> tuple[SteeringEdit, ...]:
         """The edits that are on."""
         return self.steering.edits
 
-    def gate_fired(self, prompts: Sequence[str], *, batch_size: int = 64) -> list[bool]:
-        """For each prompt whether some edit's gate opens."""
+    def gate_fired(self, prompts: Prompts, *, batch_size: int = 64) -> list[bool]:
+        """For each prompt whether the gate of an edit opens."""
         return (self._ratios(prompts, batch_size) <= 1).any(0).tolist()
 
-    def claims(self, prompts: Sequence[str], *, batch_size: int = 64) -> pd.DataFrame:
+    def claims(self, prompts: Prompts, *, batch_size: int = 64) -> pd.DataFrame:
         """Which edits claim which prompts: frame prompt (its index), case_id, ratio (distance over threshold), steers.
 
         Of the edits that claim one prompt the nearest, with the smallest ratio, steers.
@@ -240,7 +241,7 @@ class SteeredModel(HookedModel):
         )
         return frame.sort_values(["prompt", "ratio"], kind="stable", ignore_index=True)
 
-    def _ratios(self, prompts: Sequence[str], batch_size: int) -> Tensor:
+    def _ratios(self, prompts: Prompts, batch_size: int) -> Tensor:
         ids = self.encode(prompts)
         found = torch.zeros(len(self.edits), len(ids), device=self.device)
         for batch in batches([len(one) for one in ids], batch_size):
@@ -252,11 +253,8 @@ class SteeredModel(HookedModel):
 @contextlib.contextmanager
 def steer(model: HookedModel, edits: Sequence[SteeringEdit]) -> Iterator[SteeredModel]:
     """`model` under the edits, for the length of the block; of several open gates the nearest edit steers."""
-    steered = SteeredModel.__new__(SteeredModel)
-    steered.__dict__.update(model.__dict__)
-    steered.__dict__.pop("gate_fired", None)  # of an earlier steering edit: this one asks its own gates
+    steered = derive(SteeredModel, model)
     steered.steering = Steering(edits, device=model.device, dtype=model.dtype, tokenizer=model.tokenizer)
-    steered.steerings = (*getattr(model, "steerings", ()), steered.steering)
     handle = model.hf.register_forward_pre_hook(steered.steering.begin, with_kwargs=True)
     hooks: list[Hook] = [(name, partial(_call, fn)) for name, fn in steered.steering.points()]
     try:
@@ -269,7 +267,7 @@ def steer(model: HookedModel, edits: Sequence[SteeringEdit]) -> Iterator[Steered
 @contextlib.contextmanager
 def unsteered(model: HookedModel) -> Iterator[None]:
     """No steering for the length of the block: editors are fitted on the model, not on what hooks add to it."""
-    steerings: tuple[Steering, ...] = getattr(model, "steerings", ())
+    steerings = [edited.steering for edited in lineage(model) if isinstance(edited, SteeredModel)]
     before = [steering.muted for steering in steerings]
     try:
         for steering in steerings:
