@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mechedit.editors.steering.gate_bank import GateBank
-from mechedit.editors.steering.gates import AlwaysOn, Distance, Gate, HiddenGate, roc, whitening
+from mechedit.editors.steering.gates import AlwaysOn, Distance, Gate, HiddenGate, nearest, roc, whitening
 from reports.errors import InputError
 
 DISTANCES: tuple[Distance, ...] = ("euclidean", "cosine", "mahalanobis")
@@ -25,7 +25,9 @@ def random_gates(n: int, *, distance: Distance = "euclidean", d: int = 16) -> li
 
 
 def naive(gates: list[HiddenGate], states: torch.Tensor) -> torch.Tensor:
-    ratios = torch.stack([gate.ratio(states) for gate in gates])
+    ratios = torch.stack(
+        [nearest(gate.coordinates(states), gate.coordinates(gate.centres)) / gate.threshold for gate in gates]
+    )
     return ratios.where(ratios <= 1, torch.inf)
 
 
@@ -91,7 +93,7 @@ def test_whitening_off_the_span_of_few_states_is_the_floor_alone() -> None:
 
 def test_a_mahalanobis_gate_without_whitening_is_refused() -> None:
     with pytest.raises(InputError, match="whitening"):
-        HiddenGate(0, torch.zeros(1, 2), 1.0, "mahalanobis").ratio(torch.zeros(1, 2))
+        HiddenGate(0, torch.zeros(1, 2), 1.0, "mahalanobis").coordinates(torch.zeros(1, 2))
     with pytest.raises(InputError, match="two states"):
         whitening(torch.zeros(1, 2))
     with pytest.raises(InputError, match="differ"):

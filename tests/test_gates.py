@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechedit.editors.steering.gates import AlwaysOn, HiddenGate, calibrate, nearest
+from mechedit.editors.steering.gates import HiddenGate, calibrate, nearest
 from reports.errors import InputError
 
 
@@ -44,9 +44,6 @@ def test_nearest_is_the_least_of_all_distances() -> None:
 
 def test_hidden_gate_opens_within_its_threshold() -> None:
     gate = HiddenGate(layer=1, centres=torch.tensor([[0.0, 0.0], [10.0, 0.0]]), threshold=2.0)
-    assert (gate.ratio(torch.tensor([[1.0, 0.0], [10.0, 2.0], [5.0, 0.0]])) <= 1).tolist() == [
-        True,
-        True,
-        False,
-    ]
-    assert (AlwaysOn().ratio(torch.zeros(3, 2)) <= 1).all()
+    states = gate.coordinates(torch.tensor([[1.0, 0.0], [10.0, 2.0], [5.0, 0.0]]))
+    opens = nearest(states, gate.coordinates(gate.centres)) <= gate.threshold
+    assert opens.tolist() == [True, True, False]

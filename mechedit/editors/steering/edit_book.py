@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +22,7 @@ from transformers import PreTrainedModel
 
 from experiments.checkpoints import digest
 from mechedit.data.facts import FactEdit
+from mechedit.data.records import EDIT_FIELDS
 from mechedit.editors.steering.attach import attach
 from mechedit.editors.steering.gates import AlwaysOn, Gate, HiddenGate, SentenceGate, Whitening
 from mechedit.editors.steering.sentence_encoder import sentence_encoder
@@ -32,15 +31,14 @@ from mechedit.editors.steering.steer import Position, SteeredModel, Steering, St
 from mechedit.editors.steering.transport import AffineMap
 from mechedit.models import weights
 from mechedit.models.hooked import HookedModel
+from mechedit.models.saving import new_folder
 from reports.codec import parse
 from reports.errors import InputError, IntegrityError
-from reports.results import swap_folder
 
 __all__ = ["EditBook"]
 
 SCHEMA_VERSION = 1
 TENSORS, RECORD = "edits.safetensors", "edits.json"
-_FACT = ("subject", "prompt", "target_true", "target_new", "case_id", "relation")
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,16 +141,11 @@ class EditBook:
             "edits": rows,
         }
         text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-        try:
-            work.chmod(0o755)  # mkdtemp makes it private
-            # a copy of each: edits may share a map, and safetensors refuses tensors that share their memory
-            save_file({name: t.contiguous().cpu().clone() for name, t in tensors.items()}, work / TENSORS)
-            (work / RECORD).write_text(text, encoding="utf-8")
-            swap_folder(work, target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        with new_folder(target, replace=True) as temporary:
+            # A copy of each: edits may share a map, and safetensors refuses tensors that share their memory.
+            copies = {name: tensor.contiguous().cpu().clone() for name, tensor in tensors.items()}
+            save_file(copies, temporary / TENSORS)
+            (temporary / RECORD).write_text(text, encoding="utf-8")
         return target
 
     @classmethod
@@ -228,7 +221,7 @@ def _record(
             tensors[f"{name}.map.{layer}.{field}"] = getattr(fitted, field)
     return {
         "name": name,
-        "fact": {field: getattr(edit.fact, field) for field in _FACT},
+        "fact": {field: getattr(edit.fact, field) for field in EDIT_FIELDS},
         "layers": sorted(edit.maps),
         "alpha": edit.alpha,
         "site": edit.site,
@@ -242,7 +235,6 @@ def _record(
 def _gate_record(gate: Gate, name: str, tensors: dict[str, Tensor], shared: dict[int, str]) -> dict[str, Any]:
     if isinstance(gate, AlwaysOn):
         return {"kind": "always"}
-    assert isinstance(gate, HiddenGate | SentenceGate)
     tensors[f"{name}.centres"] = gate.centres
     if isinstance(gate, SentenceGate):
         return {"kind": "sentence", "threshold": gate.threshold, "model": gate.model}
@@ -264,7 +256,7 @@ def _edit(
         if row[key] not in allowed:
             raise ValueError(f"{key}: expected one of {', '.join(allowed)}, found {row[key]!r}")
     return SteeringEdit(
-        fact=FactEdit(**{field: row["fact"][field] for field in _FACT}),
+        fact=FactEdit(**{field: row["fact"][field] for field in EDIT_FIELDS}),
         maps={
             int(n): AffineMap(*(tensors[f"{name}.map.{n}.{field}"] for field in fields))
             for n in row["layers"]

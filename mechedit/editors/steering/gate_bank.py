@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechedit.editors.steering.gates import AlwaysOn, Gate, HiddenGate, SentenceGate
+from mechedit.editors.steering.gates import AlwaysOn, CentredGate, Gate, HiddenGate, SentenceGate
 
 __all__ = ["GateBank", "GateGroup"]
 
@@ -31,14 +31,14 @@ class GateGroup:
     """The stacked gates of one kind. gate: one of them; owner [k]: which edit a centre belongs to;
     centres [k, d] in the gate's coordinates; thresholds [k]."""
 
-    gate: HiddenGate | SentenceGate
+    gate: CentredGate
     owner: Tensor
     centres: Tensor
     thresholds: Tensor
     squares: Tensor
 
     @classmethod
-    def of(cls, members: Sequence[tuple[int, HiddenGate | SentenceGate]], device: torch.device) -> GateGroup:
+    def of(cls, members: Sequence[tuple[int, CentredGate]], device: torch.device) -> GateGroup:
         """The group of gates of one kind, each with the number of its edit."""
         gate = members[0][1]
         centres = torch.cat([gate.coordinates(g.centres.to(device).float()) for _, g in members])
@@ -68,7 +68,7 @@ class GateBank:
     def __init__(self, gates: Sequence[Gate], device: torch.device) -> None:
         self.n = len(gates)
         self.always = [i for i, gate in enumerate(gates) if isinstance(gate, AlwaysOn)]
-        kinds: dict[Any, list[tuple[int, HiddenGate | SentenceGate]]] = {}
+        kinds: dict[Any, list[tuple[int, CentredGate]]] = {}
         for i, gate in enumerate(gates):
             if isinstance(gate, HiddenGate):
                 kinds.setdefault((gate.layer, gate.pool, gate.distance, id(gate.whitening)), []).append(

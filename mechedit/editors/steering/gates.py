@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -28,6 +28,7 @@ from reports.errors import InputError
 __all__ = [
     "AlwaysOn",
     "Distance",
+    "CentredGate",
     "Gate",
     "HiddenGate",
     "Pool",
@@ -44,30 +45,9 @@ Pool = Literal["last", "mean"]
 Embed = Callable[[Sequence[str]], Tensor]
 
 
-class Gate(Protocol):
-    """Decides for prompts by a state at the input of layer `layer` (None: without looking at the model)."""
-
-    @property
-    def layer(self) -> int | None:
-        """Whose input is looked at."""
-
-    def ratio(self, states: Tensor) -> Tensor:
-        """[B] for states [B, d]: at most 1 where the gate opens; of several open gates the smallest wins."""
-
-
 @dataclass(frozen=True)
 class AlwaysOn:
-    """Opens for every prompt: the ungated row of every comparison.
-
-    >>> AlwaysOn().ratio(torch.zeros(2, 3))
-    tensor([0., 0.])
-    """
-
-    layer: None = None
-
-    def ratio(self, states: Tensor) -> Tensor:
-        """Zeros [B]."""
-        return states.new_zeros(len(states))
+    """Opens for every prompt: the ungated row of every comparison."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +76,9 @@ class HiddenGate:
     "mahalanobis" (standard deviations; needs `whitening`). pool: the last token's state, or the mean over tokens.
 
     >>> gate = HiddenGate(layer=2, centres=torch.zeros(1, 2), threshold=5.0)
-    >>> gate.ratio(torch.tensor([[3.0, 4.0], [6.0, 8.0]]))
-    tensor([1., 2.])
+    >>> states = gate.coordinates(torch.tensor([[3.0, 4.0], [6.0, 8.0]]))
+    >>> nearest(states, gate.coordinates(gate.centres)) <= gate.threshold
+    tensor([ True, False])
     """
 
     layer: int
@@ -119,11 +100,6 @@ class HiddenGate:
             return self.whitening(states)
         return states
 
-    def ratio(self, states: Tensor) -> Tensor:
-        """Distance to the nearest centre over the threshold, [B]."""
-        centres = self.centres.to(states)
-        return nearest(self.coordinates(states), self.coordinates(centres)) / self.threshold
-
 
 @dataclass(frozen=True, eq=False)
 class SentenceGate:
@@ -137,15 +113,14 @@ class SentenceGate:
     threshold: float
     model: str
     embed: Embed = field(repr=False)
-    layer: None = None
-
-    def ratio(self, states: Tensor) -> Tensor:
-        """For embeddings [B, e]: distance to the nearest centre over the threshold, [B]."""
-        return nearest(states, self.centres) / self.threshold
 
     def coordinates(self, states: Tensor) -> Tensor:
         """The embeddings themselves."""
         return states
+
+
+CentredGate = HiddenGate | SentenceGate  # opens near the edit's own prompts
+Gate = AlwaysOn | CentredGate
 
 
 def whitening(sample: Tensor, *, reg: float = 1e-2) -> Whitening:
@@ -219,7 +194,7 @@ def roc(own: Sequence[float], foreign: Sequence[float]) -> pd.DataFrame:
 
 
 def _finite(name: str, values: Sequence[float]) -> Tensor:
-    found = torch.tensor(values, dtype=torch.float64)
-    if not len(found) or not torch.isfinite(found).all():
-        raise InputError(f"{name}: expected finite distances, at least one, found {len(found)}")
-    return found
+    distances = torch.tensor(values, dtype=torch.float64)
+    if not len(distances) or not torch.isfinite(distances).all():
+        raise InputError(f"{name}: expected finite distances, at least one, found {len(distances)}")
+    return distances

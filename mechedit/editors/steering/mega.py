@@ -36,7 +36,15 @@ from mechedit.editors.steering.fit_prompts import (
     implication_pairs,
     source_and_target,
 )
-from mechedit.editors.steering.gates import AlwaysOn, Distance, Gate, HiddenGate, SentenceGate, Whitening
+from mechedit.editors.steering.gates import (
+    AlwaysOn,
+    CentredGate,
+    Distance,
+    Gate,
+    HiddenGate,
+    SentenceGate,
+    Whitening,
+)
 from mechedit.editors.steering.paraphrases import Paraphrases, implications, paraphrases
 from mechedit.editors.steering.selection import select
 from mechedit.editors.steering.sentence_encoder import sentence_encoder
@@ -206,7 +214,9 @@ class MEGA:
         read = mean_states if self.gate == "mean" else last_states
         return read(model, prompts, [resid_pre(layer) for layer in layers])
 
-    def gate_of(self, centres: Tensor, *, layer: int, threshold: float, whitening: Whitening | None) -> Gate:
+    def gate_of(
+        self, centres: Tensor, *, layer: int, threshold: float, whitening: Whitening | None
+    ) -> CentredGate:
         """A gate of this editor's kind."""
         if self.gate == "sentence":
             assert self.gate_model is not None

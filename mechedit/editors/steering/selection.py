@@ -27,7 +27,7 @@ import torch
 from mechedit.attribution.statement import statement_contrast
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors.steering.fit_prompts import doubts
-from mechedit.editors.steering.gates import Gate, HiddenGate, Whitening, calibrate, nearest, roc, whitening
+from mechedit.editors.steering.gates import CentredGate, Whitening, calibrate, nearest, roc, whitening
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from reports.results import Result
@@ -79,7 +79,7 @@ class Selectable(Protocol):
     ) -> list[torch.Tensor]: ...
     def gate_of(
         self, centres: torch.Tensor, *, layer: int, threshold: float, whitening: Whitening | None
-    ) -> Gate: ...
+    ) -> CentredGate: ...
 
 
 S = TypeVar("S", bound=Selectable)
@@ -238,8 +238,7 @@ def _distances(
         states = editor.gate_states(model, [p for group in groups for p in group], layers)
         for pair, layer, at_layer in zip(found, layers, states, strict=True):
             gate = editor.gate_of(at_layer[:1], layer=layer, threshold=1.0, whitening=white.get(layer))
-            assert isinstance(gate, HiddenGate) or editor.gate == "sentence"
-            centres, *sides = gate.coordinates(at_layer).split([len(group) for group in groups])  # type: ignore[attr-defined]
+            centres, *sides = gate.coordinates(at_layer).split([len(group) for group in groups])
             for side, own in zip(pair, sides, strict=True):
                 side.extend(nearest(own, centres).tolist() if len(own) else [])
     return found

@@ -69,11 +69,11 @@ def embedded_corpus(*, documents: int = WORLD_DOCUMENTS, seed: int = 0) -> Corpu
     return text_corpus((writer.document().text for _ in range(documents)), source="the embedded world's text")
 
 
-def own_corpus(model: HookedModel, tokens: int, *, seed: int = 0) -> Corpus:
+def own_corpus(model: HookedModel, tokens: int) -> Corpus:
     """About `tokens` tokens that `model` writes itself, from the 50 likeliest at each place: for want of a text."""
     length = min(128, (model.n_ctx or 256) // 2)
     starts = [STARTS[i % len(STARTS)] for i in range(tokens // length + 1)]
-    texts = model.generate(starts, max_new_tokens=length, top_k=50, seed=seed)
+    texts = model.generate(starts, max_new_tokens=length, top_k=50)
     return text_corpus(
         (start + text for start, text in zip(starts, texts, strict=True)), source="the model's own text"
     )

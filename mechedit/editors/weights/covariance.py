@@ -5,7 +5,7 @@ Source: ROME (Meng et al., NeurIPS 2022, section 3.1, step 3); MEMIT weighs the 
 1. the text is streamed (`mechedit.editors.weights.corpus`), cut into windows of the model's context, and run in batches; nothing above
    the highest asked layer is needed and no gradient is kept;
 2. Σ k kᵀ and the number of tokens are summed in fp64, batch after batch in the text's order, for all asked layers in
-   one pass. Sums of parts add: `merge`.
+   one pass.
 3. The sums are written to the cache now and then with how far the text was read, so a stopped run goes on, to the very
    bits of one that was not stopped.
 
@@ -32,13 +32,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from experiments.checkpoints import tokenizer_digest
 from mechedit.editors.weights.corpus import Corpus, embedded_corpus, own_corpus, windows
 from mechedit.models.cache import cache_folder
 from mechedit.models.hooked import HookedModel
+from mechedit.models.hooking import post
 from mechedit.models.loading import EMBEDDED
 from reports.errors import InputError
 
-__all__ = ["Covariance", "covariances", "covariance_for", "merge"]
+__all__ = ["Covariance", "covariances", "covariance_for"]
 
 log = logging.getLogger(__name__)
 
@@ -103,15 +105,6 @@ class Covariance:
     def solve(self, keys: Tensor) -> Tensor:
         """C⁻¹ keys, for keys [d_mlp, n], in fp64."""
         return torch.cholesky_solve(keys.to(self.factor), self.factor)
-
-
-def merge(parts: Sequence[Covariance]) -> Covariance:
-    """C of the parts' texts together: sums and tokens add. Errors: `InputError` for none, or for two layers."""
-    if not parts or len({part.layer for part in parts}) > 1:
-        raise InputError(f"parts: expected some of one layer, found layers {[part.layer for part in parts]}")
-    source = " + ".join(dict.fromkeys(part.source for part in parts))
-    total = torch.stack([part.moment for part in parts]).sum(0)
-    return Covariance(total, sum(part.n_tokens for part in parts), parts[0].layer, source)
 
 
 def covariance_for(model: HookedModel, layer: int) -> Covariance:
@@ -238,7 +231,7 @@ def _add(model: HookedModel, texts: Sequence[Tensor], sums: dict[int, Tensor]) -
 
         return hook
 
-    with model.hooks([(f"blocks.{layer}.mlp.hook_post", add(layer)) for layer in sums]):
+    with model.hooks([(post(layer), add(layer)) for layer in sums]):
         model.run(ids, mask, logits_to_keep=1)
     return int(real.sum())
 
@@ -252,7 +245,8 @@ def _window(model: HookedModel) -> int:
 
 def _file(model: HookedModel, corpus: Corpus, layer: int, tokens: int | None) -> Path:
     key = {
-        "tokenizer": _tokenizer_hash(model),
+        "tokenizer": tokenizer_digest(model.tokenizer),
+        "start": model.tokenize("a").tolist(),  # with a BOS or without
         "text": corpus.digest,
         "layer": layer,
         "dtype": str(model.dtype),
@@ -271,14 +265,6 @@ def _stem(model: HookedModel, digest: str, layer: int) -> str:
 def _finished(model: HookedModel, digest: str, layer: int) -> list[Path]:
     files = cache_folder().glob(f"{_stem(model, digest, layer)}*.safetensors")
     return sorted(file for file in files if "unfinished" not in file.name)
-
-
-def _tokenizer_hash(model: HookedModel) -> str:
-    backend = getattr(model.tokenizer, "backend_tokenizer", None)
-    text = (
-        backend.to_str() if backend is not None else json.dumps(model.tokenizer.get_vocab(), sort_keys=True)
-    )
-    return hashlib.sha256(f"{text} {model.tokenize('a').tolist()}".encode()).hexdigest()
 
 
 def _read(file: Path, device: torch.device) -> Covariance | None:
