@@ -21,7 +21,7 @@ from mechedit.editors.weights.corpus import text_corpus
 from mechedit.editors.weights.covariance import Covariance, covariances
 from mechedit.editors.weights.lora import shared_twin
 from mechedit.editors.weights.memit import null_space_spread, spread
-from mechedit.editors.weights.subject import ask, subject_end, subject_ids
+from mechedit.editors.weights.subject import edit_batch, subject_end, subject_ids
 from mechedit.editors.weights.upper_layers import upper_part
 from mechedit.editors.weights.value_search import Search, find_delta
 from mechedit.editors.weights.weight_edit import Replaced
@@ -109,8 +109,8 @@ def fast(
     model: HookedModel, facts: tuple[FactEdit, ...], search: Search, layer: int = 0
 ) -> tuple[Tensor, Tensor]:
     v0 = mlp_out(model, layer, facts)
-    asked = ask(model, facts, BEFORE)
-    return v0, find_delta(upper_part(model, layer, asked.texts, asked.starts), asked, v0, search)
+    batch = edit_batch(model, facts, BEFORE)
+    return v0, find_delta(upper_part(model, layer, batch.texts, batch.starts), batch, v0, search)
 
 
 def test_v_star_is_the_plain_loops_alone_and_in_a_batch(model: HookedModel) -> None:

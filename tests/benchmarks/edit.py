@@ -44,7 +44,7 @@ def bench_edit(
     The plain loop is timed on `repeats` facts, alternating with the single edit of the same fact; the batch once.
     """
     from mechedit.editors.contexts import contexts
-    from mechedit.editors.weights.subject import ask
+    from mechedit.editors.weights.subject import edit_batch
     from mechedit.editors.weights.upper_layers import upper_part
     from mechedit.editors.weights.value_search import Search, find_delta
     from mechedit.factworld import edits
@@ -56,7 +56,7 @@ def bench_edit(
         layer, before = model.shape.n_layers // 3, contexts(model, CONTEXTS)
 
         def fast(chosen: Sequence[FactEdit]) -> tuple[Tensor, Tensor]:
-            asked = ask(model, chosen, before)
+            asked = edit_batch(model, chosen, before)
             upper = upper_part(model, layer, asked.texts, asked.starts)
             v0 = mlp_out(model, layer, chosen)
             return v0, find_delta(upper, asked, v0, search)

@@ -29,7 +29,13 @@ WORLD_DOCUMENTS = 1500
 
 @dataclass(frozen=True)
 class Corpus:
-    """source: as a reader knows it; digest: sha256 of the text; documents: a call that streams it from the start."""
+    """A text that can be streamed again and again.
+
+    Attributes:
+        source: As a reader knows it.
+        digest: sha256 of the text.
+        documents: A call that streams it from the start.
+    """
 
     source: str
     digest: str
@@ -39,7 +45,10 @@ class Corpus:
 def open_corpus(text: str | os.PathLike[str]) -> Corpus:
     """The text of a UTF-8 file, of the files of a folder (by name), or of a `datasets` name (`owner/name[:split]`).
 
-    A data set has a column "text", or one column of texts only. Errors: `InputError` where there is none of these.
+    A data set has a column "text", or one column of texts only.
+
+    Raises:
+        InputError: There is none of these.
     """
     path = Path(text)
     if path.is_dir():

@@ -197,7 +197,8 @@ class WeightEditor(Tuned, ABC):
 def weight_edit(model: HookedModel, change: WeightChange) -> Iterator[EditedModel]:
     """`model` with the change written into its weights, for the length of the block.
 
-    Errors: `InputError` where the model has no such weight or one of another shape; nothing is written then.
+    Raises:
+        InputError: The model has no such weight, or one of another shape; nothing is written then.
     """
     changed = _changed(model, change)
     digest = _known_hash(model)
@@ -219,7 +220,14 @@ def weight_edit(model: HookedModel, change: WeightChange) -> Iterator[EditedMode
 def low_rank(
     model: HookedModel, layer: int, *, rows: Tensor, columns: Tensor
 ) -> dict[str, tuple[LowRank, ...]]:
-    """W_out(layer) + rows @ columns, with rows [d_mlp, r] and columns [r, d_model], as a part of a change."""
+    """W_out(layer) + rows @ columns as a part of a change.
+
+    Args:
+        model: The model.
+        layer: Whose W_out.
+        rows: [d_mlp, r].
+        columns: [r, d_model].
+    """
     view = model.W_out(layer)
     name, weight = weight_name(model, view)
     straight = weight.stride() == view.stride()
@@ -228,7 +236,11 @@ def low_rank(
 
 
 def weight_name(model: HookedModel, view: Tensor) -> tuple[str, Tensor]:
-    """Name and weight of the checkpoint that `view` (as `model.W_out(3)`) shares its memory with."""
+    """Name and weight of the checkpoint that `view` (as `model.W_out(3)`) shares its memory with.
+
+    Raises:
+        InputError: `view` is a copy.
+    """
     for name, weight in weights.checkpoint_weights(model.hf):
         if weight.data_ptr() == view.data_ptr():
             return name, weight.detach()
