@@ -16,9 +16,13 @@ STARTS = ("The", "In", "A", "This", "One")
 
 
 def contexts(model: HookedModel, lengths: Lengths) -> tuple[str, ...]:
-    """The empty text first, then for each (n, tokens) n texts that the model writes, each ended by ". " as in ROME.
+    """The empty text, then the texts that the model writes, each ended by ". " as in ROME.
 
     Sampled from the 5 likeliest tokens behind common first words; the same for the same weights.
+
+    Args:
+        model: The model.
+        lengths: (number of texts, tokens of each).
     """
     return _contexts(model, model.hash, lengths)
 

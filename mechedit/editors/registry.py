@@ -38,8 +38,10 @@ NAMES = tuple(_EDITORS)
 def by_name(name: str, **settings: Any) -> Editor:
     """The editor called `name`, with `settings` as its fields; what it leaves open is chosen by the model.
 
-    MEGA and SAKE choose gates and the like on facts that are never evaluated: where `needs_selection`, call
-    `.select(model, facts)`. Errors: `InputError` for an unknown name or an unknown setting.
+    MEGA and SAKE choose gates and the like on facts that are never evaluated, see `select`.
+
+    Raises:
+        InputError: An unknown name, or an unknown setting.
 
     >>> by_name("rome", layer=5).name
     'rome'

@@ -58,7 +58,11 @@ class EditBook:
 
     @classmethod
     def of(cls, model: HookedModel, edits: Iterator[SteeringEdit] | list[SteeringEdit]) -> EditBook:
-        """A book of edits that were fitted on `model`."""
+        """A book of edits that were fitted on `model`.
+
+        Raises:
+            InputError: A case id occurs twice.
+        """
         book = cls({}, model.hash)
         for edit in edits:
             if str(edit.fact.case_id) in book.edits:
@@ -74,14 +78,21 @@ class EditBook:
         return replace(self, edits={**self.edits, str(edit.fact.case_id): edit})
 
     def remove(self, case_id: int | str) -> EditBook:
-        """Without this edit. Errors: `InputError` if there is none of this case id."""
+        """Without this edit.
+
+        Raises:
+            InputError: There is none of this case id.
+        """
         if str(case_id) not in self.edits:
             raise InputError(f"case_id: expected one of the book's {len(self)} edits, found {case_id!r}")
         return replace(self, edits={key: edit for key, edit in self.edits.items() if key != str(case_id)})
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an edit: case_id, subject, prompt, target_true, target_new, site, first, last (layer), rank, alpha,
-        gate, threshold."""
+        """One row an edit.
+
+        Columns: case_id, subject, prompt, target_true, target_new, site, first, last (layer), rank, alpha, gate,
+        threshold.
+        """
         rows = []
         for key, edit in self.edits.items():
             layers, gate = sorted(edit.maps), edit.gate
@@ -107,7 +118,11 @@ class EditBook:
 
     @contextlib.contextmanager
     def apply(self, model: HookedModel) -> Iterator[SteeredModel]:
-        """The hooked model under all edits. Errors: `InputError` for another model than they were fitted on."""
+        """The hooked model under all edits, for the length of the block.
+
+        Raises:
+            InputError: The edits were fitted on another model.
+        """
         _check_hash(self.model_hash, model.hash)
         with steer(model, list(self.edits.values())) as steered:
             yield steered
@@ -116,7 +131,8 @@ class EditBook:
     def attach(self, hf: PreTrainedModel, *, tokenizer: Any = None) -> Iterator[Steering]:
         """A plain `transformers` model under all edits: `with book.attach(hf): hf.generate(...)`.
 
-        Errors: `InputError` for another model than they were fitted on.
+        Raises:
+            InputError: The edits were fitted on another model.
         """
         _check_hash(self.model_hash, digest(dict(weights.checkpoint_weights(hf))))
         with attach(hf, list(self.edits.values()), tokenizer=tokenizer) as steering:
@@ -127,7 +143,8 @@ class EditBook:
     def save(self, folder: str | Path) -> Path:
         """Writes the book into `folder` (made if absent, an older book there is replaced) and returns the path.
 
-        Errors: `InputError` if the folder holds anything but a book.
+        Raises:
+            InputError: The folder holds anything but a book, or cannot be written.
         """
         target = Path(folder)
         _check_target(target)
@@ -152,7 +169,9 @@ class EditBook:
     def load(cls, folder: str | Path) -> EditBook:
         """Reads a book that `save` wrote; the model is checked when the book is put on one.
 
-        Errors: `InputError` if there is none; `IntegrityError` if it is damaged or of another schema version.
+        Raises:
+            InputError: There is none.
+            IntegrityError: It is damaged, or of another schema version.
         """
         path = Path(folder)
         if not (path / RECORD).is_file():
@@ -182,10 +201,10 @@ class EditBook:
         return cls({str(edit.fact.case_id): edit for edit in edits}, model_hash)
 
 
-def _check_hash(expected: str, found: str) -> None:
-    if expected != found:
+def _check_hash(expected: str, actual: str) -> None:
+    if expected != actual:
         raise InputError(
-            f"model: expected the one that the edits were fitted on (hash {expected[:12]}…), found {found[:12]}…; "
+            f"model: expected the one that the edits were fitted on (hash {expected[:12]}…), found {actual[:12]}…; "
             "fit them on this model, or load that one (its dtype counts too)"
         )
 
@@ -238,13 +257,13 @@ def _gate_record(gate: Gate, name: str, tensors: dict[str, Tensor], shared: dict
     tensors[f"{name}.centres"] = gate.centres
     if isinstance(gate, SentenceGate):
         return {"kind": "sentence", "threshold": gate.threshold, "model": gate.model}
-    found: dict[str, Any] = {"kind": "hidden", "threshold": gate.threshold, "layer": gate.layer}
-    found |= {"distance": gate.distance, "pool": gate.pool, "whitening": None}
+    record: dict[str, Any] = {"kind": "hidden", "threshold": gate.threshold, "layer": gate.layer}
+    record |= {"distance": gate.distance, "pool": gate.pool, "whitening": None}
     if gate.whitening is not None:  # one for all edits: written once
         key = shared.setdefault(id(gate.whitening), f"whitening.{len(shared)}")
         tensors[f"{key}.basis"], tensors[f"{key}.scale"] = gate.whitening.basis, gate.whitening.scale
-        found["whitening"] = {"name": key, "rest": gate.whitening.rest}
-    return found
+        record["whitening"] = {"name": key, "rest": gate.whitening.rest}
+    return record
 
 
 def _edit(

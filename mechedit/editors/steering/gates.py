@@ -3,7 +3,7 @@
 An edit that steers every prompt is precise nowhere; an edit that never steers is "specific" for free. So a gate is
 part of the edit, and every comparison also shows the gate alone and the edit without it.
 
-- `AlwaysOn`: nothing is asked.
+- `AlwaysOn`: opens without a look at the prompt.
 - `HiddenGate`: a state at the input of a layer, of the prompt's last token or the mean over its tokens, is near the
   same state of one of the edit's own prompts, by the Euclidean, cosine or Mahalanobis distance.
 - `SentenceGate`: the text's embedding by a sentence encoder is near that of one of the edit's own prompts.
@@ -54,8 +54,10 @@ class AlwaysOn:
 class Whitening:
     """`W h = r h + P ((s − r) ⊙ Pᵀ h)`: coordinates in which the Mahalanobis distance is Euclidean.
 
-    basis: P [d, k], principal directions of a sample; scale: s [k], 1 / sqrt(variance + reg) along them; rest:
-    r = 1 / sqrt(reg), off their span.
+    Attributes:
+        basis: P [d, k], principal directions of a sample.
+        scale: s [k], 1 / sqrt(variance + reg) along them.
+        rest: r = 1 / sqrt(reg), off their span.
     """
 
     basis: Tensor
@@ -70,10 +72,16 @@ class Whitening:
 
 @dataclass(frozen=True, eq=False)
 class HiddenGate:
-    """Opens within `threshold` of one of `centres` [k, d], states at the input of layer `layer`.
+    """Opens near one of the states of the edit's own prompts.
 
-    distance: "euclidean" (units of the state), "cosine" (Euclidean between states of length 1, sqrt(2 − 2 cos)) or
-    "mahalanobis" (standard deviations; needs `whitening`). pool: the last token's state, or the mean over tokens.
+    Attributes:
+        layer: Whose input is read.
+        centres: The states of the edit's prompts there [k, d].
+        threshold: The distance from the nearest centre within which the gate opens.
+        distance: "euclidean" (units of the state), "cosine" (Euclidean between states of length 1, sqrt(2 − 2 cos)) or
+            "mahalanobis" (standard deviations; needs `whitening`).
+        pool: The last token's state, or the mean over tokens.
+        whitening: For the Mahalanobis distance.
 
     >>> gate = HiddenGate(layer=2, centres=torch.zeros(1, 2), threshold=5.0)
     >>> states = gate.coordinates(torch.tensor([[3.0, 4.0], [6.0, 8.0]]))
@@ -89,7 +97,11 @@ class HiddenGate:
     whitening: Whitening | None = None
 
     def coordinates(self, states: Tensor) -> Tensor:
-        """Where the distance is Euclidean: the states [B, d] themselves, of length 1, or whitened."""
+        """The states [B, d] where the distance is Euclidean: as they are, of length 1, or whitened.
+
+        Raises:
+            InputError: The Mahalanobis distance without a whitening.
+        """
         if self.distance == "cosine":
             return states / states.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(states.dtype).tiny)
         if self.distance == "mahalanobis":
@@ -103,10 +115,14 @@ class HiddenGate:
 
 @dataclass(frozen=True, eq=False)
 class SentenceGate:
-    """Opens within `threshold` (Euclidean) of the embedding of one of the edit's prompts, `centres` [k, e].
+    """Opens near the embedding of one of the edit's prompts: SAKE's gate, with the nearest in the place of their mean.
 
-    embed: texts to embeddings [n, e]; `model`: the name or folder of the encoder, by which a saved gate finds it again
-    (`mechedit.editors.steering.sentence_encoder.sentence_encoder`). SAKE's gate, with the nearest prompt in the place of their mean.
+    Attributes:
+        centres: The embeddings of the edit's prompts [k, e].
+        threshold: The Euclidean distance from the nearest centre within which the gate opens.
+        model: Name or folder of the encoder, by which a saved gate finds it again
+            (`mechedit.editors.steering.sentence_encoder`).
+        embed: Texts to embeddings [n, e].
     """
 
     centres: Tensor
@@ -124,10 +140,16 @@ Gate = AlwaysOn | CentredGate
 
 
 def whitening(sample: Tensor, *, reg: float = 1e-2) -> Whitening:
-    """The `Whitening` of the states' covariance, `sample` [n, d]; reg is a share of their mean variance.
+    """The `Whitening` of the covariance of some states.
 
     Off the span of the sample only the regularisation is known, so no d × d matrix is formed.
-    Errors: `InputError` for fewer than two states or a sample without variance.
+
+    Args:
+        sample: The states [n, d].
+        reg: Is added to the variance along every direction, as a share of the mean variance.
+
+    Raises:
+        InputError: Fewer than two states, or a sample without variance.
 
     >>> draw = torch.Generator().manual_seed(0)
     >>> w = whitening(torch.randn(500, 3, generator=draw) * torch.tensor([1.0, 5.0, 25.0]), reg=1e-6)
@@ -151,11 +173,18 @@ def nearest(states: Tensor, centres: Tensor) -> Tensor:
 
 
 def calibrate(own: Sequence[float], foreign: Sequence[float], *, max_fpr: float | None = None) -> float:
-    """The threshold that separates an edit's prompts (distances `own`) from others (`foreign`).
+    """The threshold that separates an edit's own prompts from foreign ones.
 
-    With `max_fpr`, the largest that opens for at most this share of the others; else the one with the fewest errors,
+    With `max_fpr`, the largest that opens for at most this share of the foreign ones; else that with the fewest errors,
     both sides weighing the same whatever their numbers, and between equally good ones the middle of the widest gap.
-    Errors: `InputError` if a side is empty or not finite, and for a rate outside of 0 to 1.
+
+    Args:
+        own: Distances of the edit's own prompts.
+        foreign: Distances of foreign prompts.
+        max_fpr: The share of foreign prompts that it may open for.
+
+    Raises:
+        InputError: A side is empty or not finite, or the rate is outside of 0 to 1.
 
     >>> calibrate([1.0, 2.0], [4.0, 9.0])
     3.0
@@ -181,7 +210,13 @@ def roc(own: Sequence[float], foreign: Sequence[float]) -> pd.DataFrame:
     """The gate's rates at every threshold: frame threshold, true_rate, false_rate, from closed to open.
 
     The area under it (`numpy.trapezoid`) is the share of pairs in which the own prompt is the nearer one.
-    Errors: `InputError` if a side is empty or not finite.
+
+    Args:
+        own: Distances of the edit's own prompts.
+        foreign: Distances of foreign prompts.
+
+    Raises:
+        InputError: A side is empty or not finite.
 
     >>> roc([1.0, 2.0], [2.0, 9.0]).to_dict("list")["true_rate"]
     [0.0, 0.5, 1.0, 1.0]

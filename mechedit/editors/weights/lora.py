@@ -5,8 +5,8 @@ Source: Hu et al., ICLR 2022 (arXiv 2106.09685); as an editor: EasyEdit's `lora`
     W' = W + (alpha / rank) B A,    minimise the mean over facts and tokens of −log p(new object | rewrite prompt)
 
 by Adam over A and B. The adapters live in a second module tree of the same class that shares the checkpoint's memory,
-because `peft` replaces modules and the hooked model is to keep its modules: no weight is copied, and the trained product is
-then written into the weights like any other change, of rank `rank`.
+because `peft` replaces modules and the hooked model is to keep its own: no weight is copied, and the trained product
+is then written into the weights like any other change, of rank `rank`.
 """
 
 from __future__ import annotations
