@@ -37,11 +37,11 @@ def test_the_bank_says_what_each_gate_says(distance: Distance) -> None:
     states = torch.randn(9, 16, generator=torch.Generator().manual_seed(7))
     bank = GateBank(gates, torch.device("cpu"))
     (group,) = bank.by_layer[2]
-    found, expected = group.ratios(states, bank.n), naive(gates, states)
+    ratios, expected = group.ratios(states, bank.n), naive(gates, states)
     assert 0 < (expected <= 1).sum() < expected.numel()
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ratios, expected, atol=1e-5, rtol=1e-5)
     wrong = naive([replace(gate, threshold=gate.threshold * 1.01) for gate in gates], states)
-    assert not torch.allclose(found, wrong)
+    assert not torch.allclose(ratios, wrong)
 
 
 def test_an_edits_ratio_has_the_same_bits_whoever_else_is_there() -> None:

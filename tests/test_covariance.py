@@ -40,22 +40,22 @@ def naive(model: HookedModel, layer: int, texts: tuple[str, ...]) -> tuple[Tenso
 @pytest.mark.parametrize("arch", ARCHS)
 def test_it_is_the_naive_sum(arch: Arch) -> None:
     model = tiny_model(arch)
-    found = covariances(model, CORPUS, layers=[0, 2], progress=False)
-    for layer, c in found.items():
+    covariance_of = covariances(model, CORPUS, layers=[0, 2], progress=False)
+    for layer, c in covariance_of.items():
         moment, n = naive(model, layer, SENTENCES)
         assert c.n_tokens == 8 * n
         size = float(moment.abs().max())
         torch.testing.assert_close(c.moment, 8 * moment, rtol=0, atol=8e-6 * size)
         torch.testing.assert_close(c.matrix, moment / n, rtol=0, atol=1e-6 * size)
-    assert not torch.allclose(found[0].matrix, found[2].matrix)
+    assert not torch.allclose(covariance_of[0].matrix, covariance_of[2].matrix)
 
 
 def test_the_first_tokens_only() -> None:
     model = tiny_model("gpt2")
-    found = covariances(model, CORPUS, layers=[1], tokens=7, progress=False)[1]
+    covariance = covariances(model, CORPUS, layers=[1], tokens=7, progress=False)[1]
     keys = model.residual_view(model.tokenize(SENTENCES[0])).mlp_post[1, :7].double()
-    assert found.n_tokens == 7
-    torch.testing.assert_close(found.moment, keys.mT @ keys, rtol=1e-5, atol=1e-5)
+    assert covariance.n_tokens == 7
+    torch.testing.assert_close(covariance.moment, keys.mT @ keys, rtol=1e-5, atol=1e-5)
 
 
 def test_sums_of_parts_add_up_to_the_whole() -> None:
@@ -196,16 +196,16 @@ def test_without_a_text_the_longest_in_the_cache_serves(caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         assert torch.equal(covariance_for(model, 1).moment, longest.moment)
         assert not caplog.records
-        own = covariance_for(model, 0)
+        stored = covariance_for(model, 0)
     assert "mechedit covariance" in caplog.text
-    assert own.n_tokens == 2 * model.shape.d_mlp
+    assert stored.n_tokens == 2 * model.shape.d_mlp
     module._covariance_for.cache_clear()
 
 
 def test_the_embedded_models_bring_theirs(factworld_gpt2: HookedModel) -> None:
     corpus = embedded_corpus(documents=40)
-    found = covariances(factworld_gpt2, corpus, layers=[3], progress=False)[3]
-    assert found.n_tokens > 800
+    covariance = covariances(factworld_gpt2, corpus, layers=[3], progress=False)[3]
+    assert covariance.n_tokens > 800
     assert embedded_corpus(documents=40).digest == corpus.digest
     assert embedded_corpus(documents=40, seed=1).digest != corpus.digest
 

@@ -20,9 +20,9 @@ distances = st.lists(st.integers(0, 40).map(lambda i: i / 4), min_size=1, max_si
 
 @given(distances, distances)
 def test_no_threshold_has_fewer_errors(own: list[float], foreign: list[float]) -> None:
-    found = errors(calibrate(own, foreign), own, foreign)
+    fewest = errors(calibrate(own, foreign), own, foreign)
     every = [t + shift for t in (*own, *foreign) for shift in (-1e-6, 1e-6)]
-    assert found <= min(errors(t, own, foreign) for t in every) + 1e-12
+    assert fewest <= min(errors(t, own, foreign) for t in every) + 1e-12
 
 
 def test_the_widest_gap_is_halved() -> None:

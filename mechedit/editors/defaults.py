@@ -48,11 +48,6 @@ class Tuned:
         """Whether `select` has settings to choose: only MEGA and SAKE have any."""
         return False
 
-    @classmethod
-    def for_model(cls, model: HookedModel) -> Self:
-        """The editor with this model's defaults."""
-        return cls().ready(model)
-
     def ready(self, model: HookedModel) -> Self:
         """This editor with every `AUTO` field filled from DEFAULTS for `model`.
 

@@ -74,7 +74,7 @@ class PromptedModel(HookedModel):
 
 @dataclass(frozen=True)
 class IKE(Tuned):
-    """The editor; what is AUTO is chosen by the model (`for_model`).
+    """The editor; what is AUTO is chosen by the model (`ready`).
 
     Attributes:
         demonstrations: How many.
@@ -82,7 +82,6 @@ class IKE(Tuned):
             models, else none, and the new fact stands alone).
         embed: Sentences to vectors [n, d] for the retrieval, as `SentenceTransformer("all-MiniLM-L6-v2").encode`
             (None: the language model itself).
-        name: As reports show it.
 
     >>> import mechedit as me
     >>> model, fact = me.load_model("factworld"), me.factworld.edits(1)[0]

@@ -96,7 +96,6 @@ class MEGA:
         contexts: (number, tokens) of texts that the model writes itself; each paraphrase is used behind each, too.
         paraphrases: Rewrite template or relation -> other templates; None: the embedded world's and CounterFact's.
         choice: How `select` chose, for the reader.
-        name: As reports show it.
     """
 
     window: Window | Literal["auto"] = "auto"

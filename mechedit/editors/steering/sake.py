@@ -34,7 +34,7 @@ __all__ = ["SAKE"]
 
 @dataclass(frozen=True)
 class SAKE(Tuned):
-    """The editor; what is AUTO is chosen by the model (`for_model`), the gate by `select` on facts not evaluated.
+    """The editor; what is AUTO is chosen by the model (`ready`), the gate by `select` on facts not evaluated.
 
     Attributes:
         estimator: "transport", or "shift", the control that only moves the mean.
@@ -42,13 +42,7 @@ class SAKE(Tuned):
         reg: Is added to both covariances.
         forced: Whether the source also holds the forced prompts.
         contexts: (number, tokens) of texts before the paraphrases.
-        gate: As MEGA's.
-        gate_layer: As MEGA's.
-        threshold: As MEGA's.
-        doubted: As MEGA's.
-        gate_model: As MEGA's.
-        paraphrases: As MEGA's.
-        name: As reports show it.
+        gate: As MEGA's; so are gate_layer, threshold, doubted, gate_model and paraphrases.
     """
 
     estimator: Literal["transport", "shift"] = "transport"

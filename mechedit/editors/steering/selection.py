@@ -137,12 +137,12 @@ def gate_roc(editors: Sequence[Selectable], model: HookedModel, facts: Sequence[
             raise InputError(f"editors: expected gates that ask something, found 'always' in {editor.name!r}")
         layer = editor.gate_layer or 0
         white = {} if editor.whitening is None else {layer: editor.whitening}
-        ((own, foreign),) = _distances(editor, model, facts, [layer], white)
-        curve = roc(own, foreign)
+        ((near, far),) = _distances(editor, model, facts, [layer], white)
+        curve = roc(near, far)
         curves.append(curve.assign(gate=editor.gate, layer=layer))
         area = float(np.trapezoid(curve["true_rate"], curve["false_rate"]))
         errors = float((1 - curve["true_rate"] + curve["false_rate"]).min())
-        areas.append((editor.gate, layer, area, len(own), len(foreign), errors))
+        areas.append((editor.gate, layer, area, len(near), len(far), errors))
     columns = ["gate", "layer", "area", "n_own", "n_foreign", "errors"]
     return GateROC(pd.concat(curves, ignore_index=True), pd.DataFrame(areas, columns=columns))
 
@@ -207,10 +207,10 @@ def _calibrated(editor: S, model: HookedModel, facts: Sequence[FactEdit]) -> tup
         layers = [0]
     best: tuple[float, S, dict[str, float]] | None = None
     white = dict(_whitenings(editor, model, facts, layers))
-    for layer, (own, foreign) in zip(layers, _distances(editor, model, facts, layers, white), strict=True):
-        threshold = calibrate(own, foreign, max_fpr=editor.max_fpr)
-        missed = sum(d > threshold for d in own) / len(own)
-        false = sum(d <= threshold for d in foreign) / len(foreign)
+    for layer, (near, far) in zip(layers, _distances(editor, model, facts, layers, white), strict=True):
+        threshold = calibrate(near, far, max_fpr=editor.max_fpr)
+        missed = sum(d > threshold for d in near) / len(near)
+        false = sum(d <= threshold for d in far) / len(far)
         if best is None or missed + false <= best[0]:  # of equals the deepest: it has seen the most
             chosen = replace(editor, gate_layer=layer, threshold=threshold, whitening=white.get(layer))
             best = missed + false, chosen, {"gate_missed": missed, "gate_false": false}

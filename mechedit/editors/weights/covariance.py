@@ -58,7 +58,6 @@ class Covariance:
     Attributes:
         moment: The sum of k kᵀ over the tokens [d_mlp, d_mlp], fp64.
         n_tokens: Their number.
-        layer: The layer.
         source: The text.
 
     >>> c = Covariance(torch.diag(torch.tensor([8.0, 2.0]).double()), n_tokens=2, layer=0, source="by hand")

@@ -34,7 +34,7 @@ __all__ = ["FT", "FTL"]
 
 @dataclass(frozen=True)
 class FT(WeightEditor):
-    """Fine-tuning of one layer; what is AUTO is chosen by the model (`for_model`).
+    """Fine-tuning of one layer; what is AUTO is chosen by the model (`ready`).
 
     Attributes:
         layer: Whose W_out is trained.
@@ -42,7 +42,6 @@ class FT(WeightEditor):
         lr: Adam's.
         epsilon: Largest change of an entry of W_out (None: no bound).
         stop: The loss below which it stops, nats a token.
-        name: As reports show it.
 
     >>> import mechedit as me
     >>> model, fact = me.load_model("factworld"), me.factworld.edits(1)[0]
@@ -115,7 +114,7 @@ class FT(WeightEditor):
 
 @dataclass(frozen=True)
 class FTL(FT):
-    """FT within a box; fields as `FT`, `epsilon` is the bound. What is AUTO is chosen by the model (`for_model`).
+    """FT within a box; fields as `FT`, `epsilon` is the bound. What is AUTO is chosen by the model (`ready`).
 
     >>> import mechedit as me
     >>> model, fact = me.load_model("factworld"), me.factworld.edits(1)[0]

@@ -34,7 +34,7 @@ __all__ = ["LoRA"]
 
 @dataclass(frozen=True)
 class LoRA(WeightEditor):
-    """The editor; what is AUTO is chosen by the model (`for_model`).
+    """The editor; what is AUTO is chosen by the model (`ready`).
 
     Attributes:
         rank: Of the adapters.
@@ -44,7 +44,6 @@ class LoRA(WeightEditor):
         targets: The modules that get an adapter, by the last part of their name in the checkpoint.
         stop: The loss below which it stops, nats a token.
         seed: Of A's initial values (B is 0).
-        name: As reports show it.
 
     >>> import mechedit as me
     >>> model, fact = me.load_model("factworld"), me.factworld.edits(1)[0]

@@ -56,21 +56,16 @@ BATCH = 32  # facts whose δ are optimised together
 
 @dataclass(frozen=True)
 class MEMIT(WeightEditor):
-    """The editor; what is AUTO is chosen by the model (`for_model`).
+    """The editor; what is AUTO is chosen by the model (`ready`).
 
     Attributes:
         layers: First and last layer that are changed.
-        steps: Of the search for z (`mechedit.editors.weights.value_search`).
-        lr: Of the search.
-        weight_decay: Of the search.
-        kl_factor: Of the search.
-        clamp: Of the search.
+        steps: As lr, weight_decay, kl_factor and clamp of the search for z (`mechedit.editors.weights.value_search`).
         lam: λ, how much C counts.
         contexts: (number, tokens) of the texts before the prompt.
         null_space: Eigenvalues of C below it span AlphaEdit's null space (None: MEMIT itself).
         ridge: AlphaEdit's.
         covariances: C by layer; None: `covariance_for(model, layer)`.
-        name: As reports show it.
 
     >>> import mechedit as me
     >>> model, facts = me.load_model("factworld"), me.factworld.edits(2)

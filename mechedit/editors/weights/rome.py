@@ -66,18 +66,13 @@ class Association:
 
 @dataclass(frozen=True)
 class ROME(WeightEditor):
-    """The editor; what is AUTO is chosen by the model (`for_model`).
+    """The editor; what is AUTO is chosen by the model (`ready`).
 
     Attributes:
         layer: Whose W_out is changed.
-        steps: Of the search for v* (`mechedit.editors.weights.value_search`).
-        lr: Of the search.
-        weight_decay: Of the search.
-        kl_factor: Of the search.
-        clamp: Of the search.
+        steps: As lr, weight_decay, kl_factor and clamp of the search for v* (`mechedit.editors.weights.value_search`).
         contexts: (number, tokens) of the texts before the prompt.
         covariance: C of the layer; None: `covariance_for(model, layer)`.
-        name: As reports show it.
 
     >>> import mechedit as me
     >>> model, fact = me.load_model("factworld"), me.factworld.edits(1)[0]

@@ -77,8 +77,6 @@ class Upper:
     The tensors are those of the unedited model, without gradients.
 
     Attributes:
-        model: The model.
-        layer: The layer.
         resid_mid: The residual stream before the layer's MLP [B, n, d].
         key: What its W_out multiplies [B, n, d_mlp].
         resid_post: The residual stream after the MLP [B, n, d].
