@@ -315,7 +315,7 @@ def test_facts_that_cannot_be_told_apart_or_are_not_known_are_left_out(factworld
 def test_every_editor_runs_as_set_and_fails_in_turn(factworld_gpt2: HookedModel) -> None:
     ft = FT()
     ways = weakened(ft, factworld_gpt2)
-    ready = FT.for_model(factworld_gpt2)
+    ready = FT().ready(factworld_gpt2)
     assert set(ways) == {"one step", "fewer steps", "wrong layer"}
     few, wrong = ways["fewer steps"], ways["wrong layer"]
     assert isinstance(few, FT)

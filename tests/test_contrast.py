@@ -34,6 +34,7 @@ class Shaken:
     """An editor that adds noise to one layer's W_out and another's W_O."""
 
     name = "shaken"
+    needs_selection = False
 
     @contextlib.contextmanager
     def apply(self, model: HookedModel, facts: Any) -> Iterator[EditedModel]:

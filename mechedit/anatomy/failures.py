@@ -49,6 +49,11 @@ class Misdirected:
         """The editor's own."""
         return self.editor.name
 
+    @property
+    def needs_selection(self) -> bool:
+        """The editor's own."""
+        return self.editor.needs_selection
+
     @contextlib.contextmanager
     def apply(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> Iterator[HookedModel]:
         """The model edited for the other subjects."""

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from reports.errors import InputError
 
 __all__ = [
+    "EDIT_FIELDS",
     "Axis",
     "FactEdit",
     "RippleQuery",
@@ -27,6 +28,8 @@ __all__ = [
     "shown",
 ]
 
+# What a saved edit keeps of its fact; the prompts that test the fact stay with whoever measures it.
+EDIT_FIELDS = ("subject", "prompt", "target_true", "target_new", "case_id", "relation")
 Axis = Literal["RS", "LG", "SA", "CI", "CII", "FN"]
 
 

@@ -180,7 +180,7 @@ def measure(model: Any, questions: Sequence[Question], *, batch_size: int = 32) 
     new = [model.continuation(q.prompt, q.fact.target_new) for q in questions]
     true = [model.continuation(q.prompt, q.true) for q in questions]
     scores = score_pairs(model, new + true, batch_size=batch_size)
-    fired = _gate_fired(model, [q.prompt for q in questions])
+    fired = model.gate_fired([q.prompt for q in questions]) or [None] * len(questions)
     rows = zip(questions, scores[: len(new)], scores[len(new) :], fired, strict=True)
     return [_prompt_score(model, *row) for row in rows]
 
@@ -230,9 +230,3 @@ def _prompt_score(
         share_new=new.share_hit,
         argmax=" ".join(map(str, true.argmax)),
     )
-
-
-def _gate_fired(model: Any, prompts: list[str]) -> Sequence[bool | None]:
-    ask = getattr(model, "gate_fired", None)
-    fired = ask(prompts) if ask is not None else None
-    return [None] * len(prompts) if fired is None else [bool(one) for one in fired]

@@ -158,10 +158,7 @@ def _case(model: HookedModel, editor: Editor, fact: FactEdit) -> dict[str, Any]:
         asked += [q for test in fact.ripple for q in _aliased(test)]
         after = _Answers(edited, [*asked, RippleQuery(fact.rewrite_prompt, ((fact.target_new,),))])
         score = measure(edited, [Question("rewrite", 0, fact.rewrite_prompt, fact, fact.target_true)])[0]
-        ask = getattr(edited, "gate_fired", None)
-        fired = (
-            ask([test.queries[0].prompt for test in fact.ripple]) if ask is not None and fact.ripple else None
-        )
+        fired = edited.gate_fired([test.queries[0].prompt for test in fact.ripple]) if fact.ripple else None
     new = (fact.target_new, *fact.target_new_aliases)
     shows = holds(after.text[fact.rewrite_prompt], [new])
     tests = []

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from mechedit.data.facts import FactEdit
 from mechedit.editors.base import Editor
-from mechedit.editors.registry import by_name
+from mechedit.editors.registry import by_name, select
 from mechedit.evaluation.evaluate import baseline, evaluate
 from mechedit.factworld import edits
 from mechedit.models.hooked import HookedModel
@@ -60,9 +60,7 @@ def tune(
     combinations = list(itertools.product(*grid.values()))
     for values in tqdm(combinations, desc=f"tune {editor}", disable=not progress):
         settings = dict(zip(grid, values, strict=True))
-        ready: Any = by_name(editor, **settings)
-        if getattr(ready, "needs_selection", False):
-            ready = ready.select(model, facts)
+        ready = select(by_name(editor, **settings), model, facts)
         rows.append({**settings, **_scores(model, ready, facts, unedited)})
     return pd.DataFrame(rows).sort_values("S", ascending=False, kind="stable", ignore_index=True)
 

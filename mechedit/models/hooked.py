@@ -81,6 +81,9 @@ class HookedModel(BridgedModel):
     is called on it, `residual_view` and `generate` too, runs with those hooks on.
     """
 
+    #: The model that this one was derived from by an edit (`mechedit.editors.base.derive`).
+    base: HookedModel | None = None
+
     @classmethod
     def from_bridge(
         cls, bridge: TransformerBridge, tokenizer: PreTrainedTokenizerBase, *, name: str | None = None
@@ -121,6 +124,12 @@ class HookedModel(BridgedModel):
             seed=seed,
             temperature=temperature,
             batch_size=batch_size,
+        )
+
+    def gate_fired(self, prompts: Prompts, *, batch_size: int = 64) -> list[bool] | None:
+        """For each prompt whether the gate of an edit opens; None where no edit of this model has a gate."""
+        return (
+            None if self.base is None else self.base.gate_fired(self.encode(prompts), batch_size=batch_size)
         )
 
     def residual_view(self, ids: torch.Tensor) -> ResidualView:

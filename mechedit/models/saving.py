@@ -13,6 +13,7 @@ from huggingface_hub import save_torch_state_dict
 from mechedit.models import weights
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
+from reports.results import swap_folder
 
 __all__ = ["new_folder", "save_pretrained"]
 
@@ -30,18 +31,24 @@ def save_pretrained(model: HookedModel, folder: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def new_folder(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder that gets the wanted name when the block ends well, and vanishes when it does not."""
+def new_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder that gets the wanted name when the block ends well, and vanishes when it does not.
+
+    Args:
+        folder: The wanted one.
+        replace: Takes the place of what is there; without it, only that of an empty folder.
+
+    Raises:
+        InputError: `folder` cannot be written, or is not empty and not to be replaced.
+    """
     wanted = Path(folder)
-    if wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
+    if not replace and wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
         raise InputError(f"folder: expected a new or an empty folder, found {wanted}; choose another")
     temporary = wanted.with_name(f".{wanted.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        if wanted.exists():
-            wanted.rmdir()
-        temporary.replace(wanted)
+        swap_folder(temporary, wanted)
     except OSError as error:
         raise InputError(f"folder: cannot write {wanted} ({error.strerror or error})") from error
     finally:

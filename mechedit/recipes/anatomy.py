@@ -12,14 +12,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from experiments.recipe import recorded
 from experiments.runs import RunFolder
 from mechedit.anatomy.study import AnatomyStudy, anatomy
 from mechedit.anatomy.tables import LEAST
-from mechedit.data.facts import FactEdit, facts_hash
+from mechedit.data.facts import facts_hash
 from mechedit.editors import Editor, by_name
+from mechedit.editors.registry import select
 from mechedit.evaluation.evaluate import known_facts
 from mechedit.models.hooked import HookedModel
 from mechedit.recipes.splits import facts_and_selection
@@ -70,7 +71,7 @@ def run_anatomy(
     )
     if not any(known_facts(model, facts)):
         raise InputError(f"facts: {model.name} knows none of the {len(facts)}, so there is nothing to edit")
-    ready = [_selected(editor, model, selection) for editor in editors]
+    ready = [select(editor, model, selection) for editor in editors]
     source = {"source": config.data or "the embedded world", "facts": facts_hash(facts)}
     source["selection"] = facts_hash(selection)
     seeds = {"facts": config.seed, "selection": config.seed + 1, "bootstrap": config.seed}
@@ -92,14 +93,6 @@ def run_anatomy(
     page.build(run.path)
     run.finish({"n": study.n, "answers": dict(zip(_keys(study), study.claims["answer"], strict=True))})
     return study
-
-
-def _selected(editor: Editor, model: HookedModel, selection: Sequence[FactEdit]) -> Editor:
-    """The editor with what it leaves open chosen on the selection split."""
-    if not getattr(editor, "needs_selection", False):
-        return editor
-    chosen: Editor = cast(Any, editor).select(model, selection)
-    return chosen
 
 
 def _keys(study: AnatomyStudy) -> list[str]:

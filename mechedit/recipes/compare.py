@@ -24,6 +24,7 @@ from experiments.recipe import recorded
 from experiments.runs import RunFolder
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors import MEGA, NAMES, Editor, by_name
+from mechedit.editors.registry import select
 from mechedit.editors.steering.selection import gate_roc
 from mechedit.editors.steering.variants import ABLATIONS, CONTROLS, variant
 from mechedit.evaluation.evaluate import Evaluation, baseline, evaluate
@@ -239,13 +240,9 @@ class _Study:
     def _editor(self, name: str, mega: MEGA, seed: int, selection: Sequence[FactEdit]) -> Editor:
         if name == "mega":
             return mega
-        if name in NAMES:
-            editor: Any = by_name(name)
-        else:
-            editor = variant(mega, name, n_layers=self.model.shape.n_layers, seed=seed)
-        if getattr(editor, "needs_selection", False):
-            editor = editor.select(self.model, selection)
-        return cast(Editor, editor)
+        n_layers = self.model.shape.n_layers
+        editor = by_name(name) if name in NAMES else variant(mega, name, n_layers=n_layers, seed=seed)
+        return select(editor, self.model, selection)
 
     def _evaluate(
         self, part: str, seed: int, editor: Editor, facts: Sequence[FactEdit], unedited: Any

@@ -8,6 +8,7 @@ from typing import Any
 
 from mechedit.data.facts import FactEdit
 from mechedit.editors import MEGA, Editor, by_name
+from mechedit.editors.registry import select
 from mechedit.models.hooked import HookedModel
 from mechedit.recipes.splits import selection_for
 from reports.errors import InputError
@@ -41,8 +42,8 @@ def named_editor(options: Any, model: HookedModel) -> Editor:
 
 def chosen_editor(options: Any, model: HookedModel, facts: Sequence[FactEdit], *, data: str) -> Editor:
     """The editor with what it leaves open chosen on facts that are not measured."""
-    editor: Any = named_editor(options, model)
-    if getattr(editor, "needs_selection", False):
-        others = selection_for(facts, data, embedded=options.model, n=SELECTION, seed=options.seed)
-        editor = editor.select(model, others)
-    return editor
+    editor = named_editor(options, model)
+    if not editor.needs_selection:
+        return editor
+    others = selection_for(facts, data, embedded=options.model, n=SELECTION, seed=options.seed)
+    return select(editor, model, others)

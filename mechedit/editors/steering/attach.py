@@ -41,10 +41,15 @@ def attach(
 ) -> Iterator[Steering]:
     """`hf` under the edits, for the length of the block: `generate`, the logits, anything that calls its forward.
 
-    Outputs equal those of `steer` on the hooked model to rounding. Batches are padded on the left, as for generation:
-    the last position is the one that is steered. `tokenizer` is needed by sentence gates alone.
-    Errors: `InputError` for a model whose modules are not found, and for a sentence gate without tokenizer. Hooks are
-    removed however the block is left.
+    Outputs equal those of `steer` on the hooked model to rounding. Hooks are removed however the block is left.
+
+    Args:
+        hf: The model. Batches are padded on the left, as for generation: the last position is steered.
+        edits: Fitted on this model.
+        tokenizer: The model's own; sentence gates alone need it.
+
+    Raises:
+        InputError: The model's modules are not found, or a sentence gate has no tokenizer.
     """
     weight = next(hf.parameters())
     steering = Steering(edits, device=weight.device, dtype=weight.dtype, tokenizer=tokenizer)
@@ -66,11 +71,11 @@ def attach(
 
 def _find(module: nn.Module, paths: Sequence[str], what: str) -> Any:
     for path in paths:
-        found: Any = module
+        inner: Any = module
         for name in path.split("."):
-            found = getattr(found, name, None)
-        if found is not None:
-            return found
+            inner = getattr(inner, name, None)
+        if inner is not None:
+            return inner
     raise InputError(
         f"hf: expected {what} at {' or '.join(paths)}, found none in {type(module).__name__}; "
         "steer it through mechedit.load_model"
