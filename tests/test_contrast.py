@@ -16,7 +16,7 @@ import torch
 
 import mechedit as me
 from mechedit.anatomy import edit_contrast
-from mechedit.attribution import Attribution, AttributionContrast, attribute, contrast
+from mechedit.attribution import Attribution, AttributionContrast, attribute, attribution_json, contrast
 from mechedit.attribution.units import CONTRASTED, UNITS
 from mechedit.data.facts import FactEdit
 from mechedit.editors.weights.weight_edit import EditedModel, Replaced, WeightChange, weight_edit, weight_name
@@ -438,13 +438,33 @@ def test_results_of_unlike_provenance_are_refused(keys: tuple[str, ...], value: 
     assert (after - changed(before, "model", "hash", value="0" * 64)).logp == (after - before).logp
 
 
+def with_intervals(attr: Attribution) -> Attribution:
+    """As earlier versions saved a result whose neurons' scores are the middles of intervals."""
+    frames = {}
+    for unit in ("mlp_neurons", "attn_neurons"):
+        frame = getattr(attr, unit)
+        frames[unit] = frame.assign(low=frame["score"] - 1e-3, high=frame["score"] + 1e-3)
+    certificate = {**attr.certificate, "exact": False, "tolerance": 2e-3, "width_max": 2e-3}
+    return dataclasses.replace(attr, certificate=certificate, **frames)
+
+
+def test_a_saved_result_with_intervals_opens_and_is_shown(tmp_path: Path) -> None:
+    _, before = shaken_pair()
+    rough = Attribution.load(with_intervals(before).save(tmp_path / "rough"))
+    assert rough.equals(with_intervals(before))
+    assert rough.to_frame().equals(before.to_frame())
+    assert rough.circuit() == before.circuit()
+    assert attribution_json(rough)["mlp_neurons"][0].keys() == {"layer", "neuron", "score", "low", "high"}
+    assert "high" in rough._repr_html_()
+
+
 def test_results_under_unlike_options_are_refused() -> None:
     model = tiny_model("llama")
     _, before = shaken_pair()
     for option in ({"biases": "drop"}, {"sign": "suppress"}, {"tokens": "sum"}):
         with pytest.raises(InputError, match=r"found (biases|sign|target_scored)"):
             attribute(model, PROMPT, NEW, top_k=3, **option) - before  # type: ignore[arg-type]
-    rough = attribute(model, PROMPT, NEW, top_k=3, tolerance=1e-3)
+    rough = with_intervals(before)
     for pair in ((rough, before), (before, rough)):
         with pytest.raises(InputError, match="expected exact scores, found intervals"):
             pair[0] - pair[1]

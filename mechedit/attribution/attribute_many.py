@@ -98,7 +98,6 @@ def attribute_many(
     method: Method = "certified",
     biases: Biases = "keep",
     tokens: TargetTokens = "first",
-    tolerance: float = 0.0,
     max_tokens: int = MAX_TOKENS,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -118,9 +117,7 @@ def attribute_many(
     >>> [attr.target_token for attr in attribute_many(model, prompts, targets, top_k=5, progress=False)]
     [' Paris', ' Madrid']
     """
-    options = Options(
-        top_k=top_k, sign=sign, method=method, biases=biases, tokens=tokens, tolerance=tolerance
-    )
+    options = Options(top_k=top_k, sign=sign, method=method, biases=biases, tokens=tokens)
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
         raise InputError(f"max_tokens: expected an integer of at least 1, found {max_tokens!r}")
     cases = _cases(model, prompts, targets, options)
@@ -202,6 +199,9 @@ def _run_folder(
     said = [[case.prompt, case.target, case.ids.tolist(), case.target_ids.tolist()] for case in cases]
     digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()
     config: dict[str, Any] = {"command": "attribute_many", "n": len(cases), **asdict(options)}
+    # A run is resumed only under the same configuration. Earlier versions had an option `tolerance`, 0 for exact
+    # scores: it stays part of the configuration, so that a run that they began can be finished.
+    config["tolerance"] = 0.0
     return RunFolder.open(out, config, provenance=model.provenance(data={"pairs": digest}, seeds={}))
 
 

@@ -87,7 +87,7 @@ def with_units(attr: Attribution, passes: Sequence[Pass], other: Attribution) ->
     """
     for name, one in (("attr", attr), ("also", other)):
         if not one.certificate["exact"]:
-            raise InputError(f"{name}: expected exact scores, found intervals; attribute with tolerance=0")
+            raise InputError(f"{name}: expected exact scores, found intervals; attribute again")
     prompts = [one.ids[: one.prompt_length] for one in (attr, other)]
     if prompts[0] != prompts[1]:
         raise InputError(

@@ -73,7 +73,7 @@ def summed(frames: Sequence[pd.DataFrame], *, keys: Sequence[str]) -> pd.DataFra
 def neuron_frame(ranked: Ranked) -> pd.DataFrame:
     """Frame layer, neuron, score of a ranking, in its order."""
     columns = {"layer": ranked.layer, "neuron": ranked.index, "score": ranked.score}
-    return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()} | _ends(ranked))
+    return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
 
 
 def attn_frame(ranked: Ranked, *, length: int, width: int) -> pd.DataFrame:
@@ -82,15 +82,7 @@ def attn_frame(ranked: Ranked, *, length: int, width: int) -> pd.DataFrame:
     unit, pos = divmod(index, length)
     head, dim = divmod(unit, width)
     layer, score = ranked.layer.cpu().numpy(), ranked.score.cpu().numpy()
-    columns = {"layer": layer, "head": head, "dim": dim, "pos": pos, "score": score}
-    return pd.DataFrame(columns | _ends(ranked))
-
-
-def _ends(ranked: Ranked) -> dict[str, Any]:
-    """Columns low and high where the scores are intervals."""
-    if ranked.bounds is None:
-        return {}
-    return dict(zip(("low", "high"), ranked.bounds.cpu().numpy().T, strict=True))
+    return pd.DataFrame({"layer": layer, "head": head, "dim": dim, "pos": pos, "score": score})
 
 
 def promotes_frame(

@@ -31,10 +31,9 @@ from mechedit.attribution.frames import attn_frame, head_frames, neuron_frame, p
 from mechedit.attribution.options import Method, Options
 from mechedit.attribution.passes import Pass, TargetTokens, run_passes
 from mechedit.attribution.projection import Biases
-from mechedit.attribution.ranking.certified import certified, exact_score
-from mechedit.attribution.ranking.intervals import Intervals
+from mechedit.attribution.ranking.certified import certified
 from mechedit.attribution.ranking.neurons import Ranking, Sign, exhaustive
-from mechedit.attribution.ranking.vocabulary_ranges import vocabulary_ranges, vocabulary_spread
+from mechedit.attribution.ranking.vocabulary_ranges import vocabulary_ranges
 from mechedit.attribution.result import Attribution
 from mechedit.attribution.tokens import token_strings
 from mechedit.attribution.units import UNITS
@@ -57,7 +56,6 @@ def attribute(
     method: Method = "certified",
     biases: Biases = "keep",
     tokens: TargetTokens = "first",
-    tolerance: float = 0.0,
     also: Attribution | None = None,
 ) -> Attribution:
     """Score every layer, head and neuron by what it adds to log p(target | prompt), in nats.
@@ -73,8 +71,7 @@ def attribute(
     f^l are what really is added) and in no head or neuron. `tokens`: "first" scores the first token of the
     continuation, "sum" adds the scores of all its tokens, each behind those before it (teacher-forced; a forward
     pass a token; log p is the sum, `ids` those of the last pass, where query neurons are read; `promotes` is read at
-    the first). `tolerance` above 0 gives intervals instead of exact scores of neurons (`intervals.py`): `score` is the
-    middle, columns low and high the ends; what is left out scores at most `tolerance` nats more than the last row.
+    the first).
     `also`: a result for the same prompt whose units are scored too, exactly, behind the top k, so that every row of
     a difference (`difference.py`) is known. A hook's steering term is a row of its own in `layers` (module "steer", at
     the FFN "steer_mlp").
@@ -92,9 +89,7 @@ def attribute(
     >>> abs(attr.completeness_gap) < 1e-3, len(attr.mlp_neurons)
     (True, 5)
     """
-    options = Options(
-        top_k=top_k, sign=sign, method=method, biases=biases, tokens=tokens, tolerance=tolerance
-    )
+    options = Options(top_k=top_k, sign=sign, method=method, biases=biases, tokens=tokens)
     passes, target_ids = run_passes(model, prompt, target, tokens=tokens, biases=biases)
     attr = attributed(model, passes, target_ids, prompt=prompt, target=target, options=options)
     return attr if also is None else with_units(attr, passes, also)
@@ -141,7 +136,7 @@ def _account(passes: Sequence[Pass]) -> dict[str, Any]:
 
 def _scores(model: HookedModel, passes: Sequence[Pass], options: Options) -> dict[str, Any]:
     """The fields of `Attribution` that hold heads and neurons."""
-    k, sign, method, tolerance = options.k, options.sign, options.method, options.tolerance
+    k, sign, method = options.k, options.sign, options.method
     everything = method == "exhaustive" or k is None
     pairs = [
         head_frames(
@@ -154,7 +149,7 @@ def _scores(model: HookedModel, passes: Sequence[Pass], options: Options) -> dic
         for one in passes
     ]
     kept = None if k is None else max(k, N_VALUES)  # query neurons read N_VALUES, however few are shown
-    ranking, spent = _rank(model, passes, k=kept, sign=sign, method=method, tolerance=tolerance)
+    ranking = _rank(model, passes, k=kept, sign=sign, method=method)
     first, last = passes[0], passes[-1]
     queries, denominators = query_frames(model, passes, ranking, k=k, sign=sign)
     return {
@@ -168,31 +163,21 @@ def _scores(model: HookedModel, passes: Sequence[Pass], options: Options) -> dic
         "promotes": promotes_frame(model.tokenizer, first.projection, first.terms, ranking.mlp.first(k)),
         "certificate": {
             "method": method,
-            "exact": not tolerance,
+            "exact": True,  # results of earlier versions may hold intervals instead of exact scores
             "evaluated": sum(ranking.evaluated),
             "evaluated_by_kind": dict(zip(("mlp_neurons", "attn_neurons"), ranking.evaluated, strict=True)),
             "total": ranking.total,
-            "tolerance": max(tolerance, TOLERANCE[first.projection.dtype]),
-            **spent,
+            "tolerance": TOLERANCE[first.projection.dtype],
             **denominators,
         },
     }
 
 
 def _rank(
-    model: HookedModel,
-    passes: Sequence[Pass],
-    *,
-    k: int | None,
-    sign: Sign,
-    method: Method,
-    tolerance: float,
-) -> tuple[Ranking, dict[str, Any]]:
+    model: HookedModel, passes: Sequence[Pass], *, k: int | None, sign: Sign, method: Method
+) -> Ranking:
     """All neurons are enumerated where all are asked for: then there is nothing to leave out."""
     if method == "exhaustive" or k is None:
-        return exhaustive(passes, k=k, sign=sign), {}
+        return exhaustive(passes, k=k, sign=sign)
     ranges = vocabulary_ranges(model) if sign == "suppress" else None
-    if not tolerance:
-        return certified(passes, k=k, sign=sign, score=exact_score, ranges=ranges), {}
-    intervals = Intervals(vocabulary_spread(model), tolerance=tolerance / len(passes))
-    return certified(passes, k=k, sign=sign, score=intervals, ranges=ranges), intervals.spent()
+    return certified(passes, k=k, sign=sign, ranges=ranges)

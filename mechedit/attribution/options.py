@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -19,8 +18,7 @@ _CHOICES = {"sign": Sign, "method": Method, "biases": Biases, "tokens": TargetTo
 
 @dataclass(frozen=True)
 class Options:
-    """What `attribute` says of each. Errors: `InputError` for a value that is none, and for a `tolerance` without a
-    certified ranking.
+    """What `attribute` says of each. Errors: `InputError` for a value that is none.
 
     >>> Options(top_k="all").k is None
     True
@@ -31,21 +29,14 @@ class Options:
     method: Method = "certified"
     biases: Biases = "keep"
     tokens: TargetTokens = "first"
-    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         check_top_k(self.top_k)
-        if not 0 <= self.tolerance < math.inf:
-            raise InputError(f"tolerance: expected a number of nats of at least 0, found {self.tolerance!r}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in get_args(choices):
                 raise InputError(
                     f"{name}: expected one of {', '.join(get_args(choices))}, found {getattr(self, name)!r}"
                 )
-        if self.tolerance and (self.method == "exhaustive" or self.top_k == "all"):
-            raise InputError(
-                "tolerance: intervals belong to method='certified' with a number as top_k; leave it at 0"
-            )
 
     @property
     def k(self) -> int | None:

@@ -324,7 +324,7 @@ def contrast_json(found: AttributionContrast) -> dict[str, Any]:
 def _check(a: Attribution, b: Attribution) -> None:
     for name, one in (("a", a), ("b", b)):
         if not one.certificate["exact"]:
-            raise InputError(f"{name}: expected exact scores, found intervals; attribute with tolerance=0")
+            raise InputError(f"{name}: expected exact scores, found intervals; attribute again")
     named = ("biases", "target_scored", "sign")
     mine, theirs = ({name: getattr(one, name) for name in named} | _flat(one.provenance) for one in (a, b))
     differing = [key for key in {**mine, **theirs} if mine.get(key, math.nan) != theirs.get(key, math.nan)]

@@ -22,7 +22,7 @@ from mechedit.attribution.frames import head_frames
 from mechedit.attribution.layers import Account, account
 from mechedit.attribution.passes import Pass
 from mechedit.attribution.projection import Projection
-from mechedit.attribution.ranking.certified import certified, exact_score
+from mechedit.attribution.ranking.certified import certified
 from mechedit.attribution.terms import LayerTerms, layer_terms
 from mechedit.models.hooked import HookedModel
 
@@ -84,7 +84,7 @@ class Scored:
     @torch.no_grad()
     def top(self, target: int, k: int) -> dict[Kind, list[tuple[Unit, float]]]:
         """The k neurons of each kind that promote a target most, certified exact, best first, with their scores."""
-        ranking = certified([self._pass(target)], k=k, sign="promote", score=exact_score)
+        ranking = certified([self._pass(target)], k=k, sign="promote")
         found: dict[Kind, list[tuple[Unit, float]]] = {}
         for kind, ranked in zip(KINDS, (ranking.mlp, ranking.attn), strict=True):
             best = ranked.first(k)

@@ -4,7 +4,6 @@ All on one prompt of one random model, warm. What is compared runs in turn, repe
 median of the repeats' ratios: a neighbour on the machine slows both sides.
 
 - *certified*: layers, heads, the top 300 FFN and attention neurons and query neurons (`attribute`'s default);
-- *interval*: the same with `tolerance` nats;
 - *exhaustive*: the same by scoring every neuron (once: it takes minutes);
 - *floor*: what no method can do without that reports k exact scores of each kind: one forward pass, the vocabulary
   projections of the 2 · n_layers bases, and those of 2 k units with their softmax, one batched product each;
@@ -40,19 +39,16 @@ def bench_nlka(
     *,
     shape: str = "gpt2-small",
     top_k: int = 300,
-    tolerance: float = 1e-3,
     repeats: int = 5,
     exhaustive: bool = True,
 ) -> dict[str, Any]:
-    """The benchmark as one dict: speedup_vs_exhaustive, ratio_to_floor, sets_equal, seconds, evaluated, shape; and the
-    interval mode's."""
+    """The benchmark as one dict: speedup_vs_exhaustive, ratio_to_floor, sets_equal, seconds, evaluated, shape."""
     import mechedit as me
 
     with random_gpt2(shape) as model:
         with watched() as peak:
             exact = me.attribute(model, PROMPT, TARGET, top_k=top_k)
-        rough = me.attribute(model, PROMPT, TARGET, top_k=top_k, tolerance=tolerance)
-        times, processor = in_turn(_calls(model, top_k, tolerance), repeats)
+        times, processor = in_turn(_calls(model, top_k), repeats)
         seconds = {name: statistics.median(values) for name, values in times.items()}
         result: dict[str, Any] = {
             "ratio_to_floor": ratio(times, "certified", "floor"),
@@ -68,16 +64,6 @@ def bench_nlka(
                 "speedup_vs_exhaustive": seconds["exhaustive"] / seconds["certified"],
                 "sets_equal": same_sets(exact, full),
             }
-        spent = rough.certificate
-        result["interval"] = {
-            "tolerance": tolerance,
-            "ratio_to_floor": ratio(times, "interval", "floor"),
-            "ratio_to_certified": ratio(times, "interval", "certified"),
-            "ratio_to_certified_processor": ratio(processor, "interval", "certified"),
-            **({"speedup_vs_exhaustive": seconds["exhaustive"] / seconds["interval"]} if exhaustive else {}),
-            **{key: spent[key] for key in ("width_max", "width_mean", "vocabulary_share")},
-            "sets_equal_to_certified": same_sets(rough, exact),
-        }
     return {
         **result,
         "seconds": seconds,
@@ -93,14 +79,13 @@ def bench_nlka(
     }
 
 
-def _calls(model: HookedModel, top_k: int, tolerance: float) -> dict[str, Callable[[], object]]:
+def _calls(model: HookedModel, top_k: int) -> dict[str, Callable[[], object]]:
     """What is timed, by name."""
     import mechedit as me
 
     return {
         "certified": lambda: me.attribute(model, PROMPT, TARGET, top_k=top_k),
         "floor": lambda: floor(model, PROMPT, top_k),
-        "interval": lambda: me.attribute(model, PROMPT, TARGET, top_k=top_k, tolerance=tolerance),
         "floor_streamed": lambda: floor_streamed(model, PROMPT, top_k),
         "forward": lambda: model.residual_view(model.tokenize(PROMPT)),
     }

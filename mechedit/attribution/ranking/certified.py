@@ -19,7 +19,7 @@ Floating point: a bound is trusted to within `MARGIN` nats; scores closer to eac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,16 +35,12 @@ __all__ = [
     "MARGIN",
     "PLACE",
     "Ranges",
-    "Score",
     "certified",
     "chord_bound",
-    "exact_score",
     "jensen_bound",
     "unit_vectors",
 ]
 
-#: From a pass, vectors [n, d_model] and bases [n] (rows of its flattened log p) to [n, 2]: bounds of their scores.
-Score = Callable[[Pass, Tensor, Tensor], Tensor]
 #: Which of a layer's two bases the units of a sub-layer are added to.
 PLACE = {"attn": 0, "mlp": 1}
 #: How far, in nats, a bound may be off by rounding.
@@ -94,35 +90,30 @@ def certified(
     *,
     k: int,
     sign: Sign,
-    score: Score,
     ranges: Ranges | None = None,
 ) -> Ranking:
     """The best k value neurons of each kind, as `exhaustive` has them; `ranges` are needed for "suppress".
 
-    `score` bounds what vectors score from below and above: equal bounds are exact scores (`exact_score`), others
-    leave intervals (`intervals.py`). Over several passes scores and bounds add up.
+    Over several passes scores and bounds add up.
     """
     searches = [_Search(passes, name, k=k, sign=sign, ranges=ranges) for name in ("mlp", "attn")]
     while any(wanted := [len(search.choose()) for search in searches]):
-        found = torch.zeros(sum(wanted), 2, dtype=torch.float64)
+        found = torch.zeros(sum(wanted), dtype=torch.float64)
         for n, one in enumerate(passes):
             vectors, bases = zip(*(search.vectors(n) for search in searches), strict=True)
-            found += score(one, torch.cat(vectors), torch.cat(bases)).cpu()
+            log_p = one.acc.log_p.flatten(0, 1)
+            found += inc_rows(
+                one.projection, torch.cat(vectors), torch.cat(bases), log_p, target=one.target
+            ).cpu()
         for search, part in zip(searches, found.split(wanted), strict=True):
             search.take(part)
     mlp, attn = searches
     return Ranking(
-        mlp.ranked(intervals=score is not exact_score),
-        attn.ranked(intervals=score is not exact_score),
+        mlp.ranked(),
+        attn.ranked(),
         evaluated=(len(mlp.found), len(attn.found)),
         total=len(mlp.bound) + len(attn.bound),
     )
-
-
-def exact_score(one: Pass, vectors: Tensor, base: Tensor) -> Tensor:
-    """Every score over the whole vocabulary: both bounds [n, 2] are the score."""
-    log_p = one.acc.log_p.flatten(0, 1)
-    return inc_rows(one.projection, vectors, base, log_p, target=one.target)[:, None].expand(-1, 2)
 
 
 def _bounds(one: Pass, name: str, sign: Sign, ranges: Ranges | None) -> Tensor:
@@ -162,7 +153,7 @@ class _Search:
         self.order = torch.sort(self.bound, descending=True, stable=True).indices
         self.size = bounds[0].shape[1] * self.columns
         self.k = min(k, len(self.order))
-        self.found = torch.empty(0, 2, dtype=torch.float64)
+        self.found = torch.empty(0, dtype=torch.float64)
         self.chosen = self.order[:0]
 
     def choose(self) -> Tensor:
@@ -171,7 +162,7 @@ class _Search:
         if not done:
             self.chosen = self.order[: self.k + more]
             return self.chosen
-        kth = float(self.found[:, 0].topk(self.k).values[-1])
+        kth = float(self.found.topk(self.k).values[-1])
         following = self.order[done : done + more]
         self.chosen = following[self.bound[following] >= kth - MARGIN]
         return self.chosen
@@ -183,18 +174,16 @@ class _Search:
         return out, (2 * layer + self.place).to(out.device)
 
     def take(self, scores: Tensor) -> None:
-        """Scores [n, 2], low and high, of the chosen units."""
-        turned = scores if self.sign == "promote" else -scores.flip(1)
-        self.found = torch.cat([self.found, turned])
+        """Scores [n] of the chosen units."""
+        self.found = torch.cat([self.found, scores if self.sign == "promote" else -scores])
 
-    def ranked(self, *, intervals: bool) -> Ranked:
-        """The best k by the middle of their bounds."""
+    def ranked(self) -> Ranked:
+        """The best k of those that were scored."""
         scored = self.order[: len(self.found)].sort()
         found = self.found[scored.indices]
-        found = found if self.sign == "promote" else -found.flip(1)
+        found = found if self.sign == "promote" else -found
         layer, index = scored.values // self.size, scored.values % self.size
-        ranked = Ranked(found.mean(dim=1), layer, index, found if intervals else None)
-        return Ranked.best([ranked], k=self.k, sign=self.sign)
+        return Ranked.best([Ranked(found, layer, index)], k=self.k, sign=self.sign)
 
 
 def unit_vectors(parts: Sequence[SubLayer], layer: Tensor, index: Tensor, *, columns: int) -> Tensor:

@@ -31,13 +31,11 @@ Sign = Literal["promote", "suppress"]
 @dataclass(frozen=True)
 class Ranked:
     """Neurons, best first: `score` (fp64), `layer` and `index` [k]. `index` counts within the layer: i for an
-    FFN neuron, `(h · d_head + j) · T + pos` for an attention neuron. `bounds` [k, 2]: where `score` is the middle
-    of an interval, its ends; None for exact scores."""
+    FFN neuron, `(h · d_head + j) · T + pos` for an attention neuron."""
 
     score: Tensor
     layer: Tensor
     index: Tensor
-    bounds: Tensor | None = None
 
     @classmethod
     def best(cls, parts: Sequence[Ranked], *, k: int | None, sign: Sign) -> Ranked:
@@ -45,9 +43,7 @@ class Ranked:
         score = torch.cat([part.score for part in parts])
         order = torch.sort(score, descending=sign == "promote", stable=True).indices[:k]
         layer, index = (torch.cat([getattr(part, name) for part in parts]) for name in ("layer", "index"))
-        ends = [part.bounds for part in parts if part.bounds is not None]
-        bounds = torch.cat(ends)[order] if len(ends) == len(parts) else None
-        return cls(score[order], layer[order], index[order], bounds)
+        return cls(score[order], layer[order], index[order])
 
     @classmethod
     def of_layer(cls, layer: int, scores: Tensor) -> Ranked:
@@ -57,8 +53,7 @@ class Ranked:
 
     def first(self, k: int | None) -> Ranked:
         """The first k (None: all)."""
-        bounds = None if self.bounds is None else self.bounds[:k]
-        return Ranked(self.score[:k], self.layer[:k], self.index[:k], bounds)
+        return Ranked(self.score[:k], self.layer[:k], self.index[:k])
 
 
 @dataclass(frozen=True)
