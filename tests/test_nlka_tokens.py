@@ -32,7 +32,7 @@ def test_the_sum_over_tokens_is_that_of_one_attribution_a_token(arch: Arch) -> N
     assert whole.logp == pytest.approx(teacher_forced(model, PROMPT, ids), abs=1e-4)
     assert abs(whole.completeness_gap) < 1e-4
     first = attribute(model, PROMPT, LONG, top_k="all")
-    rest = [one.acc.layers["score"] for one in passes[1:]]
+    rest = [forward.acc.layers["score"] for forward in passes[1:]]
     assert (whole.layers["score"] - first.layers["score"] - sum(rest[1:], rest[0])).abs().max() < 1e-6
     assert len(whole.attn_neurons) == len(first.attn_neurons) // len(first.ids) * (
         len(first.ids) + len(ids) - 1

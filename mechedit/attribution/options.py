@@ -1,4 +1,4 @@
-"""How to attribute: the options of `nlka.attribute`, checked."""
+"""The options of `nlka.attribute`, checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _CHOICES = {"sign": Sign, "method": Method, "biases": Biases, "tokens": TargetTo
 
 @dataclass(frozen=True)
 class Options:
-    """What `attribute` says of each. Errors: `InputError` for a value that is none.
+    """How to attribute; `attribute` says what each option means.
+
+    Raises:
+        InputError: A value is none of the option's.
 
     >>> Options(top_k="all").k is None
     True
@@ -45,6 +48,10 @@ class Options:
 
 
 def check_top_k(top_k: object) -> None:
-    """Errors: `InputError` unless `top_k` is an integer of at least 1 or "all"."""
+    """Checks how many rows a neuron frame is to have.
+
+    Raises:
+        InputError: `top_k` is neither an integer of at least 1 nor "all".
+    """
     if top_k != "all" and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
         raise InputError(f"top_k: expected an integer of at least 1 or 'all', found {top_k!r}")

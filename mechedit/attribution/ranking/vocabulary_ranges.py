@@ -62,7 +62,7 @@ def _from_disk(model: HookedModel, name: str) -> Ranges:
 
 @torch.no_grad()
 def compute_ranges(model: HookedModel) -> Ranges:
-    """One product of every row of W_O and W_out with the vocabulary, in blocks within the memory budget."""
+    """The model's `Ranges`: one product of every row of W_O and W_out with the vocabulary, block by block."""
     norm = model.final_norm
     unscaled = Projection(model.W_U, norm.weight.double(), norm.kind == "layer", None, sigma=1.0)
     attn: list[Tensor] = []
@@ -77,8 +77,8 @@ def compute_ranges(model: HookedModel) -> Ranges:
 def _rows(projection: Projection, directions: Tensor) -> Tensor:
     directions = directions.to(projection.W_U.device)
     height = projection.rows(bytes_each=2 * 4)
-    found = []
+    ends = []
     for block in directions.split(height):
         u = projection.directions(block)
-        found.append(torch.stack([u.amin(-1), u.amax(-1)], dim=-1))
-    return torch.cat(found)
+        ends.append(torch.stack([u.amin(-1), u.amax(-1)], dim=-1))
+    return torch.cat(ends)
