@@ -24,10 +24,16 @@ TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
 
 @dataclass(frozen=True)
 class Comparison:
-    """n: cases of both. identical: how many are equal in every bit. largest: of the differences between two numbers.
+    """What two runs have in common.
 
-    differing: "case: key: old and new", beyond the tolerance, each case's first. missing: cases of one run alone.
-    changed: what the provenance says to be other now (versions, commit, device).
+    Attributes:
+        n: Cases of both.
+        identical: How many are equal in every bit.
+        largest: The largest difference between two numbers.
+        tolerance: How far two numbers may differ.
+        differing: "case: key: old and new" beyond the tolerance, the first of each case.
+        missing: Cases of one run alone.
+        changed: What the provenance records differently (versions, commit, device).
     """
 
     n: int
@@ -45,7 +51,11 @@ class Comparison:
 
 
 def compare_runs(old: Path, new: Path) -> Comparison:
-    """The cases of the run `new` against those of `old`. Errors: `InputError` where one is no run."""
+    """Compares the cases of the run `new` with those of `old`.
+
+    Raises:
+        InputError: One of the folders is no run.
+    """
     for folder in (old, new):
         if not (folder / "config.toml").is_file() or not (folder / "provenance.json").is_file():
             raise InputError(
@@ -56,10 +66,10 @@ def compare_runs(old: Path, new: Path) -> Comparison:
     ids = first.done() & second.done()
     differing, largest, identical = [], 0.0, 0
     for case in sorted(ids):
-        found = list(_differences(first.read_case(case), second.read_case(case), ""))
-        identical += not found
-        largest = max([largest, *(size for _, size in found if math.isfinite(size))])
-        beyond = [text for text, size in found if size > tolerance]
+        differences = list(_differences(first.read_case(case), second.read_case(case), ""))
+        identical += not differences
+        largest = max([largest, *(size for _, size in differences if math.isfinite(size))])
+        beyond = [text for text, size in differences if size > tolerance]
         if beyond:
             differing.append(f"{case}: {beyond[0]}")
     return Comparison(

@@ -18,11 +18,18 @@ __all__ = ["Board", "Page"]
 
 @dataclass
 class Page:
-    """One loop as it is opened. facts: what workers must find to be the same. units: places in `keys` still to make."""
+    """One loop as it is opened.
+
+    Attributes:
+        keys: The ids of its cases.
+        facts: What workers must find to be the same.
+        done: The finished cases, by their place in `keys`.
+        units: Places in `keys` that are still to be made, each unit for one worker.
+    """
 
     keys: tuple[str, ...]
     facts: dict[str, Any]
-    found: dict[int, Case]
+    done: dict[int, Case]
     units: Sequence[Sequence[int]]
 
 
@@ -30,12 +37,14 @@ class Page:
 class _State:
     page: Page
     free: deque[list[int]]
-    taken: dict[str, list[int]] = field(default_factory=dict)  # by worker: what is left of its unit
+    taken: dict[str, list[int]] = field(
+        default_factory=dict
+    )  # by worker: the places of its unit still to make
     made: dict[int, Case] = field(default_factory=dict)  # in the order in which they came
 
 
 class Board:
-    """One call at a time; a case is claimed by one worker, and counts once.
+    """Hands out the cases of each loop, one call at a time; a case is claimed by one worker, and counts once.
 
     >>> board = Board([Page(("a", "b"), {}, {0: {"x": 0}}, [[1]])])
     >>> board.claim(0, "worker 1"), board.claim(0, "worker 2")
@@ -52,19 +61,19 @@ class Board:
             self.open(page)
 
     def open(self, page: Page) -> None:
-        """The next loop."""
+        """Opens the next loop."""
         self._loops.append(_State(page, deque(list(unit) for unit in page.units)))
 
     def page(self, loop: int) -> tuple[tuple[str, ...], dict[str, Any]] | None:
-        """keys and facts of a loop; None where the driver has not come to it yet."""
+        """Returns keys and facts of a loop; None where the driver has not come to it yet."""
         return (
             (self._loops[loop].page.keys, self._loops[loop].page.facts) if loop < len(self._loops) else None
         )
 
     def claim(self, loop: int, worker: str) -> list[int] | None:
-        """Places that `worker` is to make; none while others are at the rest, None when every case is there."""
+        """Returns places that `worker` is to make; none while others make the rest, None when every case is there."""
         state = self._loops[loop]
-        if len(state.page.found) + len(state.made) == len(state.page.keys):
+        if len(state.page.done) + len(state.made) == len(state.page.keys):
             return None
         if self._closed or not state.free:
             return []
@@ -72,7 +81,7 @@ class Board:
         return list(state.taken[worker])
 
     def give(self, loop: int, worker: str, place: int, case: Case) -> None:
-        """The case that `worker` has made; not taken from one that has been given up (`lost`)."""
+        """Takes the case that `worker` has made, unless the worker has been given up (`lost`)."""
         state = self._loops[loop]
         if place in state.taken.get(worker, ()):
             state.taken[worker].remove(place)
@@ -81,7 +90,7 @@ class Board:
                 del state.taken[worker]
 
     def lost(self, worker: str) -> list[str]:
-        """`worker` is no more: what it was at is free again; the keys."""
+        """Frees what `worker`, which is no more, was making; returns the keys."""
         back = []
         for state in self._loops:
             if unit := state.taken.pop(worker, None):
@@ -90,16 +99,16 @@ class Board:
         return back
 
     def news(self, loop: int, seen: int) -> tuple[list[tuple[int, Case]], bool]:
-        """What was made after the first `seen` cases, and whether workers are at others."""
+        """Returns what was made after the first `seen` cases, and whether workers are making more."""
         state = self._loops[loop]
         return list(state.made.items())[seen:], bool(state.taken)
 
     def cases(self, loop: int) -> dict[int, Case]:
-        """Every case of a loop by its place: those that were found and those that were made."""
-        return {**self._loops[loop].page.found, **self._loops[loop].made}
+        """Returns every case of a loop by its place: those finished before and those made."""
+        return {**self._loops[loop].page.done, **self._loops[loop].made}
 
     def close(self) -> None:
-        """Nothing is handed out any more; what workers are at is still taken."""
+        """Hands nothing out any more; what workers are making is still taken."""
         self._closed = True
 
     def closed(self) -> bool:

@@ -8,7 +8,9 @@ workers of a cluster (`experiments.engine`). No experiment knows which.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
+import json
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from experiments.progress import track
 from experiments.runs import RunFolder
 from reports.errors import InputError
 
-__all__ = ["ALONE", "Alone", "Case", "Loop", "Share", "every_case", "finished", "shared"]
+__all__ = ["ALONE", "Alone", "Case", "Loop", "Share", "every_case", "finished", "settings_digest", "shared"]
 
 Case = dict[str, Any]
 
@@ -27,28 +29,36 @@ Case = dict[str, Any]
 class Loop:
     """One call of `every_case`: what a `Share` is handed.
 
-    found: the finished cases, by their place in `keys`. units: places of the missing ones, each unit for one process.
-    run: where the cases are, or None.
+    Attributes:
+        keys: The ids of the cases.
+        make: Makes the case at a place in `keys`.
+        done: The finished cases, by their place in `keys`.
+        units: Places of the missing ones, each unit for one process.
+        run: Where the cases are, or None.
     """
 
     keys: tuple[str, ...]
     make: Callable[[int], Case]
-    found: Mapping[int, Case]
+    done: Mapping[int, Case]
     units: Sequence[Sequence[int]]
     run: RunFolder | None
 
 
 class Share(Protocol):
-    """Who makes the missing cases of a loop. patient: it ends by itself where Ctrl-C asks it to (`progress.track`)."""
+    """Who makes the missing cases of a loop.
+
+    Attributes:
+        patient: Whether it ends by itself where Ctrl-C asks it to (`progress.track`).
+    """
 
     patient: bool
 
     def made(self, loop: Loop) -> Iterator[tuple[int, Case]]:
-        """Every missing case with its place, in any order, each as it ends."""
+        """Yields every missing case with its place, in any order, each as it ends."""
 
 
 class Alone:
-    """This process makes all, in order."""
+    """Makes all cases in this process, in order."""
 
     patient = False
 
@@ -65,7 +75,7 @@ _share: ContextVar[Share] = ContextVar("share", default=ALONE)
 
 @contextlib.contextmanager
 def shared(share: Share) -> Iterator[None]:
-    """Within the block, loops over cases are worked off by `share`."""
+    """Within the block, `share` makes the cases of every loop."""
     before = _share.set(share)
     try:
         yield
@@ -83,13 +93,21 @@ def every_case(
     together: Callable[[str], Hashable] | None = None,
     progress: bool = True,
 ) -> list[Case]:
-    """The cases `keys`, in order: read from `run` where they are finished, else made by `make(i)` and written there.
+    """Returns the cases `keys`, in order: read from `run` where they are finished, else made and written there.
 
-    make: gives the case of keys[i], plain data; it depends on i alone, since any process may be asked. run: None keeps
-    nothing. settings: for each key what its case's "settings" must be: a digest of what its numbers depend on.
-    together: neighbours with the same value are made by one process, because they share work.
-    Ctrl-C ends it after the case at hand (`progress.track`).
-    Errors: `InputError` for a finished case with other settings and for a key that is no file name, before any is made.
+    Ctrl-C ends the loop after the case at hand (`progress.track`).
+
+    Args:
+        run: The run folder; None keeps nothing.
+        keys: The ids of the cases.
+        make: Gives the case of keys[i], plain data; it depends on i alone, since any process may be asked.
+        label: Names the loop in its progress bar.
+        settings: For each key what its case's "settings" must be: a `settings_digest` of what its numbers depend on.
+        together: Neighbours with the same value are made by one process, because they share work.
+        progress: Whether a bar is shown.
+
+    Raises:
+        InputError: A finished case has other settings, or a key is no file name; before any case is made.
 
     >>> every_case(None, ["a", "b"], lambda i: {"square": i * i}, label="squares", progress=False)
     [{'square': 0}, {'square': 1}]
@@ -108,9 +126,9 @@ def _each(
     settings: Sequence[Any] | None,
     together: Callable[[str], Hashable] | None,
     share: Share,
-    found: Mapping[int, Case],
+    done: Mapping[int, Case],
 ) -> Iterator[tuple[int, Case]]:
-    """Every case with its place: first those that are there, which the caller puts into `found`, then the others."""
+    """Yields every case with its place: first the finished ones, which the caller puts into `done`, then the others."""
     todo = []
     for i, key in enumerate(keys):
         case = finished(run, key, settings=None if settings is None else settings[i])
@@ -126,7 +144,7 @@ def _each(
     units = [[i] for i in todo]
     if together is not None:
         units = [list(unit) for _, unit in itertools.groupby(todo, lambda i: together(keys[i]))]
-    for i, case in share.made(Loop(tuple(keys), alone, found, units, run)):
+    for i, case in share.made(Loop(tuple(keys), alone, done, units, run)):
         if settings is not None:
             _check(case, keys[i], settings[i], "by another process")
         if run is not None:
@@ -135,14 +153,27 @@ def _each(
 
 
 def finished(run: RunFolder | None, key: str, *, settings: Any = None) -> Case | None:
-    """The case `key` of `run`, or None where it is still to be made.
+    """Returns the case `key` of `run`, or None where it is still to be made.
 
-    Errors: `InputError` where its "settings" are others (None: it has none).
+    Raises:
+        InputError: Its "settings" are others (None: it has none).
     """
     case = None if run is None else run.find_case(key)
     if run is not None and case is not None and settings is not None:
         _check(case, key, settings, f"in {run.path}")
     return case
+
+
+def settings_digest(*parts: Any) -> str:
+    """Returns the sha256, as hex, of what a case's numbers depend on: the "settings" of `every_case`.
+
+    Args:
+        parts: Plain data (what JSON holds), in an order that stays the same.
+
+    >>> settings_digest("model", 1) == settings_digest("model", 1) != settings_digest(1, "model")
+    True
+    """
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _check(case: Case, key: str, settings: Any, where: str) -> None:

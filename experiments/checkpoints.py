@@ -23,8 +23,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from experiments.memory import free_bytes, size
-from reports.codec import parse
 from reports.errors import InputError, first_line
+from reports.parsing import parse
 
 __all__ = [
     "digest",
@@ -57,7 +57,11 @@ TOKENIZER_FILES = (
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU; everything else is a torch device string."""
+    """Returns the torch device that `device` names; `auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        InputError: There is no such device.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -70,7 +74,11 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """One of float32, float64, bfloat16, float16, by name or as torch's own."""
+    """Returns float32, float64, bfloat16 or float16, given by name or as torch's own.
+
+    Raises:
+        InputError: Another dtype.
+    """
     chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if chosen is None or chosen not in DTYPES.values():
         raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
@@ -78,9 +86,16 @@ def pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def find_folder(name: str, *, embedded: Mapping[str, Path], argument: str = "model") -> tuple[Path, str]:
-    """The checkpoint's folder, and its source as results state it: embedded:NAME, a path, or ID@REVISION.
+    """Finds the checkpoint's folder, and its source as results state it: embedded:NAME, a path, or ID@REVISION.
 
-    An embedded name (name to folder) comes first: a folder of the same name is reached as ./NAME.
+    Args:
+        name: An embedded name, which comes first (a folder of the same name is reached as ./NAME), a folder, or the id
+            of a model on the Hugging Face hub.
+        embedded: Folder by embedded name.
+        argument: The caller's argument, which begins an error's message.
+
+    Raises:
+        InputError: There is no such checkpoint.
     """
     if name in embedded:
         folder = embedded[name]
@@ -98,17 +113,21 @@ def find_folder(name: str, *, embedded: Mapping[str, Path], argument: str = "mod
     if not HUB_ID.fullmatch(name):
         raise InputError(f"{argument}: {known}, found {name!r}: no such folder")
     try:
-        found = Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
+        fetched = Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))
     except Exception as error:  # whatever the hub's client raises: no network, no such id, no access
         reason = first_line(error)
         raise InputError(
             f"{argument}: {known}, found {name!r}: no such folder, and it cannot be fetched from the hub ({reason})"
         ) from error
-    return found, f"{name}@{found.name}"
+    return fetched, f"{name}@{fetched.name}"
 
 
 def weight_files(folder: Path, *, argument: str = "model") -> list[Path]:
-    """The safetensors files of the checkpoint; missing ones and other formats are refused."""
+    """Lists the safetensors files of the checkpoint.
+
+    Raises:
+        InputError: A file is missing, the index is damaged, or the weights have another format.
+    """
     index = folder / "model.safetensors.index.json"
     names = {"model.safetensors"}
     if index.is_file():
@@ -140,7 +159,11 @@ def _is_file_name(name: object) -> bool:
 
 
 def weight_elements(files: list[Path], *, argument: str = "model") -> int:
-    """Number of weights, off the headers of the safetensors files: no weight is read."""
+    """Counts the weights, off the headers of the safetensors files: no weight is read.
+
+    Raises:
+        InputError: A header is damaged.
+    """
     total = 0
     for file in files:
         try:
@@ -158,7 +181,11 @@ def weight_elements(files: list[Path], *, argument: str = "model") -> int:
 def require_memory(
     n_bytes: int, *, device: torch.device, dtype: torch.dtype, folder: Path, argument: str = "model"
 ) -> None:
-    """Refuse weights that the free memory cannot hold, with both sizes: nothing has been loaded yet."""
+    """Refuses weights that the free memory cannot hold; nothing has been loaded yet.
+
+    Raises:
+        InputError: With both sizes.
+    """
     free = free_bytes(device)
     if n_bytes > free:
         raise InputError(
@@ -169,18 +196,21 @@ def require_memory(
 
 
 def local_bytes(name: str, *, embedded: Mapping[str, Path], dtype: str) -> int | None:
-    """Bytes of the weights in `dtype`, off this machine's files; None where they are not here: nothing is fetched."""
+    """Returns the bytes of the weights in `dtype`, off this machine's files; None where they are not here.
+
+    Nothing is fetched.
+    """
     folder = embedded.get(name) or Path(name).expanduser()
     if not folder.is_dir():
-        found = in_cache(name)
-        if found is None:
+        cached = in_cache(name)
+        if cached is None:
             return None
-        folder = found
+        folder = cached
     return weight_elements(weight_files(folder)) * pick_dtype(dtype).itemsize
 
 
 def source_folder(source: str, *, embedded: Mapping[str, Path]) -> Path | None:
-    """The checkpoint that a source of `find_folder` names (or bridge:NAME); None where it is not on this machine.
+    """Returns the folder that a source of `find_folder` (or bridge:NAME) names; None where it is not on this machine.
 
     >>> source_folder("embedded:tiny", embedded={"tiny": Path("models/tiny")}).name
     'tiny'
@@ -199,9 +229,14 @@ def source_folder(source: str, *, embedded: Mapping[str, Path]) -> Path | None:
 def second_load(
     source: str, *, embedded: Mapping[str, Path], n_bytes: int, device: torch.device, loader: str
 ) -> tuple[Path | None, str]:
-    """The folder from which a loaded checkpoint can be loaded once more beside itself; or None, and why not.
+    """Returns the folder from which a loaded checkpoint can be loaded once more beside itself; or None, and why not.
 
-    n_bytes: what its weights take. loader: the function that a user would give the folder to.
+    Args:
+        source: As results state it (`find_folder`).
+        embedded: Folder by embedded name.
+        n_bytes: What its weights take.
+        device: Where they are to be loaded.
+        loader: The function that a user would give the folder to.
     """
     folder, free = source_folder(source, embedded=embedded), free_bytes(device)
     if folder is None:
@@ -215,7 +250,10 @@ def second_load(
 
 
 def in_cache(name: str, revision: str | None = None) -> Path | None:
-    """The folder of a Hugging Face id in this machine's cache; None where it is not there: nothing is fetched."""
+    """Returns the folder of a Hugging Face id in this machine's cache; None where it is not there.
+
+    Nothing is fetched.
+    """
     try:
         return Path(
             snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, local_files_only=True)
@@ -225,7 +263,12 @@ def in_cache(name: str, revision: str | None = None) -> Path | None:
 
 
 def read_tokenizer(folder: Path, *, argument: str = "model", **options: bool) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer. A folder without tokenizer files would give an empty one and no error."""
+    """Reads the checkpoint's tokenizer.
+
+    Raises:
+        InputError: The folder has no tokenizer files (they would give an empty tokenizer and no error), or they cannot
+            be read.
+    """
     if not any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES):
         wanted = " or ".join(" with ".join(names) for names in TOKENIZER_FILES)
         raise InputError(f"{argument}: {folder} has no tokenizer files; expected {wanted}")
@@ -240,7 +283,7 @@ def read_tokenizer(folder: Path, *, argument: str = "model", **options: bool) ->
 
 
 def digest(weights: Mapping[str, torch.Tensor]) -> str:
-    """sha256, as hex, over name, dtype, shape and bytes of each weight, in the order of the names.
+    """Returns the sha256, as hex, over name, dtype, shape and bytes of each weight, in the order of the names.
 
     >>> a, b = torch.zeros(2), torch.ones(2)
     >>> digest({"a": a, "b": b}) == digest({"b": b, "a": a}) != digest({"a": b, "b": a})
@@ -256,9 +299,9 @@ def digest(weights: Mapping[str, torch.Tensor]) -> str:
 
 @functools.lru_cache(maxsize=4)
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256, as hex, of what decides a text's ids: vocabulary, merges, normaliser, special tokens.
+    """Returns the sha256, as hex, of what decides a text's ids: vocabulary, merges, normaliser, special tokens.
 
-    Padding and cutting, which a use of the tokenizer sets, are left out.
+    Padding and truncation, which a use of the tokenizer sets, are left out.
     """
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is None:  # in plain Python: its vocabulary
@@ -271,7 +314,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 @contextlib.contextmanager
 def progress_bar(*, shown: bool) -> Iterator[None]:
-    """Silence transformers' progress bar for a small model; the setting is global, so put it back."""
+    """Silences transformers' progress bar for a small model; the setting is global and put back afterwards."""
     was_on = hf_logging.is_progress_bar_enabled()
     if was_on and not shown:
         hf_logging.disable_progress_bar()

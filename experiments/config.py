@@ -26,8 +26,8 @@ from typing import Any, Literal, TypeVar, Union
 
 import tomli_w
 
-from reports.codec import parse_toml
 from reports.errors import InputError
+from reports.parsing import parse_toml
 
 __all__ = ["build", "dump", "load", "read_table"]
 
@@ -39,12 +39,16 @@ class _Mismatch(Exception):
 
 
 def load(path: str | os.PathLike[str], cls: type[C], *, experiment: str | None = None) -> C:
-    """Read the TOML file `path` as an instance of the dataclass `cls`.
+    """Reads the TOML file `path` as an instance of the dataclass `cls`.
 
-    experiment: of this name, if the file names one (`experiments.recipe`).
-    Errors: `InputError`, naming the file and the key, for a missing file, text that is no TOML, an unknown
-    key (with the nearest valid one), a missing key that has no default, a value of another type than its
-    annotation, or a recipe of another experiment.
+    Args:
+        path: The file.
+        cls: The dataclass.
+        experiment: The name that the file must have where it names an experiment (`experiments.recipe`).
+
+    Raises:
+        InputError: The file is missing or no TOML, has an unknown key (the nearest valid one is named), lacks a key
+            without a default, has a value of another type than its annotation, or is a recipe of another experiment.
 
     >>> import tempfile
     >>> @dataclasses.dataclass(frozen=True)
@@ -59,9 +63,9 @@ def load(path: str | os.PathLike[str], cls: type[C], *, experiment: str | None =
     """
     table = read_table(path)
     if experiment is not None:
-        if (found := table.pop("experiment", experiment)) != experiment:
+        if (named := table.pop("experiment", experiment)) != experiment:
             raise InputError(
-                f"{path}: experiment: expected {experiment!r}, found {found!r}; give it to `run`"
+                f"{path}: experiment: expected {experiment!r}, found {named!r}; give it to `run`"
             )
         if "matrix" in table:
             raise InputError(f"{path}: matrix: one command is one run; give the recipe to `run`")
@@ -69,7 +73,11 @@ def load(path: str | os.PathLike[str], cls: type[C], *, experiment: str | None =
 
 
 def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The TOML file `path` as it stands. Errors: `InputError` for a missing file and text that is no TOML."""
+    """Reads the TOML file `path` as it stands.
+
+    Raises:
+        InputError: The file is missing or no TOML.
+    """
     file = Path(path)
     try:
         return parse_toml(file.read_text(encoding="utf-8"))
@@ -82,7 +90,7 @@ def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def build(table: dict[str, Any], cls: type[C], *, where: str) -> C:
-    """The dataclass `cls` from a table; errors as those of `load`, which begin with `where`."""
+    """Builds the dataclass `cls` from a table; errors as `load`, each beginning with `where`."""
     try:
         return typing.cast(C, _build(table, cls, ""))
     except (_Mismatch, InputError) as error:
@@ -90,10 +98,12 @@ def build(table: dict[str, Any], cls: type[C], *, where: str) -> C:
 
 
 def dump(obj: object) -> str:
-    """The dataclass instance `obj` as TOML text that `load` reads back to an equal instance.
+    """Returns the dataclass instance `obj` as TOML text that `load` reads back to an equal instance.
 
-    A field that is None is left out, so its default must be None. Errors: `InputError` for an object that is
-    no dataclass instance and for a value that TOML cannot hold.
+    A field that is None is left out, so its default must be None.
+
+    Raises:
+        InputError: The object is no dataclass instance, or a value is none that TOML can hold.
 
     >>> @dataclasses.dataclass(frozen=True)
     ... class Optimiser:

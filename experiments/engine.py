@@ -41,18 +41,18 @@ __all__ = ["Engine", "Ray", "Worker", "local"]
 
 log = logging.getLogger(__name__)
 
-#: Sets around the run of a cell who makes its cases.
+#: A context around the run of a cell, which sets who makes its cases.
 Engine = Callable[[Cell], AbstractContextManager[None]]
 
 PAUSE = 0.1  # seconds between two looks at the board
-GRACE = 10.0  # seconds that workers have to end in when the run does
+GRACE = 10.0  # seconds in which workers have to end when the run does
 LIVES = 3  # deaths a worker, one after another without a finished case, after which the run gives up
 _OBJECT_STORE = 2**28  # bytes of shared memory of a local cluster: cases are small
 _TOKEN = "ray._private.authentication"  # warns that a cluster's ports ask for a token, as they should
 
 
 def local(cell: Cell) -> AbstractContextManager[None]:
-    """This process makes every case."""
+    """Makes every case in this process."""
     return contextlib.nullcontext()
 
 
@@ -60,12 +60,17 @@ def local(cell: Cell) -> AbstractContextManager[None]:
 class Ray:
     """`workers` processes of a Ray cluster, each with a model of its own.
 
-    program: "module:function" that gives the experiments, importable on every node. address: "auto" or HOST:PORT of a
-    cluster that runs already; None starts one on this machine and ends it. gpus_per_worker: None means 1 where the
-    cluster has GPUs, else 0; 0.5 puts two workers on one.
-    Errors: `InputError` where Ray is not installed (extra `ray`), for an address without a cluster, for more workers
-    than the cluster has room for, and for machines that are not alike; `MechEditError` where workers die again and
-    again; those of the experiment.
+    Called with a cell, it raises the experiment's own errors, and `MechEditError` where workers die again and again.
+
+    Attributes:
+        program: "module:function" that gives the experiments, importable on every node.
+        workers: Number of processes.
+        address: "auto" or HOST:PORT of a cluster that runs already; None starts one on this machine and ends it.
+        gpus_per_worker: None means 1 where the cluster has GPUs, else 0; 0.5 puts two workers on one.
+
+    Raises:
+        InputError: Ray is not installed (extra `ray`), the address has no cluster, the cluster has no room for so many
+            workers, or the machines are not alike.
     """
 
     program: str
@@ -84,7 +89,7 @@ class Ray:
 
     @contextlib.contextmanager
     def __call__(self, cell: Cell) -> Iterator[None]:
-        """Within the block the cases of `cell` are made by the workers, which start with the first that is missing."""
+        """Within the block the workers make the cases of `cell`; they start with the first missing one."""
         import torch
 
         threads, grace = torch.get_num_threads(), 0.0
@@ -105,7 +110,7 @@ class Ray:
 
     @contextlib.contextmanager
     def _cluster(self) -> Iterator[None]:
-        """Ray, started or joined; one that the caller has joined already is used and left."""
+        """Starts or joins Ray; a cluster that the caller has joined already is used and left."""
         if self.address not in (None, "auto"):
             _check_address(str(self.address))
         import ray
@@ -114,18 +119,21 @@ class Ray:
             yield
             return
         logging.getLogger(_TOKEN).setLevel(logging.ERROR)
-        own: dict[str, Any] = {}
+        local_options: dict[str, Any] = {}
         if self.address is None:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            own = {
+            local_options = {
                 "num_cpus": self.workers,
                 "include_dashboard": False,
                 "object_store_memory": _OBJECT_STORE,
             }
-        with contextlib.redirect_stdout(sys.stderr):  # what Ray says of a worker that died
+        with contextlib.redirect_stdout(sys.stderr):  # Ray's own messages about a worker that died
             try:
                 ray.init(
-                    address=self.address or "local", logging_level=logging.WARNING, log_to_driver=False, **own
+                    address=self.address or "local",
+                    logging_level=logging.WARNING,
+                    log_to_driver=False,
+                    **local_options,
                 )
             except ConnectionError as error:
                 reason = " ".join(str(error).split())
@@ -136,7 +144,7 @@ class Ray:
                 ray.shutdown()
 
     def gpus(self) -> float:
-        """GPUs of one worker, after checking that the cluster has room for all workers."""
+        """Returns the GPUs of one worker, after checking that the cluster has room for all workers."""
         import ray
 
         has = ray.cluster_resources()
@@ -162,7 +170,7 @@ class _Job:
 
 
 class _Driver:
-    """See `experiments.cases.Share`: makes nothing, hands on what the workers have made, sees to the workers."""
+    """See `experiments.cases.Share`: makes nothing, passes on what the workers have made, replaces those that die."""
 
     patient = True
 
@@ -181,7 +189,7 @@ class _Driver:
 
         number, wanted, seen = self._loop, sum(map(len, loop.units)), 0
         self._loop += 1
-        self._open(Page(loop.keys, _facts(loop), dict(loop.found), loop.units))
+        self._open(Page(loop.keys, _facts(loop), dict(loop.done), loop.units))
         failure: Exception | None = None
         while seen < wanted:
             news, busy = ray.get(self._board.news.remote(number, seen))
@@ -216,7 +224,7 @@ class _Driver:
             self._begin()
 
     def _begin(self) -> None:
-        """One more worker."""
+        """Starts one more worker."""
         import ray
 
         name, self._begun = f"worker {self._begun}", self._begun + 1
@@ -224,7 +232,7 @@ class _Driver:
         self._runs[actor.run.remote(self.job, self._board, name)] = name, actor
 
     def _look_after(self) -> Exception | None:
-        """Wait a moment for a worker to end; why one failed. One that died is replaced."""
+        """Waits a moment for a worker to end and replaces one that died; returns why one failed."""
         import ray
 
         if not self._runs:
@@ -258,7 +266,7 @@ class _Driver:
         return None
 
     def end(self, grace: float) -> None:
-        """Workers that wait or are at their last tables may end by themselves in so many seconds; others are ended."""
+        """Gives workers that wait or finish so many seconds to end by themselves, then ends them."""
         import ray
 
         if self._board is None:
@@ -277,8 +285,11 @@ class Worker:
     """One process of the cluster, which runs the experiment of a job with a share of its cases."""
 
     def run(self, job: _Job, board: Any, name: str) -> None:
-        """To the end of the experiment, or of the run. Errors: those of the experiment, and `InputError` for a machine
-        that has other packages, or not the driver's folder."""
+        """Runs to the end of the experiment, or of the run.
+
+        Raises:
+            InputError: The machine has other packages, or not the driver's folder; and the experiment's own errors.
+        """
         import torch
 
         torch.set_num_threads(1)
@@ -299,7 +310,7 @@ class Worker:
 
 
 class _Claimed:
-    """See `experiments.cases.Share`: makes what it claims from the board, takes the rest over from the others."""
+    """See `experiments.cases.Share`: makes what it claims from the board and takes the rest from the other workers."""
 
     patient = False
 
@@ -335,7 +346,7 @@ class _Claimed:
 
 
 def _check_address(address: str) -> None:
-    """Refuse what nobody listens at: Ray itself tries for minutes."""
+    """Refuses an address at which nobody listens: Ray itself tries for minutes."""
     host, _, port = address.rpartition(":")
     try:
         if not host or not port.isdecimal():
@@ -353,13 +364,13 @@ def _facts(loop: Loop) -> dict[str, Any]:
 
 
 def _placeless(fact: Any) -> Any:
-    """Without where it was found: a model that each process trains lies in a folder of its own; its hash agrees."""
+    """Drops the source: a model that each process trains lies in a folder of its own; its hash agrees."""
     if not isinstance(fact, dict):
         return fact
     return {key: _placeless(value) for key, value in fact.items() if key != "source"}
 
 
 def _first(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """The first difference."""
+    """Names the first difference."""
     key = next(key for key in [*mine, *theirs] if mine.get(key) != theirs.get(key))
     return f"{key} {mine.get(key)}, the driver {theirs.get(key)}"

@@ -19,7 +19,7 @@ _make: Callable[[int], Case]  # of the forked processes: inherited, not sent
 
 
 def forked(workers: int) -> AbstractContextManager[None]:
-    """Within the block so many processes share the cases, where processes can be forked; below two nothing changes."""
+    """Within the block `workers` processes share the cases, where processes can be forked and `workers` is above 1."""
     if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
         return contextlib.nullcontext()
     return shared(_Forks(workers))
@@ -51,7 +51,7 @@ def _made(unit: Sequence[int]) -> list[tuple[int, Case]]:
 
 def _start() -> None:
     """One thread; Ctrl-C is the parent's to answer; a process whose parent was killed ends too."""
-    import torch  # here: a page or a table is read without it
+    import torch  # here: pages and tables are read without torch
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

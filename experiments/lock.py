@@ -52,7 +52,7 @@ class FolderLock:
         self._descriptor = descriptor
 
     def release(self, *, remove: bool = True) -> None:
-        """Give the lock up; a second time does nothing."""
+        """Gives the lock up; a second call does nothing."""
         if self._descriptor is not None:
             if remove:
                 self.file.unlink(missing_ok=True)
@@ -80,10 +80,11 @@ def _taken(descriptor: int, folder: Path) -> bool:
 
 
 def lock(folder: Path) -> FolderLock:
-    """The lock of `folder`, which exists.
+    """Returns the lock of `folder`, which exists.
 
-    Errors: `InputError`, naming the process, where another one has it; `MechEditError` where the folder cannot be
-    written to.
+    Raises:
+        InputError: Another process has it; the message names the process.
+        MechEditError: The folder cannot be written to.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

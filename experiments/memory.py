@@ -16,10 +16,11 @@ _CPU = torch.device("cpu")
 
 @contextmanager
 def watched(device: torch.device = _CPU, *, interval: float = 0.002) -> Iterator[list[int]]:
-    """A list whose one number becomes the peak of the memory held, in bytes, above its level at the start.
+    """Gives a list whose one number becomes the peak of the memory held, in bytes, above its level at the start.
 
-    On the CPU the process's resident set, looked at every `interval` seconds: what a process has once held and not yet
-    given back to the system is not seen a second time, so watch what runs first. On CUDA torch's own count.
+    On the CPU this is the process's resident set, looked at every `interval` seconds: what a process has once held and
+    not yet given back to the system is not seen a second time, so watch what runs first. On CUDA it is torch's own
+    count.
 
     >>> with watched() as peak:
     ...     held = b"x" * 200_000_000
@@ -53,14 +54,14 @@ def watched(device: torch.device = _CPU, *, interval: float = 0.002) -> Iterator
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that are free on `device`."""
+    """Returns the bytes that are free on `device`."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
 
 
 def size(n_bytes: float) -> str:
-    """Bytes as a person reads them.
+    """Returns bytes as a person reads them.
 
     >>> size(12_345_678_901), size(28_400_000)
     ('12.3 GB', '28 MB')

@@ -17,9 +17,6 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from types import FrameType
 from typing import Any, TypeVar
 
-from tqdm.auto import tqdm
-from tqdm.std import tqdm as plain_tqdm
-
 __all__ = ["Stopped", "how_to_go_on", "interruptible", "stop_asked", "track"]
 
 T = TypeVar("T")
@@ -34,7 +31,7 @@ class _Signals:
     """What the handler and the loops tell each other; signals belong to the process."""
 
     loops = 0
-    asked = False
+    stop_requested = False
 
 
 def track(
@@ -46,10 +43,18 @@ def track(
     unit: str = "case",
     patient: bool = False,
 ) -> Iterator[T]:
-    """The `items`, one after another; each counts as done when the next is asked for.
+    """Yields the `items`, one after another; each counts as done when the next is asked for.
 
-    total: how many, where `items` cannot tell. progress: False is silent. Raises `Stopped` after the item during which
-    a stop was asked for; patient: when `items` end, which are to see `stop_asked` and end with what is at hand.
+    Args:
+        items: What is walked.
+        label: Names the loop in the bar.
+        total: How many there are, where `items` cannot tell.
+        progress: False is silent.
+        unit: What an item is called.
+        patient: Whether a stop waits until `items` end, which are to see `stop_asked` and end with what is at hand.
+
+    Raises:
+        Stopped: A stop was asked for, after the item at hand.
 
     >>> [case for case in track([1, 2], label="cases", progress=False)]
     [1, 2]
@@ -73,12 +78,12 @@ def track(
 
 
 def stop_asked() -> bool:
-    """Whether Ctrl-C was pressed, and the loop over cases is to end."""
-    return _Signals.asked
+    """Returns whether Ctrl-C was pressed, so that the loop over cases is to end."""
+    return _Signals.stop_requested
 
 
 def _stop_here(done: int, total: int | None, label: str) -> None:
-    if _Signals.asked and _Signals.loops == 1:  # an inner loop is part of a case
+    if _Signals.stop_requested and _Signals.loops == 1:  # an inner loop is part of a case
         raise Stopped(f"{done} of {'?' if total is None else total} done in {label!r}")
 
 
@@ -88,17 +93,17 @@ def interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _Signals.asked = False
+    _Signals.stop_requested = False
     before = signal.signal(signal.SIGINT, _on_interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        _Signals.asked = False
+        _Signals.stop_requested = False
 
 
 def how_to_go_on(stop: KeyboardInterrupt, program: str, argv: Sequence[str], *, saved: bool) -> str:
-    """What a command that was stopped says: how far it came, whether it is saved, and the command that goes on.
+    """Returns what a stopped command prints: how far it came, whether it is saved, and the command that goes on.
 
     >>> how_to_go_on(Stopped("2 of 9 done in 'mega'"), "mechedit", ["demo", "--out", "my demo"], saved=True)
     "interrupted: 2 of 9 done in 'mega', all saved; to go on: mechedit demo --out 'my demo'"
@@ -112,13 +117,15 @@ def how_to_go_on(stop: KeyboardInterrupt, program: str, argv: Sequence[str], *, 
 
 
 def _on_interrupt(number: int, frame: FrameType | None) -> None:
-    if _Signals.asked or not _Signals.loops:
+    if _Signals.stop_requested or not _Signals.loops:
         raise KeyboardInterrupt
-    _Signals.asked = True
+    _Signals.stop_requested = True
     sys.stderr.write("\nstopping after the current case; Ctrl-C again stops at once\n")
 
 
 def _bar(label: str, total: int | None, progress: bool, unit: str) -> Any:
+    from tqdm.auto import tqdm  # here: a command's --help needs no bar
+
     if not progress or sys.stderr.isatty() or _in_notebook():
         return tqdm(total=total, desc=label, disable=not progress, unit=unit)
     return _Lines(label, total, unit)
@@ -139,13 +146,15 @@ class _Lines:
         self.start = self.last = time.monotonic()
 
     def update(self) -> None:
+        from tqdm.std import tqdm
+
         self.n += 1
         now = time.monotonic()
         if now - self.last >= SECONDS:
             rate = (self.n - self.said) / (
                 now - self.last
             )  # of this minute: read cases do not count for the rest
-            line = plain_tqdm.format_meter(
+            line = tqdm.format_meter(
                 self.n, self.total, now - self.start, ncols=0, prefix=self.label, unit=self.unit, rate=rate
             )
             sys.stderr.write(f"{line}\n")

@@ -42,14 +42,22 @@ def provenance(
     dtype: str,
     attn_implementation: str,
 ) -> dict[str, Any]:
-    """What a number depends on besides the configuration: one dict for `RunFolder.open` and for a result.
+    """Returns what a number depends on besides the configuration, for `RunFolder.open` and for a result.
 
-    `model` and `data` name their source and hash, `seeds` the seed of each generator. Added here: the device's name,
-    torch's threads (sums are split among them), versions of the packages, Python, platform, and the git commit with a
-    `dirty` flag when the code runs from a checkout (else None). No time stamp, so that the same run twice gives the
-    same bytes.
+    Added here: the device's name, torch's threads (sums are split among them), versions of the packages, Python,
+        platform,
+    and the git commit with a `dirty` flag when the code runs from a checkout (else None). There is no time stamp, so
+    that the same run twice gives the same bytes.
+
+    Args:
+        model: Source and hash of the model.
+        data: Source and hash of the data.
+        seeds: The seed of each generator.
+        device: The torch device.
+        dtype: The dtype of the weights.
+        attn_implementation: The attention implementation.
     """
-    import torch  # here: a page or a table is read without it
+    import torch  # here: pages and tables are read without torch
 
     return {
         "model": model,
@@ -75,16 +83,16 @@ def _device_name(device: str) -> str:
     return platform.processor() or platform.machine()
 
 
-@functools.cache  # asked for with every result; what runs is what was imported
+@functools.cache  # part of every result; the running versions are those imported
 def versions() -> dict[str, str]:
-    """Of the packages on which numbers depend, those that are installed."""
-    found = {}
+    """Returns the versions of the installed packages on which numbers depend."""
+    installed = {}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 @functools.cache

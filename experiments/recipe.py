@@ -27,20 +27,23 @@ from typing import Any
 
 from experiments import config
 from experiments.runs import check_case_id
-from reports.codec import parse_toml
 from reports.errors import InputError
+from reports.parsing import parse_toml
 
 __all__ = ["Cell", "Experiment", "Plan", "read", "recorded"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run expects.
+    """What a run expects to do.
 
-    cases: ids of the files that it writes under `cases/`. sequences: prompts with an object behind them that go through
-    the model to be scored, one forward pass each before batching. edits: edits that are applied, each with forward
-    passes of its own. weights_bytes: of the model's weights, in its dtype; None where the model is not on this machine.
-    notes: what is not counted.
+    Attributes:
+        cases: Ids of the files that it writes under `cases/`.
+        sequences: Prompts with an object behind them that go through the model to be scored, one forward pass each
+            before batching.
+        edits: Edits that are applied, each with forward passes of its own.
+        weights_bytes: Bytes of the model's weights, in its dtype; None where the model is not on this machine.
+        notes: What is not counted.
     """
 
     cases: tuple[str, ...]
@@ -62,30 +65,42 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: an experiment, its configuration, and the sub folder ("" without a matrix)."""
+    """One run.
+
+    Attributes:
+        experiment: Its experiment.
+        config: The configuration.
+        folder: The sub folder ("" without a matrix).
+    """
 
     experiment: Experiment
     config: Any
     folder: str = ""
 
     def to_toml(self) -> str:
-        """The resolved configuration, which `read` reads back."""
+        """Returns the resolved configuration, which `read` reads back."""
         return f'experiment = "{self.experiment.name}"\n{config.dump(self.config)}'
 
 
 def recorded(experiment: str, settings: Any) -> dict[str, Any]:
-    """What a run folder's config.toml holds: a recipe that gives the same run again."""
+    """Returns what a run folder's config.toml holds: a recipe that gives the same run again."""
     values = {key: value for key, value in asdict(settings).items() if value is not None}
     return {"experiment": experiment, **values}
 
 
 def read(
-    path: str | os.PathLike[str], experiments: Mapping[str, Experiment], *, said: Sequence[str] = ()
+    path: str | os.PathLike[str], experiments: Mapping[str, Experiment], *, settings: Sequence[str] = ()
 ) -> list[Cell]:
-    """The cells of the recipe `path`; `said`: KEY=VALUE of the command line, values as in TOML (or bare words).
+    """Reads the cells of the recipe `path`.
 
-    Errors: `InputError`, naming the file and the key, for what `config.load` refuses, an unknown experiment, a matrix
-    with an axis that is no list, an axis that the file also sets, and two cells that would share a folder.
+    Args:
+        path: The TOML file.
+        experiments: The program's experiments, by name.
+        settings: KEY=VALUE of the command line, values as in TOML (or bare words).
+
+    Raises:
+        InputError: What `config.load` refuses, an unknown experiment, a matrix with an axis that is no list or that
+            the file also sets, or two cells that would share a folder; the message names the file and the key.
     """
     table = config.read_table(path)
     name = table.pop("experiment", None)
@@ -93,15 +108,15 @@ def read(
         raise InputError(f"{path}: experiment: {_nearest(name, experiments)}")
     axes = table.pop("matrix", {})
     _check_axes(axes, table, path)
-    for key, value in map(_setting, said):
+    for key, value in map(_setting, settings):
         axes.pop(key, None)
         _put(table, key, value)
-    where = f"{path} with {' '.join(said)}" if said else str(path)
+    where = f"{path} with {' '.join(settings)}" if settings else str(path)
     experiment, cells = experiments[name], []
     for values in itertools.product(*axes.values()):
-        own = table | dict(zip(axes, values, strict=True))
+        cell_table = table | dict(zip(axes, values, strict=True))
         folder = "_".join(f"{key}-{_slug(value)}" for key, value in zip(axes, values, strict=True))
-        cells.append(Cell(experiment, config.build(own, experiment.config, where=where), folder))
+        cells.append(Cell(experiment, config.build(cell_table, experiment.config, where=where), folder))
     _check_folders([cell.folder for cell in cells], path)
     return cells
 

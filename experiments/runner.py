@@ -21,7 +21,7 @@ __all__ = ["describe", "run_again", "run_cells"]
 
 
 def describe(cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
-    """Of each cell: folder, experiment, config (resolved), cases, sequences, edits, weights_bytes, notes."""
+    """Yields for each cell: folder, experiment, config (resolved), cases, sequences, edits, weights_bytes, notes."""
     for cell in cells:
         plan = cell.experiment.plan(cell.config)
         yield {
@@ -36,9 +36,12 @@ def describe(cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
 def run_cells(
     cells: Sequence[Cell], out: Path, *, engine: Engine = local, progress: bool = True
 ) -> Iterator[dict[str, Any]]:
-    """Runs the cells one after another; what each has to say, with its folder. The same call goes on, by any engine.
+    """Runs the cells one after another and yields the summary of each, with its folder.
 
-    Errors: `InputError` for a matrix whose folder is a run itself, and those of the experiments.
+    The same call goes on with runs that were stopped, by any engine.
+
+    Raises:
+        InputError: A matrix's folder is a run itself; and the experiments' own errors.
     """
     if any(cell.folder for cell in cells) and (out / "config.toml").exists():
         raise InputError(
@@ -47,8 +50,8 @@ def run_cells(
     for cell in cells:
         folder = out / cell.folder
         with engine(cell):
-            said = cell.experiment.run(cell.config, folder, progress)
-        yield {"folder": str(folder), **said}
+            summary = cell.experiment.run(cell.config, folder, progress)
+        yield {"folder": str(folder), **summary}
 
 
 def run_again(
@@ -59,10 +62,19 @@ def run_again(
     engine: Engine = local,
     progress: bool = True,
 ) -> again.Comparison:
-    """The run in `folder` done again into `out` (default: its name with -again).
+    """Does the run in `folder` again and compares the two, case by case.
 
-    Errors: `InputError` where `folder` holds no run that can be done again or `out` is the run itself, and where model
-    or data are others now: `again` is about the numbers, so everything under them has to be the same.
+    Args:
+        folder: The run.
+        out: The new run; by default its name with -again.
+        experiments: The program's experiments, by name.
+        engine: Who makes the cases.
+        progress: Whether bars are shown.
+
+    Raises:
+        InputError: `folder` holds no run that can be done again, `out` is the run itself, or model, data or seeds are
+            others
+            now: the comparison is about the numbers, so everything under them has to be the same.
     """
     source, target = folder, out or folder.with_name(f"{folder.name}-again")
     if not (source / "config.toml").is_file():

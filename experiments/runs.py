@@ -32,8 +32,10 @@ import tomli_w
 
 from experiments.lock import LOCK, FolderLock, lock
 from experiments.provenance import provenance
-from reports.codec import encode, parse_toml
+from reports.codec import encode
 from reports.errors import InputError, IntegrityError, MechEditError
+from reports.files import TEMPORARY, write
+from reports.parsing import parse_toml
 from reports.reading import read_object
 from reports.results import Result
 
@@ -44,7 +46,6 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = 2
 _CONFIG, _PROVENANCE, _MANIFEST = "config.toml", "provenance.json", "manifest.json"
 _CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_TEMPORARY = re.compile(r"\..*\.(tmp|old)")  # also the temporary folders of `Result.save`
 SAME = ("model", "data", "seeds", "device", "dtype", "attn_implementation")  # must agree on resume
 _ABSENT = object()
 
@@ -73,15 +74,21 @@ class RunFolder:
     def open(
         cls, path: str | os.PathLike[str], config: dict[str, Any], *, provenance: dict[str, Any]
     ) -> RunFolder:
-        """Create the run folder `path`, or resume the one that is there.
+        """Creates the run folder `path`, or resumes the one that is there.
 
-        `config` holds what TOML can say (str, int, float, bool, lists, tables); tuples become lists.
-        `provenance` is what `provenance()` returns.
-        Errors: `InputError` if `config` holds anything else, if `path` is a file or a folder with other content, if a
-        part of it is a link that leads elsewhere, or if the run there has another configuration, model, data, seed,
-        device or dtype; the message names the first key that differs; if another process writes there. Nothing is
-        written before these checks have passed. `IntegrityError` if the run there is damaged or of another schema
-        version, `MechEditError` where the disk does not take it.
+        Nothing is written before the checks have passed.
+
+        Args:
+            path: The folder.
+            config: What TOML can hold (str, int, float, bool, lists, tables); tuples become lists.
+            provenance: What `provenance()` returns.
+
+        Raises:
+            InputError: `config` holds anything else; `path` is a file or a folder with other content; a part of it is
+                a link that leads elsewhere; the run there has another configuration, model, data, seed, device or
+                dtype (the message names the first key that differs); another process writes there.
+            IntegrityError: The run there is damaged or of another schema version.
+            MechEditError: The disk does not take it.
         """
         folder = Path(path)
         text = _to_toml(config)
@@ -115,15 +122,19 @@ class RunFolder:
         return _facts(self.path)
 
     def done(self) -> set[str]:
-        """The ids of the finished cases, as strings."""
+        """Returns the ids of the finished cases, as strings."""
         files = (self.path / "cases").glob("*.json")
         return {file.stem for file in files if not file.name.startswith(".")}
 
     def write_case(self, case_id: int | str, obj: dict[str, Any]) -> None:
-        """Write one finished case, whole or not at all; an older one is replaced and a manifest withdrawn.
+        """Writes one finished case, whole or not at all; an older one is replaced and a manifest withdrawn.
 
-        `obj` holds None, bool, int, float (nan and infinities too), str, lists and str-keyed dicts of these.
-        Errors: `InputError` for anything else and for an id that is no file name (`check_case_id`).
+        Args:
+            case_id: A file name's stem (`check_case_id`).
+            obj: None, bool, int, float (nan and infinities too), str, lists and str-keyed dicts of these.
+
+        Raises:
+            InputError: `obj` holds anything else, or the id is no file name.
         """
         file = self._case_file(case_id)
         data = _to_json(encode(obj, where=f"case {case_id}"))
@@ -131,14 +142,19 @@ class RunFolder:
         _write(file, data)
 
     def read_case(self, case_id: int | str) -> dict[str, Any]:
-        """The object that `write_case` stored; `InputError` if there is none, `IntegrityError` if damaged."""
+        """Returns the object that `write_case` stored.
+
+        Raises:
+            InputError: There is none.
+            IntegrityError: It is damaged.
+        """
         file = self._case_file(case_id)
         if not file.is_file():
             raise InputError(f"case_id: expected a finished case, found no {file}")
         return _read_json(file)
 
     def find_case(self, case_id: int | str) -> dict[str, Any] | None:
-        """The finished case, or None where it is still to be done; a damaged one is said, and to be done again."""
+        """Returns the finished case, or None where it is still to be made; a damaged one is logged and made again."""
         file = self._case_file(case_id)
         try:
             return _read_json(file) if file.is_file() else None
@@ -147,28 +163,29 @@ class RunFolder:
             return None
 
     def cases(self) -> dict[str, dict[str, Any]]:
-        """Every finished case by its id, in the order of the ids (numbers by value, before words)."""
+        """Returns every finished case by its id, in the order of the ids (numbers by value, before words)."""
         return {case_id: self.read_case(case_id) for case_id in sorted(self.done(), key=_natural)}
 
     def write_result(self, result: Result, name: str) -> Path:
-        """Save `result` to `results/<name>`, return that folder; an older one of its kind is replaced."""
+        """Saves `result` to `results/<name>` and returns that folder; an older one of its kind is replaced."""
         check_case_id(name)
         self._withdraw_manifest()
         with _disk(self.path / "results" / name):
             return result.save(self.path / "results" / name)
 
     def write_json(self, name: str, obj: dict[str, Any]) -> None:
-        """Write `<name>.json` beside the cases: what the page of the run reads. Plain data, as `write_case`."""
+        """Writes `<name>.json` beside the cases: what the page of the run reads. Plain data, as `write_case`."""
         self._write_top(f"{check_case_id(name)}.json", _to_json(encode(obj, where=name)))
 
     def write_frame(self, name: str, frame: pd.DataFrame) -> None:
-        """Write `<name>.parquet` beside the cases, without its index."""
+        """Writes `<name>.parquet` beside the cases, without its index."""
         self._write_top(f"{check_case_id(name)}.parquet", frame.to_parquet(index=False))
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write `manifest.json`: `summary`, and path, size and sha256 of every file of the run.
+        """Writes `manifest.json`: `summary`, and path, size and sha256 of every file of the run.
 
-        Errors: `InputError` if `summary` is not plain data.
+        Raises:
+            InputError: `summary` is not plain data.
         """
         text = encode(summary, where="summary")
         self._withdraw_manifest()
@@ -208,10 +225,12 @@ class RunFolder:
 
 
 def check_case_id(case_id: int | str) -> str:
-    """`case_id` as the stem of a file name.
+    """Returns `case_id` as the stem of a file name.
 
-    Letters, digits, `.`, `_` and `-`, at most 128 of them, a letter or digit first.
-    Errors: `InputError` for any other id, so that no id can leave the folder or hide a file.
+    Raises:
+        InputError: It has other characters than letters, digits, `.`, `_` and `-`, more than 128 of them, or no letter
+            or
+            digit first: no id can leave the folder or hide a file.
 
     >>> check_case_id(42)
     '42'
@@ -242,7 +261,7 @@ def _is_run(folder: Path) -> bool:
     foreign = [
         entry.name
         for entry in sorted(folder.iterdir())
-        if not (_TEMPORARY.fullmatch(entry.name) or entry.name == LOCK) and not (started and entry == cases)
+        if not (TEMPORARY.fullmatch(entry.name) or entry.name == LOCK) and not (started and entry == cases)
     ]
     if foreign:
         raise InputError(
@@ -253,7 +272,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _refuse_links(folder: Path) -> None:
-    """A run from elsewhere may hold links that lead out of it: nothing is written, or swept, behind one."""
+    """Refuses links that lead out of the run: nothing is written or removed behind one."""
     for name in ("cases", "results", LOCK):
         if (folder / name).is_symlink():
             raise InputError(
@@ -262,13 +281,13 @@ def _refuse_links(folder: Path) -> None:
 
 
 def _check_version(folder: Path) -> None:
-    """Refuse to go on with a run that another version of this contract has begun."""
+    """Refuses to go on with a run that another version of this contract has begun."""
     if not (folder / _PROVENANCE).is_file():
         return
-    found = _read_json(folder / _PROVENANCE).get("schema_version", 1)
-    if found != SCHEMA_VERSION:
+    version = _read_json(folder / _PROVENANCE).get("schema_version", 1)
+    if version != SCHEMA_VERSION:
         raise IntegrityError(
-            f"path: the run in {folder} is of schema version {found}, this project writes {SCHEMA_VERSION}; nothing "
+            f"path: the run in {folder} is of schema version {version}, this project writes {SCHEMA_VERSION}; nothing "
             "was changed: end it with the version of the project that began it, or choose another folder"
         )
 
@@ -279,7 +298,7 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 
 def _check_provenance(folder: Path, facts: dict[str, Any]) -> None:
-    """Refuse to mix cases of two models, data sets or seeds; other package versions are only logged."""
+    """Refuses to mix cases of two models, data sets or seeds; other package versions are only logged."""
     if not (folder / _PROVENANCE).is_file():
         return
     old = encode(_facts(folder), where="provenance")
@@ -318,7 +337,7 @@ def _show(value: object) -> str:
 
 
 def _is_temporary(path: Path) -> bool:
-    return any(_TEMPORARY.fullmatch(part) for part in path.parts)
+    return any(TEMPORARY.fullmatch(part) for part in path.parts)
 
 
 def _natural(case_id: str) -> tuple[bool, int, str]:
@@ -343,8 +362,8 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
     hint = "; TOML cannot say None: leave the key out" if value is None else ""
-    found = type(value).__name__
-    raise InputError(f"{where}: expected str, int, float, bool, list or table, found {found}{hint}")
+    kind = type(value).__name__
+    raise InputError(f"{where}: expected str, int, float, bool, list or table, found {kind}{hint}")
 
 
 def _to_json(obj: Any) -> bytes:
@@ -359,23 +378,13 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, data: bytes) -> None:
-    """Write under a temporary name, flush to the disk, rename: after a crash the file is whole or absent."""
-    temporary = file.with_name(f".{file.name}.tmp")
     with _disk(file):
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(file)
-        except OSError:
-            temporary.unlink(missing_ok=True)  # what a full disk took of it is given back
-            raise
+        write(file, data)
 
 
 @contextlib.contextmanager
 def _disk(target: Path) -> Iterator[None]:
-    """A full disk, a folder that is read-only and the like: one line instead of a traceback."""
+    """Turns an error of the disk (full, read-only and the like) into one line instead of a traceback."""
     try:
         yield
     except OSError as error:
@@ -387,17 +396,17 @@ def _disk(target: Path) -> Iterator[None]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a killed process has left half written; the lock is held, so nobody else writes it now."""
+    """Removes what a killed process has left half written; the lock is held, so nobody else writes now."""
     for place in (folder, folder / "cases", folder / "results"):
         for left in place.glob(".*") if place.is_dir() else ():
-            if not _TEMPORARY.fullmatch(left.name):
+            if not TEMPORARY.fullmatch(left.name):
                 continue
             with _disk(left):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut (Windows cannot open a folder: there the rename is all)."""
+    """Makes the rename itself survive a power cut (Windows cannot open a folder: there nothing is done)."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,3 +1,4 @@
+# ruff: noqa: E402 (what is imported below may be hidden)
 """mechedit: how a knowledge edit works inside a language model.
 
 Attribute a fact to layers, heads and neurons (NLKA), edit it by steering attention (MEGA), and measure the edit
@@ -8,10 +9,28 @@ Importing the package costs nothing: each name is loaded when it is first asked 
 
 from __future__ import annotations
 
-import importlib
-import sys
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+
+def _refuse_shadows() -> None:
+    """Raises `ImportError` where files of the user's own hide the `experiments` or `reports` beside this package."""
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    for name in ("experiments", "reports"):
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:
+            continue  # not installed: the import itself says so
+        if Path(spec.origin).resolve().parent != (Path(__file__).parent.parent / name).resolve():
+            raise ImportError(
+                f"{__name__}: {spec.origin} hides {__name__}'s own package {name!r}; rename it, or start Python in "
+                "another folder"
+            )
+
+
+_refuse_shadows()
+
+from experiments.face import lazy
 
 if TYPE_CHECKING:
     from mechedit import editors, factworld
@@ -43,7 +62,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_ROOMS = ("attribution", "data", "editors", "evaluation", "factworld", "faithfulness", "models", "recipes")
 _NAMES = {
     "mechedit.anatomy": (
         "AnatomyStudy",
@@ -71,7 +89,11 @@ _NAMES = {
     "mechedit.models.hooked": ("HookedModel", "load_model"),
     "mechedit.models.residual": ("ResidualView",),
 }
-_HOME = {name: module for module, names in _NAMES.items() for name in names}
+__getattr__, __dir__ = lazy(
+    __name__,
+    _NAMES,
+    rooms=("attribution", "data", "editors", "evaluation", "factworld", "faithfulness", "models", "recipes"),
+)
 
 __all__ = [
     "Ablation",
@@ -104,32 +126,3 @@ __all__ = [
     "ripple",
     "statement_contrast",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """The public name, loaded on first use (PEP 562)."""
-    if name in _ROOMS:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """The public names, for `dir` and tab completion, loaded or not."""
-    return sorted({*globals(), *__all__})
-
-
-class _Face(ModuleType):
-    """This package. A function called like the room it lives in (`anatomy`, `diagnose`) stays the function: Python
-    binds a submodule to its package once it is imported, and `me.anatomy(...)` would call a module."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _HOME and isinstance(value, ModuleType):
-            return
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Face

@@ -29,9 +29,14 @@ _COLUMNS = ("line", "k", "delta", "low", "high")
 
 
 def ablation_curve(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Change of log p (nats) against the number of ablated neurons (log scale), with its interval as a band.
+    """Draws the change of log p (nats) against the number of ablated neurons (log scale), its interval as a band.
 
-    `frame`: line, k, delta, low, high; a row a line and k. Bands are drawn where both ends are finite.
+    Args:
+        frame: line, k, delta, low, high; one row a line and k. Bands are drawn where both ends are finite.
+        ax: The axes to draw into; None makes a figure.
+
+    Raises:
+        InputError: A column is missing, a line has one k twice, or there are more lines than looks.
 
     >>> rows = [("top", 1, -0.2, -0.3, -0.1), ("top", 10, -2, -3, -1)]
     >>> axes = ablation_curve(pd.DataFrame(rows, columns=["line", "k", "delta", "low", "high"]))
@@ -51,9 +56,11 @@ def ablation_curve(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     with style():
         axes = row(1, width=4.8, height=3.2)[0] if ax is None else ax
         axes.axhline(0, color=LIGHT["muted"], linewidth=0.8, zorder=1)
-        for (name, own), (colour, dash, mark) in zip(frame.groupby("line", sort=False), _LINES, strict=False):
-            own = own.sort_values("k")
-            k, delta, low, high = (own[column].to_numpy(dtype=float) for column in _COLUMNS[1:])
+        for (name, points), (colour, dash, mark) in zip(
+            frame.groupby("line", sort=False), _LINES, strict=False
+        ):
+            points = points.sort_values("k")
+            k, delta, low, high = (points[column].to_numpy(dtype=float) for column in _COLUMNS[1:])
             label = clip(visible(str(name)), 30)
             axes.plot(k, delta, color=LIGHT[colour], linestyle=dash, marker=mark, label=label, zorder=3)
             axes.fill_between(k, low, high, color=LIGHT[colour], alpha=0.14, linewidth=0, zorder=2)
@@ -69,7 +76,7 @@ def ablation_curve(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def ablation_panels(frame: pd.DataFrame) -> list[Axes]:
-    """`ablation_curve` for each value of the column `panel` side by side, on one scale, under one legend.
+    """Draws `ablation_curve` for each value of the column `panel` side by side, on one scale, under one legend.
 
     >>> rows = [("FFN", "top", 1, -0.2, -0.3, -0.1), ("attention", "top", 1, -2, -3, -1)]
     >>> frame = pd.DataFrame(rows, columns=["panel", "line", "k", "delta", "low", "high"])

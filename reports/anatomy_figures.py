@@ -28,10 +28,13 @@ _SHARE = LinearSegmentedColormap.from_list("mechedit_share", ["#f7f7f5", LIGHT["
 
 
 def difference_curve(frame: pd.DataFrame, ax: Axes | None = None, *, window: Window = None) -> Axes:
-    """Success − failure against layer, one line a module, with its interval as a band.
+    """Draws success − failure against layer, one line a module, with its interval as a band.
 
-    `frame`: layer, module, difference, low, high (nats), one row a layer and module. The module "rest" (one value for
-    the whole model) has no layer and is left out.
+    Args:
+        frame: layer, module, difference, low, high (nats), one row a layer and module. The module "rest" (one value for
+            the whole model) has no layer and is left out.
+        ax: The axes to draw into; None makes a figure.
+        window: First and last of the layers to shade.
 
     >>> frame = pd.DataFrame({"layer": [0, 1], "module": "attn", "difference": [0.1, 2], "low": 0, "high": 3})
     >>> difference_curve(frame).get_ylabel()
@@ -45,7 +48,7 @@ def difference_curve(frame: pd.DataFrame, ax: Axes | None = None, *, window: Win
 
 
 def difference_panels(frame: pd.DataFrame, *, window: Window = None) -> list[Axes]:
-    """`difference_curve` of the new and of the old object side by side, on one scale, under one legend."""
+    """Draws `difference_curve` of the new and of the old object side by side, on one scale, under one legend."""
     with style():
         panels = row(len(_OBJECTS), height=3.1, sharey=True)
         for axes, (name, label) in zip(panels, _OBJECTS.items(), strict=True):
@@ -60,9 +63,11 @@ def difference_panels(frame: pd.DataFrame, *, window: Window = None) -> list[Axe
 
 
 def editor_grid(frame: pd.DataFrame, *, window: Window = None) -> list[Axes]:
-    """`difference_curve` of every editor (a row) and object (a column), each row on a scale of its own.
+    """Draws `difference_curve` of every editor (a row) and object (a column), each row on a scale of its own.
 
-    `frame`: as for `difference_curve`, with the columns editor and object.
+    Args:
+        frame: As for `difference_curve`, with the columns editor and object.
+        window: First and last of the layers to shade.
 
     >>> rows = [("ft", name, "attn", layer, 0.5, 0.1, 0.9) for name in ("new", "old") for layer in (0, 1)]
     >>> frame = pd.DataFrame(rows, columns=["editor", "object", "module", "layer", "difference", "low", "high"])
@@ -90,9 +95,11 @@ def editor_grid(frame: pd.DataFrame, *, window: Window = None) -> list[Axes]:
 
 
 def overlap_heatmap(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Share of the top neurons that two editors have in common, in per cent; what is not there is hatched.
+    """Draws the share of the top neurons that two editors have in common, in per cent; a missing pair is hatched.
 
-    `frame`: a, b, overlap (a fraction), one row a pair.
+    Args:
+        frame: a, b, overlap (a fraction), one row a pair.
+        ax: The axes to draw into; None makes a figure.
 
     >>> frame = pd.DataFrame({"a": ["ft", "ft"], "b": ["rome", "mega"], "overlap": [0.5, 0.25]})
     >>> [label.get_text() for label in overlap_heatmap(frame).get_xticklabels()]
@@ -131,10 +138,11 @@ def overlap_heatmap(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 @styled
 def success_forest(frame: pd.DataFrame) -> list[Axes]:
-    """Success against failure, a line an editor and a panel a claim, each panel on its own scale about 0.
+    """Draws success against failure, a line an editor and a panel a claim, each panel on its own scale about 0.
 
-    `frame`: claim, editor, value, low, high: those claims of an anatomy study that are success − failure in nats. A
-    line without a value (too few of one outcome) says "undefined"; a claim that has none at all is left out.
+    Args:
+        frame: claim, editor, value, low, high: those claims of an anatomy study that are success − failure in nats. A
+            line without a value (too few of one outcome) reads "undefined"; a claim without any value is left out.
 
     >>> frame = pd.DataFrame({"claim": "c", "editor": ["ft"], "value": [1.0], "low": [0.5], "high": [1.5]})
     >>> [axes.get_xlabel() for axes in success_forest(frame)]

@@ -31,7 +31,12 @@ _POOLED = "pooled"
 
 
 def study(frames: dict[str, pd.DataFrame], window: tuple[int, int] | None) -> dict[str, Any]:
-    """Everything that the template of a study shows, from the frames of `FRAMES`."""
+    """Returns everything that the template of a study shows.
+
+    Args:
+        frames: The frames of the saved study, by the names in `FRAMES`.
+        window: First and last of the layers that the study chose.
+    """
     whole = frames["delta"][frames["delta"]["setting"] == "all"]
     return {
         "claims": _claims(frames["claims"]),
@@ -50,7 +55,7 @@ def study(frames: dict[str, pd.DataFrame], window: tuple[int, int] | None) -> di
 
 def _claims(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """One entry a claim, with its answers by editor, the pooled one first."""
-    found = []
+    entries = []
     for claim, group in frame.groupby("claim", sort=False):
         ordered = pd.concat([group[group["editor"] == _POOLED], group[group["editor"] != _POOLED]])
         answers = [
@@ -65,20 +70,26 @@ def _claims(frame: pd.DataFrame) -> list[dict[str, Any]]:
             }
             for r in ordered.to_dict("records")
         ]
-        found.append({"claim": visible(str(claim)), "answers": answers})
-    return found
+        entries.append({"claim": visible(str(claim)), "answers": answers})
+    return entries
 
 
 def _success(frame: pd.DataFrame) -> dict[str, Any] | None:
     """The forest of the claims that are differences in nats."""
-    own = frame[frame["key"].isin(["promotes", "suppress"])]
-    if own.empty or own["value"].isna().all():
+    effects = frame[frame["key"].isin(["promotes", "suppress"])]
+    if effects.empty or effects["value"].isna().all():
         return None
-    clear = own[(own["low"] > 0) | (own["high"] < 0)]
-    said = f"{len(clear)} of {len(own)} intervals lie on one side of 0 (filled points). Each panel has its own scale."
+    clear = effects[(effects["low"] > 0) | (effects["high"] < 0)]
+    sentence = (
+        f"{len(clear)} of {len(effects)} intervals lie on one side of 0 (filled points). "
+        "Each panel has its own scale."
+    )
     title = "Success less failure, editor by editor"
-    axes = success_forest(own)[0]
-    return {"svg": Markup(fragment(axes, prefix="success", title=title, description=said)), "said": said}
+    axes = success_forest(effects)[0]
+    return {
+        "svg": Markup(fragment(axes, prefix="success", title=title, description=sentence)),
+        "said": sentence,
+    }
 
 
 def _outcomes(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -103,7 +114,7 @@ def _pooled(frame: pd.DataFrame, window: tuple[int, int] | None) -> dict[str, An
     chosen = frame[frame["editor"] == _POOLED]
     if chosen["difference"].isna().all():
         return None
-    said = " ".join(_largest(chosen[chosen["object"] == name], name) for name in ("new", "old"))
+    sentence = " ".join(_largest(chosen[chosen["object"] == name], name) for name in ("new", "old"))
     axes = difference_panels(chosen, window=window)[0]
     title = "What edits that succeed change more than edits that fail, by layer"
     rows = [
@@ -119,8 +130,8 @@ def _pooled(frame: pd.DataFrame, window: tuple[int, int] | None) -> dict[str, An
     ]
     first = chosen.iloc[0]
     return {
-        "svg": Markup(fragment(axes, prefix="pooled", title=title, description=said)),
-        "said": said,
+        "svg": Markup(fragment(axes, prefix="pooled", title=title, description=sentence)),
+        "said": sentence,
         "rows": rows,
         "n": (int(first["n_success"]), int(first["n_failure"])),
     }
@@ -142,14 +153,17 @@ def _editors(frame: pd.DataFrame, window: tuple[int, int] | None) -> dict[str, A
     shown, missing = single[defined], list(dict.fromkeys(single.loc[~defined, "editor"]))
     if shown.empty:
         return None
-    said = "Each row has its own scale." + (
+    sentence = "Each row has its own scale." + (
         f" Not shown, for want of one outcome: {', '.join(visible(str(name)) for name in missing)}."
         if missing
         else ""
     )
     title = "Success − failure by layer, for each editor"
     axes = editor_grid(shown, window=window)[0]
-    return {"svg": Markup(fragment(axes, prefix="editors", title=title, description=said)), "said": said}
+    return {
+        "svg": Markup(fragment(axes, prefix="editors", title=title, description=sentence)),
+        "said": sentence,
+    }
 
 
 def _within(delta: pd.DataFrame) -> list[dict[str, Any]]:
@@ -213,15 +227,17 @@ def _overlap(frame: pd.DataFrame) -> list[dict[str, Any]]:
     for kind, group in frame.dropna(subset=["overlap"]).groupby("kind", sort=False):
         label = "MLP neurons" if kind == "mlp" else "attention neurons"
         null, n = group["null"].dropna(), sorted({int(value) for value in group["n"]})
-        said = (
+        sentence = (
             f"{label}: shared on the same fact, in per cent. Between two different facts the same editors share "
             f"{100 * null.min():.0f} to {100 * null.max():.0f} per cent; n {n[0]} to {n[-1]} facts."
             if len(null)
             else f"{label}: too few facts for a null."
         )
         axes = overlap_heatmap(group)
-        svg = fragment(axes, prefix=f"overlap{kind}", title=f"Shared top neurons: {label}", description=said)
-        maps.append({"svg": Markup(svg), "said": said, "caption": label})
+        svg = fragment(
+            axes, prefix=f"overlap{kind}", title=f"Shared top neurons: {label}", description=sentence
+        )
+        maps.append({"svg": Markup(svg), "said": sentence, "caption": label})
     return maps
 
 

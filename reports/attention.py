@@ -37,7 +37,14 @@ _PART = 0.45  # of its sign's colour, for the largest |score|: the text on it ke
 
 @dataclass(frozen=True, eq=False)
 class Looks:
-    """`heads` (layer, head); their patterns [n, T, T] and heat [n, T]; `tokens`, T strings."""
+    """The attention patterns of some heads, and what each token adds to their scores.
+
+    Attributes:
+        heads: (layer, head) of each.
+        patterns: Attention weights [n, T, T].
+        heat: Each head's score divided among the tokens, in nats [n, T].
+        tokens: The T tokens.
+    """
 
     heads: tuple[tuple[int, int], ...]
     patterns: NDArray[np.float64]
@@ -46,11 +53,17 @@ class Looks:
 
 
 def read(folder: Path, tokens: Sequence[str]) -> Looks | None:
-    """What the run in `folder` has of both files, None where it has neither or they name no head.
+    """Reads both files of the run in `folder`; None where it has neither, or they name no head.
 
-    `tokens`: those of its circuit. Errors: `IntegrityError`, naming the file, for one file without the other, and for
-    what is no attention of a causal model on these tokens (a column, a head or a place missing or twice, a value that
-    is not finite, a weight outside 0..1 or on a later token, a row that does not sum to 1).
+    Args:
+        folder: The run folder.
+        tokens: The tokens of its circuit.
+
+    Raises:
+        IntegrityError: One file is there without the other, or a file holds no attention of a causal model on these
+            tokens: a column, a head or a place is missing or comes twice, a value is not finite, a weight is outside
+                0..1
+            or on a later token, or a row does not sum to 1.
     """
     names = ("attention", "token_heat")
     frames = {name: read_frame(folder, name) for name in names}
@@ -61,12 +74,12 @@ def read(folder: Path, tokens: Sequence[str]) -> Looks | None:
             raise IntegrityError(f"{folder}: expected {name}.parquet beside the other of {names}, found none")
     heat_file, file = folder / "token_heat.parquet", folder / "attention.parquet"
     heads, heat = _values(frames["token_heat"], heat_file, ("pos",), "score", len(tokens))
-    others, patterns = _values(frames["attention"], file, ("query", "key"), "weight", len(tokens))
-    if set(heads) != set(others):
-        raise IntegrityError(f"{file}: expected the heads of {heat_file.name} {heads}, found {others}")
+    pattern_heads, patterns = _values(frames["attention"], file, ("query", "key"), "weight", len(tokens))
+    if set(heads) != set(pattern_heads):
+        raise IntegrityError(f"{file}: expected the heads of {heat_file.name} {heads}, found {pattern_heads}")
     if not heads:
         return None
-    patterns = patterns[[others.index(head) for head in heads]]
+    patterns = patterns[[pattern_heads.index(head) for head in heads]]
     _check(patterns, file)
     return Looks(tuple(heads), patterns, heat, tuple(tokens))
 
@@ -103,7 +116,7 @@ def _values(
 
 
 def _check(patterns: NDArray[np.float64], file: Path) -> None:
-    """Refuse what is no softmax over the tokens so far."""
+    """Refuses patterns that are no softmax over the tokens so far."""
     if patterns.min() < 0 or patterns.max() > 1 + _ROUNDING:
         wrong = patterns.min() if patterns.min() < 0 else patterns.max()
         raise IntegrityError(f"{file}: expected weights from 0 to 1, found {wrong:.4g}")
@@ -119,9 +132,9 @@ def _check(patterns: NDArray[np.float64], file: Path) -> None:
 
 
 def attention(looks: Looks) -> dict[str, Any]:
-    """The section: `head` and `rows` of the table with `sums` under it, what it `said`, `block` for the script.
+    """Returns the section: `head`, `rows` and `sums` of the table, the sentence `said`, `block` for the script.
 
-    Of more than `MAX_TOKENS` tokens the last are shown, those before as one row, so that the sums hold.
+    Of more than `MAX_TOKENS` tokens the last are shown and those before them as one row, so that the sums hold.
     """
     heads = [f"L{layer} H{head}" for layer, head in looks.heads]
     tokens = [visible(token, spaces=True) for token in looks.tokens]

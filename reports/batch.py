@@ -39,8 +39,16 @@ _PARALLEL = 8  # fewer runs are done before a second process has imported what i
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of the batch. `state`: complete, unfinished or damaged; `page` (beside the index) is None where none was
-    made, and `reason` says why, or what is amiss."""
+    """One run of the batch.
+
+    Attributes:
+        name: Its folder, relative to the folder of the runs.
+        folder: Its folder.
+        state: complete, unfinished or damaged.
+        reason: Why it is not complete.
+        page: Its page beside the index; None where none was made.
+        overview: Its line of the index's table.
+    """
 
     name: str
     folder: str
@@ -59,23 +67,28 @@ class Batch:
 
 
 def find(runs: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The run folders that `runs` names: each a run, a folder with runs in it at any depth, or a pattern (`runs/*`).
+    """Finds the run folders that `runs` names, each once.
 
-    In the order given, in a folder by name (numbers by value), each once. Errors: `InputError` for a name that leads to
-    no run.
+    They come in the order given, those within a folder by name (numbers by value).
+
+    Args:
+        runs: Each a run, a folder with runs in it at any depth, or a pattern (`runs/*`).
+
+    Raises:
+        InputError: A name leads to no run.
     """
-    found: dict[Path, Path] = {}
+    runs_by_path: dict[Path, Path] = {}
     for given in runs:
         name = str(given)
         matching = glob.glob(name, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
         places = [Path(name)] if Path(name).is_dir() else sorted(map(Path, matching), key=_order)
-        own = [run for place in places if place.is_dir() for run in _runs_in(place)]
-        if not own:
+        run_folders = [run for place in places if place.is_dir() for run in _runs_in(place)]
+        if not run_folders:
             raise InputError(
                 f"runs: expected a run folder, a folder of runs or a pattern, found no run at {name}"
             )
-        found |= {run.resolve(): run for run in own if run.resolve() not in found}
-    return list(found.values())
+        runs_by_path |= {run.resolve(): run for run in run_folders if run.resolve() not in runs_by_path}
+    return list(runs_by_path.values())
 
 
 def build(
@@ -86,10 +99,17 @@ def build(
     progress: bool = True,
     workers: int | None = None,
 ) -> Batch:
-    """Write the page of every run and their index to `out` (by default `report.<format>` in the folder of the runs).
+    """Writes the page of every run to the folder `<stem>-runs` beside the index, and then the index.
 
-    Pages go to the folder `<stem>-runs` beside the index. `workers`: processes, by default two from eight runs on.
-    Errors: `InputError` as `find`, for an unknown `format`, and for `pdf` where there is no Chromium.
+    Args:
+        runs: As for `find`.
+        out: The index; by default `report.<format>` in the folder of the runs.
+        format: html, md or pdf.
+        progress: Whether a bar is shown.
+        workers: Number of processes; by default two from eight runs on.
+
+    Raises:
+        InputError: As `find`; the format is unknown; it is `pdf` and there is no Chromium.
     """
     formats.check(format)
     folders = find(runs)
@@ -193,10 +213,10 @@ def _index(entries: Sequence[Entry], *, links: bool) -> str:
 
 
 def _table(kind: str, entries: Sequence[Entry], *, links: bool) -> dict[str, Any]:
-    own = [(entry, entry.overview) for entry in entries if entry.overview and entry.overview.kind == kind]
-    metrics = list(dict.fromkeys(name for _, line in own for name in line.metrics))
+    listed = [(entry, entry.overview) for entry in entries if entry.overview and entry.overview.kind == kind]
+    metrics = list(dict.fromkeys(name for _, line in listed for name in line.metrics))
     rows = []
-    for entry, line in own:
+    for entry, line in listed:
         for label, scores in line.rows or (("", {}),):
             n = max((score.n for score in scores.values() if score.n is not None), default=None)
             cells = [overview.text(name, scores[name]) if name in scores else None for name in metrics]
@@ -211,4 +231,4 @@ def _table(kind: str, entries: Sequence[Entry], *, links: bool) -> dict[str, Any
                 }
             )
     what, title = COLUMNS[kind]
-    return {"kind": kind, "title": title, "what": what, "metrics": metrics, "rows": rows, "runs": len(own)}
+    return {"kind": kind, "title": title, "what": what, "metrics": metrics, "rows": rows, "runs": len(listed)}

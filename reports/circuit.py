@@ -57,7 +57,11 @@ _FOLDED = "\0folded"  # no id of a JSON graph: visible ids only
 class Drawing:
     """An SVG for the inside of HTML, and what it leaves out.
 
-    `shown_share` is the |score| of the units drawn over that of all units (nan where all scores are 0).
+    Attributes:
+        svg: The picture.
+        n_shown: Number of nodes drawn.
+        n_folded: Number of nodes folded into one.
+        shown_share: |score| of the units drawn over that of all units (nan where all scores are 0).
     """
 
     svg: str
@@ -70,7 +74,11 @@ class Drawing:
 
 
 def draw(circuit: Circuit, *, prefix: str = "circuit") -> Drawing:
-    """The layered picture of `circuit`. `prefix` starts the ids in the SVG and must be unique on a page.
+    """Draws `circuit` in layers.
+
+    Args:
+        circuit: The graph.
+        prefix: Starts the ids in the SVG and must be unique on a page.
 
     >>> nodes = (Node("w", "token", -1, " Paris", 0.0, pos=0), Node("t", "target", 2, " France", 1.5))
     >>> drawing = draw(Circuit(" France", "Paris", 1.0, nodes, (Edge("w", "t", 1.5),)))
@@ -78,8 +86,8 @@ def draw(circuit: Circuit, *, prefix: str = "circuit") -> Drawing:
     (2, 0, True)
     """
     nodes, edges, n_folded, share = _fold(circuit)
-    found = layout(nodes, edges)
-    rows, places, height = found.rows, found.places, found.height
+    placed = layout(nodes, edges)
+    rows, places, height = placed.rows, placed.places, placed.height
     by_id = {node.id: node for node in nodes}
     parts = _edges(edges, places, by_id)
     parts += [_node(node, places[node.id]) for row in rows for node in row]
@@ -166,9 +174,9 @@ def _ports(
         entering[edge.target].append(edge)
     starts: dict[Edge, float] = {}
     ends: dict[Edge, float] = {}
-    for side, groups, other in ((starts, leaving, "target"), (ends, entering, "source")):
+    for side, groups, far_end in ((starts, leaving, "target"), (ends, entering, "source")):
         for name, group in groups.items():
-            group.sort(key=lambda e: (places[getattr(e, other)][0], getattr(e, other)))
+            group.sort(key=lambda e: (places[getattr(e, far_end)][0], getattr(e, far_end)))
             room = min(0.85 * box(nodes[name]), 11.0 * (len(group) - 1))
             for i, edge in enumerate(group):
                 side[edge] = places[name][0] + (

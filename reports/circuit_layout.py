@@ -27,7 +27,13 @@ UNIT_PLACES = {"value": 0, "head": 1}  # within a layer, from below; FFN neurons
 
 @dataclass(frozen=True)
 class Layout:
-    """`rows` of nodes from the bottom upward; `places`: centre x and top y by id; the picture's `height`."""
+    """Where everything stands.
+
+    Attributes:
+        rows: The nodes, from the bottom row upward.
+        places: Centre x and top y of each node, by id.
+        height: Height of the picture.
+    """
 
     rows: list[list[Node]]
     places: dict[str, Place]
@@ -35,7 +41,7 @@ class Layout:
 
 
 def layout(nodes: Sequence[Node], edges: Sequence[Edge]) -> Layout:
-    """Every node's place, inside `WIDTH`.
+    """Places every node inside `WIDTH`.
 
     >>> nodes = [Node("w", "token", -1, "In", 0.0, pos=0), Node("t", "target", 1, "x", 1.0)]
     >>> found = layout(nodes, [Edge("w", "t", 1.0)])

@@ -1,4 +1,4 @@
-"""Plain values to strict JSON and back, without loss; JSON and TOML from elsewhere, read strictly.
+"""Plain values to strict JSON data and back, without loss.
 
 JSON has no nan, no infinities, no tuples, no dataclasses and no paths. Floats that JSON lacks are tagged
 (`{"$float": "nan"}`), since a reader must not have to guess; the containers come back by the annotation of
@@ -8,10 +8,7 @@ the field, so that the file stays as plain as a person would write it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import re
-import tomllib
 import types
 import typing
 from pathlib import Path
@@ -21,83 +18,20 @@ import numpy as np
 
 from reports.errors import InputError
 
-__all__ = ["decode", "encode", "parse", "parse_toml"]
+__all__ = ["decode", "encode"]
 
-DEEPEST = (
-    100  # levels; what reads the values may call itself twice a level and stays within what Python allows
-)
 _FLOAT = "$float"
-_NESTED = (list, dict)
-#: a.b.c of over a hundred parts: reading a key takes a time that grows with the square of its parts
-_DOTTED = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){100}""")
-_TOO_DEEP = "its values are nested too deeply"
-
-
-def parse(text: str | bytes) -> Any:
-    """The JSON in `text`. Errors: `ValueError` alone, for whatever is wrong with it: nesting beyond `DEEPEST`
-    levels, numbers beyond a float or of thousands of digits, half a surrogate pair. NaN is read, as Python writes it.
-
-    >>> parse('{"a": [1, 2.5, null]}')
-    {'a': [1, 2.5, None]}
-    >>> parse("1e999")
-    Traceback (most recent call last):
-        ...
-    ValueError: 1e999 is no number that can be kept
-    >>> parse("[" * 101 + "]" * 101)
-    Traceback (most recent call last):
-        ...
-    ValueError: its values are nested too deeply
-    """
-    if isinstance(text, bytes):
-        text = text.decode()
-    try:
-        found = json.loads(text, parse_float=_finite)
-    except RecursionError as error:
-        raise ValueError(_TOO_DEEP) from error
-    if type(found) in _NESTED and _deeper(found, DEEPEST):
-        raise ValueError(_TOO_DEEP)
-    if "\\u" in text:  # an escape may be half a surrogate pair, which no file and no page can hold
-        json.dumps(found, ensure_ascii=False).encode()
-    return found
-
-
-def parse_toml(text: str) -> dict[str, Any]:
-    """The TOML in `text`. Errors: `ValueError` alone, as `parse`; a key has at most a hundred parts.
-
-    >>> parse_toml("limit = 3")
-    {'limit': 3}
-    >>> parse_toml("a." * 100 + "a = 1")
-    Traceback (most recent call last):
-        ...
-    ValueError: a key of more than 100 parts
-    """
-    if _DOTTED.search(text):
-        raise ValueError("a key of more than 100 parts")
-    try:
-        return tomllib.loads(text)
-    except RecursionError as error:
-        raise ValueError(_TOO_DEEP) from error
-
-
-def _deeper(value: Any, levels: int) -> bool:
-    """Whether lists and objects lie within each other more than `levels` deep."""
-    inside = [value]
-    for _ in range(levels):
-        inside = [
-            item for v in inside for item in (v.values() if type(v) is dict else v) if type(item) in _NESTED
-        ]
-    return bool(inside)
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise ValueError(f"{digits[:20]} is no number that can be kept")
-    return value
 
 
 def encode(value: Any, *, where: str) -> Any:
-    """`value` as plain JSON data; `where` names the field in the error for a value that cannot be stored.
+    """Turns `value` into plain JSON data.
+
+    Args:
+        value: None, bool, int, float, str, a path, or lists, tuples, str-keyed dicts and dataclasses of these.
+        where: Names the field in the error.
+
+    Raises:
+        InputError: The value cannot be stored.
 
     >>> encode({"gap": float("nan"), "window": (4, 7)}, where="result")
     {'gap': {'$float': 'nan'}, 'window': [4, 7]}
@@ -124,9 +58,14 @@ def encode(value: Any, *, where: str) -> Any:
 
 
 def decode(value: Any, hint: Any) -> Any:
-    """Undo `encode`, with the annotation deciding what JSON cannot say (tuple, dataclass, Path).
+    """Undoes `encode`; the annotation decides what JSON cannot express (tuple, dataclass, path).
 
-    Errors: `ValueError` or `TypeError` for a value that the annotation does not allow.
+    Args:
+        value: What `encode` returned.
+        hint: The annotation of the field.
+
+    Raises:
+        ValueError, TypeError: The annotation does not allow the value.
 
     >>> decode([4, 7], tuple[int, int])
     (4, 7)
@@ -168,8 +107,10 @@ _SCALARS = (bool, int, float, str, Path, type(None))
 
 
 def _allowed(value: Any, hint: Any) -> bool:
-    """Whether `value` may stand where `hint` is: an integer where a float is, a text where a path is; anything where
-    the hint is no plain type."""
+    """Whether `value` may stand where `hint` is.
+
+    An integer may stand where a float is, a text where a path is; anything where the hint is no plain type.
+    """
     kind = typing.get_origin(hint) or hint
     if isinstance(value, list):
         return kind not in (*_SCALARS, dict) and not dataclasses.is_dataclass(kind)

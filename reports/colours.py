@@ -36,7 +36,7 @@ DARK = {
 
 
 def paint(name: str) -> str:
-    """The colour `name` as a CSS value: the page's variable, or the light colour where no page sets one.
+    """Returns the colour `name` as a CSS value: the page's variable, else the light colour.
 
     >>> paint("ink")
     'var(--ink, #1f2329)'
@@ -45,7 +45,7 @@ def paint(name: str) -> str:
 
 
 def contrast(first: str, second: str) -> float:
-    """The contrast ratio of two colours `#rrggbb` [WCAG 2.2, relative luminance of sRGB], 1 to 21.
+    """Returns the contrast ratio of two colours `#rrggbb` [WCAG 2.2, relative luminance of sRGB], 1 to 21.
 
     >>> round(contrast("#000000", "#ffffff"), 6)
     21.0

@@ -1,7 +1,7 @@
 """Two runs side by side on one page: what was asked of each, every score with its difference, the figures on one scale.
 
 Both runs must be of one kind (`reports.overview`). A difference is second less first, with the interval that follows
-from the two intervals if the runs are independent (`reports.results.difference_interval`); runs on the same facts are
+from the two intervals if the runs are independent (`reports.intervals.difference_interval`); runs on the same facts are
 not, and for them it is too wide. The page says which it is, off the hash of the facts in the provenance.
 """
 
@@ -15,12 +15,12 @@ import pandas as pd
 from markupsafe import Markup
 
 from reports import batch, figures, forests, formats, html, overview, page, sections
-from reports.codec import parse_toml
 from reports.errors import InputError, IntegrityError
 from reports.inline import fragment
+from reports.intervals import difference_interval
 from reports.overview import COLUMNS, Overview, Score
+from reports.parsing import parse_toml
 from reports.reading import read_frame, read_object
-from reports.results import difference_interval
 from reports.text import visible
 
 __all__ = ["build", "render"]
@@ -30,23 +30,29 @@ _SIDES = ("first", "second")
 
 
 def build(first: str | os.PathLike[str], second: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
-    """Write the comparison of the two run folders to `out`, in the format of its suffix. Errors: as `render`."""
+    """Writes the comparison of the two run folders to `out`, in the format of its suffix.
+
+    Raises:
+        InputError: As `render` and `reports.formats.save`.
+        IntegrityError: As `render`.
+    """
     formats.check(Path(out).suffix.lower().removeprefix("."))
     return formats.save(render(first, second), out)
 
 
 def render(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> str:
-    """The page about both.
+    """Returns the HTML page about both runs.
 
-    Errors: `InputError` where one is no run, has no `summary.json`, or is of another kind than the other;
-    `IntegrityError` where a file of one is damaged.
+    Raises:
+        InputError: One is no run, has no `summary.json`, or is of another kind than the other.
+        IntegrityError: A file of one is damaged.
     """
     folders = [batch.find([name]) for name in (first, second)]
-    if any(len(found) != 1 for found in folders):
+    if any(len(matches) != 1 for matches in folders):
         raise InputError(
             f"runs: expected two run folders to compare, found {first} and {second}, of which one holds many"
         )
-    runs = [found[0] for found in folders]
+    runs = [matches[0] for matches in folders]
     if runs[0].resolve() == runs[1].resolve():
         raise InputError(f"runs: expected two runs to compare, found {first} twice")
     for run in runs:
@@ -66,7 +72,7 @@ def _context(runs: list[Path], lines: list[Overview]) -> dict[str, Any]:
     facts = [dict(_settings(run)) for run in runs]
     keys = list(dict.fromkeys([*facts[0], *facts[1]]))
     differing = [key for key in keys if facts[0].get(key) != facts[1].get(key)]
-    hashes = [own.get("provenance: data.facts") for own in facts]
+    hashes = [settings.get("provenance: data.facts") for settings in facts]
     return {
         "summary": {"title": "Two runs side by side", "subtitle": f"{names[0]} and {names[1]}"},
         "names": [visible(name) for name in names],
@@ -76,7 +82,7 @@ def _context(runs: list[Path], lines: list[Overview]) -> dict[str, Any]:
         "rows": _rows(lines),
         "only": [_only(lines[0], lines[1]), _only(lines[1], lines[0])],
         "same_facts": None if None in hashes else hashes[0] == hashes[1],
-        "settings": [(key, *(own.get(key, "absent") for own in facts)) for key in differing],
+        "settings": [(key, *(settings.get(key, "absent") for settings in facts)) for key in differing],
         "shared": len(keys) - len(differing),
         "forest": _forest(names, lines),
         **_pictures(runs),
@@ -89,7 +95,7 @@ def _names(runs: list[Path]) -> list[str]:
     length = 1
     while parts[0][-length:] == parts[1][-length:] and length < max(map(len, parts)):
         length += 1
-    return ["/".join(own[-length:]) for own in parts]
+    return ["/".join(path[-length:]) for path in parts]
 
 
 def _settings(run: Path) -> list[tuple[str, str]]:
@@ -132,10 +138,10 @@ def _difference(a: Score, b: Score) -> Score:
     return Score(b.value - a.value, *difference_interval((a.value, a.low, a.high), (b.value, b.low, b.high)))
 
 
-def _only(own: Overview, other: Overview) -> str:
-    theirs = dict(other.rows)
-    lines = [visible(label) for label, _ in own.rows if label not in theirs]
-    metrics = [name for name in own.metrics if name not in other.metrics]
+def _only(line: Overview, compared: Overview) -> str:
+    compared_rows = dict(compared.rows)
+    lines = [visible(label) for label, _ in line.rows if label not in compared_rows]
+    metrics = [name for name in line.metrics if name not in compared.metrics]
     return ", ".join([*lines, *metrics])
 
 
@@ -153,14 +159,14 @@ def _forest(names: list[str], lines: list[Overview]) -> dict[str, Any] | None:
     ]
     if not rows:
         return None
-    said = f"Filled circles: {names[0]}. Hollow squares: {names[1]}. Lines: 95 % intervals."
+    sentence = f"Filled circles: {names[0]}. Hollow squares: {names[1]}. Lines: 95 % intervals."
     svg = fragment(
         forests.paired_forest(pd.DataFrame(rows))[0],
         prefix="forest",
         title="Scores of both runs",
-        description=said,
+        description=sentence,
     )
-    return {"svg": Markup(svg), "said": visible(said)}
+    return {"svg": Markup(svg), "said": visible(sentence)}
 
 
 def _fractions(score: Score) -> dict[str, float]:
@@ -198,9 +204,9 @@ def _curves(frames: list[pd.DataFrame], runs: list[Path]) -> list[dict[str, Any]
     pictures = []
     for side, panels, frame in zip(_SIDES, drawn, frames, strict=True):
         panels[0].set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-        said = sections.largest_layer(frame)
+        sentence = sections.largest_layer(frame)
         svg = fragment(
-            panels[0], prefix=f"{side}-layers", title=f"Layer curves of the {side} run", description=said
+            panels[0], prefix=f"{side}-layers", title=f"Layer curves of the {side} run", description=sentence
         )
-        pictures.append({"svg": Markup(svg), "said": said})
+        pictures.append({"svg": Markup(svg), "said": sentence})
     return pictures

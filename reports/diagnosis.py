@@ -18,13 +18,22 @@ from reports.results import Result
 
 __all__ = ["Check", "Diagnosis", "Step", "gathered"]
 
-#: A name, and what makes its checks.
+#: A name, and the function that makes its checks.
 Step = tuple[str, Callable[[], Iterable["Check"]]]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check: `measured` against `tolerance` over `n` cases; `said`: what that is; `change`: what to do if it fails.
+    """One check: it holds where `measured` is at most `tolerance`, a control where it lies above.
+
+    Attributes:
+        name: What is checked.
+        measured: What was measured (nan: it could not be).
+        tolerance: How far it may go.
+        said: What `measured` is.
+        change: What to do if the check fails.
+        n: Number of cases measured.
+        control: Whether this is a control.
 
     >>> Check("padding", 3e-6, 1e-4, "of the largest logit", "use float32").ok
     True
@@ -48,9 +57,13 @@ class Check:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Diagnosis(Result):
-    """Frame `checks`: check, measured, must ("<=", or ">" for a control), tolerance, n, ok, said, change ("" if ok).
+    """What a diagnosis found.
 
-    subject: the name of the model. dtype, device, attention: as it is loaded. notes: what was not checked, and why.
+    Attributes:
+        checks: Frame of check, measured, must ("<=", or ">" for a control), tolerance, n, ok, said, change ("" if ok).
+        subject: The name of the model.
+        dtype: As it is loaded; so are device and attention.
+        notes: What was not checked, and why.
     """
 
     kind: ClassVar[str] = "diagnosis"
@@ -65,7 +78,12 @@ class Diagnosis(Result):
 
     @classmethod
     def of(cls, checks: Iterable[Check], **about: Any) -> Self:
-        """The diagnosis that these checks make; `about`: the other fields."""
+        """Makes the diagnosis of these checks.
+
+        Args:
+            checks: The checks, in order.
+            about: The other fields.
+        """
         rows = [
             {
                 "check": check.name,
@@ -92,8 +110,10 @@ class Diagnosis(Result):
 
 
 def gathered(steps: Iterable[Step]) -> Iterator[Check]:
-    """The checks of all steps (name, function); one that cannot be carried out is one that does not hold, with the
-    error as what to change, and the others are made all the same.
+    """Makes the checks of all steps; one that cannot be carried out does not hold, and the rest are still made.
+
+    Args:
+        steps: Name and function of each. A `MechEditError` of the function becomes the check's `change`.
 
     >>> def broken() -> list[Check]:
     ...     raise MechEditError("hooks: 'hook_z' never fired")

@@ -40,8 +40,7 @@ class InputError(MechEditError, ValueError):
 
 
 class IntegrityError(MechEditError):
-    """A file, run folder or model is not what it claims to be: damaged, incomplete, or of another kind or
-    version.
+    """A file, run folder or model is damaged, incomplete, or of another kind or version than it claims.
 
     >>> issubclass(IntegrityError, ValueError)
     False
@@ -49,7 +48,7 @@ class IntegrityError(MechEditError):
 
 
 def first_line(error: Exception) -> str:
-    r"""The first line of what another library's error says, else its kind.
+    r"""Returns the first line of another library's error message, or the error's kind where there is none.
 
     >>> first_line(ValueError("no such id\n  at line 3")), first_line(ValueError())
     ('no such id', 'ValueError')
@@ -58,7 +57,7 @@ def first_line(error: Exception) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Without line breaks, half surrogate pairs and the middle of what is too long: its end says what to do."""
+    """Drops line breaks, half surrogate pairs and the middle of a long text, whose end says what to do."""
     text = " ".join(part.strip() if i else part.rstrip() for i, part in enumerate(text.splitlines()))
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 303]} … {text[-300:]}"

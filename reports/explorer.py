@@ -30,12 +30,16 @@ _STEP = 5  # per cent, of the filter
 
 
 def explorer(circuit: Circuit) -> dict[str, Any]:
-    """The graph for `circuit.js`: `block` (the JSON, as markup), `start` (per cent shown at first), `nodes` (id and
-    label of each, the target first), `n_nodes` and `n_edges`."""
+    """Prepares the graph for `circuit.js`.
+
+    Returns:
+        `block` (the JSON, as markup), `start` (per cent shown at first), `nodes` (id and label of each, the target
+        first), `n_nodes` and `n_edges`.
+    """
     ranked = sorted(circuit.edges, key=lambda e: (-size(e.score), e.source, e.target))
-    found = layout(circuit.nodes, circuit.edges)
+    placed = layout(circuit.nodes, circuit.edges)
     first = sorted(circuit.nodes, key=lambda n: (n.kind != "target", -size(n.score), n.id))
-    nodes = [_node(node, found.places[node.id]) for node in first]
+    nodes = [_node(node, placed.places[node.id]) for node in first]
     before = _before(ranked)
     data = {"nodes": nodes, "edges": _edges(ranked, before), "box": HEIGHT}
     return {
@@ -87,7 +91,7 @@ def _before(ranked: list[Edge]) -> list[float]:
 
 
 def data_block(name: str, data: Any) -> Markup:
-    r"""`data` as a JSON block of this id, for a script of the page to read; nothing in it can end the block.
+    r"""Returns `data` as a JSON block of this id for a script of the page; nothing in it can end the block.
 
     >>> data_block("d", ["</script>"])
     Markup('<script type="application/json" id="d">["\\u003c/script>"]</script>')

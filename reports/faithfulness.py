@@ -31,21 +31,25 @@ _METHODS = {
 
 
 def faithfulness(frames: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """The curves of each model, the verdicts and the tables; `frames`: curve, differences."""
+    """Returns the curves of each model, the verdicts and the tables.
+
+    Args:
+        frames: The frames of the saved study, by the names in `FRAMES`.
+    """
     curve, differences = frames["curve"], frames["differences"]
     models = []
-    for index, (model, own) in enumerate(curve.groupby("model", sort=False)):
+    for index, (model, rows) in enumerate(curve.groupby("model", sort=False)):
         against = differences[differences["model"] == model]
         models.append(
             {
                 "name": visible(str(model)),
-                "n": int(own["n"].iloc[0]),
-                "figure": _figure(own, f"faith{index}", str(model)),
+                "n": int(rows["n"].iloc[0]),
+                "figure": _figure(rows, f"faith{index}", str(model)),
                 "verdicts": [
                     _verdict(kind, peer, group)
                     for (kind, peer), group in against.groupby(["kind", "peer"], sort=False)
                 ],
-                "tables": [_table(kind, group) for kind, group in own.groupby("kind", sort=False)],
+                "tables": [_table(kind, group) for kind, group in rows.groupby("kind", sort=False)],
             }
         )
     return {"models": models}
@@ -54,14 +58,14 @@ def faithfulness(frames: dict[str, pd.DataFrame]) -> dict[str, Any]:
 def _figure(curve: pd.DataFrame, prefix: str, model: str) -> dict[str, Any]:
     shown = curve.assign(panel=curve["kind"].map(_KINDS), line=curve["method"].map(_name))
     lowest = curve.loc[curve.groupby("kind", sort=False)["delta"].idxmin()]
-    said = " ".join(
+    sentence = " ".join(
         f"Lowest for {_KINDS[row['kind']]}: {_name(row['method'])}, k = {row['k']}, "
         f"{sections.number(float(row['delta']), 2)} nats."
         for row in lowest.to_dict("records")
     )
     title = f"Change of log p of the answer by the number of neurons ablated: {visible(model)}"
     axes = ablation_panels(shown)[0]
-    return {"svg": Markup(fragment(axes, prefix=prefix, title=title, description=said)), "said": said}
+    return {"svg": Markup(fragment(axes, prefix=prefix, title=title, description=sentence)), "said": sentence}
 
 
 def _verdict(kind: str, peer: str, group: pd.DataFrame) -> dict[str, Any]:
@@ -92,8 +96,8 @@ def _verdict(kind: str, peer: str, group: pd.DataFrame) -> dict[str, Any]:
 def _table(kind: str, group: pd.DataFrame) -> dict[str, Any]:
     ks = [int(k) for k in group["k"].unique()]
     rows = []
-    for method, own in group.groupby("method", sort=False):
-        cells = own.set_index("k").loc[ks].to_dict("records")
+    for method, points in group.groupby("method", sort=False):
+        cells = points.set_index("k").loc[ks].to_dict("records")
         rows.append(
             {
                 "method": _name(method),

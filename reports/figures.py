@@ -40,14 +40,17 @@ Window: TypeAlias = "tuple[int, int] | None"
 
 @styled
 def layer_curve(frame: pd.DataFrame, ax: Axes | None = None, *, window: Window = None) -> Axes:
-    """Score against layer: a line for each object and stage, or for each module.
+    """Draws score against layer: a line for each object and stage, or for each module.
 
     Objects differ in colour and marker, stages in dash and filling.
 
-    `frame`: layer, module, score (nats), one row a layer and line; optional object ("new" | "old"), stage
-    ("before" | "after"), low and high (a band, drawn where both are finite). With `object` or `stage` the
-    frame may hold one module only: use `layer_panels` for more. `window` (first, last; both included) is
-    shaded.
+    Args:
+        frame: layer, module, score (nats), one row a layer and line; optional object ("new" | "old"), stage
+            ("before" | "after"), low and high (a band, drawn where both are finite). With `object` or `stage` the
+            frame may
+            hold one module only: use `layer_panels` for more.
+        ax: The axes to draw into; None makes a figure.
+        window: First and last (both included) of the layers to shade.
 
     >>> modules = ["attn", "attn", "mlp", "mlp"]
     >>> frame = pd.DataFrame({"layer": [0, 1, 0, 1], "module": modules, "score": [0.1, 2, 0, 1]})
@@ -73,7 +76,7 @@ def layer_curve(frame: pd.DataFrame, ax: Axes | None = None, *, window: Window =
 
 @styled
 def layer_panels(frame: pd.DataFrame, *, window: Window = None) -> list[Axes]:
-    """`layer_curve` for each module of `frame` side by side, on one scale, under one legend.
+    """Draws `layer_curve` for each module of `frame` side by side, on one scale, under one legend.
 
     >>> frame = pd.DataFrame({"layer": [0, 0], "module": ["mlp", "attn"], "score": [0.1, 2.0]})
     >>> [axes.get_title(loc="left") for axes in layer_panels(frame)]
@@ -96,11 +99,15 @@ def layer_panels(frame: pd.DataFrame, *, window: Window = None) -> list[Axes]:
 
 @styled
 def head_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, limit: float | None = None) -> Axes:
-    """Score of every head: layer (upward) × head, on the diverging map centred on 0.
+    """Draws the score of every head, layer (upward) × head, on the diverging map centred on 0.
 
-    `frame`: layer, head, score (nats), one row a head; a head without a row, or with NaN, is hatched. The
-    scale is ±`limit`, by default the largest |score|. Up to 120 cells carry their value; among more, those below
-    a tenth of −`limit` carry a dot, which tells the signs apart in grey too.
+    Up to 120 cells carry their value; among more, those below a tenth of −`limit` carry a dot, which tells the signs
+    apart in grey too.
+
+    Args:
+        frame: layer, head, score (nats), one row a head; a head without a row, or with NaN, is hatched.
+        ax: The axes to draw into; None makes a figure.
+        limit: The scale is ±`limit`; by default the largest |score|.
 
     >>> axes = head_heatmap(pd.DataFrame({"layer": [0, 0, 1], "head": [0, 1, 0], "score": [0.5, -1.0, 0.0]}))
     >>> axes.collections[0].get_clim()
@@ -118,10 +125,14 @@ def head_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, limit: float | 
 
 @styled
 def token_heatmap(frame: pd.DataFrame, tokens: Sequence[str], ax: Axes | None = None) -> Axes:
-    """Heat of tokens: a row for each head, in the order of the frame, above them all heads together; a column a token.
+    """Draws the heat of tokens: a row a head, above them all heads together; a column a token.
 
-    `frame`: layer, head, pos, score (nats), one row a head and place in `tokens`. The map and the values in its cells
-    are `head_heatmap`'s.
+    The map and the values in its cells are those of `head_heatmap`.
+
+    Args:
+        frame: layer, head, pos, score (nats), one row a head and place in `tokens`.
+        tokens: The tokens of the prompt.
+        ax: The axes to draw into; None makes a figure.
 
     >>> frame = pd.DataFrame({"layer": 0, "head": [1, 1], "pos": [0, 1], "score": [0.5, -1.0]})
     >>> [label.get_text() for label in token_heatmap(frame, ["In", " Paris"]).get_xticklabels()]
@@ -145,9 +156,12 @@ def token_heatmap(frame: pd.DataFrame, tokens: Sequence[str], ax: Axes | None = 
 
 @styled
 def window_strip(frame: pd.DataFrame, window: Window = None, *, ax: Axes | None = None) -> Axes:
-    """Candidate layer windows: each a segment over the layers that it covers, at the height of its score.
+    """Draws the candidate layer windows by their score, each a segment over its layers.
 
-    `frame`: first, last (both included), score. The chosen `window` is shaded and its segment drawn thick.
+    Args:
+        frame: first, last (both included), score.
+        window: The chosen one, whose layers are shaded and whose segment is thick.
+        ax: The axes to draw into; None makes a figure.
 
     >>> frame = pd.DataFrame({"first": [0, 1], "last": [1, 2], "score": [0.1, 0.9]})
     >>> axes = window_strip(frame, window=(1, 2))
@@ -175,11 +189,14 @@ def window_strip(frame: pd.DataFrame, window: Window = None, *, ax: Axes | None 
 
 @styled
 def neuron_bar(frame: pd.DataFrame, ax: Axes | None = None, *, top: int = 20) -> Axes:
-    """The `top` rows with the largest |score| as bars, largest first: blue promotes, orange suppresses.
+    """Draws the `top` rows with the largest |score| as bars, largest first: blue promotes, orange suppresses.
 
-    `frame`: score (nats) and `unit` (str), or the columns of an attribution frame (layer, neuron) or
-    (layer, head, dim, pos), which are then joined by dots; with `promotes` (str) each label goes on with the
-    tokens that the unit's output vector moves up most.
+    Args:
+        frame: score (nats) and `unit` (str), or the columns of an attribution frame (layer, neuron) or
+            (layer, head, dim, pos), which are then joined by dots; with `promotes` (str) each label goes on with the
+            tokens that the unit's output vector moves up most.
+        ax: The axes to draw into; None makes a figure.
+        top: Number of rows.
 
     >>> axes = neuron_bar(pd.DataFrame({"layer": [3, 5], "neuron": [7, 9], "score": [0.2, -0.4]}))
     >>> [label.get_text() for label in axes.get_yticklabels()]
@@ -202,9 +219,14 @@ def neuron_bar(frame: pd.DataFrame, ax: Axes | None = None, *, top: int = 20) ->
 
 @styled
 def butterfly(frame: pd.DataFrame, ax: Axes | None = None, *, top: int = 10) -> Axes:
-    """The `top` units that promote the target, to the right, against the `top` that suppress it, to the left.
+    """Draws the `top` units that promote the target, to the right, against the `top` that suppress it, to the left.
 
-    Both sides have one scale; a line has the two units of one rank, named at its ends. `frame`: as for `neuron_bar`.
+    Both sides have one scale; a line has the two units of one rank, named at its ends.
+
+    Args:
+        frame: As for `neuron_bar`.
+        ax: The axes to draw into; None makes a figure.
+        top: Number of units of each sign.
 
     >>> axes = butterfly(pd.DataFrame({"unit": ["a", "b", "c"], "score": [0.2, -0.4, 0.3]}))
     >>> [text.get_text() for text in axes.texts]
@@ -258,8 +280,10 @@ def _line(axes: Axes, group: pd.DataFrame, names: dict[str, Any]) -> None:
 
 
 def _heatmap(matrix: pd.DataFrame, ax: Axes | None, *, limit: float | None = None, labels: float) -> Axes:
-    """The signed map of ±`limit`, by default the largest |value|: cells with values where there is room, dots where
-    not. `labels`: inches that a new figure has for those below it."""
+    """Draws the signed map of ±`limit`, by default the largest |value|: values where there is room, else dots.
+
+    `labels`: inches that a new figure has for those below it.
+    """
     bound = limit or float(np.nanmax(np.abs(matrix.to_numpy()), initial=0.0)) or 1.0
     width, height = min(7.2, 1.9 + 0.46 * matrix.shape[1]), min(7.0, labels + 0.3 * matrix.shape[0])
     axes = row(1, width=width, height=height)[0] if ax is None else ax
@@ -316,9 +340,11 @@ def _shade(axes: Axes, window: tuple[int, int] | None) -> None:
 
 def _units(frame: pd.DataFrame) -> list[str]:
     if "promotes" in frame:
-        said = [clip(visible(str(tokens)), 28) if tokens == tokens else "" for tokens in frame["promotes"]]
+        promoted = [
+            clip(visible(str(tokens)), 28) if tokens == tokens else "" for tokens in frame["promotes"]
+        ]
         units = _units(frame.drop(columns="promotes"))
-        return [f"{unit}  {tokens}" if tokens else unit for unit, tokens in zip(units, said, strict=True)]
+        return [f"{unit}  {tokens}" if tokens else unit for unit, tokens in zip(units, promoted, strict=True)]
     if "unit" in frame:
         return [clip(visible(str(unit)), 32) for unit in frame["unit"]]
     columns = [name for name in ("layer", "head", "neuron", "dim", "pos") if name in frame]

@@ -17,9 +17,12 @@ __all__ = ["effect_forest", "forest", "forest_panels", "paired_forest"]
 
 @styled
 def forest(frame: pd.DataFrame, ax: Axes | None = None, *, xlabel: str = "") -> Axes:
-    """A point and its interval on each line, first row on top; a row without a finite value says "undefined".
+    """Draws a point and its interval on each line, first row on top; one without a finite value reads "undefined".
 
-    `frame`: label (str), value, low, high.
+    Args:
+        frame: label (str), value, low, high.
+        ax: The axes to draw into; None makes a figure.
+        xlabel: The axis's label.
 
     >>> frame = pd.DataFrame({"label": ["a", "b"], "value": [0.5, 0.9], "low": [0.3, 0.8], "high": [0.7, 1]})
     >>> axes = forest(frame)
@@ -45,9 +48,10 @@ def forest(frame: pd.DataFrame, ax: Axes | None = None, *, xlabel: str = "") -> 
 
 @styled
 def forest_panels(frame: pd.DataFrame) -> list[Axes]:
-    """`forest` for each value of the column `panel`, side by side on one scale of 0 to 100 per cent.
+    """Draws `forest` for each value of the column `panel`, side by side on one scale of 0 to 100 per cent.
 
-    `frame`: panel, label, value, low, high, the last three as fractions; every panel has the same labels.
+    Args:
+        frame: panel, label, value, low, high, the last three as fractions; every panel has the same labels.
 
     >>> frame = pd.DataFrame({"panel": ["Acc", "Gen"], "label": "a", "value": 0.5, "low": 0.4, "high": 0.6})
     >>> [axes.get_title(loc="left") for axes in forest_panels(frame)]
@@ -69,9 +73,10 @@ def forest_panels(frame: pd.DataFrame) -> list[Axes]:
 
 @styled
 def paired_forest(frame: pd.DataFrame) -> list[Axes]:
-    """`forest_panels` of two runs: the first filled, round and blue, the second beneath it hollow, square and orange.
+    """Draws `forest_panels` of two runs: the first filled, round and blue, the second hollow, square and orange.
 
-    `frame`: panel, label, run, value, low, high, the last three as fractions; `run` has one or two values.
+    Args:
+        frame: panel, label, run, value, low, high, the last three as fractions; `run` has one or two values.
 
     >>> frame = pd.DataFrame({"panel": "Acc", "label": "a", "run": ["x", "y"], "value": 0.5, "low": 0.4, "high": 0.6})
     >>> [text.get_text() for text in paired_forest(frame)[0].get_figure().legends[0].get_texts()]
@@ -83,11 +88,11 @@ def paired_forest(frame: pd.DataFrame) -> list[Axes]:
     panels = row(len(panels_of), height=1.3 + 0.36 * len(labels), sharey=True)
     for axes, name in zip(panels, panels_of, strict=True):
         for run, (colour, marker, face, shift) in zip(runs, looks, strict=False):
-            own = frame[(frame["panel"] == name) & (frame["run"] == run) & frame["value"].notna()]
-            y = np.array([labels.index(label) + shift for label in own["label"]])
-            axes.hlines(y, 100 * own["low"], 100 * own["high"], color=LIGHT[colour], linewidth=1.5)
+            points = frame[(frame["panel"] == name) & (frame["run"] == run) & frame["value"].notna()]
+            y = np.array([labels.index(label) + shift for label in points["label"]])
+            axes.hlines(y, 100 * points["low"], 100 * points["high"], color=LIGHT[colour], linewidth=1.5)
             look: dict[str, Any] = {"color": LIGHT[colour], "marker": marker, "markerfacecolor": face}
-            axes.plot(100 * own["value"], y, linestyle="", label=visible(str(run)), zorder=3, **look)
+            axes.plot(100 * points["value"], y, linestyle="", label=visible(str(run)), zorder=3, **look)
         axes.set(xlim=(-5, 105), xticks=[0, 50, 100], xlabel="per cent", ylim=(len(labels) - 0.5, -0.5))
         axes.set_title(visible(str(name)))
         axes.grid(visible=False, axis="y")
@@ -100,10 +105,14 @@ def paired_forest(frame: pd.DataFrame) -> list[Axes]:
 
 
 def effect_forest(frame: pd.DataFrame, *, xlabel: str = "points", shared: bool = True) -> list[Axes]:
-    """Effects with their intervals on a line each, a panel for each value of `panel`, zero marked and in the middle.
+    """Draws effects with their intervals, a line each, a panel for each value of `panel`, zero in the middle.
 
-    A point whose interval lies on one side of 0 is filled, the others are hollow. `frame`: panel, label, value, low,
-    high. `shared`: one scale for all panels; without it each has its own.
+    A point whose interval lies on one side of 0 is filled, the others are hollow.
+
+    Args:
+        frame: panel, label, value, low, high.
+        xlabel: The label of each axis.
+        shared: Whether all panels have one scale.
 
     >>> frame = pd.DataFrame({"panel": "POS", "label": ["a"], "value": [1.0], "low": [0.5], "high": [1.5]})
     >>> [axes.get_title(loc="left") for axes in effect_forest(frame)]
@@ -129,8 +138,8 @@ def effect_forest(frame: pd.DataFrame, *, xlabel: str = "points", shared: bool =
         panels[0].set_yticks(range(len(labels)), [clip(visible(str(label)), 40) for label in labels])
         panels[0].set_ylim(len(labels) - 0.5, -0.5)
         limits = [max(map(abs, axes.get_xlim())) for axes in panels]
-        for axes, own in zip(panels, limits, strict=True):
-            limit = max(limits) if shared else own
+        for axes, panel_limit in zip(panels, limits, strict=True):
+            limit = max(limits) if shared else panel_limit
             axes.set_xlim(-limit, limit)
     return panels
 

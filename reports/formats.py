@@ -9,8 +9,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from reports import html, markdown
+from reports import markdown
 from reports.errors import InputError, MechEditError
+from reports.files import write
 
 __all__ = ["FORMATS", "check", "chromium", "save"]
 
@@ -30,7 +31,11 @@ _SECONDS = 120
 
 
 def check(kind: str) -> None:
-    """Refuse a format that is none, and `pdf` where no Chromium can print it."""
+    """Refuses a format that cannot be written.
+
+    Raises:
+        InputError: The format is unknown, or it is `pdf` and no Chromium can print it.
+    """
     if kind not in FORMATS:
         raise InputError(f"format: expected one of {', '.join(FORMATS)}, found {kind!r}")
     if kind == "pdf" and chromium() is None:
@@ -46,24 +51,27 @@ def chromium() -> str | None:
 
 
 def save(page: str, target: str | os.PathLike[str]) -> Path:
-    """The HTML `page` in `target`, in the format of its suffix (.html, .md, .pdf); whole or not at all.
+    """Writes the HTML `page` to `target`, in the format of its suffix (.html, .md, .pdf), whole or not at all.
 
-    Markdown: pictures go to the folder `<stem>-files` beside it, as SVG. The same page gives the same bytes, for PDF
-    with one version of Chromium.
-    Errors: `InputError` as `check`; `MechEditError` where Chromium fails.
+    The pictures of Markdown go to the folder `<stem>-files` beside it, as SVG. The same page gives the same bytes, for
+    PDF with one version of Chromium.
+
+    Raises:
+        InputError: As `check`.
+        MechEditError: Chromium fails.
     """
     path = Path(target)
     kind = path.suffix.lower().removeprefix(".")
     check(kind)
     if kind == "html":
-        return html.write(path, page)
+        return write(path, page)
     if kind == "pdf":
-        return html.write(path, _pdf(page))
+        return write(path, _pdf(page))
     folder = path.with_name(f"{path.stem}-files")
     text, pictures = markdown.convert(page, folder=folder.name)
     for name, svg in pictures.items():
-        html.write(folder / name, svg)
-    return html.write(path, text)
+        write(folder / name, svg)
+    return write(path, text)
 
 
 def _pdf(page: str) -> bytes:
@@ -99,11 +107,11 @@ def _renumbered(pdf: bytes) -> bytes:
     if len(leaves) != 1:
         return pdf
     limits, names = leaves[0]
-    found = sorted(re.findall(rb"\((node\d{8})\) (\d+) 0 R", names), key=lambda entry: int(entry[1]))
-    ids = {old: b"node%08d" % i for i, (old, _) in enumerate(found, 1)}
-    if not ids or len(ids) != len(found):
+    tags = sorted(re.findall(rb"\((node\d{8})\) (\d+) 0 R", names), key=lambda entry: int(entry[1]))
+    ids = {old: b"node%08d" % i for i, (old, _) in enumerate(tags, 1)}
+    if not ids or len(ids) != len(tags):
         return pdf
-    in_order = b" ".join(b"(%s) %s 0 R" % entry for entry in found)
-    ends = b"(%s) (%s)" % (found[0][0], found[-1][0])
+    in_order = b" ".join(b"(%s) %s 0 R" % entry for entry in tags)
+    ends = b"(%s) (%s)" % (tags[0][0], tags[-1][0])
     sorted_tree = pdf.replace(names, in_order).replace(limits, ends)
     return re.sub(rb"(?<=\()node\d{8}(?=\))", lambda match: ids.get(match[0], match[0]), sorted_tree)

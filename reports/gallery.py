@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from reports import figures, html, look
+from reports import figures, look
 from reports.circuit import draw, read
 from reports.errors import InputError
+from reports.files import write
 from reports.page import read_summary
 from reports.reading import read_frame
 
@@ -22,7 +23,11 @@ __all__ = ["gallery"]
 
 
 def gallery(run: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[Path]:
-    """Writes the pictures and returns their paths. Errors: `InputError` where the run lacks one of its files."""
+    """Writes the pictures and returns their paths.
+
+    Raises:
+        InputError: The run lacks one of its files.
+    """
     source, target = Path(run), Path(folder)
     frames: dict[str, pd.DataFrame] = {}
     for name in ("contrast", "heads", "window"):
@@ -45,7 +50,7 @@ def gallery(run: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list
         look.save(axes, target / name, dpi=160)
     svg = draw(read(source / "circuit.json")).svg
     on_white = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" style="background: white" ', 1)
-    html.write(target / "circuit.svg", on_white)
+    write(target / "circuit.svg", on_white)
     return [target / name for name in (*drawn, "circuit.svg")]
 
 

@@ -21,9 +21,11 @@ _LINES = (("pos", "-"), ("neg", "--"), ("new", "-."), ("old", ":"), ("ink", (0, 
 
 
 def roc_curve(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """True against false openings, a line a gate; the diagonal is a gate that knows nothing.
+    """Draws true against false openings, a line a gate; the diagonal is a gate that knows nothing.
 
-    `frame`: gate, true_rate, false_rate (fractions), in the order of the threshold.
+    Args:
+        frame: gate, true_rate, false_rate (fractions), in the order of the threshold.
+        ax: The axes to draw into; None makes a figure.
 
     >>> frame = pd.DataFrame({"gate": "hidden", "true_rate": [0.0, 1.0, 1.0], "false_rate": [0.0, 0.0, 1.0]})
     >>> [line.get_label() for line in roc_curve(frame).get_lines()][1:]
@@ -33,9 +35,13 @@ def roc_curve(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     with style():
         axes = row(1, width=4.4, height=3.6)[0] if ax is None else ax
         axes.plot([0, 1], [0, 1], color=LIGHT["muted"], linewidth=0.8, label="chance")
-        for (name, own), (colour, dash) in zip(frame.groupby("gate", sort=False), _LINES * 3, strict=False):
+        for (name, points), (colour, dash) in zip(
+            frame.groupby("gate", sort=False), _LINES * 3, strict=False
+        ):
             label = clip(visible(str(name)), 30)
-            axes.plot(own["false_rate"], own["true_rate"], color=LIGHT[colour], linestyle=dash, label=label)
+            axes.plot(
+                points["false_rate"], points["true_rate"], color=LIGHT[colour], linestyle=dash, label=label
+            )
         axes.set(
             xlabel="share of foreign prompts", ylabel="share of own prompts", xlim=(-0.02, 1), ylim=(0, 1.02)
         )
@@ -44,12 +50,18 @@ def roc_curve(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def gates(frames: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """The figure and the table of areas of the page's section; `frames`: curves, areas of a saved `GateROC`."""
+    """Returns the figure and the table of areas of the page's section.
+
+    Args:
+        frames: curves and areas of a saved `GateROC`.
+    """
     areas = frames["areas"]
     best = areas.loc[areas["area"].idxmax()]
-    said = f"Largest area: {visible(str(best['gate']))}, {best['area']:.3f}, on {best['n_own']} own prompts."
+    sentence = (
+        f"Largest area: {visible(str(best['gate']))}, {best['area']:.3f}, on {best['n_own']} own prompts."
+    )
     figure = fragment(
-        roc_curve(frames["curves"]), prefix="roc", title="Gates: own against foreign", description=said
+        roc_curve(frames["curves"]), prefix="roc", title="Gates: own against foreign", description=sentence
     )
     rows = [
         {
@@ -62,4 +74,4 @@ def gates(frames: dict[str, pd.DataFrame]) -> dict[str, Any]:
         }
         for record in areas.to_dict("records")
     ]
-    return {"svg": Markup(figure), "said": said, "rows": rows}
+    return {"svg": Markup(figure), "said": sentence, "rows": rows}

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reports.codec import parse
 from reports.errors import InputError, IntegrityError
+from reports.parsing import parse
 
 __all__ = ["SCHEMA_VERSION", "Circuit", "Edge", "Node", "read"]
 
@@ -25,7 +25,13 @@ _KINDS = ("token", "query", "value", "head", "mlp", "neuron", "target")
 
 @dataclass(frozen=True)
 class Node:
-    """A unit of the circuit; `score` in nats, `pos` the token position that it reads (None: the last)."""
+    """A unit of the circuit.
+
+    Attributes:
+        score: Its score in nats.
+        pos: The token position that it reads; None is the last.
+        promotes: The tokens that its output vector moves up most.
+    """
 
     id: str
     kind: str
@@ -38,7 +44,14 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """What `source` passes to `target`, in nats; `read`: its share of what `target` reads, where that is a neuron."""
+    """What one node passes to another.
+
+    Attributes:
+        source: The id of the sender.
+        target: The id of the receiver.
+        score: What is passed, in nats.
+        read: Its share of what the receiver reads, where that is a neuron.
+    """
 
     source: str
     target: str
@@ -48,8 +61,12 @@ class Edge:
 
 @dataclass(frozen=True)
 class Circuit:
-    """An attribution graph: `share` is the part of the target's score that its nodes account for (0..1); `tokens`
-    are the prompt's, where the file has them."""
+    """An attribution graph.
+
+    Attributes:
+        share: The part of the target's score that its nodes account for (0..1).
+        tokens: Those of the prompt, where the file has them.
+    """
 
     target: str
     prompt: str
@@ -60,9 +77,11 @@ class Circuit:
 
 
 def read(source: str | os.PathLike[str] | Mapping[str, Any]) -> Circuit:
-    """The circuit in a JSON file, or in the object parsed from one.
+    """Reads the circuit in a JSON file, or in the object parsed from one.
 
-    Errors: `InputError` if there is no such file; `IntegrityError` naming what is missing or wrong in it.
+    Raises:
+        InputError: There is no such file.
+        IntegrityError: Something in it is missing or wrong; the message names it.
 
     >>> node = {"id": "t", "kind": "target", "layer": 1, "pos": None, "label": "Paris", "score": 2.0}
     >>> about = {"schema_version": 2, "target": "Paris", "prompt": "In", "share": 1.0}
@@ -83,9 +102,9 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any]) -> Circuit:
 
 def _parse(data: Mapping[str, Any], where: str) -> Circuit:
     if not isinstance(data, Mapping) or data.get("schema_version") != SCHEMA_VERSION:
-        found = data.get("schema_version") if isinstance(data, Mapping) else type(data).__name__
+        version = data.get("schema_version") if isinstance(data, Mapping) else type(data).__name__
         raise IntegrityError(
-            f"{where}: expected a circuit of schema version {SCHEMA_VERSION}, found {found!r}"
+            f"{where}: expected a circuit of schema version {SCHEMA_VERSION}, found {version!r}"
         )
     try:
         nodes = tuple(_parse_node(item) for item in data["nodes"])

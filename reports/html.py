@@ -1,13 +1,11 @@
-"""Templates filled into HTML, and text written whole or not at all: what every page of the project shares."""
+"""Templates filled into HTML: what every page of the project shares."""
 
 from __future__ import annotations
 
 import base64
 import functools
 import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from importlib.metadata import distribution
 from pathlib import Path
@@ -18,7 +16,7 @@ import jinja2
 from reports.colours import DARK, LIGHT
 from reports.text import visible
 
-__all__ = ["render", "write"]
+__all__ = ["render"]
 
 _HERE = Path(__file__).parent
 _TEMPLATES = _HERE / "templates"
@@ -27,14 +25,17 @@ _PACKAGED = {"circuitsvis.js": ("circuitsvis", "circuitsvis/dist/cdn/iife.js")}
 
 
 def render(template: str, context: dict[str, Any], *, scripts: Sequence[str] = ()) -> str:
-    """The template of that name, filled with `context`, everything in it escaped.
+    """Fills the template of that name with `context`, everything in it escaped.
 
-    `scripts`: names of scripts among the templates, in `vendor/` or in an installed package (`_PACKAGED`), put into
-    the page in this order; the page's content-security policy then lets a browser run these texts, each by its sha256,
-    and nothing else.
+    Args:
+        template: A file of `templates/`.
+        context: What the template shows.
+        scripts: Names of scripts among the templates, in `vendor/` or in an installed package (`_PACKAGED`), put into
+            the page in this order. The page's content-security policy lets a browser run these texts, each by its
+            sha256, and nothing else.
     """
-    found = [_script(name) for name in scripts]
-    codes, hashes = [code for code, _ in found], [digest for _, digest in found]
+    texts = [_script(name) for name in scripts]
+    codes, hashes = [code for code, _ in texts], [digest for _, digest in texts]
     shared = {"light": LIGHT, "dark": DARK, "scripts": codes, "script_hashes": hashes}
     return _environment().get_template(template).render(shared | context)
 
@@ -52,13 +53,13 @@ def _script(name: str) -> tuple[str, str]:
 
 def _packaged(package: str, path: str) -> str:
     """A script of an installed package under its licence, fit to stand in a page."""
-    found = distribution(package)
-    code = Path(str(found.locate_file(path))).read_text(encoding="utf-8")
+    installed = distribution(package)
+    code = Path(str(installed.locate_file(path))).read_text(encoding="utf-8")
     # an end tag in a string would end the script; a source map would be asked for by a browser's tools
     code = re.sub(
         r"^//# sourceMappingURL=.*$", "", code.replace("</script", r"<\/script"), flags=re.MULTILINE
     )
-    return f"/* {package} {found.version}\n\n{found.read_text('LICENSE.txt')}*/\n{code}"
+    return f"/* {package} {installed.version}\n\n{installed.read_text('LICENSE.txt')}*/\n{code}"
 
 
 @functools.cache
@@ -72,18 +73,3 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["visible"] = visible
     return environment
-
-
-def write(target: Path, data: str | bytes) -> Path:
-    """`data` (text as UTF-8) in the file `target`, by way of a temporary name; its folder is made. The target."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-        temporary.chmod(0o644)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target

@@ -31,10 +31,16 @@ _VARIABLES = {value: paint(name) for name, value in LIGHT.items()}
 
 
 def fragment(axes: Axes, *, prefix: str, title: str, description: str = "") -> str:
-    """The figure of `axes` as `<svg>…</svg>`, to be put into HTML as it is.
+    """Returns the figure of `axes` as `<svg>…</svg>`, to be put into HTML as it is.
 
-    `prefix` is a letter and then letters, digits or hyphens, unique on the page. `title` and `description`
-    are escaped. Errors: `InputError` for another prefix, or for axes without a figure.
+    Args:
+        axes: Any axes of the figure.
+        prefix: A letter and then letters, digits or hyphens, unique on the page.
+        title: Names the picture; escaped.
+        description: What it shows, in words; escaped.
+
+    Raises:
+        InputError: Another prefix, or axes without a figure.
 
     >>> from reports.forests import forest
     >>> import pandas as pd

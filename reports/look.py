@@ -91,7 +91,7 @@ T = TypeVar("T")
 
 
 def style() -> AbstractContextManager[None]:
-    """A context in which matplotlib draws in the house style; on leaving it, its settings are as they were.
+    """Returns a context in which matplotlib draws in the house style; on leaving it, its settings are as before.
 
     >>> before = dict(mpl.rcParams)
     >>> with style():
@@ -104,7 +104,7 @@ def style() -> AbstractContextManager[None]:
 
 
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Decorates a function that draws: it does so inside `style`."""
+    """Decorates a function that draws, so that it does so inside `style`."""
 
     @functools.wraps(draw)
     def inside(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -122,7 +122,7 @@ def _defaults() -> dict[Any, Any]:
 
 @styled
 def row(n: int, *, width: float = 7.2, height: float = 2.8, sharey: bool = False) -> list[Axes]:
-    """`n` axes side by side in a new figure of `width` × `height` inches.
+    """Returns `n` axes side by side in a new figure of `width` × `height` inches.
 
     >>> [ax.get_subplotspec().colspan.start for ax in row(2)]
     [0, 1]
@@ -132,11 +132,18 @@ def row(n: int, *, width: float = 7.2, height: float = 2.8, sharey: bool = False
 
 
 def save(axes: Axes, path: str | os.PathLike[str], *, columns: int | None = None, dpi: int = 300) -> Path:
-    """Write the figure of `axes` as PNG, SVG or PDF, by the suffix of `path`; the same figure gives the same bytes.
+    """Writes the figure of `axes` as PNG, SVG or PDF, by the suffix of `path`; the same figure gives the same bytes.
 
-    `columns`: 1 or 2, the width in a two-column paper (`WIDTHS`, inches); by default the figure's own. The text keeps
-    its size in points and the layout is made anew. PNG: `dpi` dots an inch, on the paper's white.
-    Errors: `InputError` for another suffix or number of columns.
+    The text keeps its size in points and the layout is made anew.
+
+    Args:
+        axes: Any axes of the figure.
+        path: The file.
+        columns: 1 or 2, the width in a two-column paper (`WIDTHS`, inches); by default the figure's own.
+        dpi: Dots an inch of a PNG, which is on the paper's white.
+
+    Raises:
+        InputError: Another suffix or number of columns, or axes that were removed from their figure.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, style():
@@ -166,10 +173,19 @@ def save(axes: Axes, path: str | os.PathLike[str], *, columns: int | None = None
 
 
 def check(frame: pd.DataFrame, columns: Iterable[str], *, key: Iterable[str] = ()) -> None:
-    """Refuse a frame that lacks a column, has no row, or has two rows of one `key`."""
+    """Refuses a frame that cannot be drawn.
+
+    Args:
+        frame: The frame.
+        columns: The columns that it must have.
+        key: Columns of which no two rows may agree.
+
+    Raises:
+        InputError: The frame lacks a column, has no row, or has two rows of one `key`.
+    """
     if missing := [name for name in columns if name not in frame]:
-        found = ", ".join(map(str, frame.columns))
-        raise InputError(f"frame: expected a column {missing[0]!r}, found {found}")
+        present = ", ".join(map(str, frame.columns))
+        raise InputError(f"frame: expected a column {missing[0]!r}, found {present}")
     if frame.empty:
         raise InputError("frame: expected at least one row, found none")
     if (names := list(key)) and frame.duplicated(names).any():

@@ -23,7 +23,11 @@ _FONT = "DejaVu Sans, Verdana, sans-serif"
 
 
 def convert(page: str, *, folder: str) -> tuple[str, dict[str, str]]:
-    r"""(Markdown, file name -> SVG) of the HTML `page`; the Markdown looks for the pictures in `folder`.
+    r"""Returns the HTML `page` as Markdown, and its pictures: file name -> SVG.
+
+    Args:
+        page: A page of this project.
+        folder: Where the Markdown looks for the pictures.
 
     >>> svg = "<svg aria-labelledby='f-title'><title>T</title></svg>"
     >>> text, pictures = convert(f"<h1>A &lt;b&gt;</h1>{svg}", folder="x")
@@ -34,9 +38,9 @@ def convert(page: str, *, folder: str) -> tuple[str, dict[str, str]]:
 
     def take(match: re.Match[str]) -> str:
         svg = match.group()
-        found = re.search(r"aria-labelledby=['\"]([\w-]+?)-title", svg)
+        label = re.search(r"aria-labelledby=['\"]([\w-]+?)-title", svg)
         title = re.search(r"<title[^>]*>(.*?)</title>", svg, re.DOTALL)
-        name = f"{found.group(1) if found else f'picture{len(pictures)}'}.svg"
+        name = f"{label.group(1) if label else f'picture{len(pictures)}'}.svg"
         pictures[name] = _file(svg)
         return f'<img src="{folder}/{name}" alt="{html.escape(html.unescape(title.group(1) if title else name))}">'
 
@@ -46,7 +50,7 @@ def convert(page: str, *, folder: str) -> tuple[str, dict[str, str]]:
 
 
 def escape(text: str) -> str:
-    r"""`text` as Markdown that reads as the same text.
+    r"""Returns `text` as Markdown that reads as the same text.
 
     >>> escape("a_b <i> | $x$")
     'a\\_b &lt;i&gt; \\| \\$x\\$'
@@ -83,15 +87,15 @@ class _Tree(HTMLParser):
 
 
 def _blocks(element: Element) -> list[str]:
-    found = []
+    blocks = []
     for child in element:
         if child.tag in _SKIPPED or "hidden" in child.attrib:  # what a script would show
             continue
         if child.tag in _BLOCKS:
-            found += _blocks(child)
+            blocks += _blocks(child)
         else:
-            found.append(_block(child))
-    return [block for block in found if block]
+            blocks.append(_block(child))
+    return [block for block in blocks if block]
 
 
 def _block(element: Element) -> str:
@@ -147,7 +151,7 @@ def _table(table: Element) -> str:
         over = [_inline(cell) for cell in heads[0] for _ in range(int(cell.get("colspan", "1")))]
         head = [f"{family}: {name}" if family else name for family, name in zip(over, head, strict=True)]
     right = [cell.get("class") == "num" for cell in heads[-1]] if heads else [False] * width
-    lines = [head, ["--:" if own else "---" for own in right]]
+    lines = [head, ["--:" if numeric else "---" for numeric in right]]
     lines += [[_inline(cell) for cell in row] for row in body]
     text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     return f"{_inline(caption)}\n\n{text}" if caption is not None else text

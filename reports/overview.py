@@ -32,7 +32,7 @@ _NATS = "Change at k"  # the beginning of a metric in nats
 
 @dataclass(frozen=True)
 class Score:
-    """A value with its 95 % interval (nan where there is none) and n; per cent and points are whole numbers of 100."""
+    """A value with its 95 % interval (nan where there is none) and n; fractions and points are given times 100."""
 
     value: float
     low: float = math.nan
@@ -42,7 +42,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Overview:
-    """One run: `rows` holds (what a line is about, metric -> score)."""
+    """One run.
+
+    Attributes:
+        kind: edit, anatomy, faithfulness or transfer.
+        title: As the page has it.
+        model: Its name.
+        rows: (what a line is about, metric -> score).
+    """
 
     kind: str
     title: str
@@ -61,7 +68,7 @@ def is_run(folder: Path) -> bool:
 
 
 def kind_of(folder: Path) -> str:
-    """edit, anatomy, faithfulness or transfer, by the files of the run."""
+    """Returns edit, anatomy, faithfulness or transfer, by the files of the run."""
     if (folder / "cells.parquet").is_file():
         return "transfer"
     studies = ("anatomy", "faithfulness")
@@ -69,12 +76,16 @@ def kind_of(folder: Path) -> str:
 
 
 def render(folder: Path) -> str:
-    """The HTML page of a run of any kind; errors as `reports.page.render`."""
+    """Returns the HTML page of a run of any kind; errors as `reports.page.render`."""
     return (xl_page if kind_of(folder) == "transfer" else page).render(folder)
 
 
 def read(folder: Path) -> Overview:
-    """The overview of a run that has its summary; `IntegrityError` where a file of it is not what it should be."""
+    """Reads the overview of a run that has its summary.
+
+    Raises:
+        IntegrityError: A file of it is not what it should be.
+    """
     kind = kind_of(folder)
     summary = (xl_page if kind == "transfer" else page).read_summary(folder)
     try:
@@ -85,7 +96,7 @@ def read(folder: Path) -> Overview:
 
 
 def state(folder: Path) -> tuple[str, str]:
-    """(complete | unfinished | damaged, reason), by the manifest: its files are there and have the size it says."""
+    """Returns (complete | unfinished | damaged, reason): whether the manifest's files are there, of their size."""
     if not (folder / "manifest.json").is_file():
         cases = len(list((folder / "cases").glob("[!.]*.json")))
         return "unfinished", f"no manifest.json; {cases} cases are done"
@@ -110,7 +121,7 @@ def state(folder: Path) -> tuple[str, str]:
 
 
 def text(name: str, score: Score) -> dict[str, str]:
-    """`score` of the metric `name` as the cells of a table show it: value, interval, n, and the number to sort by."""
+    """Returns `score` of the metric `name` as a table shows it: value, interval, n, and the number to sort by."""
     signed = name in _PLAIN or name.startswith("Change")
     digits = 2 if name.startswith(_NATS) else _PLAIN.get(name, 1)
 
@@ -148,7 +159,7 @@ def _anatomy(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str,
     frame = read_frame(folder / "results" / "anatomy", "outcomes")
     if frame is None:
         raise IntegrityError(f"{folder / 'results' / 'anatomy'}: expected outcomes.parquet, found none")
-    own = frame.drop_duplicates(
+    first_settings = frame.drop_duplicates(
         "editor"
     )  # the first setting of an editor is the one that it is meant to have
     return [
@@ -156,7 +167,7 @@ def _anatomy(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str,
             str(r["editor"]),
             {"Success": Score(100 * r["success"], 100 * r["low"], 100 * r["high"], int(r["n"]))},
         )
-        for r in own.to_dict("records")
+        for r in first_settings.to_dict("records")
     ]
 
 
@@ -183,10 +194,10 @@ def _faithfulness(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict
     if frame is None:
         raise IntegrityError(f"{folder / 'results' / 'faithfulness'}: expected curve.parquet, found none")
     rows = []
-    for (model, kind, method), own in frame.groupby(["model", "kind", "method"], sort=False):
+    for (model, kind, method), curve in frame.groupby(["model", "kind", "method"], sort=False):
         scores = {
             f"Change at k = {r['k']}": Score(r["delta"], r["low"], r["high"], int(r["n"]))
-            for r in own.to_dict("records")
+            for r in curve.to_dict("records")
         }
         rows.append((f"{model}, {kind}, {method}", scores))
     return rows

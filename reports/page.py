@@ -27,6 +27,7 @@ from reports import anatomy_sections, attention, explorer, faithfulness, gates, 
 from reports.circuit import Circuit
 from reports.circuit import read as read_circuit
 from reports.errors import InputError, IntegrityError
+from reports.files import write
 from reports.reading import read_frame, read_lines, read_object
 
 __all__ = ["build", "read_summary", "render"]
@@ -45,9 +46,11 @@ _PARTS = {
 
 
 def build(run_folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """Write the page of `run_folder` to `out` (by default `report.html` in the folder) and return its path.
+    """Writes the page of `run_folder` and returns its path; errors as `render`.
 
-    Errors: as `render`.
+    Args:
+        run_folder: The run.
+        out: The page; by default `report.html` in the folder.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -57,14 +60,15 @@ def build(run_folder: str | os.PathLike[str], out: str | os.PathLike[str] | None
     (True, False)
     """
     text = render(run_folder)
-    return html.write(Path(out) if out is not None else Path(run_folder) / "report.html", text)
+    return write(Path(out) if out is not None else Path(run_folder) / "report.html", text)
 
 
 def render(run_folder: str | os.PathLike[str]) -> str:
-    """The page of `run_folder`.
+    """Returns the HTML page of `run_folder`.
 
-    Errors: `InputError` if there is no such folder or it holds no `summary.json`; `IntegrityError`, naming the file, if
-    one of its files is damaged or lacks a column or field.
+    Raises:
+        InputError: There is no such folder, or it holds no `summary.json`.
+        IntegrityError: One of its files is damaged or lacks a column or field; the message names it.
     """
     folder = Path(run_folder)
     if not (folder / "summary.json").is_file():
@@ -119,19 +123,25 @@ def _faithfulness(folder: Path) -> dict[str, Any] | None:
     return _saved(folder, "faithfulness", faithfulness.FRAMES, faithfulness.faithfulness)
 
 
-def _saved(folder: Path, name: str, names: Sequence[str], make: Any, *more: Any) -> dict[str, Any] | None:
+def _saved(
+    folder: Path, name: str, names: Sequence[str], make: Any, *arguments: Any
+) -> dict[str, Any] | None:
     """What `make` says of the frames of a saved result, where the run has one."""
     saved = folder / "results" / name
     if not (saved / "result.json").is_file():
         return None
-    frames = {frame: read_frame(saved, frame) for frame in names}
-    if missing := [frame for frame, found in frames.items() if found is None]:
+    frames = {key: read_frame(saved, key) for key in names}
+    if missing := [key for key, frame in frames.items() if frame is None]:
         raise IntegrityError(f"{saved}: expected {missing[0]}.parquet, found none")
-    return dict(_section(saved, "result.json", make, frames, *more))
+    return dict(_section(saved, "result.json", make, frames, *arguments))
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """The summary of a run with every optional part present, each checked as far as a page relies on it."""
+    """Reads the summary of a run, every optional part present, each checked as far as a page relies on it.
+
+    Raises:
+        IntegrityError: The file is damaged, or a part has another type.
+    """
     path = folder / "summary.json"
     summary = {"subtitle": "", "model": "", "notes": [], "not_done": [], "verdicts": []} | read_object(path)
     for name, kind in (
@@ -142,8 +152,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
         ("verdicts", list),
     ):
         if not isinstance(summary.get(name), kind):
-            found = "none" if name not in summary else type(summary[name]).__name__
-            raise IntegrityError(f"{path}: {name}: expected a {kind.__name__}, found {found}")
+            actual = "none" if name not in summary else type(summary[name]).__name__
+            raise IntegrityError(f"{path}: {name}: expected a {kind.__name__}, found {actual}")
     for verdict in summary["verdicts"]:
         if not isinstance(verdict, dict) or not {"claim", "answer", "evidence"} <= verdict.keys():
             raise IntegrityError(
@@ -152,11 +162,11 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _section(folder: Path, name: str, make: Any, data: Any, *more: Any) -> Any:
+def _section(folder: Path, name: str, make: Any, data: Any, *arguments: Any) -> Any:
     if data is None:
         return None
     try:
-        return make(data, *more)
+        return make(data, *arguments)
     except (InputError, KeyError, TypeError, ValueError) as error:
         reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
         raise IntegrityError(f"{folder / name}: not what the report expects ({reason})") from error

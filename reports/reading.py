@@ -1,4 +1,4 @@
-"""The files of a run folder as the pages read them: a file that is damaged stops the reader, naming file and reason."""
+"""The files of a run folder as the pages read them; a damaged file stops the reader, which names file and reason."""
 
 from __future__ import annotations
 
@@ -8,20 +8,26 @@ from typing import Any
 
 import pandas as pd
 
-from reports.codec import decode, parse
+from reports.codec import decode
 from reports.errors import IntegrityError
+from reports.parsing import parse
 from reports.text import visible
 
 __all__ = ["read_frame", "read_lines", "read_object", "read_record"]
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The JSON object in `path` as it stands; `IntegrityError` for anything else, FileNotFoundError for no file."""
+    """Reads the JSON object in `path` as it stands.
+
+    Raises:
+        IntegrityError: The file holds anything else.
+        FileNotFoundError: There is no file.
+    """
     return _object(path, lambda data: data)
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The same, decoded (`reports.codec`)."""
+    """Reads the JSON object in `path`, decoded (`reports.codec`); errors as `read_record`."""
     return _object(path, lambda data: decode(data, Any))
 
 
@@ -36,7 +42,11 @@ def _object(path: Path, decoded: Callable[[Any], Any]) -> dict[str, Any]:
 
 
 def read_frame(folder: Path, name: str) -> pd.DataFrame | None:
-    """The frame in `<name>.parquet` of `folder`, None where there is no such file."""
+    """Reads the frame in `<name>.parquet` of `folder`; None where there is no such file.
+
+    Raises:
+        IntegrityError: The file is damaged.
+    """
     path = folder / f"{name}.parquet"
     if not path.is_file():
         return None
@@ -47,7 +57,7 @@ def read_frame(folder: Path, name: str) -> pd.DataFrame | None:
 
 
 def read_lines(path: Path) -> str | None:
-    """The text of `path` with what is invisible made visible, line by line; None where there is no such file."""
+    """Reads the text of `path`, what is invisible made visible, line by line; None where there is no such file."""
     if not path.is_file():
         return None
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")

@@ -53,7 +53,7 @@ _MODULES = {"attn": "attention", "mlp": "MLP", "steer": "steering term"}
 
 
 def number(value: float, digits: int = 3) -> str:
-    """`value` with its sign, a true minus, and "undefined" for nan.
+    """Returns `value` with its sign and a true minus; "undefined" for nan.
 
     >>> number(-0.5, 2), number(float("nan"))
     ('−0.50', 'undefined')
@@ -79,7 +79,7 @@ def result(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def metric_names() -> dict[str, str]:
-    """Key of each metric of a summary -> a name that it shares with no other.
+    """Returns for the key of each metric of a summary a name that it shares with no other.
 
     >>> names = metric_names()
     >>> names["gen"], names["gen_tok"], len(set(names.values())) == len(names)
@@ -95,7 +95,7 @@ def layers(frame: pd.DataFrame, window: tuple[int, int] | None) -> dict[str, Any
     if frame.empty:
         return None
     axes = figures.layer_panels(frame, window=window)[0]
-    said = largest_layer(frame)
+    sentence = largest_layer(frame)
     title = "Contribution of each layer to the new and the old object"
     keys = [key for key in ("module", "object", "stage") if key in frame]
     wide = frame.pivot(index="layer", columns=keys, values="score").sort_index()
@@ -105,8 +105,8 @@ def layers(frame: pd.DataFrame, window: tuple[int, int] | None) -> dict[str, Any
     body = [(int(layer), [number(float(v)) for v in line]) for layer, line in values]
     counts = sorted({int(n) for n in frame["n"].dropna()}) if "n" in frame else []
     return {
-        "svg": Markup(fragment(axes, prefix="layers", title=title, description=said)),
-        "said": said,
+        "svg": Markup(fragment(axes, prefix="layers", title=title, description=sentence)),
+        "said": sentence,
         "head": head,
         "body": body,
         "n": " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1]))) if counts else "",
@@ -117,9 +117,12 @@ def layers(frame: pd.DataFrame, window: tuple[int, int] | None) -> dict[str, Any
 def heads(
     frame: pd.DataFrame, *, prefix: str = "heads", limit: float | None = None
 ) -> list[dict[str, Any]] | None:
-    """A heat map for each object and stage in the frame, on one scale, with its largest heads in words.
+    """Returns a heat map for each object and stage in the frame, on one scale, with its largest heads in words.
 
-    The scale is ±`limit`, by default the largest |score|; `prefix` starts the ids of the pictures.
+    Args:
+        frame: As for `figures.head_heatmap`, with object and stage where there are several.
+        prefix: Starts the ids of the pictures.
+        limit: The scale is ±`limit`; by default the largest |score|.
     """
     if frame.empty:
         return None
@@ -133,23 +136,26 @@ def heads(
         caption = ", ".join(_phrase(key, str(name)) for key, name in zip(keys, names, strict=True))
         title = "Score of every attention head" + (f": {caption}" if caption else "")
         largest = group.loc[group["score"].abs().sort_values(ascending=False, kind="stable").index].head(5)
-        said = "Largest: " + ", ".join(
+        sentence = "Largest: " + ", ".join(
             f"L{int(layer)} H{int(head)} ({number(float(score))})"
             for layer, head, score in zip(largest["layer"], largest["head"], largest["score"], strict=True)
         )
         undefined = int(group["score"].isna().sum())
-        said += " nats." + (f" {undefined} undefined." if undefined else "")
+        sentence += " nats." + (f" {undefined} undefined." if undefined else "")
         svg = fragment(
-            figures.head_heatmap(group, limit=limit), prefix=f"{prefix}{index}", title=title, description=said
+            figures.head_heatmap(group, limit=limit),
+            prefix=f"{prefix}{index}",
+            title=title,
+            description=sentence,
         )
-        maps.append({"svg": Markup(svg), "said": said, "caption": caption})
+        maps.append({"svg": Markup(svg), "said": sentence, "caption": caption})
     return maps
 
 
 def largest_score(*frames: pd.DataFrame) -> float:
-    """The largest |score| of the frames, 1 where none is finite and above 0."""
-    found = max((float(frame["score"].abs().max()) for frame in frames), default=math.nan)
-    return found if math.isfinite(found) and found > 0 else 1.0
+    """Returns the largest |score| of the frames, 1 where none is finite and above 0."""
+    largest = max((float(frame["score"].abs().max()) for frame in frames), default=math.nan)
+    return largest if math.isfinite(largest) and largest > 0 else 1.0
 
 
 def windows(frame: pd.DataFrame, window: tuple[int, int] | None) -> dict[str, Any] | None:
@@ -158,13 +164,15 @@ def windows(frame: pd.DataFrame, window: tuple[int, int] | None) -> dict[str, An
         return None
     axes = figures.window_strip(frame, window)
     best = frame.sort_values(["score", "first", "last"], ascending=[False, True, True]).head(5)
-    said = "Highest scores: " + ", ".join(
+    sentence = "Highest scores: " + ", ".join(
         f"layers {int(first)}–{int(last)} ({number(float(score))})"
         for first, last, score in zip(best["first"], best["last"], best["score"], strict=True)
     )
-    said += f". {len(frame)} candidates."
-    svg = fragment(axes, prefix="windows", title="Candidate layer windows and their scores", description=said)
-    return {"svg": Markup(svg), "said": said}
+    sentence += f". {len(frame)} candidates."
+    svg = fragment(
+        axes, prefix="windows", title="Candidate layer windows and their scores", description=sentence
+    )
+    return {"svg": Markup(svg), "said": sentence}
 
 
 def neurons(frame: pd.DataFrame) -> dict[str, Any] | None:
@@ -213,7 +221,7 @@ def circuit(graph: Circuit) -> dict[str, Any]:
 
 
 def flat(data: Any, path: str = "") -> list[tuple[str, str]]:
-    """A nested object as rows (dotted path, value).
+    """Returns a nested object as rows (dotted path, value).
 
     >>> flat({"seeds": {"data": 0}, "names": ["a", "b"]})
     [('seeds.data', '0'), ('names', 'a, b')]
@@ -242,7 +250,11 @@ def _forest(editors: list[dict[str, Any]], metrics: list[tuple[str, str]]) -> Ma
 
 
 def proportion(cell: Any) -> dict[str, float]:
-    """value, low, high of a cell of the summary as floats, nan where absent; a bare number has no interval."""
+    """Returns value, low, high of a cell of the summary as floats, nan where absent; a bare number has no interval.
+
+    Raises:
+        InputError: The value is no fraction.
+    """
     if not isinstance(cell, dict):
         cell = {"value": cell}
     value = _float(cell.get("value"))
@@ -268,7 +280,7 @@ def _float(value: Any) -> float:
 
 
 def largest_layer(frame: pd.DataFrame) -> str:
-    """The largest change from before to after where the frame has both stages, else the largest score."""
+    """Names the largest change from before to after where the frame has both stages, else the largest score."""
     keys = [key for key in ("module", "object", "layer") if key in frame]
     what, values = "Largest score", frame.set_index(keys)["score"]
     if "stage" in frame and {"before", "after"} <= set(frame["stage"]):
@@ -277,8 +289,8 @@ def largest_layer(frame: pd.DataFrame) -> str:
     if not values.notna().any():
         return "All scores are undefined."
     place = values.abs().idxmax()
-    found = dict(zip(keys, place if isinstance(place, tuple) else (place,), strict=True))
-    where = ", ".join(_phrase(key, str(value)) for key, value in found.items())
+    keys_of_largest = dict(zip(keys, place if isinstance(place, tuple) else (place,), strict=True))
+    where = ", ".join(_phrase(key, str(value)) for key, value in keys_of_largest.items())
     return f"{what}: {where}, {number(float(values.loc[place]))} nats."
 
 

@@ -19,11 +19,15 @@ _BLANK = frozenset("\u115f\u1160\u3164\uffa0\u2800\u034f\u17b4\u17b5") | {chr(0x
 
 
 def visible(text: str, *, spaces: bool = False) -> str:
-    r"""`text` with each control, format, surrogate, unassigned or unusual space character as `⟨U+XXXX⟩`.
+    r"""Marks each control, format, surrogate, unassigned or unusual space character of `text` as `⟨U+XXXX⟩`.
 
-    Line breaks and tabs become `⏎`, `␍`, `⇥`. With `spaces` an ordinary space becomes `·` (for single tokens,
-    where a leading space is part of the identity). The empty string becomes `∅`. A zero-width joiner between
-    two emoji is marked too: one picture is less useful here than the code points that the model saw.
+    Line breaks and tabs become `⏎`, `␍`, `⇥`, the empty string `∅`. A zero-width joiner between two emoji is marked
+    too: one picture is less useful here than the code points that the model saw.
+
+    Args:
+        text: Any text.
+        spaces: Whether an ordinary space becomes `·` (for single tokens, where a leading space is part of the
+            identity).
 
     >>> visible("a\u200bb\u202e\n")
     'a⟨U+200B⟩b⟨U+202E⟩⏎'
@@ -34,7 +38,7 @@ def visible(text: str, *, spaces: bool = False) -> str:
 
 
 def clip(text: str, width: int) -> str:
-    """`text` cut to at most `width` characters, the last of them `…` where something was cut.
+    """Cuts `text` to at most `width` characters, the last of them `…` where something was cut.
 
     >>> clip("representation", 8)
     'represe…'

@@ -26,14 +26,14 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reports.codec import parse
 from reports.errors import InputError, IntegrityError
+from reports.files import write
 from reports.graph import Circuit, Node, read
+from reports.parsing import parse
 
 __all__ = ["save_viewer", "viewer_graph"]
 
@@ -43,10 +43,15 @@ _TYPES |= {"value": "attention neuron", "head": "attention head", "mlp": "mlp"}
 
 
 def viewer_graph(circuit: Mapping[str, Any], *, slug: str | None = None) -> dict[str, Any]:
-    """The graph of `Attribution.circuit()` as plain data in the viewers' format.
+    """Returns the graph of `circuit` as plain data in the viewers' format.
 
-    `slug`: the graph's name there (None: from the prompt, the target and their hash). Errors: `InputError` for a slug
-    of other characters than letters, digits, "-" and "_"; `IntegrityError` for data that is no circuit.
+    Args:
+        circuit: The circuit of an attribution, as its JSON file holds it.
+        slug: The graph's name there; None makes one from the prompt, the target and their hash.
+
+    Raises:
+        InputError: The slug has other characters than letters, digits, "-" and "_".
+        IntegrityError: The data are no circuit.
 
     >>> node = {"id": "target", "kind": "target", "layer": 2, "pos": None, "label": " Paris", "score": -0.1}
     >>> graph = {"schema_version": 2, "target": " Paris", "prompt": "In", "share": 1.0, "nodes": [node], "edges": []}
@@ -77,11 +82,19 @@ def viewer_graph(circuit: Mapping[str, Any], *, slug: str | None = None) -> dict
 def save_viewer(
     circuit: Mapping[str, Any], folder: str | os.PathLike[str], *, slug: str | None = None
 ) -> Path:
-    """Write `<slug>.json` into `folder`, list it in graph-metadata.json there, and return the file's path.
+    """Writes `<slug>.json` into `folder`, lists it in graph-metadata.json there, and returns the file's path.
 
     `circuit-tracer start-server --graph_file_dir FOLDER` shows the folder; Neuronpedia takes the file. A graph of the
-    same slug is replaced, others stay. Errors: as `viewer_graph`; `InputError` where `folder` is a file;
-    `IntegrityError` where its graph-metadata.json is none. Nothing is written then.
+    same slug is replaced, others stay. Nothing is written where there is an error.
+
+    Args:
+        circuit: As for `viewer_graph`.
+        folder: Made where it is absent.
+        slug: As for `viewer_graph`.
+
+    Raises:
+        InputError: As `viewer_graph`; `folder` is a file.
+        IntegrityError: As `viewer_graph`; its graph-metadata.json is damaged.
     """
     graph = viewer_graph(circuit, slug=slug)
     folder = Path(folder)
@@ -89,10 +102,9 @@ def save_viewer(
         raise InputError(f"folder: expected a folder, found a file at {folder}")
     name = graph["metadata"]["slug"]
     listed = [known for known in _listed(folder / _INDEX) if known.get("slug") != name]
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / f"{name}.json", graph)
-    _write(folder / _INDEX, {"graphs": [*listed, graph["metadata"]]})
-    return folder / f"{name}.json"
+    written = write(folder / f"{name}.json", _text(graph))
+    write(folder / _INDEX, _text({"graphs": [*listed, graph["metadata"]]}))
+    return written
 
 
 def _listed(path: Path) -> list[dict[str, Any]]:
@@ -105,12 +117,8 @@ def _listed(path: Path) -> list[dict[str, Any]]:
         raise IntegrityError(f"{path}: expected a viewer's list of graphs, found something else") from error
 
 
-def _write(path: Path, data: Any) -> None:
-    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-        file.write(text + "\n")
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
+def _text(data: Any) -> str:
+    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _slug(graph: Circuit) -> str:

@@ -30,9 +30,13 @@ _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)))
 def distance_curves(
     frame: pd.DataFrame, *, panel: str = "metric", line: str = "stage", titles: dict[str, str] | None = None
 ) -> list[Axes]:
-    """Gap (matched − random) against layer: a panel for each value of `panel`, a line for each value of `line`.
+    """Draws gap (matched − random) against layer: a panel for each value of `panel`, a line for each value of `line`.
 
-    `frame`: layer, gap, low, high and the two columns; one row a layer, panel and line.
+    Args:
+        frame: layer, gap, low, high and the two columns; one row a layer, panel and line.
+        panel: The column that divides the rows among panels.
+        line: The column that divides them among lines.
+        titles: Titles of panels, by the value of `panel`.
 
     >>> frame = pd.DataFrame({"layer": [0, 1], "metric": "cosine", "stage": "pretrained", "gap": [0.1, 0.2]})
     >>> [axes.get_title(loc="left") for axes in distance_curves(frame.assign(low=0.0, high=0.3))]
@@ -55,9 +59,11 @@ def distance_curves(
 
 
 def norm_curves(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Ratio of the two gradients' norms along training, on a log scale: a line for each value of `line`.
+    """Draws the ratio of the two gradients' norms along training, on a log scale: a line for each value of `line`.
 
-    `frame`: step, line, ratio; optional low and high.
+    Args:
+        frame: step, line, ratio; optional low and high.
+        ax: The axes to draw into; None makes a figure.
 
     >>> axes = norm_curves(pd.DataFrame({"step": [0, 10], "line": "sentence", "ratio": [2.0, 0.5]}))
     >>> axes.get_yscale()
@@ -77,10 +83,14 @@ def norm_curves(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def cosine_heatmap(frame: pd.DataFrame, ax: Axes | None = None, *, value: str = "cosine") -> Axes:
-    """Cosine of every layer (upward) and parameter group, each beside a scale of −1 to 1 cut to the largest |cosine|.
+    """Draws the cosine of every layer (upward) and parameter group, on a scale cut to the largest |cosine|.
 
-    `frame`: layer, group and the column `value`, one row a cell. A cell whose interval (low, high) holds 0 has its
-    number in brackets; one without a value is hatched.
+    A cell whose interval (low, high) holds 0 has its number in brackets; one without a value is hatched.
+
+    Args:
+        frame: layer, group and the column `value`, one row a cell.
+        ax: The axes to draw into; None makes a figure.
+        value: The column of the cosines.
 
     >>> frame = pd.DataFrame({"layer": [1, 2], "group": "query", "cosine": [0.1, -0.2]})
     >>> [label.get_text() for label in cosine_heatmap(frame).get_xticklabels()]
@@ -125,10 +135,17 @@ def outcome_scatter(
     xlabel: str = "",
     ylabel: str = "",
 ) -> Axes:
-    """One mark a study cell: a predictor against the change of the score; colour and marker name the objective.
+    """Draws one mark a study cell: a predictor against the change of the score; colour and marker name the objective.
 
-    `frame`: the columns `x` and `y`, objective, task (filled for the first task, hollow for the second); optional low
-    and high: the interval of `y`.
+    Args:
+        frame: The columns `x` and `y`, objective, task (filled for the first task, hollow for the second); optional
+            low and
+            high: the interval of `y`.
+        ax: The axes to draw into; None makes a figure.
+        x: The column of the predictor.
+        y: The column of the change.
+        xlabel: By default the column's name; so is `ylabel`.
+        ylabel: See `xlabel`.
 
     >>> frame = pd.DataFrame({"d": [0.1], "delta_score": [0.02], "objective": "tlm", "task": "pos"})
     >>> outcome_scatter(frame, x="d", xlabel="change of retrieval").get_xlabel()
@@ -175,12 +192,14 @@ def _curve(axes: Axes, part: pd.DataFrame, x: str, y: str, index: int, label: st
 
 
 def _legend(panels: list[Axes], *, columns: int) -> None:
-    found: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for axes in panels:
-        found |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure = panels[0].get_figure(root=True)
     if figure is not None:
-        figure.legend(found.values(), found.keys(), loc="outside upper left", ncols=columns, handlelength=3)
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside upper left", ncols=columns, handlelength=3
+        )
 
 
 def _written(matrix: pd.DataFrame, frame: pd.DataFrame) -> np.ndarray:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from reports import forests, html, sections, xl_figures
 from reports.errors import InputError, IntegrityError
+from reports.files import write
 from reports.inline import fragment
 from reports.reading import read_frame, read_lines, read_object
 from reports.text import visible
@@ -34,17 +35,23 @@ _CURVES = {"cosine": "cosine", "weak_retrieval": "retrieval (weak)", "cka": "lin
 
 
 def build(run_folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """Write the page of `run_folder` to `out` (by default `report.html` in the folder) and return its path.
+    """Writes the page of `run_folder` and returns its path; errors as `render`.
 
-    Errors: `InputError` if the folder holds no study's `summary.json`; `IntegrityError`, naming the file, if one of its
-    files is missing, damaged or lacks a column.
+    Args:
+        run_folder: The run.
+        out: The page; by default `report.html` in the folder.
     """
     text = render(run_folder)
-    return html.write(Path(out) if out is not None else Path(run_folder) / "report.html", text)
+    return write(Path(out) if out is not None else Path(run_folder) / "report.html", text)
 
 
 def render(run_folder: str | os.PathLike[str]) -> str:
-    """The page of `run_folder`; errors as `build`."""
+    """Returns the HTML page of `run_folder`.
+
+    Raises:
+        InputError: The folder holds no study's `summary.json`.
+        IntegrityError: One of its files is missing, damaged or lacks a column; the message names it.
+    """
     folder = Path(run_folder)
     if not (folder / "summary.json").is_file():
         raise InputError(f"run_folder: expected a run folder with summary.json, found none in {folder}")
@@ -81,7 +88,11 @@ def _context(folder: Path) -> dict[str, Any]:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """The summary of a study, its optional parts present; `IntegrityError` where it is not one."""
+    """Reads the summary of a study, its optional parts present.
+
+    Raises:
+        IntegrityError: The file is not the summary of a study.
+    """
     summary = read_object(folder / "summary.json")
     if missing := [k for k in ("title", "model", "seeds", "layer", "claims", "advice") if k not in summary]:
         raise IntegrityError(
@@ -106,7 +117,7 @@ def _effects(cells: pd.DataFrame) -> dict[str, Any]:
     frame = points.assign(panel=points["task"], label=labels, value=points["delta_score"])
     best = points.loc[points["delta_score"].idxmax()]
     clear = int(((points["low"] > 0) | (points["high"] < 0)).sum())
-    said = (
+    sentence = (
         f"Largest: {best['pair']}, {best['objective']}, {best['task']} {_signed(best['delta_score'], 1)} points. "
         f"{clear} of {len(points)} intervals lie on one side of 0 (filled points)."
     )
@@ -123,7 +134,9 @@ def _effects(cells: pd.DataFrame) -> dict[str, Any]:
         for row in points.itertuples()
     ]
     head = ["Pair, objective, task", "None", "Aligned", "Change (points)", "Retrieval (points)", "n"]
-    return _picture(axes, "effects", "Change of score", said) | {"table": _table(head, rows, numeric=True)}
+    return _picture(axes, "effects", "Change of score", sentence) | {
+        "table": _table(head, rows, numeric=True)
+    }
 
 
 def _distances(distances: pd.DataFrame) -> list[dict[str, Any]]:
@@ -135,9 +148,12 @@ def _distances(distances: pd.DataFrame) -> list[dict[str, Any]]:
     pictures = []
     for index, (pair, part) in enumerate(mean.groupby("pair", sort=False)):
         top = part[part["metric"] == "weak_retrieval"].sort_values("gap").iloc[-1]
-        said = f"Best retrieval: {top['objective']}, layer {top['layer']}, {100 * top['gap']:.0f} points above chance."
+        points = 100 * top["gap"]
+        sentence = (
+            f"Best retrieval: {top['objective']}, layer {top['layer']}, {points:.0f} points above chance."
+        )
         axes = xl_figures.distance_curves(part, line="objective", titles=_CURVES)[0]
-        picture = _picture(axes, f"distances{index}", f"Distances by layer: {pair}", said)
+        picture = _picture(axes, f"distances{index}", f"Distances by layer: {pair}", sentence)
         pictures.append(picture | {"caption": str(pair)})
     return pictures
 
@@ -164,17 +180,17 @@ def _gradients(cells: pd.DataFrame, gradients: pd.DataFrame, norms: pd.DataFrame
     for index, ((objective, task), part) in enumerate(whole.groupby(["objective", "task"], sort=False)):
         mean = part.groupby(["layer", "group"], sort=False)["cosine"].mean().reset_index()
         place = mean.loc[mean["cosine"].abs().idxmax()]
-        said = (
+        sentence = (
             f"Mean over pairs. Largest: layer {place['layer']}, {place['group']}, {_signed(place['cosine'])}."
         )
         title = f"{objective} against {task}"
         maps.append(
-            _picture(xl_figures.cosine_heatmap(mean), f"maps{index}", title, said) | {"caption": title}
+            _picture(xl_figures.cosine_heatmap(mean), f"maps{index}", title, sentence) | {"caption": title}
         )
     made = {"table": _table(head, rows, numeric=True), "maps": maps, "norms": None}
     if norms is not None and not norms.empty:
-        said = "A line each objective; above 1 the alignment's gradient is the larger one."
-        made["norms"] = _picture(xl_figures.norm_curves(norms), "norms", "Norm ratio", said)
+        sentence = "A line each objective; above 1 the alignment's gradient is the larger one."
+        made["norms"] = _picture(xl_figures.norm_curves(norms), "norms", "Norm ratio", sentence)
     return made
 
 
@@ -194,11 +210,13 @@ def _prediction(cells: pd.DataFrame, predictors: pd.DataFrame) -> dict[str, Any]
         ]
         for row in predictors.itertuples()
     ]
-    said = "One mark a pair, objective and task; vertical lines: 95 % intervals."
+    sentence = "One mark a pair, objective and task; vertical lines: 95 % intervals."
     table = _table(
         ["Predictor", "Spearman's ρ", "Same sign", "q² (leave one pair out)", "n"], rows, numeric=True
     )
-    return _picture(axes, "scatter", "Change of retrieval against change of score", said) | {"table": table}
+    return _picture(axes, "scatter", "Change of retrieval against change of score", sentence) | {
+        "table": table
+    }
 
 
 def _advice(advice: list[dict[str, Any]]) -> dict[str, Any]:
@@ -216,8 +234,8 @@ def _advice(advice: list[dict[str, Any]]) -> dict[str, Any]:
     return _table(["Task", "Objective", "Weight", "Freeze layers", "Verdict", "Why"], rows)
 
 
-def _picture(axes: Any, prefix: str, title: str, said: str) -> dict[str, Any]:
-    return {"svg": Markup(fragment(axes, prefix=prefix, title=title, description=said)), "said": said}
+def _picture(axes: Any, prefix: str, title: str, sentence: str) -> dict[str, Any]:
+    return {"svg": Markup(fragment(axes, prefix=prefix, title=title, description=sentence)), "said": sentence}
 
 
 def _signed(value: float, digits: int = 3) -> str:

@@ -333,7 +333,7 @@ def _parquet() -> bytes:
 def _said(folder: Path) -> object:
     """KEY=VALUE as the operating system hands it over: bytes that are no UTF-8 arrive as lone surrogates."""
     text = (folder / "said").read_bytes().decode("utf-8", "surrogateescape")
-    return recipe.read(folder / "a.toml", KNOWN, said=text.split("\n"))
+    return recipe.read(folder / "a.toml", KNOWN, settings=text.split("\n"))
 
 
 def _in_words(path: Path) -> object:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.results import wilson
+from reports.intervals import wilson
 
 LAYERS, HEADS, N = 8, 8, 40
 HOSTILE = (

@@ -61,7 +61,7 @@ EXPERIMENTS = {"sum": Experiment("sum", Sum, plan_sum, run_sum)}
 def cells(folder: Path, text: str, said: Sequence[str] = ()) -> list[Cell]:
     file = folder / "recipe.toml"
     file.write_text(text, encoding="utf-8")
-    return read(file, EXPERIMENTS, said=said)
+    return read(file, EXPERIMENTS, settings=said)
 
 
 def test_the_command_line_stands_over_the_file_and_the_file_over_the_default(tmp_path: Path) -> None:

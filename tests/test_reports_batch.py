@@ -22,7 +22,7 @@ from experiments.runs import RunFolder
 from mechedit.cli import main as mechedit_main
 from reports import batch, compare, formats, overview
 from reports.errors import InputError, IntegrityError
-from reports.results import difference_interval, wilson
+from reports.intervals import difference_interval, wilson
 from reports.text import visible
 from tests import reports_example as example
 from tests.test_reports_page import Outline, addresses

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_house import BELOW, ROOT
+from tests.house import BELOW, ROOT
 
 pytestmark = pytest.mark.slow
 

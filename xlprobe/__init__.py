@@ -1,3 +1,4 @@
+# ruff: noqa: E402 (what is imported below may be hidden)
 """Why better cross-lingual alignment of an encoder can fail to give better cross-lingual transfer.
 
 XLM-R-family encoders are aligned on pairs of languages (by word, by sentence, by masked language modelling), fine-tuned
@@ -7,6 +8,25 @@ zero-shot scores. `load_encoder`, `align`, `finetune`, `distances`, `gradients` 
 Source: "Why Better Cross-Lingual Alignment Fails for Better Cross-Lingual Transfer: Case of Encoders",
 arXiv 2603.18863.
 """
+
+
+def _refuse_shadows() -> None:
+    """Raises `ImportError` where files of the user's own hide the `experiments` or `reports` beside this package."""
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    for name in ("experiments", "reports"):
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:
+            continue  # not installed: the import itself says so
+        if Path(spec.origin).resolve().parent != (Path(__file__).parent.parent / name).resolve():
+            raise ImportError(
+                f"{__name__}: {spec.origin} hides {__name__}'s own package {name!r}; rename it, or start Python in "
+                "another folder"
+            )
+
+
+_refuse_shadows()
 
 from xlprobe.data.corpora import Bitext, Labelled
 from xlprobe.data.data_folder import DataFolder

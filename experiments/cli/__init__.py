@@ -1,2 +1,4 @@
-"""What both command lines share: how a program ends, what a command takes and prints, and the commands `run` and
-`report`. The programs hand in what is theirs: their name, their experiments."""
+"""What both command lines share: how a program ends, what a command takes and prints, the commands `run` and `report`.
+
+The programs hand in what is theirs: their name, their experiments.
+"""

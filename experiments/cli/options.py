@@ -15,14 +15,14 @@ C = TypeVar("C")
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong usage is one line, as every other error."""
+    """Prints wrong usage as one line, as every other error."""
 
     def error(self, message: str) -> NoReturn:
-        """Status 2."""
+        """Ends the program with status 2."""
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Words may stand behind options too, where a command takes `words` (argparse itself reads one run of them)."""
+        """Also takes words behind options, where a command takes `words` (argparse itself reads one run of them)."""
         options, rest = self.parse_known_args(args, namespace)
         if rest and (not hasattr(options, "words") or any(word.startswith("-") for word in rest)):
             self.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -45,7 +45,7 @@ def subcommand(commands: Any, name: str, run: Any, example: str) -> argparse.Arg
 
 
 def count(text: str) -> int:
-    """An integer of at least 1."""
+    """Reads an integer of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
@@ -53,13 +53,18 @@ def count(text: str) -> int:
 
 
 def configured(
-    options: argparse.Namespace, config: type[C], names: Sequence[str], *, experiment: str, **more: Any
+    options: argparse.Namespace, config: type[C], names: Sequence[str], *, experiment: str, **values: Any
 ) -> C:
-    """The configuration of --recipe, or the default one, with what the command line says on top.
+    """Returns the configuration of --recipe, or the default one, with the command line's values on top.
 
-    names: options that are keys of `config`; more: keys that are made of options. None: not said.
+    Args:
+        options: What the command line has read.
+        config: The dataclass of the configuration.
+        names: Options that are keys of `config`; None is not given.
+        experiment: The name that the recipe must have.
+        values: Keys that are made of several options.
     """
     recipe = load(options.recipe, config, experiment=experiment) if options.recipe else config()
-    given = {name: getattr(options, name) for name in names} | more
+    given = {name: getattr(options, name) for name in names} | values
     changed: C = replace(recipe, **{key: value for key, value in given.items() if value is not None})  # type: ignore[type-var]
     return changed

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on one line."""
+    """Prints one JSON object on one line."""
     print(json.dumps(finite(value), ensure_ascii=False))
 
 
 def finite(value: Any) -> Any:
-    """NaN and infinities as null: JSON has neither."""
+    """Replaces NaN and infinities by None: JSON has neither."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -27,5 +27,5 @@ def finite(value: Any) -> Any:
 
 
 def as_table(frame: pd.DataFrame) -> str:
-    """A frame as aligned columns, four decimals."""
+    """Returns a frame as aligned columns, four decimals."""
     return str(frame.to_string(index=False, float_format=lambda x: f"{x:.4f}"))

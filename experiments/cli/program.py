@@ -14,9 +14,10 @@ __all__ = ["execute"]
 
 
 def execute(parser: Parser, argv: Sequence[str] | None) -> int:
-    """Runs the command that `argv` names (None: the process's own); its exit status.
+    """Runs the command that `argv` names (None: the process's own).
 
-    0 done, 1 failed, 2 wrong usage (both one line on standard error), 130 interrupted.
+    Returns:
+        The exit status: 0 done, 1 failed, 2 wrong usage (both one line on standard error), 130 interrupted.
     """
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
     options = parser.parse_args(argv)
@@ -30,13 +31,13 @@ def execute(parser: Parser, argv: Sequence[str] | None) -> int:
     except OSError as error:  # the disk, not the code
         return _fail(parser.prog, f"{error.filename or 'the disk'}: {error.strerror or error}", 1)
     except KeyboardInterrupt as stop:
-        said = how_to_go_on(
+        advice = how_to_go_on(
             stop,
             parser.prog,
             sys.argv[1:] if argv is None else argv,
             saved=getattr(options, "out", None) is not None,
         )
-        print(f"{parser.prog}: {said}", file=sys.stderr)
+        print(f"{parser.prog}: {advice}", file=sys.stderr)
         return 130
 
 

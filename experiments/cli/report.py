@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def report(options: argparse.Namespace, program: str) -> None:
-    """Writes what `options` asks for and says where; a run that is not complete is named on standard error."""
+    """Writes the report that `options` describes and prints its path; an incomplete run is named on standard error."""
     made = make(options)
     if options.json:
         print_json(made)
@@ -50,10 +50,14 @@ def report(options: argparse.Namespace, program: str) -> None:
 
 
 def make(options: argparse.Namespace) -> dict[str, Any]:
-    """Writes what `options` asks for: {"report": path}, with "runs" (name, state, reason, page) where it is an index.
+    """Writes the report that `options` describes.
 
-    Errors: `InputError` for runs that are none, for a suffix of --out that is not the format's, and for --compare with
-    another number of runs than two; as `reports.batch`, `reports.compare` and `reports.formats` otherwise.
+    Returns:
+        {"report": path}, with "runs" (name, state, reason, page) where it is an index.
+
+    Raises:
+        InputError: The runs are none, the suffix of --out is not the format's, or --compare has another number of runs
+            than two; as `reports.batch`, `reports.compare` and `reports.formats` otherwise.
     """
     from reports import batch, compare, formats, overview
 

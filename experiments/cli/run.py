@@ -10,18 +10,20 @@ from typing import Any
 
 from experiments.cli.options import count
 from experiments.cli.output import print_json
-from experiments.engine import Engine, Ray, local
-from experiments.recipe import read
-from experiments.runner import describe, run_again, run_cells
 from reports.errors import InputError
 
 __all__ = ["add_arguments", "run"]
 
 
 def run(options: argparse.Namespace, program: str) -> int:
-    """Runs the experiment of a recipe, goes on with it, says what it would do, or does a run again; exit status.
+    """Runs the experiment of a recipe, goes on with it, says what it would do, or does a run again.
 
-    program: "module:function" that gives the experiments.
+    Args:
+        options: What `add_arguments` has read.
+        program: "module:function" that gives the experiments.
+
+    Returns:
+        The exit status.
     """
     recipe, settings = _split(options.words)
     engine = _engine(options, program)
@@ -32,27 +34,32 @@ def run(options: argparse.Namespace, program: str) -> int:
             raise InputError("again: the run is done as it was; leave settings, --seed and --dry-run out")
         return _again(options, program, engine)
     assert recipe is not None
-    said = [*settings, *([] if options.seed is None else [f"seed={options.seed}"])]
-    cells = read(recipe, pkgutil.resolve_name(program)(), said=said)
+    from experiments.recipe import read
+    from experiments.runner import describe, run_cells
+
+    settings += [] if options.seed is None else [f"seed={options.seed}"]
+    cells = read(recipe, pkgutil.resolve_name(program)(), settings=settings)
+    results = []
     if options.dry_run:
-        found = list(describe(cells))
+        results = list(describe(cells))
         if not options.json:
-            for cell, one in zip(cells, found, strict=True):
-                print("\n".join(_lines(cell.folder, cell.to_toml(), one)))
+            for cell, plan in zip(cells, results, strict=True):
+                print("\n".join(_lines(cell.folder, cell.to_toml(), plan)))
     else:
         out = Path(options.out or f"runs/{Path(recipe).stem}")
-        found = []
-        for one in run_cells(cells, out, engine=engine, progress=not options.quiet):
-            found.append(one)
+        for result in run_cells(cells, out, engine=engine, progress=not options.quiet):
+            results.append(result)
             if not options.json:
-                print(", ".join(f"{key} {value}" for key, value in one.items()))
+                print(", ".join(f"{key} {value}" for key, value in result.items()))
     if options.json:
-        print_json({"cells": found})
+        print_json({"cells": results})
     return 0
 
 
-def _engine(options: argparse.Namespace, program: str) -> Engine:
-    """What --engine names, with its own options; they are refused for another."""
+def _engine(options: argparse.Namespace, program: str) -> Any:
+    """What --engine names, with the options that only Ray takes."""
+    from experiments.engine import Ray, local
+
     given = {name: getattr(options, name) for name in ("workers", "address", "gpus_per_worker")}
     given = {name: value for name, value in given.items() if value is not None}
     if options.engine == "ray":
@@ -87,19 +94,22 @@ def _lines(folder: str, toml: str, plan: dict[str, Any]) -> list[str]:
     ]
 
 
-def _again(options: argparse.Namespace, program: str, engine: Engine) -> int:
-    out, known = Path(options.out) if options.out else None, pkgutil.resolve_name(program)()
-    found = run_again(Path(options.again), out, known, engine=engine, progress=not options.quiet)
+def _again(options: argparse.Namespace, program: str, engine: Any) -> int:
+    from experiments.runner import run_again
+
+    out, experiments = Path(options.out) if options.out else None, pkgutil.resolve_name(program)()
+    comparison = run_again(Path(options.again), out, experiments, engine=engine, progress=not options.quiet)
+    status = 0 if comparison.reproduced else 1
     if options.json:
-        print_json({**asdict(found), "reproduced": found.reproduced})
-        return 0 if found.reproduced else 1
-    print(f"{found.identical} of {found.n} cases are equal in every bit")
-    print(f"largest difference {found.largest:.3g}, tolerance {found.tolerance:.3g}")
+        print_json({**asdict(comparison), "reproduced": comparison.reproduced})
+        return status
+    print(f"{comparison.identical} of {comparison.n} cases are equal in every bit")
+    print(f"largest difference {comparison.largest:.3g}, tolerance {comparison.tolerance:.3g}")
     for name in ("differing", "missing", "changed"):
-        for text in getattr(found, name):
+        for text in getattr(comparison, name):
             print(f"{name}: {text}")
-    print("reproduced" if found.reproduced else "not reproduced")
-    return 0 if found.reproduced else 1
+    print("reproduced" if comparison.reproduced else "not reproduced")
+    return status
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from mechedit.anatomy.features import POOLED, Runs, columns
 from mechedit.anatomy.one_fact import OBJECTS
 from mechedit.anatomy.success_contrast import Contrast, average, contrast, interval
 from mechedit.attribution.terms import KINDS
-from reports.results import bootstrap_mean, wilson
+from reports.intervals import bootstrap_mean, wilson
 
 __all__ = [
     "LEAST",

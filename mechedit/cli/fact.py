@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reports.codec import parse
 from reports.errors import InputError
+from reports.parsing import parse
 
 if TYPE_CHECKING:
     from mechedit.data.facts import FactEdit

@@ -6,8 +6,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from reports.codec import parse
 from reports.errors import InputError
+from reports.parsing import parse
 
 __all__ = ["read_pairs"]
 

@@ -26,7 +26,8 @@ from mechedit.evaluation.fluency import LENGTH, TOP_K, ngram_entropy, words
 from mechedit.models.generation import generate
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
-from reports.results import Result, bootstrap_mean, wilson
+from reports.intervals import bootstrap_mean, wilson
+from reports.results import Result
 
 __all__ = ["Drift", "drift", "read_text"]
 

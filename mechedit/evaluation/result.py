@@ -23,7 +23,8 @@ from mechedit.evaluation.metrics import bootstrap_harmonic_mean, harmonic_mean
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from reports.forests import forest
-from reports.results import Result, bootstrap_mean, wilson
+from reports.intervals import bootstrap_mean, wilson
+from reports.results import Result
 
 __all__ = ["KNOWS_NONE", "NOT_ROMES_PS", "OWN_ANSWERS", "CaseScores", "Evaluation", "Mode", "gather"]
 

@@ -42,7 +42,8 @@ from mechedit.evaluation.measure import Question, measure
 from mechedit.evaluation.metrics import starts_answer
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
-from reports.results import Result, bootstrap_mean, wilson
+from reports.intervals import bootstrap_mean, wilson
+from reports.results import Result
 
 __all__ = ["TOKENS", "RippleEvaluation", "check_tests", "holds", "ripple"]
 

@@ -16,7 +16,7 @@ from mechedit.factworld.text import Writer
 from mechedit.factworld.world import HOPS, RELATIONS, World, alias
 from mechedit.models.hooked import HookedModel
 from mechedit.models.scoring import score_pairs
-from reports.results import wilson
+from reports.intervals import wilson
 
 Case = tuple[str, str]
 # The share of cases that a shipped model must get right.

@@ -25,7 +25,8 @@ from mechedit.models.hooked import HookedModel
 from mechedit.models.selfcheck import TOLERANCE
 from reports.ablation_figures import ablation_curve
 from reports.errors import InputError
-from reports.results import Result, bootstrap_mean
+from reports.intervals import bootstrap_mean
+from reports.results import Result
 
 __all__ = ["KINDS", "Ablation", "ablate", "random_like"]
 

@@ -31,7 +31,8 @@ from mechedit.faithfulness.rankings import METHODS, rank
 from mechedit.models.hooked import HookedModel
 from reports.ablation_figures import ablation_curve
 from reports.errors import InputError
-from reports.results import Result, bootstrap_mean
+from reports.intervals import bootstrap_mean
+from reports.results import Result
 
 __all__ = ["FaithfulnessStudy", "faithfulness"]
 

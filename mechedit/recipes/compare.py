@@ -33,7 +33,8 @@ from mechedit.models.hooked import HookedModel
 from mechedit.recipes.splits import facts_and_selection
 from reports import page
 from reports.errors import InputError
-from reports.results import Result, bootstrap_mean
+from reports.intervals import bootstrap_mean
+from reports.results import Result
 
 __all__ = ["Comparison", "ComparisonConfig", "compare"]
 

@@ -32,7 +32,7 @@ from mechedit.evaluation.evaluate import Evaluation, baseline, evaluate
 from mechedit.models.hooked import HookedModel
 from mechedit.recipes.splits import facts_and_selection
 from reports import page
-from reports.results import bootstrap_mean
+from reports.intervals import bootstrap_mean
 
 __all__ = ["DemoConfig", "controls", "run_demo"]
 

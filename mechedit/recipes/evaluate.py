@@ -18,8 +18,8 @@ from mechedit.evaluation.ripple import check_tests, ripple
 from mechedit.recipes.configured_model import load
 from mechedit.recipes.editor_choice import chosen_editor, named_editor
 from reports import page
-from reports.codec import parse
 from reports.errors import InputError
+from reports.parsing import parse
 
 __all__ = []
 

@@ -1,63 +1,67 @@
-"""`mechedit bench`: ratios within one run."""
+"""`python -m tests.benchmarks nlka | edit | mega | gradients | runs | report`: one benchmark, as lines or as JSON."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.cli.options import Parser, count
+from experiments.cli.options import Parser, count, subcommand
 from experiments.cli.output import print_json
-from mechedit.cli.options import command
+from experiments.cli.program import execute
+from reports.errors import InputError
+from tests.benchmarks.edit import bench_edit
+from tests.benchmarks.gradients import bench_gradients
+from tests.benchmarks.mega import bench_mega
+from tests.benchmarks.nlka import bench_nlka
+from tests.benchmarks.nlka_curves import bench_curves
+from tests.benchmarks.report import bench_report
+from tests.benchmarks.runs import bench_runs
+from tests.benchmarks.shapes import GPT2_SHAPES
+
+PROGRAM = "python -m tests.benchmarks"
 
 
-def bench_nlka(options: argparse.Namespace) -> None:
+def nlka(options: argparse.Namespace) -> None:
     """Times certified attribution against full enumeration and its floor."""
     if options.curves:
-        from tests.benchmarks.nlka_curves import bench_curves
-
         _print(options, bench_curves(options.curves, repeats=options.repeats))
         return
-    from tests.benchmarks.nlka import bench_nlka as bench
-
     exhaustive = not options.no_exhaustive
-    result = bench(shape=options.shape, top_k=options.top_k, repeats=options.repeats, exhaustive=exhaustive)
-    _print(options, result)
+    _print(
+        options,
+        bench_nlka(shape=options.shape, top_k=options.top_k, repeats=options.repeats, exhaustive=exhaustive),
+    )
 
 
-def bench_mega(options: argparse.Namespace) -> None:
-    """Times a steered model against the plain one, and the fit of a map against POT's."""
-    from tests.benchmarks.mega import bench_mega as bench
-
-    result = bench(fit=not options.no_fit)
-    _print(options, result)
-
-
-def bench_edit(options: argparse.Namespace) -> None:
+def edit(options: argparse.Namespace) -> None:
     """Times ROME's search for v* against the plain loop over full forward passes."""
-    from tests.benchmarks.edit import bench_edit as bench
-
-    result = bench(shape=options.shape, facts=options.facts)
-    _print(options, result)
+    _print(options, bench_edit(shape=options.shape, facts=options.facts))
 
 
-def bench_runs(options: argparse.Namespace) -> None:
+def mega(options: argparse.Namespace) -> None:
+    """Times a steered model against the plain one, and the fit of a map against POT's."""
+    _print(options, bench_mega(fit=not options.no_fit))
+
+
+def gradients(options: argparse.Namespace) -> None:
+    """Times the gradient probe against its two backward passes and against plain lists."""
+    _print(options, bench_gradients(shape=options.shape, batches=options.batches))
+
+
+def runs(options: argparse.Namespace) -> None:
     """Times ten thousand cases that do nothing: what a run folder costs, and what it keeps in memory."""
-    from tests.benchmarks.runs import bench_runs as bench
-
-    _print(options, bench(cases=options.cases))
+    _print(options, bench_runs(cases=options.cases))
 
 
-def bench_report(options: argparse.Namespace) -> None:
+def report(options: argparse.Namespace) -> None:
     """Times the drawing of a large circuit and the pages and index of many runs, and measures their memory."""
-    from reports.errors import InputError
-    from tests.benchmarks.report import bench_report as bench
-
     if options.runs < 2:
         raise InputError(
             f"runs: expected at least 2, to see what a page leaves in memory, found {options.runs}"
         )
-    _print(options, bench(runs=options.runs))
+    _print(options, bench_report(runs=options.runs))
 
 
 def _print(options: argparse.Namespace, result: dict[str, Any]) -> None:
@@ -68,13 +72,11 @@ def _print(options: argparse.Namespace, result: dict[str, Any]) -> None:
         print(f"{key}: {value}")
 
 
-def add(commands: Any) -> None:
-    """`bench nlka | edit | mega | runs | report`."""
-    bench = commands.add_parser(
-        "bench", help="Ratios within one run: nlka, edit, mega; seconds and memory: runs, report."
-    ).add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    p = command(bench, "nlka", bench_nlka, "mechedit bench nlka --json", model=False)
-    p.add_argument("--shape", choices=("gpt2-small", "gpt2-medium", "gpt2-xl"), default="gpt2-small")
+def _parser() -> Parser:
+    parser = Parser(prog=PROGRAM, description="Ratios within one run; seconds and memory.")
+    commands = parser.add_subparsers(required=True, metavar="BENCHMARK", parser_class=Parser)
+    p = subcommand(commands, "nlka", nlka, f"{PROGRAM} nlka --json")
+    p.add_argument("--shape", choices=tuple(GPT2_SHAPES), default="gpt2-small")
     p.add_argument("--top-k", type=count, default=300, help="neurons of each kind (default 300)")
     p.add_argument(
         "--no-exhaustive", action="store_true", help="leave out the enumeration, which takes minutes"
@@ -86,12 +88,20 @@ def add(commands: Any) -> None:
         metavar="DIR",
         help="instead: cost against k, prompt length and depth on GPT-2-small's shape, as JSON and SVG into DIR",
     )
-    p = command(bench, "mega", bench_mega, "mechedit bench mega --json", model=False)
-    p.add_argument("--no-fit", action="store_true", help="leave out POT's fit, which takes minutes")
-    p = command(bench, "edit", bench_edit, "mechedit bench edit --json", model=False)
-    p.add_argument("--shape", choices=("gpt2-small", "gpt2-medium", "gpt2-xl"), default="gpt2-small")
+    p = subcommand(commands, "edit", edit, f"{PROGRAM} edit --json")
+    p.add_argument("--shape", choices=tuple(GPT2_SHAPES), default="gpt2-small")
     p.add_argument("--facts", type=count, default=32, help="facts in one batch (default 32)")
-    p = command(bench, "runs", bench_runs, "mechedit bench runs --json", model=False)
+    p = subcommand(commands, "mega", mega, f"{PROGRAM} mega --json")
+    p.add_argument("--no-fit", action="store_true", help="leave out POT's fit, which takes minutes")
+    p = subcommand(commands, "gradients", gradients, f"{PROGRAM} gradients --json")
+    p.add_argument("--shape", choices=("xlm-roberta-base", "small"), default="xlm-roberta-base")
+    p.add_argument("--batches", type=count, default=4, help="of each loss (default 4)")
+    p = subcommand(commands, "runs", runs, f"{PROGRAM} runs --json")
     p.add_argument("--cases", type=count, default=10_000, help="cases (default 10000)")
-    p = command(bench, "report", bench_report, "mechedit bench report --json", model=False)
+    p = subcommand(commands, "report", report, f"{PROGRAM} report --json")
     p.add_argument("--runs", type=count, default=50, help="run folders of the batch (default 50)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(execute(_parser(), None))

@@ -18,18 +18,20 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mechedit.data.facts import FactEdit
+from mechedit.editors.contexts import Lengths, contexts
+from mechedit.editors.weights.subject import DRIFT, ask, subject_end, subject_ids
+from mechedit.editors.weights.upper_layers import upper_part
+from mechedit.editors.weights.value_search import Search, find_delta
+from mechedit.factworld import edits
+from mechedit.models.hooked import HookedModel
+from mechedit.models.states import last_states
 from tests.benchmarks.shapes import random_gpt2
-
-if TYPE_CHECKING:
-    from mechedit.data.facts import FactEdit
-    from mechedit.editors.contexts import Lengths
-    from mechedit.editors.weights.value_search import Search
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["bench_edit", "plain_delta"]
 
@@ -43,11 +45,7 @@ def bench_edit(
 
     The plain loop is timed on `repeats` facts, alternating with the single edit of the same fact; the batch once.
     """
-    from mechedit.editors.contexts import contexts
-    from mechedit.editors.weights.subject import ask
-    from mechedit.editors.weights.upper_layers import upper_part
-    from mechedit.editors.weights.value_search import Search, find_delta
-    from mechedit.factworld import edits
+    from mechedit.editors.weights.value_search import Search
 
     records = edits(facts)
     # No stop before the last step: the two must do the same number of them.
@@ -56,10 +54,10 @@ def bench_edit(
         layer, before = model.shape.n_layers // 3, contexts(model, CONTEXTS)
 
         def fast(chosen: Sequence[FactEdit]) -> tuple[Tensor, Tensor]:
-            asked = ask(model, chosen, before)
-            upper = upper_part(model, layer, asked.texts, asked.starts)
+            requests = ask(model, chosen, before)
+            upper = upper_part(model, layer, requests.texts, requests.starts)
             v0 = mlp_out(model, layer, chosen)
-            return v0, find_delta(upper, asked, v0, search)
+            return v0, find_delta(upper, requests, v0, search)
 
         def plain(fact: FactEdit) -> Tensor:
             return plain_delta(model, layer, fact, before, mlp_out(model, layer, [fact])[0], search)
@@ -68,9 +66,9 @@ def bench_edit(
         timed = [(_timed(partial(plain, fact)), _timed(partial(fast, [fact]))) for fact in records[:repeats]]
         batch_seconds, (v0, together) = _timed(partial(fast, records))
         worst = max(
-            float((slow - one).abs().max())
+            float((slow - fast_delta).abs().max())
             for i, ((_, slow), (_, (_, single))) in enumerate(timed)
-            for one in (single[0], together[i])
+            for fast_delta in (single[0], together[i])
         )
         n_layers = model.shape.n_layers
     slow_seconds = statistics.median(seconds for (seconds, _), _ in timed)
@@ -95,9 +93,6 @@ def bench_edit(
 
 def mlp_out(model: HookedModel, layer: int, facts: Sequence[FactEdit]) -> Tensor:
     """v0 [F, d]: the layer's MLP output at the end of each rewrite prompt's subject."""
-    from mechedit.editors.weights.subject import subject_ids
-    from mechedit.models.states import last_states
-
     cut = [subject_ids(model, fact.prompt, fact.subject) for fact in facts]
     (states,) = last_states(model, cut, [f"blocks.{layer}.hook_mlp_out"])
     return states
@@ -107,8 +102,6 @@ def plain_delta(
     model: HookedModel, layer: int, fact: FactEdit, before: Sequence[str], v0: Tensor, search: Search
 ) -> Tensor:
     """δ [d] of one fact by full forward passes: the oracle of `mechedit.editors.weights.value_search.find_delta`."""
-    from mechedit.editors.weights.subject import DRIFT, subject_end
-
     pairs = [model.continuation(c + fact.rewrite_prompt, fact.target_new) for c in before]
     drift_ids, drift_at = subject_end(model, DRIFT, fact.subject)
     rows = [torch.cat([prompt, target[:-1]]) for prompt, target in pairs] + [drift_ids]

@@ -3,8 +3,8 @@
 On the XLM-R-base shape with random weights, all within one run, batches of both losses alternating so that a busy
 machine slows all alike; medians over batches:
 
-- *probe*: what `xlprobe.probes.gradients` does with one batch of each loss: forward, backward, norm of every parameter's
-  gradient, its dot with the other loss's mean, sum;
+- *probe*: what `xlprobe.probes.gradients` does with one batch of each loss: forward, backward, norm of every
+  parameter's gradient, its dot with the other loss's mean, sum;
 - *two backwards*: forward and `loss.backward()` of the same two batches, gradients set to None before;
 - *flatten*: what one writes by hand: `autograd.grad` as a list, one flat vector by `torch.cat`, norm, dot, sum.
 
@@ -23,16 +23,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from experiments.memory import watched
-
-if TYPE_CHECKING:
-    from xlprobe.probes.gradient_stream import Mean
+from xlprobe.encoders.parameters import parameter_table
+from xlprobe.probes.gradient_stream import Layout, Mean, dot, probing
 
 __all__ = ["bench_gradients"]
 
@@ -74,9 +73,6 @@ class _Bench:
     """A random encoder and two losses on it: one of a token task, one contrastive over pairs of sentences."""
 
     def __init__(self, shape: str, batch_size: int, tokens: int) -> None:
-        from xlprobe.encoders.parameters import parameter_table
-        from xlprobe.probes.gradient_stream import Layout
-
         layers, width, heads, inner, vocabulary = SHAPES[shape]
         torch.manual_seed(0)
         config = XLMRobertaConfig(
@@ -117,8 +113,8 @@ class _Bench:
 
     def probe(self, means: dict[str, Mean], ids: Tensor) -> None:
         """One batch of each loss through the probe."""
-        for name, other, loss in zip(means, reversed(means), self.losses(ids), strict=True):
-            means[name].add(loss(), against=means[other].flat)
+        for name, opposite, loss in zip(means, reversed(means), self.losses(ids), strict=True):
+            means[name].add(loss(), against=means[opposite].flat)
 
     def backwards(self, ids: Tensor) -> None:
         """The two passes that nothing can do without."""
@@ -136,8 +132,6 @@ class _Bench:
 
     def times(self, batches: int) -> tuple[dict[str, float], float]:
         """Median seconds a batch of both losses, and the largest difference of a cell's cosine."""
-        from xlprobe.probes.gradient_stream import Mean, probing
-
         means = {name: Mean(self.layout, name) for name in ("task", "align")}
         sums = [torch.zeros(self.layout.numel) for _ in range(2)]
         spent: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -157,12 +151,12 @@ class _Bench:
 
     def difference(self, cells: tuple[Tensor, Tensor, Tensor], sums: list[Tensor]) -> float:
         """The largest difference between a cell's cosine and that of the flat lists, the latter in float64."""
-        mine = cells[0] / (cells[1] * cells[2]).sqrt()
+        cosines = cells[0] / (cells[1] * cells[2]).sqrt()
         worst = 0.0
-        for cell in range(len(mine)):
-            own = [s for c, s in zip(self.layout.cell, self.layout.slices, strict=True) if c == cell]
-            a, b = (torch.cat([flat[start:end].double() for start, end in own]) for flat in sums)
-            worst = max(worst, abs(float(mine[cell]) - float(a @ b / (a.norm() * b.norm()))))
+        for cell in range(len(cosines)):
+            spans = [s for c, s in zip(self.layout.cell, self.layout.slices, strict=True) if c == cell]
+            a, b = (torch.cat([flat[start:end].double() for start, end in spans]) for flat in sums)
+            worst = max(worst, abs(float(cosines[cell]) - float(a @ b / (a.norm() * b.norm()))))
         return worst
 
 
@@ -184,8 +178,6 @@ def _measured_apart(way: str, shape: str, batch_size: int, tokens: int) -> int:
 
 def _peak(way: str, bench: _Bench) -> int:
     """Bytes of the resident set above the model while two batches of both losses go `way`."""
-    from xlprobe.probes.gradient_stream import Mean, dot, probing
-
     gc.collect()
     with watched() as peak:
         if way == "probe":
@@ -205,5 +197,5 @@ def _peak(way: str, bench: _Bench) -> int:
 
 
 if __name__ == "__main__":
-    found = _peak(sys.argv[1], _Bench(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
-    sys.stdout.write(json.dumps({"peak": found}) + "\n")
+    peak_bytes = _peak(sys.argv[1], _Bench(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+    sys.stdout.write(json.dumps({"peak": peak_bytes}) + "\n")

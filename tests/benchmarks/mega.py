@@ -17,15 +17,18 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from mechedit.data.facts import FactEdit
+from mechedit.editors.steering.edit_book import EditBook
+from mechedit.editors.steering.gates import HiddenGate
+from mechedit.editors.steering.steer import SteeringEdit, steer
+from mechedit.editors.steering.transport import gaussian_map
+from mechedit.models.hooked import HookedModel
+from mechedit.models.states import last_states
 from tests.benchmarks.shapes import random_gpt2
-
-if TYPE_CHECKING:
-    from mechedit.editors import SteeringEdit
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["bench_mega"]
 
@@ -50,9 +53,7 @@ def bench_mega(*, repeats: int = 5, fit: bool = True) -> dict[str, Any]:
 
 
 def _fit(repeats: int) -> dict[str, Any]:
-    import ot
-
-    from mechedit.editors.steering.transport import gaussian_map
+    import ot  # a development tool, and slow to import
 
     draw = torch.Generator().manual_seed(0)
     source = torch.randn(N_PROMPTS, D_MODEL, generator=draw, dtype=torch.float64)
@@ -75,9 +76,6 @@ def _fit(repeats: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def _steered(model: HookedModel, repeats: int) -> dict[str, Any]:
-    from mechedit.editors import EditBook
-    from mechedit.editors.steering.steer import steer
-
     prompts = [f"{PROMPT} {i}" for i in range(8)]
     edits = _edits(model, prompts[0])
     book = EditBook.of(model, edits)
@@ -101,12 +99,9 @@ def _steered(model: HookedModel, repeats: int) -> dict[str, Any]:
 
 def _edits(model: HookedModel, prompt: str) -> list[SteeringEdit]:
     """An edit about `prompt`, and others whose gates are closed: as many centres, maps of the same size."""
-    from mechedit.data.facts import FactEdit
     from mechedit.editors import SteeringEdit
-    from mechedit.editors.steering.gates import HiddenGate
     from mechedit.editors.steering.transport import gaussian_map
     from mechedit.models.hooking import resid_pre
-    from mechedit.models.states import last_states
 
     d, window = model.shape.d_model, range(4, 8)
     draw = torch.Generator().manual_seed(1)
@@ -114,11 +109,11 @@ def _edits(model: HookedModel, prompt: str) -> list[SteeringEdit]:
     clouds = torch.randn(2, CENTRES, d, generator=draw)
     maps = {layer: gaussian_map(clouds[0], clouds[1], reg=1.0) for layer in window}
     (state,) = last_states(model, [prompt], [resid_pre(4)])
-    (others,) = last_states(model, [f"{prompt} and more {i}" for i in range(CENTRES)], [resid_pre(4)])
-    apart = float((others - state).norm(dim=1).min())
+    (far_states,) = last_states(model, [f"{prompt} and more {i}" for i in range(CENTRES)], [resid_pre(4)])
+    apart = float((far_states - state).norm(dim=1).min())
     edits = []
     for i in range(EDITS):
-        centres = others + (0.1 if i else 0.0) * torch.randn(CENTRES, d, generator=draw)
+        centres = far_states + (0.1 if i else 0.0) * torch.randn(CENTRES, d, generator=draw)
         if i == 0:
             centres[0] = state
         gate = HiddenGate(4, centres, 1e-3 * apart)

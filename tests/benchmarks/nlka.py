@@ -17,16 +17,17 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+import mechedit as me
 from experiments.memory import watched
+from mechedit.attribution.projection import Projection
+from mechedit.attribution.result import Attribution
+from mechedit.attribution.scores import inc_rows
+from mechedit.models.hooked import HookedModel
 from tests.benchmarks.shapes import random_gpt2
-
-if TYPE_CHECKING:
-    from mechedit.attribution import Attribution
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["bench_nlka"]
 
@@ -43,8 +44,6 @@ def bench_nlka(
     exhaustive: bool = True,
 ) -> dict[str, Any]:
     """The benchmark as one dict: speedup_vs_exhaustive, ratio_to_floor, sets_equal, seconds, evaluated, shape."""
-    import mechedit as me
-
     with random_gpt2(shape) as model:
         with watched() as peak:
             exact = me.attribute(model, PROMPT, TARGET, top_k=top_k)
@@ -81,8 +80,6 @@ def bench_nlka(
 
 def _calls(model: HookedModel, top_k: int) -> dict[str, Callable[[], object]]:
     """What is timed, by name."""
-    import mechedit as me
-
     return {
         "certified": lambda: me.attribute(model, PROMPT, TARGET, top_k=top_k),
         "floor": lambda: floor(model, PROMPT, top_k),
@@ -121,9 +118,6 @@ def floor(model: HookedModel, prompt: str, top_k: int) -> float:
 @torch.no_grad()
 def floor_streamed(model: HookedModel, prompt: str, top_k: int) -> float:
     """The same with `inc_rows`."""
-    from mechedit.attribution.projection import Projection
-    from mechedit.attribution.scores import inc_rows
-
     view = model.residual_view(model.tokenize(prompt))
     bases = torch.cat([view.resid_pre, view.resid_mid])
     B = Projection.freeze(model.final_norm, model.W_U, None, x_final=view.resid_final, biases="drop")

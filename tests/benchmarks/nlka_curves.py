@@ -13,16 +13,17 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+import mechedit as me
+from mechedit.models.hooked import HookedModel
+from reports.look import row, style
 from tests.benchmarks.nlka import PROMPT, TARGET
 from tests.benchmarks.shapes import random_gpt2
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["bench_curves", "plot_curves"]
 
@@ -64,8 +65,6 @@ def _prompt(model: HookedModel, length: int) -> str:
 
 
 def _point(model: HookedModel, prompt: str, k: int, repeats: int) -> dict[str, Any]:
-    import mechedit as me
-
     ids = model.tokenize(prompt)
     evaluated = me.attribute(model, prompt, TARGET, top_k=k).certificate["evaluated"]  # and warm
     rounds = [
@@ -93,10 +92,6 @@ def _seconds(call: Callable[[], object]) -> float:
 def plot_curves(points: pd.DataFrame) -> Any:
     """Three panels, processor seconds of attribution and of the forward pass alone, both axes logarithmic; the
     figure."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    from reports.look import row, style
-
     with style():
         axes = row(len(AXES), width=8.4, height=2.8, sharey=True)
         for ax, (axis, label) in zip(axes, AXES.items(), strict=True):

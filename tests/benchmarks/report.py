@@ -27,7 +27,7 @@ import psutil
 
 from reports import batch
 from reports.circuit import Circuit, Edge, Node, draw
-from reports.results import wilson
+from reports.intervals import wilson
 
 __all__ = ["bench_report"]
 
@@ -92,8 +92,8 @@ def random_circuit(*, nodes: int, edges: int, seed: int = 0) -> Circuit:
 
 def _cpu() -> float:
     """Seconds that this process and its ended children have computed."""
-    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(own.ru_utime + own.ru_stime for own in used)
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def resident_mb(folder: Path, few: int) -> tuple[float, float]:
@@ -107,10 +107,10 @@ def resident_mb(folder: Path, few: int) -> tuple[float, float]:
 
 
 def _resident(folder: Path, few: int) -> tuple[float, float]:
-    found, sizes = batch.find([folder]), []
+    folders, sizes = batch.find([folder]), []
     with tempfile.TemporaryDirectory() as scratch:
-        for own in (found[:few], found[few:]):
-            batch.build(own, Path(scratch) / "index.html", progress=False, workers=1)
+        for part in (folders[:few], folders[few:]):
+            batch.build(part, Path(scratch) / "index.html", progress=False, workers=1)
             sizes.append(psutil.Process().memory_info().rss / 1e6)
     return sizes[0], sizes[1]
 

@@ -6,14 +6,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
+from mechedit.models.hooked import HookedModel, load_model
+from mechedit.models.loading import MODELS
 
 __all__ = ["GPT2_SHAPES", "random_gpt2"]
 
@@ -28,9 +27,6 @@ def random_gpt2(
 ) -> Iterator[HookedModel]:
     """A GPT-2 of this shape, or with another number of `layers`. Its folder is removed on leaving; the tokenizer is
     the embedded world's, whose ids are the first 1,200 of the vocabulary."""
-    import mechedit
-    from mechedit.models.hooked import load_model
-
     depth, width, heads = GPT2_SHAPES[shape]
     with tempfile.TemporaryDirectory(prefix="mechedit-bench-") as folder:
         torch.manual_seed(seed)
@@ -44,7 +40,7 @@ def random_gpt2(
         trained_like(model)
         model.save_pretrained(folder)
         del model
-        for file in (Path(mechedit.__file__).parent / "factworld" / "models" / "gpt2").glob("tokenizer*"):
+        for file in (MODELS / "gpt2").glob("tokenizer*"):
             shutil.copy(file, folder)
         yield load_model(folder, dtype=dtype)
 

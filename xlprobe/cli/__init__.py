@@ -1,5 +1,5 @@
 """The command line: `xlprobe demo | pretrain | align | finetune | distances | gradients | study | run | langworld |
-diagnose | report | bench`.
+diagnose | report`.
 
 Every command prints a table, or one JSON object with `--json`. Exit status: 0 done, 1 failed, 2 wrong usage
 (one line on standard error), 130 interrupted.
@@ -13,7 +13,6 @@ from experiments.cli.options import Parser
 from experiments.cli.program import execute
 from xlprobe.cli import (
     align,
-    bench,
     demo,
     diagnose,
     distances,
@@ -42,6 +41,6 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=version("mechedit"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     made = (pretrain, align, finetune, distances, gradients, study, run)
-    for module in (demo, *made, langworld, diagnose, report, bench):
+    for module in (demo, *made, langworld, diagnose, report):
         module.add(commands)
     return parser

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import torch
 
-from reports.results import wilson
+from reports.intervals import wilson
 from xlprobe.encoders.batches import Batch
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.langworld.lexicon import LANGUAGES

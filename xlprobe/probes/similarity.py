@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from reports.errors import InputError
-from reports.results import bootstrap_mean, wilson
+from reports.intervals import bootstrap_mean, wilson
 
 __all__ = ["METRICS", "Gap", "linear_cka", "measure", "procrustes", "retrieval_hits"]
 

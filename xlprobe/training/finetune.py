@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from reports.errors import InputError
-from reports.results import Result, wilson
+from reports.intervals import wilson
+from reports.results import Result
 from xlprobe.data.corpora import Bitext, Labelled
 from xlprobe.encoders.batches import Batch
 from xlprobe.encoders.encoder import Encoder

@@ -20,7 +20,7 @@ import itertools
 
 import pandas as pd
 
-from reports.results import wilson
+from reports.intervals import wilson
 
 __all__ = ["claims"]
 

@@ -21,7 +21,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from reports.errors import InputError
-from reports.results import wilson
+from reports.intervals import wilson
 
 __all__ = ["PREDICTORS", "leave_one_pair_out", "predict", "spearman"]
 

@@ -32,9 +32,9 @@ from mechedit.editors.steering.steer import Position, SteeredModel, Steering, St
 from mechedit.editors.steering.transport import AffineMap
 from mechedit.models import weights
 from mechedit.models.hooked import HookedModel
-from reports.codec import parse
 from reports.errors import InputError, IntegrityError
-from reports.results import swap_folder
+from reports.files import swap_folder
+from reports.parsing import parse
 
 __all__ = ["EditBook"]
 

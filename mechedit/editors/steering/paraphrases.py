@@ -14,8 +14,8 @@ from pathlib import Path
 
 from mechedit.data.facts import FactEdit
 from mechedit.factworld.world import HOPS, RELATIONS
-from reports.codec import parse
 from reports.errors import InputError
+from reports.parsing import parse
 
 __all__ = ["Paraphrases", "implications", "load_paraphrases", "paraphrases"]
 

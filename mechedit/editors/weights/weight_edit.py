@@ -27,8 +27,8 @@ from mechedit.editors.defaults import Tuned
 from mechedit.models import weights
 from mechedit.models.hooked import HookedModel
 from mechedit.models.saving import new_folder, save_pretrained
-from reports.codec import parse
 from reports.errors import InputError, first_line
+from reports.parsing import parse
 
 __all__ = [
     "EditedModel",
