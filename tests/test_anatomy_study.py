@@ -26,7 +26,7 @@ from mechedit.anatomy.success_contrast import Contrast, contrast, interval
 from mechedit.anatomy.tables import LEAST, contrasts, overlap_table
 from mechedit.attribution.passes import Pass
 from mechedit.attribution.ranking.neurons import exhaustive
-from mechedit.attribution.scored_pass import Scored
+from mechedit.attribution.scored_pass import ScoredPass
 from mechedit.cli import main
 from mechedit.data.facts import FactEdit
 from mechedit.editors import FT, IKE, MEGA, NoEdit
@@ -209,7 +209,7 @@ def test_overlap_by_hand() -> None:
 @pytest.mark.parametrize("arch", ["gpt2", "llama-gqa"])
 def test_top_neurons_are_those_of_full_enumeration(arch: Any) -> None:
     model = tiny_model(arch)
-    scored = Scored(model, "Anna Keller works as a", ["teacher", "basketball"])
+    scored = ScoredPass(model, "Anna Keller works as a", ["teacher", "basketball"])
     attr = attribute(model, "Anna Keller works as a", "teacher", top_k=5, method="exhaustive")
     top = scored.top(0, 5)
     assert [unit for unit, _ in top["mlp"]] == list(
@@ -231,7 +231,7 @@ def test_top_neurons_are_those_of_full_enumeration(arch: Any) -> None:
 def test_a_summed_attention_neuron_is_its_vector_over_all_positions() -> None:
     model = tiny_model("gpt2")
     prompt = "Anna Keller works as a"
-    scored = Scored(model, prompt, ["teacher"])
+    scored = ScoredPass(model, prompt, ["teacher"])
     (layer, unit), score = scored.top(0, 1)["attn"][0]
     head, dim = divmod(unit, model.shape.d_head)
     view = model.residual_view(model.tokenize(prompt))

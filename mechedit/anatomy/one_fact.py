@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mechedit.anatomy.failures import AS_SET
-from mechedit.attribution.scored_pass import KINDS, LayerScores, Scored
+from mechedit.attribution.scored_pass import LayerScores, ScoredPass
+from mechedit.attribution.terms import KINDS
 from mechedit.data.facts import FactEdit
 from mechedit.editors import Editor
 from mechedit.evaluation.evaluate import known_facts
@@ -61,7 +62,7 @@ def measure_fact(
         return {"skipped": "both objects start with the same token", "before": {}, "runs": []}
     if not known_facts(model, [fact])[0]:
         return {"skipped": "the unedited model does not know it", "before": {}, "runs": []}
-    before = Scored(model, fact.rewrite_prompt, targets)
+    before = ScoredPass(model, fact.rewrite_prompt, targets)
     state = _state(before)
     state["top"] = {name: _tops(before, target, top_k) for target, name in enumerate(OBJECTS)}
     runs = [_run(model, before, state, fact, setting, top_k) for setting in settings]
@@ -70,14 +71,14 @@ def measure_fact(
 
 def _run(
     model: HookedModel,
-    before: Scored,
+    before: ScoredPass,
     unedited: dict[str, Any],
     fact: FactEdit,
     setting: Setting,
     top_k: int,
 ) -> dict[str, Any]:
     with setting.editor.apply(model, [fact]) as edited:
-        after = Scored(edited, fact.rewrite_prompt, [fact.target_new, fact.target_true])
+        after = ScoredPass(edited, fact.rewrite_prompt, [fact.target_new, fact.target_true])
         success = after.next_token == after.tokens[NEW]
         strict = success and _start(edited, fact)
         state, tops = _state(after), after.top(NEW, top_k)
@@ -112,7 +113,7 @@ def _start(model: HookedModel, fact: FactEdit) -> bool:
     return bool(model.logits(fact.paraphrase_prompts).argmax(-1).tolist() == tokens)
 
 
-def _state(scored: Scored) -> dict[str, Any]:
+def _state(scored: ScoredPass) -> dict[str, Any]:
     found: dict[str, LayerScores] = {name: scored.layers(i) for i, name in enumerate(OBJECTS)}
     return {
         "layers": {name: one.layers.to_dict("list") for name, one in found.items()},
@@ -122,7 +123,7 @@ def _state(scored: Scored) -> dict[str, Any]:
     }
 
 
-def _tops(scored: Scored, target: int, k: int) -> dict[str, list[list[float]]]:
+def _tops(scored: ScoredPass, target: int, k: int) -> dict[str, list[list[float]]]:
     return {
         kind: [[*unit, score] for unit, score in ranked] for kind, ranked in scored.top(target, k).items()
     }

@@ -16,7 +16,7 @@ from mechedit.anatomy.failures import AS_SET
 from mechedit.anatomy.features import POOLED, Runs, columns
 from mechedit.anatomy.one_fact import OBJECTS
 from mechedit.anatomy.success_contrast import Contrast, average, contrast, interval
-from mechedit.attribution.scored_pass import KINDS
+from mechedit.attribution.terms import KINDS
 from reports.intervals import bootstrap_mean, wilson
 
 __all__ = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from typing import TYPE_CHECKING, Any
 
 from experiments.cli.output import as_table, print_json
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from mechedit.attribution import Attribution, AttributionContrast
 
 #: Options of a ranking, and what they are where they are not given.
-RANKING = {"sign": "promote", "method": "certified", "biases": "keep", "tokens": "first", "tolerance": 0.0}
+RANKING = {"sign": "promote", "method": "certified", "biases": "keep", "tokens": "first"}
 #: What a kind of attribution leaves of them.
 TAKES = {
     "contrast": ("biases",),
@@ -191,14 +190,6 @@ def _show_difference(options: argparse.Namespace, found: AttributionContrast) ->
 # --- the options ------------------------------------------------------------------------------------
 
 
-def _nats(text: str) -> float:
-    """A finite number of at least 0."""
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number of nats of at least 0, found {text}")
-    return value
-
-
 def add(commands: Any) -> None:
     """`attribute`."""
     p = command(
@@ -223,12 +214,6 @@ def add(commands: Any) -> None:
     p.add_argument("--biases", choices=("keep", "drop"), default="keep", help="drop reproduces the reference")
     p.add_argument(
         "--tokens", choices=("first", "sum"), default="first", help="the target's first token, or all of them"
-    )
-    p.add_argument(
-        "--tolerance",
-        type=_nats,
-        default=0.0,
-        help="nats: scores as intervals of this width, faster (default 0)",
     )
     difference = p.add_argument_group("the difference between two")
     difference.add_argument("--contrast", metavar="TARGET", help="an old target, to set --target against")
