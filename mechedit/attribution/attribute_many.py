@@ -13,8 +13,6 @@ Batch mates and padding change nothing but rounding: a score is within 1e-5 of `
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 import typing
 from collections.abc import Iterator, Sequence
@@ -25,6 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from experiments.cases import settings_digest
 from experiments.progress import track
 from experiments.runs import RunFolder
 from mechedit.attribution.nlka import attributed
@@ -210,7 +209,7 @@ def _run_folder(
             "from the unedited model's; leave out=None and save each result"
         )
     pairs = [[case.prompt, case.target, case.ids.tolist(), case.target_ids.tolist()] for case in cases]
-    digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+    digest = settings_digest(*pairs)
     config: dict[str, Any] = {"command": "attribute_many", "n": len(cases), **asdict(options)}
     # A run is resumed only under the same configuration. Earlier versions had an option `tolerance`, 0 for exact
     # scores: it stays part of the configuration, so that a run that they began can be finished.

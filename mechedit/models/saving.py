@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from huggingface_hub import save_torch_state_dict
 from mechedit.models import weights
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
-from reports.results import swap_folder
+from reports.files import whole_folder
 
 __all__ = ["new_folder", "save_pretrained"]
 
@@ -44,12 +42,8 @@ def new_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
     wanted = Path(folder)
     if not replace and wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
         raise InputError(f"folder: expected a new or an empty folder, found {wanted}; choose another")
-    temporary = wanted.with_name(f".{wanted.name}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        swap_folder(temporary, wanted)
+        with whole_folder(wanted) as temporary:
+            yield temporary
     except OSError as error:
         raise InputError(f"folder: cannot write {wanted} ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

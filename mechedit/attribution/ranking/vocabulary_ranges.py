@@ -12,7 +12,6 @@ that folder cannot be written they are kept for the process only.
 from __future__ import annotations
 
 import logging
-import os
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,6 +22,7 @@ from mechedit.attribution.projection import Projection
 from mechedit.attribution.ranking.certified import Ranges
 from mechedit.models.cache import cache_folder
 from mechedit.models.hooked import HookedModel
+from reports.files import whole_file
 
 __all__ = ["compute_ranges", "vocabulary_ranges"]
 
@@ -52,9 +52,8 @@ def _from_disk(model: HookedModel, name: str) -> Ranges:
     ranges = compute_ranges(model)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{name}.{os.getpid()}.tmp")
-        save_file({key: value.cpu().contiguous() for key, value in vars(ranges).items()}, temporary)
-        temporary.replace(file)
+        with whole_file(file) as temporary:
+            save_file({key: value.cpu().contiguous() for key, value in vars(ranges).items()}, temporary)
     except OSError as error:
         log.warning("%s: cannot be kept (%s) and is computed anew each time", file, error.strerror)
     return ranges

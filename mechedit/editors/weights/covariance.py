@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import post
 from mechedit.models.loading import EMBEDDED
 from reports.errors import InputError
+from reports.files import whole_file
 
 __all__ = ["Covariance", "covariances", "covariance_for"]
 
@@ -295,11 +295,10 @@ def _resumed(file: Path, files: dict[int, Path], device: torch.device) -> tuple[
 
 def _save(file: Path, tensors: dict[str, Tensor], **numbers: object) -> None:
     """Whole or not at all; where the folder cannot be written the numbers are used and not kept."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    metadata = {key: str(value) for key, value in numbers.items()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {key: str(value) for key, value in numbers.items()}
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
-        temporary.replace(file)
+        with whole_file(file) as temporary:
+            save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
     except OSError as error:
         log.warning("%s: cannot keep the covariance (%s)", file, error.strerror)
