@@ -282,7 +282,7 @@ def test_on_a_gpu_logits_are_those_of_the_cpu(folder: Path) -> None:
 MEASURE = """
 import sys
 from pathlib import Path
-from mechedit.model import load_model
+from mechedit.models.hooked import load_model
 
 def memory(field):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -15,8 +15,9 @@ from safetensors import safe_open
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mechedit.models.hooked import FinalNorm, HookedModel, load_model
+from mechedit.models.hooked import HookedModel, load_model
 from mechedit.models.selfcheck import conservation
+from mechedit.models.weights import FinalNorm
 from reports.errors import InputError, IntegrityError
 from tests.tiny import ARCHS, Arch, build, tiny_folder, tiny_model
 
@@ -80,7 +81,7 @@ def test_parity_fails_when_one_norm_weight_is_off(arch: Arch, tmp_path: Path) ->
     model = load_model(tiny_folder(arch), device="cpu")
     ids = model.tokenize(PROMPT)
     expected = plain(arch)(ids[None]).logits
-    model.ln2(1)[3] += 0.01
+    model.norm2(1).weight[3] += 0.01
     assert not close(model.forward(ids[None], torch.ones_like(ids)[None]), expected)
 
 
@@ -168,7 +169,7 @@ def test_values_are_the_normed_residual_times_W_V(arch: Arch) -> None:
     for layer in range(model.shape.n_layers):
         module = model.bridge.blocks[layer].ln1.original_component
         bias = getattr(module, "bias", None)
-        norm = FinalNorm(model.ln1(layer), bias, model.final_norm.eps, model.shape.norm)
+        norm = FinalNorm(model.norm1(layer).weight, bias, model.final_norm.eps, model.shape.norm)
         found = torch.einsum("td,hde->the", norm(view.resid_pre_all[layer]), model.W_V(layer))
         bias = model.bridge.blocks[layer].attn.v.original_component.bias
         if bias is not None:
@@ -184,7 +185,7 @@ def test_neurons_are_the_normed_residual_times_W_in(arch: Arch) -> None:
     for layer in range(model.shape.n_layers):
         module = model.bridge.blocks[layer].ln2.original_component
         bias = getattr(module, "bias", None)
-        norm = FinalNorm(model.ln2(layer), bias, model.final_norm.eps, model.shape.norm)
+        norm = FinalNorm(model.norm2(layer).weight, bias, model.final_norm.eps, model.shape.norm)
         up = norm(view.resid_mid[layer]) @ model.W_in(layer)
         gate = model.W_gate(layer)
         if gate is None:
@@ -643,7 +644,9 @@ def test_trap_8_with_the_cache_a_hook_sees_the_prompt_once_and_then_one_position
 @every_arch
 def test_trap_9_no_norm_of_the_test_models_is_fresh(arch: Arch) -> None:
     model = tiny_model(arch)
-    weights = [norm(layer) for norm in (model.ln1, model.ln2) for layer in range(model.shape.n_layers)]
+    weights = [
+        norm(layer).weight for norm in (model.norm1, model.norm2) for layer in range(model.shape.n_layers)
+    ]
     assert all(float((weight - 1).abs().mean()) > 0.1 for weight in [*weights, model.final_norm.weight])
     for name, parameter in plain(arch).named_parameters():
         assert float(parameter.detach().std()) > 0.05, name

@@ -17,7 +17,8 @@ import torch
 from mechedit.attribution.layers import Account, Asked, accounts
 from mechedit.attribution.projection import Biases, Projection
 from mechedit.attribution.terms import LayerTerms, layer_terms
-from mechedit.models.hooked import HookedModel, ResidualView
+from mechedit.models.hooked import HookedModel
+from mechedit.models.residual import ResidualView
 from reports.errors import InputError
 
 __all__ = ["Pass", "TargetTokens", "read_passes", "run_pass", "run_passes"]

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from mechedit.attribution.projection import BLOCK_BYTES
-from mechedit.models.hooked import HookedModel, ResidualView
+from mechedit.models.hooked import HookedModel
+from mechedit.models.residual import ResidualView
 
 __all__ = ["LayerTerms", "SubLayer", "layer_terms", "product"]
 

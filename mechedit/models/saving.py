@@ -1,4 +1,4 @@
-"""An edited model as a checkpoint that plain `transformers` loads."""
+"""A model, edited or not, as a checkpoint folder that plain `transformers` loads."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from pathlib import Path
 from huggingface_hub import save_torch_state_dict
 
 from mechedit.models import weights
-from mechedit.models.hooked import HookedModel
+from mechedit.models.bridged import BridgedModel
 from reports.errors import InputError
 
 __all__ = ["new_folder", "save_pretrained"]
 
 
-def save_pretrained(model: HookedModel, folder: str | Path) -> Path:
-    """Writes the model as it is now; returns the folder. Errors: `InputError` where `folder` cannot take it."""
+def save_pretrained(model: BridgedModel, folder: str | Path) -> Path:
+    """Write the model as it is now: config, safetensors, tokenizer files; returns the folder.
+
+    Raises:
+        InputError: `folder` holds files, or cannot be written.
+    """
     state = {name: weight.detach() for name, weight in weights.checkpoint_weights(model.hf)}
     with new_folder(folder) as temporary:
         model.hf.config.save_pretrained(temporary)
@@ -31,7 +35,11 @@ def save_pretrained(model: HookedModel, folder: str | Path) -> Path:
 
 @contextlib.contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder that gets the wanted name when the block ends well, and vanishes when it does not."""
+    """Give a temporary folder, which takes the name `folder` when the block ends, and is removed where it raises.
+
+    Raises:
+        InputError: `folder` holds files, or cannot be written.
+    """
     wanted = Path(folder)
     if wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
         raise InputError(f"folder: expected a new or an empty folder, found {wanted}; choose another")
