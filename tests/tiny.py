@@ -128,7 +128,7 @@ def build(
     bos: bool = False,
     seed: int = 0,
 ) -> Path:
-    """Save a random model of `arch` with its tokenizer into `folder` (made if absent); the folder, as a Path.
+    """Save a random model of `arch` with its tokenizer into `folder` (made if absent); returns the folder.
 
     The same arguments give the same weights; the caller's random state is left as it was.
     """
@@ -152,7 +152,7 @@ def tiny_folder(arch: Arch, *, bos: bool = False) -> Path:
 
 @cache
 def tiny_model(arch: Arch, *, bos: bool = False) -> HookedModel:
-    """`load_model` of `tiny_folder(arch)` in fp32 on the CPU, loaded once a process: leave it as you found it."""
+    """`load_model` of `tiny_folder(arch)` in fp32 on the CPU, loaded once a process; tests leave it unchanged."""
     from mechedit.models.hooked import load_model
 
     return load_model(str(tiny_folder(arch, bos=bos)), device="cpu")
