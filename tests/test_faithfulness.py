@@ -19,7 +19,7 @@ from mechedit.cli import main
 from mechedit.factworld import edits
 from mechedit.faithfulness import METHODS, FaithfulnessStudy, faithfulness, rank
 from mechedit.faithfulness.intervention import Means, Neurons, logp_without
-from mechedit.faithfulness.rankings import Scores, scores
+from mechedit.faithfulness.rankings import NeuronScores, peer_scores
 from mechedit.models.hooked import HookedModel, load_model
 from mechedit.recipes.faithfulness import FaithfulnessConfig, run_faithfulness
 from reports import overview
@@ -36,8 +36,8 @@ def double(arch: Arch) -> HookedModel:
 
 
 @cache
-def scored(arch: Arch) -> dict[str, Scores]:
-    return scores(double(arch), attribute(double(arch), PROMPT, TARGET, top_k=5))
+def scored(arch: Arch) -> dict[str, NeuronScores]:
+    return peer_scores(double(arch), attribute(double(arch), PROMPT, TARGET, top_k=5))
 
 
 def assert_scores(

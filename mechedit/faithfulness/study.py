@@ -1,9 +1,9 @@
 """`faithfulness`: NLKA and its peers judged by one ablation, over facts and models.
 
 1. Each method ranks the value neurons for a fact's answer (`rankings`).
-2. Its k best are ablated at the last position (`attribution.ablation`), FFN and attention neurons each on their own;
+2. Its k best are ablated at the last position (`intervention`), FFN and attention neurons separately;
    what counts is Δ = log p(answer) without them − with them. The lower, the more the method has found.
-3. Means over facts with bootstrap intervals, and NLKA less each peer, paired by fact.
+3. Means over facts with bootstrap intervals, and NLKA − each peer, paired by fact.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import torch
 from matplotlib.axes import Axes
 
 from experiments.cases import every_case
-from experiments.runs import RunFolder, check_case_id, provenance
+from experiments.runs import RunFolder, check_case_id
+from mechedit.attribution.scored_pass import KINDS
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.evaluation.evaluate import known_facts
 from mechedit.faithfulness.ablate import random_like
@@ -35,17 +36,22 @@ from reports.results import Result, bootstrap_mean
 
 __all__ = ["FaithfulnessStudy", "faithfulness"]
 
-KINDS = ("mlp", "attn")
 _KEYS = ["kind", "method", "k"]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class FaithfulnessStudy(Result):
-    """What `faithfulness` found. Δ in nats, negative where ablation lowers log p; intervals 95 %, over facts.
+    """The result of `faithfulness`. Δ in nats, negative where ablation lowers log p; intervals 95 %, over facts.
 
-    curve: model, kind ("mlp", "attn"), method, k, delta, low, high, n. differences: model, kind, k, peer, delta (NLKA
-    less peer; negative: NLKA's neurons matter more), low, high, n, better ("nlka", the peer, or "" where the interval
-    holds 0). ablated: "zero" or "mean". n: known facts by model; left out: those that a model does not know.
+    Attributes:
+        curve: model, kind ("mlp", "attn"), method, k, delta, low, high, n.
+        differences: model, kind, k, peer, delta (NLKA − peer; negative: NLKA's neurons matter more), low, high, n,
+            better ("nlka", the peer, or "" where the interval holds 0).
+        ablated: What the neurons were set to, "zero" or "mean".
+        draws: Random sets of each k.
+        n: Known facts of each model.
+        left_out: Facts that each model does not know.
+        provenance: Models, data, seeds, versions.
     """
 
     kind: ClassVar[str] = "faithfulness"
@@ -58,7 +64,16 @@ class FaithfulnessStudy(Result):
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def plot(self, ax: Axes | None = None, *, model: str = "", kind: str = "mlp") -> Axes:
-        """Δ against k, a line a method, of one model ("": the first) and kind; from the stored numbers alone."""
+        """Δ against k, a line a method; drawn from the stored numbers alone.
+
+        Args:
+            ax: Where to draw; None: a new figure.
+            model: Of which model; "": the first.
+            kind: Which neurons, "mlp" or "attn".
+
+        Raises:
+            InputError: The study has no such model or kind.
+        """
         chosen = self.curve[self.curve["model"] == (model or self.curve["model"].iloc[0])]
         chosen = chosen[chosen["kind"] == kind]
         if chosen.empty:
@@ -82,11 +97,22 @@ def faithfulness(
 ) -> FaithfulnessStudy:
     """Ablate the top-k of every method of `METHODS` on the facts that each model knows.
 
-    A fact is its rewrite prompt with its true object. mean_over: prompts whose mean activations take the neurons' place
-    (none: zero). draws: random sets a k. Cost: per fact and model len(ks) · (8 + 2 · draws) rows of a forward pass, a
-    certified attribution and a gradient. A finished fact is a case of `run`, so that a stopped study goes on.
-    Errors: `InputError` for no models or facts, k < 1 or more than a model has FFN neurons, two models of one name, two
-    facts of one case_id, and facts of which a model knows fewer than two.
+    A fact is its rewrite prompt with its true object. Cost: per fact and model len(ks) · (8 + 2 · draws) rows of a
+    forward pass, a certified attribution and a gradient.
+
+    Args:
+        models: With different names.
+        facts: With different case_ids.
+        ks: Numbers of neurons of each kind.
+        draws: Random sets of each k.
+        mean_over: Prompts whose mean activations take the neurons' place; without any they are set to zero.
+        seed: Of the draws and of the bootstrap.
+        run: Keeps each finished fact as a case, so that a stopped study can be continued.
+        progress: Whether a bar is shown.
+
+    Raises:
+        InputError: There are no models or facts, a k is below 1 or more than a model has FFN neurons, two models share
+            a name or two facts a case_id, or a model knows fewer than two of the facts.
 
     >>> import mechedit as me
     >>> study = faithfulness([me.load_model("factworld")], me.factworld.edits(3), ks=(1, 5), draws=2, progress=False)
@@ -112,8 +138,9 @@ def faithfulness(
             progress=progress,
         )
         rows = [pd.DataFrame(case["rows"], columns=[*_KEYS, "delta"]) for case in cases]
-        deltas = [own.set_index(_KEYS)["delta"] for own in rows]
-        table = pd.concat(deltas, axis=1)  # kind, method, k × facts
+        table = pd.concat(
+            [frame.set_index(_KEYS)["delta"] for frame in rows], axis=1
+        )  # kind, method, k × facts
         curves.append(_curve(table, seed=seed).assign(model=model.name))
         differences.append(_differences(table, seed=seed).assign(model=model.name))
         known_by[model.name], left_out[model.name] = len(known), len(facts) - len(known)
@@ -131,7 +158,7 @@ def faithfulness(
 
 
 def case_key(model: str, fact: FactEdit) -> str:
-    """The case's id in a run folder.
+    """The id of a fact's case in a run folder.
 
     >>> case_key("factworld", FactEdit("Ann", "{} speaks", "Dutch", "Greek", case_id=3))
     'factworld-3'
@@ -140,14 +167,9 @@ def case_key(model: str, fact: FactEdit) -> str:
 
 
 def provenance_of(models: Sequence[HookedModel], data: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
-    """What a study of several models depends on."""
-    single = [model.provenance(data=dict(data), seeds={"draws": seed, "bootstrap": seed}) for model in models]
-    return provenance(
-        model={model.name: own["model"] for model, own in zip(models, single, strict=True)},
-        data=dict(data),
-        seeds=single[0]["seeds"],
-        **{key: single[0][key] for key in ("device", "dtype", "attn_implementation")},
-    )
+    """What the numbers of a study of several models depend on: `HookedModel.provenance` with all of the models."""
+    first = models[0].provenance(data=dict(data), seeds={"draws": seed, "bootstrap": seed})
+    return {**first, "model": {model.name: model.identity for model in models}}
 
 
 def _case(
@@ -180,23 +202,18 @@ def _measure(
     ids, target = model.continuation(fact.rewrite_prompt, fact.target_true)
     ranked = rank(model, fact.rewrite_prompt, fact.target_true, k=max(ks))
     s = model.shape
+    sizes: dict[str, Any] = {"d_mlp": s.d_mlp, "heads": (s.n_heads, s.d_head), "length": len(ids)}
     labels, sets = [], [Neurons()]
     for kind in KINDS:
         for k in ks:
-            chosen = {name: Neurons(**{kind: getattr(own, kind)[:k]}) for name, own in ranked.items()}
-            labels += [(kind, name, k) for name in chosen]
+            chosen = {name: Neurons(**{kind: getattr(best, kind)[:k]}) for name, best in ranked.items()}
+            labels += [(kind, name, k) for name in chosen] + [(kind, "random", k)] * draws
             sets += chosen.values()
-            for _ in range(draws):
-                labels.append((kind, "random", k))
-                like = chosen["nlka"]
-                sets.append(
-                    random_like(like, d_mlp=s.d_mlp, heads=(s.n_heads, s.d_head), length=len(ids), rng=rng)
-                )
+            sets += [random_like(chosen["nlka"], rng=rng, **sizes) for _ in range(draws)]
     logp = logp_without(model, ids, int(target[0]), sets=sets, means=means, batch_size=64)
     delta: torch.Tensor = logp[1:] - logp[0]
     frame = pd.DataFrame(labels, columns=_KEYS).assign(delta=delta.tolist())
-    means_of = frame.groupby(_KEYS, sort=False)["delta"].mean()
-    return [[*key, float(value)] for key, value in means_of.items()]
+    return [[*key, float(value)] for key, value in frame.groupby(_KEYS, sort=False)["delta"].mean().items()]
 
 
 def _curve(table: pd.DataFrame, *, seed: int) -> pd.DataFrame:
@@ -208,7 +225,7 @@ def _curve(table: pd.DataFrame, *, seed: int) -> pd.DataFrame:
 
 
 def _differences(table: pd.DataFrame, *, seed: int) -> pd.DataFrame:
-    """NLKA less each peer, paired by fact."""
+    """NLKA − each peer, paired by fact."""
     rows = []
     for kind, method, k in table.index:
         if method == "nlka":

@@ -97,6 +97,16 @@ class BridgedModel:
             self._hash = (written, digest(named))
         return self._hash[1]
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """Name, source and hashes of model and tokenizer: the "model" of `provenance`."""
+        return {
+            "name": self.name,
+            "source": self.source,
+            "hash": self.hash,
+            "tokenizer": tokenizer_digest(self.tokenizer),
+        }
+
     def provenance(self, *, data: dict[str, Any], seeds: dict[str, Any]) -> dict[str, Any]:
         """What a number measured on this model depends on, for a run folder or a result.
 
@@ -105,12 +115,7 @@ class BridgedModel:
             seeds: The seed of each generator.
         """
         return provenance(
-            model={
-                "name": self.name,
-                "source": self.source,
-                "hash": self.hash,
-                "tokenizer": tokenizer_digest(self.tokenizer),
-            },
+            model=self.identity,
             data=data,
             seeds=seeds,
             device=str(self.device),
