@@ -22,8 +22,8 @@ from mechedit.anatomy.claims import HOLDS, NOT, agreement_table, claim_table
 from mechedit.anatomy.failures import AS_SET, weakened
 from mechedit.anatomy.features import Runs, columns, gather
 from mechedit.anatomy.one_fact import Setting, measure_fact, settings_for
-from mechedit.anatomy.success_contrast import Contrast, contrast, interval
-from mechedit.anatomy.tables import LEAST, contrasts, overlap_table
+from mechedit.anatomy.success_contrast import N_RESAMPLES, SuccessContrast, interval, success_contrast
+from mechedit.anatomy.tables import LEAST, overlap_table, success_contrasts
 from mechedit.attribution.passes import Pass
 from mechedit.attribution.ranking.neurons import exhaustive
 from mechedit.attribution.scored_pass import Scored
@@ -43,7 +43,7 @@ from tests.tiny import tiny_model
 def drawn_by_hand(features: np.ndarray, success: np.ndarray, fact: np.ndarray, n_facts: int) -> np.ndarray:
     """The bootstrap over facts, fact by fact and run by run, with the same draws."""
     rng, found = np.random.default_rng(3), []
-    for counts in rng.multinomial(n_facts, np.full(n_facts, 1 / n_facts), size=50):
+    for counts in rng.multinomial(n_facts, np.full(n_facts, 1 / n_facts), size=N_RESAMPLES):
         rows = [r for f, times in enumerate(counts) for _ in range(times) for r in np.flatnonzero(fact == f)]
         good = [features[r] for r in rows if success[r]]
         bad = [features[r] for r in rows if not success[r]]
@@ -57,7 +57,7 @@ def test_a_contrast_equals_the_loops() -> None:
     rng = np.random.default_rng(0)
     features, fact = rng.normal(size=(40, 3)), np.repeat(np.arange(10), 4)
     success = rng.random(40) < 0.6
-    one = contrast(features, success, fact, n_facts=10, seed=3, n_resamples=50)
+    one = success_contrast(features, success, fact, n_facts=10, seed=3)
     np.testing.assert_allclose(one.difference, features[success].mean(0) - features[~success].mean(0))
     np.testing.assert_allclose(one.drawn, drawn_by_hand(features, success, fact, 10))
     # runs drawn one by one, as if they were independent, are another thing
@@ -67,9 +67,9 @@ def test_a_contrast_equals_the_loops() -> None:
 
 def test_too_few_of_one_outcome_gives_no_interval() -> None:
     features, fact = np.ones((6, 1)), np.arange(6)
-    one = contrast(features, np.array([True] * 5 + [False]), fact, n_facts=6)
+    one = success_contrast(features, np.array([True] * 5 + [False]), fact, n_facts=6)
     assert np.isnan(interval(one.drawn)[0]).all()  # a third of the draws miss the only failure
-    none = contrast(features, np.array([True] * 6), fact, n_facts=6)
+    none = success_contrast(features, np.array([True] * 6), fact, n_facts=6)
     assert np.isnan(none.difference).all()
     assert not none.enough(1)
 
@@ -90,11 +90,11 @@ def test_pooling_sets_no_editor_against_another() -> None:
             success.append(bool(good))
     names = ["editor", "setting", "case_id", "fact", "success", "strict", "gained", "lost"]
     runs = Runs(pd.DataFrame(rows, columns=names), np.array(features), np.zeros((len(rows), 2, 2, 1)), facts)
-    found = contrasts(runs)
+    found = success_contrasts(runs)
     mean = (found["c", "all"].difference + found["d", "all"].difference) / 2
     np.testing.assert_allclose(found["pooled", "all"].difference, mean)
     assert found["pooled", "all"].n_success == 24
-    together = contrast(
+    together = success_contrast(
         np.array(features).reshape(len(rows), -1),
         np.array(success),
         runs.index["fact"].to_numpy(),
@@ -103,14 +103,14 @@ def test_pooling_sets_no_editor_against_another() -> None:
     assert not np.allclose(together.difference, mean, atol=0.1)
 
 
-def contrast_of(d: np.ndarray, *, facts: int = 20, noise: float = 0.01) -> Contrast:
+def contrast_of(d: np.ndarray, *, facts: int = 20, noise: float = 0.01) -> SuccessContrast:
     """A contrast whose difference is `d` [2, 4 L + 1] with a little noise."""
     rng = np.random.default_rng(1)
     flat = d.reshape(-1)
     features = np.concatenate([np.tile(flat, (facts, 1)), np.zeros((facts, len(flat)))])
     features += noise * rng.normal(size=features.shape)
     success = np.array([True] * facts + [False] * facts)
-    return contrast(features, success, np.tile(np.arange(facts), 2), n_facts=facts)
+    return success_contrast(features, success, np.tile(np.arange(facts), 2), n_facts=facts)
 
 
 L = 6
@@ -127,7 +127,7 @@ def profile(**values: dict[int, float]) -> np.ndarray:
     return d
 
 
-def answers(*contrasts: Contrast) -> dict[str, str]:
+def answers(*contrasts: SuccessContrast) -> dict[str, str]:
     found = {(f"e{i}", "all"): one for i, one in enumerate(contrasts)}
     table = claim_table(found, agreement_table(found, n_layers=L), n_layers=L)
     return {f"{row.key}/{row.editor}": str(row.answer) for row in table.itertuples()}
@@ -164,7 +164,7 @@ def test_nothing_is_said_with_too_few_facts() -> None:
     few = contrast_of(LATE, facts=LEAST - 1)
     assert set(answers(few).values()) == {"not enough failures"}
     features, success = np.zeros((20, 2 * (4 * L + 1))), np.array([False] * 18 + [True] * 2)
-    none = contrast(features, success, np.arange(20), n_facts=20)
+    none = success_contrast(features, success, np.arange(20), n_facts=20)
     assert answers(none)["promotes/e0"] == "not enough successes"
 
 
@@ -195,7 +195,7 @@ def test_overlap_by_hand() -> None:
         "4": {"skipped": "", "before": before, "runs": [run("a", [1, 2]), run("b", [1, 2], setting="weak")]},
         "5": {"skipped": "unknown", "before": {}, "runs": []},
     }
-    table = overlap_table(cases, kinds=("mlp",)).set_index(["a", "b"])
+    table = overlap_table(cases).query("kind == 'mlp'").set_index(["a", "b"])
     assert table.loc[("a", "b"), "overlap"] == 0.75
     assert table.loc[("a", "b"), "null"] == 0.0
     assert table.loc[("a", "b"), "n"] == 2
