@@ -9,9 +9,9 @@ Claims of "The Anatomy of an Edit" (arXiv 2603.20795, abstract), in the words of
   objects) is above 0, and above what profiles with their layers shuffled reach (97.5 %).
 
 Attention is what really is added to the stream: the heads' output and, under an editor that steers it, the steering
-term, whose own part the evidence says. "Above" and "below" are those of a 95 % bootstrap interval over facts. An answer
-needs both outcomes on at least `tables.LEAST` facts. A claim that does not hold may be untrue or too weak for this n:
-the numbers stand beside it.
+term, whose own part the evidence names. "Above" and "below" are those of a 95 % bootstrap interval over facts. An
+answer needs both outcomes on at least `tables.LEAST` facts. A claim that does not hold may be untrue or too weak for
+this n: the numbers stand beside it.
 """
 
 from __future__ import annotations
@@ -67,16 +67,12 @@ def claim_table(
         if setting != ALL:
             continue
         for row in (_promotes(editor, contrast, n_layers), _suppress(editor, contrast, n_layers)):
-            if editor == POOLED:
-                if (
-                    not ready
-                ):  # all runs together would compare one editor's failures with another's successes
-                    row |= {
-                        "answer": TOO_FEW["failure"],
-                        "evidence": f"no editor has {LEAST} facts of each outcome",
-                    }
-                else:
-                    row["evidence"] = f"mean of {', '.join(ready)}: {row['evidence']}"
+            if editor == POOLED and ready:
+                row["evidence"] = f"mean of {', '.join(ready)}: {row['evidence']}"
+            elif editor == POOLED:
+                # All runs together would compare one editor's failures with another's successes.
+                row["answer"] = TOO_FEW["failure"]
+                row["evidence"] = f"no editor has {LEAST} facts of each outcome"
             rows.append(row)
     rows.append(_agree(agreement))
     table = pd.DataFrame(rows)
@@ -146,10 +142,10 @@ def _suppress(editor: str, contrast: SuccessContrast, n_layers: int) -> dict[str
     return _row("suppress", editor, contrast, holds, parts["attention"], evidence)
 
 
-def _steering(contrast: SuccessContrast, thing: str, modules: tuple[str, ...], n_layers: int) -> str:
+def _steering(contrast: SuccessContrast, obj: str, modules: tuple[str, ...], n_layers: int) -> str:
     """The part that the editor's steering terms write, where there are any."""
     terms = {
-        name: _weighted(contrast, _mask(n_layers, thing, (name,)))[0]
+        name: _weighted(contrast, _mask(n_layers, obj, (name,)))[0]
         for name in modules
         if name.startswith("steer")
     }
@@ -194,12 +190,12 @@ def _row(
     return {"key": key, "editor": editor, "answer": answer, "evidence": evidence, **names, **counts}
 
 
-def _mask(n_layers: int, thing: str, modules: tuple[str, ...], layers: range | None = None) -> np.ndarray:
+def _mask(n_layers: int, obj: str, modules: tuple[str, ...], layers: range | None = None) -> np.ndarray:
     """True at the features of an object's modules and layers, in the flattened order of `Runs.layers`."""
     wanted = range(n_layers) if layers is None else layers
     return np.array(
         [
-            name == thing and module in modules and layer in wanted
+            name == obj and module in modules and layer in wanted
             for name in ("new", "old")
             for module, layer in columns(n_layers)
         ]

@@ -287,7 +287,7 @@ class World:
 
     @cached_property
     def persons(self) -> tuple[str, ...]:
-        """Every first name meets PERSONS_PER_NAME last names and the other way round."""
+        """Every first name is combined with PERSONS_PER_NAME last names, and vice versa."""
         rng = random.Random(f"{self.seed}:persons")
         n = len(LAST_NAMES)
         lasts = rng.sample(LAST_NAMES, n)
