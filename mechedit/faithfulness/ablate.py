@@ -95,45 +95,35 @@ def ablate(
 
     Neurons are ablated at the last position, where the attribution reads them, each k by itself. Random sets have as
     many neurons of each layer as the top-k, drawn from all of that layer's, the top ones included: such a choice knows
-    only the layers. A target scored as the "sum" of its tokens loses the neurons in each teacher-forced pass.
+    only the layers. A target scored as the "sum" of its tokens loses the neurons in each teacher-forced pass. Wrong as
+    a measure of a neuron's total effect: what it wrote at earlier positions stays.
 
     Cost: per prompt and k 3 · (2 + draws) rows of a forward pass, and one certified attribution of the other sign.
-    Wrong as a measure of a neuron's total effect: what it wrote at earlier positions stays.
 
     Args:
         model: The attributed model, under the edit that it was attributed under.
         attributions: One, or several of one sign.
-        k: One or several numbers of neurons.
+        k: How many neurons; several numbers are ablated separately.
         mean_over: Prompts whose mean activations take the neurons' place; without any they are set to zero.
         draws: Random sets of each k.
         seed: Of the draws and of the bootstrap.
         batch_size: Sets that run together.
 
     Raises:
-        InputError: k is below 1 or more than the attribution holds of either kind, draws is below 1, the model is not
-            the attributed one, or it is edited otherwise than it was (its log p differs).
+        InputError: k or draws is below 1, k is more than the attribution holds of either kind, or the model is not the
+            attributed one, under the same edit.
 
     >>> import mechedit as me
     >>> model = me.load_model("factworld")
     >>> attr = me.attribute(model, "The mother tongue of", " English", top_k=10)
-    >>> curve = ablate(model, attr, (1, 10), draws=2).curve
-    >>> curve.loc[curve["kind"] == "mlp", ["neurons", "k"]].to_numpy().tolist()
-    [['top', 1], ['top', 10], ['random', 1], ['random', 10], ['bottom', 1], ['bottom', 10]]
+    >>> ablate(model, attr, (1, 10), draws=2).curve.loc[:5, "neurons"].tolist()
+    ['top', 'top', 'random', 'random', 'bottom', 'bottom']
     """
     chosen = [attributions] if isinstance(attributions, Attribution) else list(attributions)
     ks = [k] if isinstance(k, int) else list(k)
     _check(model, chosen, ks, draws)
     means = mean_activations(model, mean_over) if len(mean_over) else None
-    parts, logps = [], []
-    for index, attr in enumerate(chosen):
-        rng = np.random.default_rng((seed, index))
-        labels, sets = _sets(model, attr, ks, draws=draws, rng=rng)
-        logp = _logp(model, attr, [Neurons(), *sets], means=means, batch_size=batch_size)
-        _same_model(model, attr, float(logp[0]))
-        frame = pd.DataFrame(labels, columns=["kind", "neurons", "k", "draw"])
-        parts.append(frame.assign(prompt=index, delta=(logp[1:] - logp[0]).tolist()))
-        logps.append(float(logp[0]))
-    cases = pd.concat(parts, ignore_index=True)[["prompt", "kind", "neurons", "k", "draw", "delta"]]
+    cases, logps = _cases(model, chosen, ks, means=means, draws=draws, seed=seed, batch_size=batch_size)
     data = {"prompts": [attr.provenance["data"] for attr in chosen], "mean_over": list(mean_over)}
     return Ablation(
         curve=_curve(cases, seed=seed),
@@ -177,6 +167,27 @@ def random_like(
         for i in rng.choice(int(np.prod(shape)), size=count, replace=False)
     ]
     return Neurons(mlp, attn)  # type: ignore[arg-type]
+
+
+def _cases(
+    model: HookedModel,
+    attributions: Sequence[Attribution],
+    ks: Sequence[int],
+    *,
+    means: Means | None,
+    draws: int,
+    seed: int,
+    batch_size: int,
+) -> tuple[pd.DataFrame, list[float]]:
+    """The cases of an `Ablation`, and log p of every prompt with nothing ablated."""
+    rows, logps = [], []
+    for index, attr in enumerate(attributions):
+        labels, sets = _sets(model, attr, ks, draws=draws, rng=np.random.default_rng((seed, index)))
+        logp, *without = _logp(model, attr, [Neurons(), *sets], means=means, batch_size=batch_size).tolist()
+        _same_model(model, attr, logp)
+        rows += [(index, *label, value - logp) for label, value in zip(labels, without, strict=True)]
+        logps.append(logp)
+    return pd.DataFrame(rows, columns=["prompt", "kind", "neurons", "k", "draw", "delta"]), logps
 
 
 def _sets(

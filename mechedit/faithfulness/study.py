@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 
-from experiments.cases import every_case
+from experiments.cases import Case, every_case
 from experiments.runs import RunFolder, check_case_id
 from mechedit.attribution.scored_pass import KINDS
 from mechedit.data.facts import FactEdit, facts_hash
@@ -120,40 +121,23 @@ def faithfulness(
     ({'factworld': 3}, 20, 4)
     """
     _check(models, facts, ks, draws)
-    curves, differences, known_by, left_out = [], [], {}, {}
+    plan = _Plan(ks, draws, mean_over, seed)
+    curves, differences, n, left_out = [], [], {}, {}
     for model in models:
-        known = [fact for fact, knows in zip(facts, known_facts(model, facts), strict=True) if knows]
-        if len(known) < 2:
-            raise InputError(
-                f"facts: {model.name} knows {len(known)} of the {len(facts)}; expected two or more"
-            )
-        means = mean_activations(model, mean_over) if len(mean_over) else None
-        digests = [_digest(model, fact, [list(ks), draws, list(mean_over), seed]) for fact in known]
-        cases = every_case(
-            run,
-            [case_key(model.name, fact) for fact in known],
-            partial(_case, model, known, digests, means=means, ks=ks, draws=draws, seed=seed),
-            settings=digests,
-            label=f"faithfulness: {model.name}",
-            progress=progress,
-        )
-        rows = [pd.DataFrame(case["rows"], columns=[*_KEYS, "delta"]) for case in cases]
-        table = pd.concat(
-            [frame.set_index(_KEYS)["delta"] for frame in rows], axis=1
-        )  # kind, method, k × facts
-        curves.append(_curve(table, seed=seed).assign(model=model.name))
-        differences.append(_differences(table, seed=seed).assign(model=model.name))
-        known_by[model.name], left_out[model.name] = len(known), len(facts) - len(known)
+        deltas = _deltas(model, facts, plan, run=run, progress=progress)
+        curves.append(_curve(deltas, seed=seed).assign(model=model.name))
+        differences.append(_differences(deltas, seed=seed).assign(model=model.name))
+        n[model.name] = deltas.shape[1]
+        left_out[model.name] = len(facts) - deltas.shape[1]
+    data = {"facts": facts_hash(facts), "mean_over": list(mean_over)}
     return FaithfulnessStudy(
         curve=pd.concat(curves, ignore_index=True),
         differences=pd.concat(differences, ignore_index=True),
         ablated="mean" if len(mean_over) else "zero",
         draws=draws,
-        n=known_by,
+        n=n,
         left_out=left_out,
-        provenance=provenance_of(
-            models, {"facts": facts_hash(facts), "mean_over": list(mean_over)}, seed=seed
-        ),
+        provenance=provenance_of(models, data, seed=seed),
     )
 
 
@@ -172,48 +156,63 @@ def provenance_of(models: Sequence[HookedModel], data: Mapping[str, Any], *, see
     return {**first, "model": {model.name: model.identity for model in models}}
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What is ablated on every fact."""
+
+    ks: Sequence[int]
+    draws: int
+    mean_over: Sequence[str]
+    seed: int
+
+
+def _deltas(
+    model: HookedModel, facts: Sequence[FactEdit], plan: _Plan, *, run: RunFolder | None, progress: bool
+) -> pd.DataFrame:
+    """Δ by kind, method and k (index) of every fact that the model knows (columns)."""
+    known = [fact for fact, knows in zip(facts, known_facts(model, facts), strict=True) if knows]
+    if len(known) < 2:
+        raise InputError(f"facts: {model.name} knows {len(known)} of the {len(facts)}; expected two or more")
+    means = mean_activations(model, plan.mean_over) if len(plan.mean_over) else None
+    settings = [list(plan.ks), plan.draws, list(plan.mean_over), plan.seed]
+    digests = [_digest(model, fact, settings) for fact in known]
+    cases = every_case(
+        run,
+        [case_key(model.name, fact) for fact in known],
+        partial(_case, model, known, digests, plan, means),
+        settings=digests,
+        label=f"faithfulness: {model.name}",
+        progress=progress,
+    )
+    frames = [pd.DataFrame(case["rows"], columns=[*_KEYS, "delta"]) for case in cases]
+    return pd.concat([frame.set_index(_KEYS)["delta"] for frame in frames], axis=1)
+
+
 def _case(
     model: HookedModel,
     facts: Sequence[FactEdit],
     digests: Sequence[str],
+    plan: _Plan,
+    means: Means | None,
     i: int,
-    *,
-    means: Means | None,
-    ks: Sequence[int],
-    draws: int,
-    seed: int,
-) -> dict[str, Any]:
-    """One fact's Δ."""
-    rng = np.random.default_rng((seed, int(digests[i][:8], 16)))
-    rows = _measure(model, facts[i], means=means, ks=ks, draws=draws, rng=rng)
-    return {"settings": digests[i], "rows": rows}
-
-
-def _measure(
-    model: HookedModel,
-    fact: FactEdit,
-    *,
-    means: Means | None,
-    ks: Sequence[int],
-    draws: int,
-    rng: np.random.Generator,
-) -> list[list[Any]]:
-    """Rows kind, method, k, Δ; of "random" the mean over its draws."""
+) -> Case:
+    """The rows kind, method, k, Δ of one fact; of "random" the mean over its draws."""
+    fact, rng = facts[i], np.random.default_rng((plan.seed, int(digests[i][:8], 16)))
     ids, target = model.continuation(fact.rewrite_prompt, fact.target_true)
-    ranked = rank(model, fact.rewrite_prompt, fact.target_true, k=max(ks))
+    ranked = rank(model, fact.rewrite_prompt, fact.target_true, k=max(plan.ks))
     s = model.shape
     sizes: dict[str, Any] = {"d_mlp": s.d_mlp, "heads": (s.n_heads, s.d_head), "length": len(ids)}
     labels, sets = [], [Neurons()]
-    for kind in KINDS:
-        for k in ks:
-            chosen = {name: Neurons(**{kind: getattr(best, kind)[:k]}) for name, best in ranked.items()}
-            labels += [(kind, name, k) for name in chosen] + [(kind, "random", k)] * draws
-            sets += chosen.values()
-            sets += [random_like(chosen["nlka"], rng=rng, **sizes) for _ in range(draws)]
+    for kind, k in itertools.product(KINDS, plan.ks):
+        chosen = {name: Neurons(**{kind: getattr(best, kind)[:k]}) for name, best in ranked.items()}
+        labels += [(kind, name, k) for name in chosen] + [(kind, "random", k)] * plan.draws
+        sets += chosen.values()
+        sets += [random_like(chosen["nlka"], rng=rng, **sizes) for _ in range(plan.draws)]
     logp = logp_without(model, ids, int(target[0]), sets=sets, means=means, batch_size=64)
     delta: torch.Tensor = logp[1:] - logp[0]
     frame = pd.DataFrame(labels, columns=_KEYS).assign(delta=delta.tolist())
-    return [[*key, float(value)] for key, value in frame.groupby(_KEYS, sort=False)["delta"].mean().items()]
+    means_of = frame.groupby(_KEYS, sort=False)["delta"].mean()
+    return {"settings": digests[i], "rows": [[*key, float(value)] for key, value in means_of.items()]}
 
 
 def _curve(table: pd.DataFrame, *, seed: int) -> pd.DataFrame:
