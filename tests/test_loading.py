@@ -272,9 +272,9 @@ def test_the_self_check_fails_for_other_logits(folder: Path) -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu_logits_are_those_of_the_cpu(folder: Path) -> None:
-    found = load_model(folder, device="cuda").logits(["Paris", "Tim Duncan plays"])
+    logits = load_model(folder, device="cuda").logits(["Paris", "Tim Duncan plays"])
     expected = load_model(folder, device="cpu").logits(["Paris", "Tim Duncan plays"])
-    assert (found.cpu() - expected).abs().max() < 1e-4
+    assert (logits.cpu() - expected).abs().max() < 1e-4
 
 
 # ------------------------------------------------------------------------------------------ memory
@@ -282,7 +282,7 @@ def test_on_a_gpu_logits_are_those_of_the_cpu(folder: Path) -> None:
 MEASURE = """
 import sys
 from pathlib import Path
-from mechedit.model import load_model
+from mechedit.models.hooked import load_model
 
 def memory(field):
     lines = Path("/proc/self/status").read_text().splitlines()

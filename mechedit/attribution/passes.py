@@ -19,7 +19,8 @@ from mechedit.attribution.layers import PLACE, Account, AccountInputs, accounts
 from mechedit.attribution.projection import Biases, Projection
 from mechedit.attribution.scores import inc_rows
 from mechedit.attribution.terms import Kind, LayerTerms, SubLayer, layer_terms
-from mechedit.models.hooked import HookedModel, ResidualView
+from mechedit.models.hooked import HookedModel
+from mechedit.models.residual import ResidualView
 from reports.errors import InputError
 
 __all__ = ["Pass", "TargetTokens", "base_rows", "read_passes", "run_pass", "run_passes"]

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mechedit.models.hooked import FinalNorm
+from mechedit.models.weights import FinalNorm
 
 __all__ = ["BLOCK_BYTES", "WIDTH", "Biases", "Projection", "stacked_expectations", "stacked_logits"]
 

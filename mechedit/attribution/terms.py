@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mechedit.attribution.projection import BLOCK_BYTES
-from mechedit.models.hooked import HookedModel, ResidualView
+from mechedit.models.hooked import HookedModel
+from mechedit.models.residual import ResidualView
 
 __all__ = [
     "KINDS",

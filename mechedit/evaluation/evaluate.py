@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +28,7 @@ from typing import Any, get_args
 
 from tqdm.auto import tqdm
 
-from experiments.cases import Case, every_case, finished
+from experiments.cases import Case, every_case, finished, settings_digest
 from experiments.runs import RunFolder, check_case_id
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors.base import Editor
@@ -287,7 +285,7 @@ class _Task:
         parts += [dataclasses.asdict(fact), self.seed if "generation" in self.families else 0]
         if self.mode != "single":
             parts += [self.mode, facts_hash(self.facts)]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return settings_digest(*parts)
 
     def _record(self, i: int, settings: str, case: CaseScores) -> Case:
         """What the run folder keeps of a case."""

@@ -1,4 +1,4 @@
-"""What a bridge must have and must not have, seen from the bridge alone: parts, hook points, raw weights."""
+"""What a bridge must have and must not have, read off the bridge alone: parts, hook points, raw weights."""
 
 from __future__ import annotations
 
@@ -7,24 +7,29 @@ from typing import Any
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from mechedit.models.hooking import in_block
 from reports.errors import InputError
 
 __all__ = ["POINTS", "refuse_processed", "require_parts"]
 
-
 PARTS = ("ln1", "attn.v", "attn.o", "ln2", "mlp.in", "mlp.out")
 STREAM_POINTS = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out")
+#: The hook points of every block that the package reads.
 POINTS = (*STREAM_POINTS, "attn.hook_pattern", "attn.hook_v", "attn.hook_z", "mlp.hook_post")
 
 
 def require_parts(bridge: TransformerBridge) -> None:
-    """Refuse a bridge without the parts of a sequential pre-norm decoder."""
+    """Refuse a bridge without the parts of a sequential pre-norm decoder.
+
+    Raises:
+        InputError: A part or a hook point is missing.
+    """
     missing = [part for part in ("blocks", "ln_final", "unembed") if not hasattr(bridge, part)]
     if not missing:
         points = bridge.hook_dict
         for i, block in enumerate(bridge.blocks):
-            missing += [f"blocks.{i}.{part}" for part in PARTS if not _has(block, part)]
-            missing += [f"blocks.{i}.{point}" for point in POINTS if f"blocks.{i}.{point}" not in points]
+            missing += [in_block(i, part) for part in PARTS if not _has(block, part)]
+            missing += [name for point in POINTS if (name := in_block(i, point)) not in points]
     if missing:
         raise InputError(
             f"model: unknown architecture {bridge.cfg.architecture}: expected a sequential pre-norm decoder, such as "
@@ -38,11 +43,14 @@ def refuse_processed(bridge: TransformerBridge) -> None:
     Processing leaves traces that training never does: norm weights of exactly 1 (folded), W_U with mean 0 over the
     vocabulary or W_out with mean 0 over d_model (centred), value biases of exactly 0 (folded into b_O). A GPT-2 that
     nobody has trained yet has the first and the last too, and is refused with them.
+
+    Raises:
+        InputError: The weights have been processed.
     """
-    found = _processing(bridge)
-    if found:
+    processed = _processing(bridge)
+    if processed:
         raise InputError(
-            f"bridge: expected raw weights, found {found}; use "
+            f"bridge: expected raw weights, found {processed}; use "
             f"TransformerBridge.boot_transformers({str(bridge.cfg.model_name)!r}) and neither "
             "enable_compatibility_mode nor process_weights"
         )

@@ -1,4 +1,4 @@
-"""An edited model as a checkpoint that plain `transformers` loads."""
+"""A model, edited or not, as a checkpoint folder that plain `transformers` loads."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from pathlib import Path
 from huggingface_hub import save_torch_state_dict
 
 from mechedit.models import weights
-from mechedit.models.hooked import HookedModel
+from mechedit.models.bridged import BridgedModel
 from reports.errors import InputError
 from reports.files import whole_folder
 
 __all__ = ["new_folder", "save_pretrained"]
 
 
-def save_pretrained(model: HookedModel, folder: str | Path) -> Path:
-    """Writes the model as it is now; returns the folder. Errors: `InputError` where `folder` cannot take it."""
+def save_pretrained(model: BridgedModel, folder: str | Path) -> Path:
+    """Write the model as it is now: config, safetensors, tokenizer files; returns the folder.
+
+    Raises:
+        InputError: `folder` holds files, or cannot be written.
+    """
     state = {name: weight.detach() for name, weight in weights.checkpoint_weights(model.hf)}
     with new_folder(folder) as temporary:
         model.hf.config.save_pretrained(temporary)

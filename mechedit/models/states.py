@@ -9,40 +9,43 @@ import torch
 from torch import Tensor
 
 from mechedit.models.batching import batches
-from mechedit.models.hooked import HookedModel
+from mechedit.models.bridged import BridgedModel, Prompts
 
 __all__ = ["last_states", "mean_states"]
 
 
 @torch.no_grad()
 def last_states(
-    model: HookedModel,
-    prompts: Sequence[str] | Sequence[Tensor],
+    model: BridgedModel,
+    prompts: Prompts,
     points: Sequence[str],
     *,
     batch_size: int = 64,
 ) -> list[Tensor]:
-    """For each hook point the states [n_prompts, ...] at the last tokens of the prompts (text or ids [T]).
+    """For each hook point the states [n_prompts, ...] at the last tokens of the prompts.
 
-    Hooks already on stay on.
+    Hooks attached earlier remain active, and their changes are part of what is read.
 
-    `points` are TransformerLens names whose activation is [batch, pos, ...], as "blocks.3.hook_attn_out". What is
-    read is what the hooks attached before left behind.
+    Args:
+        model: Any bridged model.
+        prompts: Texts, or ids [T] of each.
+        points: TransformerLens names whose activation is [batch, pos, ...], as "blocks.3.hook_attn_out".
+        batch_size: Prompts that run together.
     """
     return _states(model, prompts, points, batch_size, _last)
 
 
 @torch.no_grad()
 def mean_states(
-    model: HookedModel, prompts: Sequence[str], points: Sequence[str], *, batch_size: int = 64
+    model: BridgedModel, prompts: Sequence[str], points: Sequence[str], *, batch_size: int = 64
 ) -> list[Tensor]:
     """As `last_states`, the mean over each prompt's own tokens, [n_prompts, d]: padding does not count."""
     return _states(model, prompts, points, batch_size, _mean)
 
 
 def _states(
-    model: HookedModel,
-    prompts: Sequence[str] | Sequence[Tensor],
+    model: BridgedModel,
+    prompts: Prompts,
     points: Sequence[str],
     batch_size: int,
     pool: Callable[[Tensor, Tensor], Tensor],
@@ -51,7 +54,7 @@ def _states(
     kept: list[list[Tensor]] = [[] for _ in points]
     ids = model.encode(prompts)
     order = []
-    for batch in batches([len(one) for one in ids], batch_size):
+    for batch in batches([len(sequence) for sequence in ids], batch_size):
         padded, mask = model.pad([ids[i] for i in batch])
         hooks = [
             (point, partial(_keep, store, mask, pool)) for point, store in zip(points, kept, strict=True)
@@ -59,8 +62,8 @@ def _states(
         with model.hooks(hooks):
             model.run(padded, mask, logits_to_keep=1)
         order += batch
-    back = torch.tensor(order).argsort().to(model.device)
-    return [torch.cat(store)[back] for store in kept]
+    places = torch.tensor(order).argsort().to(model.device)
+    return [torch.cat(store)[places] for store in kept]
 
 
 def _keep(

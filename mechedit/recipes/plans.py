@@ -13,12 +13,12 @@ from typing import Any
 from experiments.checkpoints import local_bytes
 from experiments.recipe import Plan
 from mechedit.anatomy.study import case_key as anatomy_key
+from mechedit.attribution.terms import KINDS
 from mechedit.data.facts import FactEdit, load_facts
 from mechedit.evaluation.evaluate import case_key
 from mechedit.evaluation.measure import questions_of
 from mechedit.evaluation.ripple import case_key as ripple_key
 from mechedit.faithfulness.rankings import METHODS
-from mechedit.faithfulness.study import KINDS
 from mechedit.faithfulness.study import case_key as ablation_key
 from mechedit.models.loading import FOLDERS
 from mechedit.recipes.anatomy import AnatomyConfig

@@ -28,7 +28,8 @@ from torch import Tensor
 from mechedit.attribution.circuits.keys import Keys, mlp_keys
 from mechedit.attribution.circuits.query import Source
 from mechedit.attribution.ranking.neurons import Ranked
-from mechedit.models.hooked import HookedModel, ResidualView
+from mechedit.models.hooked import HookedModel
+from mechedit.models.residual import ResidualView
 
 __all__ = ["EDGES", "read_edges"]
 

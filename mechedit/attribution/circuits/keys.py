@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 
 from mechedit.attribution.ranking.neurons import Ranked
-from mechedit.models.hooked import FinalNorm, HookedModel, ResidualView
+from mechedit.models.hooked import HookedModel
+from mechedit.models.residual import ResidualView
+from mechedit.models.weights import FinalNorm
 
 __all__ = ["GUARD", "Keys", "attention_keys", "mlp_keys"]
 

@@ -29,7 +29,8 @@ from torch import Tensor
 from mechedit.attribution.circuits.keys import GUARD, Keys
 from mechedit.attribution.ranking.neurons import Ranked, Sign
 from mechedit.attribution.terms import LayerTerms, product
-from mechedit.models.hooked import HookedModel, ResidualView
+from mechedit.models.hooked import HookedModel
+from mechedit.models.residual import ResidualView
 
 __all__ = ["N_VALUES", "Source", "key_account", "key_weights", "layer_reads", "query_layers", "query_neurons"]
 
