@@ -12,7 +12,8 @@ from reports.errors import IntegrityError
 from tests.xl_tiny import tiny_encoder
 from xlprobe.cli import main
 from xlprobe.encoders.encoder import Encoder
-from xlprobe.recipes.demo import DEMO_SIZES, run_demo, study_json
+from xlprobe.recipes.demo import DEMO_SIZES, run_demo
+from xlprobe.recipes.page import study_json
 from xlprobe.training.alignment import retrieval
 from xlprobe.transfer.study import StudyConfig
 from xlprobe.transfer.world_lab import WorldLab

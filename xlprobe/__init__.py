@@ -10,12 +10,14 @@ arXiv 2603.18863.
 
 from xlprobe.data.corpora import Bitext, Labelled
 from xlprobe.data.data_folder import DataFolder
+from xlprobe.data.tasks import Task
 from xlprobe.diagnose import Diagnosis, diagnose
 from xlprobe.encoders.encoder import Encoder, load_encoder
 from xlprobe.probes.distances import Distances, distances
-from xlprobe.probes.gradients import Gradients, Loss, gradients
+from xlprobe.probes.gradient_stream import Loss
+from xlprobe.probes.gradients import Gradients, gradients
 from xlprobe.training.alignment import align
-from xlprobe.training.finetune import Task, TaskModel, finetune
+from xlprobe.training.finetune import TaskModel, finetune
 from xlprobe.transfer.file_lab import FileLab
 from xlprobe.transfer.laboratory import Laboratory
 from xlprobe.transfer.result import Study

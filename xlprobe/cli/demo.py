@@ -14,7 +14,8 @@ def demo(options: argparse.Namespace) -> None:
     """The whole study on the embedded languages at a small setting."""
     import torch
 
-    from xlprobe.recipes.demo import run_demo, study_json
+    from xlprobe.recipes.demo import run_demo
+    from xlprobe.recipes.page import study_json
 
     torch.set_num_threads(1)  # the encoder is too small to gain by a second thread
     study = run_demo(load(options), options.out, seed=options.seed, progress=not options.quiet)

@@ -12,7 +12,7 @@ from xlprobe.cli.align import layers
 from xlprobe.cli.options import command, load
 
 if TYPE_CHECKING:
-    from xlprobe.training.finetune import Task
+    from xlprobe.data.tasks import Task
 
 
 def finetune(options: argparse.Namespace) -> None:
@@ -45,8 +45,8 @@ def finetune(options: argparse.Namespace) -> None:
 def read_task(options: argparse.Namespace) -> Task:
     """The task of --train and --test files, or of the embedded languages."""
     from xlprobe.data.corpora import load_conllu, load_sib200
+    from xlprobe.data.tasks import Task
     from xlprobe.langworld.world import task
-    from xlprobe.training.finetune import Task
 
     if options.train is None:
         return task(options.task, seed=options.seed)

@@ -19,7 +19,7 @@ SAID = ("encoder", "device", "dtype", "attention", "seed", "trial", "data")
 
 def study(options: argparse.Namespace) -> None:
     """Runs pair × objective × task × seed, or goes on with it; answers the paper's claims."""
-    from xlprobe.recipes.demo import study_json
+    from xlprobe.recipes.page import study_json
     from xlprobe.recipes.study import run_study
 
     found, trial, report = run_study(_recipe(options), options.out, progress=not options.quiet)

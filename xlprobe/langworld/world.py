@@ -13,9 +13,9 @@ from typing import Literal, get_args
 
 from reports.errors import InputError
 from xlprobe.data.corpora import Bitext, Labelled
+from xlprobe.data.tasks import Task
 from xlprobe.langworld.grammar import Meaning, align_words, draw, realise
 from xlprobe.langworld.lexicon import LANGUAGES, TOPICS
-from xlprobe.training.finetune import Task
 
 __all__ = ["Split", "bitext", "labelled", "meanings", "split_of", "task"]
 

@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from xlprobe.probes.gradient_stream import Layout, Mean, probing
-
-if TYPE_CHECKING:
-    from xlprobe.probes.gradients import Loss
+from xlprobe.probes.gradient_stream import Layout, Loss, Mean, probing
 
 __all__ = ["first_order"]
 

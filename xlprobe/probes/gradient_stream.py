@@ -22,6 +22,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
@@ -29,10 +30,24 @@ from torch import Tensor, nn
 
 from reports.errors import InputError
 
-__all__ = ["Layout", "Mean", "Moments", "dot", "probing"]
+__all__ = ["Layout", "Loss", "Mean", "Moments", "dot", "probing"]
 
 _CHUNK = 4096  # longest run that is summed in the gradient's own precision
 _BLOCK = 1024 * _CHUNK
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """A loss over batches: `of(batch)` is its mean over the batch's examples, a scalar with a graph.
+
+    `modules` are the heads it goes through, so that their dropout is off too; they get no gradient. Batches should
+    be of one size: each counts once.
+    """
+
+    name: str
+    batches: Sequence[Any]
+    of: Callable[[Any], Tensor]
+    modules: tuple[nn.Module, ...] = ()
 
 
 @dataclass(frozen=True)

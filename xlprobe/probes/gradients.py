@@ -24,43 +24,29 @@ held fixed), without another pass and without another buffer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from reports.errors import InputError
 from reports.results import Result
 from xlprobe.probes.first_order import first_order
-from xlprobe.probes.gradient_stream import Layout, Mean, probing
+from xlprobe.probes.gradient_stream import Layout, Loss, Mean, probing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from xlprobe.encoders.encoder import Encoder
 
-__all__ = ["Gradients", "Loss", "gradients", "mean_gradient"]
+__all__ = ["Gradients", "gradients", "mean_gradient"]
 
 ENOUGH = 0.95  # cosine with the true gradient that `*_batches` asks for
 _Z = 1.959964
-
-
-@dataclass(frozen=True, eq=False)
-class Loss:
-    """A loss over batches: `of(batch)` is its mean over the batch's examples, a scalar with a graph.
-
-    `modules` are the heads it goes through, so that their dropout is off too; they get no gradient. Batches should
-    be of one size: each counts once.
-    """
-
-    name: str
-    batches: Sequence[Any]
-    of: Callable[[Any], Tensor]
-    modules: tuple[nn.Module, ...] = ()
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -84,7 +84,7 @@ def run_study(
     recipe: StudyBase, out: str | Path, *, progress: bool = True
 ) -> tuple[Study, pd.DataFrame | None, Path]:
     """The study, the trial's frame (or None), and the page. Errors: as `transfer_study`."""
-    from xlprobe.recipes.demo import write_page
+    from xlprobe.recipes.page import write_page
     from xlprobe.training.conflict import AGGREGATORS, weights_of
     from xlprobe.transfer.trial import advice_trial
 

@@ -18,51 +18,17 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from reports.errors import InputError
 from reports.results import Result, wilson
 from xlprobe.data.corpora import Bitext, Labelled
+from xlprobe.data.tasks import Task
 from xlprobe.encoders.batches import Batch
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.training.alignment import AlignmentLoss, freeze_layers
 from xlprobe.training.loop import Training, derive, train
 
-__all__ = ["Joint", "Task", "TaskModel", "TransferScores", "finetune", "finetune_seeds", "macro_f1"]
+__all__ = ["Joint", "TaskModel", "TransferScores", "finetune", "finetune_seeds", "macro_f1"]
 
-Kind = Literal["tagging", "classification"]
 DEFAULT = Training(steps=150, batch=32, lr=2e-3, warmup=10)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is learned in one language (`train`) and asked in others (`test`: language to sentences).
-
-    labels: the classes of the head; empty: those of `train`. Errors: `InputError` where the training labels have fewer
-    than two classes, or one that is not among `labels`, or a sentence the wrong number.
-    """
-
-    kind: Kind
-    train: Labelled
-    test: Mapping[str, Labelled]
-    labels: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        found = tuple(sorted({label for some in self.train.labels for label in some}))
-        if len(found) < 2:
-            raise InputError(
-                f"task: expected at least two classes to train on, found {', '.join(found) or 'none'}"
-            )
-        if not self.labels:
-            object.__setattr__(self, "labels", found)
-        if strange := sorted(set(found) - set(self.labels)):
-            raise InputError(f"labels: expected all classes of train, {strange[0]!r} is not among them")
-        for name, corpus in {"train": self.train, **self.test}.items():
-            if not len(corpus):
-                raise InputError(f"task: {name} holds no sentences")
-            for number, (words, own) in enumerate(zip(corpus.words, corpus.labels, strict=True)):
-                if len(own) != (len(words) if self.kind == "tagging" else 1):
-                    raise InputError(
-                        f"task: {name}: sentence {number} has {len(own)} labels for {len(words)} words ({self.kind})"
-                    )
 
 
 @dataclass(frozen=True)

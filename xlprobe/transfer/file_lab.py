@@ -15,8 +15,8 @@ from typing import Any
 
 from xlprobe.data.corpora import Bitext, Labelled
 from xlprobe.data.data_folder import SOURCE, DataFolder
+from xlprobe.data.tasks import Kind, Task
 from xlprobe.encoders.encoder import Encoder
-from xlprobe.training.finetune import Kind, Task
 from xlprobe.training.links import argmax_links
 from xlprobe.transfer.world_lab import Sizes, WorldLab
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from xlprobe.probes.distances import Parallel
-from xlprobe.probes.gradients import Loss
+from xlprobe.probes.gradient_stream import Loss
 
 if TYPE_CHECKING:
     from xlprobe.encoders.encoder import Encoder

@@ -28,8 +28,8 @@ from experiments.forks import forked
 from experiments.runs import RunFolder
 from reports.errors import InputError
 from xlprobe.probes.distances import Distances, distances
-from xlprobe.probes.gradient_stream import Mean
-from xlprobe.probes.gradients import Loss, gradients, mean_gradient
+from xlprobe.probes.gradient_stream import Loss, Mean
+from xlprobe.probes.gradients import gradients, mean_gradient
 from xlprobe.transfer.laboratory import Laboratory, Score
 from xlprobe.transfer.result import Study, table_of
 

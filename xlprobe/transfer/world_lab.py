@@ -15,15 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from xlprobe.data.corpora import Bitext, Labelled, Links, Words
+from xlprobe.data.tasks import Task
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.langworld import world
 from xlprobe.langworld.lexicon import LANGUAGES
 from xlprobe.probes.distances import Parallel
-from xlprobe.probes.gradients import Loss
+from xlprobe.probes.gradient_stream import Loss
 from xlprobe.training.alignment import AlignmentLoss, align, freeze_layers
 from xlprobe.training.conflict import combine
 from xlprobe.training.finetune import Joint as Beside
-from xlprobe.training.finetune import Task, TaskModel, finetune, macro_f1
+from xlprobe.training.finetune import TaskModel, finetune, macro_f1
 from xlprobe.training.loop import Training, derive, train
 from xlprobe.transfer.laboratory import Joint, Score
 
