@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,12 +21,9 @@ from experiments.memory import free_bytes, size, watched
 from reports.diagnosis import Check, Diagnosis, Step, gathered
 from reports.errors import InputError
 from xlprobe.encoders.batches import Batch, Sentence
-from xlprobe.encoders.encoder import EMBEDDED, load_encoder, read_model
+from xlprobe.encoders.encoder import EMBEDDED, Encoder, load_encoder, read_model
 from xlprobe.probes.gradient_stream import Layout, probing
 from xlprobe.probes.invariance import compare, gradient, invariance, random_direction, tolerance
-
-if TYPE_CHECKING:
-    from xlprobe.encoders.encoder import Encoder
 
 __all__ = ["Diagnosis", "diagnose"]
 

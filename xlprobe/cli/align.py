@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.cli.options import count
 from experiments.cli.output import print_json
 from reports.errors import InputError
 from xlprobe.cli.options import command, load
-
-if TYPE_CHECKING:
-    from xlprobe.data.corpora import Bitext
 
 
 def align(options: argparse.Namespace) -> None:
@@ -56,7 +53,7 @@ def align(options: argparse.Namespace) -> None:
     print(f"encoder: {out / 'model'}")
 
 
-def read_pairs(options: argparse.Namespace) -> Bitext:
+def read_pairs(options: argparse.Namespace) -> Any:
     """The bitext of --source and --target, or of the embedded --language; enough of it for --held-out."""
     from xlprobe.data.corpora import load_bitext
     from xlprobe.langworld.world import bitext

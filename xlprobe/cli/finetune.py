@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.cli.options import count
 from experiments.cli.output import as_table, print_json
 from reports.errors import InputError
 from xlprobe.cli.align import layers
 from xlprobe.cli.options import command, load
-
-if TYPE_CHECKING:
-    from xlprobe.data.tasks import Task
 
 
 def finetune(options: argparse.Namespace) -> None:
@@ -42,7 +39,7 @@ def finetune(options: argparse.Namespace) -> None:
     print(as_table(found.summary()))
 
 
-def read_task(options: argparse.Namespace) -> Task:
+def read_task(options: argparse.Namespace) -> Any:
     """The task of --train and --test files, or of the embedded languages."""
     from xlprobe.data.corpora import load_conllu, load_sib200
     from xlprobe.data.tasks import Task

@@ -5,13 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.cli.options import subcommand
 from reports.errors import InputError
-
-if TYPE_CHECKING:
-    from xlprobe.encoders.encoder import Encoder
 
 
 def command(
@@ -31,7 +28,7 @@ def command(
     return parser
 
 
-def load(options: argparse.Namespace) -> Encoder:
+def load(options: argparse.Namespace) -> Any:
     """The encoder of --encoder, --device, --dtype and --attention."""
     from xlprobe.encoders.encoder import load_encoder
 

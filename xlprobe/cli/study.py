@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.cli.options import configured
 from experiments.cli.output import as_table, print_json
 from reports.errors import InputError
 from xlprobe.cli.options import command
-
-if TYPE_CHECKING:
-    from xlprobe.recipes.study import StudyBase
 
 SAID = ("encoder", "device", "dtype", "attention", "seed", "trial", "data")
 
@@ -40,13 +37,13 @@ def study(options: argparse.Namespace) -> None:
     print(f"report: {report}")
 
 
-def _recipe(options: argparse.Namespace) -> StudyBase:
+def _recipe(options: argparse.Namespace) -> Any:
     """The recipe's configuration, with what the command line says on top."""
     from experiments import config
     from xlprobe.recipes.registry import experiments
     from xlprobe.recipes.study import StudyRecipe
 
-    kind: type[StudyBase] = StudyRecipe
+    kind: Any = StudyRecipe
     if options.recipe:
         known, name = experiments(), config.read_table(options.recipe).get("experiment")
         kind = known[name].config if isinstance(name, str) and name in known else StudyRecipe

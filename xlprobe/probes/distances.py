@@ -12,22 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from reports.errors import InputError
 from reports.results import Result
+from reports.xl_figures import distance_curves
 from xlprobe.encoders.batches import Sentence, word_means
+from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.similarity import METRICS, measure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from xlprobe.encoders.encoder import Encoder
 
 __all__ = ["Distances", "Parallel", "distances"]
 
@@ -74,8 +72,6 @@ class Distances(Result):
 
     def plot(self, level: str = "sentence") -> list[Axes]:
         """Gap against layer, a panel for each measure; returns the axes."""
-        from reports.xl_figures import distance_curves  # here: matplotlib is slow to import
-
         rows = self.layers[self.layers["level"] == level].assign(stage=self.encoder)
         return distance_curves(rows)
 

@@ -26,22 +26,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from reports.errors import InputError
 from reports.results import Result
+from reports.xl_figures import cosine_heatmap
+from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.first_order import first_order
 from xlprobe.probes.gradient_stream import Layout, Loss, Mean, probing
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from xlprobe.encoders.encoder import Encoder
 
 __all__ = ["Gradients", "gradients", "mean_gradient"]
 
@@ -81,10 +79,6 @@ class Gradients(Result):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The cosine of every layer and group as a heat map; returns the axes."""
-        from reports.xl_figures import (
-            cosine_heatmap,
-        )  # here: matplotlib is slow to import and not always wanted
-
         return cosine_heatmap(self.scope("cell"), ax=ax)
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -26,10 +25,8 @@ from torch.nn.functional import pad
 
 from reports.diagnosis import Check
 from xlprobe.encoders.batches import Batch, Sentence
+from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.gradient_stream import Layout, Mean, probing
-
-if TYPE_CHECKING:
-    from xlprobe.encoders.encoder import Encoder
 
 __all__ = ["CHECKS", "compare", "gradient", "invariance", "random_direction", "tolerance"]
 

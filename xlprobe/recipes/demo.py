@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from xlprobe.encoders.encoder import Encoder
 from xlprobe.recipes.page import write_page
 from xlprobe.transfer.result import Study
 from xlprobe.transfer.study import StudyConfig, transfer_study
 from xlprobe.transfer.world_lab import Sizes, WorldLab
-
-if TYPE_CHECKING:
-    from xlprobe.encoders.encoder import Encoder
 
 __all__ = ["DEMO_PLAN", "DEMO_SIZES", "run_demo"]
 

@@ -15,21 +15,19 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 
 from experiments.runs import RunFolder
 from reports.errors import InputError
 from xlprobe.data.data_folder import SOURCE, DataFolder
+from xlprobe.encoders.encoder import Encoder
 from xlprobe.recipes.study import Material, StudyBase
 from xlprobe.training.loop import Training
 from xlprobe.training.pretrain import Shape, pretrain
 from xlprobe.transfer.file_lab import FileLab, FileSizes
 from xlprobe.transfer.world_lab import TASKS
-
-if TYPE_CHECKING:
-    from xlprobe.encoders.encoder import Encoder
 
 __all__ = [
     "Pretraining",

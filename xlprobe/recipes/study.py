@@ -11,19 +11,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+import pandas as pd
 
 from experiments.checkpoints import local_bytes
 from experiments.recipe import Plan, recorded
-from xlprobe.encoders.encoder import EMBEDDED, load_encoder
+from xlprobe.encoders.encoder import EMBEDDED, Encoder, load_encoder
+from xlprobe.langworld.lexicon import LANGUAGES
+from xlprobe.recipes.page import write_page
+from xlprobe.training.conflict import AGGREGATORS, weights_of
+from xlprobe.transfer.result import Study
 from xlprobe.transfer.study import StudyConfig, case_ids, transfer_study
-from xlprobe.transfer.world_lab import Sizes, WorldLab
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from xlprobe.encoders.encoder import Encoder
-    from xlprobe.transfer.result import Study
+from xlprobe.transfer.trial import advice_trial
+from xlprobe.transfer.world_lab import TASKS, Sizes, WorldLab
 
 __all__ = ["Material", "StudyBase", "StudyRecipe", "plan_study", "run_study"]
 
@@ -74,9 +75,6 @@ class StudyRecipe(StudyBase):
 
     def available(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """See `StudyBase`."""
-        from xlprobe.langworld.lexicon import LANGUAGES
-        from xlprobe.transfer.world_lab import TASKS
-
         return tuple(f"source-{name}" for name in LANGUAGES if name != "source"), tuple(TASKS)
 
 
@@ -84,10 +82,6 @@ def run_study(
     recipe: StudyBase, out: str | Path, *, progress: bool = True
 ) -> tuple[Study, pd.DataFrame | None, Path]:
     """The study, the trial's frame (or None), and the page. Errors: as `transfer_study`."""
-    from xlprobe.recipes.page import write_page
-    from xlprobe.training.conflict import AGGREGATORS, weights_of
-    from xlprobe.transfer.trial import advice_trial
-
     if recipe.trial:
         weights_of(AGGREGATORS[0])  # an extra that is missing is said before hours of work
     laboratory, said = recipe.material(Path(out), progress=progress)

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.distances import Parallel
 from xlprobe.probes.gradient_stream import Loss
-
-if TYPE_CHECKING:
-    from xlprobe.encoders.encoder import Encoder
 
 __all__ = ["Joint", "Laboratory", "Score"]
 

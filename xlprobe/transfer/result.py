@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
+from matplotlib.axes import Axes
 
 from reports.errors import InputError
 from reports.results import Result
+from reports.xl_figures import outcome_scatter
 from xlprobe.transfer.advice import Advice, advise
 from xlprobe.transfer.claims import claims
 from xlprobe.transfer.prediction import predict
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["Study", "table_of"]
 
@@ -80,8 +79,6 @@ class Study(Result):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Change of retrieval against change of score; returns the axes."""
-        from reports.xl_figures import outcome_scatter  # here: matplotlib is slow to import
-
         return outcome_scatter(self.cells, ax, x="delta_retrieval", xlabel="change of retrieval")
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,14 +27,12 @@ from experiments.cases import every_case
 from experiments.forks import forked
 from experiments.runs import RunFolder
 from reports.errors import InputError
+from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.distances import Distances, distances
 from xlprobe.probes.gradient_stream import Loss, Mean
 from xlprobe.probes.gradients import gradients, mean_gradient
 from xlprobe.transfer.laboratory import Laboratory, Score
 from xlprobe.transfer.result import Study, table_of
-
-if TYPE_CHECKING:
-    from xlprobe.encoders.encoder import Encoder
 
 __all__ = ["OBJECTIVES", "SHUFFLED", "StudyConfig", "effects_of", "paired_differences", "transfer_study"]
 
