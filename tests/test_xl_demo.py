@@ -40,9 +40,9 @@ def test_alignment_raises_held_out_retrieval_and_shuffled_pairs_do_not(
 ) -> None:
     laboratory = WorldLab(langworld, DEMO_SIZES)
     held_out = laboratory.held_out("source-words")
-    before = retrieval(laboratory.encoder, held_out)  # type: ignore[arg-type]
+    before = retrieval(laboratory.encoder, held_out)
     aligned = laboratory.aligned("source-words", objective, seed=0, shuffled=shuffled)
-    after = retrieval(aligned, held_out)  # type: ignore[arg-type]
+    after = retrieval(aligned, held_out)
     assert (after - before >= 0.2) != shuffled
 
 

@@ -34,7 +34,7 @@ from xlprobe.data.corpora import (
     text_hash,
 )
 
-__all__ = ["LANGUAGES", "DataFolder", "Names", "detached"]
+__all__ = ["CODES", "DataFolder", "Names", "detached"]
 
 
 class Names(NamedTuple):
@@ -46,7 +46,7 @@ class Names(NamedTuple):
 
 
 SOURCE = "en"
-LANGUAGES = {
+CODES = {
     "en": Names("English", "eng", "eng_Latn"),
     "de": Names("German", "deu", "deu_Latn"),
     "tr": Names("Turkish", "tur", "tur_Latn"),
@@ -69,7 +69,7 @@ class DataFolder:
                 f"data: expected a folder with ud, sib200 and tatoeba, found no {missing[0]} in {self.folder}; name it "
                 "with --data, or in the environment as MECHEDIT_DATA"
             )
-        targets = [code for code in LANGUAGES if code != SOURCE and self._tatoeba(code)[1].is_file()]
+        targets = [code for code in CODES if code != SOURCE and self._tatoeba(code)[1].is_file()]
         if not targets:
             raise InputError(
                 f"data: {self.folder / 'tatoeba'} has pairs of no known language; expected files such as "
@@ -201,14 +201,14 @@ class DataFolder:
         return Labelled(tuple(map(detached, found.words)), found.labels, found.ids)
 
     def _pud_file(self, language: str) -> Path:
-        return self.folder / "ud" / f"UD_{LANGUAGES[language].ud}-PUD" / f"{language}_pud-ud-test.conllu"
+        return self.folder / "ud" / f"UD_{CODES[language].ud}-PUD" / f"{language}_pud-ud-test.conllu"
 
     def _sib_file(self, language: str, part: str) -> Path:
-        return self.folder / "sib200" / LANGUAGES[language].flores / f"{part}.tsv"
+        return self.folder / "sib200" / CODES[language].flores / f"{part}.tsv"
 
     def _tatoeba(self, language: str) -> tuple[Path, Path]:
-        stem = self.folder / "tatoeba" / f"tatoeba.{LANGUAGES[language].iso}-eng"
-        return Path(f"{stem}.eng"), Path(f"{stem}.{LANGUAGES[language].iso}")
+        stem = self.folder / "tatoeba" / f"tatoeba.{CODES[language].iso}-eng"
+        return Path(f"{stem}.eng"), Path(f"{stem}.{CODES[language].iso}")
 
 
 def detached(words: Sequence[str]) -> Words:

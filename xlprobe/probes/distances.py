@@ -29,8 +29,6 @@ from xlprobe.probes.similarity import METRICS, measure
 
 __all__ = ["Distances", "Parallel", "distances"]
 
-Links = Sequence[tuple[int, int]]
-
 
 class Parallel(Protocol):
     """Parallel text: `source[i]` and `target[i]` say the same, `links[i]` are the pairs of their words that do."""
@@ -44,7 +42,7 @@ class Parallel(Protocol):
         """The same sentences in the other language."""
 
     @property
-    def links(self) -> Sequence[Links] | None:
+    def links(self) -> Sequence[Sequence[tuple[int, int]]] | None:
         """Word alignments (source word, target word), or None."""
 
 
@@ -188,7 +186,7 @@ def _split(sentence: Sentence) -> Sequence[str]:
     return sentence.split() if isinstance(sentence, str) else sentence
 
 
-def _words(links: Sequence[Links] | None, side: int) -> list[list[int]] | None:
+def _words(links: Sequence[Sequence[tuple[int, int]]] | None, side: int) -> list[list[int]] | None:
     return None if links is None else [[pair[side] for pair in some] for some in links]
 
 

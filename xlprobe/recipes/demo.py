@@ -11,9 +11,10 @@ from pathlib import Path
 
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.recipes.page import write_page
+from xlprobe.transfer.laboratory import Sizes
 from xlprobe.transfer.result import Study
 from xlprobe.transfer.study import StudyConfig, transfer_study
-from xlprobe.transfer.world_lab import Sizes, WorldLab
+from xlprobe.transfer.world_lab import WorldLab
 
 __all__ = ["DEMO_PLAN", "DEMO_SIZES", "run_demo"]
 

@@ -27,7 +27,7 @@ from xlprobe.recipes.study import Material, StudyBase
 from xlprobe.training.loop import Training
 from xlprobe.training.pretrain import Shape, pretrain
 from xlprobe.transfer.file_lab import FileLab, FileSizes
-from xlprobe.transfer.world_lab import TASKS
+from xlprobe.transfer.laboratory import TASKS
 
 __all__ = [
     "Pretraining",
@@ -44,16 +44,16 @@ __all__ = [
 ALPHA = 0.3
 XLM_R = 278_000_000  # parameters of XLM-R base, embeddings included
 JUDGED = ("tags: test", "topics: test", "distances")
-SHAPE = Shape(vocabulary=8000, d_model=128, n_layers=4, n_heads=4, d_ffn=512, positions=192, dropout=0.1)
-TRAINING = Training(steps=6500, batch=64, lr=1e-3, warmup=500, decay=0.6, weight_decay=0.01)
+_SHAPE = Shape(vocabulary=8000, d_model=128, n_layers=4, n_heads=4, d_ffn=512, positions=192, dropout=0.1)
+_TRAINING = Training(steps=6500, batch=64, lr=1e-3, warmup=500, decay=0.6, weight_decay=0.01)
 
 
 @dataclass(frozen=True)
 class Pretraining:
     """The small encoder and its training."""
 
-    shape: Shape = SHAPE
-    training: Training = TRAINING
+    shape: Shape = _SHAPE
+    training: Training = _TRAINING
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,15 @@ from xlprobe.encoders.encoder import EMBEDDED, Encoder, load_encoder
 from xlprobe.langworld.lexicon import LANGUAGES
 from xlprobe.recipes.page import write_page
 from xlprobe.training.conflict import AGGREGATORS, weights_of
+from xlprobe.transfer.laboratory import TASKS, Laboratory, Sizes
 from xlprobe.transfer.result import Study
 from xlprobe.transfer.study import StudyConfig, case_ids, transfer_study
 from xlprobe.transfer.trial import advice_trial
-from xlprobe.transfer.world_lab import TASKS, Sizes, WorldLab
+from xlprobe.transfer.world_lab import WorldLab
 
 __all__ = ["Material", "StudyBase", "StudyRecipe", "plan_study", "run_study"]
 
-Material = tuple[WorldLab, Callable[[], dict[str, Any]]]
+Material = tuple[Laboratory, Callable[[], dict[str, Any]]]
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.similarity import retrieval_hits
 from xlprobe.training.links import argmax_links, usable_links
 from xlprobe.training.loop import Training, derive, train
-from xlprobe.training.objectives import Pair, linked_words, objective_loss, probe_layer
+from xlprobe.training.objectives import OBJECTIVES, Pair, linked_words, objective_loss, probe_layer
 
-__all__ = ["OBJECTIVES", "AlignmentLoss", "align", "freeze_layers", "l2_loss", "retrieval"]
+__all__ = ["ALIGNABLE", "AlignmentLoss", "align", "freeze_layers", "l2_loss", "retrieval"]
 
-OBJECTIVES = ("mlm", "sentence", "token", "tlm", "l2")
+ALIGNABLE = (*OBJECTIVES, "l2")
 WORDS = ("token", "l2")  # objectives that stand on word links
 DEFAULT = Training(steps=80, batch=24, lr=2e-3, warmup=10)
 PULL = 1.0  # weight of ‖θ − θ₀‖² beside the distance of aligned words
@@ -199,12 +199,12 @@ class _Stop:
 def _weights(objective: str | Mapping[str, float]) -> dict[str, float]:
     weights = {objective: 1.0} if isinstance(objective, str) else dict(objective)
     for name, weight in weights.items():
-        if name not in OBJECTIVES:
-            raise InputError(f"objective: expected one of {', '.join(OBJECTIVES)}, found {name!r}")
+        if name not in ALIGNABLE:
+            raise InputError(f"objective: expected one of {', '.join(ALIGNABLE)}, found {name!r}")
         if not (math.isfinite(weight) and weight > 0):
             raise InputError(f"objective: expected a weight above 0 for {name}, found {weight}")
     if not weights:
-        raise InputError(f"objective: expected at least one of {', '.join(OBJECTIVES)}, found none")
+        raise InputError(f"objective: expected at least one of {', '.join(ALIGNABLE)}, found none")
     return weights
 
 

@@ -18,12 +18,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from reports.errors import InputError
 from reports.results import Result, wilson
 from xlprobe.data.corpora import Bitext, Labelled
 from xlprobe.data.tasks import Task
 from xlprobe.encoders.batches import Batch
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.training.alignment import AlignmentLoss, freeze_layers
+from xlprobe.training.conflict import Aggregator, combine
 from xlprobe.training.loop import Training, derive, train
 
 __all__ = ["Joint", "TaskModel", "TransferScores", "finetune", "finetune_seeds", "macro_f1"]
@@ -33,12 +35,32 @@ DEFAULT = Training(steps=150, batch=32, lr=2e-3, warmup=10)
 
 @dataclass(frozen=True)
 class Joint:
-    """An alignment loss beside the task's: weight · objective on `bitext`, in each step or in every other."""
+    """An alignment loss beside the task's, on both in every step or on each in turn.
+
+    Attributes:
+        bitext: The pairs to align on.
+        objective: As for `align`.
+        weight: What the alignment's loss is multiplied by; it counts for the aggregator "sum" alone.
+        schedule: "during" takes both losses in each step, "alternate" takes turns.
+        aggregator: How the two losses of a step become one: "sum", or conflicts settled by TorchJD
+            (`xlprobe.training.conflict`).
+
+    Raises:
+        InputError: An aggregator other than "sum" with the schedule "alternate".
+    """
 
     bitext: Bitext
     objective: str | Mapping[str, float]
     weight: float = 0.1
     schedule: Literal["during", "alternate"] = "during"
+    aggregator: Aggregator | Literal["sum"] = "sum"
+
+    def __post_init__(self) -> None:
+        if self.schedule == "alternate" and self.aggregator != "sum":
+            raise InputError(
+                f"aggregator: {self.aggregator} needs both losses in one step; expected the schedule during, found "
+                "alternate"
+            )
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -106,11 +128,16 @@ class TaskModel(nn.Module):
 
     def score(self, corpus: Labelled) -> dict[str, float]:
         """accuracy, macro_f1 and n over all words (or texts); a word that was cut off counts as wrong."""
-        pairs = []
-        for said, true in zip(self.predict(corpus.words), corpus.labels, strict=True):
-            pairs += list(zip([*said, *[""] * (len(true) - len(said))], true, strict=True))
-        right = sum(a == b for a, b in pairs)
-        return {"accuracy": right / len(pairs), "macro_f1": macro_f1(pairs), "n": len(pairs)}
+        answers = [answer for sentence in self.answers(corpus) for answer in sentence]
+        right = sum(guess == label for guess, label in answers)
+        return {"accuracy": right / len(answers), "macro_f1": macro_f1(answers), "n": len(answers)}
+
+    def answers(self, corpus: Labelled) -> list[list[tuple[str, str]]]:
+        """(predicted, true) of each word, or of each text, by sentence; the prediction of a cut-off word is empty."""
+        return [
+            list(zip([*guesses, *[""] * (len(labels) - len(guesses))], labels, strict=True))
+            for guesses, labels in zip(self.predict(corpus.words), corpus.labels, strict=True)
+        ]
 
     def _counts(self, batch: Batch) -> list[int]:
         counts: list[int] = batch.firsts.sum(1).tolist() if self.task.kind == "tagging" else [1] * len(batch)
@@ -219,6 +246,8 @@ class _JointLoss(nn.Module):
     def __init__(self, task: TaskModel, joint: Joint, seed: int) -> None:
         super().__init__()
         self.task, self.joint = task, joint
+        # The projection of conflict-aware training has always had the seed 0; saved trials go on with it.
+        seed = seed if joint.aggregator == "sum" else 0
         self.alignment = AlignmentLoss(task.encoder, joint.bitext, joint.objective, seed=seed)
         self.step = 0
 
@@ -227,9 +256,12 @@ class _JointLoss(nn.Module):
         self.step = step
 
     def forward(self, rows: Tensor) -> Tensor:
-        pairs = rows % len(self.alignment.pairs)
-        if self.joint.schedule == "during":
-            both: Tensor = self.task(rows) + self.joint.weight * self.alignment(pairs)
+        pairs, joint = rows % len(self.alignment.pairs), self.joint
+        if joint.aggregator != "sum":
+            losses = [self.task(rows), self.alignment(pairs)]
+            return combine(losses, list(self.task.encoder.model.parameters()), joint.aggregator)
+        if joint.schedule == "during":
+            both: Tensor = self.task(rows) + joint.weight * self.alignment(pairs)
             return both
-        one: Tensor = self.task(rows) if self.step % 2 == 0 else self.joint.weight * self.alignment(pairs)
-        return one
+        turn: Tensor = self.task(rows) if self.step % 2 == 0 else joint.weight * self.alignment(pairs)
+        return turn

@@ -25,8 +25,9 @@ from xlprobe.encoders.batches import Batch, word_means
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.training.pretrain import mask_tokens, mlm_loss
 
-__all__ = ["Pair", "contrastive", "linked_words", "objective_loss", "probe_layer"]
+__all__ = ["OBJECTIVES", "Pair", "contrastive", "linked_words", "objective_loss", "probe_layer"]
 
+OBJECTIVES = ("mlm", "sentence", "token", "tlm")
 #: source words, target words, one-to-one links (source word, target word)
 Pair = tuple[Sequence[str], Sequence[str], Sequence[tuple[int, int]]]
 TEMPERATURE = 0.1
@@ -69,7 +70,7 @@ def objective_loss(
         swap = (torch.rand(len(pairs)) < 0.5).tolist()
         whole = [[*b, *a] if s else [*a, *b] for (a, b, _), s in zip(pairs, swap, strict=True)]
         return _masked(encoder, whole)
-    if objective not in ("sentence", "token"):
+    if objective not in OBJECTIVES:
         raise InputError(f"objective: expected mlm, sentence, token or tlm, found {objective!r}")
     batch = encoder.encode(sides).to(encoder.device)
     states = encoder.state(batch, probe_layer(encoder.n_layers))

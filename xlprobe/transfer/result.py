@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from reports.errors import InputError
 from reports.results import Result
 from reports.xl_figures import outcome_scatter
+from xlprobe.training.objectives import probe_layer
 from xlprobe.transfer.advice import Advice, advise
 from xlprobe.transfer.claims import claims
 from xlprobe.transfer.prediction import predict
@@ -94,7 +95,7 @@ def table_of(
     provenance: dict[str, Any],
 ) -> Study:
     """The study from its tables: joins effects, distances and gradients to cells, and predicts."""
-    layer = _probe_layer(distances)
+    layer = probe_layer(int(distances["layer"].max()))
     cells = effects.merge(_retrieval(distances, layer), on=["pair", "objective"], how="left")
     whole = gradients[gradients["scope"] == "encoder"]
     keep = ["pair", "objective", "task", *_GRADIENT_COLUMNS, "low", "high", "n_task", "n_align"]
@@ -124,11 +125,6 @@ def table_of(
 
 def _tried(cells: pd.DataFrame) -> pd.DataFrame:
     return cells[cells["objective"] != "shuffled"]
-
-
-def _probe_layer(distances: pd.DataFrame) -> int:
-    """Two thirds up, as XLM-R base's layer 8 of 12, where alignment is usually measured."""
-    return round(2 * int(distances["layer"].max()) / 3)
 
 
 def _retrieval(distances: pd.DataFrame, layer: int) -> pd.DataFrame:

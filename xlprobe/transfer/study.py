@@ -31,12 +31,12 @@ from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.distances import Distances, distances
 from xlprobe.probes.gradient_stream import Loss, Mean
 from xlprobe.probes.gradients import gradients, mean_gradient
+from xlprobe.training.objectives import OBJECTIVES
 from xlprobe.transfer.laboratory import Laboratory, Score
 from xlprobe.transfer.result import Study, table_of
 
-__all__ = ["OBJECTIVES", "SHUFFLED", "StudyConfig", "effects_of", "paired_differences", "transfer_study"]
+__all__ = ["SHUFFLED", "StudyConfig", "effects_of", "paired_differences", "transfer_study"]
 
-OBJECTIVES = ("mlm", "sentence", "token", "tlm")
 SHUFFLED = "shuffled"
 KEPT = 2**28  # bytes of mean gradients that cases share
 _METRICS = ("cosine", "weak_retrieval", "strong_retrieval", "cka")
@@ -78,7 +78,8 @@ def transfer_study(
 
     >>> import tempfile
     >>> from xlprobe.encoders.encoder import load_encoder
-    >>> from xlprobe.transfer.world_lab import Sizes, WorldLab
+    >>> from xlprobe.transfer.laboratory import Sizes
+    >>> from xlprobe.transfer.world_lab import WorldLab
     >>> sizes = Sizes(16, 16, 8, 8, align_steps=1, finetune_steps=1, head_steps=1, probe_batches=2, batch=8)
     >>> laboratory = WorldLab(load_encoder("langworld", device="cpu"), sizes)
     >>> plan = StudyConfig(("source-half",), ("sentence",), ("topic",), seeds=1, shuffled=False)

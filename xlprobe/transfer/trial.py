@@ -21,7 +21,7 @@ from experiments.cases import every_case
 from experiments.runs import RunFolder
 from xlprobe.training.conflict import AGGREGATORS
 from xlprobe.transfer.advice import Advice, advise
-from xlprobe.transfer.laboratory import Joint, Laboratory, Score
+from xlprobe.transfer.laboratory import Laboratory, Plan, Score
 from xlprobe.transfer.result import Study
 from xlprobe.transfer.study import effects_of, paired_differences
 
@@ -68,9 +68,9 @@ def _case(laboratory: Laboratory, study: Study, pair: str, task: str, seed: int)
     others = study.gradients[(study.gradients["pair"] != pair) & (study.gradients["task"] == task)]
     advice = advise(others, task=task)
     objective = advice.objective if advice.objective != "none" else _nearest(others)
-    plans: dict[str, Joint | None] = {"none": None, "advice": _followed(advice, pair)}
-    plans["plain sum"] = Joint(objective, pair, weight=1.0)
-    plans |= {name: Joint(objective, pair, aggregator=name) for name in AGGREGATORS}
+    plans: dict[str, Plan | None] = {"none": None, "advice": _followed(advice, pair)}
+    plans["plain sum"] = Plan(objective, pair, weight=1.0)
+    plans |= {name: Plan(objective, pair, aggregator=name) for name in AGGREGATORS}
     scores = {}
     for way, plan in plans.items():
         model = laboratory.finetuned(laboratory.encoder, task, seed=seed, joint=plan)
@@ -78,10 +78,10 @@ def _case(laboratory: Laboratory, study: Study, pair: str, task: str, seed: int)
     return {"advice": asdict(advice), "objective": objective, "scores": scores}
 
 
-def _followed(advice: Advice, pair: str) -> Joint | None:
+def _followed(advice: Advice, pair: str) -> Plan | None:
     if advice.objective == "none":
         return None
-    return Joint(advice.objective, pair, weight=advice.weight, frozen=advice.freeze)
+    return Plan(advice.objective, pair, weight=advice.weight, frozen=advice.freeze)
 
 
 def _nearest(gradients: pd.DataFrame) -> str:
