@@ -1,5 +1,4 @@
-"""The command line: `xlprobe demo | pretrain | align | finetune | distances | gradients | study | run | langworld |
-diagnose | report | bench`.
+"""The command line; `xlprobe --help` lists the commands.
 
 Every command prints a table, or one JSON object with `--json`. Exit status: 0 done, 1 failed, 2 wrong usage
 (one line on standard error), 130 interrupted.
@@ -28,7 +27,7 @@ from xlprobe.cli import (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit status."""
+    """Run one command; its exit status."""
     return execute(_parser(), argv)
 
 

@@ -40,6 +40,6 @@ def demo(options: argparse.Namespace) -> None:
 
 
 def add(commands: Any) -> None:
-    """`demo`."""
+    """Add `demo` to the commands."""
     p = command(commands, "demo", demo, "xlprobe demo --out runs/demo-xl")
     p.add_argument("--out", default="runs/demo-xl", help="run folder (default runs/demo-xl)")

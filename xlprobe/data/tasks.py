@@ -18,8 +18,15 @@ Kind = Literal["tagging", "classification"]
 class Task:
     """What is learned in one language (`train`) and asked in others (`test`: language to sentences).
 
-    labels: the classes of the head; empty: those of `train`. Errors: `InputError` where the training labels have fewer
-    than two classes, or one that is not among `labels`, or a sentence the wrong number.
+    Attributes:
+        kind: "tagging" asks for a label of each word, "classification" for one of each text.
+        train: The sentences to learn from.
+        test: The sentences that are asked, by language.
+        labels: The classes of the head; by default those of `train`.
+
+    Raises:
+        InputError: The training labels have fewer than two classes, or one that is not among `labels`, or a sentence
+            has the wrong number of labels.
     """
 
     kind: Kind
@@ -28,20 +35,20 @@ class Task:
     labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        found = tuple(sorted({label for some in self.train.labels for label in some}))
-        if len(found) < 2:
+        classes = tuple(sorted({label for labels in self.train.labels for label in labels}))
+        if len(classes) < 2:
             raise InputError(
-                f"task: expected at least two classes to train on, found {', '.join(found) or 'none'}"
+                f"task: expected at least two classes to train on, found {', '.join(classes) or 'none'}"
             )
         if not self.labels:
-            object.__setattr__(self, "labels", found)
-        if strange := sorted(set(found) - set(self.labels)):
+            object.__setattr__(self, "labels", classes)
+        if strange := sorted(set(classes) - set(self.labels)):
             raise InputError(f"labels: expected all classes of train, {strange[0]!r} is not among them")
         for name, corpus in {"train": self.train, **self.test}.items():
             if not len(corpus):
                 raise InputError(f"task: {name} holds no sentences")
-            for number, (words, own) in enumerate(zip(corpus.words, corpus.labels, strict=True)):
-                if len(own) != (len(words) if self.kind == "tagging" else 1):
+            for number, (words, labels) in enumerate(zip(corpus.words, corpus.labels, strict=True)):
+                if len(labels) != (len(words) if self.kind == "tagging" else 1):
                     raise InputError(
-                        f"task: {name}: sentence {number} has {len(own)} labels for {len(words)} words ({self.kind})"
+                        f"task: {name}: sentence {number} has {len(labels)} labels for {len(words)} words ({self.kind})"
                     )

@@ -5,7 +5,7 @@ sentence is the mean of its content tokens (special tokens left out), each align
 `xlprobe.probes.similarity` turns the matched vectors into matched, random and gap for each measure.
 
 Read the gap, never `matched` alone: XLM-R's space is anisotropic. Held out means used neither for alignment nor for
-the task: a distance on the alignment's own text says how well it was learnt by heart.
+the task: a distance on the alignment's own text says how well it was memorised.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from reports.errors import InputError
 from reports.results import Result
 from reports.xl_figures import distance_curves
-from xlprobe.encoders.batches import Sentence, word_means
+from xlprobe.encoders.batches import Sentence, sentence_means, word_means
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.similarity import METRICS, measure
 
@@ -31,11 +31,11 @@ __all__ = ["Distances", "Parallel", "distances"]
 
 
 class Parallel(Protocol):
-    """Parallel text: `source[i]` and `target[i]` say the same, `links[i]` are the pairs of their words that do."""
+    """Parallel text: `source[i]` and `target[i]` have one meaning, and so have the pairs of words `links[i]`."""
 
     @property
     def source(self) -> Sequence[Sentence]:
-        """Sentences of one language, as texts or word lists."""
+        """The sentences of one language, as texts or word lists."""
 
     @property
     def target(self) -> Sequence[Sentence]:
@@ -48,10 +48,15 @@ class Parallel(Protocol):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Distances(Result):
-    """Frame `layers`: layer, level ("sentence" | "token"), metric, matched, random, gap, low, high, n.
+    """The measures of two languages on every layer.
 
-    `low`, `high` are the 95 % interval of `gap` = matched − random over n pairs (`xlprobe.probes.similarity.measure`).
     A smaller distance is a *negative* gap of "euclidean", and a positive one of all other measures.
+
+    Attributes:
+        layers: Frame layer, level ("sentence" | "token"), metric, matched, random, gap = matched − random, low and high
+            (its 95 % interval over n pairs, `xlprobe.probes.similarity.measure`), n.
+        encoder: Name of the encoder.
+        n_cut: The number of pairs that the sample left out.
     """
 
     kind: ClassVar[str] = "distances"
@@ -62,14 +67,18 @@ class Distances(Result):
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def value(self, metric: str, *, layer: int, level: str = "sentence", column: str = "matched") -> float:
-        """One number of the frame. Errors: `InputError` where it has no such row."""
-        found = self.layers.query("metric == @metric and layer == @layer and level == @level")
-        if found.empty:
+        """One number of the frame.
+
+        Raises:
+            InputError: The frame has no such row.
+        """
+        rows = self.layers.query("metric == @metric and layer == @layer and level == @level")
+        if rows.empty:
             raise InputError(f"metric: no row {metric!r}, layer {layer}, level {level!r} in these distances")
-        return float(found[column].iloc[0])
+        return float(rows[column].iloc[0])
 
     def plot(self, level: str = "sentence") -> list[Axes]:
-        """Gap against layer, a panel for each measure; returns the axes."""
+        """Draw the gap against the layer, a panel for each measure; the axes."""
         rows = self.layers[self.layers["level"] == level].assign(stage=self.encoder)
         return distance_curves(rows)
 
@@ -87,9 +96,21 @@ def distances(
 ) -> Distances:
     """The measures `metrics` on every layer, by sentence and, where there are links, by word.
 
-    Words: only one-to-one links, and none between identical strings (names, digits, punctuation: they are close in any
-    encoder). Of more than `max_pairs` pairs a seeded sample is taken: retrieval gets harder as n grows, so compare
-    encoders on the same n. Errors: `InputError` for sides of unequal length or fewer than 4 pairs.
+    Word links that are not one-to-one are left out, and so are those between identical strings (names, digits,
+    punctuation), which are close in any encoder. Retrieval gets harder as n grows: compare encoders on the same n.
+
+    Args:
+        encoder: The encoder.
+        parallel: Held-out text.
+        metrics: Some of `xlprobe.probes.similarity.METRICS`.
+        batch_size: Sentences that go through the encoder at once.
+        max_pairs: Of more pairs (or links) than these a seeded sample is taken.
+        seed: Decides the sample, the intervals and the permutations.
+        progress: Show a progress bar.
+        provenance: What the result is to say of its origin.
+
+    Raises:
+        InputError: Sides of unequal length, fewer than 4 pairs, or fewer than 4 usable links.
 
     >>> from types import SimpleNamespace
     >>> from xlprobe.encoders.encoder import load_encoder
@@ -137,21 +158,20 @@ def _vectors(
     batch_size: int,
     bar: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Sentence means [L + 1, n, d] and the vectors of the asked words, sentence by sentence [L + 1, m, d]."""
+    """Sentence means [L + 1, n, d] and the vectors of `words`, sentence by sentence [L + 1, m, d]."""
     batch = encoder.encode(sentences)
     pooled: list[Tensor] = [torch.empty(0)] * len(sentences)
-    found: list[Tensor] = [torch.empty(0)] * len(sentences)
+    taken: list[Tensor] = [torch.empty(0)] * len(sentences)
     for rows, part in batch.chunks(batch_size):
         states = encoder.states(part).float().cpu()
-        content = part.content.cpu()[None, :, :, None]
-        means = (states * content).sum(2) / content.sum(2).clamp(min=1)
+        means = sentence_means(states, part)
         by_word = word_means(states, part.word_ids.cpu()) if words is not None else states
-        for at, row in enumerate(rows.tolist()):
-            pooled[row] = means[:, at]
+        for i, row in enumerate(rows.tolist()):
+            pooled[row] = means[:, i]
             if words is not None:
-                found[row] = _taken(by_word[:, at], words[row])
+                taken[row] = _taken(by_word[:, i], words[row])
         bar.update(len(rows))
-    return torch.stack(pooled, 1), torch.cat(found, 1) if words is not None else torch.empty(0)
+    return torch.stack(pooled, 1), torch.cat(taken, 1) if words is not None else torch.empty(0)
 
 
 def _taken(by_word: Tensor, words: Sequence[int]) -> Tensor:
@@ -163,8 +183,8 @@ def _taken(by_word: Tensor, words: Sequence[int]) -> Tensor:
 
 def _both_there(left: Tensor, right: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:
     """The aligned words that neither side cut off, at most `most` of them."""
-    there = (left[0].isfinite() & right[0].isfinite()).all(-1)
-    left, right = left[:, there], right[:, there]
+    both = (left[0].isfinite() & right[0].isfinite()).all(-1)
+    left, right = left[:, both], right[:, both]
     keep = _sample(left.shape[1], most, seed)
     return left[:, keep], right[:, keep]
 
@@ -187,7 +207,7 @@ def _split(sentence: Sentence) -> Sequence[str]:
 
 
 def _words(links: Sequence[Sequence[tuple[int, int]]] | None, side: int) -> list[list[int]] | None:
-    return None if links is None else [[pair[side] for pair in some] for some in links]
+    return None if links is None else [[link[side] for link in pairs] for pairs in links]
 
 
 def _sample(n: int, most: int, seed: int) -> list[int]:

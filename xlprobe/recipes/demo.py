@@ -1,7 +1,7 @@
 """The whole study on the embedded languages at a small setting: align, probe, fine-tune, predict, advise, report.
 
-`run_demo` runs `xlprobe.transfer.study` on a `WorldLab` and writes what the page reads. What must be seen there: `sentence`
-and `token` alignment raise held-out retrieval, shuffled pairs do not.
+`run_demo` runs `xlprobe.transfer.study` on a `WorldLab` and writes its page, on which `sentence` and `token`
+alignment must raise held-out retrieval, and shuffled pairs must not.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ def run_demo(
     seed: int = 0,
     progress: bool = True,
 ) -> Study:
-    """Runs the study into `out` (or goes on with it), writes `out/report.html`; the study.
+    """Run the study into `out` (or go on with it) and write `out/report.html`; the study.
 
-    Errors: `InputError` where `out` holds something else or a run with another configuration.
+    Raises:
+        InputError: `out` holds something else, or a run with another configuration.
     """
     laboratory = WorldLab(encoder, sizes, seed=seed)
     study = transfer_study(laboratory, plan, out, workers=os.cpu_count() or 1, progress=progress)

@@ -27,9 +27,15 @@ def write_page(
     notes: Sequence[str] = (),
     caution: str = INVENTED,
 ) -> Path:
-    """The tables that `reports.xl_page` reads, and the page, into the study's run folder; the page's path.
+    """Write the page, and the tables that `reports.xl_page` reads, into the study's run folder; the page's path.
 
-    `caution` says what the material cannot show.
+    Args:
+        study: The study.
+        out: Its run folder.
+        model: What the page calls the encoder.
+        title: Title of the page.
+        notes: Sentences on the material.
+        caution: What the material cannot show.
     """
     run = RunFolder(Path(out), {})
     for name in ("cells", "predictors", "distances", "gradients"):
@@ -60,16 +66,19 @@ def write_page(
 
 
 def study_json(study: Study) -> dict[str, Any]:
-    """One object: per pair and objective the change of retrieval, per task the change of score and the cosine with its
-    yardsticks, with n and intervals; predictors, claims and advice."""
+    """One object with the study's numbers.
+
+    It holds, for each pair and objective, the change of retrieval and, for each task, the change of score and the
+    cosine with its yardsticks, with n and intervals; then predictors, claims and advice.
+    """
     result: dict[str, Any] = {"pairs": {}}
     for (pair, objective), group in study.cells.groupby(["pair", "objective"], sort=False):
         first = group.iloc[0]
-        own = {
+        retrieval = {
             name: float(first[name]) for name in ("retrieval_before", "retrieval_after", "delta_retrieval")
         }
         tasks = {str(row["task"]): _cell(row) for _, row in group.iterrows()}
-        result["pairs"].setdefault(str(pair), {})[str(objective)] = {**own, "tasks": tasks}
+        result["pairs"].setdefault(str(pair), {})[str(objective)] = {**retrieval, "tasks": tasks}
     result["predictors"] = study.predictors.to_dict("records")
     result["claims"] = study.claims
     result["advice"] = {task: asdict(study.advice(task)) for task in dict.fromkeys(study.cells["task"])}

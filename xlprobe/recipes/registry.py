@@ -13,9 +13,9 @@ __all__ = ["experiments"]
 
 
 def experiments() -> dict[str, Experiment]:
-    """By the name that a recipe gives in its key `experiment`."""
+    """The experiments by the name that a recipe gives in its key `experiment`."""
     known = (StudyRecipe, RealTextRecipe)
-    return {one.experiment: Experiment(one.experiment, one, plan_study, _study) for one in known}
+    return {recipe.experiment: Experiment(recipe.experiment, recipe, plan_study, _study) for recipe in known}
 
 
 def _study(recipe: StudyBase, out: Path, progress: bool) -> dict[str, Any]:

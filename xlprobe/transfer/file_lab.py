@@ -24,7 +24,7 @@ __all__ = ["FileLab", "FileSizes"]
 
 @dataclass(frozen=True)
 class FileSizes(Sizes):
-    """As `Sizes`, at most: a corpus that has fewer sentences gives all that it has.
+    """Upper limits: a corpus that has fewer sentences gives all that it has.
 
     `train` and `test` hold for each task; `held_out` is taken out of PUD, so it decides what is left to be asked.
     """

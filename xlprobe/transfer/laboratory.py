@@ -222,8 +222,8 @@ class Laboratory(ABC):
         shift = rng.randrange(1, len(bitext))
         target = bitext.target[shift:] + bitext.target[:shift]
         links = tuple(
-            _links_by_chance(source, other, len(linked), rng)
-            for source, other, linked in zip(bitext.source, target, bitext.links or (), strict=True)
+            _links_by_chance(source, stranger, len(linked), rng)
+            for source, stranger, linked in zip(bitext.source, target, bitext.links or (), strict=True)
         )
         return Bitext(bitext.source, target, links)
 
