@@ -127,25 +127,18 @@ def distances(
     with tqdm(total=2 * len(keep), desc="distances", disable=not progress) as bar:
         left = _vectors(encoder, source, _words(links, 0), batch_size, bar)
         right = _vectors(encoder, target, _words(links, 1), batch_size, bar)
-    rows = []
     levels = {"sentence": (left[0], right[0])}
     if links is not None:
         levels["token"] = _both_there(left[1], right[1], max_pairs, seed)
-    for level, (x, y) in levels.items():
-        if level == "token" and x.shape[1] < 4:
-            raise InputError(
-                f"links: expected at least 4 one-to-one links of unlike words, found {x.shape[1]}"
-            )
-        for layer in range(len(x)):
-            for metric, gap in measure(x[layer], y[layer], metrics=metrics, seed=seed).items():
-                row = {
-                    "layer": layer,
-                    "level": level,
-                    "metric": metric,
-                    "matched": gap.matched,
-                    "random": gap.random,
-                }
-                rows.append({**row, "gap": gap.gap, "low": gap.low, "high": gap.high, "n": gap.n})
+        if (n := levels["token"][0].shape[1]) < 4:
+            raise InputError(f"links: expected at least 4 one-to-one links of unlike words, found {n}")
+    rows = [
+        {"layer": layer, "level": level, "metric": metric, "matched": gap.matched, "random": gap.random}
+        | {"gap": gap.gap, "low": gap.low, "high": gap.high, "n": gap.n}
+        for level, sides in levels.items()
+        for layer, (x, y) in enumerate(zip(*sides, strict=True))
+        for metric, gap in measure(x, y, metrics=metrics, seed=seed).items()
+    ]
     cut = len(parallel.source) - len(keep)
     return Distances(pd.DataFrame(rows), encoder.name, n_cut=cut, provenance=provenance or {})
 

@@ -181,10 +181,7 @@ def train(
         InputError: Every parameter is frozen, or `folder` holds a run of other settings or of another model.
     """
     accelerator = _accelerator(training.precision, device)
-    trained = [p for p in module.parameters() if p.requires_grad]
-    if not trained:
-        raise InputError("freeze: every parameter is frozen, nothing is left to train")
-    optimizer = torch.optim.AdamW(trained, lr=training.lr, weight_decay=training.weight_decay, fused=True)
+    optimizer = _optimizer(module, training)
     start = _restore(folder, module, optimizer, training)
     prepared, fast = accelerator.prepare(module, optimizer)
     sampler = Sampler(n_items, training.batch, training.seed, lengths)
@@ -197,8 +194,6 @@ def train(
                 rows = sampler.rows(step)[accelerator.process_index :: accelerator.num_processes]
                 if before:
                     before(step)
-                for group in optimizer.param_groups:
-                    group["lr"] = training.lr * training.rate(step)
                 losses.append(_step(accelerator, prepared, fast, rows, training, step=step, folder=folder))
                 bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
                 bar.update()
@@ -211,6 +206,13 @@ def train(
     return losses
 
 
+def _optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if not trained:
+        raise InputError("freeze: every parameter is frozen, nothing is left to train")
+    return torch.optim.AdamW(trained, lr=training.lr, weight_decay=training.weight_decay, fused=True)
+
+
 def _step(
     accelerator: Accelerator,
     module: nn.Module,
@@ -221,6 +223,8 @@ def _step(
     step: int,
     folder: Path | None,
 ) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = training.lr * training.rate(step)
     optimizer.zero_grad(set_to_none=True)
     loss: Tensor = module(rows)
     value = float(loss.detach())
