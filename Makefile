@@ -8,6 +8,7 @@
 #   make format   rewrite the code in the house's format
 #   make report-demo  four small runs, their reports, and an index of them, into OUT_REPORTS (runs/report-demo)
 #   make gallery  the pictures of the README, from the run in OUT (make demo)
+#   make house    the picture of docs/architecture.md, from the imports
 #   make bench    what certified attribution costs, against full enumeration and its floor (some minutes)
 #   make audit    known vulnerabilities of what is installed, by pip-audit in a folder of its own (asks PyPI)
 #   make clean    remove what the commands made (runs/ stays)
@@ -32,7 +33,7 @@ STAMP := $(VENV)/.installed
 DOCS := tests/test_docs.py mechedit xlprobe experiments reports
 
 .DEFAULT_GOAL := demo
-.PHONY: demo demo-xl report-demo gallery install test check format format-check lint types docs bench audit clean
+.PHONY: demo demo-xl report-demo gallery install house test check format format-check lint types docs bench audit clean
 
 demo: $(STAMP)
 	$(BIN)/mechedit demo --out $(OUT)
@@ -48,6 +49,9 @@ report-demo: $(STAMP)
 	$(BIN)/mechedit anatomy --editors ft,rome,mega --limit 6 --selection 4 --out $(OUT_REPORTS)/anatomy
 	$(BIN)/mechedit faithfulness --limit 4 --ks 1,10,30 --draws 2 --out $(OUT_REPORTS)/faithfulness
 	$(BIN)/mechedit report $(OUT_REPORTS) --out $(OUT_REPORTS)/index.html
+
+house: $(STAMP)
+	$(BIN)/python -m tests.house docs/house.svg
 
 gallery: $(STAMP)
 	$(BIN)/python -m reports.gallery $(OUT) docs/gallery

@@ -18,7 +18,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,13 +27,11 @@ from experiments.checkpoints import progress_bar, second_load
 from experiments.memory import free_bytes, size, watched
 from mechedit.attribution import attribute
 from mechedit.models import checks
+from mechedit.models.hooked import HookedModel, load_model
 from mechedit.models.loading import FOLDERS, read_model
 from mechedit.models.selfcheck import TOLERANCE, share_off
 from reports.diagnosis import Check, Diagnosis, Step, gathered
 from reports.errors import InputError
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["PROBES", "Diagnosis", "diagnose"]
 
@@ -142,8 +139,6 @@ def _plain(model: HookedModel, folder: Path, ids: list[Tensor]) -> Iterator[Chec
 @torch.no_grad()
 def _dtype(model: HookedModel, folder: Path, ids: list[Tensor], wide: torch.dtype) -> Iterator[Check]:
     """What the dtype costs: the same probes in a wider one."""
-    from mechedit.models.hooked import load_model
-
     reference, name = (
         load_model(folder, device=str(model.device), dtype=wide),
         str(wide).removeprefix("torch."),

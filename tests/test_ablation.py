@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from mechedit.attribution import Ablation, Attribution, attribute
-from mechedit.faithfulness import ablate
+from mechedit.attribution import Attribution, attribute
+from mechedit.faithfulness import Ablation, ablate
 from mechedit.faithfulness.ablate import random_like
 from mechedit.faithfulness.intervention import Means, Neurons, logp_without, mean_activations
 from mechedit.models.hooked import HookedModel
@@ -187,7 +187,7 @@ def attributed(arch: Arch, **options: Any) -> Attribution:
 
 @cache
 def ablated() -> Ablation:
-    return attributed("gpt2").ablate(tiny_model("gpt2"), KS, draws=4)
+    return ablate(tiny_model("gpt2"), attributed("gpt2"), KS, draws=4)
 
 
 def test_each_case_is_the_ablation_of_the_ranked_neurons() -> None:
@@ -236,12 +236,12 @@ def test_curve_and_differences_are_the_means_of_the_cases() -> None:
 def test_options_change_something() -> None:
     model, attr = tiny_model("gpt2"), attributed("gpt2")
     first = ablated().cases["delta"].to_numpy()
-    again = attr.ablate(model, KS, draws=4).cases["delta"].to_numpy()
+    again = ablate(model, attr, KS, draws=4).cases["delta"].to_numpy()
     assert np.array_equal(first, again)
-    mean = attr.ablate(model, KS, draws=4, mean_over=OTHERS)
+    mean = ablate(model, attr, KS, draws=4, mean_over=OTHERS)
     assert mean.ablated == "mean"
     assert not np.allclose(first, mean.cases["delta"])
-    assert not np.allclose(first, attr.ablate(model, KS, draws=4, seed=1).cases["delta"])
+    assert not np.allclose(first, ablate(model, attr, KS, draws=4, seed=1).cases["delta"])
 
 
 def test_several_prompts_are_bootstrapped_over_prompts() -> None:
@@ -262,7 +262,7 @@ def test_a_target_scored_as_a_sum_loses_the_neurons_in_every_pass() -> None:
     model = tiny_model("gpt2")
     attr = attribute(model, PROMPT, " Danielle Darrieux", top_k=4, tokens="sum")
     assert len(attr.target_ids) > 1
-    found = attr.ablate(model, 4, draws=1)
+    found = ablate(model, attr, 4, draws=1)
     assert found.logp == pytest.approx(attr.logp, abs=1e-3)
     length = len(attr.ids) - len(attr.target_ids) + 1
     attn: Any = [
@@ -299,13 +299,13 @@ def test_what_cannot_be_ablated_is_refused() -> None:
     wrong: list[Any] = [0, 11, True, [], "3"]
     for k in wrong:
         with pytest.raises(InputError, match="k: expected integers from 1 to 10"):
-            attr.ablate(model, k)
+            ablate(model, attr, k)
     with pytest.raises(InputError, match="draws"):
-        attr.ablate(model, 1, draws=0)
+        ablate(model, attr, 1, draws=0)
     with pytest.raises(InputError, match="model: expected the attributed one"):
-        attr.ablate(tiny_model("gpt2-untied"), 1)
+        ablate(tiny_model("gpt2-untied"), attr, 1)
     with pytest.raises(InputError, match="prompts: expected a list"):
-        attr.ablate(model, 1, mean_over="one text")
+        ablate(model, attr, 1, mean_over="one text")
     suppress = attributed("gpt2", sign="suppress")
     with pytest.raises(InputError, match="expected one sign"):
         ablate(model, [attr, suppress], 1)
@@ -325,7 +325,7 @@ def test_another_edit_than_the_attributed_one_is_refused() -> None:
         model.hooks([("blocks.1.hook_attn_out", steer)]),
         pytest.raises(InputError, match="its hooks are others than they were"),
     ):
-        attr.ablate(model, 1)
+        ablate(model, attr, 1)
 
 
 def test_within_an_edit_its_own_attribution_is_ablated() -> None:
@@ -336,7 +336,7 @@ def test_within_an_edit_its_own_attribution_is_ablated() -> None:
 
     with model.hooks([("blocks.1.hook_attn_out", steer)]):
         attr = attribute(model, PROMPT, TARGET, top_k=3)
-        found = attr.ablate(model, 3, draws=1)
+        found = ablate(model, attr, 3, draws=1)
     assert found.logp == pytest.approx(attr.logp, abs=1e-4)
 
 

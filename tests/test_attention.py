@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mechedit.attribution import Attribution, HeadAttention, attribute
+from mechedit.attribution import Attribution, HeadAttention, attribute, head_attention
 from mechedit.attribution.circuits.attention import divided
 from mechedit.attribution.projection import Projection
 from mechedit.attribution.scores import inc
@@ -31,7 +31,7 @@ def attributed(arch: Arch, tokens: str = "first") -> Attribution:
 
 @cache
 def looked(arch: Arch, tokens: str = "first") -> HeadAttention:
-    return attributed(arch, tokens).attention(tiny_model(arch))
+    return head_attention(tiny_model(arch), attributed(arch, tokens))
 
 
 def pattern(found: HeadAttention, layer: int, head: int) -> torch.Tensor:
@@ -150,13 +150,13 @@ def test_a_head_that_settles_the_prediction_alone_is_divided_too() -> None:
 def test_heads_are_the_strongest_of_the_circuit() -> None:
     attr, model = attributed("gpt2"), tiny_model("gpt2")
     named = {node["id"]: abs(node["score"]) for node in attr.circuit()["nodes"] if node["kind"] == "head"}
-    found = attr.attention(model, k=2)
+    found = head_attention(model, attr, k=2)
     ids = [f"head:{row.layer}.{row.head}" for row in found.heads.itertuples()]
     assert ids == sorted(named, key=lambda name: -named[name])[:2]
-    assert len(attr.attention(model, k=100).heads) == len(named)
+    assert len(head_attention(model, attr, k=100).heads) == len(named)
     for k in (0, -1, 1.5):
         with pytest.raises(InputError, match="k: expected"):
-            attr.attention(model, k=k)  # type: ignore[arg-type]
+            head_attention(model, attr, k=k)  # type: ignore[arg-type]
 
 
 def test_the_model_is_the_attributed_one_inside_the_same_edit() -> None:
@@ -167,14 +167,14 @@ def test_the_model_is_the_attributed_one_inside_the_same_edit() -> None:
 
     with model.hooks([("blocks.0.hook_attn_out", steer)]):
         edited = attribute(model, PROMPT, TARGET, top_k=20)
-        found = edited.attention(model)
+        found = head_attention(model, edited)
     assert_sums_to(found.heat, found.heads)
     layer, head = found.heads[found.heads["layer"] > 0].iloc[0][HEAD].astype(int)
     unedited = plain_patterns("gpt2", edited.ids)[layer][0, head]
     assert (pattern(found, layer, head) - unedited).abs().max() > 1e-3  # what the edited model does
     for other in (model, tiny_model("llama")):
         with pytest.raises(InputError, match="otherwise edited"):
-            edited.attention(other)
+            head_attention(other, edited)
 
 
 def test_it_is_saved_loaded_and_shown_as_text(tmp_path: Path) -> None:

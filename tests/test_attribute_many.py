@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import mechedit as me
 from experiments.runs import RunFolder
 from mechedit.attribution import Attribution, attribute, attribute_many
-from mechedit.attribution.cases import from_case, to_case
+from mechedit.attribution.attribute_many import from_case, to_case
 from mechedit.attribution.units import UNITS
 from mechedit.models.batching import STRETCH, token_batches
 from mechedit.models.hooked import HookedModel, load_model

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import mechedit as me
-from mechedit.attribution import Attribution, AttributionContrast, attribute, contrast, edit_contrast
+from mechedit.anatomy import edit_contrast
+from mechedit.attribution import Attribution, AttributionContrast, attribute, contrast
 from mechedit.attribution.units import CONTRASTED, UNITS
 from mechedit.data.facts import FactEdit
 from mechedit.editors.weights.weight_edit import EditedModel, Replaced, WeightChange, weight_edit, weight_name

@@ -116,12 +116,12 @@ def test_nothing_is_written_over_or_half(tmp_path: Path, monkeypatch: pytest.Mon
         change.save(tmp_path / "full")
     with change.apply(model) as edited, pytest.raises(InputError, match="new or an empty folder"):
         edited.save_pretrained(tmp_path / "full")
-    from mechedit.editors import keeping
+    from mechedit.editors.weights import weight_edit
 
     def fails(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(keeping, "save_file", fails)
+    monkeypatch.setattr(weight_edit, "save_file", fails)
     with pytest.raises(KeyboardInterrupt):
         change.save(tmp_path / "half")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["full"]

@@ -1,10 +1,11 @@
 """The anatomy of an edit: where success and failure part ways.
 
 Source: "The Anatomy of an Edit" (arXiv 2603.20795): attribution *after* an edit, successful against failed edits.
-`anatomy` contrasts knowledge editors (`study`), `statement_contrast` statements in context (`statement`),
+`edit_contrast` sets one edited model against the unedited one, `anatomy` contrasts knowledge editors (`study`), `statement_contrast` statements in context (`statement`),
 `outcome_contrast` any attributions (`outcomes`).
 """
 
+from mechedit.anatomy.edit_contrast import edit_contrast
 from mechedit.anatomy.outcomes import OutcomeContrast, outcome_contrast
 from mechedit.anatomy.study import AnatomyStudy, anatomy
 from mechedit.attribution.scored_pass import LayerScores, layer_scores
@@ -18,6 +19,7 @@ __all__ = [
     "StatementContrast",
     "anatomy",
     "best_window",
+    "edit_contrast",
     "layer_scores",
     "outcome_contrast",
     "statement_contrast",

@@ -6,13 +6,13 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Literal
 
-from mechedit.attribution.difference import AttributionContrast, subtract
 from mechedit.attribution.exact_scores import with_units
 from mechedit.attribution.nlka import attribute, attributed
 from mechedit.attribution.options import Options
 from mechedit.attribution.passes import TargetTokens, run_passes
 from mechedit.attribution.projection import Biases
 from mechedit.attribution.ranking.neurons import Sign
+from mechedit.attribution.result import AttributionContrast, subtract
 from mechedit.data.facts import FactEdit
 from mechedit.editors import Editor
 from mechedit.models.hooked import HookedModel

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -31,12 +31,10 @@ from mechedit.attribution.layers import contrast_scores
 from mechedit.attribution.projection import Projection
 from mechedit.attribution.terms import layer_terms
 from mechedit.data.facts import FactEdit
+from mechedit.editors import Editor
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from reports.results import Result
-
-if TYPE_CHECKING:
-    from mechedit.editors import Editor
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["Explanation", "explain"]
 

@@ -22,15 +22,13 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mechedit.data.facts import FactEdit, facts_hash
+from mechedit.editors import Editor
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import Tuned
-
-if TYPE_CHECKING:
-    from mechedit.editors import Editor
-    from mechedit.models.hooked import HookedModel
+from mechedit.models.hooked import HookedModel
 
 __all__ = ["AS_SET", "Misdirected", "weakened"]
 

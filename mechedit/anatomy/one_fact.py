@@ -16,16 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mechedit.anatomy.failures import AS_SET
 from mechedit.attribution.scored_pass import KINDS, LayerScores, Scored
 from mechedit.data.facts import FactEdit
+from mechedit.editors import Editor
 from mechedit.evaluation.evaluate import known_facts
-
-if TYPE_CHECKING:
-    from mechedit.editors import Editor
-    from mechedit.models.hooked import HookedModel
+from mechedit.models.hooked import HookedModel
 
 __all__ = ["OBJECTS", "Setting", "measure_fact", "settings_for"]
 

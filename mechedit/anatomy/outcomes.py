@@ -14,20 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from mechedit.anatomy.success_contrast import contrast, interval
-from mechedit.attribution.difference import AttributionContrast
-from mechedit.attribution.result import Attribution
+from mechedit.attribution.result import Attribution, AttributionContrast
 from mechedit.attribution.units import UNITS, in_order
+from reports.anatomy_figures import difference_curve
 from reports.errors import InputError
 from reports.results import Result
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["OutcomeContrast", "outcome_contrast"]
 
@@ -59,8 +57,6 @@ class OutcomeContrast(Result):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Success − failure by layer, one line a module, with its interval; drawn from the stored numbers alone."""
-        from reports.anatomy_figures import difference_curve
-
         return difference_curve(self.layers, ax)
 
 

@@ -18,10 +18,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from experiments.cases import every_case
 from experiments.runs import RunFolder, check_case_id
@@ -40,15 +41,12 @@ from mechedit.anatomy.tables import (
 )
 from mechedit.attribution.window import best_window, window_scores
 from mechedit.data.facts import FactEdit, facts_hash
+from mechedit.editors import Editor
 from mechedit.evaluation.evaluate import described
+from mechedit.models.hooked import HookedModel
+from reports.anatomy_figures import difference_curve
 from reports.errors import InputError
 from reports.results import Result
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from mechedit.editors import Editor
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["AnatomyStudy", "anatomy"]
 
@@ -86,8 +84,6 @@ class AnatomyStudy(Result):
 
     def plot(self, ax: Axes | None = None, *, editor: str = POOLED) -> Axes:
         """Success − failure by layer, attention and FFN, of the new object; drawn from the stored numbers alone."""
-        from reports.anatomy_figures import difference_curve
-
         chosen = self.delta[(self.delta["editor"] == editor) & (self.delta["setting"] == ALL)]
         if chosen.empty:
             raise InputError(

@@ -12,19 +12,21 @@ Batch mates and padding change nothing but rounding: a score is within 1e-5 of `
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
+import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, TypeVar, cast, overload
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from experiments.progress import track
 from experiments.runs import RunFolder
-from mechedit.attribution.cases import from_case, to_case
 from mechedit.attribution.nlka import attributed
 from mechedit.attribution.options import Method, Options
 from mechedit.attribution.passes import TargetTokens, read_passes
@@ -32,13 +34,13 @@ from mechedit.attribution.projection import BLOCK_BYTES, Biases
 from mechedit.attribution.ranking.neurons import Sign
 from mechedit.attribution.result import Attribution
 from mechedit.models.batching import token_batches
+from mechedit.models.hooked import HookedModel
 from mechedit.models.residual import view_residuals
-from reports.errors import InputError
+from reports.codec import decode, encode
+from reports.errors import InputError, IntegrityError
+from reports.results import Result
 
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
-
-__all__ = ["SavedAttributions", "attribute_many"]
+__all__ = ["SavedAttributions", "attribute_many", "from_case", "to_case"]
 
 #: Tokens of one forward pass, padding counted.
 MAX_TOKENS = 1024
@@ -201,3 +203,36 @@ def _run_folder(
     digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()
     config: dict[str, Any] = {"command": "attribute_many", "n": len(cases), **asdict(options)}
     return RunFolder.open(out, config, provenance=model.provenance(data={"pairs": digest}, seeds={}))
+
+
+R = TypeVar("R", bound=Result)
+
+
+def to_case(result: Result) -> dict[str, Any]:
+    """Keys: kind, values (the plain fields), frames (by field: columns and dtypes, each by column)."""
+    case: dict[str, Any] = {"kind": result.kind, "values": {}, "frames": {}}
+    for field in dataclasses.fields(cast(Any, result)):
+        value = getattr(result, field.name)
+        if isinstance(value, pd.DataFrame):
+            dtypes = {name: str(dtype) for name, dtype in value.dtypes.items()}
+            case["frames"][field.name] = {"columns": value.to_dict("list"), "dtypes": dtypes}
+        else:
+            case["values"][field.name] = encode(value, where=field.name)
+    return case
+
+
+def from_case(cls: type[R], case: dict[str, Any], *, where: str) -> R:
+    """The result that `to_case` described. Errors: `IntegrityError`, with `where`, for another kind or other fields."""
+    if case.get("kind") != cls.kind:
+        raise IntegrityError(f"{where}: expected kind {cls.kind!r}, found {case.get('kind')!r}")
+    hints = typing.get_type_hints(cls)
+    try:
+        values = {name: decode(value, hints[name]) for name, value in case["values"].items()}
+        frames = {name: _frame(**frame) for name, frame in case["frames"].items()}
+        return cls(**values, **frames)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(f"{where}: not the fields of {cls.__name__} ({error})") from error
+
+
+def _frame(columns: dict[str, list[Any]], dtypes: dict[str, str]) -> pd.DataFrame:
+    return pd.DataFrame({name: pd.Series(values, dtype=dtypes[name]) for name, values in columns.items()})

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -23,11 +23,9 @@ from mechedit.attribution.projection import BLOCK_BYTES
 from mechedit.attribution.ranking.certified import PLACE, unit_vectors
 from mechedit.attribution.result import Attribution
 from mechedit.attribution.scores import inc_rows
+from mechedit.attribution.terms import LayerTerms
 from mechedit.attribution.units import UNITS
 from reports.errors import InputError
-
-if TYPE_CHECKING:
-    from mechedit.attribution.terms import LayerTerms
 
 __all__ = ["Kind", "frame_scores", "kept_vectors", "unit_scores", "with_units"]
 

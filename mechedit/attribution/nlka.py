@@ -21,7 +21,7 @@ Source: Yu & Ananiadou, "Neuron-Level Knowledge Attribution in Large Language Mo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -38,9 +38,7 @@ from mechedit.attribution.ranking.vocabulary_ranges import vocabulary_ranges, vo
 from mechedit.attribution.result import Attribution
 from mechedit.attribution.tokens import token_strings
 from mechedit.attribution.units import UNITS
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
+from mechedit.models.hooked import HookedModel
 
 __all__ = ["TOLERANCE", "attribute", "attributed"]
 

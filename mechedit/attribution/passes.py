@@ -10,17 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
 from mechedit.attribution.layers import Account, Asked, accounts
 from mechedit.attribution.projection import Biases, Projection
 from mechedit.attribution.terms import LayerTerms, layer_terms
+from mechedit.models.hooked import HookedModel, ResidualView
 from reports.errors import InputError
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel, ResidualView
 
 __all__ = ["Pass", "TargetTokens", "read_passes", "run_pass", "run_passes"]
 

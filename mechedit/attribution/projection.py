@@ -18,13 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from mechedit.models.hooked import FinalNorm
+from mechedit.models.hooked import FinalNorm
 
 __all__ = ["BLOCK_BYTES", "WIDTH", "Biases", "Projection", "stacked_expectations", "stacked_logits"]
 

@@ -1,29 +1,43 @@
-"""The result of an attribution: tidy frames, their ranking, their picture, their circuit.
+"""The result of an attribution: tidy frames, their ranking, their picture, their circuit; and one less another, `a - b`.
 
 Source of the quantities: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141). Every score is
 `inc(base, v) = logp(t | base + v) − logp(t | base)` in nats, with the final norm's scale frozen.
+
+The difference `a - b`:
+
+1. Two results can be subtracted where one thing differs: the edit (weights, or what hooks add) or the target. All else
+   that a score depends on has to agree.
+2. Frames are joined by the columns that name a unit, outer: a unit of either result is a row, `score` = a − b.
+3. A unit that is a row of one result only has no known score in the other (below that one's last row, not 0): NaN, and
+   counted in `unknown`. `attribute(..., also=other)` and `anatomy.edit_contrast` score the units of both, exactly. A
+   steering term that is not there has added nothing: 0.
+
+Layer scores telescope in each result, so their differences do in the difference. Two models have each their own frozen
+σ: a difference holds what the edit wrote and what it did to the scale of the final norm. Query neurons have no
+difference: each result sums them over value neurons of its own.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar
 
 import pandas as pd
 
-from mechedit.attribution.units import UNITS, as_code, check_top, tidy
+from mechedit.attribution.circuits.circuit import build_circuit
+from mechedit.attribution.units import CONTRASTED, UNITS, _by_size, as_code, check_top, joined, tidy
+from reports.errors import InputError
+from reports.figures import layer_curve
 from reports.results import Result
 from reports.text import visible
 
-if TYPE_CHECKING:
-    from mechedit.attribution.circuits.attention import HeadAttention
-    from mechedit.attribution.difference import AttributionContrast
-    from mechedit.faithfulness.ablate import Ablation
-    from mechedit.models.hooked import HookedModel
+__all__ = ["Attribution", "AttributionContrast", "Side", "attribution_json", "contrast_json", "subtract"]
 
-__all__ = ["Attribution", "attribution_json"]
+
+#: Two passes of one model over one prompt have one σ up to rounding: relative, in half precision and else.
+_SIGMA_HALF, _SIGMA = 1e-2, 1e-5
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -90,7 +104,6 @@ class Attribution(Result):
 
     def __sub__(self, other: object) -> AttributionContrast:
         """Edited less unedited, or new target less old, unit by unit: see `AttributionContrast`."""
-        from mechedit.attribution.difference import subtract  # here: difference.py imports this module
 
         return subtract(self, other) if isinstance(other, Attribution) else NotImplemented
 
@@ -111,40 +124,13 @@ class Attribution(Result):
 
     def plot(self, ax: Any = None) -> Any:
         """Layer scores over depth, one line a module; returns the axes."""
-        from reports.figures import layer_curve  # here: matplotlib is slow to import and not always wanted
-
         return layer_curve(self.layers, ax=ax)
 
     def circuit(self, *, share: float = 0.8, max_units: int = 40, max_edges: int = 12) -> dict[str, Any]:
         """The attribution graph as data: value neurons ← query neurons ← embedding, on tokens → heads → target; see
         `circuit.py`. `reports.viewer.save_viewer` writes it for circuit-tracer's and Neuronpedia's viewers."""
-        from mechedit.attribution.circuits.circuit import build_circuit
 
         return build_circuit(self, share=share, max_units=max_units, max_edges=max_edges)
-
-    def attention(self, model: HookedModel, *, k: int = 8) -> HeadAttention:
-        """Where the k strongest heads of the circuit look, and their scores divided among the tokens; see
-        `attention.py`. A result holds no model, so the attributed one is given again."""
-        from mechedit.attribution.circuits.attention import head_attention
-
-        return head_attention(model, self, k=k)
-
-    def ablate(
-        self,
-        model: HookedModel,
-        k: int | Sequence[int],
-        *,
-        mean_over: Sequence[str] = (),
-        draws: int = 10,
-        seed: int = 0,
-    ) -> Ablation:
-        """Take the top-k neurons out of `model`'s forward pass, against random and bottom ones; see `ablate.py`.
-
-        A result holds no model, so the attributed one is given again.
-        """
-        from mechedit.faithfulness.ablate import ablate
-
-        return ablate(model, self, k, mean_over=mean_over, draws=draws, seed=seed)
 
     def _repr_html_(self) -> str:
         """The target, the account of its log-probability, and the best rows of each frame; all text
@@ -189,3 +175,202 @@ def attribution_json(attr: Attribution) -> dict[str, Any]:
     for name in (*UNITS, "promotes"):
         result[name] = getattr(attr, name).to_dict("records")
     return result
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two results: what it is called, and the account of its target's log-probability, as in
+    `Attribution`."""
+
+    label: str
+    target: str
+    target_id: int
+    target_token: str
+    logp: float
+    embedding_logp: float
+    completeness_gap: float
+    sigma: float
+
+    @classmethod
+    def of(cls, attr: Attribution, label: str) -> Side:
+        """The side of a result."""
+        names = ("target", "target_id", "target_token", "logp", "embedding_logp", "completeness_gap", "sigma")
+        return cls(label, *(getattr(attr, name) for name in names))
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class AttributionContrast(Result):
+    """What raises (or lowers) the log-probability of side a more than that of side b, in nats.
+
+    Frames: `layers` (layer, module), `heads` (layer, head), `head_positions` (layer, head, pos), `mlp_neurons`
+    (layer, neuron), `attn_neurons` (layer, head, dim, pos), each with a, b (the two scores) and score = a − b. Layers
+    are in the order of the computation, heads by place, neurons by |score|, largest first. NaN: not known (`unknown`).
+
+    `logp` = Δ log p = `embedding_logp` + Σ layers.score + `completeness_gap`, each a difference of the two sides.
+    """
+
+    kind: ClassVar[str] = "attribution_contrast"
+
+    a: Side
+    b: Side
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    biases: str
+    target_scored: str
+    layers: pd.DataFrame
+    heads: pd.DataFrame
+    head_positions: pd.DataFrame
+    mlp_neurons: pd.DataFrame
+    attn_neurons: pd.DataFrame
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def logp(self) -> float:
+        """log p of a's target − log p of b's, nats."""
+        return self.a.logp - self.b.logp
+
+    @property
+    def embedding_logp(self) -> float:
+        """The part of it that is there before the first layer."""
+        return self.a.embedding_logp - self.b.embedding_logp
+
+    @property
+    def completeness_gap(self) -> float:
+        """The part that neither the embedding nor a layer accounts for."""
+        return self.logp - self.embedding_logp - float(self.layers["score"].sum())
+
+    @property
+    def unknown(self) -> dict[str, int]:
+        """Rows of each frame whose score on one side is not known."""
+        return {unit: int(getattr(self, unit)["score"].isna().sum()) for unit in CONTRASTED}
+
+    def top(self, k: int, unit: str = "mlp_neurons") -> pd.DataFrame:
+        """The k rows of one frame with the largest |score|; rows that are not known come last.
+
+        Errors: `InputError` for k < 1 and for a unit that is none of `CONTRASTED`.
+        """
+        check_top(k, unit, CONTRASTED)
+        return _by_size(getattr(self, unit), unit).head(k)
+
+    def to_frame(self) -> pd.DataFrame:
+        """All scores in one tidy frame: unit, layer, module, head, neuron, dim, pos (missing: NA), a, b, score."""
+        return tidy({unit: getattr(self, unit) for unit in CONTRASTED}, scores=("a", "b", "score"))
+
+    def plot(self, ax: Any = None) -> Any:
+        """Differences of the layer scores over depth, one line a module; returns the axes."""
+        return layer_curve(self.layers, ax=ax)
+
+    def __neg__(self) -> AttributionContrast:
+        """b − a."""
+        frames = {}
+        for unit in CONTRASTED:
+            frame = getattr(self, unit).rename(columns={"a": "b", "b": "a"})
+            frames[unit] = frame.assign(score=-frame["score"])[[*UNITS[unit], "a", "b", "score"]]
+        provenance = {"a": self.provenance.get("b", {}), "b": self.provenance.get("a", {})}
+        return replace(self, a=self.b, b=self.a, provenance=provenance, **frames)
+
+    def _repr_html_(self) -> str:
+        """The two sides, the account of the difference, and the rows that differ most; all text escaped."""
+        text = "".join(visible(token) for token in self.tokens)
+        a, b = self.a, self.b
+        lines = [
+            f"<p><strong>Attribution</strong> of {_named(a)} less {_named(b)} after {as_code(text)}</p>",
+            f"<p>Δ log p {self.logp:.4f} = embedding {self.embedding_logp:.4f} + layers "
+            f"{self.layers['score'].sum():.4f} + gap {self.completeness_gap:.1e} nats; σ {a.sigma:.4g} and "
+            f"{b.sigma:.4g} (frozen), biases: {html.escape(self.biases)}</p>",
+        ]
+        for unit in CONTRASTED:
+            frame: pd.DataFrame = getattr(self, unit)
+            shown = frame if unit == "layers" else self.top(5, unit)
+            if len(frame):
+                count = f"{len(shown)} of {len(frame)} rows"
+                count += f", {self.unknown[unit]} not known on one side" if self.unknown[unit] else ""
+                lines.append(f"<p><strong>{unit}</strong> ({count})</p>")
+                lines.append(shown.to_html(escape=True, border=0, index=False))
+        return f"<div>{''.join(lines)}</div>"
+
+
+def subtract(a: Attribution, b: Attribution) -> AttributionContrast:
+    """`a - b`. Errors: `InputError` where more than the edit or the target differs, and for scores that are
+    intervals."""
+    _check(a, b)
+    labels = _labels(a, b)
+    longer = a if len(a.ids) >= len(b.ids) else b
+    return AttributionContrast(
+        a=Side.of(a, labels[0]),
+        b=Side.of(b, labels[1]),
+        ids=longer.ids,
+        tokens=longer.tokens,
+        biases=a.biases,
+        target_scored=a.target_scored,
+        provenance={"a": a.provenance, "b": b.provenance},
+        **{unit: joined(getattr(a, unit), getattr(b, unit), unit) for unit in CONTRASTED},
+    )
+
+
+def contrast_json(found: AttributionContrast) -> dict[str, Any]:
+    """The difference as plain lists and numbers: frames become rows (dicts by column name), for `json.dumps`.
+
+    Keys: a, b (the fields of `Side`), ids, tokens, logp, embedding_logp, completeness_gap, biases, target_scored,
+    unknown, and each frame of `CONTRASTED` (NaN: not known).
+    """
+    result: dict[str, Any] = {name: asdict(getattr(found, name)) for name in ("a", "b")}
+    result |= {"ids": list(found.ids), "tokens": list(found.tokens)}
+    names = ("logp", "embedding_logp", "completeness_gap", "biases", "target_scored", "unknown")
+    result |= {name: getattr(found, name) for name in names}
+    return result | {unit: getattr(found, unit).to_dict("records") for unit in CONTRASTED}
+
+
+def _check(a: Attribution, b: Attribution) -> None:
+    for name, one in (("a", a), ("b", b)):
+        if not one.certificate["exact"]:
+            raise InputError(f"{name}: expected exact scores, found intervals; attribute with tolerance=0")
+    named = ("biases", "target_scored", "sign")
+    mine, theirs = ({name: getattr(one, name) for name in named} | _flat(one.provenance) for one in (a, b))
+    differing = [key for key in {**mine, **theirs} if mine.get(key, math.nan) != theirs.get(key, math.nan)]
+    for key in differing:
+        if key not in ("model.hash", "data.target"):
+            raise InputError(
+                f"a - b: expected two results that differ in the edit or the target alone, found {key} "
+                f"{mine.get(key)!r} and {theirs.get(key)!r}; attribute both in the same way"
+            )
+    if a.ids[: a.prompt_length] != b.ids[: b.prompt_length]:
+        raise InputError(
+            f"a - b: expected the same prompt, found other tokens ({a.prompt_length} and {b.prompt_length}); an edit "
+            "by the prompt moves every position: mechedit.anatomy contrasts such edits"
+        )
+    rounding = _SIGMA_HALF if "16" in str(a.provenance.get("dtype")) else _SIGMA
+    same_pass = math.isclose(a.sigma, b.sigma, rel_tol=rounding) and "model.hash" not in differing
+    if "data.target" in differing and not same_pass:
+        raise InputError(
+            f"a - b: expected one difference, found another target ({a.target!r} and {b.target!r}) under another edit; "
+            "subtract results for one target, or of one model"
+        )
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables by dotted keys; lists as tuples, so that a result that was loaded equals one that was not."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = tuple(value) if isinstance(value, list) else value
+    return flat
+
+
+def _labels(a: Attribution, b: Attribution) -> tuple[str, str]:
+    """Targets or models, whichever differ; else a and b."""
+    if a.target_token != b.target_token:
+        return a.target_token, b.target_token
+    models = [one.provenance.get("model", {}) for one in (a, b)]
+    if models[0].get("hash") != models[1].get("hash"):
+        first, second = (f"{model.get('name')} {str(model.get('hash'))[:8]}" for model in models)
+        return first, second
+    return "a", "b"
+
+
+def _named(side: Side) -> str:
+    return as_code(side.target_token) + (
+        "" if side.label == side.target_token else f" ({html.escape(visible(side.label))})"
+    )

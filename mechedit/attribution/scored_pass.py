@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -25,9 +24,7 @@ from mechedit.attribution.passes import Pass
 from mechedit.attribution.projection import Projection
 from mechedit.attribution.ranking.certified import certified, exact_score
 from mechedit.attribution.terms import LayerTerms, layer_terms
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
+from mechedit.models.hooked import HookedModel
 
 __all__ = ["KINDS", "Kind", "LayerScores", "Scored", "layer_scores"]
 

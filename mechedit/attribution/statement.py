@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -23,11 +23,9 @@ from mechedit.attribution.scored_pass import layer_scores
 from mechedit.attribution.window import best_window, window_scores
 from mechedit.data.facts import FactEdit
 from mechedit.data.prompts import avoid
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from reports.results import Result
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["StatementContrast", "statement_contrast"]
 

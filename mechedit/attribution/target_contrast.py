@@ -15,13 +15,12 @@ Source of the scores: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141), section 3.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from mechedit.attribution.difference import AttributionContrast, Side
 from mechedit.attribution.exact_scores import Kind, frame_scores, kept_vectors
 from mechedit.attribution.frames import POSITION_ROWS, head_frames
 from mechedit.attribution.layers import account, contrast_scores
@@ -29,13 +28,12 @@ from mechedit.attribution.options import check_top_k
 from mechedit.attribution.passes import Pass, run_pass
 from mechedit.attribution.projection import Biases
 from mechedit.attribution.ranking.certified import unit_vectors
+from mechedit.attribution.result import AttributionContrast, Side
 from mechedit.attribution.terms import product
 from mechedit.attribution.tokens import token_strings
 from mechedit.attribution.units import UNITS, joined
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["contrast"]
 

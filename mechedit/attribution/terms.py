@@ -18,15 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mechedit.attribution.projection import BLOCK_BYTES
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel, ResidualView
+from mechedit.models.hooked import HookedModel, ResidualView
 
 __all__ = ["LayerTerms", "SubLayer", "layer_terms", "product"]
 

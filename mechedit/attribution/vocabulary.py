@@ -7,18 +7,14 @@ forward pass of its own: `logits = ((v − mean v) ⊙ γ) W_U` (RMSNorm does no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
 import torch
 
 from mechedit.attribution.frames import tops
 from mechedit.attribution.projection import Projection
 from mechedit.attribution.tokens import token_strings
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["vocabulary"]
 

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
+from mechedit.models.hooked import HookedModel
 from mechedit.models.loading import EMBEDDED
 from reports.errors import InputError
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["AUTO", "Table", "Tuned", "family"]
 

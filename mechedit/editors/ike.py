@@ -31,6 +31,7 @@ from mechedit.data.facts import FactEdit
 from mechedit.data.prompts import demonstration
 from mechedit.editors.base import as_facts, derive
 from mechedit.editors.defaults import AUTO, Table, Tuned
+from mechedit.factworld import edits
 from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import resid_post
 from mechedit.models.loading import EMBEDDED
@@ -151,8 +152,6 @@ def _embedded_pool(model: HookedModel) -> tuple[FactEdit, ...]:
 
 @lru_cache(maxsize=1)
 def _world_pool() -> tuple[FactEdit, ...]:
-    from mechedit.factworld import edits
-
     return tuple(edits(EMBEDDED_POOL, seed=2))
 
 

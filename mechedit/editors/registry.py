@@ -7,11 +7,10 @@ from functools import partial
 from typing import Any
 
 from mechedit.editors.base import Editor, NoEdit
-from mechedit.editors.ft_l import FTL
 from mechedit.editors.ike import IKE
 from mechedit.editors.steering.mega import MEGA
 from mechedit.editors.steering.sake import SAKE
-from mechedit.editors.weights.ft import FT
+from mechedit.editors.weights.ft import FT, FTL
 from mechedit.editors.weights.lora import LoRA
 from mechedit.editors.weights.memit import MEMIT
 from mechedit.editors.weights.rome import ROME

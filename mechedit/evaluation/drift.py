@@ -15,20 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from mechedit.data.facts import FactEdit
+from mechedit.editors.base import Editor
 from mechedit.evaluation.fluency import LENGTH, TOP_K, ngram_entropy, words
 from mechedit.models.generation import generate
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from reports.results import Result, bootstrap_mean, wilson
-
-if TYPE_CHECKING:
-    from mechedit.editors.base import Editor
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["Drift", "drift", "read_text"]
 

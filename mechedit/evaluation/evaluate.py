@@ -26,13 +26,14 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from tqdm.auto import tqdm
 
 from experiments.cases import Case, every_case, finished
 from experiments.runs import RunFolder, check_case_id
 from mechedit.data.facts import FactEdit, facts_hash
+from mechedit.editors.base import Editor
 from mechedit.evaluation.fluency import References, generated_texts
 from mechedit.evaluation.measure import FAMILIES, PromptScore, measure, questions_of
 from mechedit.evaluation.result import (
@@ -44,12 +45,9 @@ from mechedit.evaluation.result import (
     Mode,
     gather,
 )
+from mechedit.models.hooked import HookedModel
 from mechedit.models.scoring import score_pairs
 from reports.errors import InputError
-
-if TYPE_CHECKING:
-    from mechedit.editors.base import Editor
-    from mechedit.models.hooked import HookedModel
 
 __all__ = [
     "KNOWS_NONE",

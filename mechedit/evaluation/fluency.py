@@ -20,16 +20,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mechedit.data.facts import FactEdit
 from mechedit.models.generation import generate
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["LENGTH", "References", "generated_texts", "ngram_entropy", "record_entropy", "words"]
 

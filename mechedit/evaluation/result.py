@@ -10,22 +10,20 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
+from matplotlib.axes import Axes
 
 from mechedit.data.facts import FactEdit
+from mechedit.editors.base import Editor
 from mechedit.evaluation.fluency import References, record_entropy
 from mechedit.evaluation.measure import METRICS, PromptScore, record_values
 from mechedit.evaluation.metrics import bootstrap_harmonic_mean, harmonic_mean
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
+from reports.forests import forest
 from reports.results import Result, bootstrap_mean, wilson
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from mechedit.editors.base import Editor
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["KNOWS_NONE", "NOT_ROMES_PS", "OWN_ANSWERS", "CaseScores", "Evaluation", "Mode", "gather"]
 
@@ -121,8 +119,6 @@ class Evaluation(Result):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The summary as points with intervals; drawn from the stored numbers alone."""
-        from reports.forests import forest
-
         table = self.summary()
         table["label"] = [f"{row.metric} (n {row.n})" for row in table.itertuples()]
         return forest(table, ax=ax, xlabel=f"{self.editor}, {self.n_known} of {self.n_total} facts known")

@@ -27,7 +27,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pandas as pd
@@ -36,15 +36,13 @@ from experiments.cases import every_case
 from experiments.runs import RunFolder
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.data.records import Axis, RippleQuery, RippleTest
+from mechedit.editors.base import Editor
 from mechedit.evaluation.evaluate import described, known_facts
 from mechedit.evaluation.measure import Question, measure
 from mechedit.evaluation.metrics import starts_answer
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from reports.results import Result, bootstrap_mean, wilson
-
-if TYPE_CHECKING:
-    from mechedit.editors.base import Editor
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["TOKENS", "RippleEvaluation", "check_tests", "holds", "ripple"]
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from mechedit.data.facts import FactEdit
+from mechedit.editors.base import Editor
+from mechedit.editors.registry import by_name
 from mechedit.evaluation.evaluate import baseline, evaluate
-
-if TYPE_CHECKING:
-    from mechedit.editors.base import Editor
-    from mechedit.models.hooked import HookedModel
+from mechedit.factworld import edits
+from mechedit.models.hooked import HookedModel
 
 __all__ = ["EVALUATED", "selection_split", "tune"]
 
@@ -34,8 +34,6 @@ def selection_split(n: int) -> list[FactEdit]:
     >>> {fact.subject for fact in selection_split(3)} & {fact.subject for fact in edits(EVALUATED)}
     set()
     """
-    from mechedit.factworld import edits
-
     return edits(n, seed=1, skip=edits(EVALUATED))
 
 
@@ -58,8 +56,6 @@ def tune(
     >>> table["steps"].tolist()
     [10, 1]
     """
-    from mechedit.editors.registry import by_name
-
     unedited, rows = baseline(model, facts), []
     combinations = list(itertools.product(*grid.values()))
     for values in tqdm(combinations, desc=f"tune {editor}", disable=not progress):

@@ -8,18 +8,15 @@ shares a name with the subject in half of the cases, or about another relation o
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from mechedit.data import prompts
 from mechedit.factworld.text import Writer
 from mechedit.factworld.world import HOPS, RELATIONS, World, alias
+from mechedit.models.hooked import HookedModel
 from mechedit.models.scoring import score_pairs
 from reports.results import wilson
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
 
 Case = tuple[str, str]
 # The share of cases that a shipped model must get right.

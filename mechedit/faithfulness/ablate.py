@@ -11,23 +11,21 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 
 from mechedit.attribution.nlka import attribute
 from mechedit.attribution.result import Attribution
 from mechedit.faithfulness.intervention import Means, Neurons, logp_without, mean_activations
+from mechedit.models.hooked import HookedModel
 from mechedit.models.selfcheck import TOLERANCE
+from reports.ablation_figures import ablation_curve
 from reports.errors import InputError
 from reports.results import Result, bootstrap_mean
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["KINDS", "Ablation", "ablate", "random_like"]
 
@@ -59,8 +57,6 @@ class Ablation(Result):
 
     def plot(self, ax: Axes | None = None, *, kind: str = "both") -> Axes:
         """Δ against k, a line for each set of neurons; drawn from the stored numbers alone."""
-        from reports.ablation_figures import ablation_curve
-
         if kind not in KINDS:
             raise InputError(f"kind: expected one of {', '.join(KINDS)}, found {kind!r}")
         chosen = self.curve[self.curve["kind"] == kind]
@@ -92,7 +88,7 @@ def ablate(
     >>> import mechedit as me
     >>> model = me.load_model("factworld")
     >>> attr = me.attribute(model, "The mother tongue of", " English", top_k=10)
-    >>> found = attr.ablate(model, (1, 10), draws=2)
+    >>> found = ablate(model, attr, (1, 10), draws=2)
     >>> found.curve.loc[found.curve["kind"] == "mlp", ["neurons", "k"]].to_numpy().tolist()
     [['top', 1], ['top', 10], ['random', 1], ['random', 10], ['bottom', 1], ['bottom', 10]]
     """

@@ -18,16 +18,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import Hook
 from reports.errors import InputError
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["Means", "Neurons", "logp_without", "mean_activations"]
 

@@ -19,7 +19,7 @@ nothing is folded in this package's models.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -28,9 +28,7 @@ from transformer_lens.tools.analysis.attribution_patching import cache_activatio
 from mechedit.attribution import Attribution, attribute
 from mechedit.attribution.terms import LayerTerms, layer_terms
 from mechedit.faithfulness.intervention import Neurons
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
+from mechedit.models.hooked import HookedModel
 
 __all__ = ["METHODS", "Scores", "best", "rank", "scores"]
 

@@ -14,11 +14,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 
 from experiments.cases import every_case
 from experiments.runs import RunFolder, check_case_id, provenance
@@ -27,13 +28,10 @@ from mechedit.evaluation.evaluate import known_facts
 from mechedit.faithfulness.ablate import random_like
 from mechedit.faithfulness.intervention import Means, Neurons, logp_without, mean_activations
 from mechedit.faithfulness.rankings import METHODS, rank
+from mechedit.models.hooked import HookedModel
+from reports.ablation_figures import ablation_curve
 from reports.errors import InputError
 from reports.results import Result, bootstrap_mean
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["FaithfulnessStudy", "faithfulness"]
 
@@ -61,8 +59,6 @@ class FaithfulnessStudy(Result):
 
     def plot(self, ax: Axes | None = None, *, model: str = "", kind: str = "mlp") -> Axes:
         """Δ against k, a line a method, of one model ("": the first) and kind; from the stored numbers alone."""
-        from reports.ablation_figures import ablation_curve
-
         chosen = self.curve[self.curve["model"] == (model or self.curve["model"].iloc[0])]
         chosen = chosen[chosen["kind"] == kind]
         if chosen.empty:

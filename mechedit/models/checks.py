@@ -10,20 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from mechedit.models.architecture import POINTS
+from mechedit.models.hooked import HookedModel
 from mechedit.models.selfcheck import TOLERANCE, conservation, share_off
+from mechedit.models.weights import FinalNorm
 from reports.diagnosis import Check
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from mechedit.models.hooked import HookedModel
-    from mechedit.models.weights import FinalNorm
 
 __all__ = ["folded_norms", "hooks_fire", "identities", "invariance", "special_tokens"]
 

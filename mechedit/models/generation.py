@@ -14,20 +14,17 @@ depend on the batch it ran in.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
+from mechedit.models.bridged import BridgedModel
 from reports.errors import InputError
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["generate"]
 
 
 def generate(
-    model: HookedModel,
+    model: BridgedModel,
     prompts: Sequence[torch.Tensor],
     *,
     max_new_tokens: int,
@@ -66,7 +63,7 @@ def generate(
 
 @torch.no_grad()
 def _extend(
-    model: HookedModel,
+    model: BridgedModel,
     prompts: Sequence[torch.Tensor],
     max_new_tokens: int,
     top_k: int | None,
@@ -107,14 +104,14 @@ def _choose(
     return tokens.gather(-1, torch.stack(drawn))[:, 0]
 
 
-def end_tokens(model: HookedModel) -> set[int]:
+def end_tokens(model: BridgedModel) -> set[int]:
     """The tokens that end a text: the tokenizer's, and those of the checkpoint's generation config."""
     configured = getattr(getattr(model.hf, "generation_config", None), "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]
     return {int(token) for token in [model.tokenizer.eos_token_id, *listed] if token is not None}
 
 
-def _text(model: HookedModel, prompt: torch.Tensor, new: list[int]) -> str:
+def _text(model: BridgedModel, prompt: torch.Tensor, new: list[int]) -> str:
     """Decoded behind the prompt: some tokenizers drop the space before a text's first word."""
     head = prompt.tolist()
     before = str(model.tokenizer.decode(head, skip_special_tokens=True))

@@ -23,14 +23,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 
+from mechedit.models.bridged import BridgedModel
 from mechedit.models.hooking import Hook
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["ResidualView", "view_residual", "view_residuals"]
 
@@ -66,13 +63,13 @@ class ResidualView:
     logits: torch.Tensor
 
 
-def view_residual(model: HookedModel, ids: torch.Tensor) -> ResidualView:
+def view_residual(model: BridgedModel, ids: torch.Tensor) -> ResidualView:
     """Run `model` once on `ids` [T] and keep what `ResidualView` holds; hooks already on the model stay on."""
     return view_residuals(model, [ids])[0]
 
 
 @torch.no_grad()
-def view_residuals(model: HookedModel, sequences: Sequence[torch.Tensor]) -> list[ResidualView]:
+def view_residuals(model: BridgedModel, sequences: Sequence[torch.Tensor]) -> list[ResidualView]:
     """One forward pass over several prompts of ids [T], padded on the left under a mask; the view of each, in order.
 
     Padding and batch mates change nothing but rounding. All views are slices of what the one pass left, about

@@ -14,13 +14,13 @@ from mechedit.models import weights
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 
-__all__ = ["save_pretrained"]
+__all__ = ["new_folder", "save_pretrained"]
 
 
 def save_pretrained(model: HookedModel, folder: str | Path) -> Path:
     """Writes the model as it is now; returns the folder. Errors: `InputError` where `folder` cannot take it."""
     state = {name: weight.detach() for name, weight in weights.checkpoint_weights(model.hf)}
-    with _new_folder(folder) as temporary:
+    with new_folder(folder) as temporary:
         model.hf.config.save_pretrained(temporary)
         if model.hf.generation_config is not None:
             model.hf.generation_config.save_pretrained(temporary)
@@ -30,7 +30,7 @@ def save_pretrained(model: HookedModel, folder: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def _new_folder(folder: str | Path) -> Iterator[Path]:
+def new_folder(folder: str | Path) -> Iterator[Path]:
     """A temporary folder that gets the wanted name when the block ends well, and vanishes when it does not."""
     wanted = Path(folder)
     if wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):

@@ -14,15 +14,11 @@ assume. Parallel blocks, scaled residuals, norms that store weight − 1 and sof
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
+from mechedit.models.bridged import BridgedModel
+from mechedit.models.residual import ResidualView, view_residual
 from reports.errors import InputError, IntegrityError
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
-    from mechedit.models.residual import ResidualView
 
 __all__ = ["TOLERANCE", "check_loaded", "conservation", "heads_output", "share_off"]
 
@@ -31,7 +27,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torc
 
 
 def check_loaded(
-    model: HookedModel, *, probe: torch.Tensor | None = None, reference: torch.Tensor | None = None
+    model: BridgedModel, *, probe: torch.Tensor | None = None, reference: torch.Tensor | None = None
 ) -> None:
     """Run the checks above on ids `probe` [T], against the plain model's logits `reference` [T, V] if there are any.
 
@@ -44,7 +40,7 @@ def check_loaded(
     z: list[torch.Tensor] = []
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.shape.n_layers)]
     with model.hooks([(name, lambda t, hook: z.append(t)) for name in names]):
-        view = model.residual_view(ids)
+        view = view_residual(model, ids)
     for what, (found, expected) in conservation(model, view).items():
         error = share_off(found, expected)
         if not error <= TOLERANCE[model.dtype]:
@@ -54,7 +50,7 @@ def check_loaded(
             )
 
 
-def conservation(model: HookedModel, view: ResidualView) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def conservation(model: BridgedModel, view: ResidualView) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """The identities of `mechedit.models.residual`, by name: (what the parts add up to, what the model had).
 
     They hold for a model without a steering hook; under one the heads' sum lacks the steering term.
@@ -75,7 +71,7 @@ def conservation(model: HookedModel, view: ResidualView) -> dict[str, tuple[torc
     }
 
 
-def heads_output(model: HookedModel, view: ResidualView, layer: int) -> torch.Tensor:
+def heads_output(model: BridgedModel, view: ResidualView, layer: int) -> torch.Tensor:
     """Σ_{h,t} pattern[h, t] · v[t, h // (H // K)] @ W_O[h] + b_O, [d_model], at the last position."""
     group = model.shape.n_heads // model.shape.n_kv_heads
     v = view.v[layer].repeat_interleave(group, dim=1)  # [T, H, d_head]
@@ -84,7 +80,7 @@ def heads_output(model: HookedModel, view: ResidualView, layer: int) -> torch.Te
 
 
 @torch.no_grad()
-def _check_logits(model: HookedModel, ids: torch.Tensor, reference: torch.Tensor) -> None:
+def _check_logits(model: BridgedModel, ids: torch.Tensor, reference: torch.Tensor) -> None:
     alone = model.forward(ids[None], torch.ones_like(ids)[None])[0]
     half = len(ids) // 2
     padded = model.run(*model.pad([ids, ids[:half]]), logits_to_keep=1)[0][:, -1]

@@ -12,22 +12,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from experiments.recipe import recorded
 from experiments.runs import RunFolder
 from mechedit.anatomy.study import AnatomyStudy, anatomy
 from mechedit.anatomy.tables import LEAST
 from mechedit.data.facts import FactEdit, facts_hash
-from mechedit.editors import by_name
+from mechedit.editors import Editor, by_name
 from mechedit.evaluation.evaluate import known_facts
+from mechedit.models.hooked import HookedModel
 from mechedit.recipes.splits import facts_and_selection
 from reports import page
 from reports.errors import InputError
-
-if TYPE_CHECKING:
-    from mechedit.editors import Editor
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["AnatomyConfig", "run_anatomy"]
 

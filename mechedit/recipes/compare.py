@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pandas as pd
@@ -29,13 +29,11 @@ from mechedit.editors.steering.variants import ABLATIONS, CONTROLS, variant
 from mechedit.evaluation.evaluate import Evaluation, baseline, evaluate
 from mechedit.evaluation.ripple import RippleEvaluation, ripple
 from mechedit.factworld.export import ripple_tests
+from mechedit.models.hooked import HookedModel
 from mechedit.recipes.splits import facts_and_selection
 from reports import page
 from reports.errors import InputError
 from reports.results import Result, bootstrap_mean
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["Comparison", "ComparisonConfig", "compare"]
 

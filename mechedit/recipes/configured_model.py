@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from mechedit.models.hooked import HookedModel
+from mechedit.models.hooked import HookedModel, load_model
 
 __all__ = []
 
@@ -17,8 +17,6 @@ SMALL = 20_000_000
 def load(options: Any) -> HookedModel:
     """The model, device and dtype of `options` or of a configuration; a small model on the CPU runs in one thread."""
     import torch
-
-    from mechedit.models.hooked import load_model
 
     model = load_model(options.model, device=options.device, dtype=options.dtype)
     if model.device.type == "cpu" and sum(weight.numel() for weight in model.hf.parameters()) < SMALL:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -24,17 +24,15 @@ from experiments.cases import every_case
 from experiments.recipe import recorded
 from experiments.runs import RunFolder
 from mechedit.anatomy import StatementContrast, layer_scores, statement_contrast
-from mechedit.attribution import Attribution, attribute
+from mechedit.attribution import Attribution, attribute, head_attention
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors import MEGA, Editor, NoEdit
 from mechedit.editors.steering.variants import CONTROLS, variant
 from mechedit.evaluation.evaluate import Evaluation, baseline, evaluate
+from mechedit.models.hooked import HookedModel
 from mechedit.recipes.splits import facts_and_selection
 from reports import page
 from reports.results import bootstrap_mean
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["DemoConfig", "controls", "run_demo"]
 
@@ -272,7 +270,7 @@ def _write_page_data(
     fact = facts[0]
     with mega.apply(model, fact) as edited:
         attr = attribute(edited, fact.rewrite_prompt, fact.target_new, top_k=50)
-        seen = attr.attention(edited)
+        seen = head_attention(edited, attr)
     run.write_frame("neurons", _neuron_table(attr))
     run.write_json("circuit", attr.circuit())
     run.write_frame("attention", seen.patterns)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from mechedit.data.facts import FactEdit
-from mechedit.editors import Editor
+from mechedit.editors import MEGA, Editor, by_name
 from mechedit.models.hooked import HookedModel
+from mechedit.recipes.splits import selection_for
 from reports.errors import InputError
 
 __all__ = ["SELECTION", "SETTINGS", "chosen_editor", "named_editor"]
@@ -20,8 +21,6 @@ SELECTION = 20  # facts by which a window, a gate and the like are chosen, none 
 
 def named_editor(options: Any, model: HookedModel) -> Editor:
     """The editor as asked for, before it chooses anything. Errors: `InputError` for an option that it does not have."""
-    from mechedit.editors import MEGA, by_name
-
     # MEGA's control, which moves the mean alone, is a setting of it and no editor of its own.
     shift = options.editor == "mean_shift"
     editor = MEGA(estimator="shift", name="mean_shift") if shift else by_name(options.editor)
@@ -42,8 +41,6 @@ def named_editor(options: Any, model: HookedModel) -> Editor:
 
 def chosen_editor(options: Any, model: HookedModel, facts: Sequence[FactEdit], *, data: str) -> Editor:
     """The editor with what it leaves open chosen on facts that are not measured."""
-    from mechedit.recipes.splits import selection_for
-
     editor: Any = named_editor(options, model)
     if getattr(editor, "needs_selection", False):
         others = selection_for(facts, data, embedded=options.model, n=SELECTION, seed=options.seed)

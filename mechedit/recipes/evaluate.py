@@ -8,11 +8,17 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from experiments.recipe import recorded
 from experiments.runs import RunFolder
+from mechedit.data.facts import facts_hash, load_facts
 from mechedit.editors.steering.mega import GateKind
 from mechedit.editors.steering.steer import Position
+from mechedit.evaluation.evaluate import baseline, check_facts, evaluate
+from mechedit.evaluation.ripple import check_tests, ripple
 from mechedit.recipes.configured_model import load
 from mechedit.recipes.editor_choice import chosen_editor, named_editor
+from reports import page
+from reports.codec import parse
 from reports.errors import InputError
 
 __all__ = []
@@ -60,14 +66,7 @@ def run_evaluation(
 
     Errors: `InputError`, before anything is written, for what cannot be evaluated, and as `mechedit.evaluate`.
     """
-    import mechedit as me
-    from experiments.recipe import recorded
-    from experiments.runs import RunFolder
-    from mechedit.data.facts import facts_hash
-    from mechedit.evaluation.evaluate import baseline, check_facts
-    from mechedit.evaluation.ripple import check_tests
-
-    facts = me.load_facts(config.data, limit=config.limit, skip_malformed=config.skip_malformed)
+    facts = load_facts(config.data, limit=config.limit, skip_malformed=config.skip_malformed)
     families = tuple(name for name in config.families if name != "ripple") or ("argmax",)
     if "ripple" in config.families:
         check_tests(facts)
@@ -81,7 +80,7 @@ def run_evaluation(
     source = {"source": config.data, "facts": facts_hash(facts)}
     facts_of = model.provenance(data=source, seeds={"selection": config.seed, "generation": config.seed})
     run = RunFolder.open(out, recorded("evaluate", config), provenance=facts_of) if out else None
-    result = me.evaluate(
+    result = evaluate(
         model,
         editor,
         facts,
@@ -95,15 +94,13 @@ def run_evaluation(
     )
     ripples = None
     if "ripple" in config.families:
-        ripples = me.ripple(model, editor, facts, progress=progress, run=run)
+        ripples = ripple(model, editor, facts, progress=progress, run=run)
     if run is not None:
         _write(run, config, result, ripples)
     return result, ripples
 
 
 def _write(run: RunFolder, config: EvaluationConfig, result: Any, ripples: Any) -> None:
-    from reports import page
-
     run.write_result(result, "evaluation")
     if ripples is not None:
         run.write_result(ripples, "ripple")
@@ -116,8 +113,6 @@ def _references(options: EvaluationConfig) -> dict[str, list[str]] | None:
     """The texts of --references: a JSON object, new object -> list of texts."""
     if options.references is None:
         return None
-    from reports.codec import parse
-
     try:
         found = parse(Path(options.references).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.recipe import recorded
 from experiments.runs import RunFolder
 from mechedit.data.facts import FactEdit, facts_hash, load_facts
 from mechedit.faithfulness.study import FaithfulnessStudy, faithfulness, provenance_of
+from mechedit.models.hooked import HookedModel
 from mechedit.models.loading import EMBEDDED
 from mechedit.recipes.splits import facts_and_selection
 from reports import page
 from reports.errors import InputError
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["FaithfulnessConfig", "run_faithfulness"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.checkpoints import local_bytes
 from experiments.recipe import Plan
@@ -17,16 +17,16 @@ from mechedit.data.facts import FactEdit, load_facts
 from mechedit.evaluation.evaluate import case_key
 from mechedit.evaluation.measure import questions_of
 from mechedit.evaluation.ripple import case_key as ripple_key
+from mechedit.faithfulness.rankings import METHODS
+from mechedit.faithfulness.study import KINDS
+from mechedit.faithfulness.study import case_key as ablation_key
 from mechedit.models.loading import FOLDERS
+from mechedit.recipes.anatomy import AnatomyConfig
+from mechedit.recipes.compare import FAMILIES, ComparisonConfig, followed, split
 from mechedit.recipes.demo import LABELS as DEMO_EDITORS
-from mechedit.recipes.demo import attribution_key
+from mechedit.recipes.demo import DemoConfig, attribution_key
+from mechedit.recipes.faithfulness import FaithfulnessConfig, chosen_facts
 from mechedit.recipes.splits import facts_and_selection
-
-if TYPE_CHECKING:
-    from mechedit.recipes.anatomy import AnatomyConfig
-    from mechedit.recipes.compare import ComparisonConfig
-    from mechedit.recipes.demo import DemoConfig
-    from mechedit.recipes.faithfulness import FaithfulnessConfig
 
 __all__ = ["plan_anatomy", "plan_comparison", "plan_demo", "plan_evaluation", "plan_faithfulness"]
 
@@ -36,8 +36,6 @@ CHOICE = "So does choosing window, gate and the like on the selection."
 
 def plan_comparison(config: ComparisonConfig) -> Plan:
     """Of `mechedit.recipes.compare.compare`."""
-    from mechedit.recipes.compare import FAMILIES, followed, split
-
     cases: list[str] = []
     sequences = 0
     splits = {seed: split(config, seed)[0] for seed in config.seeds}
@@ -89,11 +87,6 @@ def plan_evaluation(config: Any) -> Plan:
 
 def plan_faithfulness(config: FaithfulnessConfig) -> Plan:
     """Of `mechedit.recipes.faithfulness.run_faithfulness`: a pass a fact, one for each set of neurons taken out."""
-    from mechedit.faithfulness.rankings import METHODS
-    from mechedit.faithfulness.study import KINDS
-    from mechedit.faithfulness.study import case_key as ablation_key
-    from mechedit.recipes.faithfulness import chosen_facts
-
     facts, _ = chosen_facts(config)
     cases = [ablation_key(name, fact) for name in config.models for fact in facts]
     sets = 1 + len(KINDS) * len(config.ks) * (

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.recipe import Experiment
+from mechedit.recipes import plans
+from mechedit.recipes.anatomy import AnatomyConfig, run_anatomy
+from mechedit.recipes.compare import ComparisonConfig, compare
 from mechedit.recipes.configured_model import load, load_each
-
-if TYPE_CHECKING:
-    from mechedit.recipes.anatomy import AnatomyConfig
-    from mechedit.recipes.compare import ComparisonConfig
-    from mechedit.recipes.demo import DemoConfig
-    from mechedit.recipes.evaluate import EvaluationConfig
-    from mechedit.recipes.faithfulness import FaithfulnessConfig
+from mechedit.recipes.demo import DemoConfig, run_demo
+from mechedit.recipes.evaluate import EvaluationConfig, run_evaluation
+from mechedit.recipes.faithfulness import FaithfulnessConfig, run_faithfulness
 
 __all__ = ["experiments"]
 
 
 def experiments() -> dict[str, Experiment]:
     """By the name that a recipe gives in its key `experiment`."""
-    from mechedit.recipes import plans
-    from mechedit.recipes.anatomy import AnatomyConfig
-    from mechedit.recipes.compare import ComparisonConfig
-    from mechedit.recipes.demo import DemoConfig
-    from mechedit.recipes.evaluate import EvaluationConfig
-    from mechedit.recipes.faithfulness import FaithfulnessConfig
-
     return {
         one.name: one
         for one in (
@@ -40,35 +32,25 @@ def experiments() -> dict[str, Experiment]:
 
 
 def _compare(config: ComparisonConfig, out: Path, progress: bool) -> dict[str, Any]:
-    from mechedit.recipes.compare import compare
-
     found = compare(load(config), config, out, progress=progress)
     return {"n_known": found.n_known, "n_total": found.n_total}
 
 
 def _anatomy(config: AnatomyConfig, out: Path, progress: bool) -> dict[str, Any]:
-    from mechedit.recipes.anatomy import run_anatomy
-
     found = run_anatomy(load(config), config, out, progress=progress)
     return {"n": found.n, "window": found.window}
 
 
 def _faithfulness(config: FaithfulnessConfig, out: Path, progress: bool) -> dict[str, Any]:
-    from mechedit.recipes.faithfulness import run_faithfulness
-
     found = run_faithfulness(load_each(config), config, out, progress=progress)
     return {"n": found.n, "ablated": found.ablated}
 
 
 def _evaluate(config: EvaluationConfig, out: Path, progress: bool) -> dict[str, Any]:
-    from mechedit.recipes.evaluate import run_evaluation
-
     found, _ = run_evaluation(config, out, progress=progress)
     return {"n_known": found.n_known, "n_total": found.n_total}
 
 
 def _demo(config: DemoConfig, out: Path, progress: bool) -> dict[str, Any]:
-    from mechedit.recipes.demo import run_demo
-
     summary = run_demo(load(config), config, out, progress=progress)
     return {"n": summary["n"], "window": summary["window"]}

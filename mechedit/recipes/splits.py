@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mechedit.data.facts import FactEdit, load_facts
+from mechedit.factworld import edits
 from mechedit.models.loading import EMBEDDED
 from reports.errors import InputError
 
@@ -25,8 +26,6 @@ def facts_and_selection(
     if data:
         facts = load_facts(data, limit=limit)
     elif embedded in EMBEDDED:
-        from mechedit.factworld import edits
-
         facts = edits(limit, seed=seed)
     else:
         raise InputError(
@@ -43,8 +42,6 @@ def selection_for(
     Errors: `InputError` where the file has fewer than two.
     """
     if embedded in EMBEDDED:
-        from mechedit.factworld import edits
-
         return edits(n, seed=seed + 1, skip=facts)
     if not data:
         raise InputError(f"data: expected a file of facts, {n} of which choose window and gate, found none")

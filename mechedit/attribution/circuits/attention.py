@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -28,17 +28,16 @@ from torch import Tensor
 
 from mechedit.attribution.frames import summed
 from mechedit.attribution.passes import Pass, run_pass
+from mechedit.attribution.projection import Projection
+from mechedit.attribution.result import Attribution
 from mechedit.attribution.units import as_code, check_top
+from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import Hook
 from mechedit.models.selfcheck import TOLERANCE
 from reports.errors import InputError
+from reports.figures import token_heatmap
 from reports.results import Result
 from reports.text import visible
-
-if TYPE_CHECKING:
-    from mechedit.attribution.projection import Projection
-    from mechedit.attribution.result import Attribution
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["HeadAttention", "divided", "head_attention"]
 
@@ -49,7 +48,7 @@ _NODES = 64
 
 @dataclass(frozen=True, repr=False, eq=False)
 class HeadAttention(Result):
-    """What `Attribution.attention` found of the `k` strongest heads of a circuit.
+    """What `head_attention` found of the `k` strongest heads of a circuit.
 
     heat: layer, head, pos, score (nats; over the positions of a head they sum to its score). patterns: layer, head,
     query, key, weight (positions; 0 where key > query, and 1 in sum over the keys of a query). heads: layer, head,
@@ -69,8 +68,6 @@ class HeadAttention(Result):
 
     def plot(self, ax: Any = None) -> Any:
         """The heat, heads × tokens; returns the axes."""
-        from reports.figures import token_heatmap  # here: matplotlib is slow to import and not always wanted
-
         return token_heatmap(self.heat, self.tokens, ax)
 
     def _repr_html_(self) -> str:
@@ -89,13 +86,13 @@ class HeadAttention(Result):
 
 @torch.no_grad()
 def head_attention(model: HookedModel, attr: Attribution, *, k: int = 8) -> HeadAttention:
-    """`Attribution.attention`; cost: a forward pass for each scored token and one for the patterns.
+    """Patterns and heat of the k strongest heads of a circuit; cost: a forward pass for each scored token and one for the patterns.
 
     Errors: `InputError` for k < 1, and for another model than the attributed one (its log p differs).
 
     >>> import mechedit as me
     >>> model = me.load_model("factworld")
-    >>> found = me.attribute(model, "The mother tongue of", " English", top_k=20).attention(model, k=2)
+    >>> found = me.head_attention(model, me.attribute(model, "The mother tongue of", " English", top_k=20), k=2)
     >>> found.patterns.groupby(["layer", "head", "query"])["weight"].sum().round(5).unique().tolist()
     [1.0]
     >>> abs(found.gap) < 1e-5

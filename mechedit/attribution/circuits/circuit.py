@@ -25,14 +25,11 @@ The picture is drawn from this graph elsewhere (`reports.circuit`), and so is th
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import pandas as pd
 
 from reports.errors import InputError
-
-if TYPE_CHECKING:
-    from mechedit.attribution.result import Attribution
 
 __all__ = ["SCHEMA_VERSION", "build_circuit"]
 
@@ -40,7 +37,42 @@ SCHEMA_VERSION = 2
 _TARGET = "target"
 
 
-def build_circuit(attr: Attribution, *, share: float, max_units: int, max_edges: int) -> dict[str, Any]:
+class ScoredUnits(Protocol):
+    """What a circuit reads of a result (`mechedit.attribution.result.Attribution` says what each is)."""
+
+    @property
+    def ids(self) -> tuple[int, ...]: ...
+    @property
+    def tokens(self) -> tuple[str, ...]: ...
+    @property
+    def target_id(self) -> int: ...
+    @property
+    def target_token(self) -> str: ...
+    @property
+    def logp(self) -> float: ...
+    @property
+    def embedding_logp(self) -> float: ...
+    @property
+    def prior_logp(self) -> float: ...
+    @property
+    def layers(self) -> pd.DataFrame: ...
+    @property
+    def heads(self) -> pd.DataFrame: ...
+    @property
+    def head_positions(self) -> pd.DataFrame: ...
+    @property
+    def mlp_neurons(self) -> pd.DataFrame: ...
+    @property
+    def reads(self) -> pd.DataFrame: ...
+    @property
+    def promotes(self) -> pd.DataFrame: ...
+    @property
+    def certificate(self) -> dict[str, Any]: ...
+    @property
+    def provenance(self) -> dict[str, Any]: ...
+
+
+def build_circuit(attr: ScoredUnits, *, share: float, max_units: int, max_edges: int) -> dict[str, Any]:
     """The graph as plain data, for `json.dumps`.
 
     Keys: schema_version, kind "attribution_circuit", model (name), target and prompt (text), tokens, ids, target_id,
@@ -88,7 +120,7 @@ def build_circuit(attr: Attribution, *, share: float, max_units: int, max_edges:
 
 
 def _kept_units(
-    attr: Attribution, *, share: float, max_units: int
+    attr: ScoredUnits, *, share: float, max_units: int
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Step 2: the kept rows of `head_positions` and of `mlp_neurons`, and what share of all units they
     are."""
@@ -108,7 +140,7 @@ def _kept_units(
 
 
 def _kept_edges(
-    attr: Attribution, positions: pd.DataFrame, neurons: pd.DataFrame, *, share: float, max_edges: int
+    attr: ScoredUnits, positions: pd.DataFrame, neurons: pd.DataFrame, *, share: float, max_edges: int
 ) -> pd.DataFrame:
     """Step 4: the kept rows of `reads` from query neurons."""
     heads = set(zip(positions["layer"], positions["head"], strict=True))
@@ -130,7 +162,7 @@ def _kept_edges(
 class _Below:
     """Steps 4 and 5: what lies below the units; `queries` are the kept edges from query neurons."""
 
-    def __init__(self, attr: Attribution, queries: pd.DataFrame, neurons: pd.DataFrame) -> None:
+    def __init__(self, attr: ScoredUnits, queries: pd.DataFrame, neurons: pd.DataFrame) -> None:
         self.attr, self.queries = attr, queries
         # a value neuron that is a source itself, at the last position, stays one node
         self.units = set(zip(neurons["layer"], neurons["neuron"], strict=True))
@@ -221,7 +253,7 @@ class _Below:
         }
 
 
-def _token_nodes(attr: Attribution, positions: set[int]) -> list[dict[str, Any]]:
+def _token_nodes(attr: ScoredUnits, positions: set[int]) -> list[dict[str, Any]]:
     shown = sorted(positions | {len(attr.ids) - 1})
     return [
         _node(_token(pos), "token", layer=-1, label=attr.tokens[pos], score=0.0, pos=pos) for pos in shown
@@ -232,7 +264,7 @@ def _token(pos: int) -> str:
     return f"token:{pos}"
 
 
-def _steer_nodes(attr: Attribution) -> list[dict[str, Any]]:
+def _steer_nodes(attr: ScoredUnits) -> list[dict[str, Any]]:
     """Steering terms, drawn among the units of the sub-layer whose output they were added to."""
     steer = attr.layers[attr.layers["module"].str.startswith("steer")]
     kinds = {"steer": "head", "steer_mlp": "mlp"}
@@ -244,7 +276,7 @@ def _steer_nodes(attr: Attribution) -> list[dict[str, Any]]:
     ]
 
 
-def _head_nodes(attr: Attribution, positions: pd.DataFrame) -> list[dict[str, Any]]:
+def _head_nodes(attr: ScoredUnits, positions: pd.DataFrame) -> list[dict[str, Any]]:
     scores = attr.heads.set_index(["layer", "head"])["score"]
     shown = sorted({(int(row.layer), int(row.head)) for row in positions.itertuples()})
     return [
@@ -259,7 +291,7 @@ def _head_nodes(attr: Attribution, positions: pd.DataFrame) -> list[dict[str, An
     ]
 
 
-def _neuron_nodes(attr: Attribution, neurons: pd.DataFrame) -> list[dict[str, Any]]:
+def _neuron_nodes(attr: ScoredUnits, neurons: pd.DataFrame) -> list[dict[str, Any]]:
     promoted = attr.promotes[attr.promotes["side"] == "promotes"]
     tokens = {key: list(rows["token"]) for key, rows in promoted.groupby(["layer", "neuron"], sort=False)}
     return [

@@ -19,7 +19,7 @@ The scores that `query.py` ranks by are read shares, as published; the edges' sc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -28,9 +28,7 @@ from torch import Tensor
 from mechedit.attribution.circuits.keys import Keys, mlp_keys
 from mechedit.attribution.circuits.query import Source
 from mechedit.attribution.ranking.neurons import Ranked
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel, ResidualView
+from mechedit.models.hooked import HookedModel, ResidualView
 
 __all__ = ["EDGES", "read_edges"]
 

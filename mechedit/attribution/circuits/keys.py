@@ -19,15 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mechedit.attribution.ranking.neurons import Ranked
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import FinalNorm, HookedModel, ResidualView
+from mechedit.models.hooked import FinalNorm, HookedModel, ResidualView
 
 __all__ = ["GUARD", "Keys", "attention_keys", "mlp_keys"]
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,9 +29,7 @@ from torch import Tensor
 from mechedit.attribution.circuits.keys import GUARD, Keys
 from mechedit.attribution.ranking.neurons import Ranked, Sign
 from mechedit.attribution.terms import LayerTerms, product
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel, ResidualView
+from mechedit.models.hooked import HookedModel, ResidualView
 
 __all__ = ["N_VALUES", "Source", "key_account", "key_weights", "layer_reads", "query_layers", "query_neurons"]
 

@@ -7,7 +7,7 @@ the passes, but what switches them on is read in the last one alone: the certifi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -24,9 +24,7 @@ from mechedit.attribution.circuits.query import (
 from mechedit.attribution.frames import neuron_frame
 from mechedit.attribution.passes import Pass
 from mechedit.attribution.ranking.neurons import Ranked, Ranking, Sign
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
+from mechedit.models.hooked import HookedModel
 
 __all__ = ["N_VALUES", "query_frames"]
 

@@ -28,16 +28,14 @@ Floating point: the ends are trusted to within the tolerance that exact scores h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mechedit.attribution.passes import Pass
 from mechedit.attribution.projection import BLOCK_BYTES, Projection
 from mechedit.attribution.scores import inc_rows, segments
-
-if TYPE_CHECKING:
-    from mechedit.attribution.passes import Pass
 
 __all__ = ["Intervals", "Spread"]
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,9 +25,7 @@ from mechedit.attribution.projection import BLOCK_BYTES, Projection
 from mechedit.attribution.ranking.certified import Ranges
 from mechedit.attribution.ranking.intervals import Spread
 from mechedit.models.cache import cache_folder
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
+from mechedit.models.hooked import HookedModel
 
 __all__ = ["compute_ranges", "compute_spread", "vocabulary_ranges", "vocabulary_spread"]
 

@@ -26,6 +26,7 @@ from experiments.checkpoints import digest
 from mechedit.data.facts import FactEdit
 from mechedit.editors.steering.attach import attach
 from mechedit.editors.steering.gates import AlwaysOn, Gate, HiddenGate, SentenceGate, Whitening
+from mechedit.editors.steering.sentence_encoder import sentence_encoder
 from mechedit.editors.steering.sites import SiteName
 from mechedit.editors.steering.steer import Position, SteeredModel, Steering, SteeringEdit, steer
 from mechedit.editors.steering.transport import AffineMap
@@ -284,8 +285,6 @@ def _gate(
         return AlwaysOn()
     centres, threshold = tensors[f"{name}.centres"], float(row["threshold"])
     if row["kind"] == "sentence":
-        from mechedit.editors.steering.sentence_encoder import sentence_encoder
-
         return SentenceGate(centres, threshold, row["model"], sentence_encoder(row["model"]))
     shared = row["whitening"]
     if shared is not None and shared["name"] not in whitenings:

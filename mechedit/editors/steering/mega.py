@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -38,16 +38,15 @@ from mechedit.editors.steering.fit_prompts import (
 )
 from mechedit.editors.steering.gates import AlwaysOn, Distance, Gate, HiddenGate, SentenceGate, Whitening
 from mechedit.editors.steering.paraphrases import Paraphrases, implications, paraphrases
+from mechedit.editors.steering.selection import select
 from mechedit.editors.steering.sentence_encoder import sentence_encoder
 from mechedit.editors.steering.sites import Heads, SiteName, part, read_site, site_of
 from mechedit.editors.steering.steer import Position, SteeredModel, SteeringEdit, steer, unsteered
 from mechedit.editors.steering.transport import AffineMap, gaussian_map, mean_shift
+from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import resid_pre
 from mechedit.models.states import last_states, mean_states
 from reports.errors import InputError
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["MEGA", "GateKind"]
 
@@ -153,8 +152,6 @@ class MEGA:
         Use facts that the evaluation never sees. Errors: `InputError` where there are none, or where no statement in
         context succeeds or none fails, so that there is nothing to contrast.
         """
-        from mechedit.editors.steering.selection import select
-
         return select(self, model, facts)
 
     @property

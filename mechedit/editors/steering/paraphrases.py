@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from mechedit.data.facts import FactEdit
+from mechedit.factworld.world import HOPS, RELATIONS
 from reports.codec import parse
 from reports.errors import InputError
 
@@ -86,8 +87,6 @@ def _others(fact: FactEdit, table: Paraphrases) -> list[str]:
 
 @cache
 def _own_table() -> dict[str, Sequence[str]]:
-    from mechedit.factworld.world import RELATIONS
-
     table: dict[str, Sequence[str]] = json.loads(
         (Path(__file__).parent / "counterfact_templates.json").read_text(encoding="utf-8")
     )
@@ -96,8 +95,6 @@ def _own_table() -> dict[str, Sequence[str]]:
 
 @cache
 def _hops() -> dict[str, tuple[str, ...]]:
-    from mechedit.factworld.world import HOPS, RELATIONS
-
     found: dict[str, tuple[str, ...]] = {}
     for hop in HOPS.values():
         for template in RELATIONS[hop.path[0]].templates:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from mechedit.data.facts import FactEdit
 from mechedit.editors.contexts import Lengths
@@ -27,9 +27,7 @@ from mechedit.editors.defaults import AUTO, Table, Tuned
 from mechedit.editors.steering.mega import MEGA, GateKind
 from mechedit.editors.steering.paraphrases import Paraphrases
 from mechedit.editors.steering.steer import SteeredModel, SteeringEdit
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
+from mechedit.models.hooked import HookedModel
 
 __all__ = ["SAKE"]
 

@@ -15,23 +15,22 @@ Everything chosen goes into the editor's `choice`, and with it into every edit a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 
+from mechedit.attribution.statement import statement_contrast
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors.steering.fit_prompts import doubts
-from mechedit.editors.steering.gates import HiddenGate, Whitening, calibrate, nearest, roc, whitening
+from mechedit.editors.steering.gates import Gate, HiddenGate, Whitening, calibrate, nearest, roc, whitening
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from reports.results import Result
-
-if TYPE_CHECKING:
-    from mechedit.editors.steering.mega import MEGA
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["ALPHAS", "RANKS", "GateROC", "gate_roc", "select"]
 
@@ -40,6 +39,50 @@ ALPHAS = (1.0, 1.5, 2.0)
 RANKS = (1, 4, None)  # few paraphrases tell few directions: the simplest map that does it
 # Doubts about this many neighbours stand for foreign doubts: each is as long as several prompts.
 DOUBTED_NEIGHBOURS = 2
+
+
+class Selectable(Protocol):
+    """A steering editor as the selection sees it (`mechedit.editors.steering.mega.MEGA` says what each field is)."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def window(self) -> tuple[int, int] | Literal["auto"]: ...
+    @property
+    def heads(self) -> Any: ...
+    @property
+    def alpha(self) -> float | Literal["auto"]: ...
+    @property
+    def rank(self) -> Any: ...
+    @property
+    def gate(self) -> str: ...
+    @property
+    def gate_layer(self) -> int | None: ...
+    @property
+    def threshold(self) -> float | None: ...
+    @property
+    def whitening(self) -> Whitening | None: ...
+    @property
+    def doubted(self) -> bool: ...
+    @property
+    def max_fpr(self) -> float | None: ...
+    def apply(
+        self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]
+    ) -> AbstractContextManager[HookedModel]: ...
+    def layers(self, model: HookedModel) -> tuple[int, int]: ...
+    def head_map(self) -> dict[int, tuple[int, ...]]: ...
+    def centre_prompts(self, fact: FactEdit) -> list[str]: ...
+    def gate_states(
+        self, model: HookedModel, prompts: Sequence[str], layers: Sequence[int]
+    ) -> list[torch.Tensor]: ...
+    def gate_of(
+        self, centres: torch.Tensor, *, layer: int, threshold: float, whitening: Whitening | None
+    ) -> Gate: ...
+
+
+S = TypeVar("S", bound=Selectable)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -56,10 +99,8 @@ class GateROC(Result):
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-def select(editor: MEGA, model: HookedModel, facts: Sequence[FactEdit]) -> MEGA:
+def select(editor: S, model: HookedModel, facts: Sequence[FactEdit]) -> S:
     """`editor` with window, heads, alpha, rank, gate layer and threshold chosen on `facts`; see the module."""
-    from mechedit.anatomy import statement_contrast
-
     chosen, found = editor, {"n_facts": len(facts), "facts": facts_hash(facts)}
     if editor.window == "auto" or isinstance(editor.heads, int):
         contrast = statement_contrast(model, facts)
@@ -82,7 +123,7 @@ def select(editor: MEGA, model: HookedModel, facts: Sequence[FactEdit]) -> MEGA:
     )
 
 
-def gate_roc(editors: Sequence[MEGA], model: HookedModel, facts: Sequence[FactEdit]) -> GateROC:
+def gate_roc(editors: Sequence[Selectable], model: HookedModel, facts: Sequence[FactEdit]) -> GateROC:
     """The `GateROC` of each editor's gate, at its own gate layer, on `facts` (the selection's, or others).
 
     Errors: `InputError` for an editor whose gate asks nothing.
@@ -115,11 +156,11 @@ def _named(heads: pd.DataFrame, window: tuple[int, int], count: int) -> dict[int
     return {int(layer): tuple(int(head) for head in group) for layer, group in groups}
 
 
-def _best_map(editor: MEGA, model: HookedModel, facts: Sequence[FactEdit]) -> tuple[MEGA, float]:
+def _best_map(editor: S, model: HookedModel, facts: Sequence[FactEdit]) -> tuple[S, float]:
     """The first of the candidates that gets most prompts right, and its share; it stops at one that gets all."""
     alphas = ALPHAS if editor.alpha == "auto" else (editor.alpha,)
     ranks = RANKS if editor.rank == "auto" else (editor.rank,)
-    best: tuple[float, MEGA] | None = None
+    best: tuple[float, S] | None = None
     for rank, alpha in product(ranks, alphas):
         candidate = replace(editor, alpha=alpha, rank=rank, gate="always")
         share = _share_right(candidate, model, facts)
@@ -132,7 +173,7 @@ def _best_map(editor: MEGA, model: HookedModel, facts: Sequence[FactEdit]) -> tu
 
 
 @torch.no_grad()
-def _share_right(editor: MEGA, model: HookedModel, facts: Sequence[FactEdit]) -> float:
+def _share_right(editor: Selectable, model: HookedModel, facts: Sequence[FactEdit]) -> float:
     right, total = 0, 0
     for fact in facts:
         prompts = _own(editor, fact)
@@ -143,23 +184,23 @@ def _share_right(editor: MEGA, model: HookedModel, facts: Sequence[FactEdit]) ->
     return right / total
 
 
-def _own(editor: MEGA, fact: FactEdit) -> list[str]:
+def _own(editor: Selectable, fact: FactEdit) -> list[str]:
     plain = [fact.rewrite_prompt, *fact.paraphrase_prompts]
     return plain + (doubts(fact, [fact.rewrite_prompt]) if editor.doubted else [])
 
 
-def _foreign(editor: MEGA, fact: FactEdit) -> list[str]:
+def _foreign(editor: Selectable, fact: FactEdit) -> list[str]:
     near = list(fact.neighborhood_prompts)
     return near + (doubts(fact, near[:DOUBTED_NEIGHBOURS]) if editor.doubted else [])
 
 
-def _calibrated(editor: MEGA, model: HookedModel, facts: Sequence[FactEdit]) -> tuple[MEGA, dict[str, float]]:
+def _calibrated(editor: S, model: HookedModel, facts: Sequence[FactEdit]) -> tuple[S, dict[str, float]]:
     """With gate layer and threshold; and the rates of missed and of false openings on the facts."""
     first, _ = editor.layers(model)
     layers = list(range(first + 1)) if editor.gate_layer is None else [editor.gate_layer]
     if editor.gate == "sentence":
         layers = [0]
-    best: tuple[float, MEGA, dict[str, float]] | None = None
+    best: tuple[float, S, dict[str, float]] | None = None
     white = dict(_whitenings(editor, model, facts, layers))
     for layer, (own, foreign) in zip(layers, _distances(editor, model, facts, layers, white), strict=True):
         threshold = calibrate(own, foreign, max_fpr=editor.max_fpr)
@@ -173,7 +214,7 @@ def _calibrated(editor: MEGA, model: HookedModel, facts: Sequence[FactEdit]) -> 
 
 
 def _whitenings(
-    editor: MEGA, model: HookedModel, facts: Sequence[FactEdit], layers: Sequence[int]
+    editor: Selectable, model: HookedModel, facts: Sequence[FactEdit], layers: Sequence[int]
 ) -> Iterator[tuple[int, Whitening]]:
     if editor.gate == "mahalanobis":
         prompts = [
@@ -184,7 +225,7 @@ def _whitenings(
 
 
 def _distances(
-    editor: MEGA,
+    editor: Selectable,
     model: HookedModel,
     facts: Sequence[FactEdit],
     layers: Sequence[int],

@@ -12,14 +12,15 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from mechedit.editors.contexts import STARTS
+from mechedit.factworld.text import Writer
+from mechedit.factworld.world import World
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError, first_line
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["Corpus", "embedded_corpus", "open_corpus", "own_corpus", "text_corpus", "windows"]
 
@@ -64,17 +65,12 @@ def text_corpus(texts: Iterable[str], *, source: str) -> Corpus:
 
 def embedded_corpus(*, documents: int = WORLD_DOCUMENTS, seed: int = 0) -> Corpus:
     """Text of the kind that the embedded models were trained on, by a generator that is the same everywhere."""
-    from mechedit.factworld.text import Writer
-    from mechedit.factworld.world import World
-
     writer = Writer(World(), random.Random(f"covariance:{seed}"))
     return text_corpus((writer.document().text for _ in range(documents)), source="the embedded world's text")
 
 
 def own_corpus(model: HookedModel, tokens: int, *, seed: int = 0) -> Corpus:
     """About `tokens` tokens that `model` writes itself, from the 50 likeliest at each place: for want of a text."""
-    from mechedit.editors.contexts import STARTS
-
     length = min(128, (model.n_ctx or 256) // 2)
     starts = [STARTS[i % len(STARTS)] for i in range(tokens // length + 1)]
     texts = model.generate(starts, max_new_tokens=length, top_k=50, seed=seed)

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -34,11 +34,9 @@ from tqdm.auto import tqdm
 
 from mechedit.editors.weights.corpus import Corpus, embedded_corpus, own_corpus, windows
 from mechedit.models.cache import cache_folder
+from mechedit.models.hooked import HookedModel
 from mechedit.models.loading import EMBEDDED
 from reports.errors import InputError
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["Covariance", "covariances", "covariance_for", "merge"]
 

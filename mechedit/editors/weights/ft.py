@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,11 +26,9 @@ from mechedit.editors.defaults import AUTO, Table
 from mechedit.editors.steering.steer import unsteered
 from mechedit.editors.weights.upper_layers import Upper, upper_part
 from mechedit.editors.weights.weight_edit import Replaced, WeightChange, WeightEditor, weight_name
+from mechedit.models.hooked import HookedModel
 
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
-
-__all__ = ["FT"]
+__all__ = ["FT", "FTL"]
 
 
 @dataclass(frozen=True)
@@ -115,3 +113,26 @@ class FT(WeightEditor):
         )
         log_p = upper.logits(normed, row, column).log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
         return -(shares * log_p).sum()
+
+
+@dataclass(frozen=True)
+class FTL(FT):
+    """FT within a box; fields as `FT`, `epsilon` is the bound. What is AUTO is chosen by the model (`for_model`).
+
+    >>> import mechedit as me
+    >>> model, fact = me.load_model("factworld"), me.factworld.edits(1)[0]
+    >>> before = model.W_out(4).clone()
+    >>> with FTL(layer=4, epsilon=1e-3).apply(model, fact):
+    ...     bool((model.W_out(4) - before).abs().max() <= 1e-3 + 1e-6)
+    True
+    """
+
+    epsilon: float | None = AUTO
+    name: str = "ft_l"
+
+    DEFAULTS: ClassVar[Table] = {
+        "gpt2-xl": {"layer": 0, "steps": 25, "lr": 5e-4, "epsilon": 5e-4},
+        "llama-2-7b": {"layer": 21, "steps": 25, "lr": 5e-4, "epsilon": 5e-4},
+        "factworld": {"layer": 4, "steps": 25, "lr": 2e-2, "epsilon": 6e-2},
+        "factworld-llama": {"layer": 2, "steps": 25, "lr": 2e-2, "epsilon": 0.1},
+    }

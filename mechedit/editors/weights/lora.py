@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -26,9 +26,7 @@ from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import AUTO, Table
 from mechedit.editors.weights.weight_edit import LowRank, WeightChange, WeightEditor
 from mechedit.models import weights
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
+from mechedit.models.hooked import HookedModel
 
 __all__ = ["LoRA"]
 

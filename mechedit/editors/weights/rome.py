@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,12 +38,10 @@ from mechedit.editors.weights.weight_edit import (
     low_rank,
     weight_edit,
 )
+from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import post
 from mechedit.models.states import last_states
 from reports.errors import InputError
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["ROME", "Association"]
 

@@ -17,16 +17,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import post, resid_post
-
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
 
 __all__ = ["Upper", "upper_part"]
 

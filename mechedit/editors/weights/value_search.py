@@ -18,16 +18,13 @@ runs. Only what δ can change is run (`mechedit.editors.weights.upper_layers`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from mechedit.editors.weights.subject import Asked
 from mechedit.editors.weights.upper_layers import Upper
 from reports.errors import InputError, IntegrityError
-
-if TYPE_CHECKING:
-    from mechedit.editors.weights.subject import Asked
 
 __all__ = ["Search", "find_delta"]
 

@@ -7,24 +7,28 @@ written to, and copied back however the block is left: the bits are those of bef
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mechedit.data.facts import FactEdit
 from mechedit.editors.base import derive
 from mechedit.editors.defaults import Tuned
 from mechedit.models import weights
 from mechedit.models.hooked import HookedModel
-from reports.errors import InputError
-
-if TYPE_CHECKING:
-    from mechedit.data.facts import FactEdit
+from mechedit.models.saving import new_folder, save_pretrained
+from reports.codec import parse
+from reports.errors import InputError, first_line
 
 __all__ = [
     "EditedModel",
@@ -32,7 +36,9 @@ __all__ = [
     "Replaced",
     "WeightChange",
     "WeightEditor",
+    "load_change",
     "low_rank",
+    "save_change",
     "weight_edit",
     "weight_name",
 ]
@@ -80,7 +86,7 @@ class WeightChange:
     """What a weight edit does: for each changed weight, by its name in the checkpoint, what is written to it, in order.
 
     editor: who made it; facts: what it edits; model_hash: `HookedModel.hash` of the model that it was made for.
-    `apply` takes the model as it is; saving and loading (`mechedit.editors.keeping`) check the hash.
+    `apply` takes the model as it is; saving and loading (`mechedit.models.saving`) check the hash.
     """
 
     editor: str
@@ -93,15 +99,13 @@ class WeightChange:
         return weight_edit(model, self)
 
     def save(self, folder: str | Path) -> Path:
-        """Writes the change alone: `change.safetensors` and `change.json` (`mechedit.editors.keeping`)."""
-        from mechedit.editors.keeping import save_change
+        """Writes the change alone: `change.safetensors` and `change.json` (`mechedit.models.saving`)."""
 
         return save_change(self, folder)
 
     @classmethod
     def load(cls, folder: str | Path, model: HookedModel) -> WeightChange:
         """Reads a change for `model`; another model than the one it was made for is an `InputError`."""
-        from mechedit.editors.keeping import load_change
 
         return load_change(folder, model)
 
@@ -112,9 +116,7 @@ class EditedModel(HookedModel):
     change: WeightChange
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes the edited model as a checkpoint that plain `transformers` loads (`mechedit.editors.keeping`)."""
-        from mechedit.models.saving import save_pretrained
-
+        """Writes the edited model as a checkpoint that plain `transformers` loads (`mechedit.models.saving`)."""
         return save_pretrained(self, folder)
 
 
@@ -223,3 +225,64 @@ def _versions(model: HookedModel) -> tuple[int, ...]:
 def _known_hash(model: HookedModel) -> str | None:
     """The model's hash, if it has been computed for the weights as they are."""
     return model._hash[1] if model._hash is not None and model._hash[0] == _versions(model) else None
+
+
+SCHEMA_VERSION = 1
+# What is edited; the prompts that test a fact stay with whoever measures it.
+EDIT_FIELDS = ("subject", "prompt", "target_true", "target_new", "case_id", "relation")
+
+
+def save_change(change: WeightChange, folder: str | Path) -> Path:
+    """Writes the change alone; returns the folder. Errors: `InputError` where `folder` cannot take it."""
+    tensors: dict[str, Tensor] = {}
+    parts: list[dict[str, str]] = []
+    for name, own in change.parts.items():
+        for part in own:
+            key = str(len(parts))
+            parts.append({"weight": name, "kind": "low_rank" if isinstance(part, LowRank) else "replaced"})
+            for field in dataclasses.fields(part):
+                tensors[f"{key}.{field.name}"] = getattr(part, field.name).cpu().contiguous().clone()
+    described = {
+        "kind": "weight_change",
+        "schema_version": SCHEMA_VERSION,
+        "editor": change.editor,
+        "model_hash": change.model_hash,
+        "facts": [{name: getattr(fact, name) for name in EDIT_FIELDS} for fact in change.facts],
+        "parts": parts,
+    }
+    with new_folder(folder) as temporary:
+        save_file(tensors, temporary / "change.safetensors")
+        (temporary / "change.json").write_text(
+            json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+    return Path(folder)
+
+
+def load_change(folder: str | Path, model: HookedModel) -> WeightChange:
+    """Reads what `save_change` wrote, for the very model that it was made for.
+
+    Errors: `InputError` for a folder without a change, a damaged one, another schema, or another model.
+    """
+    file = Path(folder) / "change.json"
+    try:
+        described: dict[str, Any] = parse(file.read_text(encoding="utf-8"))
+        if described["kind"] != "weight_change" or described["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema {described['kind']} {described['schema_version']}")
+        if described["model_hash"] != model.hash:
+            raise InputError(
+                f"change: {file} was made for a model of hash {described['model_hash'][:12]}, {model.name} has "
+                f"{model.hash[:12]}; load that model, as it was before the edit"
+            )
+        tensors = load_file(Path(folder) / "change.safetensors", device=str(model.device))
+        parts: dict[str, tuple[LowRank | Replaced, ...]] = {}
+        for i, one in enumerate(described["parts"]):
+            kind: type[LowRank] | type[Replaced] = LowRank if one["kind"] == "low_rank" else Replaced
+            part = kind(**{f.name: tensors[f"{i}.{f.name}"] for f in dataclasses.fields(kind)})
+            parts[one["weight"]] = (*parts.get(one["weight"], ()), part)
+        facts = tuple(FactEdit(**fact) for fact in described["facts"])
+        return WeightChange(described["editor"], facts, described["model_hash"], parts)
+    except FileNotFoundError as error:
+        raise InputError(f"change: expected change.json and change.safetensors in {folder}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        reason = first_line(error)
+        raise InputError(f"change: {file} is no weight change that this version reads ({reason})") from error

@@ -1,0 +1,343 @@
+"""A bridged decoder: its text and ids, one forward pass, hooks that cannot fail silently, raw weights.
+
+What it takes care of, because TransformerLens' bridge does not:
+
+- text becomes ids as the checkpoint's tokenizer does it; the bridge would add a BOS of its own;
+- a batch is always padded with its mask and with positions that follow the mask;
+- target tokens are read off prompt + target, because `tok(" Paris")` alone is another segmentation;
+- hooks are checked (`mechedit.models.hooking`).
+
+`mechedit.models.hooked` adds what stands on it: loading, generation, the residual view.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, Literal, Self, cast
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.activations import ACT2FN
+
+from experiments.checkpoints import digest, tokenizer_digest
+from experiments.runs import provenance
+from mechedit.models import weights
+from mechedit.models.architecture import require_parts
+from mechedit.models.batching import batches
+from mechedit.models.hooking import Hook, attach
+from mechedit.models.weights import FinalNorm
+from reports.errors import InputError
+
+__all__ = ["BridgedModel", "Prompts"]
+
+Prompts = Sequence[str] | Sequence[torch.Tensor]
+
+
+class BridgedModel:
+    """A decoder with hooks, its tokenizer and its raw weights; `HookedModel` is what a user holds."""
+
+    def __init__(
+        self, bridge: TransformerBridge, tokenizer: PreTrainedTokenizerBase, *, name: str, source: str
+    ) -> None:
+        self.name = name
+        self.source = source
+        self.bridge = bridge
+        self.hf: PreTrainedModel = cast(PreTrainedModel, bridge.original_model)
+        self.tokenizer = tokenizer
+        self.hf.eval().requires_grad_(False)
+        bridge.eval().requires_grad_(False)
+        require_parts(bridge)
+        self.shape = weights.shape(bridge)
+        self._prefix = _special_prefix(tokenizer)
+        # An evaluation asks for the same prompts again and again.
+        self._encode = lru_cache(maxsize=8192)(self._encode_text)
+        self._hash: tuple[tuple[int, ...], str] | None = None
+
+    def __repr__(self) -> str:
+        s = self.shape
+        size = f"{s.n_layers} layers, {s.n_heads} heads, d_model {s.d_model}"
+        return f"HookedModel({self.name!r}, {s.architecture}, {size}, {self.dtype}, {self.device})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.W_U.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and of all activations."""
+        return self.W_U.dtype
+
+    @property
+    def n_ctx(self) -> int | None:
+        """The longest sequence the checkpoint's config allows, or None where it says nothing."""
+        return getattr(self.hf.config, "max_position_embeddings", None)
+
+    @property
+    def hash(self) -> str:
+        """sha256 over the weights' names, dtypes, shapes and bytes, in the order of the names: the checkpoint's own.
+
+        Computed when first asked for (a second per gigabyte), and again if a weight has been written to since.
+        """
+        named = dict(weights.checkpoint_weights(self.hf))
+        written = tuple(weight._version for weight in named.values())
+        if self._hash is None or self._hash[0] != written:
+            self._hash = (written, digest(named))
+        return self._hash[1]
+
+    def provenance(self, *, data: dict[str, Any], seeds: dict[str, Any]) -> dict[str, Any]:
+        """What a number measured on this model depends on, for a run folder or a result (`experiments.runs`)."""
+        return provenance(
+            model={
+                "name": self.name,
+                "source": self.source,
+                "hash": self.hash,
+                "tokenizer": tokenizer_digest(self.tokenizer),
+            },
+            data=data,
+            seeds=seeds,
+            device=str(self.device),
+            dtype=str(self.dtype).removeprefix("torch."),
+            attn_implementation=str(getattr(self.hf.config, "_attn_implementation", "unknown")),
+        )
+
+    # -------------------------------------------------------------------------------------- text and ids
+
+    def tokenize(self, text: str) -> torch.Tensor:
+        """Ids [T] of `text`, as `tokenizer(text)` gives them: with BOS only if the tokenizer itself adds one.
+
+        Special tokens written inside the text are text. Raises `InputError` if nothing is left to run the model on.
+        """
+        ids = [*self._prefix, *self._encode(text)]
+        if not ids:
+            raise InputError(f"text: expected at least one token, found none in {text!r}")
+        return torch.tensor(ids, device=self.device)
+
+    def continuation(self, prompt: str, target: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """(ids of the prompt [T], ids of the target [n]): the tokens of prompt + target behind those of the prompt.
+
+        The target gets a leading space if it has none and the prompt does not end in one.
+
+        Raises `InputError` if the target is empty or encodes to nothing, or if the prompt's own tokens change
+        once the target follows, for then no position of the prompt predicts the target.
+        """
+        if not target.strip():
+            raise InputError(f"target: expected a word, found {target!r}")
+        if not target[0].isspace() and not prompt[-1:].isspace():
+            target = " " + target
+        ids, whole = self.tokenize(prompt), self.tokenize(prompt + target)
+        if not torch.equal(whole[: len(ids)], ids):
+            raise InputError(
+                f"prompt: its tokens change once {target!r} follows {prompt!r}; "
+                "end the prompt in a whole word, without a space behind it"
+            )
+        if len(whole) == len(ids):
+            raise InputError(f"target: {target!r} encodes to no token behind {prompt!r}")
+        return ids, whole[len(ids) :]
+
+    def pad(
+        self, sequences: Sequence[torch.Tensor], *, side: Literal["left", "right"] = "left"
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(ids [B, T], mask [B, T]) of 1-d id tensors; the mask is 1 on real tokens. What fills the rest is masked."""
+        if side not in ("left", "right"):
+            raise InputError(f"side: expected left or right, found {side!r}")
+        if not sequences or any(len(ids) == 0 for ids in sequences):
+            raise InputError("sequences: expected at least one, each of at least one token")
+        longest = max(len(ids) for ids in sequences)
+        ids = torch.zeros(len(sequences), longest, dtype=torch.long, device=self.device)
+        mask = torch.zeros_like(ids)
+        for row, sequence in enumerate(sequences):
+            where = slice(longest - len(sequence), None) if side == "left" else slice(len(sequence))
+            ids[row, where] = sequence.to(self.device)
+            mask[row, where] = 1
+        return ids, mask
+
+    # -------------------------------------------------------------------------------------- running it
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Logits [B, T, d_vocab] of ids [B, T] under mask [B, T]; positions count real tokens only.
+
+        Gradients as the caller has them. Logits at padding are meaningless. The mask is required: without it padded
+        ids give wrong logits and no error.
+        """
+        return self.run(ids, mask)[0]
+
+    def run(self, ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> tuple[torch.Tensor, Any]:
+        """(logits, KV cache or None): one forward pass of the bridge; `options` go to the Hugging Face model.
+
+        With `past_key_values`, ids [B, n] are the new tokens and mask [B, past + n] covers the old ones too.
+        """
+        length = mask.shape[1]
+        if self.n_ctx is not None and length > self.n_ctx:
+            raise InputError(f"prompt: expected at most {self.n_ctx} tokens, found {length}; shorten it")
+        positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, length - ids.shape[1] :]
+        options = {"use_cache": False, **options}
+        visible = _double_mask(mask, ids.shape[1]) if self.dtype == torch.float64 else mask
+        logits, cache = self.bridge(
+            ids, attention_mask=visible, position_ids=positions, return_type="logits_and_cache", **options
+        )
+        return logits, cache
+
+    @torch.no_grad()
+    def logits(self, prompts: Prompts, *, batch_size: int = 32) -> torch.Tensor:
+        """Next-token logits [B, d_vocab] behind each prompt (text or ids [T]), in order, without gradients.
+
+        Prompts are padded on the left, so that a hook finds each one's last token at position −1. Those of like length
+        run together (`mechedit.models.batching`): a hook does not see them in the order of the list.
+        """
+        if not len(prompts):
+            raise InputError("prompts: expected some, found none")
+        ids = self.encode(prompts)
+        rows: dict[int, torch.Tensor] = {}
+        for batch in batches([len(one) for one in ids], batch_size):
+            logits = self.run(*self.pad([ids[i] for i in batch]), logits_to_keep=1)[0][:, -1]
+            rows |= dict(zip(batch, logits, strict=True))
+        return torch.stack([rows[i] for i in range(len(ids))])
+
+    @contextlib.contextmanager
+    def hooks(self, hooks: Sequence[Hook]) -> Iterator[Self]:
+        """Attach (hook name, fn) pairs for the block; `fn(tensor, hook)` returns a new tensor, or None to leave it.
+
+        Names are TransformerLens' ("blocks.3.hook_attn_out", "blocks.3.attn.hook_z", ...). On leaving, by any way,
+        exactly these hooks are removed. For gradients at an activation, make a leaf in the hook and return it.
+
+        Raises `InputError` for an unknown or switched-off name, one point under two names, or a value returned at
+        hook_resid_mid (see `mechedit.models.hooking`); `IntegrityError` on leaving, if the model ran and one never fired.
+        """
+        with attach(self.bridge, hooks):
+            yield self
+
+    def encode(self, prompts: Prompts) -> list[torch.Tensor]:
+        """Ids of each prompt; prompts that are ids already pass through."""
+        return [self.tokenize(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+    # -------------------------------------------------------------------------------------- raw weights
+
+    def W_O(self, layer: int) -> torch.Tensor:
+        """[n_heads, d_head, d_model]; a view."""
+        return weights.matrix(self._attn(layer).o).unflatten(0, (self.shape.n_heads, self.shape.d_head))
+
+    def W_V(self, layer: int) -> torch.Tensor:
+        """[n_heads, d_model, d_head]; a view, or a copy where KV heads are repeated to their query heads."""
+        s = self.shape
+        heads = weights.matrix(self._attn(layer).v).unflatten(1, (s.n_kv_heads, s.d_head)).permute(1, 0, 2)
+        group = s.n_heads // s.n_kv_heads
+        return heads if group == 1 else heads.repeat_interleave(group, dim=0)
+
+    def W_in(self, layer: int) -> torch.Tensor:
+        """[d_model, d_mlp]; a view. LLaMA: the up projection."""
+        return weights.matrix(getattr(self._mlp(layer), "in"))
+
+    def W_gate(self, layer: int) -> torch.Tensor | None:
+        """[d_model, d_mlp]; a view. None where the MLP is not gated."""
+        return weights.matrix(self._mlp(layer).gate) if self.shape.gated else None
+
+    def W_out(self, layer: int) -> torch.Tensor:
+        """[d_mlp, d_model]; a view."""
+        return weights.matrix(self._mlp(layer).out)
+
+    def b_O(self, layer: int) -> torch.Tensor | None:
+        """[d_model], or None."""
+        return weights.bias(self._attn(layer).o)
+
+    def b_out(self, layer: int) -> torch.Tensor | None:
+        """[d_model], or None."""
+        return weights.bias(self._mlp(layer).out)
+
+    def ln1(self, layer: int) -> torch.Tensor:
+        """Weight of the norm before attention [d_model]."""
+        return weights.norm(self._block(layer).ln1).weight
+
+    def ln2(self, layer: int) -> torch.Tensor:
+        """Weight of the norm before the MLP [d_model]."""
+        return weights.norm(self._block(layer).ln2).weight
+
+    def norm1(self, layer: int) -> FinalNorm:
+        """The norm before attention."""
+        return weights.norm(self._block(layer).ln1)
+
+    def norm2(self, layer: int) -> FinalNorm:
+        """The norm before the MLP."""
+        return weights.norm(self._block(layer).ln2)
+
+    def b_in(self, layer: int) -> torch.Tensor | None:
+        """[d_mlp], or None."""
+        return weights.bias(getattr(self._mlp(layer), "in"))
+
+    def b_gate(self, layer: int) -> torch.Tensor | None:
+        """[d_mlp], or None."""
+        return weights.bias(self._mlp(layer).gate) if self.shape.gated else None
+
+    @property
+    def act_fn(self) -> torch.nn.Module:
+        """The MLP's activation function, by the name it has in the checkpoint's config."""
+        names = ("hidden_activation", "hidden_act", "activation_function")
+        found = [getattr(self.hf.config, name) for name in names if getattr(self.hf.config, name, None)]
+        return cast(torch.nn.Module, ACT2FN[found[0]])
+
+    @property
+    def W_U(self) -> torch.Tensor:
+        """[d_model, d_vocab]; a view."""
+        return weights.matrix(self.bridge.unembed)
+
+    @property
+    def b_U(self) -> torch.Tensor | None:
+        """[d_vocab], or None."""
+        return weights.bias(self.bridge.unembed)
+
+    @property
+    def final_norm(self) -> FinalNorm:
+        """The norm before the unembedding."""
+        return weights.norm(self.bridge.ln_final)
+
+    # -------------------------------------------------------------------------------------- inside
+
+    def _encode_text(self, text: str) -> tuple[int, ...]:
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        if ids and max(ids) >= self.shape.d_vocab:
+            raise InputError(
+                f"text: {text!r} has the token {max(ids)}, the model knows {self.shape.d_vocab}: "
+                "this tokenizer belongs to another model"
+            )
+        return tuple(ids)
+
+    def _block(self, layer: int) -> Any:
+        if not 0 <= layer < self.shape.n_layers:
+            raise InputError(f"layer: expected 0 to {self.shape.n_layers - 1}, found {layer}")
+        return self.bridge.blocks[layer]
+
+    def _attn(self, layer: int) -> Any:
+        return self._block(layer).attn
+
+    def _mlp(self, layer: int) -> Any:
+        return self._block(layer).mlp
+
+
+def _double_mask(mask: torch.Tensor, n_queries: int) -> torch.Tensor:
+    """Additive causal mask [B, 1, n_queries, T] of mask [B, T], with float32's lowest number where nothing is seen.
+
+    Hugging Face's own has float64's lowest, but LLaMA's softmax runs in float32: there it is −inf, and the row of a
+    padding token, which sees nothing at all, becomes nan, which its value then spreads to the tokens behind it.
+    """
+    length = mask.shape[1]
+    causal = torch.ones(n_queries, length, dtype=torch.bool, device=mask.device).tril(length - n_queries)
+    seen = causal & mask[:, None, None, :].bool()
+    lowest = torch.finfo(torch.float32).min
+    return torch.zeros(seen.shape, dtype=torch.float64, device=mask.device).masked_fill(~seen, lowest)
+
+
+def _special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that the tokenizer itself puts before a text, mostly BOS or nothing."""
+    bare = tokenizer("a", add_special_tokens=False).input_ids
+    full = tokenizer("a").input_ids
+    if not bare:
+        raise InputError("tokenizer: expected a vocabulary, found one that encodes 'a' to nothing")
+    if full[len(full) - len(bare) :] != bare:
+        raise InputError(
+            "tokenizer: it puts a special token behind every text, so that no prompt ends in its own last token; "
+            "load it with add_eos_token=False"
+        )
+    return full[: len(full) - len(bare)]
