@@ -5,7 +5,7 @@ and checks it by a small forward pass. The encoder proper (`Encoder.model`: embe
 alignment and tasks share; the head of masked language modelling stands apart (`Encoder.lm_head`), because its
 gradients are never compared.
 
-Attention is Hugging Face's `sdpa` unless another implementation is asked for. Weights are safetensors only, and code
+Attention is Hugging Face's `sdpa` unless another implementation is chosen. Weights are safetensors only, and code
 that a checkpoint brings along is never run.
 """
 
@@ -95,7 +95,7 @@ class Encoder:
 
     Attributes:
         model: The Hugging Face base model: embeddings and blocks.
-        name: What it was asked for as.
+        name: Name of the checkpoint.
         source: Where it came from.
         lm_head: The head of masked language modelling, or None where the checkpoint has none.
         embeddings: The module whose output is layer 0.
@@ -310,7 +310,7 @@ class Encoder:
 
 
 class _Reached(Exception):
-    """The layer that was asked for is known: no block above it need run."""
+    """The wanted layer is known: no block above it need run."""
 
 
 # ------------------------------------------------------------------------------------------ loading

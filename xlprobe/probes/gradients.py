@@ -103,7 +103,7 @@ def gradients(
     progress: bool = True,
     provenance: dict[str, Any] | None = None,
 ) -> Gradients:
-    """The cosines, norms and yardsticks of two losses on one encoder, which is left bit for bit as it was.
+    """The cosines, norms and yardsticks of two losses on one encoder, which remains unchanged bit for bit.
 
     They are wrong where batches overlap or differ much in size: p, q and the interval take them for independent and
     alike.

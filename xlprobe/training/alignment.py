@@ -31,7 +31,7 @@ __all__ = ["ALIGNABLE", "AlignmentLoss", "align", "freeze_layers", "l2_loss", "r
 ALIGNABLE = (*OBJECTIVES, "l2")
 WORDS = ("token", "l2")  # objectives that need word links
 DEFAULT = Training(steps=80, batch=24, lr=2e-3, warmup=10)
-PULL = 1.0  # weight of ‖θ − θ₀‖² beside the distance of aligned words
+PULL = 1.0  # weight of ‖θ − θ₀‖², added to the distance of aligned words
 
 
 def align(

@@ -35,7 +35,7 @@ DEFAULT = Training(steps=150, batch=32, lr=2e-3, warmup=10)
 
 @dataclass(frozen=True)
 class Joint:
-    """An alignment loss beside the task's, on both in every step or on each in turn.
+    """An alignment loss that is trained with the task's, both in every step or each in turn.
 
     Attributes:
         bitext: The pairs to align on.

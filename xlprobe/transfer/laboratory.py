@@ -90,7 +90,7 @@ class Sizes:
 
 
 class Laboratory(ABC):
-    """The material of a study. Its arguments and the seed decide every answer: asked again, it gives the same.
+    """The material of a study. Its arguments and the seed decide every answer, so a repeated call gives the same.
 
     Attributes:
         name: Name of the material, for titles and provenance.

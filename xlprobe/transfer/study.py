@@ -229,7 +229,7 @@ def _gradients(
 
 
 def _yardstick(encoder: Encoder, name: str, make: Callable[[], Loss], means: dict[str, Mean]) -> Mean:
-    """The mean gradient of a loss that several cases are held against; kept while all of them fit into `KEPT`."""
+    """The mean gradient of a loss with which several cases are compared; kept while all of them fit into `KEPT`."""
     if name in means:
         return means[name]
     mean = mean_gradient(encoder, make())
