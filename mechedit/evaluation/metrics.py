@@ -27,16 +27,16 @@ from reports.errors import InputError
 
 __all__ = [
     "below",
-    "margin",
-    "starts_answer",
-    "kept_for_specificity",
-    "specific",
-    "unchanged",
-    "divergence",
-    "harmonic_mean",
     "bootstrap_harmonic_mean",
+    "divergence",
     "doubt_prompt_1",
     "doubt_prompt_2",
+    "harmonic_mean",
+    "kept_for_specificity",
+    "margin",
+    "specific",
+    "starts_answer",
+    "unchanged",
 ]
 
 

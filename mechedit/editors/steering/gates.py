@@ -27,8 +27,8 @@ from reports.errors import InputError
 
 __all__ = [
     "AlwaysOn",
-    "Distance",
     "CentredGate",
+    "Distance",
     "Gate",
     "HiddenGate",
     "Pool",

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from reports.errors import InputError
 
-__all__ = ["SITES", "Site", "SiteName", "Heads", "read_site", "site_of"]
+__all__ = ["SITES", "Heads", "Site", "SiteName", "read_site", "site_of"]
 
 SiteName = Literal["attn_out", "resid_mid", "mlp_out", "resid_post", "z"]
 Heads = tuple[int, ...]

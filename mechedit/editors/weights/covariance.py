@@ -40,7 +40,7 @@ from mechedit.models.loading import EMBEDDED
 from reports.errors import InputError
 from reports.files import whole_file
 
-__all__ = ["Covariance", "covariances", "covariance_for"]
+__all__ = ["Covariance", "covariance_for", "covariances"]
 
 log = logging.getLogger(__name__)
 
