@@ -40,6 +40,7 @@ from mechedit.anatomy.tables import (
     overlap_table,
 )
 from mechedit.attribution.window import best_window, window_scores
+from mechedit.data.case_keys import anatomy_key
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors import Editor
 from mechedit.evaluation.evaluate import described
@@ -150,13 +151,8 @@ def _measured(
     def make(i: int) -> dict[str, Any]:
         return {"settings": digests[i], **measure_fact(model, facts[i], settings[i], top_k=top_k)}
 
-    keys = [check_case_id(case_key(split, fact)) for fact in facts]
+    keys = [check_case_id(anatomy_key(split, fact)) for fact in facts]
     return every_case(run, keys, make, settings=digests, label=f"anatomy: {split}s", progress=progress)
-
-
-def case_key(split: str, fact: FactEdit) -> str:
-    """The id of the case of `fact`; split: "fact" or "selection"."""
-    return f"{split}-{fact.case_id}"
 
 
 def _study(

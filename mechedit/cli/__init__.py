@@ -1,5 +1,5 @@
 """The command line: `mechedit demo | attribute | edit | evaluate | anatomy | faithfulness | covariance | tune |
-factworld | diagnose | run | report | bench`.
+factworld | diagnose | run | report`.
 
 Every command prints a table, or one JSON object with `--json`. Exit status: 0 done, 1 failed, 2 wrong usage
 (one line on standard error), 130 interrupted.
@@ -26,7 +26,6 @@ from mechedit.cli import (
     run,
     tune,
 )
-from tests.benchmarks import __main__ as bench
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +55,6 @@ def _parser() -> Parser:
         diagnose,
         run,
         report,
-        bench,
     ):
         module.add(commands)
     return parser

@@ -23,6 +23,7 @@ from matplotlib.axes import Axes
 
 from experiments.cases import every_case
 from experiments.runs import RunFolder, check_case_id, provenance
+from mechedit.data.case_keys import ablation_key
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.evaluation.evaluate import known_facts
 from mechedit.faithfulness.ablate import random_like
@@ -105,7 +106,7 @@ def faithfulness(
         digests = [_digest(model, fact, [list(ks), draws, list(mean_over), seed]) for fact in known]
         cases = every_case(
             run,
-            [case_key(model.name, fact) for fact in known],
+            [check_case_id(ablation_key(model.name, fact)) for fact in known],
             partial(_case, model, known, digests, means=means, ks=ks, draws=draws, seed=seed),
             settings=digests,
             label=f"faithfulness: {model.name}",
@@ -128,15 +129,6 @@ def faithfulness(
             models, {"facts": facts_hash(facts), "mean_over": list(mean_over)}, seed=seed
         ),
     )
-
-
-def case_key(model: str, fact: FactEdit) -> str:
-    """The case's id in a run folder.
-
-    >>> case_key("factworld", FactEdit("Ann", "{} speaks", "Dutch", "Greek", case_id=3))
-    'factworld-3'
-    """
-    return check_case_id(f"{model}-{fact.case_id}")
 
 
 def provenance_of(models: Sequence[HookedModel], data: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
