@@ -19,8 +19,8 @@ def read_pairs(path: str) -> tuple[list[str], list[str]]:
     """Prompts and targets of a file.
 
     Args:
-        path: A `.json` array of {"prompt": ..., "target": ...}, or a `.csv` or `.tsv` file with the header prompt, target
-            (in any order).
+        path: A `.json` array of {"prompt": ..., "target": ...}, or a `.csv` or `.tsv` file with the header prompt,
+            target (in any order).
 
     Raises:
         InputError: The file is not readable, or a record is not as it should be; names the file and the record.

@@ -131,10 +131,12 @@ METRICS: dict[str, Metric] = {
 
 
 def measure(model: Any, questions: Sequence[Question], *, batch_size: int = 32) -> list[PromptScore]:
-    """Score each question on `model` (a `HookedModel`, or what an editor yields), in their order.
+    """Scores each question, in their order: the new object and the true answer behind every prompt.
 
-    The new object and the true answer are scored behind every prompt; the gate, if the model has one, is asked for each
-    prompt.
+    Args:
+        model: A `HookedModel`, or what an editor yields; if it has a gate, that is asked for each prompt.
+        questions: What is asked (`mechedit.evaluation.questions`).
+        batch_size: Prompts of one forward pass.
     """
     if not questions:
         return []

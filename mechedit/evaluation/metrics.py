@@ -123,7 +123,7 @@ def divergence(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
-    """n / Σ 1/v; 0 if one value is 0, NaN if one is NaN or there is none. S takes data-set level ES, PS, NS.
+    """The value n / Σ 1/v; 0 if one value is 0, NaN if one is NaN or there is none. S takes data-set level ES, PS, NS.
 
     Raises:
         InputError: A value is negative.
