@@ -27,8 +27,9 @@ from experiments.checkpoints import progress_bar, second_load
 from experiments.memory import free_bytes, size, watched
 from mechedit.attribution import attribute
 from mechedit.models import checks
+from mechedit.models.embedded import FOLDERS
 from mechedit.models.hooked import HookedModel, load_model
-from mechedit.models.loading import FOLDERS, read_model
+from mechedit.models.loading import read_model
 from mechedit.models.selfcheck import TOLERANCE, share_off
 from reports.diagnosis import Check, Diagnosis, Step, gathered
 from reports.errors import InputError

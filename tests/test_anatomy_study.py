@@ -32,7 +32,7 @@ from mechedit.data.facts import FactEdit
 from mechedit.editors import FT, IKE, MEGA, NoEdit
 from mechedit.factworld import edits
 from mechedit.models.hooked import HookedModel
-from mechedit.recipes.anatomy import AnatomyConfig
+from mechedit.recipes.configurations import AnatomyConfig
 from reports.errors import InputError, IntegrityError
 from reports.page import build
 from tests.tiny import tiny_model
@@ -524,7 +524,7 @@ def test_a_page_escapes_every_name(finished: Path, tmp_path: Path) -> None:
 
 def test_the_plan_lists_the_cases_of_the_run(finished: Path) -> None:
     from experiments.runs import RunFolder
-    from mechedit.recipes.anatomy import AnatomyConfig
+    from mechedit.recipes.configurations import AnatomyConfig
     from mechedit.recipes.plans import plan_anatomy
 
     plan = plan_anatomy(AnatomyConfig(editors=("ft", "no_edit"), limit=2, selection=2))

@@ -17,7 +17,7 @@ from experiments.runs import RunFolder
 from mechedit.data.facts import FactEdit, load_facts
 from mechedit.editors.base import NoEdit
 from mechedit.evaluation.evaluate import KNOWS_NONE, NOT_ROMES_PS, Evaluation, check_facts, evaluate
-from mechedit.evaluation.measure import questions_of
+from mechedit.evaluation.questions import FactQuestions
 from mechedit.models.bridged import Prompts
 from mechedit.models.hooked import HookedModel, load_model
 from mechedit.models.scoring import score_pairs
@@ -590,4 +590,4 @@ def test_a_random_model_knows_none_of_counterfact(shared_dir: Path) -> None:
     result = quiet(tiny_model("gpt2"), NoEdit(), facts)
     assert result.n_known == 0
     assert set(result.summary()["note"]) == {KNOWS_NONE}
-    assert len(questions_of(facts[0], ["argmax"])) == 3
+    assert len(FactQuestions(facts[0]).read_by(["argmax"])) == 3

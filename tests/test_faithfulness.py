@@ -21,7 +21,8 @@ from mechedit.faithfulness import METHODS, FaithfulnessStudy, faithfulness, rank
 from mechedit.faithfulness.intervention import Means, Neurons, logp_without
 from mechedit.faithfulness.rankings import NeuronScores, peer_scores
 from mechedit.models.hooked import HookedModel, load_model
-from mechedit.recipes.faithfulness import FaithfulnessConfig, run_faithfulness
+from mechedit.recipes.configurations import FaithfulnessConfig
+from mechedit.recipes.faithfulness import run_faithfulness
 from reports import overview
 from reports.errors import InputError
 from tests.nlka_oracle import plain_run

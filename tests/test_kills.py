@@ -17,7 +17,8 @@ import pytest
 
 from mechedit.factworld import export
 from mechedit.models.hooked import HookedModel
-from mechedit.recipes.evaluate import EvaluationConfig, run_evaluation
+from mechedit.recipes.configurations import EvaluationConfig
+from mechedit.recipes.evaluate import run_evaluation
 from tests.killing import ended, forked, killed, whole
 from tests.test_runs import facts, start, tree
 from tests.xl_tiny import tiny_encoder

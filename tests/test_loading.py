@@ -30,7 +30,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from mechedit.models import loading
+from mechedit.models import embedded
 from mechedit.models.hooked import load_model
 from mechedit.models.selfcheck import check_loaded
 from reports.errors import InputError, IntegrityError
@@ -94,7 +94,7 @@ def test_a_file_is_no_folder(folder: Path) -> None:
 
 
 def test_an_embedded_model_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loading.FOLDERS, "factworld", loading.MODELS / "no-such-arch")
+    monkeypatch.setitem(embedded.FOLDERS, "factworld", embedded.MODELS / "no-such-arch")
     refused("factworld", "not in this installation.*mechedit factworld train")
 
 

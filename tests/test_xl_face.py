@@ -85,7 +85,7 @@ for order in {orders!r}:
 def test_the_table_the_list_and_the_imports_for_type_checkers_agree() -> None:
     assert xlprobe.__file__ is not None
     tree = ast.parse(Path(xlprobe.__file__).read_text("utf-8"))
-    (guard,) = (node for node in tree.body if isinstance(node, ast.If))
+    guard = next(node for node in tree.body if isinstance(node, ast.If))
     typed = {
         alias.name: str(node.module)
         for node in guard.body

@@ -37,6 +37,7 @@ from mechedit.anatomy.tables import (
     success_contrasts,
 )
 from mechedit.attribution.window import best_window, window_scores
+from mechedit.data.case_keys import anatomy_key
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors import Editor
 from mechedit.evaluation.evaluate import described
@@ -173,13 +174,8 @@ def _measured(
     def make(i: int) -> Case:
         return {"settings": digests[i], **measure_fact(model, facts[i], settings[i], top_k=top_k)}
 
-    keys = [check_case_id(case_key(split, fact)) for fact in facts]
+    keys = [check_case_id(anatomy_key(split, fact)) for fact in facts]
     return every_case(run, keys, make, settings=digests, label=f"anatomy: {split}s", progress=progress)
-
-
-def case_key(split: str, fact: FactEdit) -> str:
-    """The id of a fact's case in a run folder; the split is "fact" or "selection"."""
-    return f"{split}-{fact.case_id}"
 
 
 def _study(

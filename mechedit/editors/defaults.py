@@ -15,8 +15,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+from mechedit.models.embedded import EMBEDDED
 from mechedit.models.hooked import HookedModel
-from mechedit.models.loading import EMBEDDED
 from reports.errors import InputError
 
 __all__ = ["AUTO", "Table", "Tuned", "family"]

@@ -32,9 +32,9 @@ from mechedit.data.prompts import demonstration
 from mechedit.editors.base import as_facts, derive
 from mechedit.editors.defaults import AUTO, Table, Tuned
 from mechedit.factworld import edits
+from mechedit.models.embedded import EMBEDDED
 from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import resid_post
-from mechedit.models.loading import EMBEDDED
 from mechedit.models.states import mean_states
 from reports.errors import InputError
 

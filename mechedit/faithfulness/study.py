@@ -23,6 +23,7 @@ from matplotlib.axes import Axes
 from experiments.cases import Case, every_case, settings_digest
 from experiments.runs import RunFolder, check_case_id
 from mechedit.attribution.terms import KINDS
+from mechedit.data.case_keys import ablation_key
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.evaluation.evaluate import known_facts
 from mechedit.faithfulness.ablate import random_like
@@ -140,15 +141,6 @@ def faithfulness(
     )
 
 
-def case_key(model: str, fact: FactEdit) -> str:
-    """The id of a fact's case in a run folder.
-
-    >>> case_key("factworld", FactEdit("Ann", "{} speaks", "Dutch", "Greek", case_id=3))
-    'factworld-3'
-    """
-    return check_case_id(f"{model}-{fact.case_id}")
-
-
 def provenance_of(models: Sequence[HookedModel], data: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
     """What the numbers of a study of several models depend on: `HookedModel.provenance` with all of the models."""
     first = models[0].provenance(data=dict(data), seeds={"draws": seed, "bootstrap": seed})
@@ -177,7 +169,7 @@ def _deltas(
     digests = [_digest(model, fact, settings) for fact in known]
     cases = every_case(
         run,
-        [case_key(model.name, fact) for fact in known],
+        [check_case_id(ablation_key(model.name, fact)) for fact in known],
         partial(_case, model, known, digests, plan, means),
         settings=digests,
         label=f"faithfulness: {model.name}",

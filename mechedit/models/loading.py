@@ -36,16 +36,14 @@ from transformers import (
 )
 
 from experiments import checkpoints
+from mechedit.models.embedded import EMBEDDED, FOLDERS
 from reports.errors import InputError, first_line
 
-__all__ = ["EMBEDDED", "FOLDERS", "Checkpoint", "load_checkpoint", "read_model"]
+__all__ = ["Checkpoint", "load_checkpoint", "read_model"]
 
 logger = logging.getLogger(__name__)
 
 ATTENTION = "eager"
-MODELS = Path(__file__).parent.parent / "factworld" / "models"
-EMBEDDED = {"factworld": "gpt2", "factworld-llama": "llama"}
-FOLDERS = {model: MODELS / folder for model, folder in EMBEDDED.items()}
 QUIET_BELOW = 2**30  # bytes; reading fewer takes about a second and needs no progress bar
 
 

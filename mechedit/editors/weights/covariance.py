@@ -34,9 +34,9 @@ from tqdm.auto import tqdm
 from experiments.checkpoints import tokenizer_digest
 from mechedit.editors.weights.corpus import Corpus, embedded_corpus, own_corpus, windows
 from mechedit.models.cache import cache_folder
+from mechedit.models.embedded import EMBEDDED
 from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import post
-from mechedit.models.loading import EMBEDDED
 from reports.errors import InputError
 from reports.files import whole_file
 
