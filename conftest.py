@@ -1,7 +1,7 @@
-"""Pytest, for every folder: no network, one thread, which marked tests run, the shared fixtures.
+"""Pytest's settings for every folder: no network, one thread, which marked tests run, the shared fixtures.
 
-The environment is set here, at import, because torch, the tokenizers and the Hugging Face libraries read it
-when they are imported themselves.
+The environment is set while this file is imported, because torch, the tokenizers and the Hugging Face libraries read
+it when they are imported themselves.
 """
 
 from __future__ import annotations
@@ -55,23 +55,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     run_slow = bool(config.getoption("--run-slow") or os.environ.get("MECHEDIT_SLOW"))
-    asked = {name for name in ("faults", "fuzz") if name in str(config.getoption("-m"))}
-    reasons = skip_reasons(run_slow=run_slow, asked=asked)
+    selected = {name for name in ("faults", "fuzz") if name in str(config.getoption("-m"))}
+    reasons = skip_reasons(run_slow=run_slow, selected=selected)
     for item in items:
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def skip_reasons(*, run_slow: bool, asked: Collection[str] = ()) -> dict[str, str]:
-    """The markers whose tests cannot or shall not run here, each with the reason that the summary prints."""
+def skip_reasons(*, run_slow: bool, selected: Collection[str]) -> dict[str, str]:
+    """The markers whose tests cannot or are not to run here, each with the reason that the summary prints."""
     import torch
 
     reasons = {}
     if not run_slow:
         reasons["slow"] = "slow: run with --run-slow or MECHEDIT_SLOW=1"
     for name in ("faults", "fuzz"):
-        if name not in asked:
+        if name not in selected:
             reasons[name] = f"{name}: run with -m {name}"
     if not torch.cuda.is_available():
         reasons["gpu"] = "gpu: torch sees no CUDA device"
@@ -88,7 +88,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder of real data and models. Tests that use it are marked `shared`."""
+    """The folder of real data and models; tests that use it are marked `shared`."""
     folder = shared_folder()
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}; name it in MECHEDIT_DATA")
@@ -97,7 +97,7 @@ def shared_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def factworld_gpt2() -> HookedModel:
-    """The embedded GPT-2 model, loaded once a process. Tests leave it as they found it."""
+    """The embedded GPT-2 model, loaded once a process; tests leave it unchanged."""
     from mechedit.models.hooked import load_model
 
     return load_model("factworld")
@@ -113,7 +113,7 @@ def factworld_llama() -> HookedModel:
 
 @pytest.fixture(scope="session")
 def langworld() -> Encoder:
-    """The embedded encoder of xlprobe, loaded once a process. Tests leave it as they found it."""
+    """The embedded encoder of xlprobe, loaded once a process; tests leave it unchanged."""
     from xlprobe.encoders.encoder import load_encoder
 
     return load_encoder("langworld", device="cpu")

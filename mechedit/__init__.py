@@ -89,11 +89,21 @@ _NAMES = {
     "mechedit.models.hooked": ("HookedModel", "load_model"),
     "mechedit.models.residual": ("ResidualView",),
 }
-__getattr__, __dir__ = lazy(
-    __name__,
-    _NAMES,
-    rooms=("attribution", "data", "editors", "evaluation", "factworld", "faithfulness", "models", "recipes"),
-)
+if not TYPE_CHECKING:  # a type checker would take any name for one of the package's
+    __getattr__, __dir__ = lazy(
+        __name__,
+        _NAMES,
+        rooms=(
+            "attribution",
+            "data",
+            "editors",
+            "evaluation",
+            "factworld",
+            "faithfulness",
+            "models",
+            "recipes",
+        ),
+    )
 
 __all__ = [
     "Ablation",

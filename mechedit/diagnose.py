@@ -1,7 +1,7 @@
 """Can a number measured on this model be trusted? Every check is a row: measured, tolerance, and what to change.
 
-1. The model alone (`mechedit.models.checks`): padding and batch mates (with the forgotten mask as the control), BOS, hooks,
-   folded norms, conservation.
+1. The model alone (`mechedit.models.checks`): padding and batch mates (with the forgotten mask as the control), BOS,
+   hooks, folded norms, conservation.
 2. Beside a second load of the same checkpoint: logits against `transformers` alone, in eager and in sdpa attention;
    against float64 (float32 where float64 does not fit), which is the error that the dtype costs; against a
    TransformerLens bridge with its norms folded, where the model is small.
@@ -27,8 +27,9 @@ from experiments.checkpoints import progress_bar, second_load
 from experiments.memory import free_bytes, size, watched
 from mechedit.attribution import attribute
 from mechedit.models import checks
+from mechedit.models.embedded import FOLDERS
 from mechedit.models.hooked import HookedModel, load_model
-from mechedit.models.loading import FOLDERS, read_model
+from mechedit.models.loading import read_model
 from mechedit.models.selfcheck import TOLERANCE, share_off
 from reports.diagnosis import Check, Diagnosis, Step, gathered
 from reports.errors import InputError
@@ -41,31 +42,37 @@ PROBES = (
     ("Anna was born in", "Berlin"),
     ("The Eiffel Tower is located in the city of Paris, which is the capital of", "France"),
 )
-#: A second bridge with folded norms is made of models up to this many bytes.
+#: The largest model, in bytes, of which a second bridge with folded norms is made.
 SMALL = 500_000_000
-#: What an account of log p may miss, in nats, whatever the dtype: the least that a score is read to.
+#: What the layer scores may miss of log p, in nats, whatever the dtype: smaller differences of scores mean nothing.
 GAP = 1e-3
 
 
 def diagnose(model: HookedModel, probes: Sequence[tuple[str, str]] = PROBES) -> Diagnosis:
-    """All checks on `probes`, (prompt, target) each, two or more of unlike length, on `model` as it is loaded.
+    """All checks on `model` as it is loaded.
 
-    Takes as much memory again as the weights have in float64; what does not fit is left out and said in `notes`.
-    Errors: `InputError` for probes that show nothing, or a target that no position predicts. A check that cannot be
-    carried out is a row that is not ok.
+    Takes as much memory again as the weights have in float64; a check that does not fit is left out, and `notes` says
+    so. A check that cannot be carried out is a row that is not ok.
+
+    Args:
+        model: Any loaded model.
+        probes: (prompt, target) each, two or more of different lengths.
+
+    Raises:
+        InputError: All probes have one length, or no position predicts a target.
 
     >>> import mechedit as me
-    >>> found = me.diagnose(me.load_model("factworld"))
-    >>> found.ok, found.measured("the mask forgotten") > 0.01
+    >>> diagnosis = me.diagnose(me.load_model("factworld"))
+    >>> diagnosis.ok, diagnosis.measured("the mask forgotten") > 0.01
     (True, True)
     """
     ids = [model.continuation(prompt, target)[0] for prompt, target in probes]
-    if len({len(own) for own in ids}) < 2:
+    if len(set(map(len, ids))) < 2:
         raise InputError(
             f"probes: expected two or more of unlike length, found {len(ids)}; a batch must pad one"
         )
     notes: list[str] = []
-    own: list[Step] = [
+    steps: list[Step] = [
         ("memory", lambda: _memory(model, probes)),
         ("completeness gap", lambda: _gap(model, probes)),
         ("padding", lambda: checks.invariance(model, ids)),
@@ -74,7 +81,7 @@ def diagnose(model: HookedModel, probes: Sequence[tuple[str, str]] = PROBES) -> 
         ("folded norms", lambda: checks.folded_norms(model, ids)),
         ("conservation", lambda: checks.identities(model, ids)),
     ]
-    steps = [*own, *_beside(model, ids, notes)]
+    steps += _beside(model, ids, notes)
     rows = list(gathered(steps))
     return Diagnosis.of(
         rows,
@@ -91,7 +98,7 @@ def diagnose(model: HookedModel, probes: Sequence[tuple[str, str]] = PROBES) -> 
 
 
 def _beside(model: HookedModel, ids: list[Tensor], notes: list[str]) -> Iterator[Step]:
-    """The checks that load the checkpoint again, as far as there is one and room for it."""
+    """The checks that load the checkpoint again, as far as there is a checkpoint and memory for it."""
     n_weights = sum(weight.numel() for weight in model.hf.parameters())
     n_bytes, free = n_weights * model.dtype.itemsize, free_bytes(model.device)
     folder, why = second_load(
@@ -126,7 +133,9 @@ def _plain(model: HookedModel, folder: Path, ids: list[Tensor]) -> Iterator[Chec
     torch.nn.Module.to(plain, model.device)
     for attention in ("eager", "sdpa"):
         plain.set_attn_implementation(attention)
-        errors = [share_off(_logits(model, own), plain(own[None], use_cache=False).logits[0]) for own in ids]
+        errors = [
+            share_off(_logits(model, probe), plain(probe[None], use_cache=False).logits[0]) for probe in ids
+        ]
         yield Check(
             f"logits of transformers, {attention}",
             max(errors),
@@ -145,16 +154,16 @@ def _dtype(model: HookedModel, folder: Path, ids: list[Tensor], wide: torch.dtyp
         load_model(folder, device=str(model.device), dtype=wide),
         str(wide).removeprefix("torch."),
     )
-    pairs = [(_logits(model, own)[-1], _logits(reference, own)[-1]) for own in ids]
+    pairs = [(_logits(model, probe)[-1], _logits(reference, probe)[-1]) for probe in ids]
     yield Check(
         f"logits against {name}",
-        max(share_off(found, true) for found, true in pairs),
+        max(share_off(logits, true) for logits, true in pairs),
         TOLERANCE[model.dtype],
         f"of the largest logit; {max(float((a.double() - b.double()).abs().max()) for a, b in pairs):.1e} at most",
         "more than this dtype's rounding: its sums overflow or lose their small terms; use float32",
         n=len(pairs),
     )
-    changed = [i for i, (found, true) in enumerate(pairs) if found.argmax() != true.argmax()]
+    changed = [i for i, (logits, true) in enumerate(pairs) if logits.argmax() != true.argmax()]
     yield Check(
         f"top-1 against {name}",
         len(changed),
@@ -175,7 +184,7 @@ def _folded(model: HookedModel, folder: Path, ids: list[Tensor]) -> Iterator[Che
     bridge.enable_compatibility_mode(
         center_unembed=False, center_writing_weights=False, fold_value_biases=False, disable_warnings=True
     )
-    errors = [share_off(bridge(own[None])[0], _logits(model, own)) for own in ids]
+    errors = [share_off(bridge(probe[None])[0], _logits(model, probe)) for probe in ids]
     yield Check(
         "folded TransformerLens",
         max(errors),
@@ -190,25 +199,25 @@ def _folded(model: HookedModel, folder: Path, ids: list[Tensor]) -> Iterator[Che
 
 
 def _memory(model: HookedModel, probes: Sequence[tuple[str, str]]) -> Iterator[Check]:
-    """Peak of the longest probe's attribution above what the process held before it; the first that is made."""
+    """Peak memory of the longest probe's attribution, above what the process held before this first check."""
     prompt, target = max(probes, key=lambda pair: len(model.tokenize(pair[0])))
     n_bytes = sum(weight.numel() * weight.itemsize for weight in model.hf.parameters())
     before = free_bytes(model.device)
     with watched(model.device) as peak:
         attribute(model, prompt, target)
-    more = before / model.dtype.itemsize / 1e9
+    billions = before / model.dtype.itemsize / 1e9
     yield Check(
         "memory of an attribution",
         peak[0],
         before,
         f"bytes at the peak: {size(peak[0])} above weights of {size(n_bytes)}; {size(before)} were free, which is room "
-        f"for {more:.1f} billion weights more in {str(model.dtype).removeprefix('torch.')}",
+        f"for {billions:.1f} billion weights more in {str(model.dtype).removeprefix('torch.')}",
         "shorter prompts or a smaller top_k take less; so does dtype=bfloat16, which the rows below judge",
     )
 
 
 def _gap(model: HookedModel, probes: Sequence[tuple[str, str]]) -> Iterator[Check]:
-    """log p(target) less the embedding's and all layers' scores: what the account misses."""
+    """What the scores of the embedding and of all layers miss of log p(target)."""
     gaps = [abs(attribute(model, *pair, top_k=1).completeness_gap) for pair in probes]
     yield Check(
         "completeness gap",
@@ -221,5 +230,5 @@ def _gap(model: HookedModel, probes: Sequence[tuple[str, str]]) -> Iterator[Chec
 
 
 def _logits(model: HookedModel, ids: Tensor) -> Tensor:
-    """[T, d_vocab]."""
+    """Logits [T, d_vocab] of ids [T]."""
     return model.run(*model.pad([ids]))[0][0]

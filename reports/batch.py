@@ -31,7 +31,7 @@ from reports.errors import InputError, MechEditError
 from reports.overview import COLUMNS, Overview
 from reports.text import visible
 
-__all__ = ["Batch", "Entry", "build", "find"]
+__all__ = ["Entry", "RunIndex", "build", "find"]
 
 Job: TypeAlias = "tuple[str, Path, Path]"  # name, run folder, page to write
 _PARALLEL = 8  # fewer runs are done before a second process has imported what it needs
@@ -59,7 +59,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Batch:
+class RunIndex:
     """The index, and what it lists."""
 
     index: Path
@@ -98,7 +98,7 @@ def build(
     format: str = "html",  # noqa: A002 (the command's own word)
     progress: bool = True,
     workers: int | None = None,
-) -> Batch:
+) -> RunIndex:
     """Writes the page of every run to the folder `<stem>-runs` beside the index, and then the index.
 
     Args:
@@ -125,7 +125,7 @@ def build(
     workers = workers or (min(2, os.cpu_count() or 1) if len(jobs) >= _PARALLEL else 1)
     entries = tuple(tqdm(_all(jobs, workers), total=len(jobs), desc="reports", disable=not progress))
     formats.save(_index(entries, links=format != "pdf"), index)
-    return Batch(index, entries)
+    return RunIndex(index, entries)
 
 
 def _all(jobs: list[Job], workers: int) -> Iterator[Entry]:

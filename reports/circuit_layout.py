@@ -18,7 +18,7 @@ from typing import TypeAlias
 from reports.circuit_labels import lines, size
 from reports.graph import Edge, Node
 
-__all__ = ["GAP_Y", "HEIGHT", "MARGIN", "UNIT_PLACES", "WIDTH", "Layout", "Place", "box", "layout"]
+__all__ = ["GAP_Y", "HEIGHT", "MARGIN", "UNIT_PLACES", "WIDTH", "CircuitLayout", "Place", "box", "layout"]
 
 Place: TypeAlias = tuple[float, float]
 WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN, GUTTER = 980, 40, 12, 46, 14, 74
@@ -26,7 +26,7 @@ UNIT_PLACES = {"value": 0, "head": 1}  # within a layer, from below; FFN neurons
 
 
 @dataclass(frozen=True)
-class Layout:
+class CircuitLayout:
     """Where everything stands.
 
     Attributes:
@@ -40,7 +40,7 @@ class Layout:
     height: int
 
 
-def layout(nodes: Sequence[Node], edges: Sequence[Edge]) -> Layout:
+def layout(nodes: Sequence[Node], edges: Sequence[Edge]) -> CircuitLayout:
     """Places every node inside `WIDTH`.
 
     >>> nodes = [Node("w", "token", -1, "In", 0.0, pos=0), Node("t", "target", 1, "x", 1.0)]
@@ -50,7 +50,7 @@ def layout(nodes: Sequence[Node], edges: Sequence[Edge]) -> Layout:
     """
     rows = _order(_rows(nodes), edges)
     height = 2 * MARGIN + len(rows) * HEIGHT + (len(rows) - 1) * GAP_Y
-    return Layout(rows, _places(rows, edges), height)
+    return CircuitLayout(rows, _places(rows, edges), height)
 
 
 def box(node: Node) -> float:

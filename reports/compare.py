@@ -18,7 +18,7 @@ from reports import batch, figures, forests, formats, html, overview, page, sect
 from reports.errors import InputError, IntegrityError
 from reports.inline import fragment
 from reports.intervals import difference_interval
-from reports.overview import COLUMNS, Overview, Score
+from reports.overview import COLUMNS, Estimate, Overview
 from reports.parsing import parse_toml
 from reports.reading import read_frame, read_object
 from reports.text import visible
@@ -134,8 +134,10 @@ def _rows(lines: list[Overview]) -> list[dict[str, Any]]:
     return rows
 
 
-def _difference(a: Score, b: Score) -> Score:
-    return Score(b.value - a.value, *difference_interval((a.value, a.low, a.high), (b.value, b.low, b.high)))
+def _difference(a: Estimate, b: Estimate) -> Estimate:
+    return Estimate(
+        b.value - a.value, *difference_interval((a.value, a.low, a.high), (b.value, b.low, b.high))
+    )
 
 
 def _only(line: Overview, compared: Overview) -> str:
@@ -169,7 +171,7 @@ def _forest(names: list[str], lines: list[Overview]) -> dict[str, Any] | None:
     return {"svg": Markup(svg), "said": visible(sentence)}
 
 
-def _fractions(score: Score) -> dict[str, float]:
+def _fractions(score: Estimate) -> dict[str, float]:
     return {"value": score.value / 100, "low": score.low / 100, "high": score.high / 100}
 
 

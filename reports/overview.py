@@ -17,7 +17,7 @@ from reports import page, sections, xl_page
 from reports.errors import IntegrityError
 from reports.reading import read_frame, read_object
 
-__all__ = ["COLUMNS", "Overview", "Score", "is_run", "kind_of", "read", "render", "state"]
+__all__ = ["COLUMNS", "Estimate", "Overview", "is_run", "kind_of", "read", "render", "state"]
 
 #: The name of what a line is about, and the heading of its table, by kind of run.
 COLUMNS = {
@@ -31,7 +31,7 @@ _NATS = "Change at k"  # the beginning of a metric in nats
 
 
 @dataclass(frozen=True)
-class Score:
+class Estimate:
     """A value with its 95 % interval (nan where there is none) and n; fractions and points are given times 100."""
 
     value: float
@@ -54,7 +54,7 @@ class Overview:
     kind: str
     title: str
     model: str
-    rows: tuple[tuple[str, dict[str, Score]], ...]
+    rows: tuple[tuple[str, dict[str, Estimate]], ...]
 
     @property
     def metrics(self) -> list[str]:
@@ -120,7 +120,7 @@ def state(folder: Path) -> tuple[str, str]:
     return "complete", ""
 
 
-def text(name: str, score: Score) -> dict[str, str]:
+def text(name: str, score: Estimate) -> dict[str, str]:
     """Returns `score` of the metric `name` as a table shows it: value, interval, n, and the number to sort by."""
     signed = name in _PLAIN or name.startswith("Change")
     digits = 2 if name.startswith(_NATS) else _PLAIN.get(name, 1)
@@ -137,7 +137,7 @@ def text(name: str, score: Score) -> dict[str, str]:
     }
 
 
-def _edit(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str, Score]]]:
+def _edit(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str, Estimate]]]:
     names = sections.metric_names()
     return [
         (
@@ -148,14 +148,14 @@ def _edit(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str, Sc
     ]
 
 
-def _fraction(cell: Any) -> Score:
+def _fraction(cell: Any) -> Estimate:
     values = sections.proportion(cell)
     n = cell.get("n") if isinstance(cell, dict) else None
     value, low, high = (100 * values[key] for key in ("value", "low", "high"))
-    return Score(value, low, high, None if n is None else int(n))
+    return Estimate(value, low, high, None if n is None else int(n))
 
 
-def _anatomy(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str, Score]]]:
+def _anatomy(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str, Estimate]]]:
     frame = read_frame(folder / "results" / "anatomy", "outcomes")
     if frame is None:
         raise IntegrityError(f"{folder / 'results' / 'anatomy'}: expected outcomes.parquet, found none")
@@ -165,38 +165,38 @@ def _anatomy(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str,
     return [
         (
             str(r["editor"]),
-            {"Success": Score(100 * r["success"], 100 * r["low"], 100 * r["high"], int(r["n"]))},
+            {"Success": Estimate(100 * r["success"], 100 * r["low"], 100 * r["high"], int(r["n"]))},
         )
         for r in first_settings.to_dict("records")
     ]
 
 
-def _transfer(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str, Score]]]:
+def _transfer(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str, Estimate]]]:
     cells = read_frame(folder, "cells")
     assert cells is not None  # this is what makes it a transfer study
     return [
         (
             f"{r['pair']}, {r['objective']}, {r['task']}",
             {
-                "Change of score": Score(
+                "Change of score": Estimate(
                     100 * r["delta_score"], 100 * r["low"], 100 * r["high"], int(r["n"])
                 ),
-                "Change of retrieval": Score(100 * r["delta_retrieval"]),
-                "Cosine": Score(r["gradient_cosine"], r["cosine_low"], r["cosine_high"]),
+                "Change of retrieval": Estimate(100 * r["delta_retrieval"]),
+                "Cosine": Estimate(r["gradient_cosine"], r["cosine_low"], r["cosine_high"]),
             },
         )
         for r in cells.to_dict("records")
     ]
 
 
-def _faithfulness(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str, Score]]]:
+def _faithfulness(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str, Estimate]]]:
     frame = read_frame(folder / "results" / "faithfulness", "curve")
     if frame is None:
         raise IntegrityError(f"{folder / 'results' / 'faithfulness'}: expected curve.parquet, found none")
     rows = []
     for (model, kind, method), curve in frame.groupby(["model", "kind", "method"], sort=False):
         scores = {
-            f"Change at k = {r['k']}": Score(r["delta"], r["low"], r["high"], int(r["n"]))
+            f"Change at k = {r['k']}": Estimate(r["delta"], r["low"], r["high"], int(r["n"]))
             for r in curve.to_dict("records")
         }
         rows.append((f"{model}, {kind}, {method}", scores))

@@ -40,7 +40,18 @@ class Names:
     offset: float = 0.0
 
 
-_GPT2 = Names("transformer.h", "transformer.ln_f", "attn", "c_proj", "c_attn", "mlp", "c_proj", ("c_fc",), "ln_1", "ln_2")
+_GPT2 = Names(
+    "transformer.h",
+    "transformer.ln_f",
+    "attn",
+    "c_proj",
+    "c_attn",
+    "mlp",
+    "c_proj",
+    ("c_fc",),
+    "ln_1",
+    "ln_2",
+)
 _NEOX = Names(
     "gpt_neox.layers", "gpt_neox.final_layer_norm", "attention", "dense", "query_key_value", "mlp", "dense_4h_to_h",
     ("dense_h_to_4h",), parallel=True,
@@ -71,7 +82,18 @@ NAMES: dict[str, Names] = {
         ("dense_h_to_4h",), ln2="input_layernorm", parallel=True,
     ),
 }  # fmt: skip
-CENTRED = ("gpt2", "gpt-j", "gpt-neox", "gpt-neox sequential", "phi", "olmo", "cohere", "starcoder 2", "nemotron", "falcon")
+CENTRED = (
+    "gpt2",
+    "gpt-j",
+    "gpt-neox",
+    "gpt-neox sequential",
+    "phi",
+    "olmo",
+    "cohere",
+    "starcoder 2",
+    "nemotron",
+    "falcon",
+)
 
 
 @dataclass(frozen=True)
@@ -159,7 +181,9 @@ def queries(
 @torch.no_grad()
 def family_run(name: str, ids: list[int]) -> Family:
     """The record of a forward pass over `ids` of a family's checkpoint."""
-    hf: Any = AutoModelForCausalLM.from_pretrained(folder_of(name), attn_implementation="eager").double().eval()
+    hf: Any = (
+        AutoModelForCausalLM.from_pretrained(folder_of(name), attn_implementation="eager").double().eval()
+    )
     hf.requires_grad_(False)
     names, config = NAMES.get(name, Names()), hf.config
     kept: dict[str, list[Tensor]] = {key: [] for key in ("x", "a", "f", "v", "m", "final", "a0", "f0")}
@@ -197,11 +221,12 @@ def family_run(name: str, ids: list[int]) -> Family:
     weights = [_values(hf, name, block.get_submodule(names.attn), heads, width) for block in blocks]
     rows = torch.stack([_matrix(block.get_submodule(f"{names.mlp}.{names.out}")) for block in blocks])
     W_O = torch.stack([_matrix(block.get_submodule(f"{names.attn}.{names.o}")) for block in blocks])
-    keys = [
-        [_matrix(block.get_submodule(f"{names.mlp}.{up}")) for block in blocks] for up in names.ups
-    ]
+    keys = [[_matrix(block.get_submodule(f"{names.mlp}.{up}")) for block in blocks] for up in names.ups]
     if names.ups == ("gate_up_proj",):  # the gate's columns, then those of up
-        keys = [[both[:, both.shape[1] // 2 :] for both in keys[0]], [both[:, : both.shape[1] // 2] for both in keys[0]]]
+        keys = [
+            [both[:, both.shape[1] // 2 :] for both in keys[0]],
+            [both[:, : both.shape[1] // 2] for both in keys[0]],
+        ]
     bias = getattr(hf.lm_head, "bias", None)
     W_U = hf.lm_head.weight.T * scale
     values = torch.stack([_split(name, v, heads, width) for v in kept["v"]])
@@ -246,8 +271,12 @@ def _eps(norm: Any) -> float:
 
 
 def _norms(blocks: Any, name: str | None, offset: float, x: Tensor) -> Tensor:
-    weights = [None if name is None else getattr(block.get_submodule(name), "weight", None) for block in blocks]
-    return torch.stack([torch.ones_like(x[0, 0]) if weight is None else weight + offset for weight in weights])
+    weights = [
+        None if name is None else getattr(block.get_submodule(name), "weight", None) for block in blocks
+    ]
+    return torch.stack(
+        [torch.ones_like(x[0, 0]) if weight is None else weight + offset for weight in weights]
+    )
 
 
 def _split(name: str, v: Tensor, heads: int, width: int) -> Tensor:

@@ -84,10 +84,10 @@ def random_sets(arch: Arch, length: int, *, n: int, seed: int = 0) -> list[Neuro
     return sets
 
 
-def assert_same(found: Tensor, expected: list[float], *, atol: float = 1e-4) -> None:
-    worst = max(range(len(expected)), key=lambda i: abs(float(found[i]) - expected[i]))
-    assert abs(float(found[worst]) - expected[worst]) <= atol, (
-        f"{worst}: {found[worst]} against {expected[worst]}"
+def assert_same(actual: Tensor, expected: list[float], *, atol: float = 1e-4) -> None:
+    worst = max(range(len(expected)), key=lambda i: abs(float(actual[i]) - expected[i]))
+    assert abs(float(actual[worst]) - expected[worst]) <= atol, (
+        f"{worst}: {actual[worst]} against {expected[worst]}"
     )
 
 
@@ -103,9 +103,9 @@ def tokens(arch: Arch) -> tuple[Tensor, int]:
 def test_ablation_by_hooks_is_the_edit_of_weights_and_cached_values(arch: Arch) -> None:
     ids, target = tokens(arch)
     sets = [Neurons(), *random_sets(arch, len(ids), n=3)]
-    found = logp_without(tiny_model(arch), ids, target, sets=sets, batch_size=4)
+    actual = logp_without(tiny_model(arch), ids, target, sets=sets, batch_size=4)
     expected = [naive_without(tiny_folder(arch), ids, target, neurons) for neurons in sets]
-    assert_same(found, expected)
+    assert_same(actual, expected)
     assert min(abs(x - expected[0]) for x in expected[1:]) > 1e-3  # every set does something
 
 
@@ -113,26 +113,26 @@ def test_mean_ablation_is_the_edit_with_the_means_in_place() -> None:
     ids, target = tokens("gpt2")
     means = mean_activations(tiny_model("gpt2"), OTHERS)
     sets = random_sets("gpt2", len(ids), n=3)
-    found = logp_without(tiny_model("gpt2"), ids, target, sets=sets, means=means)
+    actual = logp_without(tiny_model("gpt2"), ids, target, sets=sets, means=means)
     assert_same(
-        found, [naive_without(tiny_folder("gpt2"), ids, target, neurons, means=means) for neurons in sets]
+        actual, [naive_without(tiny_folder("gpt2"), ids, target, neurons, means=means) for neurons in sets]
     )
     zeroed = [naive_without(tiny_folder("gpt2"), ids, target, neurons) for neurons in sets]
     with pytest.raises(AssertionError, match="against"):
-        assert_same(found, zeroed)
+        assert_same(actual, zeroed)
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama-gqa"])
 def test_the_oracle_fails_on_another_neuron_and_on_another_position(arch: Arch) -> None:
     ids, target = tokens(arch)
     neurons = random_sets(arch, len(ids), n=1)[2]
-    found = logp_without(tiny_model(arch), ids, target, sets=[neurons])
+    actual = logp_without(tiny_model(arch), ids, target, sets=[neurons])
     folder = tiny_folder(arch)
     with pytest.raises(AssertionError, match="against"):
-        assert_same(found, [naive_without(folder, ids, target, Neurons(neurons.mlp[1:], neurons.attn))])
+        assert_same(actual, [naive_without(folder, ids, target, Neurons(neurons.mlp[1:], neurons.attn))])
     moved = [(layer, head, dim, (pos + 1) % len(ids)) for layer, head, dim, pos in neurons.attn]
     with pytest.raises(AssertionError, match="against"):
-        assert_same(found, [naive_without(folder, ids, target, Neurons(neurons.mlp, moved))])
+        assert_same(actual, [naive_without(folder, ids, target, Neurons(neurons.mlp, moved))])
 
 
 def test_a_grouped_value_is_lost_to_one_query_head_alone() -> None:
@@ -153,8 +153,8 @@ def test_a_grouped_value_is_lost_to_one_query_head_alone() -> None:
     with model.hooks([(f"blocks.{layer}.hook_attn_out", subtract)]):
         logits = model.forward(ids[None], torch.ones_like(ids)[None])[0, -1]
     expected = float(logits.double().log_softmax(-1)[target])
-    found = logp_without(model, ids, target, sets=[Neurons(attn=[(layer, head, dim, pos)])])
-    assert_same(found, [expected], atol=1e-5)
+    actual = logp_without(model, ids, target, sets=[Neurons(attn=[(layer, head, dim, pos)])])
+    assert_same(actual, [expected], atol=1e-5)
 
 
 def test_only_the_last_position_loses_a_neuron() -> None:
@@ -162,19 +162,19 @@ def test_only_the_last_position_loses_a_neuron() -> None:
     ids, target = tokens("gpt2")
     for layer, same in ((0, False), (tiny_model("gpt2").shape.n_layers - 1, True)):
         neurons = Neurons(mlp=[(layer, i) for i in range(40)])
-        found = float(logp_without(tiny_model("gpt2"), ids, target, sets=[neurons])[0])
+        actual = float(logp_without(tiny_model("gpt2"), ids, target, sets=[neurons])[0])
         hf: Any = AutoModelForCausalLM.from_pretrained(tiny_folder("gpt2")).eval().requires_grad_(False)
         hf.transformer.h[layer].mlp.c_proj.weight[:40] = 0.0
         everywhere = float(hf(ids[None]).logits[0, -1].log_softmax(-1)[target])
-        assert (abs(found - everywhere) < 1e-4) is same
+        assert (abs(actual - everywhere) < 1e-4) is same
 
 
 def test_rows_of_a_batch_do_not_touch_each_other() -> None:
     ids, target = tokens("llama")
     sets = random_sets("llama", len(ids), n=2)
     together = logp_without(tiny_model("llama"), ids, target, sets=sets)
-    for one, alone in zip(together, sets, strict=True):
-        assert_same(logp_without(tiny_model("llama"), ids, target, sets=[alone]), [float(one)], atol=1e-5)
+    for value, alone in zip(together, sets, strict=True):
+        assert_same(logp_without(tiny_model("llama"), ids, target, sets=[alone]), [float(value)], atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------- the comparison
@@ -210,27 +210,27 @@ def test_each_case_is_the_ablation_of_the_ranked_neurons() -> None:
 def test_random_sets_have_the_layers_of_the_ranked_ones_and_follow_the_seed() -> None:
     neurons = Neurons([(0, 1), (2, 5), (2, 6)], [(1, 0, 0, 0), (1, 0, 0, 1)])
     sizes: dict[str, Any] = {"d_mlp": 9, "heads": (2, 3), "length": 4}
-    found = [random_like(neurons, rng=np.random.default_rng(seed), **sizes) for seed in (0, 0, 1)]
-    for other in found:
-        assert Counter(place[0] for place in other.mlp) == {0: 1, 2: 2}
-        assert Counter(place[0] for place in other.attn) == {1: 2}
-        assert len(set(other.mlp)) == 3
-        assert len(set(other.attn)) == 2
-    assert found[0] == found[1] != found[2]
+    drawn = [random_like(neurons, rng=np.random.default_rng(seed), **sizes) for seed in (0, 0, 1)]
+    for copy in drawn:
+        assert Counter(place[0] for place in copy.mlp) == {0: 1, 2: 2}
+        assert Counter(place[0] for place in copy.attn) == {1: 2}
+        assert len(set(copy.mlp)) == 3
+        assert len(set(copy.attn)) == 2
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_curve_and_differences_are_the_means_of_the_cases() -> None:
-    found = ablated()
-    assert set(found.curve["n"]) == {1}
-    cases = found.cases
+    ablation = ablated()
+    assert set(ablation.curve["n"]) == {1}
+    cases = ablation.cases
     assert len(cases) == 3 * len(KS) * (4 + 2)
-    for row in found.differences.to_dict("records"):
-        own = cases[(cases["kind"] == row["kind"]) & (cases["k"] == row["k"])]
-        means = own.groupby("neurons")["delta"].mean()
+    for row in ablation.differences.to_dict("records"):
+        group = cases[(cases["kind"] == row["kind"]) & (cases["k"] == row["k"])]
+        means = group.groupby("neurons")["delta"].mean()
         assert row["delta"] == pytest.approx(means["top"] - means[row["against"]], abs=1e-9)
         assert math.isfinite(row["low"]) is (row["against"] == "random")  # one prompt: over draws
-    assert found.draws == 4
-    assert found.ablated == "zero"
+    assert ablation.draws == 4
+    assert ablation.ablated == "zero"
 
 
 def test_options_change_something() -> None:
@@ -247,12 +247,12 @@ def test_options_change_something() -> None:
 def test_several_prompts_are_bootstrapped_over_prompts() -> None:
     model = tiny_model("gpt2")
     attrs = [attributed("gpt2"), attribute(model, OTHERS[0], " basketball", top_k=10)]
-    found = ablate(model, attrs, 3, draws=2)
-    assert found.n == 2
+    ablation = ablate(model, attrs, 3, draws=2)
+    assert ablation.n == 2
     alone = [ablate(model, attr, 3, draws=2).curve for attr in attrs]
-    top = (found.curve["kind"] == "both") & (found.curve["neurons"] == "top")
+    top = (ablation.curve["kind"] == "both") & (ablation.curve["neurons"] == "top")
     deltas = [float(curve.loc[top, "delta"].iloc[0]) for curve in alone]
-    row = found.curve[top].iloc[0]
+    row = ablation.curve[top].iloc[0]
     assert row["delta"] == pytest.approx(np.mean(deltas), abs=1e-6)
     assert row["low"] == pytest.approx(min(deltas), abs=1e-6)
     assert row["high"] == pytest.approx(max(deltas), abs=1e-6)
@@ -262,8 +262,8 @@ def test_a_target_scored_as_a_sum_loses_the_neurons_in_every_pass() -> None:
     model = tiny_model("gpt2")
     attr = attribute(model, PROMPT, " Danielle Darrieux", top_k=4, tokens="sum")
     assert len(attr.target_ids) > 1
-    found = ablate(model, attr, 4, draws=1)
-    assert found.logp == pytest.approx(attr.logp, abs=1e-3)
+    ablation = ablate(model, attr, 4, draws=1)
+    assert ablation.logp == pytest.approx(attr.logp, abs=1e-3)
     length = len(attr.ids) - len(attr.target_ids) + 1
     attn: Any = [
         tuple(map(int, place)) for place in attr.attn_neurons[["layer", "head", "dim", "pos"]].to_numpy()
@@ -275,7 +275,7 @@ def test_a_target_scored_as_a_sum_loses_the_neurons_in_every_pass() -> None:
         total += naive_without(tiny_folder("gpt2"), ids, token, there) - naive_without(
             tiny_folder("gpt2"), ids, token, Neurons()
         )
-    curve = found.curve.set_index(["kind", "neurons"])
+    curve = ablation.curve.set_index(["kind", "neurons"])
     assert curve.loc[("attn", "top"), "delta"] == pytest.approx(total, abs=2e-4)
 
 
@@ -336,8 +336,8 @@ def test_within_an_edit_its_own_attribution_is_ablated() -> None:
 
     with model.hooks([("blocks.1.hook_attn_out", steer)]):
         attr = attribute(model, PROMPT, TARGET, top_k=3)
-        found = ablate(model, attr, 3, draws=1)
-    assert found.logp == pytest.approx(attr.logp, abs=1e-4)
+        ablation = ablate(model, attr, 3, draws=1)
+    assert ablation.logp == pytest.approx(attr.logp, abs=1e-4)
 
 
 def test_top_neurons_of_the_trained_model_carry_the_fact(factworld_gpt2: HookedModel) -> None:
@@ -345,8 +345,8 @@ def test_top_neurons_of_the_trained_model_carry_the_fact(factworld_gpt2: HookedM
 
     facts = edits(6)
     attrs = [attribute(factworld_gpt2, fact.rewrite_prompt, fact.target_true, top_k=30) for fact in facts]
-    found = ablate(factworld_gpt2, attrs, 30, draws=3)
-    against = found.differences.set_index(["kind", "against"])
+    ablation = ablate(factworld_gpt2, attrs, 30, draws=3)
+    against = ablation.differences.set_index(["kind", "against"])
     for kind in ("mlp", "attn", "both"):
         assert against.loc[(kind, "random"), "high"] < 0
         assert against.loc[(kind, "bottom"), "high"] < 0

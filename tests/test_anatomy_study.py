@@ -22,17 +22,17 @@ from mechedit.anatomy.claims import HOLDS, NOT, agreement_table, claim_table
 from mechedit.anatomy.failures import AS_SET, weakened
 from mechedit.anatomy.features import Runs, columns, gather
 from mechedit.anatomy.one_fact import Setting, measure_fact, settings_for
-from mechedit.anatomy.success_contrast import Contrast, contrast, interval
-from mechedit.anatomy.tables import LEAST, contrasts, overlap_table
+from mechedit.anatomy.success_contrast import N_RESAMPLES, SuccessContrast, interval, success_contrast
+from mechedit.anatomy.tables import LEAST, overlap_table, success_contrasts
 from mechedit.attribution.passes import Pass
 from mechedit.attribution.ranking.neurons import exhaustive
-from mechedit.attribution.scored_pass import Scored
+from mechedit.attribution.scored_pass import ScoredPass
 from mechedit.cli import main
 from mechedit.data.facts import FactEdit
 from mechedit.editors import FT, IKE, MEGA, NoEdit
 from mechedit.factworld import edits
 from mechedit.models.hooked import HookedModel
-from mechedit.recipes.anatomy import AnatomyConfig
+from mechedit.recipes.configurations import AnatomyConfig
 from reports.errors import InputError, IntegrityError
 from reports.page import build
 from tests.tiny import tiny_model
@@ -42,34 +42,34 @@ from tests.tiny import tiny_model
 
 def drawn_by_hand(features: np.ndarray, success: np.ndarray, fact: np.ndarray, n_facts: int) -> np.ndarray:
     """The bootstrap over facts, fact by fact and run by run, with the same draws."""
-    rng, found = np.random.default_rng(3), []
-    for counts in rng.multinomial(n_facts, np.full(n_facts, 1 / n_facts), size=50):
+    rng, drawn = np.random.default_rng(3), []
+    for counts in rng.multinomial(n_facts, np.full(n_facts, 1 / n_facts), size=N_RESAMPLES):
         rows = [r for f, times in enumerate(counts) for _ in range(times) for r in np.flatnonzero(fact == f)]
         good = [features[r] for r in rows if success[r]]
         bad = [features[r] for r in rows if not success[r]]
-        found.append(
+        drawn.append(
             np.mean(good, 0) - np.mean(bad, 0) if good and bad else np.full(features.shape[1], np.nan)
         )
-    return np.array(found)
+    return np.array(drawn)
 
 
 def test_a_contrast_equals_the_loops() -> None:
     rng = np.random.default_rng(0)
     features, fact = rng.normal(size=(40, 3)), np.repeat(np.arange(10), 4)
     success = rng.random(40) < 0.6
-    one = contrast(features, success, fact, n_facts=10, seed=3, n_resamples=50)
-    np.testing.assert_allclose(one.difference, features[success].mean(0) - features[~success].mean(0))
-    np.testing.assert_allclose(one.drawn, drawn_by_hand(features, success, fact, 10))
+    contrast = success_contrast(features, success, fact, n_facts=10, seed=3)
+    np.testing.assert_allclose(contrast.difference, features[success].mean(0) - features[~success].mean(0))
+    np.testing.assert_allclose(contrast.drawn, drawn_by_hand(features, success, fact, 10))
     # runs drawn one by one, as if they were independent, are another thing
-    assert not np.allclose(one.drawn, drawn_by_hand(features, success, np.arange(40), 40))
-    assert (one.n_success, one.facts_success) == (success.sum(), len(set(fact[success])))
+    assert not np.allclose(contrast.drawn, drawn_by_hand(features, success, np.arange(40), 40))
+    assert (contrast.n_success, contrast.facts_success) == (success.sum(), len(set(fact[success])))
 
 
 def test_too_few_of_one_outcome_gives_no_interval() -> None:
     features, fact = np.ones((6, 1)), np.arange(6)
-    one = contrast(features, np.array([True] * 5 + [False]), fact, n_facts=6)
-    assert np.isnan(interval(one.drawn)[0]).all()  # a third of the draws miss the only failure
-    none = contrast(features, np.array([True] * 6), fact, n_facts=6)
+    contrast = success_contrast(features, np.array([True] * 5 + [False]), fact, n_facts=6)
+    assert np.isnan(interval(contrast.drawn)[0]).all()  # a third of the draws miss the only failure
+    none = success_contrast(features, np.array([True] * 6), fact, n_facts=6)
     assert np.isnan(none.difference).all()
     assert not none.enough(1)
 
@@ -90,11 +90,11 @@ def test_pooling_sets_no_editor_against_another() -> None:
             success.append(bool(good))
     names = ["editor", "setting", "case_id", "fact", "success", "strict", "gained", "lost"]
     runs = Runs(pd.DataFrame(rows, columns=names), np.array(features), np.zeros((len(rows), 2, 2, 1)), facts)
-    found = contrasts(runs)
-    mean = (found["c", "all"].difference + found["d", "all"].difference) / 2
-    np.testing.assert_allclose(found["pooled", "all"].difference, mean)
-    assert found["pooled", "all"].n_success == 24
-    together = contrast(
+    by_editor = success_contrasts(runs)
+    mean = (by_editor["c", "all"].difference + by_editor["d", "all"].difference) / 2
+    np.testing.assert_allclose(by_editor["pooled", "all"].difference, mean)
+    assert by_editor["pooled", "all"].n_success == 24
+    together = success_contrast(
         np.array(features).reshape(len(rows), -1),
         np.array(success),
         runs.index["fact"].to_numpy(),
@@ -103,14 +103,14 @@ def test_pooling_sets_no_editor_against_another() -> None:
     assert not np.allclose(together.difference, mean, atol=0.1)
 
 
-def contrast_of(d: np.ndarray, *, facts: int = 20, noise: float = 0.01) -> Contrast:
+def contrast_of(d: np.ndarray, *, facts: int = 20, noise: float = 0.01) -> SuccessContrast:
     """A contrast whose difference is `d` [2, 4 L + 1] with a little noise."""
     rng = np.random.default_rng(1)
     flat = d.reshape(-1)
     features = np.concatenate([np.tile(flat, (facts, 1)), np.zeros((facts, len(flat)))])
     features += noise * rng.normal(size=features.shape)
     success = np.array([True] * facts + [False] * facts)
-    return contrast(features, success, np.tile(np.arange(facts), 2), n_facts=facts)
+    return success_contrast(features, success, np.tile(np.arange(facts), 2), n_facts=facts)
 
 
 L = 6
@@ -127,9 +127,9 @@ def profile(**values: dict[int, float]) -> np.ndarray:
     return d
 
 
-def answers(*contrasts: Contrast) -> dict[str, str]:
-    found = {(f"e{i}", "all"): one for i, one in enumerate(contrasts)}
-    table = claim_table(found, agreement_table(found, n_layers=L), n_layers=L)
+def answers(*contrasts: SuccessContrast) -> dict[str, str]:
+    by_editor = {(f"e{i}", "all"): contrast for i, contrast in enumerate(contrasts)}
+    table = claim_table(by_editor, agreement_table(by_editor, n_layers=L), n_layers=L)
     return {f"{row.key}/{row.editor}": str(row.answer) for row in table.itertuples()}
 
 
@@ -149,29 +149,29 @@ LATE = profile(new_attn={4: 1.0, 5: 2.0}, new_mlp={5: 0.5}, old_attn={4: -1.0}, 
     ],
 )
 def test_a_claim_is_answered_by_what_is_there(d: np.ndarray, promotes: str, suppress: str) -> None:
-    found = answers(contrast_of(d))
-    assert (found["promotes/e0"], found["suppress/e0"]) == (promotes, suppress)
+    given = answers(contrast_of(d))
+    assert (given["promotes/e0"], given["suppress/e0"]) == (promotes, suppress)
 
 
 def test_noise_is_no_finding() -> None:
-    found = answers(
+    given = answers(
         contrast_of(profile(new_attn={4: 0.01}, old_attn={3: -0.01}, old_mlp={3: -0.01}), noise=2.0)
     )
-    assert set(found.values()) == {NOT, "not enough failures"}
+    assert set(given.values()) == {NOT, "not enough failures"}
 
 
 def test_nothing_is_said_with_too_few_facts() -> None:
     few = contrast_of(LATE, facts=LEAST - 1)
     assert set(answers(few).values()) == {"not enough failures"}
     features, success = np.zeros((20, 2 * (4 * L + 1))), np.array([False] * 18 + [True] * 2)
-    none = contrast(features, success, np.arange(20), n_facts=20)
+    none = success_contrast(features, success, np.arange(20), n_facts=20)
     assert answers(none)["promotes/e0"] == "not enough successes"
 
 
 def test_editors_agree_where_their_profiles_do() -> None:
-    other = profile(new_attn={1: 1.0, 0: 2.0}, new_mlp={0: 0.5}, old_attn={1: -1.0}, old_mlp={0: -2.0})
+    elsewhere = profile(new_attn={1: 1.0, 0: 2.0}, new_mlp={0: 0.5}, old_attn={1: -1.0}, old_mlp={0: -2.0})
     assert answers(contrast_of(LATE), contrast_of(2 * LATE))["agree/pooled"] == HOLDS
-    assert answers(contrast_of(LATE), contrast_of(other))["agree/pooled"] == NOT
+    assert answers(contrast_of(LATE), contrast_of(elsewhere))["agree/pooled"] == NOT
     assert answers(contrast_of(LATE), contrast_of(LATE), contrast_of(-LATE))["agree/pooled"] == NOT
     table = agreement_table({("a", "all"): contrast_of(LATE), ("b", "all"): contrast_of(-LATE)}, n_layers=L)
     assert table.loc[0, "correlation"] == pytest.approx(-1, abs=0.01)
@@ -195,7 +195,7 @@ def test_overlap_by_hand() -> None:
         "4": {"skipped": "", "before": before, "runs": [run("a", [1, 2]), run("b", [1, 2], setting="weak")]},
         "5": {"skipped": "unknown", "before": {}, "runs": []},
     }
-    table = overlap_table(cases, kinds=("mlp",)).set_index(["a", "b"])
+    table = overlap_table(cases).query("kind == 'mlp'").set_index(["a", "b"])
     assert table.loc[("a", "b"), "overlap"] == 0.75
     assert table.loc[("a", "b"), "null"] == 0.0
     assert table.loc[("a", "b"), "n"] == 2
@@ -209,29 +209,29 @@ def test_overlap_by_hand() -> None:
 @pytest.mark.parametrize("arch", ["gpt2", "llama-gqa"])
 def test_top_neurons_are_those_of_full_enumeration(arch: Any) -> None:
     model = tiny_model(arch)
-    scored = Scored(model, "Anna Keller works as a", ["teacher", "basketball"])
+    scored = ScoredPass(model, "Anna Keller works as a", ["teacher", "basketball"])
     attr = attribute(model, "Anna Keller works as a", "teacher", top_k=5, method="exhaustive")
     top = scored.top(0, 5)
     assert [unit for unit, _ in top["mlp"]] == list(
         attr.mlp_neurons[["layer", "neuron"]].itertuples(index=False, name=None)
     )
-    one = Pass(scored._view, scored._projection, scored._summed, scored._account(0), scored.tokens[0])
-    full = exhaustive([one], k=5, sign="promote")
+    scored_pass = Pass(scored._view, scored._projection, scored._summed, scored._account(0), scored.tokens[0])
+    full = exhaustive([scored_pass], k=5, sign="promote")
     assert [unit for unit, _ in top["attn"]] == list(
         zip(full.attn.layer.tolist(), full.attn.index.tolist(), strict=True)
     )
     for kind in ("mlp", "attn"):
         again = scored.of(0, kind, [unit for unit, _ in top[kind]])
         assert again == pytest.approx([score for _, score in top[kind]], abs=1e-5)
-        other = scored.of(1, kind, [unit for unit, _ in top[kind]])
-        assert other != pytest.approx(again, abs=1e-5)
+        of_other_target = scored.of(1, kind, [unit for unit, _ in top[kind]])
+        assert of_other_target != pytest.approx(again, abs=1e-5)
     assert scored.of(0, "mlp", []) == []
 
 
 def test_a_summed_attention_neuron_is_its_vector_over_all_positions() -> None:
     model = tiny_model("gpt2")
     prompt = "Anna Keller works as a"
-    scored = Scored(model, prompt, ["teacher"])
+    scored = ScoredPass(model, prompt, ["teacher"])
     (layer, unit), score = scored.top(0, 1)["attn"][0]
     head, dim = divmod(unit, model.shape.d_head)
     view = model.residual_view(model.tokenize(prompt))
@@ -272,7 +272,8 @@ def test_a_case_holds_what_attribute_says_of_both_models(
             assert state["heads"][name] == pytest.approx(attr.heads["score"].tolist(), abs=1e-6)
             assert state["logp"][name] == pytest.approx(attr.logp, abs=1e-6)
         old, new = (
-            one[target].mlp_neurons.set_index(["layer", "neuron"])["score"] for one in (before, after)
+            attributed[target].mlp_neurons.set_index(["layer", "neuron"])["score"]
+            for attributed in (before, after)
         )
         best = (new if name == "new" else old).head(6)
         rows = run["neurons"][name]["mlp"]
@@ -315,7 +316,7 @@ def test_facts_that_cannot_be_told_apart_or_are_not_known_are_left_out(factworld
 def test_every_editor_runs_as_set_and_fails_in_turn(factworld_gpt2: HookedModel) -> None:
     ft = FT()
     ways = weakened(ft, factworld_gpt2)
-    ready = FT.for_model(factworld_gpt2)
+    ready = FT().ready(factworld_gpt2)
     assert set(ways) == {"one step", "fewer steps", "wrong layer"}
     few, wrong = ways["fewer steps"], ways["wrong layer"]
     assert isinstance(few, FT)
@@ -323,8 +324,8 @@ def test_every_editor_runs_as_set_and_fails_in_turn(factworld_gpt2: HookedModel)
     assert (few.steps, few.layer) == (max(1, ready.steps // 3), ready.layer)
     assert (wrong.steps, wrong.layer) == (ready.steps, 0)
     labels = [[s.label for s in settings_for([ft, NoEdit()], [ways, {}], i)] for i in range(4)]
-    assert [own[1] for own in labels] == ["one step", "fewer steps", "wrong layer", "one step"]
-    assert {own[0] for own in labels} == {own[2] for own in labels} == {AS_SET}
+    assert [by_turn[1] for by_turn in labels] == ["one step", "fewer steps", "wrong layer", "one step"]
+    assert {by_turn[0] for by_turn in labels} == {by_turn[2] for by_turn in labels} == {AS_SET}
 
 
 def test_demonstrations_about_another_subject_fail(
@@ -340,7 +341,7 @@ def test_demonstrations_about_another_subject_fail(
         last = prefix.split("New Fact: ")[-1].split("Prompt:")[0]
         assert fact.target_new in last
         assert fact.subject not in last
-        assert any(other.subject in last for other in facts)
+        assert any(stranger.subject in last for stranger in facts)
 
 
 # --- whole ------------------------------------------------------------------------------------------
@@ -372,8 +373,8 @@ def test_a_study_resumes_and_comes_back_from_disk(
     factworld_gpt2: HookedModel, facts: list[FactEdit], tmp_path: Path
 ) -> None:
     model, facts = factworld_gpt2, facts[:3]
-    editor, others = Halted(at=facts[2].case_id), edits(4, seed=9, skip=facts)
-    options: dict[str, Any] = {"selection": others, "top_k": 3, "progress": False}
+    editor, choosing = Halted(at=facts[2].case_id), edits(4, seed=9, skip=facts)
+    options: dict[str, Any] = {"selection": choosing, "top_k": 3, "progress": False}
     with pytest.raises(KeyboardInterrupt):
         anatomy(model, facts, editors=[editor], run=open_run(tmp_path / "cut"), **options)
     assert len(open_run(tmp_path / "cut").done()) == 4 + 2  # four to choose by, two of three facts
@@ -431,10 +432,10 @@ def test_the_command_prints_the_answers_and_goes_on(
     files = {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()}
     next((finished / "cases").glob("fact-*.json")).unlink()
     assert main(["anatomy", *SMALL, "--out", str(finished), "--quiet", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["n"] == 2
-    assert {row["editor"] for row in found["claims"]} == {"ft", "no_edit", "pooled"}
-    assert {row["answer"] for row in found["claims"]} <= {"not enough failures", "not enough successes"}
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["n"] == 2
+    assert {row["editor"] for row in printed["claims"]} == {"ft", "no_edit", "pooled"}
+    assert {row["answer"] for row in printed["claims"]} <= {"not enough failures", "not enough successes"}
     assert files == {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()}
     assert AnatomyStudy.load(finished / "results" / "anatomy").n == 2
 
@@ -523,7 +524,7 @@ def test_a_page_escapes_every_name(finished: Path, tmp_path: Path) -> None:
 
 def test_the_plan_lists_the_cases_of_the_run(finished: Path) -> None:
     from experiments.runs import RunFolder
-    from mechedit.recipes.anatomy import AnatomyConfig
+    from mechedit.recipes.configurations import AnatomyConfig
     from mechedit.recipes.plans import plan_anatomy
 
     plan = plan_anatomy(AnatomyConfig(editors=("ft", "no_edit"), limit=2, selection=2))

@@ -22,7 +22,7 @@ from mechedit.editors.steering.sites import SiteName
 from mechedit.editors.weights.corpus import text_corpus
 from mechedit.editors.weights.covariance import Covariance, covariances
 from mechedit.editors.weights.lora import query_value_modules, shared_twin
-from mechedit.editors.weights.subject import ask, subject_ids
+from mechedit.editors.weights.subject import edit_batch, subject_ids
 from mechedit.editors.weights.upper_layers import mlp_output, upper_part
 from mechedit.editors.weights.value_search import Search, find_delta
 from mechedit.faithfulness.intervention import Neurons, logp_without
@@ -170,8 +170,8 @@ def test_a_norm_is_what_it_computes(name: str) -> None:
 
 def test_what_is_no_norm_is_refused() -> None:
     class Twice(torch.nn.LayerNorm):
-        def forward(self, input: torch.Tensor) -> torch.Tensor:
-            return 2 * super().forward(input)
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
 
     norm = Twice(8)
     torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
@@ -213,7 +213,9 @@ def test_scores_are_the_naive_ones_and_the_account_closes(name: str, biases: Any
     for unit, expected in naive_scores(plain, t, biases=biases).items():
         frame = getattr(found, unit)
         columns = [column for column in frame if column != "score"]
-        scores = {tuple(row[:-1]): row[-1] for row in frame[[*columns, "score"]].itertuples(index=False, name=None)}
+        scores = {
+            tuple(row[:-1]): row[-1] for row in frame[[*columns, "score"]].itertuples(index=False, name=None)
+        }
         assert_scores(scores, expected, atol=1e-5)
     if biases == "keep":
         logits = plain_of(name, "float64")(torch.tensor([found.ids])).logits[0, -1]
@@ -249,10 +251,15 @@ def test_a_certified_ranking_is_the_exhaustive_one(name: str, sign: Any) -> None
 def test_query_scores_are_the_naive_ones(name: str) -> None:
     plain, _ = oracle(name)
     found = me.attribute(model_of(name, "float64"), PROMPT, TARGET, top_k="all", method="exhaustive")
-    kinds = (("attn_neurons", "query_neurons", "query_layers"), ("mlp_neurons", "mlp_query_neurons", "mlp_query_layers"))
+    kinds = (
+        ("attn_neurons", "query_neurons", "query_layers"),
+        ("mlp_neurons", "mlp_query_neurons", "mlp_query_layers"),
+    )
     for unit, of_neurons, of_layers in kinds:
         best = getattr(found, unit).head(30)
-        values = [(tuple(map(int, row[:-1])), float(row[-1])) for row in best.itertuples(index=False, name=None)]
+        values = [
+            (tuple(map(int, row[:-1])), float(row[-1])) for row in best.itertuples(index=False, name=None)
+        ]
         neurons, layers = queries(plain, values, guard=GUARD)
         for frame, expected in ((getattr(found, of_neurons), neurons), (getattr(found, of_layers), layers)):
             scores = {tuple(row[:-1]): row[-1] for row in frame.itertuples(index=False, name=None)}
@@ -264,7 +271,9 @@ def test_ablating_all_of_a_head_or_a_neuron_is_setting_it_to_nothing(name: str) 
     """Also where the pattern is told only behind its use (GPT-J)."""
     model = model_of(name)
     ids, target = model.continuation(PROMPT, TARGET)
-    heads = [(layer, 1, j, pos) for layer in (0, 1) for j in range(model.shape.d_head) for pos in range(len(ids))]
+    heads = [
+        (layer, 1, j, pos) for layer in (0, 1) for j in range(model.shape.d_head) for pos in range(len(ids))
+    ]
     found = logp_without(model, ids, int(target[0]), sets=[Neurons(), Neurons(attn=heads, mlp=[(1, 3)])])
 
     def without_head(z: torch.Tensor, hook: object) -> torch.Tensor:
@@ -313,8 +322,8 @@ def test_v_star_is_the_plain_loops(name: str) -> None:
     model = model_of(name)
     cut = [subject_ids(model, fact.prompt, fact.subject) for fact in (FACT, OTHER)]
     (v0,) = last_states(model, cut, ["blocks.0.mlp.hook_out"])
-    asked = ask(model, [FACT, OTHER], BEFORE)
-    found = find_delta(upper_part(model, 0, asked.texts, asked.starts), asked, v0, SEARCH)
+    batch = edit_batch(model, [FACT, OTHER], BEFORE)
+    found = find_delta(upper_part(model, 0, batch.texts, batch.starts), batch, v0, SEARCH)
     for i, fact in enumerate((FACT, OTHER)):
         plain = plain_delta(model, 0, fact, BEFORE, v0[i], SEARCH)
         assert plain.norm() > 0.1
@@ -423,7 +432,9 @@ def test_an_edited_model_is_saved_as_transformers_loads_it(model: HookedModel, t
             expected = edited.logits([PROMPT])
             assert edited.hash != digest
             edited.save_pretrained(tmp_path / editor.name)
-        again = AutoModelForCausalLM.from_pretrained(tmp_path / editor.name, attn_implementation="eager").eval()
+        again = AutoModelForCausalLM.from_pretrained(
+            tmp_path / editor.name, attn_implementation="eager"
+        ).eval()
         with torch.no_grad():
             found = again(model.tokenize(PROMPT)[None], use_cache=False).logits[:, -1]
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
@@ -440,7 +451,12 @@ def test_mega_steers_adds_up_and_is_undone(name: str, site: SiteName) -> None:
     table = {FACT.prompt: ["The job of {} is", "{} is a"]}
     heads = {0: (1, 2), 1: (0,)} if site == "z" else None
     mega = MEGA(
-        window=(0, 1), site="attn_out" if heads else site, heads=heads, alpha=1.0, gate="always", paraphrases=table
+        window=(0, 1),
+        site="attn_out" if heads else site,
+        heads=heads,
+        alpha=1.0,
+        gate="always",
+        paraphrases=table,
     )
     before = model.logits([FACT.rewrite_prompt])
     with mega.apply(model, FACT) as steered:
@@ -476,10 +492,16 @@ def edited_config(tmp_path: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "quantised .bitsandbytes"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            "quantised .bitsandbytes",
+        ),
         ({"model_type": "llama-x", "auto_map": {"AutoConfig": "x.X"}}, "code of the checkpoint's own"),
         ({"final_logit_softcapping": 20.0}, "soft cap"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification .* no bridge"),
+        (
+            {"architectures": ["LlamaForSequenceClassification"]},
+            "LlamaForSequenceClassification .* no bridge",
+        ),
     ],
 )
 def test_a_property_of_the_config_is_the_reason(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
@@ -496,7 +518,12 @@ def test_a_config_without_architectures_is_resolved_by_its_type(tmp_path: Path, 
 
 
 def test_rotary_frequencies_that_follow_the_length_bound_the_prompt(tmp_path: Path) -> None:
-    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+    rope = {
+        "rope_type": "dynamic",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+    }
     model = load_model(edited_config(tmp_path, rope_parameters=rope), device="cpu")
     assert model.n_ctx == 16
     with pytest.raises(InputError, match="at most 16 tokens"):
@@ -520,4 +547,6 @@ def test_an_identity_that_fails_is_named(tmp_path: Path, spoil: Any, why: str) -
 
 def _after(module: torch.nn.Module, factor: float) -> None:
     """The module's output is multiplied where no hook point of the bridge sees it."""
-    module.register_forward_hook(lambda module, args, out: factor * out + 0.1 if torch.is_tensor(out) else out)
+    module.register_forward_hook(
+        lambda module, args, out: factor * out + 0.1 if torch.is_tensor(out) else out
+    )

@@ -101,11 +101,11 @@ def test_a_plain_model_gives_the_hooked_models_logits_at_every_site(folder: Path
     with steer(model, [edit]) as steered:  # the same padded batch: padding moves the last digits
         expected = steered.forward(inputs["input_ids"], inputs["attention_mask"])[:, -1]
     with attach(hf, [edit]):
-        found = hf(**inputs).logits[:, -1]
+        logits = hf(**inputs).logits[:, -1]
     scale = float(expected.abs().max())
-    assert (found - expected).abs().max() <= 1e-6 * max(scale, 1)
-    assert (found[0] - before[0]).abs().max() > 1e-2
-    assert torch.equal(found[1:], before[1:])
+    assert (logits - expected).abs().max() <= 1e-6 * max(scale, 1)
+    assert (logits[0] - before[0]).abs().max() > 1e-2
+    assert torch.equal(logits[1:], before[1:])
     assert torch.equal(hf(**inputs).logits[:, -1], before)
 
 
@@ -175,8 +175,8 @@ def test_the_state_that_a_site_names_moves_by_the_map(folder: Path, site: SiteNa
     h, moved = before[:, chosen].flatten(1), after[:, chosen].flatten(1)
     torch.testing.assert_close(moved, edit.maps[1](h, alpha=0.7), atol=1e-4, rtol=1e-4)
     if site == "z":
-        others = [head for head in range(model.shape.n_heads) if head not in edit.heads[1]]
-        assert torch.equal(before[:, others], after[:, others])
+        untouched = [head for head in range(model.shape.n_heads) if head not in edit.heads[1]]
+        assert torch.equal(before[:, untouched], after[:, untouched])
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -199,10 +199,10 @@ def test_position_prompt_steers_no_token_behind_it(folder: Path) -> None:
     mask = torch.cat([mask, torch.ones_like(step)], dim=1)
     with steer(model, [replace(every, position="prompt")]) as steered:
         again, cache_prompt = steered.run(ids, mask[:, :-1], use_cache=True)
-        found, _ = steered.run(step, mask, use_cache=True, past_key_values=cache_prompt)
+        logits, _ = steered.run(step, mask, use_cache=True, past_key_values=cache_prompt)
     assert torch.equal(again, first)
     unsteered, _ = model.run(step, mask, use_cache=True, past_key_values=cache_every)
-    assert torch.equal(found, unsteered)
+    assert torch.equal(logits, unsteered)
 
 
 def test_mean_states_are_of_the_prompt_alone(folder: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from mechedit.attribution import Attribution, HeadAttention, attribute, head_attention
 from mechedit.attribution.circuits.attention import divided
 from mechedit.attribution.projection import Projection
-from mechedit.attribution.scores import inc
+from mechedit.attribution.scores import inc_rows
 from reports.errors import InputError
 from tests.nlka_oracle import PlainReads, plain_run
 from tests.tiny import ARCHS, Arch, tiny_folder, tiny_model
@@ -34,9 +34,9 @@ def looked(arch: Arch, tokens: str = "first") -> HeadAttention:
     return head_attention(tiny_model(arch), attributed(arch, tokens))
 
 
-def pattern(found: HeadAttention, layer: int, head: int) -> torch.Tensor:
-    own = found.patterns[(found.patterns["layer"] == layer) & (found.patterns["head"] == head)]
-    return torch.tensor(own.pivot(index="query", columns="key", values="weight").to_numpy(copy=True))
+def pattern(seen: HeadAttention, layer: int, head: int) -> torch.Tensor:
+    rows = seen.patterns[(seen.patterns["layer"] == layer) & (seen.patterns["head"] == head)]
+    return torch.tensor(rows.pivot(index="query", columns="key", values="weight").to_numpy(copy=True))
 
 
 # ------------------------------------------------------------------------------------------------ patterns
@@ -51,22 +51,22 @@ def plain_patterns(arch: Arch, ids: tuple[int, ...]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_patterns_are_those_of_the_plain_model(arch: Arch) -> None:
-    found, expected = looked(arch), plain_patterns(arch, attributed(arch).ids)
-    for layer, head in found.heads[HEAD].itertuples(index=False, name=None):
-        torch.testing.assert_close(pattern(found, layer, head), expected[layer][0, head], atol=1e-6, rtol=0)
-    sums = found.patterns.groupby([*HEAD, "query"])["weight"].sum()
+    seen, expected = looked(arch), plain_patterns(arch, attributed(arch).ids)
+    for layer, head in seen.heads[HEAD].itertuples(index=False, name=None):
+        torch.testing.assert_close(pattern(seen, layer, head), expected[layer][0, head], atol=1e-6, rtol=0)
+    sums = seen.patterns.groupby([*HEAD, "query"])["weight"].sum()
     assert (sums - 1).abs().max() < 1e-5
-    assert (found.patterns.loc[found.patterns["key"] > found.patterns["query"], "weight"] == 0).all()
+    assert (seen.patterns.loc[seen.patterns["key"] > seen.patterns["query"], "weight"] == 0).all()
 
 
 def test_the_oracle_tells_another_head_and_another_prompt_apart() -> None:
-    found = looked("gpt2")
-    layer, head = found.heads.loc[0, HEAD]
-    mine = pattern(found, layer, head)
+    seen = looked("gpt2")
+    layer, head = seen.heads.loc[0, HEAD]
+    weights = pattern(seen, layer, head)
     expected = plain_patterns("gpt2", attributed("gpt2").ids)
-    assert (mine - expected[layer][0, (head + 1) % 4]).abs().max() > 1e-2
+    assert (weights - expected[layer][0, (head + 1) % 4]).abs().max() > 1e-2
     other = plain_patterns("gpt2", tuple(reversed(attributed("gpt2").ids)))
-    assert (mine - other[layer][0, head]).abs().max() > 1e-2
+    assert (weights - other[layer][0, head]).abs().max() > 1e-2
 
 
 # ---------------------------------------------------------------------------------------------------- heat
@@ -82,25 +82,25 @@ def assert_sums_to(parts: pd.DataFrame, heads: pd.DataFrame, *, atol: float = 1e
 @pytest.mark.parametrize("tokens", ["first", "sum"])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_heat_of_a_head_sums_to_its_score(arch: Arch, tokens: str) -> None:
-    found, attr = looked(arch, tokens), attributed(arch, tokens)
+    seen, attr = looked(arch, tokens), attributed(arch, tokens)
     scores = attr.heads.set_index(HEAD)["score"]
-    assert found.heads["score"].tolist() == [
-        scores[key] for key in found.heads[HEAD].itertuples(index=False, name=None)
+    assert seen.heads["score"].tolist() == [
+        scores[key] for key in seen.heads[HEAD].itertuples(index=False, name=None)
     ]
-    assert_sums_to(found.heat, found.heads)
-    assert found.gap == pytest.approx(found.heat["score"].sum() - found.heads["score"].sum(), abs=1e-12)
-    assert len(found.heat) == len(found.heads) * len(attr.ids)
-    assert found.tokens == attr.tokens
+    assert_sums_to(seen.heat, seen.heads)
+    assert seen.gap == pytest.approx(seen.heat["score"].sum() - seen.heads["score"].sum(), abs=1e-12)
+    assert len(seen.heat) == len(seen.heads) * len(attr.ids)
+    assert seen.tokens == attr.tokens
 
 
 def test_what_positions_add_alone_does_not_sum_and_the_test_sees_it() -> None:
-    attr, found = attributed("gpt2"), looked("gpt2")
-    keys = pd.MultiIndex.from_frame(found.heads[HEAD])
+    attr, seen = attributed("gpt2"), looked("gpt2")
+    keys = pd.MultiIndex.from_frame(seen.heads[HEAD])
     alone = attr.head_positions[pd.MultiIndex.from_frame(attr.head_positions[HEAD]).isin(keys)]
     with pytest.raises(AssertionError, match="missed by"):
-        assert_sums_to(alone, found.heads)
+        assert_sums_to(alone, seen.heads)
     with pytest.raises(AssertionError, match="missed by"):
-        assert_sums_to(found.heat.iloc[1:], found.heads)
+        assert_sums_to(seen.heat.iloc[1:], seen.heads)
 
 
 def naive_heat(plain: PlainReads, target: int, layer: int, head: int, *, steps: int = 400) -> list[float]:
@@ -121,12 +121,12 @@ def naive_heat(plain: PlainReads, target: int, layer: int, head: int, *, steps: 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama-gqa"])
 def test_the_heat_is_its_definition(arch: Arch) -> None:
-    attr, found = attributed(arch), looked(arch)
+    attr, seen = attributed(arch), looked(arch)
     plain = plain_run(tiny_folder(arch), list(attr.ids))
-    for layer, head in found.heads.head(2)[HEAD].itertuples(index=False, name=None):
-        own = found.heat[(found.heat["layer"] == layer) & (found.heat["head"] == head)]["score"].tolist()
-        assert own == pytest.approx(naive_heat(plain, attr.target_id, layer, head), abs=1e-4)
-        assert own != pytest.approx(naive_heat(plain, attr.target_id, layer, (head + 1) % 4), abs=1e-2)
+    for layer, head in seen.heads.head(2)[HEAD].itertuples(index=False, name=None):
+        rows = seen.heat[(seen.heat["layer"] == layer) & (seen.heat["head"] == head)]["score"].tolist()
+        assert rows == pytest.approx(naive_heat(plain, attr.target_id, layer, head), abs=1e-4)
+        assert rows != pytest.approx(naive_heat(plain, attr.target_id, layer, (head + 1) % 4), abs=1e-2)
 
 
 def test_a_head_that_settles_the_prediction_alone_is_divided_too() -> None:
@@ -140,8 +140,8 @@ def test_a_head_that_settles_the_prediction_alone_is_divided_too() -> None:
     log_p = B.log_probs(base)
     for size, atol in ((0.1, 1e-9), (1.0, 1e-6), (3.0, 1e-3)):
         heat = divided(B, log_p, size * parts, target=7)
-        whole = [float(inc(B, log_p[i], size * parts[i].sum(0)[None], target=7)) for i in range(2)]
-        assert heat.sum(dim=1).tolist() == pytest.approx(whole, abs=atol)
+        scores = inc_rows(B, size * parts.sum(dim=1), torch.arange(2), log_p, target=7)
+        assert heat.sum(dim=1).tolist() == pytest.approx(scores.tolist(), abs=atol)
 
 
 # ----------------------------------------------------------------------------------------------- which, where
@@ -150,8 +150,8 @@ def test_a_head_that_settles_the_prediction_alone_is_divided_too() -> None:
 def test_heads_are_the_strongest_of_the_circuit() -> None:
     attr, model = attributed("gpt2"), tiny_model("gpt2")
     named = {node["id"]: abs(node["score"]) for node in attr.circuit()["nodes"] if node["kind"] == "head"}
-    found = head_attention(model, attr, k=2)
-    ids = [f"head:{row.layer}.{row.head}" for row in found.heads.itertuples()]
+    seen = head_attention(model, attr, k=2)
+    ids = [f"head:{row.layer}.{row.head}" for row in seen.heads.itertuples()]
     assert ids == sorted(named, key=lambda name: -named[name])[:2]
     assert len(head_attention(model, attr, k=100).heads) == len(named)
     for k in (0, -1, 1.5):
@@ -167,26 +167,26 @@ def test_the_model_is_the_attributed_one_inside_the_same_edit() -> None:
 
     with model.hooks([("blocks.0.hook_attn_out", steer)]):
         edited = attribute(model, PROMPT, TARGET, top_k=20)
-        found = head_attention(model, edited)
-    assert_sums_to(found.heat, found.heads)
-    layer, head = found.heads[found.heads["layer"] > 0].iloc[0][HEAD].astype(int)
+        seen = head_attention(model, edited)
+    assert_sums_to(seen.heat, seen.heads)
+    layer, head = seen.heads[seen.heads["layer"] > 0].iloc[0][HEAD].astype(int)
     unedited = plain_patterns("gpt2", edited.ids)[layer][0, head]
-    assert (pattern(found, layer, head) - unedited).abs().max() > 1e-3  # what the edited model does
+    assert (pattern(seen, layer, head) - unedited).abs().max() > 1e-3  # what the edited model does
     for other in (model, tiny_model("llama")):
         with pytest.raises(InputError, match="otherwise edited"):
             head_attention(other, edited)
 
 
 def test_it_is_saved_loaded_and_shown_as_text(tmp_path: Path) -> None:
-    found = looked("gpt2")
-    assert HeadAttention.load(found.save(tmp_path / "a")).equals(found)
-    labels = [label.get_text() for label in found.plot().get_yticklabels()]
-    assert labels == ["all", *(f"L{row.layer} H{row.head}" for row in found.heads.itertuples())]
+    seen = looked("gpt2")
+    assert HeadAttention.load(seen.save(tmp_path / "a")).equals(seen)
+    labels = [label.get_text() for label in seen.plot().get_yticklabels()]
+    assert labels == ["all", *(f"L{row.layer} H{row.head}" for row in seen.heads.itertuples())]
     hostile = HeadAttention(
-        heat=found.heat,
-        patterns=found.patterns,
-        heads=found.heads,
-        tokens=("<script>alert(1)</script>", "\u202e", *found.tokens[2:]),
+        heat=seen.heat,
+        patterns=seen.patterns,
+        heads=seen.heads,
+        tokens=("<script>alert(1)</script>", "\u202e", *seen.tokens[2:]),
         target="<b>",
         gap=0.0,
     )
@@ -195,4 +195,4 @@ def test_it_is_saved_loaded_and_shown_as_text(tmp_path: Path) -> None:
     assert "<b>" not in shown
     assert "&lt;script&gt;" in shown
     assert "\u202e" not in shown
-    assert f"{found.heads['score'].sum():+.3f}" in shown
+    assert f"{seen.heads['score'].sum():+.3f}" in shown

@@ -25,7 +25,8 @@ from mechedit.attribution import (
     terms,
 )
 from mechedit.attribution.projection import Projection
-from mechedit.attribution.scores import inc, inc_scaled
+from mechedit.attribution.ranking.neurons import Ranked, attention_index
+from mechedit.attribution.scores import inc_rows, inc_scaled
 from mechedit.attribution.units import UNITS
 from mechedit.models.hooked import HookedModel, load_model
 from reports.circuit import draw, read
@@ -51,10 +52,10 @@ def rows(frame: pd.DataFrame, unit: str) -> dict[Key, float]:
     return dict(zip(frame[list(UNITS[unit])].itertuples(index=False, name=None), frame["score"], strict=True))
 
 
-def assert_same_scores(found: dict[Key, float], expected: dict[Key, float], *, atol: float = 1e-4) -> None:
-    assert found.keys() == expected.keys()
-    worst = max(expected, key=lambda key: abs(found[key] - expected[key]))
-    assert abs(found[worst] - expected[worst]) <= atol, f"{worst}: {found[worst]} against {expected[worst]}"
+def assert_same_scores(actual: dict[Key, float], expected: dict[Key, float], *, atol: float = 1e-4) -> None:
+    assert actual.keys() == expected.keys()
+    worst = max(expected, key=lambda key: abs(actual[key] - expected[key]))
+    assert abs(actual[worst] - expected[worst]) <= atol, f"{worst}: {actual[worst]} against {expected[worst]}"
 
 
 # ------------------------------------------------------------------------------------------ against the
@@ -76,15 +77,15 @@ def test_every_score_is_that_of_the_naive_loop(arch: Arch, biases: str) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_oracle_fails_on_a_wrong_scale_and_on_one_wrong_score(arch: Arch) -> None:
     attr = attributed(arch)
-    found = rows(attr.mlp_neurons, "mlp_neurons")
+    actual = rows(attr.mlp_neurons, "mlp_neurons")
     sigma = plain(arch).sigma() * 1.02
     rescaled = naive_scores(plain(arch), attr.target_id, biases="keep", sigma=sigma)
     with pytest.raises(AssertionError, match="against"):
-        assert_same_scores(found, rescaled["mlp_neurons"])
-    one = dict(found)
-    one[next(iter(one))] += 2e-4
+        assert_same_scores(actual, rescaled["mlp_neurons"])
+    shifted = dict(actual)
+    shifted[next(iter(shifted))] += 2e-4
     with pytest.raises(AssertionError, match="against"):
-        assert_same_scores(one, found)
+        assert_same_scores(shifted, actual)
 
 
 def test_the_oracle_tells_the_conventions_of_the_biases_apart() -> None:
@@ -150,9 +151,9 @@ def test_a_steering_term_has_its_own_row_and_nothing_is_lost(arch: Arch, point: 
     after = (view.resid_mid[1] if module == "steer" else view.resid_pre[2]).double()
     record = dataclasses.replace(plain(arch), x_final=view.resid_final.double())
     states = (after, after - term.double())
-    steered, own = (record.logp(z, attr.target_id, biases="keep", sigma=record.sigma()) for z in states)
+    steered, unsteered = (record.logp(z, attr.target_id, biases="keep", sigma=record.sigma()) for z in states)
     score = attr.layers.loc[attr.layers["module"] == module, "score"].item()
-    assert score == pytest.approx(steered - own, abs=1e-4)
+    assert score == pytest.approx(steered - unsteered, abs=1e-4)
     assert abs(score) > 1e-3  # else the row above proves nothing
     drawn = draw(read(attr.circuit()))
     assert "steering" in drawn.svg
@@ -204,16 +205,23 @@ def test_top_k_is_the_head_of_the_full_ranking(sign: str) -> None:
 
 def test_a_ranking_keeps_the_order_of_layers_among_equal_scores() -> None:
     tied = [nlka_ranked(layer, [1.0, 2.0, 1.0]) for layer in (0, 1)]
-    ranked = type(tied[0]).best(tied, k=None, sign="promote")
+    ranked = Ranked.best(tied, k=None, sign="promote")
     assert list(zip(ranked.layer.tolist(), ranked.index.tolist(), strict=True)) == [
         *((0, 1), (1, 1)),
         *((0, 0), (0, 2), (1, 0), (1, 2)),
     ]
 
 
-def nlka_ranked(layer: int, values: list[float]) -> Any:
-    from mechedit.attribution.ranking.neurons import Ranked
+def test_the_place_of_an_attention_neuron_is_one_number_and_back() -> None:
+    sizes = {"width": 3, "length": 5}
+    head, dim, pos = torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(5)).unbind(1)
+    index = attention_index(head, dim, pos, **sizes)
+    assert index.tolist() == list(range(30))
+    places = Ranked(index.double(), index * 0, index).places(**sizes)
+    assert [place.tolist() for place in places] == [head.tolist(), dim.tolist(), pos.tolist()]
 
+
+def nlka_ranked(layer: int, values: list[float]) -> Ranked:
     return Ranked.of_layer(layer, torch.tensor(values, dtype=torch.float64))
 
 
@@ -247,8 +255,8 @@ def test_scores_do_not_depend_on_the_memory_budget_and_keep_to_it(monkeypatch: p
         attr = attribute(model, PROMPT, TARGET, top_k="all")
     assert bounded.bytes <= max(budget, bases) < free.bytes
     for unit in UNITS:
-        found, expected = (rows(getattr(a, unit), unit) for a in (attr, attributed(arch)))
-        assert_same_scores(found, expected, atol=1e-5)
+        actual, expected = (rows(getattr(a, unit), unit) for a in (attr, attributed(arch)))
+        assert_same_scores(actual, expected, atol=1e-5)
 
 
 def test_a_bf16_model_is_scored_in_fp32() -> None:
@@ -326,27 +334,46 @@ def some_projection(*, centre: bool, seed: int = 0, d_model: int = 8, d_vocab: i
     return Projection(W_U=W_U, scale=scale, centre=centre, constant=constant, sigma=1.0)
 
 
+def inc_scaled_once(
+    B: Projection, log_p: torch.Tensor, vectors: torch.Tensor, *, target: int
+) -> torch.Tensor:
+    ones = torch.ones(len(vectors), 1, dtype=torch.float64)
+    return inc_scaled(B, log_p, vectors, ones, target=target)[:, 0]
+
+
+def inc_rows_of_one_base(
+    B: Projection, log_p: torch.Tensor, vectors: torch.Tensor, *, target: int
+) -> torch.Tensor:
+    base = torch.zeros(len(vectors), dtype=torch.long)
+    return inc_rows(B, vectors, base, log_p[None].to(B.dtype), target=target)
+
+
+INC = pytest.mark.parametrize("inc", [inc_scaled_once, inc_rows_of_one_base])
+
+
+@INC
 @pytest.mark.parametrize("size", [1e-4, 1.0, 30.0, 1000.0])
 @pytest.mark.parametrize("centre", [True, False])
-def test_inc_holds_for_tiny_and_for_huge_vectors(size: float, centre: bool) -> None:
+def test_inc_holds_for_tiny_and_for_huge_vectors(size: float, centre: bool, inc: Any) -> None:
     """Tiny ones lose their score to cancellation, huge ones overflow exp, where either is done carelessly."""
     B = some_projection(centre=centre)
     generator = torch.Generator().manual_seed(1)
     vectors = size * torch.randn(40, 8, generator=generator)
     base = torch.randn(8, generator=generator)
-    found = inc(B, B.log_probs(base[None])[0], vectors, target=3)
+    actual = inc(B, B.log_probs(base[None])[0], vectors, target=3)
     states = base.double() + vectors.double()
     exact = torch.stack([B.log_probs(z[None])[0, 3] for z in states]) - B.log_probs(base[None])[0, 3]
-    assert (found - exact).abs().max() <= 1e-5 * max(size, 1e-2)
-    assert torch.isfinite(found).all()
+    assert (actual - exact).abs().max() <= 1e-5 * max(size, 1e-2)
+    assert torch.isfinite(actual).all()
 
 
-def test_a_unit_that_settles_the_prediction_alone_is_scored_exactly() -> None:
+@INC
+def test_a_unit_that_settles_the_prediction_alone_is_scored_exactly(inc: Any) -> None:
     B = Projection(W_U=torch.eye(3), scale=torch.ones(3).double(), centre=False, constant=None, sigma=1.0)
     base = torch.tensor([0.0, 9.0, 0.0])
     log_p = B.log_probs(base[None])[0]
-    found = inc(B, log_p, torch.tensor([[19.0, 0.0, 0.0]]), target=0).item()
-    assert found == pytest.approx(
+    actual = inc(B, log_p, torch.tensor([[19.0, 0.0, 0.0]]), target=0).item()
+    assert actual == pytest.approx(
         float(B.log_probs(torch.tensor([[19.0, 9.0, 0.0]]))[0, 0] - log_p[0]), abs=1e-6
     )
 
@@ -356,9 +383,9 @@ def test_scaled_directions_are_vectors() -> None:
     generator = torch.Generator().manual_seed(2)
     directions, coefficients = torch.randn(6, 8, generator=generator), torch.randn(6, 5, generator=generator)
     log_p = B.log_probs(torch.randn(1, 8, generator=generator))[0]
-    found = inc_scaled(B, log_p, directions, coefficients, target=0)
+    actual = inc_scaled(B, log_p, directions, coefficients, target=0)
     vectors = (coefficients[:, :, None] * directions[:, None]).flatten(0, 1)
-    assert torch.allclose(found.flatten(), inc(B, log_p, vectors, target=0), atol=1e-6)
+    assert torch.allclose(actual.flatten(), inc_scaled_once(B, log_p, vectors, target=0), atol=1e-6)
 
 
 @pytest.mark.parametrize("centre", [True, False])
@@ -413,8 +440,8 @@ def test_promotes_reads_each_neuron_through_the_projection() -> None:
     for layer, neuron in attr.mlp_neurons[["layer", "neuron"]].itertuples(index=False, name=None):
         vector = record.m[layer, -1, neuron] * record.W_out[layer, neuron]
         added = ((vector - vector.mean()) / record.sigma() * record.gamma) @ record.W_U
-        mine = attr.promotes[(attr.promotes["layer"] == layer) & (attr.promotes["neuron"] == neuron)]
-        up, down = (mine[mine["side"] == side] for side in ("promotes", "demotes"))
+        tokens = attr.promotes[(attr.promotes["layer"] == layer) & (attr.promotes["neuron"] == neuron)]
+        up, down = (tokens[tokens["side"] == side] for side in ("promotes", "demotes"))
         assert up["token_id"].tolist() == added.topk(5).indices.tolist()
         assert down["token_id"].tolist() == added.topk(5, largest=False).indices.tolist()
         assert up["logit"].tolist() == pytest.approx(added.topk(5).values.tolist(), abs=1e-4)
@@ -452,10 +479,10 @@ def test_top_refuses_what_it_cannot_rank() -> None:
 
 
 def test_provenance_names_model_prompt_and_precision() -> None:
-    found = attributed("gpt2").provenance
-    assert found["model"]["hash"] == tiny_model("gpt2").hash
-    assert found["data"] == {"prompt": PROMPT, "target": TARGET}
-    assert found["dtype"] == "float32"
+    actual = attributed("gpt2").provenance
+    assert actual["model"]["hash"] == tiny_model("gpt2").hash
+    assert actual["data"] == {"prompt": PROMPT, "target": TARGET}
+    assert actual["dtype"] == "float32"
 
 
 # ------------------------------------------------------------------------------------------ the circuit

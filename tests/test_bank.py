@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mechedit.editors.steering.gate_bank import GateBank
-from mechedit.editors.steering.gates import AlwaysOn, Distance, Gate, HiddenGate, roc, whitening
+from mechedit.editors.steering.gates import AlwaysOn, Distance, Gate, HiddenGate, nearest, roc, whitening
 from reports.errors import InputError
 
 DISTANCES: tuple[Distance, ...] = ("euclidean", "cosine", "mahalanobis")
@@ -25,7 +25,9 @@ def random_gates(n: int, *, distance: Distance = "euclidean", d: int = 16) -> li
 
 
 def naive(gates: list[HiddenGate], states: torch.Tensor) -> torch.Tensor:
-    ratios = torch.stack([gate.ratio(states) for gate in gates])
+    ratios = torch.stack(
+        [nearest(gate.coordinates(states), gate.coordinates(gate.centres)) / gate.threshold for gate in gates]
+    )
     return ratios.where(ratios <= 1, torch.inf)
 
 
@@ -35,11 +37,11 @@ def test_the_bank_says_what_each_gate_says(distance: Distance) -> None:
     states = torch.randn(9, 16, generator=torch.Generator().manual_seed(7))
     bank = GateBank(gates, torch.device("cpu"))
     (group,) = bank.by_layer[2]
-    found, expected = group.ratios(states, bank.n), naive(gates, states)
+    ratios, expected = group.ratios(states, bank.n), naive(gates, states)
     assert 0 < (expected <= 1).sum() < expected.numel()
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ratios, expected, atol=1e-5, rtol=1e-5)
     wrong = naive([replace(gate, threshold=gate.threshold * 1.01) for gate in gates], states)
-    assert not torch.allclose(found, wrong)
+    assert not torch.allclose(ratios, wrong)
 
 
 def test_an_edits_ratio_has_the_same_bits_whoever_else_is_there() -> None:
@@ -91,7 +93,7 @@ def test_whitening_off_the_span_of_few_states_is_the_floor_alone() -> None:
 
 def test_a_mahalanobis_gate_without_whitening_is_refused() -> None:
     with pytest.raises(InputError, match="whitening"):
-        HiddenGate(0, torch.zeros(1, 2), 1.0, "mahalanobis").ratio(torch.zeros(1, 2))
+        HiddenGate(0, torch.zeros(1, 2), 1.0, "mahalanobis").coordinates(torch.zeros(1, 2))
     with pytest.raises(InputError, match="two states"):
         whitening(torch.zeros(1, 2))
     with pytest.raises(InputError, match="differ"):

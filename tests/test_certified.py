@@ -68,8 +68,8 @@ def assert_same_ranking(fast: Attribution, full: Attribution) -> None:
         assert (a["score"] - b["score"]).abs().max() < 1e-6
         edge = b["score"].iloc[-1]
         clear = b[(b["score"] - edge).abs() > 1e-6]
-        mine = set(map(tuple, a[keys].to_numpy().tolist()))
-        assert set(map(tuple, clear[keys].to_numpy().tolist())) <= mine
+        ranked = set(map(tuple, a[keys].to_numpy().tolist()))
+        assert set(map(tuple, clear[keys].to_numpy().tolist())) <= ranked
 
 
 def both(model: HookedModel, k: int, sign: Sign) -> tuple[Attribution, Attribution]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +234,48 @@ def test_references_that_are_none_are_refused(
     (tmp_path / "texts.json").write_text(content, encoding="utf-8")
     argv = ("evaluate", "--data", data, "--families", "generation", "--references", tmp_path / "texts.json")
     refused(capsys, tmp_path, argv, ("references",))
+
+
+HEAVY = ["torch", "transformers", "numpy", "pandas", "matplotlib"]
+COMMANDS = (
+    *(
+        "demo",
+        "attribute",
+        "edit",
+        "evaluate",
+        "anatomy",
+        "faithfulness",
+        "compare",
+        "drift",
+        "covariance",
+        "tune",
+    ),
+    *("factworld", "diagnose", "run", "report"),
+)
+
+
+def test_help_and_wrong_usage_load_nothing_heavy(root: Path) -> None:
+    lines: list[list[str]] = [[name, "--help"] for name in COMMANDS]
+    lines += [["--help"], ["factworld", "export", "--help"], ["dance"]]
+    lines += [["evaluate", "--data", "x.json", "--limit", "0"], ["attribute", "--prompt", "Paris is"]]
+    lines += [["compare", "--editors", "roma"], ["faithfulness", "--limit", "1"], ["edit", "--fact", "{}"]]
+    code = (
+        "import contextlib, json, sys\n"
+        "from mechedit.cli import main\n"
+        "loaded = {}\n"
+        "for line in json.loads(sys.argv[1]):\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        main(line)\n"
+        "    loaded[' '.join(line)] = [name for name in json.loads(sys.argv[2]) if name in sys.modules]\n"
+        "print(json.dumps(loaded))"
+    )
+    command = [sys.executable, "-c", code, json.dumps(lines), json.dumps(HEAVY)]
+    out = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    loaded = json.loads(out.stdout.splitlines()[-1])
+    assert len(loaded) == len(lines)
+    assert {line: names for line, names in loaded.items() if names} == {}
+
+
+def test_a_heavy_import_would_be_seen(root: Path) -> None:
+    code = "import sys, mechedit.models.hooked; sys.exit(0 if 'torch' in sys.modules else 1)"
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)

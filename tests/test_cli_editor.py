@@ -10,17 +10,16 @@ from typing import get_args
 import pytest
 
 from mechedit.cli import main
-from mechedit.cli.editor import GATES, SITES
-from mechedit.editors.steering import mega, sites
+from mechedit.editors.steering import mega, sites, steer
 from mechedit.factworld import export
-from mechedit.recipes.editor_choice import SETTINGS
-from mechedit.recipes.evaluate import EvaluationConfig
+from mechedit.recipes.configurations import SETTINGS, EvaluationConfig, GateKind, Position, Site
 
 
 def test_the_choices_are_the_editors_own() -> None:
-    assert get_args(mega.GateKind) == GATES
-    assert (*SITES, "z") == tuple(sites.SITES)  # z is what --heads steers
-    assert {*SETTINGS} <= {one.name for one in dataclasses.fields(EvaluationConfig)}
+    assert get_args(GateKind) == get_args(mega.GateKind)
+    assert get_args(Position) == get_args(steer.Position)
+    assert (*get_args(Site), "z") == tuple(sites.SITES)  # z is what --heads steers
+    assert {*SETTINGS} <= {field.name for field in dataclasses.fields(EvaluationConfig)}
 
 
 def test_evaluate_takes_mega_as_it_is_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

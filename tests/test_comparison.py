@@ -13,7 +13,8 @@ from mechedit.cli import main
 from mechedit.editors import MEGA
 from mechedit.editors.steering.variants import ABLATIONS, CONTROLS, variant
 from mechedit.models.hooked import HookedModel
-from mechedit.recipes.compare import Comparison, ComparisonConfig, compare
+from mechedit.recipes.compare import EditorComparison, run_comparison
+from mechedit.recipes.configurations import ComparisonConfig
 from mechedit.recipes.plans import plan_comparison
 from reports.errors import InputError
 from reports.gates import roc_curve
@@ -30,12 +31,14 @@ SMALL = ComparisonConfig(
 
 
 @pytest.fixture(scope="module")
-def run(factworld_gpt2: HookedModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
+def run(
+    factworld_gpt2: HookedModel, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[EditorComparison, Path]:
     folder = tmp_path_factory.mktemp("comparison") / "run"
-    return compare(factworld_gpt2, SMALL, folder, progress=False), folder
+    return run_comparison(factworld_gpt2, SMALL, folder, progress=False), folder
 
 
-def test_scores_are_pooled_over_the_seeds(run: tuple[Comparison, Path]) -> None:
+def test_scores_are_pooled_over_the_seeds(run: tuple[EditorComparison, Path]) -> None:
     result, _ = run
     assert (result.n_known, result.n_total) == (6, 6)
     table = result.table.set_index(["part", "editor", "metric"])
@@ -48,27 +51,27 @@ def test_scores_are_pooled_over_the_seeds(run: tuple[Comparison, Path]) -> None:
     assert table.loc[("editor", "no_edit", "mean"), "value"] == pytest.approx(sum(five) / 5)
 
 
-def test_mega_stands_above_its_controls(run: tuple[Comparison, Path]) -> None:
+def test_mega_stands_above_its_controls(run: tuple[EditorComparison, Path]) -> None:
     means = run[0].wide()["mean"]
     assert means["mega"] > 0.9
     assert means["mega"] > max(means["gate_only"], means["no_edit"]) + 0.3
     assert list(run[0].wide("ablation").index) == ["mega", "one_layer"]
 
 
-def test_what_follows_from_an_edit_is_there(run: tuple[Comparison, Path]) -> None:
+def test_what_follows_from_an_edit_is_there(run: tuple[EditorComparison, Path]) -> None:
     assert set(run[0].ripple["editor"]) == {"mega", "gate_only", "no_edit"}
 
 
 def test_the_same_run_again_is_read_and_its_page_stands(
-    run: tuple[Comparison, Path], factworld_gpt2: HookedModel
+    run: tuple[EditorComparison, Path], factworld_gpt2: HookedModel
 ) -> None:
     result, folder = run
     page = (folder / "report.html").read_bytes()
-    assert compare(factworld_gpt2, SMALL, folder, progress=False).equals(result)
+    assert run_comparison(factworld_gpt2, SMALL, folder, progress=False).equals(result)
     assert (folder / "report.html").read_bytes() == page
     assert b"How well the gate knows its prompts" in page
     with pytest.raises(InputError, match="choose another folder"):
-        compare(factworld_gpt2, ComparisonConfig(limit=4, seeds=(0,)), folder, progress=False)
+        run_comparison(factworld_gpt2, ComparisonConfig(limit=4, seeds=(0,)), folder, progress=False)
 
 
 def test_the_command_reads_the_recipe_and_says_what_is_wrong(
@@ -110,12 +113,12 @@ def test_a_roc_figure_wants_its_columns() -> None:
         roc_curve(pd.DataFrame({"gate": [], "true_rate": [], "false_rate": []}))
 
 
-def test_choices_are_kept(run: tuple[Comparison, Path]) -> None:
+def test_choices_are_kept(run: tuple[EditorComparison, Path]) -> None:
     chosen = run[0].choices.set_index(["seed", "key"])["value"]
     assert json.loads(chosen[0, "window"].replace("(", "[").replace(")", "]")) == [5, 7]
 
 
-def test_the_plan_lists_the_cases_of_the_run(run: tuple[Comparison, Path]) -> None:
+def test_the_plan_lists_the_cases_of_the_run(run: tuple[EditorComparison, Path]) -> None:
     plan = plan_comparison(SMALL)
     assert set(plan.cases) == RunFolder(run[1], {}).done()
     assert len(plan.cases) == len(set(plan.cases)) == 3 * 6 + 2 + 3 * 2

@@ -16,7 +16,7 @@ import torch
 
 import mechedit as me
 from mechedit.anatomy import edit_contrast
-from mechedit.attribution import Attribution, AttributionContrast, attribute, contrast
+from mechedit.attribution import Attribution, AttributionContrast, attribute, attribution_json, contrast
 from mechedit.attribution.units import CONTRASTED, UNITS
 from mechedit.data.facts import FactEdit
 from mechedit.editors.weights.weight_edit import EditedModel, Replaced, WeightChange, weight_edit, weight_name
@@ -34,6 +34,7 @@ class Shaken:
     """An editor that adds noise to one layer's W_out and another's W_O."""
 
     name = "shaken"
+    needs_selection = False
 
     @contextlib.contextmanager
     def apply(self, model: HookedModel, facts: Any) -> Iterator[EditedModel]:
@@ -71,21 +72,21 @@ def rows(frame: pd.DataFrame, unit: str, column: str = "score") -> dict[Key, flo
 
 
 def assert_difference(
-    found: AttributionContrast, a: dict[Unit, dict[Key, float]], b: dict[Unit, dict[Key, float]]
+    difference: AttributionContrast, a: dict[Unit, dict[Key, float]], b: dict[Unit, dict[Key, float]]
 ) -> None:
     """Every row is the naive a − b of its unit, and so are both sides."""
     for unit in ORACLE_UNITS:
-        frame = getattr(found, unit)
+        frame = getattr(difference, unit)
         assert len(frame)
         for key, row in zip(rows(frame, unit), frame[["a", "b", "score"]].to_numpy(), strict=True):
             expected = (a[unit][key], b[unit][key], a[unit][key] - b[unit][key])
             assert row == pytest.approx(expected, abs=1e-4), f"{unit} {key}"
 
 
-def assert_conserved(found: AttributionContrast, delta: float, *, gap: float = 1e-4) -> None:
+def assert_conserved(difference: AttributionContrast, delta: float, *, gap: float = 1e-4) -> None:
     """The layers' differences sum to the change of log p that two plain forward passes show."""
-    assert found.logp == pytest.approx(delta, abs=1e-4)
-    assert found.embedding_logp + found.layers["score"].sum() == pytest.approx(delta, abs=gap)
+    assert difference.logp == pytest.approx(delta, abs=1e-4)
+    assert difference.embedding_logp + difference.layers["score"].sum() == pytest.approx(delta, abs=gap)
 
 
 def own_logp(model: HookedModel, token: int) -> float:
@@ -99,24 +100,24 @@ def own_logp(model: HookedModel, token: int) -> float:
     ("arch", "biases"), [("gpt2", "keep"), ("gpt2-untied", "drop"), ("llama", "keep"), ("llama-gqa", "keep")]
 )
 def test_new_against_old_is_the_naive_loop_done_twice(arch: Arch, biases: Any) -> None:
-    found = contrast(tiny_model(arch), PROMPT, NEW, OLD, top_k="all", biases=biases)
+    difference = contrast(tiny_model(arch), PROMPT, NEW, OLD, top_k="all", biases=biases)
     both = [naive_scores(plain(tiny_folder(arch)), token, biases=biases) for token in targets(arch)]
-    assert_difference(found, *both)
+    assert_difference(difference, *both)
     for unit in ("layers", "heads", "mlp_neurons", "attn_neurons"):
-        assert len(getattr(found, unit)) == len(both[0][unit])
+        assert len(getattr(difference, unit)) == len(both[0][unit])
     with pytest.raises(AssertionError):
-        assert_difference(found, both[0], both[0])
+        assert_difference(difference, both[0], both[0])
     with pytest.raises(AssertionError):
-        assert_difference(found, *both[::-1])
+        assert_difference(difference, *both[::-1])
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_new_against_old_sums_to_the_models_own_log_odds(arch: Arch) -> None:
     model, (new, old) = tiny_model(arch), targets(arch)
-    found = contrast(model, PROMPT, NEW, OLD, top_k=3)
+    difference = contrast(model, PROMPT, NEW, OLD, top_k=3)
     delta = own_logp(model, new) - own_logp(model, old)
-    assert_conserved(found, delta)
-    broken = dataclasses.replace(found, layers=found.layers.iloc[1:])
+    assert_conserved(difference, delta)
+    broken = dataclasses.replace(difference, layers=difference.layers.iloc[1:])
     with pytest.raises(AssertionError):
         assert_conserved(broken, delta)
 
@@ -150,7 +151,7 @@ def test_two_results_subtracted_are_the_contrast(arch: Arch) -> None:
     a, b = (attribute(model, PROMPT, target, top_k="all") for target in (NEW, OLD))
     difference, direct = a - b, contrast(model, PROMPT, NEW, OLD, top_k="all")
     for unit in CONTRASTED:
-        mine, linear = (rows(getattr(one, unit), unit) for one in (difference, direct))
+        mine, linear = (rows(getattr(result, unit), unit) for result in (difference, direct))
         assert all(mine[key] == pytest.approx(score, abs=1e-5) for key, score in linear.items())
     assert (difference.a.label, difference.b.label) == (a.target_token, b.target_token)
     assert set(difference.unknown.values()) == {0}
@@ -163,24 +164,24 @@ def test_two_results_subtracted_are_the_contrast(arch: Arch) -> None:
 def test_edited_against_unedited_is_the_naive_loop_on_both_checkpoints(arch: Arch, top_k: Any) -> None:
     model = tiny_model(arch)
     before = model.hash
-    found = edit_contrast(model, Shaken(), FACT, top_k=top_k)
+    difference = edit_contrast(model, Shaken(), FACT, top_k=top_k)
     assert model.hash == before
     token = targets(arch)[0]
     both = [
         naive_scores(plain(folder), token, biases="keep")
         for folder in (edited_folder(arch), tiny_folder(arch))
     ]
-    assert_difference(found, *both)
-    assert set(found.unknown.values()) == {0}
-    assert (found.a.label, found.b.label) == ("shaken", "unedited")
+    assert_difference(difference, *both)
+    assert set(difference.unknown.values()) == {0}
+    assert (difference.a.label, difference.b.label) == ("shaken", "unedited")
     edited = load_model(str(edited_folder(arch)), device="cpu")
     delta = own_logp(edited, token) - own_logp(model, token)
     assert abs(delta) > 1e-2  # else the sums prove nothing
-    assert_conserved(found, delta)
+    assert_conserved(difference, delta)
     with pytest.raises(AssertionError):
-        assert_difference(found, both[1], both[1])
+        assert_difference(difference, both[1], both[1])
     with pytest.raises(AssertionError):
-        assert_conserved(found, own_logp(model, token) - own_logp(model, token))
+        assert_conserved(difference, own_logp(model, token) - own_logp(model, token))
 
 
 def test_a_neuron_of_one_top_k_is_scored_in_the_other_and_never_0() -> None:
@@ -190,7 +191,7 @@ def test_a_neuron_of_one_top_k_is_scored_in_the_other_and_never_0() -> None:
         after = attribute(edited, PROMPT, NEW, top_k=7)
         completed = attribute(edited, PROMPT, NEW, top_k=7, also=before)
     plain_difference = after - before
-    sets = [set(rows(one.mlp_neurons, "mlp_neurons")) for one in (after, before)]
+    sets = [set(rows(result.mlp_neurons, "mlp_neurons")) for result in (after, before)]
     assert plain_difference.unknown["mlp_neurons"] == len(sets[0] ^ sets[1]) > 0
     assert len(plain_difference.mlp_neurons) == len(sets[0] | sets[1])
     one_sided = plain_difference.mlp_neurons[plain_difference.mlp_neurons["score"].isna()]
@@ -214,8 +215,8 @@ def test_units_of_another_result_are_scored_as_by_enumeration(tokens: Any) -> No
     everything = attribute(model, PROMPT, target, top_k="all", tokens=tokens)
     assert len(high.mlp_neurons) == len(high.attn_neurons) == 10
     for unit in CONTRASTED:
-        full, own = (rows(getattr(one, unit), unit) for one in (everything, high))
-        assert all(full[key] == pytest.approx(score, abs=1e-5) for key, score in own.items())
+        full, scores = (rows(getattr(result, unit), unit) for result in (everything, high))
+        assert all(full[key] == pytest.approx(score, abs=1e-5) for key, score in scores.items())
     wrong = high.mlp_neurons.assign(score=high.mlp_neurons["score"].to_numpy()[::-1])
     full = rows(everything.mlp_neurons, "mlp_neurons")
     assert any(abs(full[key] - score) > 1e-3 for key, score in rows(wrong, "mlp_neurons").items())
@@ -229,13 +230,15 @@ def test_a_steering_term_has_added_nothing_where_it_is_not() -> None:
         after = attribute(model, PROMPT, NEW, top_k="all")
         delta = own_logp(model, targets("gpt2")[0])
     delta -= own_logp(model, targets("gpt2")[0])
-    found = after - before
-    row = found.layers[found.layers["module"] == "steer"]
+    difference = after - before
+    row = difference.layers[difference.layers["module"] == "steer"]
     assert row[["layer", "b"]].to_numpy().tolist() == [[1, 0.0]]
     assert row["score"].item() == after.layers.loc[after.layers["module"] == "steer", "score"].item()
-    assert found.layers["module"].tolist() == ["attn", "mlp", "attn", "steer", "mlp", "attn", "mlp"]
-    assert_conserved(found, delta)
-    without = dataclasses.replace(found, layers=found.layers[found.layers["module"] != "steer"])
+    assert difference.layers["module"].tolist() == ["attn", "mlp", "attn", "steer", "mlp", "attn", "mlp"]
+    assert_conserved(difference, delta)
+    without = dataclasses.replace(
+        difference, layers=difference.layers[difference.layers["module"] != "steer"]
+    )
     with pytest.raises(AssertionError):
         assert_conserved(without, delta)
 
@@ -243,11 +246,11 @@ def test_a_steering_term_has_added_nothing_where_it_is_not() -> None:
 def test_editors_of_the_registry_are_contrasted(factworld_gpt2: HookedModel) -> None:
     fact = me.factworld.edits(1)[0]
     for editor in (me.editors.ROME(), me.editors.MEGA(window=(3, 5), alpha=1.0, gate="always")):
-        found = edit_contrast(factworld_gpt2, editor, fact, top_k=5)
-        assert found.logp > 0
-        assert abs(found.completeness_gap) < 1e-3
-        assert set(found.unknown.values()) == {0}
-    assert "steer" in set(found.layers["module"])
+        difference = edit_contrast(factworld_gpt2, editor, fact, top_k=5)
+        assert difference.logp > 0
+        assert abs(difference.completeness_gap) < 1e-3
+        assert set(difference.unknown.values()) == {0}
+    assert "steer" in set(difference.layers["module"])
     with pytest.raises(InputError, match="same prompt"):
         edit_contrast(factworld_gpt2, me.editors.IKE(), fact, top_k=5)
 
@@ -268,12 +271,12 @@ def attributions() -> tuple[Attribution, ...]:
     return tuple(attribute(tiny_model("gpt2"), prompt, NEW, top_k="all") for prompt in prompts)
 
 
-def assert_means(found: me.OutcomeContrast, results: Sequence[Any], success: Sequence[bool]) -> None:
+def assert_means(actual: me.OutcomeContrast, results: Sequence[Any], success: Sequence[bool]) -> None:
     """Every row is the plain mean of the successes less that of the failures."""
     for unit in ("layers", "heads", "mlp_neurons"):
-        frame = getattr(found, unit)
+        frame = getattr(actual, unit)
         assert len(frame)
-        scores = [rows(getattr(one, unit), unit) for one in results]
+        scores = [rows(getattr(result, unit), unit) for result in results]
         for key, difference in rows(frame, unit, "difference").items():
             means = [
                 np.mean([score[key] for score, good in zip(scores, success, strict=True) if good is outcome])
@@ -284,41 +287,41 @@ def assert_means(found: me.OutcomeContrast, results: Sequence[Any], success: Seq
 
 def test_success_against_failure_is_the_difference_of_the_means() -> None:
     results, success = attributions(), [True, False, True, False, True, False]
-    found = me.outcome_contrast(results, success)
-    assert_means(found, results, success)
-    assert (found.n_success, found.n_failure, found.left_out["mlp_neurons"]) == (3, 3, 0)
-    inside = (found.layers["low"] <= found.layers["difference"]) & (
-        found.layers["difference"] <= found.layers["high"]
+    difference = me.outcome_contrast(results, success)
+    assert_means(difference, results, success)
+    assert (difference.n_success, difference.n_failure, difference.left_out["mlp_neurons"]) == (3, 3, 0)
+    inside = (difference.layers["low"] <= difference.layers["difference"]) & (
+        difference.layers["difference"] <= difference.layers["high"]
     )
     assert inside.all()
     turned = me.outcome_contrast(results, [not good for good in success])
-    assert turned.heads["difference"].to_numpy() == pytest.approx(-found.heads["difference"].to_numpy())
+    assert turned.heads["difference"].to_numpy() == pytest.approx(-difference.heads["difference"].to_numpy())
     with pytest.raises(AssertionError):
         assert_means(turned, results, success)
     with pytest.raises(AssertionError):
-        assert_means(found, results, [True, True, False, False, True, False])
+        assert_means(difference, results, [True, True, False, False, True, False])
 
 
 def test_what_an_edit_changed_is_contrasted_by_its_outcome(tmp_path: Path) -> None:
     results = attributions()
     changes = [a - b for a, b in zip(results[:2], results[:2], strict=True)]
     assert (me.outcome_contrast(changes, [True, False]).layers["difference"] == 0).all()
-    found = me.outcome_contrast(results, [True, False, True, False, True, False], facts=list("aabbcc"))
-    assert (found.facts_success, found.facts_failure) == (3, 3)
-    again = me.OutcomeContrast.load(found.save(tmp_path / "found"))
-    assert again.equals(found)
-    assert len(found.plot().get_lines()) >= 2
-    assert "outcome" in found._repr_html_().lower()
+    difference = me.outcome_contrast(results, [True, False, True, False, True, False], facts=list("aabbcc"))
+    assert (difference.facts_success, difference.facts_failure) == (3, 3)
+    again = me.OutcomeContrast.load(difference.save(tmp_path / "found"))
+    assert again.equals(difference)
+    assert len(difference.plot().get_lines()) >= 2
+    assert "outcome" in difference._repr_html_().lower()
 
 
 def test_a_neuron_that_some_result_does_not_know_is_left_out_and_counted() -> None:
     few = attribute(tiny_model("gpt2"), "Rome", NEW, top_k=5)
-    found = me.outcome_contrast([*attributions()[:3], few], [True, False, True, False])
-    assert set(rows(found.mlp_neurons, "mlp_neurons", "difference")) == set(
+    difference = me.outcome_contrast([*attributions()[:3], few], [True, False, True, False])
+    assert set(rows(difference.mlp_neurons, "mlp_neurons", "difference")) == set(
         rows(few.mlp_neurons, "mlp_neurons")
     )
-    assert found.left_out["mlp_neurons"] == len(attributions()[0].mlp_neurons) - 5
-    assert found.left_out["layers"] == found.left_out["heads"] == 0
+    assert difference.left_out["mlp_neurons"] == len(attributions()[0].mlp_neurons) - 5
+    assert difference.left_out["layers"] == difference.left_out["heads"] == 0
 
 
 def test_outcomes_that_cannot_be_contrasted_are_refused() -> None:
@@ -438,13 +441,33 @@ def test_results_of_unlike_provenance_are_refused(keys: tuple[str, ...], value: 
     assert (after - changed(before, "model", "hash", value="0" * 64)).logp == (after - before).logp
 
 
+def with_intervals(attr: Attribution) -> Attribution:
+    """As earlier versions saved a result whose neurons' scores are the middles of intervals."""
+    frames = {}
+    for unit in ("mlp_neurons", "attn_neurons"):
+        frame = getattr(attr, unit)
+        frames[unit] = frame.assign(low=frame["score"] - 1e-3, high=frame["score"] + 1e-3)
+    certificate = {**attr.certificate, "exact": False, "tolerance": 2e-3, "width_max": 2e-3}
+    return dataclasses.replace(attr, certificate=certificate, **frames)
+
+
+def test_a_saved_result_with_intervals_opens_and_is_shown(tmp_path: Path) -> None:
+    _, before = shaken_pair()
+    rough = Attribution.load(with_intervals(before).save(tmp_path / "rough"))
+    assert rough.equals(with_intervals(before))
+    assert rough.to_frame().equals(before.to_frame())
+    assert rough.circuit() == before.circuit()
+    assert attribution_json(rough)["mlp_neurons"][0].keys() == {"layer", "neuron", "score", "low", "high"}
+    assert "high" in rough._repr_html_()
+
+
 def test_results_under_unlike_options_are_refused() -> None:
     model = tiny_model("llama")
     _, before = shaken_pair()
     for option in ({"biases": "drop"}, {"sign": "suppress"}, {"tokens": "sum"}):
         with pytest.raises(InputError, match=r"found (biases|sign|target_scored)"):
             attribute(model, PROMPT, NEW, top_k=3, **option) - before  # type: ignore[arg-type]
-    rough = attribute(model, PROMPT, NEW, top_k=3, tolerance=1e-3)
+    rough = with_intervals(before)
     for pair in ((rough, before), (before, rough)):
         with pytest.raises(InputError, match="expected exact scores, found intervals"):
             pair[0] - pair[1]

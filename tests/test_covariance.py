@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from torch import Tensor
 from mechedit.cli import main
 from mechedit.editors.weights import covariance as module
 from mechedit.editors.weights.corpus import Corpus, embedded_corpus, open_corpus, text_corpus, windows
-from mechedit.editors.weights.covariance import Covariance, covariance_for, covariances, merge
+from mechedit.editors.weights.covariance import Covariance, covariance_for, covariances
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from tests.tiny import ARCHS, SENTENCES, Arch, tiny_folder, tiny_model
@@ -41,37 +40,32 @@ def naive(model: HookedModel, layer: int, texts: tuple[str, ...]) -> tuple[Tenso
 @pytest.mark.parametrize("arch", ARCHS)
 def test_it_is_the_naive_sum(arch: Arch) -> None:
     model = tiny_model(arch)
-    found = covariances(model, CORPUS, layers=[0, 2], progress=False)
-    for layer, c in found.items():
+    covariance_of = covariances(model, CORPUS, layers=[0, 2], progress=False)
+    for layer, c in covariance_of.items():
         moment, n = naive(model, layer, SENTENCES)
         assert c.n_tokens == 8 * n
         size = float(moment.abs().max())
         torch.testing.assert_close(c.moment, 8 * moment, rtol=0, atol=8e-6 * size)
         torch.testing.assert_close(c.matrix, moment / n, rtol=0, atol=1e-6 * size)
-    assert not torch.allclose(found[0].matrix, found[2].matrix)
+    assert not torch.allclose(covariance_of[0].matrix, covariance_of[2].matrix)
 
 
 def test_the_first_tokens_only() -> None:
     model = tiny_model("gpt2")
-    found = covariances(model, CORPUS, layers=[1], tokens=7, progress=False)[1]
+    covariance = covariances(model, CORPUS, layers=[1], tokens=7, progress=False)[1]
     keys = model.residual_view(model.tokenize(SENTENCES[0])).mlp_post[1, :7].double()
-    assert found.n_tokens == 7
-    torch.testing.assert_close(found.moment, keys.mT @ keys, rtol=1e-5, atol=1e-5)
+    assert covariance.n_tokens == 7
+    torch.testing.assert_close(covariance.moment, keys.mT @ keys, rtol=1e-5, atol=1e-5)
 
 
-def test_parts_merge_to_the_whole() -> None:
+def test_sums_of_parts_add_up_to_the_whole() -> None:
     model = tiny_model("llama")
     halves = [text_corpus(SENTENCES[:5], source="a"), text_corpus(SENTENCES[5:], source="b")]
     parts = [covariances(model, half, layers=[1], progress=False)[1] for half in halves]
     whole = covariances(model, text_corpus(SENTENCES, source="all"), layers=[1], progress=False)[1]
-    together = merge(parts)
     size = float(whole.moment.abs().max())
-    torch.testing.assert_close(together.moment, whole.moment, rtol=0, atol=1e-6 * size)
-    assert (together.n_tokens, together.source) == (whole.n_tokens, "a + b")
-    with pytest.raises(InputError, match="parts"):
-        merge([parts[0], replace(parts[1], layer=2)])
-    with pytest.raises(InputError, match="parts"):
-        merge([])
+    torch.testing.assert_close(parts[0].moment + parts[1].moment, whole.moment, rtol=0, atol=1e-6 * size)
+    assert parts[0].n_tokens + parts[1].n_tokens == whole.n_tokens
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -202,16 +196,16 @@ def test_without_a_text_the_longest_in_the_cache_serves(caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         assert torch.equal(covariance_for(model, 1).moment, longest.moment)
         assert not caplog.records
-        own = covariance_for(model, 0)
+        stored = covariance_for(model, 0)
     assert "mechedit covariance" in caplog.text
-    assert own.n_tokens == 2 * model.shape.d_mlp
+    assert stored.n_tokens == 2 * model.shape.d_mlp
     module._covariance_for.cache_clear()
 
 
 def test_the_embedded_models_bring_theirs(factworld_gpt2: HookedModel) -> None:
     corpus = embedded_corpus(documents=40)
-    found = covariances(factworld_gpt2, corpus, layers=[3], progress=False)[3]
-    assert found.n_tokens > 800
+    covariance = covariances(factworld_gpt2, corpus, layers=[3], progress=False)[3]
+    assert covariance.n_tokens > 800
     assert embedded_corpus(documents=40).digest == corpus.digest
     assert embedded_corpus(documents=40, seed=1).digest != corpus.digest
 

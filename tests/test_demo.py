@@ -11,7 +11,8 @@ import pytest
 
 from mechedit.editors import MEGA
 from mechedit.models.hooked import HookedModel
-from mechedit.recipes.demo import DemoConfig, controls, run_demo
+from mechedit.recipes.configurations import DemoConfig
+from mechedit.recipes.demo import controls, run_demo
 
 SMALL = DemoConfig(limit=4, selection=6, seed=3)
 

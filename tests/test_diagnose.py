@@ -26,10 +26,10 @@ module = importlib.import_module("mechedit.diagnose")  # the package gives its n
 PROBES = (("The mother tongue of Danielle Darrieux is", "French"), ("She was born in", "Rome"))
 
 
-def failed(found: Diagnosis | Iterable[Check]) -> set[str]:
-    if isinstance(found, Diagnosis):
-        return set(found.checks[~found.checks["ok"]]["check"])
-    return {check.name for check in found if not check.ok}
+def failed(checked: Diagnosis | Iterable[Check]) -> set[str]:
+    if isinstance(checked, Diagnosis):
+        return set(checked.checks[~checked.checks["ok"]]["check"])
+    return {check.name for check in checked if not check.ok}
 
 
 def ids_of(model: HookedModel) -> list[torch.Tensor]:
@@ -43,19 +43,19 @@ def own_model(tmp_path: Path, arch: Arch = "llama-gqa", **options: Any) -> Hooke
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama-gqa"])
 def test_a_sound_model_passes_and_the_result_is_kept(arch: Arch, tmp_path: Path) -> None:
-    found = me.diagnose(tiny_model(arch))
-    assert failed(found) == set()
-    assert found.notes == ()
-    assert (found.dtype, found.device, found.attention) == ("float32", "cpu", "eager")
-    assert set(found.checks["change"]) == {""}
-    assert Diagnosis.load(found.save(tmp_path / "found")).equals(found)
+    diagnosis = me.diagnose(tiny_model(arch))
+    assert failed(diagnosis) == set()
+    assert diagnosis.notes == ()
+    assert (diagnosis.dtype, diagnosis.device, diagnosis.attention) == ("float32", "cpu", "eager")
+    assert set(diagnosis.checks["change"]) == {""}
+    assert Diagnosis.load(diagnosis.save(tmp_path / "found")).equals(diagnosis)
 
 
 def test_every_check_has_a_test_in_which_it_fails() -> None:
     """The names that the tests below make fail are all there are."""
-    found = me.diagnose(tiny_model("gpt2"), PROBES)
+    diagnosis = me.diagnose(tiny_model("gpt2"), PROBES)
     shown = Path(__file__).read_text(encoding="utf-8")
-    assert [name for name in found.checks["check"] if f'"{name}"' not in shown] == []
+    assert [name for name in diagnosis.checks["check"] if f'"{name}"' not in shown] == []
 
 
 # -- the model alone -------------------------------------------------------------------------------------------------
@@ -172,9 +172,9 @@ def test_a_view_that_does_not_add_up(point: str, spoils: set[str], monkeypatch: 
     model, view = tiny_model("gpt2"), HookedModel.residual_view
 
     def moved(self: HookedModel, ids: torch.Tensor) -> Any:
-        found = view(self, ids)
-        old = getattr(found, point)
-        return type(found)(**{**vars(found), point: old + torch.linspace(0, 0.3, old.shape[-1])})
+        view_of_ids = view(self, ids)
+        old = getattr(view_of_ids, point)
+        return type(view_of_ids)(**{**vars(view_of_ids), point: old + torch.linspace(0, 0.3, old.shape[-1])})
 
     monkeypatch.setattr(HookedModel, "residual_view", moved)
     assert failed(checks.identities(model, ids_of(model))) == spoils
@@ -195,9 +195,9 @@ def test_weights_that_are_not_the_checkpoints(tmp_path: Path) -> None:
 
 def test_bfloat16_is_outside_float32s_tolerance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = own_model(tmp_path, dtype="bfloat16")
-    found = me.diagnose(model, PROBES)
-    assert failed(found) <= {"completeness gap", "top-1 against float64"}
-    assert "completeness gap" in failed(found)
+    diagnosis = me.diagnose(model, PROBES)
+    assert failed(diagnosis) <= {"completeness gap", "top-1 against float64"}
+    assert "completeness gap" in failed(diagnosis)
     fp32 = {torch.bfloat16: module.TOLERANCE[torch.float32]}
     monkeypatch.setattr(module, "TOLERANCE", fp32)
     monkeypatch.setattr(checks, "TOLERANCE", fp32)
@@ -215,18 +215,18 @@ def test_memory_that_does_not_suffice_is_said(monkeypatch: pytest.MonkeyPatch) -
     model = tiny_model("gpt2")
     for reads in (module, checkpoints):
         monkeypatch.setattr(reads, "free_bytes", lambda device: -1)
-    found = me.diagnose(model, PROBES)
-    assert "memory of an attribution" in failed(found)
-    assert "are free on cpu" in found.notes[0]
-    assert "logits of transformers, eager" not in set(found.checks["check"])
+    diagnosis = me.diagnose(model, PROBES)
+    assert "memory of an attribution" in failed(diagnosis)
+    assert "are free on cpu" in diagnosis.notes[0]
+    assert "logits of transformers, eager" not in set(diagnosis.checks["check"])
 
 
 def test_a_bridge_without_a_checkpoint_is_said(tmp_path: Path) -> None:
     model = own_model(tmp_path)
     model.source = "bridge:no such model"
-    found = me.diagnose(model, PROBES)
-    assert found.ok
-    assert "no second load" in found.notes[0]
+    diagnosis = me.diagnose(model, PROBES)
+    assert diagnosis.ok
+    assert "no second load" in diagnosis.notes[0]
 
 
 def test_a_check_that_cannot_be_made_is_not_ok_and_the_others_are_made(
@@ -238,9 +238,9 @@ def test_a_check_that_cannot_be_made_is_not_ok_and_the_others_are_made(
         raise InputError("norms:\n none here")
 
     monkeypatch.setattr(checks, "folded_norms", broken)
-    found = me.diagnose(model, PROBES)
-    assert failed(found) == {"folded norms"}
-    assert found.checks.set_index("check")["change"]["folded norms"] == "norms: none here"
+    diagnosis = me.diagnose(model, PROBES)
+    assert failed(diagnosis) == {"folded norms"}
+    assert diagnosis.checks.set_index("check")["change"]["folded norms"] == "norms: none here"
 
 
 def test_probes_that_pad_nothing_are_refused() -> None:
@@ -260,9 +260,9 @@ def test_the_command_says_what_to_change_by_its_status(
     file = tmp_path / "probes.json"
     file.write_text(json.dumps([{"prompt": p, "target": t} for p, t in PROBES]), encoding="utf-8")
     assert main(["diagnose", "--model", folder, "--dtype", "bfloat16", "--prompts", str(file), "--json"]) == 1
-    said = json.loads(capsys.readouterr().out)
-    assert not said["ok"]
-    assert "float32" in said["checks"]["completeness gap"]["change"]
+    printed = json.loads(capsys.readouterr().out)
+    assert not printed["ok"]
+    assert "float32" in printed["checks"]["completeness gap"]["change"]
 
 
 def test_the_embedded_llama_passes(factworld_llama: HookedModel) -> None:

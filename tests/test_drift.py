@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 
 import mechedit as me
+from mechedit.cli import main
 from mechedit.data.facts import FactEdit
 from mechedit.editors import MEGA, NoEdit
 from mechedit.evaluation.drift import Drift, drift, read_text
@@ -41,3 +43,16 @@ def test_an_edit_starts_with_the_new_object_and_the_unedited_model_does_not(
 def test_nothing_to_write_about_is_refused(factworld_gpt2: HookedModel) -> None:
     with pytest.raises(InputError, match="facts"):
         drift(factworld_gpt2, [NoEdit()], [])
+
+
+def test_the_command_sets_an_editor_beside_the_unedited_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["drift", "--editor", "mega", "--window", "5-7", "--limit", "2", "--length", "12", "--quiet"]
+    assert main([*argv, "--out", str(tmp_path / "drift"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["editors"]
+    assert [(row["editor"], row["n"], row["starts"]) for row in rows] == [
+        ("mega", 2, 1.0),
+        ("no_edit", 2, 0.0),
+    ]
+    assert len(Drift.load(tmp_path / "drift").texts) == 4

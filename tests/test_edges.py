@@ -47,17 +47,17 @@ def measured(arch: Arch, edge: Any, point: str, change: Tensor, *, keep: float =
     model = double(arch)[0]
     attention = edge.target == "attn"
     block = f"blocks.{edge.layer}"
-    found: dict[str, float] = {}
+    measures: dict[str, float] = {}
 
     def patch(tensor: Tensor, hook: object) -> Tensor:
         patched = tensor.clone()
         patched[:, edge.pos] = keep * patched[:, edge.pos] - change
         norm = model.norm1(edge.layer) if attention else model.norm2(edge.layer)
-        found["sigma"] = float(norm.scale(patched[0, edge.pos]))
+        measures["sigma"] = float(norm.scale(patched[0, edge.pos]))
         return patched
 
     def take(name: str, unit: int) -> Any:
-        return lambda tensor, hook: found.update({name: float(tensor[0, edge.pos].flatten()[unit])})
+        return lambda tensor, hook: measures.update({name: float(tensor[0, edge.pos].flatten()[unit])})
 
     hooks: list[Any] = [(f"{block}.{'ln1' if attention else 'ln2'}.{point}", patch)]
     if attention:
@@ -71,7 +71,7 @@ def measured(arch: Arch, edge: Any, point: str, change: Tensor, *, keep: float =
     ids = torch.tensor([double(arch)[1].ids])
     with model.hooks(hooks), torch.no_grad():
         model.forward(ids, torch.ones_like(ids))
-    return found
+    return measures
 
 
 def assert_read(arch: Arch, edge: Any, vector: Tensor) -> None:
@@ -91,9 +91,9 @@ def assert_read(arch: Arch, edge: Any, vector: Tensor) -> None:
 @pytest.mark.parametrize("arch", THREE)
 @pytest.mark.parametrize("target", ["attn", "mlp", "query"])
 def test_the_read_falls_by_exactly_the_edges_share(arch: Arch, target: str) -> None:
-    found = edges(arch, target)
-    assert len(found) >= 8
-    for edge in found:
+    strongest = edges(arch, target)
+    assert len(strongest) >= 8
+    for edge in strongest:
         assert_read(arch, edge, written(double(arch)[2], edge))
 
 
@@ -166,22 +166,22 @@ def test_an_edges_score_is_its_fraction_of_the_receivers_and_a_query_neurons_the
     frame = attr.reads
     assert (frame["score"] - frame["fraction"] * frame["target_score"]).abs().max() < 1e-9
     place = ["layer", "neuron", "pos"]
-    own = frame[frame["target"] == "query"].set_index(place)["target_score"].sort_index()
+    scores = frame[frame["target"] == "query"].set_index(place)["target_score"].sort_index()
     summed = frame[frame["source"] == "mlp"].groupby(["source_layer", "source_neuron", "pos"])["score"].sum()
-    assert own.tolist() == pytest.approx(summed.sort_index().tolist())
-    assert list(own.index) == list(summed.sort_index().index)
+    assert scores.tolist() == pytest.approx(summed.sort_index().tolist())
+    assert list(scores.index) == list(summed.sort_index().index)
 
 
 @pytest.mark.parametrize("arch", THREE)
 def test_the_strongest_of_all_pairs_are_kept_and_the_rest_is_counted(arch: Arch) -> None:
     """Against a loop over value neurons and all FFN neurons before them; attention is linear, so shares will do."""
     _, attr, plain = double(arch)
-    found = attr.reads[(attr.reads["target"] == "attn") & (attr.reads["source"] == "mlp")]
+    kept_edges = attr.reads[(attr.reads["target"] == "attn") & (attr.reads["source"] == "mlp")]
     kept = {
         (row.layer, row.head, row.dim, row.pos, row.source_layer, row.source_neuron): row.score
-        for row in found.itertuples()
+        for row in kept_edges.itertuples()
     }
-    least, total = found["score"].abs().min(), 0.0
+    least, total = kept_edges["score"].abs().min(), 0.0
     for row in attr.attn_neurons.itertuples():
         key = plain.W_V[row.layer, :, row.head * plain.v.shape[2] // plain.A.shape[1], row.dim]
         key = key * plain.ln1[row.layer]
@@ -201,6 +201,6 @@ def test_the_strongest_of_all_pairs_are_kept_and_the_rest_is_counted(arch: Arch)
                 elif abs(score) < least * (1 - 1e-4):
                     assert name not in kept
     account = attr.certificate["reads"]
-    assert len(found) == EDGES
+    assert len(kept_edges) == EDGES
     assert account["edges"] == 2 * EDGES < account["edges_total"]
     assert account["total"]["attn"] == pytest.approx(total, rel=1e-3)

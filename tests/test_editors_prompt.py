@@ -102,8 +102,8 @@ def test_another_embedding_changes_what_is_retrieved() -> None:
 
 def test_several_facts_are_all_in_the_prompt() -> None:
     model = tiny_model("gpt2")
-    other = replace(FACT, subject="Tim Duncan", target_new="queen")
-    prefix = IKE(demonstrations=0).prefix(model, [other, FACT])
+    second = replace(FACT, subject="Tim Duncan", target_new="queen")
+    prefix = IKE(demonstrations=0).prefix(model, [second, FACT])
     assert prefix.startswith("New Fact: Tim Duncan works as a queen\nPrompt: Tim Duncan works as a queen\n\n")
     assert prefix.endswith("New Fact: Anna Keller works as a king\nPrompt: ")
     with pytest.raises(InputError, match="demonstrations"):
@@ -120,7 +120,7 @@ def test_a_steering_edit_over_ike_reads_the_demonstrations_too() -> None:
         assert torch.equal(both.tokenize(PROMPTS[0]), ids)
         assert not torch.equal(both.logits(PROMPTS), plain)
     with steer(model, [SteeringEdit(FACT, {1: shift})]) as steered, IKE().apply(steered, FACT) as both:
-        assert both.gate_fired(PROMPTS) == [True] * 3  # type: ignore[attr-defined]
+        assert both.gate_fired(PROMPTS) == [True] * 3
     assert model.tokenize(PROMPTS[0]).tolist() == model.tokenize(PROMPTS[0]).tolist()
 
 
@@ -131,12 +131,12 @@ def test_sake_moves_the_final_state_to_its_target(model: HookedModel) -> None:
     sake = SAKE(gate="always", forced=False, contexts=(), paraphrases=TABLE, estimator="shift")
     from mechedit.editors.steering.paraphrases import paraphrases
 
-    said = paraphrases(FACT, TABLE)
+    prompts = paraphrases(FACT, TABLE)
     final = resid_post(model.shape.n_layers - 1)
-    (goal,) = last_states(model, [avoid(p, "teacher", "king") for p in said], [final])
+    (goal,) = last_states(model, [avoid(p, "teacher", "king") for p in prompts], [final])
     digest, plain = model.hash, model.logits(PROMPTS)
     with sake.apply(model, FACT) as edited:
-        (reached,) = last_states(edited, said, [final])
+        (reached,) = last_states(edited, prompts, [final])
         torch.testing.assert_close(reached.mean(0), goal.mean(0), atol=1e-4, rtol=1e-4)
         assert not torch.equal(edited.logits(PROMPTS), plain)
         attr = attribute(edited, FACT.rewrite_prompt, FACT.target_new, top_k=3)
@@ -152,9 +152,11 @@ def test_sake_fits_the_map_of_its_prompts() -> None:
     sake = SAKE(gate="always", forced=True, contexts=(), paraphrases=TABLE, reg=0.1)
     from mechedit.editors.steering.paraphrases import paraphrases
 
-    said = paraphrases(FACT, TABLE)
-    (start,) = last_states(model, said + [repeat(p, "teacher") for p in said], ["blocks.2.hook_resid_post"])
-    (goal,) = last_states(model, [avoid(p, "teacher", "king") for p in said], ["blocks.2.hook_resid_post"])
+    prompts = paraphrases(FACT, TABLE)
+    (start,) = last_states(
+        model, prompts + [repeat(p, "teacher") for p in prompts], ["blocks.2.hook_resid_post"]
+    )
+    (goal,) = last_states(model, [avoid(p, "teacher", "king") for p in prompts], ["blocks.2.hook_resid_post"])
     fitted = sake.fit(model, FACT).maps[2]
     wanted = gaussian_map(start, goal, reg=0.1)
     torch.testing.assert_close(fitted(start), wanted(start))
@@ -182,8 +184,8 @@ def test_sake_generates_behind_its_gate(factworld_gpt2: HookedModel) -> None:
             True,
             False,
         ]
-        said = edited.generate([facts[0].rewrite_prompt], max_new_tokens=4)[0]
-    assert said.startswith(f" {facts[0].target_new}")
+        text = edited.generate([facts[0].rewrite_prompt], max_new_tokens=4)[0]
+    assert text.startswith(f" {facts[0].target_new}")
 
 
 def test_sake_says_that_its_gate_is_to_be_chosen() -> None:

@@ -21,7 +21,7 @@ from mechedit.editors.weights.corpus import text_corpus
 from mechedit.editors.weights.covariance import Covariance, covariances
 from mechedit.editors.weights.lora import shared_twin
 from mechedit.editors.weights.memit import null_space_spread, spread
-from mechedit.editors.weights.subject import ask, subject_end, subject_ids
+from mechedit.editors.weights.subject import edit_batch, subject_end, subject_ids
 from mechedit.editors.weights.upper_layers import upper_part
 from mechedit.editors.weights.value_search import Search, find_delta
 from mechedit.editors.weights.weight_edit import Replaced
@@ -109,8 +109,8 @@ def fast(
     model: HookedModel, facts: tuple[FactEdit, ...], search: Search, layer: int = 0
 ) -> tuple[Tensor, Tensor]:
     v0 = mlp_out(model, layer, facts)
-    asked = ask(model, facts, BEFORE)
-    return v0, find_delta(upper_part(model, layer, asked.texts, asked.starts), asked, v0, search)
+    batch = edit_batch(model, facts, BEFORE)
+    return v0, find_delta(upper_part(model, layer, batch.texts, batch.starts), batch, v0, search)
 
 
 def test_v_star_is_the_plain_loops_alone_and_in_a_batch(model: HookedModel) -> None:
@@ -128,7 +128,7 @@ def test_a_fact_that_is_done_stops_alone() -> None:
     v0, together = fast(model, FACTS, search)
     plain = [plain_delta(model, 0, fact, BEFORE, v0[i], search) for i, fact in enumerate(FACTS)]
     # The first steps of Adam are ±lr in every entry: the norms tell that they stopped at different ones.
-    assert len({round(float(one.norm()), 2) for one in plain}) > 1
+    assert len({round(float(delta.norm()), 2) for delta in plain}) > 1
     torch.testing.assert_close(together, torch.stack(plain), atol=1e-3, rtol=0)
 
 
@@ -154,20 +154,20 @@ def test_every_setting_of_the_search_changes_v_star(change: dict[str, float]) ->
 def test_rome_satisfies_its_constraint(model: HookedModel) -> None:
     c = of_text(model)[1]
     rome = ROME(layer=1, steps=5, contexts=LENGTHS, covariance=c)
-    found = rome.associate(model, FACT)
+    association = rome.associate(model, FACT)
     before = model.W_out(1).clone()
     bias = model.b_out(1)
     with rome.apply(model, FACT):
         after = model.W_out(1).clone()
-    said = found.key @ after + (0 if bias is None else bias)
-    torch.testing.assert_close(said, found.value, atol=1e-4, rtol=1e-4)
+    output = association.key @ after + (0 if bias is None else bias)
+    torch.testing.assert_close(output, association.value, atol=1e-4, rtol=1e-4)
     # Of all W' that satisfy it, the one that changes the least of what the text's keys say: the change is C⁻¹ k*.
-    direction = torch.linalg.solve(c.matrix, found.key.double())
-    cosine = torch.nn.functional.cosine_similarity(found.direction.double(), direction, dim=0)
+    direction = torch.linalg.solve(c.matrix, association.key.double())
+    cosine = torch.nn.functional.cosine_similarity(association.direction.double(), direction, dim=0)
     assert torch.linalg.matrix_rank(after - before, rtol=1e-4) == 1
     assert cosine > 0.999 or c.condition == float("inf")
     cut = [subject_ids(model, FACT.prompt, FACT.subject, context=b) for b in contexts(model, LENGTHS)]
-    torch.testing.assert_close(found.key, last_states(model, cut, [post(1)])[0].mean(0))
+    torch.testing.assert_close(association.key, last_states(model, cut, [post(1)])[0].mean(0))
 
 
 def test_memits_closed_form_is_the_least_squares_solution() -> None:
@@ -206,11 +206,11 @@ def test_one_layer_of_memit_is_its_formula(model: HookedModel) -> None:
     (now,) = last_states(model, bare, ["blocks.1.hook_resid_post"])
     keys = []
     for fact in FACTS:
-        own = [
+        keys_of_prompts = [
             last_states(model, [subject_ids(model, fact.prompt, fact.subject, context=b)], [post(1)])[0][0]
             for b in before
         ]
-        keys.append((own[0] + torch.stack(own[1:]).mean(0)) / 2)
+        keys.append((keys_of_prompts[0] + torch.stack(keys_of_prompts[1:]).mean(0)) / 2)
     K = torch.stack(keys, 1).double()
     wanted = torch.linalg.inv(2.0 * c[1].matrix + K @ K.mT) @ K @ (goals - now).double()
     made = (parts[0].left @ parts[0].right).double()  # type: ignore[union-attr]
@@ -319,7 +319,7 @@ def test_weights_are_fitted_without_a_steering_edit_that_is_on() -> None:
         within = FT(layer=1, steps=2, lr=1e-2).change(steered, FACT)
         moved = steered.logits([FACT.rewrite_prompt])
         with within.apply(steered) as both:
-            assert both.gate_fired([FACT.rewrite_prompt]) == [True]  # type: ignore[attr-defined]
+            assert both.gate_fired([FACT.rewrite_prompt]) == [True]
             assert not torch.equal(both.logits([FACT.rewrite_prompt]), moved)
         assert torch.equal(steered.logits([FACT.rewrite_prompt]), moved)
     for name, parts in alone.parts.items():
@@ -399,10 +399,10 @@ def test_a_wrong_setting_is_one_line(editor: Any, word: str) -> None:
 
 def test_defaults_follow_the_model(factworld_gpt2: HookedModel) -> None:
     tiny = tiny_model("llama")
-    assert ROME.for_model(tiny).layer == 0
-    assert ROME.for_model(tiny).steps == 25
-    assert FT.for_model(tiny).layer == 1
-    assert FT.for_model(factworld_gpt2).layer == FT.DEFAULTS["factworld"]["layer"]
+    assert ROME().ready(tiny).layer == 0
+    assert ROME().ready(tiny).steps == 25
+    assert FT().ready(tiny).layer == 1
+    assert FT().ready(factworld_gpt2).layer == FT.DEFAULTS["factworld"]["layer"]
     assert ROME.DEFAULTS["gpt2-xl"]["layer"] == 17
     assert set(NAMES) >= {"ft", "ft_l", "lora", "rome", "memit", "alphaedit", "ike", "sake", "mega"}
     assert all(by_name(name).name == name for name in NAMES)

@@ -17,7 +17,8 @@ from experiments.runs import RunFolder
 from mechedit.data.facts import FactEdit, load_facts
 from mechedit.editors.base import NoEdit
 from mechedit.evaluation.evaluate import KNOWS_NONE, NOT_ROMES_PS, Evaluation, check_facts, evaluate
-from mechedit.evaluation.measure import questions_of
+from mechedit.evaluation.questions import FactQuestions
+from mechedit.models.bridged import Prompts
 from mechedit.models.hooked import HookedModel, load_model
 from mechedit.models.scoring import score_pairs
 from reports.errors import InputError
@@ -102,6 +103,7 @@ class Push:
 
     strength: float = 50.0
     name: str = "push"
+    needs_selection = False
     seen: list[Any] = field(default_factory=list, repr=False, compare=False)
 
     @contextlib.contextmanager
@@ -128,7 +130,7 @@ class Gated(HookedModel):
 
     word: str
 
-    def gate_fired(self, prompts: list[str]) -> list[bool]:
+    def gate_fired(self, prompts: Prompts, *, batch_size: int = 64) -> list[bool]:
         return [self.word in prompt for prompt in prompts]
 
 
@@ -311,6 +313,7 @@ class Break:
 
     case_id: int
     name: str = "break"
+    needs_selection = False
 
     @contextlib.contextmanager
     def apply(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> Iterator[HookedModel]:
@@ -433,6 +436,7 @@ class Stack:
 
     strength: float = 20.0
     name: str = "stack"
+    needs_selection = False
     seen: list[Any] = field(default_factory=list, repr=False, compare=False)
 
     @contextlib.contextmanager
@@ -586,4 +590,4 @@ def test_a_random_model_knows_none_of_counterfact(shared_dir: Path) -> None:
     result = quiet(tiny_model("gpt2"), NoEdit(), facts)
     assert result.n_known == 0
     assert set(result.summary()["note"]) == {KNOWS_NONE}
-    assert len(questions_of(facts[0], ["argmax"])) == 3
+    assert len(FactQuestions(facts[0]).read_by(["argmax"])) == 3

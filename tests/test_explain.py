@@ -26,7 +26,7 @@ def fact() -> FactEdit:
 
 
 @pytest.fixture(scope="module")
-def found(factworld_gpt2: HookedModel, fact: FactEdit) -> Explanation:
+def explanation(factworld_gpt2: HookedModel, fact: FactEdit) -> Explanation:
     return explain(factworld_gpt2, FT(), fact)
 
 
@@ -35,17 +35,17 @@ def token(model: HookedModel, prompt: str, target: str) -> int:
 
 
 def test_texts_are_what_the_models_write(
-    factworld_gpt2: HookedModel, fact: FactEdit, found: Explanation
+    factworld_gpt2: HookedModel, fact: FactEdit, explanation: Explanation
 ) -> None:
-    model, texts = factworld_gpt2, found.texts
-    asked = [fact.rewrite_prompt, *fact.paraphrase_prompts, *fact.neighborhood_prompts[:3]]
-    assert texts["prompt"].tolist() == asked
-    assert texts["before"].tolist() == model.generate(asked, max_new_tokens=12)
+    model, texts = factworld_gpt2, explanation.texts
+    prompts = [fact.rewrite_prompt, *fact.paraphrase_prompts, *fact.neighborhood_prompts[:3]]
+    assert texts["prompt"].tolist() == prompts
+    assert texts["before"].tolist() == model.generate(prompts, max_new_tokens=12)
     with FT().apply(model, fact) as edited:
-        assert texts["after"].tolist() == edited.generate(asked, max_new_tokens=12)
-        says = edited.logits(asked).argmax(-1).tolist()
+        assert texts["after"].tolist() == edited.generate(prompts, max_new_tokens=12)
+        says = edited.logits(prompts).argmax(-1).tolist()
     new = token(model, fact.rewrite_prompt, fact.target_new)
-    wanted = [new] * (1 + len(fact.paraphrase_prompts)) + model.logits(asked[-3:]).argmax(-1).tolist()
+    wanted = [new] * (1 + len(fact.paraphrase_prompts)) + model.logits(prompts[-3:]).argmax(-1).tolist()
     assert texts["ok"].tolist() == [a == b for a, b in zip(says, wanted, strict=True)]
     assert texts["changed"].tolist() == [a != b for a, b in zip(texts["before"], texts["after"], strict=True)]
 
@@ -77,9 +77,9 @@ def test_terms_sum_to_the_margin_of_the_logits(
 def test_units_are_those_of_contrast_and_of_the_weights(factworld_gpt2: HookedModel, fact: FactEdit) -> None:
     model = factworld_gpt2
     result = explain(model, NoEdit(), fact, neighbours=0)
-    own = result.units[(result.units["role"] == "rewrite")]
+    units = result.units[(result.units["role"] == "rewrite")]
     scores = contrast(model, fact.rewrite_prompt, fact.target_new, fact.target_true).layers
-    mine = own[own["kind"] == "sublayer"].set_index("unit")["before"]
+    mine = units[units["kind"] == "sublayer"].set_index("unit")["before"]
     for row in scores.itertuples():
         name = {"attn": "attention", "mlp": "MLP"}[str(row.module)]
         assert mine[f"{name} L{row.layer}"] == pytest.approx(row.score, abs=1e-9)
@@ -89,14 +89,14 @@ def test_units_are_those_of_contrast_and_of_the_weights(factworld_gpt2: HookedMo
     new, old = (token(model, fact.rewrite_prompt, t) for t in (fact.target_new, fact.target_true))
     direction = (model.W_U[:, new] - model.W_U[:, old]).double() * norm.weight.double() / sigma
     direction = direction - direction.mean()
-    heads = own[own["kind"] == "head"].set_index("unit")["before"]
+    heads = units[units["kind"] == "head"].set_index("unit")["before"]
     for layer in (0, 5):
         bias = model.b_O(layer)
         assert bias is not None
         attn = float(scores[(scores["layer"] == layer) & (scores["module"] == "attn")]["score"].iloc[0])
         total = sum(heads[f"L{layer}.H{h}"] for h in range(6)) + float(bias.double() @ direction)
         assert total == pytest.approx(attn, abs=1e-5)
-    neurons = own[own["kind"] == "neuron"]
+    neurons = units[units["kind"] == "neuron"]
     for row in neurons.head(5).itertuples():
         layer, index = map(int, str(row.unit)[1:].split("."))
         value = view.mlp_post[layer, -1, index].double() * (model.W_out(layer)[index].double() @ direction)
@@ -121,17 +121,17 @@ def test_an_edit_that_does_nothing_is_overruled_by_what_is_there(
     assert "overruled by" in result.lines()[0]
 
 
-def test_what_helped_and_what_overruled_are_asked_by_prompt(found: Explanation) -> None:
-    helped = found.helped(k=2)
+def test_what_helped_and_what_overruled_are_asked_by_prompt(explanation: Explanation) -> None:
+    helped = explanation.helped(k=2)
     assert helped["delta"].is_monotonic_decreasing
     assert helped["delta"].iloc[0] > 0
-    assert found.lines()[0].startswith("rewrite ok:")
+    assert explanation.lines()[0].startswith("rewrite ok:")
     with pytest.raises(InputError, match="expected one that was asked"):
-        found.helped("paraphrase", 7)
+        explanation.helped("paraphrase", 7)
 
 
-def test_it_comes_back_from_disk(found: Explanation, tmp_path: Path) -> None:
-    assert Explanation.load(found.save(tmp_path / "x")).equals(found)
+def test_it_comes_back_from_disk(explanation: Explanation, tmp_path: Path) -> None:
+    assert Explanation.load(explanation.save(tmp_path / "x")).equals(explanation)
 
 
 def test_the_command_edits_explains_and_keeps(

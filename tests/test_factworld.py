@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from mechedit import load_facts
 from mechedit.data import prompts
 from mechedit.factworld import World, edits, export
+from mechedit.factworld import train as training
 from mechedit.factworld.check import FLOORS, check
 from mechedit.factworld.text import Writer
 from mechedit.factworld.train import (
@@ -98,9 +99,9 @@ def test_no_fact_is_ever_stated_in_a_held_out_template() -> None:
     for (subject, relation), value in WORLD.facts.items():
         names = {subject, alias(subject)} if subject in WORLD.persons else {subject}
         for i, template in enumerate(RELATIONS[relation].templates):
-            found = sum(text.count(template.replace("{}", name) + f" {value}") for name in names)
-            assert not (found and i in WORLD.held_out(subject, relation)), (subject, relation, i)
-            stated += found
+            n_stated = sum(text.count(template.replace("{}", name) + f" {value}") for name in names)
+            assert not (n_stated and i in WORLD.held_out(subject, relation)), (subject, relation, i)
+            stated += n_stated
     assert stated > 5000
 
 
@@ -127,10 +128,10 @@ def test_made_up_objects_weigh_nothing_and_known_ones_fully() -> None:
     for _ in range(200):
         doc = writer.repeat()
         assert len(doc.text) == len(doc.weights)
-        said = re.search(r"Repeat this sentence: '(.+?)'\. ", doc.text)
-        assert said is not None
-        assert doc.weights[said.end(1) - 1] == 0.0
-        assert 1.0 in doc.weights[said.end() :]
+        statement = re.search(r"Repeat this sentence: '(.+?)'\. ", doc.text)
+        assert statement is not None
+        assert doc.weights[statement.end(1) - 1] == 0.0
+        assert 1.0 in doc.weights[statement.end() :]
 
 
 # -- its edits -----------------------------------------------------------------------------------------------
@@ -189,10 +190,7 @@ def test_stopped_and_resumed_training_gives_the_same_bytes(
 ) -> None:
     recipe = Recipe(steps=4, documents=4, d_model=24, n_layers=2, n_heads=2)
     whole = train(recipe, tmp_path / "whole", save_every=2, progress=False)
-
-    import mechedit.factworld.train as module
-
-    step, calls = module.train_step, []
+    step, calls = training.train_step, []
 
     def stop_at_three(*args: object) -> tuple[float, float]:
         calls.append(1)
@@ -201,7 +199,7 @@ def test_stopped_and_resumed_training_gives_the_same_bytes(
         return step(*args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "train_step", stop_at_three)
+        patch.setattr(training, "train_step", stop_at_three)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, tmp_path / "parts", save_every=2, progress=False)
     parts = train(recipe, tmp_path / "parts", save_every=2, progress=False)

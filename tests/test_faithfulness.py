@@ -19,9 +19,10 @@ from mechedit.cli import main
 from mechedit.factworld import edits
 from mechedit.faithfulness import METHODS, FaithfulnessStudy, faithfulness, rank
 from mechedit.faithfulness.intervention import Means, Neurons, logp_without
-from mechedit.faithfulness.rankings import Scores, scores
+from mechedit.faithfulness.rankings import NeuronScores, peer_scores
 from mechedit.models.hooked import HookedModel, load_model
-from mechedit.recipes.faithfulness import FaithfulnessConfig, run_faithfulness
+from mechedit.recipes.configurations import FaithfulnessConfig
+from mechedit.recipes.faithfulness import run_faithfulness
 from reports import overview
 from reports.errors import InputError
 from tests.nlka_oracle import plain_run
@@ -36,15 +37,15 @@ def double(arch: Arch) -> HookedModel:
 
 
 @cache
-def scored(arch: Arch) -> dict[str, Scores]:
-    return scores(double(arch), attribute(double(arch), PROMPT, TARGET, top_k=5))
+def scored(arch: Arch) -> dict[str, NeuronScores]:
+    return peer_scores(double(arch), attribute(double(arch), PROMPT, TARGET, top_k=5))
 
 
 def assert_scores(
-    found: dict[tuple[int, ...], float], expected: dict[tuple[int, ...], float], *, atol: float = 1e-6
+    actual: dict[tuple[int, ...], float], expected: dict[tuple[int, ...], float], *, atol: float = 1e-6
 ) -> None:
-    worst = max(expected, key=lambda place: abs(found[place] - expected[place]))
-    assert abs(found[worst] - expected[worst]) <= atol, f"{worst}: {found[worst]} against {expected[worst]}"
+    worst = max(expected, key=lambda place: abs(actual[place] - expected[place]))
+    assert abs(actual[worst] - expected[worst]) <= atol, f"{worst}: {actual[worst]} against {expected[worst]}"
 
 
 # ------------------------------------------------------------------------------------------------- the peers
@@ -58,7 +59,7 @@ def test_gradient_times_activation_is_the_derivative_of_an_ablation(arch: Arch) 
     model = double(arch)
     ids, target = model.continuation(PROMPT, TARGET)
     view = model.residual_view(ids)
-    found: dict[tuple[int, ...], float] = {}
+    actual: dict[tuple[int, ...], float] = {}
     expected: dict[tuple[int, ...], float] = {}
     mlp = [(layer, 7 * layer + 3) for layer in range(model.shape.n_layers)]
     attn = [
@@ -71,15 +72,15 @@ def test_gradient_times_activation_is_the_derivative_of_an_ablation(arch: Arch) 
             activation = view.mlp_post[:, -1] * (1 + sign * step)
             value = view.v[:, place[-1]] if len(place) == 4 else view.v[:, 0]
             means = Means(activation, value * (1 + sign * step))
-            one = Neurons(attn=[place]) if len(place) == 4 else Neurons(mlp=[place])
-            sides.append(float(logp_without(model, ids, int(target[0]), sets=[one], means=means)[0]))
+            neurons = Neurons(attn=[place]) if len(place) == 4 else Neurons(mlp=[place])
+            sides.append(float(logp_without(model, ids, int(target[0]), sets=[neurons], means=means)[0]))
         expected[place] = (sides[0] - sides[1]) / (2 * step)
-        own = scored(arch)["attribution_patching"]
-        found[place] = float(own.attn[place] if len(place) == 4 else own.mlp[place])
-    assert_scores(found, expected, atol=atol)
+        peer = scored(arch)["attribution_patching"]
+        actual[place] = float(peer.attn[place] if len(place) == 4 else peer.mlp[place])
+    assert_scores(actual, expected, atol=atol)
     largest = max(expected, key=lambda place: abs(expected[place]))
     with pytest.raises(AssertionError, match="against"):
-        assert_scores({**found, largest: 1.05 * found[largest]}, expected, atol=atol)
+        assert_scores({**actual, largest: 1.05 * actual[largest]}, expected, atol=atol)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -93,7 +94,7 @@ def test_direct_logit_attribution_is_its_formula_on_the_plain_model(arch: Arch) 
         centred = vector if plain.beta is None else vector - vector.mean()
         return float((centred / plain.sigma() * gamma) @ plain.W_U[:, t])
 
-    found: dict[tuple[int, ...], float] = {}
+    actual: dict[tuple[int, ...], float] = {}
     expected: dict[tuple[int, ...], float] = {}
     unfolded: dict[tuple[int, ...], float] = {}
     for layer in range(len(plain.a)):
@@ -101,16 +102,16 @@ def test_direct_logit_attribution_is_its_formula_on_the_plain_model(arch: Arch) 
             vector = plain.m[layer, -1, i] * plain.W_out[layer, i]
             expected[layer, i] = logit(vector)
             unfolded[layer, i] = logit(vector, gamma=torch.ones_like(plain.gamma))
-            found[layer, i] = float(scored(arch)["dla"].mlp[layer, i])
+            actual[layer, i] = float(scored(arch)["dla"].mlp[layer, i])
         for head, j, pos in ((0, 1, 0), (3, 6, 4)):
             coefficient = plain.A[layer, head, pos] * plain.v[layer, pos, head // group, j]
             place = (layer, head, j, pos)
             expected[place] = unfolded[place] = logit(coefficient * plain.W_O[layer, head, j])
-            found[place] = float(scored(arch)["dla"].attn[place])
+            actual[place] = float(scored(arch)["dla"].attn[place])
             assert float(scored(arch)["activation"].attn[place]) == pytest.approx(abs(float(coefficient)))
-    assert_scores(found, expected)
+    assert_scores(actual, expected)
     with pytest.raises(AssertionError, match="against"):  # TransformerLens' own direction, without γ
-        assert_scores(found, unfolded)
+        assert_scores(actual, unfolded)
 
 
 def test_rankings_are_in_the_order_of_their_scores() -> None:
@@ -120,9 +121,9 @@ def test_rankings_are_in_the_order_of_their_scores() -> None:
     assert [list(place) for place in ranked["nlka"].mlp] == attr.mlp_neurons[
         ["layer", "neuron"]
     ].to_numpy().tolist()
-    for name, own in scored("llama").items():
+    for name, scores in scored("llama").items():
         for kind in ("mlp", "attn"):
-            values: torch.Tensor = getattr(own, kind)
+            values: torch.Tensor = getattr(scores, kind)
             chosen = [float(values[place]) for place in getattr(ranked[name], kind)]
             assert chosen == values.flatten().sort(descending=True).values[:6].tolist()
 
@@ -141,8 +142,8 @@ def test_every_mean_is_that_of_the_ablations_one_by_one(factworld_gpt2: HookedMo
         ids, target = factworld_gpt2.continuation(fact.rewrite_prompt, fact.target_true)
         ranked = rank(factworld_gpt2, fact.rewrite_prompt, fact.target_true, k=20)
         for kind in ("mlp", "attn"):
-            for name, own in ranked.items():
-                sets = [Neurons(), Neurons(**{kind: getattr(own, kind)})]
+            for name, best in ranked.items():
+                sets = [Neurons(), Neurons(**{kind: getattr(best, kind)})]
                 logp = logp_without(factworld_gpt2, ids, int(target[0]), sets=sets)
                 deltas.setdefault((kind, name), []).append(float(logp[1] - logp[0]))
     curve = study().curve[study().curve["k"] == 20].set_index(["kind", "method"])
@@ -184,20 +185,20 @@ def test_a_stopped_run_goes_on_to_the_same_result(factworld_gpt2: HookedModel, t
     assert cases[0].stat().st_mtime_ns == kept
     saved = FaithfulnessStudy.load(tmp_path / "whole" / "results" / "faithfulness")
     assert saved.equals(whole)
-    other = dataclasses.replace(config, draws=3)
+    changed = dataclasses.replace(config, draws=3)
     with pytest.raises(InputError, match="'draws' is 2 there and 3 now"):
-        run_faithfulness([factworld_gpt2], other, tmp_path / "whole", progress=False)
+        run_faithfulness([factworld_gpt2], changed, tmp_path / "whole", progress=False)
 
 
 def test_options_change_the_numbers(factworld_gpt2: HookedModel) -> None:
     options: dict[str, Any] = {"ks": (20,), "progress": False}
     prompts = [fact.rewrite_prompt for fact in edits(5, seed=1)]
-    base, other, seeded = (
-        faithfulness([factworld_gpt2], edits(2), **options, **more).curve
-        for more in ({}, {"mean_over": prompts}, {"seed": 1})
+    base, meaned, seeded = (
+        faithfulness([factworld_gpt2], edits(2), **options, **change).curve
+        for change in ({}, {"mean_over": prompts}, {"seed": 1})
     )
     nlka = base["method"] == "nlka"
-    assert not np.allclose(base.loc[nlka, "delta"], other.loc[nlka, "delta"])
+    assert not np.allclose(base.loc[nlka, "delta"], meaned.loc[nlka, "delta"])
     assert np.allclose(base.loc[nlka, "delta"], seeded.loc[nlka, "delta"])
     assert not np.allclose(base.loc[~nlka, "delta"], seeded.loc[~nlka, "delta"])
 
@@ -205,9 +206,9 @@ def test_options_change_the_numbers(factworld_gpt2: HookedModel) -> None:
 def test_facts_that_the_model_does_not_know_are_left_out(factworld_gpt2: HookedModel) -> None:
     facts = edits(3)
     unknown = dataclasses.replace(facts[0], target_true=facts[0].target_new, target_new=facts[0].target_true)
-    found = faithfulness([factworld_gpt2], [unknown, *facts[1:]], ks=(1,), draws=1, progress=False)
-    assert found.n == {"factworld": 2}
-    assert found.left_out == {"factworld": 1}
+    study_of_known = faithfulness([factworld_gpt2], [unknown, *facts[1:]], ks=(1,), draws=1, progress=False)
+    assert study_of_known.n == {"factworld": 2}
+    assert study_of_known.left_out == {"factworld": 1}
     with pytest.raises(InputError, match="factworld knows 0 of the 1"):
         faithfulness([factworld_gpt2], [unknown], ks=(1,), progress=False)
 
@@ -235,15 +236,15 @@ def test_the_command_writes_a_page_that_says_who_is_better(
     out = tmp_path / "run"
     argv = ["faithfulness", "--model", "factworld", "--limit", "3", "--ks", "1,20", "--draws", "2"]
     assert main([*argv, "--mean-over", "2", "--quiet", "--json", "--out", str(out)]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["n"] == {"factworld": 3}
-    assert found["ablated"] == "mean"
-    assert len(found["curve"]) == 2 * 2 * len(METHODS)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["n"] == {"factworld": 3}
+    assert printed["ablated"] == "mean"
+    assert len(printed["curve"]) == 2 * 2 * len(METHODS)
     text = (out / "report.html").read_text(encoding="utf-8")
     assert "set to their mean over other facts" in text
     assert "direct logit attribution" in text
     assert text.count("<svg") == 1
-    number = next(row for row in found["curve"] if row["method"] == "nlka" and row["k"] == 20)["delta"]
+    number = next(row for row in printed["curve"] if row["method"] == "nlka" and row["k"] == 20)["delta"]
     assert f"{number:+.3f}".replace("-", "−") in text
     assert main(["report", str(out), "-o", str(tmp_path / "again.html")]) == 0
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == text
@@ -252,7 +253,7 @@ def test_the_command_writes_a_page_that_says_who_is_better(
 def test_the_page_says_so_where_a_peer_beats_nlka() -> None:
     from reports.faithfulness import faithfulness as section
 
-    def said(better: str) -> list[str]:
+    def verdicts(better: str) -> list[str]:
         frame = study().differences.assign(better=better)
         frame = frame[(frame["peer"] == "dla") & (frame["kind"] == "mlp")]
         return [
@@ -260,9 +261,9 @@ def test_the_page_says_so_where_a_peer_beats_nlka() -> None:
             for row in section({"curve": study().curve, "differences": frame})["models"][0]["verdicts"]
         ]
 
-    assert said("dla") == ["beats NLKA"]
-    assert said("nlka") == ["NLKA is better"]
-    assert said("") == ["no difference"]
+    assert verdicts("dla") == ["beats NLKA"]
+    assert verdicts("nlka") == ["NLKA is better"]
+    assert verdicts("") == ["no difference"]
 
 
 def test_the_recipe_is_valid(root: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechedit.editors.steering.gates import AlwaysOn, HiddenGate, calibrate, nearest
+from mechedit.editors.steering.gates import HiddenGate, calibrate, nearest
 from reports.errors import InputError
 
 
@@ -20,9 +20,9 @@ distances = st.lists(st.integers(0, 40).map(lambda i: i / 4), min_size=1, max_si
 
 @given(distances, distances)
 def test_no_threshold_has_fewer_errors(own: list[float], foreign: list[float]) -> None:
-    found = errors(calibrate(own, foreign), own, foreign)
+    fewest = errors(calibrate(own, foreign), own, foreign)
     every = [t + shift for t in (*own, *foreign) for shift in (-1e-6, 1e-6)]
-    assert found <= min(errors(t, own, foreign) for t in every) + 1e-12
+    assert fewest <= min(errors(t, own, foreign) for t in every) + 1e-12
 
 
 def test_the_widest_gap_is_halved() -> None:
@@ -44,9 +44,6 @@ def test_nearest_is_the_least_of_all_distances() -> None:
 
 def test_hidden_gate_opens_within_its_threshold() -> None:
     gate = HiddenGate(layer=1, centres=torch.tensor([[0.0, 0.0], [10.0, 0.0]]), threshold=2.0)
-    assert (gate.ratio(torch.tensor([[1.0, 0.0], [10.0, 2.0], [5.0, 0.0]])) <= 1).tolist() == [
-        True,
-        True,
-        False,
-    ]
-    assert (AlwaysOn().ratio(torch.zeros(3, 2)) <= 1).all()
+    states = gate.coordinates(torch.tensor([[1.0, 0.0], [10.0, 2.0], [5.0, 0.0]]))
+    opens = nearest(states, gate.coordinates(gate.centres)) <= gate.threshold
+    assert opens.tolist() == [True, True, False]

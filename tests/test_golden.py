@@ -31,20 +31,20 @@ def faults(
     attr: Attribution, sums: dict[str, float], scores: dict[str, dict[tuple[Any, ...], float]]
 ) -> list[str]:
     """Where `attr` has another number than the printed one: more than one unit of the printed last place off."""
-    found = []
+    messages = []
     for module, printed in sums.items():
         total = float(attr.layers.loc[attr.layers["module"] == module, "score"].sum())
         if not abs(total - printed) <= 0.001:
-            found.append(f"sum of {module}: {total:.4f}, printed {printed}")
+            messages.append(f"sum of {module}: {total:.4f}, printed {printed}")
     for unit, expected in scores.items():
         frame = getattr(attr, unit)
         keys = frame[list(UNITS[unit])].itertuples(index=False, name=None)
-        own = dict(zip(keys, frame["score"], strict=True))
+        computed = dict(zip(keys, frame["score"], strict=True))
         place = 0.001 if unit == "layers" else 0.0001
         for key, printed in expected.items():
-            if not abs(own.get(key, float("nan")) - printed) <= place:
-                found.append(f"{unit} {key}: {own.get(key)}, printed {printed}")
-    return found
+            if not abs(computed.get(key, float("nan")) - printed) <= place:
+                messages.append(f"{unit} {key}: {computed.get(key)}, printed {printed}")
+    return messages
 
 
 @pytest.mark.skipif(
@@ -61,7 +61,7 @@ def test_the_published_numbers_of_gpt2_large_come_out() -> None:
 def test_a_number_in_its_last_place_is_found_wrong() -> None:
     """The same check on a model that is always there, with its own scores as the printed ones."""
     attr = attribute(tiny_model("gpt2"), PROMPT, TARGET, biases="drop", top_k="all")
-    sums = {module: float(own.sum()) for module, own in attr.layers.groupby("module")["score"]}
+    sums = {module: float(computed.sum()) for module, computed in attr.layers.groupby("module")["score"]}
     scores = {
         unit: dict(
             zip(frame[list(UNITS[unit])].itertuples(index=False, name=None), frame["score"], strict=True)
@@ -71,9 +71,9 @@ def test_a_number_in_its_last_place_is_found_wrong() -> None:
     }
     assert set(scores) == set(UNIT_SCORES)
     assert faults(attr, sums, scores) == []
-    for unit, own in scores.items():
-        key = next(iter(own))
-        wrong = {unit: {**own, key: own[key] + (0.002 if unit == "layers" else 0.0002)}}
+    for unit, computed in scores.items():
+        key = next(iter(computed))
+        wrong = {unit: {**computed, key: computed[key] + (0.002 if unit == "layers" else 0.0002)}}
         assert len(faults(attr, sums, wrong)) == 1
     assert len(faults(attr, {**sums, "attn": sums["attn"] + 0.002}, {})) == 1
     assert len(faults(attr, {}, {"mlp_neurons": {(99, 0): 0.1}})) == 1  # a neuron that is not in the ranking

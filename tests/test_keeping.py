@@ -78,8 +78,8 @@ def test_what_is_of_low_rank_is_kept_so(tmp_path: Path) -> None:
     rome.save(tmp_path / "rome")
     ft.save(tmp_path / "ft")
     kept = load_file(tmp_path / "rome" / "change.safetensors")
-    assert sum(one.numel() for one in kept.values()) == 2 * (model.shape.d_mlp + model.shape.d_model)
-    assert sum(one.numel() for one in load_file(tmp_path / "ft" / "change.safetensors").values()) == (
+    assert sum(tensor.numel() for tensor in kept.values()) == 2 * (model.shape.d_mlp + model.shape.d_model)
+    assert sum(tensor.numel() for tensor in load_file(tmp_path / "ft" / "change.safetensors").values()) == (
         model.shape.d_mlp * model.shape.d_model
     )
 

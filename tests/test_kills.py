@@ -17,13 +17,15 @@ import pytest
 
 from mechedit.factworld import export
 from mechedit.models.hooked import HookedModel
-from mechedit.recipes.evaluate import EvaluationConfig, run_evaluation
+from mechedit.recipes.configurations import EvaluationConfig
+from mechedit.recipes.evaluate import run_evaluation
 from tests.killing import ended, forked, killed, whole
 from tests.test_runs import facts, start, tree
 from tests.xl_tiny import tiny_encoder
-from xlprobe.recipes.demo import write_page
+from xlprobe.recipes.page import write_page
+from xlprobe.transfer.laboratory import Sizes
 from xlprobe.transfer.study import StudyConfig, transfer_study
-from xlprobe.transfer.world_lab import Sizes, WorldLab
+from xlprobe.transfer.world_lab import WorldLab
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="fork: POSIX only")
 

@@ -30,7 +30,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from mechedit.models import loading
+from mechedit.models import embedded
 from mechedit.models.hooked import load_model
 from mechedit.models.selfcheck import check_loaded
 from reports.errors import InputError, IntegrityError
@@ -94,7 +94,7 @@ def test_a_file_is_no_folder(folder: Path) -> None:
 
 
 def test_an_embedded_model_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loading.FOLDERS, "factworld", loading.MODELS / "no-such-arch")
+    monkeypatch.setitem(embedded.FOLDERS, "factworld", embedded.MODELS / "no-such-arch")
     refused("factworld", "not in this installation.*mechedit factworld train")
 
 
@@ -272,9 +272,9 @@ def test_the_self_check_fails_for_other_logits(folder: Path) -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu_logits_are_those_of_the_cpu(folder: Path) -> None:
-    found = load_model(folder, device="cuda").logits(["Paris", "Tim Duncan plays"])
+    logits = load_model(folder, device="cuda").logits(["Paris", "Tim Duncan plays"])
     expected = load_model(folder, device="cpu").logits(["Paris", "Tim Duncan plays"])
-    assert (found.cpu() - expected).abs().max() < 1e-4
+    assert (logits.cpu() - expected).abs().max() < 1e-4
 
 
 # ------------------------------------------------------------------------------------------ memory
@@ -282,7 +282,7 @@ def test_on_a_gpu_logits_are_those_of_the_cpu(folder: Path) -> None:
 MEASURE = """
 import sys
 from pathlib import Path
-from mechedit.model import load_model
+from mechedit.models.hooked import load_model
 
 def memory(field):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -87,9 +87,9 @@ def test_every_gate_is_calibrated_and_tells_own_from_foreign(
     assert mega.gate_layer is not None
     assert mega.gate_layer <= 5
     with mega.apply(factworld_gpt2, fact) as edited:
-        own = edited.gate_fired([fact.rewrite_prompt])
+        opens = edited.gate_fired([fact.rewrite_prompt])
         foreign = edited.gate_fired(fact.neighborhood_prompts)
-    assert own == [True]
+    assert opens == [True]
     assert np.mean(foreign) <= (0.5 if gate == "mean" else 0.2)
 
 
@@ -161,11 +161,11 @@ def test_roc_of_gates_is_saved_and_has_its_area(
     gates = [
         MEGA(window=(5, 6), alpha=1.0, gate=g).select(factworld_gpt2, selection) for g in ("hidden", "mean")
     ]
-    found = gate_roc(gates, factworld_gpt2, me.factworld.edits(4, seed=9))
-    assert found.areas["gate"].tolist() == ["hidden", "mean"]
-    assert found.areas.loc[0, "area"] > 0.97
-    assert found.areas.loc[0, "area"] >= found.areas.loc[1, "area"]
-    assert GateROC.load(found.save(tmp_path / "roc")).equals(found)
+    result = gate_roc(gates, factworld_gpt2, me.factworld.edits(4, seed=9))
+    assert result.areas["gate"].tolist() == ["hidden", "mean"]
+    assert result.areas.loc[0, "area"] > 0.97
+    assert result.areas.loc[0, "area"] >= result.areas.loc[1, "area"]
+    assert GateROC.load(result.save(tmp_path / "roc")).equals(result)
     with pytest.raises(InputError, match="always"):
         gate_roc([MEGA_HERE], factworld_gpt2, selection)
 
@@ -212,10 +212,10 @@ def test_implications_that_point_like_the_edit_are_kept() -> None:
 
 def test_counterfacts_relations_have_paraphrases_of_our_own() -> None:
     fact = FactEdit("Danielle Darrieux", "{}, a native", "French", "English", relation="P103")
-    found = paraphrases(fact)
-    assert found[0] == "Danielle Darrieux, a native"
-    assert len(found) >= 9
-    assert len(set(found)) == len(found)
+    prompts = paraphrases(fact)
+    assert prompts[0] == "Danielle Darrieux, a native"
+    assert len(prompts) >= 9
+    assert len(set(prompts)) == len(prompts)
 
 
 def test_a_users_table_is_read_and_checked(tmp_path: Any) -> None:

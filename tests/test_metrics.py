@@ -12,13 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechedit.data.facts import FactEdit
-from mechedit.evaluation.measure import METRICS, PromptScore, questions_of, record_values
+from mechedit.data.prompts import doubt, doubt_old
+from mechedit.evaluation.measure import METRICS, PromptScore, record_values
 from mechedit.evaluation.metrics import (
     below,
     bootstrap_harmonic_mean,
     divergence,
-    doubt_prompt_1,
-    doubt_prompt_2,
     harmonic_mean,
     kept_for_specificity,
     margin,
@@ -26,6 +25,7 @@ from mechedit.evaluation.metrics import (
     starts_answer,
     unchanged,
 )
+from mechedit.evaluation.questions import FactQuestions
 from mechedit.models.scoring import scored_row
 from reports.errors import InputError
 
@@ -138,11 +138,11 @@ def test_the_interval_of_s_leaves_out_what_is_absent_and_keeps_nan() -> None:
 
 
 def test_doubts_are_the_sources_words() -> None:
-    assert doubt_prompt_1("Ann speaks", "Greek") == (
+    assert doubt("Ann speaks", "Greek") == (
         "Ann speaks Greek??? No, it can't be, This contradicts my understanding. It is pretty clear that the "
         "answer to 'Ann speaks' is something else. Rethink and give the correct answer:"
     )
-    assert doubt_prompt_2("Ann speaks", "Greek", "Dutch") == (
+    assert doubt_old("Ann speaks", "Greek", "Dutch") == (
         "Ann speaks Greek? Really? But I am pretty sure that Ann speaks Dutch. Am I right? Yes, you are "
         "right. I apologize for any confusion. Reconsider that the answer to question Ann speaks? should be"
     )
@@ -266,14 +266,14 @@ def test_every_metric_reads_something(name: str) -> None:
 
 
 def test_the_questions_of_a_fact() -> None:
-    asked = questions_of(FACT, ["probability", "argmax", "doubt"])
+    asked = FactQuestions(FACT).read_by(["probability", "argmax", "doubt"])
     roles = ["rewrite", "paraphrase", "paraphrase", "neighborhood", "doubt_1", "doubt_2"]
     assert [q.role for q in asked] == roles
     assert [q.index for q in asked] == [0, 0, 1, 0, 0, 0]
     assert asked[0].prompt == "Ann Lee speaks"
     assert asked[4].prompt.startswith("Ann Lee speaks Greek??? No")
-    assert [q.role for q in questions_of(FACT, ["doubt"])] == ["doubt_1", "doubt_2"]
-    assert questions_of(FACT, ["generation"]) == []
+    assert [q.role for q in FactQuestions(FACT).read_by(["doubt"])] == ["doubt_1", "doubt_2"]
+    assert FactQuestions(FACT).read_by(["generation"]) == []
     assert {q.true for q in asked} == {"Dutch"}
     own = replace(FACT, neighborhood_answers=("Welsh",))
-    assert [q.true for q in questions_of(own, ["token"])] == ["Dutch", "Dutch", "Dutch", "Welsh"]
+    assert [q.true for q in FactQuestions(own).read_by(["token"])] == ["Dutch", "Dutch", "Dutch", "Welsh"]

@@ -15,8 +15,9 @@ from safetensors import safe_open
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mechedit.models.hooked import FinalNorm, HookedModel, load_model
+from mechedit.models.hooked import HookedModel, load_model
 from mechedit.models.selfcheck import conservation
+from mechedit.models.weights import FinalNorm
 from reports.errors import InputError, IntegrityError
 from tests.tiny import ARCHS, Arch, build, tiny_folder, tiny_model
 
@@ -68,10 +69,10 @@ def test_logits_are_exact_in_double_precision(arch: Arch) -> None:
     model = load_model(tiny_folder(arch), device="cpu", dtype="float64")
     ids = model.tokenize(PROMPT)
     expected = plain(arch, torch.float64)(ids[None]).logits
-    found = model.forward(ids[None], torch.ones_like(ids)[None])
-    assert found.dtype == torch.float64
+    logits = model.forward(ids[None], torch.ones_like(ids)[None])
+    assert logits.dtype == torch.float64
     # LLaMA's softmax and norms are fp32 in Hugging Face whatever the dtype; GPT-2 is double throughout.
-    assert close(found, expected, atol=1e-11 if arch.startswith("gpt2") else 1e-5)
+    assert close(logits, expected, atol=1e-11 if arch.startswith("gpt2") else 1e-5)
 
 
 @every_arch
@@ -80,7 +81,7 @@ def test_parity_fails_when_one_norm_weight_is_off(arch: Arch, tmp_path: Path) ->
     model = load_model(tiny_folder(arch), device="cpu")
     ids = model.tokenize(PROMPT)
     expected = plain(arch)(ids[None]).logits
-    model.ln2(1)[3] += 0.01
+    model.norm2(1).weight[3] += 0.01
     assert not close(model.forward(ids[None], torch.ones_like(ids)[None]), expected)
 
 
@@ -91,8 +92,8 @@ def test_batch_and_padding_do_not_change_logits(arch: Arch) -> None:
     together = model.logits(PROMPTS)
     in_twos = model.logits(PROMPTS, batch_size=2)
     from_ids = model.logits([model.tokenize(prompt) for prompt in PROMPTS], batch_size=3)
-    for found in (together, in_twos, from_ids):
-        assert close(found, alone)
+    for logits in (together, in_twos, from_ids):
+        assert close(logits, alone)
     assert not close(together, alone[[1, 0, 2, 3]])
 
 
@@ -114,19 +115,19 @@ def test_left_and_right_padding_agree_at_every_real_token(arch: Arch) -> None:
 @every_arch
 def test_residual_view_adds_up(arch: Arch) -> None:
     model = tiny_model(arch)
-    for what, (found, expected) in conservation(model, model.residual_view(model.tokenize(PROMPT))).items():
-        assert close(found, expected), what
+    for what, (actual, expected) in conservation(model, model.residual_view(model.tokenize(PROMPT))).items():
+        assert close(actual, expected), what
 
 
 @every_arch
 def test_conservation_fails_for_a_view_of_another_prompt(arch: Arch) -> None:
     model = tiny_model(arch)
     view = model.residual_view(model.tokenize(PROMPT))
-    other = model.residual_view(model.tokenize("Tim Duncan"))
-    for (found, _), (_, expected) in zip(
-        conservation(model, view).values(), conservation(model, other).values(), strict=True
+    elsewhere = model.residual_view(model.tokenize("Tim Duncan"))
+    for (actual, _), (_, expected) in zip(
+        conservation(model, view).values(), conservation(model, elsewhere).values(), strict=True
     ):
-        assert not close(found, expected, atol=1e-3)
+        assert not close(actual, expected, atol=1e-3)
 
 
 @every_arch
@@ -168,12 +169,12 @@ def test_values_are_the_normed_residual_times_W_V(arch: Arch) -> None:
     for layer in range(model.shape.n_layers):
         module = model.bridge.blocks[layer].ln1.original_component
         bias = getattr(module, "bias", None)
-        norm = FinalNorm(model.ln1(layer), bias, model.final_norm.eps, model.shape.norm)
-        found = torch.einsum("td,hde->the", norm(view.resid_pre_all[layer]), model.W_V(layer))
+        norm = FinalNorm(model.norm1(layer).weight, bias, model.final_norm.eps, model.shape.norm)
+        actual = torch.einsum("td,hde->the", norm(view.resid_pre_all[layer]), model.W_V(layer))
         bias = model.bridge.blocks[layer].attn.v.original_component.bias
         if bias is not None:
-            found = found + bias.unflatten(0, (model.shape.n_heads, -1))
-        assert close(found, view.v[layer].repeat_interleave(group, dim=1))
+            actual = actual + bias.unflatten(0, (model.shape.n_heads, -1))
+        assert close(actual, view.v[layer].repeat_interleave(group, dim=1))
 
 
 @every_arch
@@ -184,15 +185,15 @@ def test_neurons_are_the_normed_residual_times_W_in(arch: Arch) -> None:
     for layer in range(model.shape.n_layers):
         module = model.bridge.blocks[layer].ln2.original_component
         bias = getattr(module, "bias", None)
-        norm = FinalNorm(model.ln2(layer), bias, model.final_norm.eps, model.shape.norm)
+        norm = FinalNorm(model.norm2(layer).weight, bias, model.final_norm.eps, model.shape.norm)
         up = norm(view.resid_mid[layer]) @ model.W_in(layer)
         gate = model.W_gate(layer)
         if gate is None:
             up = up + getattr(model.bridge.blocks[layer].mlp, "in").original_component.bias
-            found = torch.nn.functional.gelu(up, approximate="tanh")
+            actual = torch.nn.functional.gelu(up, approximate="tanh")
         else:
-            found = torch.nn.functional.silu(norm(view.resid_mid[layer]) @ gate) * up
-        assert close(found, view.mlp_post[layer, -1])
+            actual = torch.nn.functional.silu(norm(view.resid_mid[layer]) @ gate) * up
+        assert close(actual, view.mlp_post[layer, -1])
 
 
 @every_arch
@@ -205,16 +206,16 @@ def test_steering_term_is_what_attn_out_has_beyond_the_heads(arch: Arch) -> None
     heads, attn_out = identities.pop("heads + b_O = attn_out")
     assert close((attn_out - heads)[1], ramp(0.5, model.shape.d_model))
     assert close((attn_out - heads)[[0, 2]], torch.zeros(2, model.shape.d_model))
-    for what, (found, expected) in identities.items():
-        assert close(found, expected), what
+    for what, (actual, expected) in identities.items():
+        assert close(actual, expected), what
 
 
 @pytest.mark.shared
 def test_stories260K_conserves_its_residual_stream(shared_dir: Path) -> None:
     model = load_model(shared_dir / "models" / "stories260K", device="cpu")
     view = model.residual_view(model.tokenize("Once upon a time, there was a little girl named"))
-    for what, (found, expected) in conservation(model, view).items():
-        assert close(found, expected, atol=1e-4), what
+    for what, (actual, expected) in conservation(model, view).items():
+        assert close(actual, expected, atol=1e-4), what
     assert model.shape.n_kv_heads == 4
     assert model.generate(["Once upon a time, there was a little girl named"], max_new_tokens=1) == [" Lily"]
 
@@ -360,13 +361,13 @@ def test_hooks_are_removed_on_any_exit(arch: Arch) -> None:
 
 def test_hooks_nest_and_the_inner_exit_leaves_the_outer_on() -> None:
     model = tiny_model("llama-gqa")
-    one, two = ("blocks.0.hook_attn_out", add(0.3)), ("blocks.1.hook_attn_out", add(0.7))
+    first, second = ("blocks.0.hook_attn_out", add(0.3)), ("blocks.1.hook_attn_out", add(0.7))
     before = model.logits(PROMPTS)
-    with model.hooks([one, two]):
+    with model.hooks([first, second]):
         both = model.logits(PROMPTS)
-    with model.hooks([one]) as edited:
+    with model.hooks([first]) as edited:
         outer = edited.logits(PROMPTS)
-        with edited.hooks([two]) as twice:
+        with edited.hooks([second]) as twice:
             assert torch.equal(twice.logits(PROMPTS), both)
         assert torch.equal(edited.logits(PROMPTS), outer)
         assert not close(outer, before, atol=1e-3)
@@ -418,20 +419,20 @@ def test_resid_mid_can_be_read_but_not_replaced() -> None:
 
 
 def test_trap_1_a_local_folder_causes_no_network_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
+    calls: list[object] = []
 
     def refuse(*args: object, **kwargs: object) -> None:
-        asked.append(args)
+        calls.append(args)
         raise OSError("no network in this test")
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     load_model(tiny_folder("gpt2"), device="cpu")
-    assert not asked
+    assert not calls
     with pytest.raises(InputError, match="cannot be fetched from the hub"):
         load_model("nobody/no-such-model")
-    assert asked  # the guard does see the network
+    assert calls  # the guard does see the network
 
 
 def test_trap_1_the_plain_model_is_changed_in_place_and_there_is_one_copy() -> None:
@@ -440,8 +441,8 @@ def test_trap_1_the_plain_model_is_changed_in_place_and_there_is_one_copy() -> N
     attn = model.bridge.blocks[0].attn
     fused = attn.qkv.original_component.weight
     for part in (attn.q, attn.k, attn.v):
-        own = part.original_component.weight
-        assert own.untyped_storage().data_ptr() == fused.untyped_storage().data_ptr()
+        weight = part.original_component.weight
+        assert weight.untyped_storage().data_ptr() == fused.untyped_storage().data_ptr()
     assert model.hf is model.bridge.original_model
     assert "Bridge" in type(model.hf.get_submodule("transformer.h.0")).__name__
 
@@ -643,7 +644,9 @@ def test_trap_8_with_the_cache_a_hook_sees_the_prompt_once_and_then_one_position
 @every_arch
 def test_trap_9_no_norm_of_the_test_models_is_fresh(arch: Arch) -> None:
     model = tiny_model(arch)
-    weights = [norm(layer) for norm in (model.ln1, model.ln2) for layer in range(model.shape.n_layers)]
+    weights = [
+        norm(layer).weight for norm in (model.norm1, model.norm2) for layer in range(model.shape.n_layers)
+    ]
     assert all(float((weight - 1).abs().mean()) > 0.1 for weight in [*weights, model.final_norm.weight])
     for name, parameter in plain(arch).named_parameters():
         assert float(parameter.detach().std()) > 0.05, name

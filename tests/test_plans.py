@@ -9,12 +9,17 @@ from typing import Any
 import pytest
 
 from experiments.runs import RunFolder
+from mechedit import faithfulness
+from mechedit.attribution.terms import KINDS
 from mechedit.cli import main
 from mechedit.editors import NAMES, by_name
+from mechedit.editors.steering import variants
 from mechedit.factworld import export
+from mechedit.models.embedded import FOLDERS
 from mechedit.models.hooked import HookedModel
-from mechedit.recipes import plans
-from mechedit.recipes.evaluate import EvaluationConfig, run_evaluation
+from mechedit.recipes import configurations, plans
+from mechedit.recipes.configurations import EvaluationConfig
+from mechedit.recipes.evaluate import run_evaluation
 
 
 @pytest.fixture
@@ -39,6 +44,14 @@ def test_the_names_of_editors_are_those_of_their_cases() -> None:
     assert {name: by_name(name).name for name in NAMES} == {name: name for name in NAMES}
 
 
+def test_the_names_of_configurations_are_those_of_the_registries() -> None:
+    assert configurations.NAMES == NAMES
+    assert tuple(variants.CONTROLS) == configurations.CONTROLS
+    assert tuple(variants.ABLATIONS) == configurations.ABLATIONS
+    assert (*configurations.RANKINGS, "random") == faithfulness.METHODS
+    assert KINDS == ("mlp", "attn")  # the two that `plan_faithfulness` counts
+
+
 def test_a_dry_run_writes_nothing_and_says_what_the_run_does(
     recipe: Path,
     tmp_path: Path,
@@ -51,7 +64,7 @@ def test_a_dry_run_writes_nothing_and_says_what_the_run_does(
     assert sorted(tmp_path.rglob("*")) == before
     assert plan["config"]["limit"] == 3
     assert plan["config"]["mode"] == "single"
-    weights = Path(plans.__file__).parent / "factworld" / "models" / "gpt2" / "model.safetensors"
+    weights = FOLDERS["factworld"] / "model.safetensors"
     assert 0.9 < plan["weights_bytes"] / weights.stat().st_size < 4.1  # the file's dtype may be narrower
 
     rows = 0
@@ -62,9 +75,8 @@ def test_a_dry_run_writes_nothing_and_says_what_the_run_does(
         rows += 0 if options.get("past_key_values") is not None else len(ids)
         return run(model, ids, mask, **options)
 
-    monkeypatch.setattr(
-        "mechedit.cli.evaluate.load", lambda config: factworld_gpt2
-    )  # loading runs it as well
+    # loading runs it as well
+    monkeypatch.setattr("mechedit.recipes.evaluate.load", lambda config: factworld_gpt2)
     monkeypatch.setattr(HookedModel, "run", counted)
     out = tmp_path / "run"
     said(capsys, recipe, "limit=3", "--out", out)

@@ -43,12 +43,12 @@ def best(attr: Attribution, unit: str) -> list[tuple[Key, float]]:
     return [(tuple(map(int, key)), score) for key, score in rows(attr.top(query.N_VALUES, unit)).items()]
 
 
-def assert_same(found: dict[Key, float], expected: dict[Key, float], *, rtol: float = 1e-3) -> None:
-    assert found.keys() == expected.keys()
+def assert_same(actual: dict[Key, float], expected: dict[Key, float], *, rtol: float = 1e-3) -> None:
+    assert actual.keys() == expected.keys()
     scale = max(map(abs, expected.values()))  # without the guard a tiny denominator enlarges everything
-    worst = max(expected, key=lambda key: abs(found[key] - expected[key]))
-    assert abs(found[worst] - expected[worst]) <= rtol * scale, (
-        f"{worst}: {found[worst]} against {expected[worst]}"
+    worst = max(expected, key=lambda key: abs(actual[key] - expected[key]))
+    assert abs(actual[worst] - expected[worst]) <= rtol * scale, (
+        f"{worst}: {actual[worst]} against {expected[worst]}"
     )
 
 
@@ -133,10 +133,11 @@ def test_the_shares_of_a_read_sum_to_one_and_guarded_ones_to_less(arch: Arch, ce
 
 def test_conservation_fails_where_a_source_is_left_out() -> None:
     sources, of = reads("llama-gqa")
-    own = next(source for source in sources if (source.layer, source.module) == (2, "attn"))
-    assert (own.read[of.mid & (of.layer == 2)] != 0).any()  # an FFN neuron reads its own layer's attention
+    attention = next(source for source in sources if (source.layer, source.module) == (2, "attn"))
+    inside = of.mid & (of.layer == 2)  # an FFN neuron reads its own layer's attention
+    assert (attention.read[inside] != 0).any()
     with pytest.raises(AssertionError, match="do not sum to 1"):
-        assert_conserved([source for source in sources if source is not own], of)
+        assert_conserved([source for source in sources if source is not attention], of)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -150,9 +151,9 @@ def test_own_parts_alone_make_up_the_read_where_nothing_steers(arch: Arch) -> No
             if source.neurons is None or source.layer >= layer:
                 continue
             bias = tiny_model(arch).b_out(source.layer)
-            own = source.neurons[:, value].double().sum()
-            own = own + (0 if bias is None else of.key[value].double() @ bias.double())
-            assert float(own) == pytest.approx(float(source.read[value]), abs=1e-4)
+            read = source.neurons[:, value].double().sum()
+            read = read + (0 if bias is None else of.key[value].double() @ bias.double())
+            assert float(read) == pytest.approx(float(source.read[value]), abs=1e-4)
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama-gqa"])

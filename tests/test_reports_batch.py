@@ -66,7 +66,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> batch.Batch:
+def made(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> batch.RunIndex:
     return batch.build([runs], tmp_path_factory.mktemp("out") / "all.html", progress=False)
 
 
@@ -80,7 +80,7 @@ def words(text: str) -> str:
 # -- the index -----------------------------------------------------------------------------------------------------
 
 
-def test_every_run_is_listed_with_its_scores_or_its_reason(made: batch.Batch) -> None:
+def test_every_run_is_listed_with_its_scores_or_its_reason(made: batch.RunIndex) -> None:
     text = words(made.index.read_text(encoding="utf-8"))
     low, high = (100 * edge for edge in wilson(38, 40))
     assert f"plain factworld MEGA 40 95.0 {low:.1f} – {high:.1f}" in text
@@ -99,7 +99,7 @@ def test_every_run_is_listed_with_its_scores_or_its_reason(made: batch.Batch) ->
     assert "8 runs" in text
 
 
-def test_links_lead_to_pages_beside_the_index(made: batch.Batch) -> None:
+def test_links_lead_to_pages_beside_the_index(made: batch.RunIndex) -> None:
     outline = Outline(made.index.read_text(encoding="utf-8"))
     links = {str(a["href"]) for tag, a in outline.tags if tag == "a" and not str(a["href"]).startswith("#")}
     pages = {entry.page for entry in made.entries if entry.page}
@@ -112,7 +112,7 @@ def test_links_lead_to_pages_beside_the_index(made: batch.Batch) -> None:
     assert {file.name for file in made.index.parent.iterdir()} == {"all.html", "all-runs"}
 
 
-def test_the_policy_of_the_index_lets_its_one_script_run_and_no_other(made: batch.Batch) -> None:
+def test_the_policy_of_the_index_lets_its_one_script_run_and_no_other(made: batch.RunIndex) -> None:
     text = made.index.read_text(encoding="utf-8")
     (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -122,7 +122,7 @@ def test_the_policy_of_the_index_lets_its_one_script_run_and_no_other(made: batc
     assert not [name for _, a in Outline(text).tags for name in a if name.startswith("on")]
 
 
-def test_the_same_runs_give_the_same_bytes(runs: Path, made: batch.Batch, tmp_path: Path) -> None:
+def test_the_same_runs_give_the_same_bytes(runs: Path, made: batch.RunIndex, tmp_path: Path) -> None:
     again = batch.build([runs], tmp_path / "all.html", progress=False)
     files = [made.index, *sorted((made.index.parent / "all-runs").iterdir())]
     others = [again.index, *sorted((tmp_path / "all-runs").iterdir())]
@@ -130,7 +130,7 @@ def test_the_same_runs_give_the_same_bytes(runs: Path, made: batch.Batch, tmp_pa
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_bytes_of_one(runs: Path, made: batch.Batch, tmp_path: Path) -> None:
+def test_two_processes_give_the_bytes_of_one(runs: Path, made: batch.RunIndex, tmp_path: Path) -> None:
     again = batch.build([runs], tmp_path / "all.html", progress=False, workers=2)
     assert again.index.read_bytes() == made.index.read_bytes()
 
@@ -249,7 +249,7 @@ def test_runs_of_two_kinds_or_unfinished_ones_are_not_compared(runs: Path, tmp_p
 # -- hostile strings -----------------------------------------------------------------------------------------------
 
 
-def test_hostile_names_are_text_in_index_page_and_comparison(runs: Path, made: batch.Batch) -> None:
+def test_hostile_names_are_text_in_index_page_and_comparison(runs: Path, made: batch.RunIndex) -> None:
     entry = next(e for e in made.entries if e.name == NAMES[3])
     assert entry.page is not None
     texts = {

@@ -28,6 +28,7 @@ class Say:
 
     everywhere: bool = False
     name: str = "say"
+    needs_selection = False
 
     @contextlib.contextmanager
     def apply(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> Iterator[HookedModel]:

@@ -35,19 +35,19 @@ def naive_logits(arch: Arch, *unit: int) -> torch.Tensor:
 
 def assert_tops(frame: pd.DataFrame, logits: torch.Tensor, *, top: int) -> None:
     for side, largest in (("promotes", True), ("demotes", False)):
-        own = frame[frame["side"] == side].sort_values("rank")
+        strongest = frame[frame["side"] == side].sort_values("rank")
         expected = logits.topk(top, largest=largest)
-        assert own["token_id"].tolist() == expected.indices.tolist()
-        assert own["logit"].tolist() == pytest.approx(expected.values.tolist(), abs=1e-4)
+        assert strongest["token_id"].tolist() == expected.indices.tolist()
+        assert strongest["logit"].tolist() == pytest.approx(expected.values.tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_tokens_are_those_of_the_naive_projection(arch: Arch) -> None:
     for neurons, columns in ((FFN, ["layer", "neuron"]), (ATTENTION, ["layer", "head", "dim"])):
-        found = vocabulary(tiny_model(arch), neurons, top=4)
+        tokens = vocabulary(tiny_model(arch), neurons, top=4)
         units = neurons[columns].drop_duplicates()
-        assert len(found) == 2 * 4 * len(units)  # a neuron that is named twice is read once
-        for unit, frame in found.groupby(columns, sort=False):
+        assert len(tokens) == 2 * 4 * len(units)  # a neuron that is named twice is read once
+        for unit, frame in tokens.groupby(columns, sort=False):
             logits = naive_logits(arch, *unit)
             assert_tops(frame, logits, top=4)
             with pytest.raises(AssertionError):
@@ -65,8 +65,8 @@ def test_an_attribution_reads_the_same_tokens_by_the_sign_of_the_activation() ->
     signs = set()
     for layer, neuron in attr.mlp_neurons[["layer", "neuron"]].itertuples(index=False, name=None):
         positive = bool(post[layer, neuron] > 0)
-        own = first[1][layer, neuron, "promotes" if positive else "demotes"]
-        assert first[0][layer, neuron, "promotes"] == own
+        strongest = first[1][layer, neuron, "promotes" if positive else "demotes"]
+        assert first[0][layer, neuron, "promotes"] == strongest
         signs.add(positive)
     assert signs == {True, False}
 

@@ -12,7 +12,8 @@ from reports.errors import IntegrityError
 from tests.xl_tiny import tiny_encoder
 from xlprobe.cli import main
 from xlprobe.encoders.encoder import Encoder
-from xlprobe.recipes.demo import DEMO_SIZES, run_demo, study_json
+from xlprobe.recipes.demo import DEMO_SIZES, run_demo
+from xlprobe.recipes.page import study_json
 from xlprobe.training.alignment import retrieval
 from xlprobe.transfer.study import StudyConfig
 from xlprobe.transfer.world_lab import WorldLab
@@ -39,9 +40,9 @@ def test_alignment_raises_held_out_retrieval_and_shuffled_pairs_do_not(
 ) -> None:
     laboratory = WorldLab(langworld, DEMO_SIZES)
     held_out = laboratory.held_out("source-words")
-    before = retrieval(laboratory.encoder, held_out)  # type: ignore[arg-type]
+    before = retrieval(laboratory.encoder, held_out)
     aligned = laboratory.aligned("source-words", objective, seed=0, shuffled=shuffled)
-    after = retrieval(aligned, held_out)  # type: ignore[arg-type]
+    after = retrieval(aligned, held_out)
     assert (after - before >= 0.2) != shuffled
 
 

@@ -17,7 +17,7 @@ from reports.errors import InputError, IntegrityError
 from reports.inline import fragment
 from tests import xl_study_example as example
 from tests.test_reports_page import Outline, addresses
-from xlprobe.recipes.demo import study_json, write_page
+from xlprobe.recipes.page import study_json, write_page
 
 HOSTILE = "<script>alert(1)</script>\u202e$x$"
 

@@ -12,9 +12,9 @@ from sklearn.metrics import f1_score
 from reports.errors import InputError
 from tests.xl_tiny import tiny_encoder
 from xlprobe.data.corpora import Bitext, Labelled
+from xlprobe.data.tasks import Task
 from xlprobe.training.finetune import (
     Joint,
-    Task,
     TaskModel,
     TransferScores,
     _JointLoss,

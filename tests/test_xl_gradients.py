@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from reports.errors import InputError
 from tests.xl_tiny import Arch, tiny_encoder
 from xlprobe.encoders.encoder import Encoder
-from xlprobe.probes.gradient_stream import Layout, Mean, dot, probing
-from xlprobe.probes.gradients import Gradients, Loss, gradients, mean_gradient
+from xlprobe.probes.gradient_stream import Layout, Loss, Mean, dot, probing
+from xlprobe.probes.gradients import Gradients, gradients, mean_gradient
 
 TEXTS = [
     "Anna Keller works as a teacher in Berlin",

@@ -18,11 +18,11 @@ from tests.xl_tiny import tiny_encoder
 from xlprobe.recipes.study import StudyRecipe
 from xlprobe.training.objectives import Pair, contrastive, objective_loss
 from xlprobe.transfer.advice import SHARE, advise
-from xlprobe.transfer.laboratory import Joint, Score
+from xlprobe.transfer.laboratory import JointPlan, Score, Sizes
 from xlprobe.transfer.result import Study
 from xlprobe.transfer.study import StudyConfig, paired_differences, transfer_study
 from xlprobe.transfer.trial import WAYS, advice_trial
-from xlprobe.transfer.world_lab import Sizes, WorldLab
+from xlprobe.transfer.world_lab import WorldLab
 
 SMALL = Sizes(
     bitext=64, train=64, test=24, held_out=24, align_steps=4, finetune_steps=4, head_steps=4, probe_batches=2
@@ -157,9 +157,9 @@ def test_shuffled_pairs_share_the_text_and_not_the_meaning(laboratory: WorldLab)
 def test_conflict_aware_training_and_frozen_layers_differ_from_the_plain_sum(laboratory: WorldLab) -> None:
     encoder = laboratory.encoder
     plans = {
-        "sum": Joint("sentence", "source-words", weight=1.0),
-        "upgrad": Joint("sentence", "source-words", aggregator="upgrad"),
-        "frozen": Joint("sentence", "source-words", weight=1.0, frozen=(0, 1)),
+        "sum": JointPlan("sentence", "source-words", weight=1.0),
+        "upgrad": JointPlan("sentence", "source-words", aggregator="upgrad"),
+        "frozen": JointPlan("sentence", "source-words", weight=1.0, frozen=(0, 1)),
     }
     models = {name: laboratory.finetuned(encoder, "pos", seed=0, joint=plan) for name, plan in plans.items()}
     hashes = {model.encoder.hash for model in models.values()}

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -28,8 +28,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-if TYPE_CHECKING:
-    from mechedit.models.hooked import HookedModel
+from mechedit.models.hooked import HookedModel, load_model
 
 Arch = Literal["gpt2", "gpt2-untied", "llama", "llama-gqa"]
 ARCHS: tuple[Arch, ...] = get_args(Arch)
@@ -128,7 +127,7 @@ def build(
     bos: bool = False,
     seed: int = 0,
 ) -> Path:
-    """Save a random model of `arch` with its tokenizer into `folder` (made if absent); the folder, as a Path.
+    """Save a random model of `arch` with its tokenizer into `folder` (made if absent); returns the folder.
 
     The same arguments give the same weights; the caller's random state is left as it was.
     """
@@ -152,7 +151,5 @@ def tiny_folder(arch: Arch, *, bos: bool = False) -> Path:
 
 @cache
 def tiny_model(arch: Arch, *, bos: bool = False) -> HookedModel:
-    """`load_model` of `tiny_folder(arch)` in fp32 on the CPU, loaded once a process: leave it as you found it."""
-    from mechedit.models.hooked import load_model
-
+    """`load_model` of `tiny_folder(arch)` in fp32 on the CPU, loaded once a process; tests leave it unchanged."""
     return load_model(str(tiny_folder(arch, bos=bos)), device="cpu")

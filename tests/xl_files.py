@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from xlprobe.data.data_folder import LANGUAGES
+from xlprobe.data.data_folder import CODES
 
 TAGS = {"DET": 2, "ADJ": 6, "NOUN": 12, "VERB": 6}
 SHAPE = ("DET", "ADJ", "NOUN", "VERB", "DET", "NOUN")
@@ -20,7 +20,7 @@ def write_data(folder: Path, *, languages: tuple[str, ...] = ("de", "ru"), seed:
     pud, ewt, pairs = (sentences[at : at + n] for at, n in ((0, PUD), (40, EWT), (100, PAIRS)))
     _conllu(folder / "ud" / "UD_English-EWT" / "en_ewt-ud-train.conllu", ewt, "en")
     for language in ("en", *languages):
-        names = LANGUAGES[language]
+        names = CODES[language]
         _conllu(folder / "ud" / f"UD_{names.ud}-PUD" / f"{language}_pud-ud-test.conllu", pud, language)
         for part, at in (("train", 150), ("test", 180)):
             rows = ["index_id\tcategory\ttext"]
@@ -31,7 +31,7 @@ def write_data(folder: Path, *, languages: tuple[str, ...] = ("de", "ru"), seed:
             write(folder / "sib200" / names.flores / f"{part}.tsv", rows)
         if language != "en":
             for code in ("en", language):
-                file = folder / "tatoeba" / f"tatoeba.{names.iso}-eng.{LANGUAGES[code].iso}"
+                file = folder / "tatoeba" / f"tatoeba.{names.iso}-eng.{CODES[code].iso}"
                 write(file, [f"{' '.join(_forms(meaning, code))}." for meaning in pairs])
     return folder
 

@@ -5,9 +5,15 @@ XLM-R-family encoders are aligned on pairs of languages (by word, by sentence, b
 for a token-level or a sentence-level task, and measured: embedding distances, gradient similarity, gradient magnitude,
 zero-shot scores. `load_encoder`, `align`, `finetune`, `distances`, `gradients` and `transfer_study` are the main road.
 
+`import xlprobe` loads no other module; each name is imported when it is first used.
+
 Source: "Why Better Cross-Lingual Alignment Fails for Better Cross-Lingual Transfer: Case of Encoders",
 arXiv 2603.18863.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 
 def _refuse_shadows() -> None:
@@ -28,19 +34,24 @@ def _refuse_shadows() -> None:
 
 _refuse_shadows()
 
-from xlprobe.data.corpora import Bitext, Labelled
-from xlprobe.data.data_folder import DataFolder
-from xlprobe.diagnose import Diagnosis, diagnose
-from xlprobe.encoders.encoder import Encoder, load_encoder
-from xlprobe.probes.distances import Distances, distances
-from xlprobe.probes.gradients import Gradients, Loss, gradients
-from xlprobe.training.alignment import align
-from xlprobe.training.finetune import Task, TaskModel, finetune
-from xlprobe.transfer.file_lab import FileLab
-from xlprobe.transfer.laboratory import Laboratory
-from xlprobe.transfer.result import Study
-from xlprobe.transfer.study import StudyConfig, transfer_study
-from xlprobe.transfer.world_lab import WorldLab
+from experiments.face import lazy
+
+if TYPE_CHECKING:
+    from xlprobe.data.corpora import Bitext, Labelled
+    from xlprobe.data.data_folder import DataFolder
+    from xlprobe.data.tasks import Task
+    from xlprobe.diagnose import Diagnosis, diagnose
+    from xlprobe.encoders.encoder import Encoder, load_encoder
+    from xlprobe.probes.distances import Distances, distances
+    from xlprobe.probes.gradient_stream import Loss
+    from xlprobe.probes.gradients import Gradients, gradients
+    from xlprobe.training.alignment import align
+    from xlprobe.training.finetune import TaskModel, finetune
+    from xlprobe.transfer.file_lab import FileLab
+    from xlprobe.transfer.laboratory import Laboratory
+    from xlprobe.transfer.result import Study
+    from xlprobe.transfer.study import StudyConfig, transfer_study
+    from xlprobe.transfer.world_lab import WorldLab
 
 __all__ = [
     "Bitext",
@@ -66,3 +77,47 @@ __all__ = [
     "load_encoder",
     "transfer_study",
 ]
+
+_NAMES = {
+    "xlprobe.data.corpora": (
+        "Bitext",
+        "Labelled",
+    ),
+    "xlprobe.data.data_folder": ("DataFolder",),
+    "xlprobe.data.tasks": ("Task",),
+    "xlprobe.diagnose": (
+        "Diagnosis",
+        "diagnose",
+    ),
+    "xlprobe.encoders.encoder": (
+        "Encoder",
+        "load_encoder",
+    ),
+    "xlprobe.probes.distances": (
+        "Distances",
+        "distances",
+    ),
+    "xlprobe.probes.gradient_stream": ("Loss",),
+    "xlprobe.probes.gradients": (
+        "Gradients",
+        "gradients",
+    ),
+    "xlprobe.training.alignment": ("align",),
+    "xlprobe.training.finetune": (
+        "TaskModel",
+        "finetune",
+    ),
+    "xlprobe.transfer.file_lab": ("FileLab",),
+    "xlprobe.transfer.laboratory": ("Laboratory",),
+    "xlprobe.transfer.result": ("Study",),
+    "xlprobe.transfer.study": (
+        "StudyConfig",
+        "transfer_study",
+    ),
+    "xlprobe.transfer.world_lab": ("WorldLab",),
+}
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of the package's
+    __getattr__, __dir__ = lazy(
+        __name__, _NAMES, rooms=("data", "encoders", "langworld", "probes", "recipes", "training", "transfer")
+    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,12 +21,9 @@ from experiments.memory import free_bytes, size, watched
 from reports.diagnosis import Check, Diagnosis, Step, gathered
 from reports.errors import InputError
 from xlprobe.encoders.batches import Batch, Sentence
-from xlprobe.encoders.encoder import EMBEDDED, load_encoder, read_model
+from xlprobe.encoders.encoder import EMBEDDED, Encoder, load_encoder, read_model
 from xlprobe.probes.gradient_stream import Layout, probing
 from xlprobe.probes.invariance import compare, gradient, invariance, random_direction, tolerance
-
-if TYPE_CHECKING:
-    from xlprobe.encoders.encoder import Encoder
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -34,13 +31,15 @@ __all__ = ["Diagnosis", "diagnose"]
 def diagnose(encoder: Encoder, sentences: Sequence[Sentence], *, seed: int = 0) -> Diagnosis:
     """All checks on each of `sentences` (two or more, of unlike length), on `encoder` as it is loaded.
 
-    Takes as much memory again as the weights have in float64; what does not fit is left out and said in `notes`.
-    Errors: `InputError` for fewer than two sentences, or all of one length (then no batch mate pads anything). A check
-    that cannot be carried out is a row that is not ok.
+    They take as much memory again as the weights have in float64; `notes` say what was left out because it does not
+    fit. A check that cannot be carried out is a row that is not ok.
+
+    Raises:
+        InputError: Fewer than two sentences, or all of one length (then no batch mate pads anything).
 
     >>> from xlprobe.encoders.encoder import load_encoder
-    >>> found = diagnose(load_encoder("langworld", device="cpu"), ["the cat", "a dog and a cat run to the house"])
-    >>> found.ok
+    >>> diagnosis = diagnose(load_encoder("langworld", device="cpu"), ["the cat", "a dog and a cat run to the house"])
+    >>> diagnosis.ok
     True
     """
     if len(sentences) < 2:
@@ -71,13 +70,14 @@ def diagnose(encoder: Encoder, sentences: Sequence[Sentence], *, seed: int = 0) 
 
 
 def _special_tokens(encoder: Encoder, batch: Batch) -> Iterator[Check]:
-    """<s> words </s>, or [CLS] words [SEP]: once at either end, and no token of a word beside them."""
+    """Special tokens come once at either end, as in <s> words </s>, and every token between them has a word."""
     tokenizer = encoder.tokenizer
     first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
     wrong = 0
     for ids, words, length in zip(batch.input_ids, batch.word_ids, batch.lengths.tolist(), strict=True):
-        own, inner = ids[:length].tolist(), words[:length].tolist()
-        framed = own[:1] == [first] and own[-1:] == [last] and own.count(first) == own.count(last) == 1
+        tokens, inner = ids[:length].tolist(), words[:length].tolist()
+        ends = tokens[:1] == [first] and tokens[-1:] == [last]
+        framed = ends and tokens.count(first) == tokens.count(last) == 1
         wrong += not (framed and inner[0] == inner[-1] == -1 and min(inner[1:-1], default=0) >= 0)
     yield Check(
         "special tokens",
@@ -91,7 +91,7 @@ def _special_tokens(encoder: Encoder, batch: Batch) -> Iterator[Check]:
 
 @torch.no_grad()
 def _hooks_fire(encoder: Encoder, batch: Batch) -> Iterator[Check]:
-    """Embeddings and blocks, each once a pass."""
+    """Embeddings and blocks run once a pass each."""
     modules = [encoder.embeddings, *encoder.blocks]
     fired = [0] * len(modules)
 
@@ -118,7 +118,7 @@ def _hooks_fire(encoder: Encoder, batch: Batch) -> Iterator[Check]:
 
 
 def _memory(encoder: Encoder, batch: Batch) -> Iterator[Check]:
-    """Peak of the longest sentence's gradient above what the process held before it; the first that is made."""
+    """Memory of the longest sentence's gradient, the first that is computed, above what the process held before."""
     layout = Layout.of(encoder.model, encoder.parameter_table())
     longest = batch[[int(batch.lengths.argmax())]]
     n_bytes = sum(weight.numel() * weight.itemsize for weight in encoder.model.parameters())
@@ -163,13 +163,15 @@ def _plain(encoder: Encoder, folder: Path, batch: Batch) -> Iterator[Check]:
     """The checkpoint by `transformers` alone, on the same device and in the same dtype."""
     plain, _ = read_model(folder, dtype=encoder.dtype, attention="eager")
     torch.nn.Module.to(plain.eval(), encoder.device)
-    found, own = encoder.states(batch), batch.to(encoder.device)
+    states, placed = encoder.states(batch), batch.to(encoder.device)
     for attention in ("eager", "sdpa"):
         plain.set_attn_implementation(attention)
-        said = plain(input_ids=own.input_ids, attention_mask=own.attention_mask, output_hidden_states=True)
+        output = plain(
+            input_ids=placed.input_ids, attention_mask=placed.attention_mask, output_hidden_states=True
+        )
         yield Check(
             f"states of transformers, {attention}",
-            _off(found, torch.stack(list(said.hidden_states)), own),
+            _off(states, torch.stack(list(output.hidden_states)), placed),
             tolerance(encoder.dtype),
             "of the largest value, all layers",
             "the loaded encoder is not what its checkpoint says: it was changed after loading; load it again",
@@ -213,8 +215,8 @@ def _gradient(encoder: Encoder, alone: Batch, seed: int) -> Tensor:
         return gradient(encoder, layout, random_direction(encoder, seed), alone)
 
 
-def _off(found: Tensor, expected: Tensor, batch: Batch) -> float:
+def _off(states: Tensor, expected: Tensor, batch: Batch) -> float:
     """Largest difference of states [L, B, T, d] at real tokens, as a share of the largest value."""
     real = batch.attention_mask.bool()
-    a, b = found[:, real].double(), expected[:, real].double()
+    a, b = states[:, real].double(), expected[:, real].double()
     return float((a - b).abs().max() / b.abs().max())

@@ -1,8 +1,9 @@
 """The anatomy of an edit: where success and failure part ways.
 
 Source: "The Anatomy of an Edit" (arXiv 2603.20795): attribution *after* an edit, successful against failed edits.
-`edit_contrast` sets one edited model against the unedited one, `anatomy` contrasts knowledge editors (`study`), `statement_contrast` statements in context (`statement`),
-`outcome_contrast` any attributions (`outcomes`).
+`edit_contrast` compares one edited model with the unedited one, `anatomy` contrasts knowledge editors (`study`),
+`statement_contrast` statements in context (`mechedit.attribution.statement`), `outcome_contrast` any attributions
+(`outcomes`).
 """
 
 from mechedit.anatomy.edit_contrast import edit_contrast

@@ -1,4 +1,4 @@
-"""The paper's claims, put to the numbers of one model: "holds", "does not hold", or not enough runs to say.
+"""The paper's claims, tested on the numbers of one model: "holds", "does not hold", or not enough runs to say.
 
 Claims of "The Anatomy of an Edit" (arXiv 2603.20795, abstract), in the words of success − failure differences d of
 Δ log p (nats); "mid-to-late" is every layer from a third of the depth on [our reading]:
@@ -9,9 +9,9 @@ Claims of "The Anatomy of an Edit" (arXiv 2603.20795, abstract), in the words of
   objects) is above 0, and above what profiles with their layers shuffled reach (97.5 %).
 
 Attention is what really is added to the stream: the heads' output and, under an editor that steers it, the steering
-term, whose own part the evidence says. "Above" and "below" are those of a 95 % bootstrap interval over facts. An answer
-needs both outcomes on at least `tables.LEAST` facts. A claim that does not hold may be untrue or too weak for this n:
-the numbers stand beside it.
+term, whose own part the evidence names. "Above" and "below" are those of a 95 % bootstrap interval over facts. An
+answer needs both outcomes on at least `tables.LEAST` facts. A claim that does not hold may be untrue or too weak for
+this n: the numbers stand beside it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from mechedit.anatomy.features import POOLED, columns
-from mechedit.anatomy.success_contrast import Contrast, interval
+from mechedit.anatomy.success_contrast import SuccessContrast, interval
 from mechedit.anatomy.tables import ALL, LEAST
 
 __all__ = ["HOLDS", "NOT", "TOO_FEW", "agreement_table", "claim_table", "first_mid_layer"]
@@ -49,30 +49,30 @@ def first_mid_layer(n_layers: int) -> int:
 
 
 def claim_table(
-    found: Mapping[tuple[str, str], Contrast], agreement: pd.DataFrame, *, n_layers: int
+    contrasts: Mapping[tuple[str, str], SuccessContrast], agreement: pd.DataFrame, *, n_layers: int
 ) -> pd.DataFrame:
-    """One row a claim and editor: claim, key, editor, answer, value, low, high, evidence, n_success, n_failure.
+    """One row for each claim and editor.
 
-    value, low, high: of the claim's first condition (nats; for "agree" the correlation of the pair nearest its null).
+    Columns: claim, key, editor, answer, value, low, high (of the claim's first condition, nats; for "agree" the
+    correlation of the pair nearest its null), evidence, n_success, n_failure.
+
+    Args:
+        contrasts: By editor and setting (`tables.success_contrasts`).
+        agreement: Of every two editors (`agreement_table`).
+        n_layers: Of the model.
     """
     rows = []
-    ready = [
-        name
-        for (name, setting), one in found.items()
-        if setting == ALL and name != POOLED and one.enough(LEAST)
-    ]
-    for (editor, setting), one in found.items():
+    ready = list(_ready(contrasts))
+    for (editor, setting), contrast in contrasts.items():
         if setting != ALL:
             continue
-        for row in (_promotes(editor, one, n_layers), _suppress(editor, one, n_layers)):
-            if editor == POOLED:
-                if not ready:  # all runs together would set one editor's failures against another's successes
-                    row |= {
-                        "answer": TOO_FEW["failure"],
-                        "evidence": f"no editor has {LEAST} facts of each outcome",
-                    }
-                else:
-                    row["evidence"] = f"mean of {', '.join(ready)}: {row['evidence']}"
+        for row in (_promotes(editor, contrast, n_layers), _suppress(editor, contrast, n_layers)):
+            if editor == POOLED and ready:
+                row["evidence"] = f"mean of {', '.join(ready)}: {row['evidence']}"
+            elif editor == POOLED:
+                # All runs together would compare one editor's failures with another's successes.
+                row["answer"] = TOO_FEW["failure"]
+                row["evidence"] = f"no editor has {LEAST} facts of each outcome"
             rows.append(row)
     rows.append(_agree(agreement))
     table = pd.DataFrame(rows)
@@ -81,75 +81,77 @@ def claim_table(
 
 
 def agreement_table(
-    found: Mapping[tuple[str, str], Contrast], *, n_layers: int, seed: int = 0
+    contrasts: Mapping[tuple[str, str], SuccessContrast], *, n_layers: int, seed: int = 0
 ) -> pd.DataFrame:
     """Correlation of two editors' difference profiles: a, b, correlation, low, high, null (97.5 % of shuffled layers).
 
-    Only editors with both outcomes on at least `LEAST` facts.
+    Editors without both outcomes on at least `LEAST` facts are left out, and so are steering terms.
     """
-    profile = _mask(n_layers, "new", ("attn", "mlp")) | _mask(
-        n_layers, "old", ("attn", "mlp")
-    )  # no steering terms
-    ready = {
-        editor: one
-        for (editor, setting), one in found.items()
-        if setting == ALL and editor != POOLED and one.enough(LEAST)
-    }
+    profile = _mask(n_layers, "new", ("attn", "mlp")) | _mask(n_layers, "old", ("attn", "mlp"))
+    ready = _ready(contrasts)
     rng = np.random.default_rng(seed)
     rows = []
     for a, b in itertools.combinations(ready, 2):
-        one, other = (ready[name].difference[profile] for name in (a, b))
+        profile_a, profile_b = (ready[name].difference[profile] for name in (a, b))
         drawn = _correlations(ready[a].drawn[:, profile], ready[b].drawn[:, profile])
         low, high = interval(drawn[:, None])
-        blocks = np.tile(other.reshape(4, n_layers), (_SHUFFLES, 1, 1))
+        blocks = np.tile(profile_b.reshape(4, n_layers), (_SHUFFLES, 1, 1))
         shuffled = rng.permuted(blocks, axis=2).reshape(_SHUFFLES, -1)
-        null = float(np.quantile(_correlations(np.tile(one, (_SHUFFLES, 1)), shuffled), 0.975))
-        value = float(_correlations(one[None], other[None])[0])
+        null = float(np.quantile(_correlations(np.tile(profile_a, (_SHUFFLES, 1)), shuffled), 0.975))
+        value = float(_correlations(profile_a[None], profile_b[None])[0])
         rows.append((a, b, value, float(low[0]), float(high[0]), null))
     return pd.DataFrame(rows, columns=["a", "b", "correlation", "low", "high", "null"])
 
 
-def _promotes(editor: str, one: Contrast, n_layers: int) -> dict[str, object]:
+def _ready(contrasts: Mapping[tuple[str, str], SuccessContrast]) -> dict[str, SuccessContrast]:
+    """By editor, over all settings, those with both outcomes on enough facts."""
+    return {
+        editor: contrast
+        for (editor, setting), contrast in contrasts.items()
+        if setting == ALL and editor != POOLED and contrast.enough(LEAST)
+    }
+
+
+def _promotes(editor: str, contrast: SuccessContrast, n_layers: int) -> dict[str, object]:
     mid = first_mid_layer(n_layers)
     late, early = (
         _mask(n_layers, "new", ATTENTION, layers) / len(layers)
         for layers in (range(mid, n_layers), range(mid))
     )
-    value, low, high = _functional(one, late)
-    apart, apart_low, apart_high = _functional(one, late - early)
+    value, low, high = _weighted(contrast, late)
+    apart, apart_low, apart_high = _weighted(contrast, late - early)
     total = value * (n_layers - mid)
     evidence = (
         f"attention of layers {mid} to {n_layers - 1}: {total:+.2f} nats more where the edit succeeds "
         f"({value:+.3f} [{low:+.3f}, {high:+.3f}] a layer); against an early layer {apart:+.3f} "
         f"[{apart_low:+.3f}, {apart_high:+.3f}]"
     )
-    evidence += _steering(one, "new", ATTENTION, n_layers)
-    return _row("promotes", editor, one, low > 0 and apart_low > 0, (value, low, high), evidence)
+    evidence += _steering(contrast, "new", ATTENTION, n_layers)
+    return _row("promotes", editor, contrast, low > 0 and apart_low > 0, (value, low, high), evidence)
 
 
-def _suppress(editor: str, one: Contrast, n_layers: int) -> dict[str, object]:
-    sides = {"attn": ATTENTION, "mlp": FFN}
-    parts = {name: _functional(one, _mask(n_layers, "old", modules)) for name, modules in sides.items()}
-    said = [
-        f"{label} {value:+.2f} [{low:+.2f}, {high:+.2f}]"
-        for label, (value, low, high) in zip(("attention", "MLP"), parts.values(), strict=True)
+def _suppress(editor: str, contrast: SuccessContrast, n_layers: int) -> dict[str, object]:
+    modules = {"attention": ATTENTION, "MLP": FFN}
+    parts = {label: _weighted(contrast, _mask(n_layers, "old", names)) for label, names in modules.items()}
+    shares = [
+        f"{label} {value:+.2f} [{low:+.2f}, {high:+.2f}]" for label, (value, low, high) in parts.items()
     ]
-    evidence = f"on the old object, success less failure, nats over all layers: {'; '.join(said)}"
-    evidence += _steering(one, "old", (*ATTENTION, *FFN), n_layers)
+    evidence = f"on the old object, success less failure, nats over all layers: {'; '.join(shares)}"
+    evidence += _steering(contrast, "old", (*ATTENTION, *FFN), n_layers)
     holds = all(high < 0 for _, _, high in parts.values())
-    return _row("suppress", editor, one, holds, parts["attn"], evidence)
+    return _row("suppress", editor, contrast, holds, parts["attention"], evidence)
 
 
-def _steering(one: Contrast, thing: str, modules: tuple[str, ...], n_layers: int) -> str:
-    """What of it the editor's own steering terms write, where there are any."""
+def _steering(contrast: SuccessContrast, obj: str, modules: tuple[str, ...], n_layers: int) -> str:
+    """The part that the editor's steering terms write, where there are any."""
     terms = {
-        name: _functional(one, _mask(n_layers, thing, (name,)))[0]
+        name: _weighted(contrast, _mask(n_layers, obj, (name,)))[0]
         for name in modules
         if name.startswith("steer")
     }
     where = {"steer": "attention", "steer_mlp": "MLP"}
-    said = [f"{where[name]} {value:+.2f}" for name, value in terms.items() if abs(value) > 1e-3]
-    return f"; of which the steering term itself: {', '.join(said)}" if said else ""
+    shares = [f"{where[name]} {value:+.2f}" for name, value in terms.items() if abs(value) > 1e-3]
+    return f"; of which the steering term itself: {', '.join(shares)}" if shares else ""
 
 
 def _agree(agreement: pd.DataFrame) -> dict[str, object]:
@@ -171,34 +173,39 @@ def _agree(agreement: pd.DataFrame) -> dict[str, object]:
 
 
 def _row(
-    key: str, editor: str, one: Contrast, holds: bool, value: tuple[float, float, float], evidence: str
+    key: str,
+    editor: str,
+    contrast: SuccessContrast,
+    holds: bool,
+    value: tuple[float, float, float],
+    evidence: str,
 ) -> dict[str, object]:
     answer = HOLDS if holds else NOT
-    if not one.enough(LEAST):
-        side = "failure" if one.facts_failure < LEAST else "success"
-        answer = TOO_FEW[side]
-        evidence = f"succeeded on {one.facts_success} facts, failed on {one.facts_failure}; {LEAST} of each are needed"
-    counts = {"n_success": one.n_success, "n_failure": one.n_failure}
+    if not contrast.enough(LEAST):
+        success, failure = contrast.facts_success, contrast.facts_failure
+        answer = TOO_FEW["failure" if failure < LEAST else "success"]
+        evidence = f"succeeded on {success} facts, failed on {failure}; {LEAST} of each are needed"
+    counts = {"n_success": contrast.n_success, "n_failure": contrast.n_failure}
     names = dict(zip(("value", "low", "high"), value, strict=True))
     return {"key": key, "editor": editor, "answer": answer, "evidence": evidence, **names, **counts}
 
 
-def _mask(n_layers: int, thing: str, modules: tuple[str, ...], layers: range | None = None) -> np.ndarray:
+def _mask(n_layers: int, obj: str, modules: tuple[str, ...], layers: range | None = None) -> np.ndarray:
     """True at the features of an object's modules and layers, in the flattened order of `Runs.layers`."""
     wanted = range(n_layers) if layers is None else layers
     return np.array(
         [
-            name == thing and module in modules and layer in wanted
+            name == obj and module in modules and layer in wanted
             for name in ("new", "old")
             for module, layer in columns(n_layers)
         ]
     )
 
 
-def _functional(one: Contrast, weights: np.ndarray) -> tuple[float, float, float]:
+def _weighted(contrast: SuccessContrast, weights: np.ndarray) -> tuple[float, float, float]:
     """A weighted sum of the differences, with its interval."""
-    low, high = interval((one.drawn @ weights)[:, None])
-    return float(one.difference @ weights), float(low[0]), float(high[0])
+    low, high = interval((contrast.drawn @ weights)[:, None])
+    return float(contrast.difference @ weights), float(low[0]), float(high[0])
 
 
 def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The edited model less the unedited one, unit by unit."""
+"""The edited model − the unedited one, unit by unit."""
 
 from __future__ import annotations
 
@@ -32,18 +32,29 @@ def edit_contrast(
     biases: Biases = "keep",
     tokens: TargetTokens = "first",
 ) -> AttributionContrast:
-    """The edited model less the unedited one: the attribution of `target` behind `prompt`, unit by unit, nats.
+    """The edited model − the unedited one: the attribution of `target` behind `prompt`, unit by unit, nats.
 
-    Side a is `model` with `fact` edited by `editor`, b is `model` as it is. None: the rewrite prompt and the new object
-    of the fact. The `top_k` neurons of both sides are rows, each scored exactly on both. Other options as `attribute`.
-    A steering edit's own term is a row of `layers` (module "steer"), 0 on side b.
+    Side a is `model` with `fact` edited by `editor`, b is `model` unedited. The `top_k` neurons of both sides are rows,
+    each scored exactly on both. A steering edit's term is a row of `layers` (module "steer"), 0 on side b.
 
-    Errors: `InputError` as `attribute`, and for an edit that changes the prompt's tokens (IKE).
+    Args:
+        model: Unedited.
+        editor: What edits.
+        fact: What is edited.
+        prompt: None: the rewrite prompt of the fact.
+        target: None: the new object of the fact.
+        top_k: As `attribute`, and so are the following.
+        sign: Whether the neurons are those that promote the target or suppress it.
+        biases: Whether biases are kept in the projection.
+        tokens: Which tokens of the target are scored.
+
+    Raises:
+        InputError: As `attribute`, and for an edit that changes the prompt's tokens (IKE).
 
     >>> import mechedit as me
     >>> model, fact = me.load_model("factworld"), me.factworld.edits(1)[0]
-    >>> found = edit_contrast(model, me.editors.ROME(), fact, top_k=5)
-    >>> found.a.label, found.logp > 0, found.unknown["mlp_neurons"]
+    >>> change = edit_contrast(model, me.editors.ROME(), fact, top_k=5)
+    >>> change.a.label, change.logp > 0, change.unknown["mlp_neurons"]
     ('rome', True, 0)
     """
     prompt = fact.rewrite_prompt if prompt is None else prompt
@@ -62,12 +73,23 @@ def under_edit(
     label: str,
     options: Options,
 ) -> AttributionContrast:
-    """`edit_contrast` of an edit that is there: `edited` is the model under it, for the length of a block."""
-    asked = asdict(options)
+    """`edit_contrast` of an edit that has been made already.
+
+    Args:
+        model: Unedited.
+        edited: Gives the edited model for the length of a block.
+        prompt: What is attributed.
+        target: What is scored behind it.
+        label: Of the edited side.
+        options: Of both attributions.
+
+    Raises:
+        InputError: As `edit_contrast`.
+    """
     passes, target_ids = run_passes(model, prompt, target, tokens=options.tokens, biases=options.biases)
     before = attributed(model, passes, target_ids, prompt=prompt, target=target, options=options)
     with edited as changed:
-        after = attribute(changed, prompt, target, also=before, **asked)
-    # Terms are views of the weights: they speak of the unedited model again once the edit is undone.
-    found = subtract(after, with_units(before, passes, after))
-    return replace(found, a=replace(found.a, label=label), b=replace(found.b, label="unedited"))
+        after = attribute(changed, prompt, target, also=before, **asdict(options))
+    # Terms are views of the weights: once the edit is undone, they are again those of the unedited model.
+    change = subtract(after, with_units(before, passes, after))
+    return replace(change, a=replace(change.a, label=label), b=replace(change.b, label="unedited"))

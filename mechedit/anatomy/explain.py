@@ -3,9 +3,9 @@
 For each prompt (rewrite, paraphrases, neighbours), steps:
 
 1. *Text*: the greedy continuation, before and after the edit. Wanted is the new object's first token on the rewrite
-   prompt and its paraphrases, and on a neighbour what the unedited model says.
-2. *Margin*: logit(wanted) − logit(against). Against is what the edited model says instead; where it says what is
-   wanted, the token that it would have said otherwise.
+   prompt and its paraphrases, and on a neighbour the next token of the unedited model.
+2. *Margin*: logit(wanted) − logit(against). Against is what the edited model writes instead; where it writes what is
+   wanted, the token that it would have written otherwise.
 3. *Units*: with the final norm's scale σ frozen the margin is linear in the residual stream,
 
        margin = Σ over sub-layers of (B_wanted − B_against) · v + rest,
@@ -14,7 +14,7 @@ For each prompt (rewrite, paraphrases, neighbours), steps:
    embedding's share and the constants. The edit *helped* where a unit's term rose most; the units whose terms after the
    edit are the lowest *overruled* it.
 
-Before and after have each their own σ, so a unit's rise holds that change too.
+Before and after have each their own σ, so a unit's rise holds its change as well.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from reports.results import Result
 
 __all__ = ["Explanation", "explain"]
 
-ROLES = ("rewrite", "paraphrase", "neighborhood")
 _NAMES = {
     "attn": "attention",
     "mlp": "MLP",
@@ -50,11 +49,19 @@ _SHOWN_NEURONS = 10
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Explanation(Result):
-    """What `explain` found.
+    """The result of `explain`.
 
-    texts: role, index, prompt, before, after (the texts), wanted, against (tokens), ok, changed, margin_before,
-    margin_after (logits). units: role, index, kind ("sublayer", "head", "neuron", "rest"), layer, unit, before, after,
-    delta (logits of the margin); of neurons those of largest |delta| and of lowest after.
+    Attributes:
+        texts: role, index, prompt, before, after (the texts), wanted, against (tokens), ok, changed, margin_before,
+            margin_after (logits).
+        units: role, index, kind ("sublayer", "head", "neuron", "rest"), layer, unit, before, after, delta (logits of
+            the margin); of neurons those of largest |delta| and of lowest after.
+        editor: Its name.
+        model: Its name.
+        subject: Of the fact.
+        target_new: The new object.
+        target_true: The old object.
+        provenance: Model and editor.
     """
 
     kind: ClassVar[str] = "explanation"
@@ -70,80 +77,98 @@ class Explanation(Result):
     def helped(
         self, role: str = "rewrite", index: int = 0, *, k: int = 5, kind: str = "sublayer"
     ) -> pd.DataFrame:
-        """The k units whose term rose most with the edit."""
+        """The k units whose term rose most with the edit.
+
+        Args:
+            role: Which kind of prompt: "rewrite", "paraphrase" or "neighborhood".
+            index: Which prompt of this kind.
+            k: The number of units.
+            kind: Of units: "sublayer", "head", "neuron" or "rest".
+
+        Raises:
+            InputError: There is no such prompt or kind.
+        """
         return self._of(role, index, kind).sort_values("delta", ascending=False, kind="stable").head(k)
 
     def overruled(
         self, role: str = "rewrite", index: int = 0, *, k: int = 5, kind: str = "sublayer"
     ) -> pd.DataFrame:
-        """The k units that speak most against what is wanted in the edited model; none where none does."""
-        own = self._of(role, index, kind)
-        return own[own["after"] < 0].sort_values("after", kind="stable").head(k)
+        """The k units whose term in the edited model is lowest, of those below 0; arguments as for `helped`."""
+        units = self._of(role, index, kind)
+        return units[units["after"] < 0].sort_values("after", kind="stable").head(k)
 
     def _of(self, role: str, index: int, kind: str) -> pd.DataFrame:
         units = self.units
-        own = units[(units["role"] == role) & (units["index"] == index) & (units["kind"] == kind)]
-        if own.empty:
+        chosen = units[(units["role"] == role) & (units["index"] == index) & (units["kind"] == kind)]
+        if chosen.empty:
             raise InputError(
                 f"role, index, kind: expected one that was asked, found {role!r}, {index}, {kind!r}"
             )
-        return own
+        return chosen
 
     def lines(self) -> list[str]:
-        """The explanation in words, a paragraph a prompt."""
+        """The explanation in words, a paragraph for each prompt."""
         return [self._line(row) for row in self.texts.to_dict("records")]
 
     def _line(self, row: dict[str, Any]) -> str:
         role, index = str(row["role"]), int(row["index"])
         verdict = "ok" if row["ok"] else "FAILED"
-        said = f"{role} {verdict}: {row['prompt']} | before:{row['before']} | after:{row['after']}"
-        said += (
+        helped = _listed(self.helped(role, index, k=3), "delta")
+        line = (
+            f"{role} {verdict}: {row['prompt']} | before:{row['before']} | after:{row['after']}"
             f"\n  {row['wanted']!r} against {row['against']!r}: logits {row['margin_before']:+.2f} before, "
-        )
-        said += (
-            f"{row['margin_after']:+.2f} after; rose most at {_said(self.helped(role, index, k=3), 'delta')}"
+            f"{row['margin_after']:+.2f} after; rose most at {helped}"
         )
         if not row["ok"]:
-            said += f"\n  overruled by {_said(self.overruled(role, index, k=3), 'after')}"
-            said += f"; heads {_said(self.overruled(role, index, k=3, kind='head'), 'after')}"
-        return said
+            line += f"\n  overruled by {_listed(self.overruled(role, index, k=3), 'after')}"
+            line += f"; heads {_listed(self.overruled(role, index, k=3, kind='head'), 'after')}"
+        return line
 
 
 def explain(
     model: HookedModel, editor: Editor, fact: FactEdit, *, neighbours: int = 3, max_new_tokens: int = 12
 ) -> Explanation:
-    """Edit `fact` by `editor`, and say for each of its prompts what changed and what decided.
+    """Edit `fact` by `editor`, and explain for each of its prompts what changed and what decided.
 
-    neighbours: how many of the neighbourhood prompts. Two forward passes and two short texts a prompt.
-    Errors: those of the editor, and `InputError` for a target that encodes to nothing.
+    Cost: two forward passes and two short texts a prompt.
+
+    Args:
+        model: Unedited.
+        editor: What edits.
+        fact: What is edited.
+        neighbours: How many of the neighbourhood prompts are run.
+        max_new_tokens: The length of the texts.
+
+    Raises:
+        InputError: As the editor, and for a target that encodes to nothing.
 
     >>> import mechedit as me
     >>> model, fact = me.load_model("factworld"), me.factworld.edits(1)[0]
-    >>> found = explain(model, me.editors.NoEdit(), fact)
-    >>> bool(found.texts.loc[0, "ok"]), found.lines()[0].startswith("rewrite FAILED: The employer of Lukas Novak is")
+    >>> why = explain(model, me.editors.NoEdit(), fact)
+    >>> bool(why.texts.loc[0, "ok"]), why.lines()[0].startswith("rewrite FAILED: The employer of Lukas Novak is")
     (False, True)
     """
     prompts = [("rewrite", 0, fact.rewrite_prompt)]
     prompts += [("paraphrase", i, prompt) for i, prompt in enumerate(fact.paraphrase_prompts)]
     prompts += [("neighborhood", i, p) for i, p in enumerate(fact.neighborhood_prompts[:neighbours])]
-    asked = [prompt for _, _, prompt in prompts]
+    inputs = [prompt for _, _, prompt in prompts]
     new, old = (
         int(model.continuation(fact.rewrite_prompt, t)[1][0]) for t in (fact.target_new, fact.target_true)
     )
-    before, said_before = _say(model, asked, max_new_tokens)
+    before, next_before = _written(model, inputs, max_new_tokens)
     with editor.apply(model, [fact]) as edited:
-        after, said_after = _say(edited, asked, max_new_tokens)
+        after, next_after = _written(edited, inputs, max_new_tokens)
         tokens = [
             _pair(role, was, now, new, old)
-            for (role, _, _), was, now in zip(prompts, said_before, said_after, strict=True)
+            for (role, _, _), was, now in zip(prompts, next_before, next_after, strict=True)
         ]
-        terms_after = [_terms(edited, p, pair) for p, pair in zip(asked, tokens, strict=True)]
-    terms_before = [_terms(model, p, pair) for p, pair in zip(asked, tokens, strict=True)]
+        terms_after = [_terms(edited, p, pair) for p, pair in zip(inputs, tokens, strict=True)]
+    terms_before = [_terms(model, p, pair) for p, pair in zip(inputs, tokens, strict=True)]
     texts, units = [], []
     for i, (role, index, prompt) in enumerate(prompts):
         wanted, against = (_token(model, token) for token in tokens[i])
         row = {"role": role, "index": index, "prompt": prompt, "before": before[i], "after": after[i]}
-        row |= {"wanted": wanted, "against": against, "ok": said_after[i] == tokens[i][0]}
+        row |= {"wanted": wanted, "against": against, "ok": next_after[i] == tokens[i][0]}
         row |= {"changed": before[i] != after[i], "margin_before": terms_before[i].margin}
         texts.append({**row, "margin_after": terms_after[i].margin})
         units.append(_units(terms_before[i], terms_after[i]).assign(role=role, index=index))
@@ -159,13 +184,13 @@ def explain(
     )
 
 
-def _say(model: HookedModel, prompts: Sequence[str], max_new_tokens: int) -> tuple[list[str], list[int]]:
+def _written(model: HookedModel, prompts: Sequence[str], max_new_tokens: int) -> tuple[list[str], list[int]]:
     """Greedy texts and next tokens."""
     return model.generate(prompts, max_new_tokens=max_new_tokens), model.logits(prompts).argmax(-1).tolist()
 
 
 def _pair(role: str, before: int, after: int, new: int, old: int) -> tuple[int, int]:
-    """(wanted, against): the first that differs of what is said, what was said, and the two objects."""
+    """(wanted, against): the first token that differs of after, before and the two objects."""
     wanted = before if role == "neighborhood" else new
     return wanted, next((token for token in (after, before, old, new) if token != wanted), wanted)
 
@@ -193,8 +218,7 @@ def _terms(model: HookedModel, prompt: str, pair: tuple[int, int]) -> _Terms:
     sublayers = {(int(r.layer), str(r.module)): float(r.score) for r in layers.itertuples()}
     heads = torch.stack([term.heads().double() @ direction for term in terms])
     neurons = [
-        term.mlp.coefficients[:, 0].double()
-        * term.mlp.product(direction[:, None])[:, 0].double()
+        term.mlp.coefficients[:, 0].double() * term.mlp.product(direction[:, None])[:, 0].double()
         for term in terms
     ]
     margin = float(view.logits[wanted].double() - view.logits[against].double())
@@ -226,7 +250,7 @@ def _units(before: _Terms, after: _Terms) -> pd.DataFrame:
     return frame.assign(delta=frame["after"] - frame["before"])
 
 
-def _said(units: pd.DataFrame, column: str) -> str:
+def _listed(units: pd.DataFrame, column: str) -> str:
     named = [f"{unit} ({value:+.2f})" for unit, value in zip(units["unit"], units[column], strict=True)]
     return ", ".join(named) or "none"
 

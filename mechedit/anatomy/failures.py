@@ -1,6 +1,6 @@
-"""Failures on purpose: an editor that works leaves nothing to contrast, so it is also run where it should not.
+"""Failures on purpose: an editor that always works leaves nothing to contrast, so it is also run where it should fail.
 
-Each way changes one hyper-parameter of the editor, and only those that it has (the last one changes what is said):
+Each way changes one hyper-parameter of the editor, of those that it has (the last one changes the fact):
 
 | label | what changes |
 |---|---|
@@ -10,10 +10,10 @@ Each way changes one hyper-parameter of the editor, and only those that it has (
 | smaller clamp | a quarter of the largest change that is allowed |
 | smaller alpha | half of the way that a steering edit goes |
 | fewer demonstrations | none but the new fact itself |
-| another subject | an edit by demonstrations says the new object of somebody else |
+| another subject | an edit by demonstrations states the new object of another subject |
 
-They are meant to fail, and on some facts not to: where a setting has both outcomes, nothing else tells its runs apart.
-Whether one failed is measured, run by run, and a table names them by their label.
+They are meant to fail, but not on every fact: where a setting has both outcomes, its runs differ in nothing else.
+Whether a run failed is measured, and tables name the ways by their label.
 """
 
 from __future__ import annotations
@@ -38,7 +38,13 @@ _LAYERS = ("layer", "layers", "window")
 
 @dataclass(frozen=True)
 class Misdirected:
-    """`editor`, told the new object of another subject of `facts`: of the same relation where there is one."""
+    """`editor`, given the new object of another subject of `facts`: of the same relation where there is one.
+
+    Attributes:
+        editor: What edits.
+        facts: Whose subjects stand in for each other.
+        digest: sha256 of the facts, by which two of these differ.
+    """
 
     editor: Editor
     facts: Sequence[FactEdit] = field(repr=False, compare=False)
@@ -46,8 +52,13 @@ class Misdirected:
 
     @property
     def name(self) -> str:
-        """The editor's own."""
+        """The name of `editor`."""
         return self.editor.name
+
+    @property
+    def needs_selection(self) -> bool:
+        """The editor's own."""
+        return self.editor.needs_selection
 
     @contextlib.contextmanager
     def apply(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> Iterator[HookedModel]:
@@ -56,17 +67,19 @@ class Misdirected:
             yield edited
 
     def _elsewhere(self, fact: FactEdit) -> FactEdit:
-        others = [other for other in self.facts if other.subject != fact.subject]
-        alike = [other for other in others if other.relation == fact.relation] or others
-        place = [str(other.case_id) for other in alike]
-        behind = next((i for i, case in enumerate(place) if case > str(fact.case_id)), 0)
-        return dataclasses.replace(fact, subject=alike[behind].subject)
+        strangers = [stranger for stranger in self.facts if stranger.subject != fact.subject]
+        alike = [stranger for stranger in strangers if stranger.relation == fact.relation] or strangers
+        following = (stranger for stranger in alike if str(stranger.case_id) > str(fact.case_id))
+        return dataclasses.replace(fact, subject=next(following, alike[0]).subject)
 
 
 def weakened(editor: Editor, model: HookedModel, facts: Sequence[FactEdit] = ()) -> dict[str, Editor]:
     """By label, the ways in which `editor` can be made to fail on `model`; none for an editor without such fields.
 
-    facts: whose subjects stand in for each other; with fewer than two subjects there is no "another subject".
+    Args:
+        editor: As set.
+        model: Whose layers are counted, and whose defaults an editor takes.
+        facts: Whose subjects stand in for each other; with fewer than two subjects there is no "another subject".
 
     >>> import mechedit as me
     >>> model = me.load_model("factworld")
@@ -90,10 +103,10 @@ def weakened(editor: Editor, model: HookedModel, facts: Sequence[FactEdit] = ())
         ways["smaller alpha"] = {"alpha": ready.alpha / 2}
     if isinstance(getattr(ready, "demonstrations", None), int):
         ways["fewer demonstrations"] = {"demonstrations": 0}
-    found: dict[str, Editor] = {label: dataclasses.replace(ready, **change) for label, change in ways.items()}
-    if "fewer demonstrations" in found and len({fact.subject for fact in facts}) > 1:
-        found["another subject"] = Misdirected(ready, tuple(facts), facts_hash(facts))
-    return found
+    weak: dict[str, Editor] = {label: dataclasses.replace(ready, **change) for label, change in ways.items()}
+    if "fewer demonstrations" in weak and len({fact.subject for fact in facts}) > 1:
+        weak["another subject"] = Misdirected(ready, tuple(facts), facts_hash(facts))
+    return weak
 
 
 def _elsewhere(place: Any, n_layers: int) -> Any:

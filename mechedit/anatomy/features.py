@@ -1,6 +1,6 @@
 """Cases as arrays: one row a run, one column a layer and module, or a head, for each object.
 
-A feature is after − before, in nats. The two runs have each their own frozen σ, so a difference holds what the edit
+A feature is after − before, in nats. Before and after have each their own frozen σ, so a difference holds what the edit
 wrote and what it did to the scale of the final norm. Modules: attn, mlp, the steering terms of a hook on each (steer,
 steer_mlp) and, in one column at the end, what no sub-layer wrote (rest: an edit of the final state). For each object
 they sum to the change of its log-probability less that of the embedding's share.
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments.cases import Case
 from mechedit.anatomy.one_fact import OBJECTS
 
 __all__ = ["MODULES", "POOLED", "Runs", "gather"]
@@ -26,10 +27,14 @@ POOLED = "pooled"
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """All runs of a split.
+    """All R runs of a split.
 
-    index: frame editor, setting, case_id, fact (0, 1, ...), success, strict, gained (Δ log p of the new object, nats),
-    lost (of the old). layers [R, 2, 4 L + 1]: object, module by layer, rest. heads [R, 2, L, H].
+    Attributes:
+        index: Frame editor, setting, case_id, fact (0, 1, ...), success, strict, gained (Δ log p of the new object,
+            nats), lost (of the old).
+        layers: [R, 2, 4 L + 1]: object; module by layer, then rest.
+        heads: [R, 2, L, H]: object, layer, head.
+        n_facts: Facts that were not left out.
     """
 
     index: pd.DataFrame
@@ -39,12 +44,12 @@ class Runs:
 
     @property
     def n_layers(self) -> int:
-        """Of the model."""
+        """Layers of the model."""
         return int(self.heads.shape[2])
 
     @cached_property
     def editors(self) -> list[str]:
-        """Their names, in the order in which they were run."""
+        """The editors' names, in the order in which they were run."""
         return list(dict.fromkeys(self.index["editor"]))
 
     def rows(self, editor: str, setting: str | None = None) -> np.ndarray:
@@ -57,7 +62,7 @@ class Runs:
         return chosen
 
 
-def gather(cases: Mapping[str, dict[str, Any]], *, n_layers: int, n_heads: int) -> Runs:
+def gather(cases: Mapping[str, Case], *, n_layers: int, n_heads: int) -> Runs:
     """The runs of the cases (by case id) that were not left out."""
     index, layers, heads = [], [], []
     kept = {name: case for name, case in cases.items() if not case["skipped"]}
@@ -92,7 +97,7 @@ def columns(n_layers: int) -> list[tuple[str, int]]:
 
 
 def _vectors(state: dict[str, Any], n_layers: int) -> np.ndarray:
-    """[2, 4 L + 1]: one state's scores for both objects; a module that is not there wrote nothing."""
+    """A state's scores for both objects [2, 4 L + 1]; a module that is not there wrote nothing."""
     place = {key: i for i, key in enumerate(columns(n_layers))}
     vectors = np.zeros((len(OBJECTS), len(place)))
     for row, name in enumerate(OBJECTS):

@@ -4,7 +4,7 @@ For each fact, steps:
 
 1. unedited: layer and head scores of the new and the old object, and the top neurons of both;
 2. for each editor: the same of the edited model; whether its next token starts the new object, on the rewrite prompt
-   (success) and on all paraphrases too (strict);
+   (success) and on all paraphrases as well (strict);
 3. the edited model's top neurons of the new object are scored in the unedited model, and the unedited model's top
    neurons of the old object in the edited one: exact scores on both sides.
 
@@ -18,8 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.cases import Case
 from mechedit.anatomy.failures import AS_SET
-from mechedit.attribution.scored_pass import KINDS, LayerScores, Scored
+from mechedit.attribution.scored_pass import LayerScores, ScoredPass
+from mechedit.attribution.terms import KINDS
 from mechedit.data.facts import FactEdit
 from mechedit.editors import Editor
 from mechedit.evaluation.evaluate import known_facts
@@ -33,7 +35,13 @@ NEW, OLD = 0, 1
 
 @dataclass(frozen=True)
 class Setting:
-    """An editor under a label: "as set", or how it was made to fail."""
+    """An editor under a label.
+
+    Attributes:
+        editor: What edits.
+        name: Of the editor as set.
+        label: "as set", or how it was made to fail.
+    """
 
     editor: Editor
     name: str
@@ -41,7 +49,13 @@ class Setting:
 
 
 def settings_for(editors: Sequence[Editor], ways: Sequence[dict[str, Editor]], index: int) -> list[Setting]:
-    """What is run on the fact of this index: every editor as set, and one of the ways to make it fail, in turn."""
+    """The settings that are run on the fact of this index: every editor as set, and made to fail in one way, in turn.
+
+    Args:
+        editors: As set.
+        ways: For each of them, the ways to make it fail (`failures.weakened`).
+        index: Of the fact.
+    """
     chosen = []
     for editor, failing in zip(editors, ways, strict=True):
         chosen.append(Setting(editor, editor.name))
@@ -51,17 +65,25 @@ def settings_for(editors: Sequence[Editor], ways: Sequence[dict[str, Editor]], i
     return chosen
 
 
-def measure_fact(
-    model: HookedModel, fact: FactEdit, settings: Sequence[Setting], *, top_k: int
-) -> dict[str, Any]:
-    """The case of one fact: skipped ("" or why), before, runs."""
+def measure_fact(model: HookedModel, fact: FactEdit, settings: Sequence[Setting], *, top_k: int) -> Case:
+    """The case of one fact: skipped ("" or why), before, runs.
+
+    Args:
+        model: Unedited.
+        fact: What is edited.
+        settings: One run each.
+        top_k: Neurons of each kind that are ranked.
+
+    Raises:
+        InputError: A target encodes to nothing.
+    """
     targets = [fact.target_new, fact.target_true]
     new, old = (int(model.continuation(fact.rewrite_prompt, t)[1][0]) for t in targets)
     if new == old:
         return {"skipped": "both objects start with the same token", "before": {}, "runs": []}
     if not known_facts(model, [fact])[0]:
         return {"skipped": "the unedited model does not know it", "before": {}, "runs": []}
-    before = Scored(model, fact.rewrite_prompt, targets)
+    before = ScoredPass(model, fact.rewrite_prompt, targets)
     state = _state(before)
     state["top"] = {name: _tops(before, target, top_k) for target, name in enumerate(OBJECTS)}
     runs = [_run(model, before, state, fact, setting, top_k) for setting in settings]
@@ -70,22 +92,22 @@ def measure_fact(
 
 def _run(
     model: HookedModel,
-    before: Scored,
+    before: ScoredPass,
     unedited: dict[str, Any],
     fact: FactEdit,
     setting: Setting,
     top_k: int,
 ) -> dict[str, Any]:
     with setting.editor.apply(model, [fact]) as edited:
-        after = Scored(edited, fact.rewrite_prompt, [fact.target_new, fact.target_true])
+        after = ScoredPass(edited, fact.rewrite_prompt, [fact.target_new, fact.target_true])
         success = after.next_token == after.tokens[NEW]
-        strict = success and _start(edited, fact)
+        strict = success and _starts_everywhere(edited, fact)
         state, tops = _state(after), after.top(NEW, top_k)
         fallen = {}
         for kind in KINDS:
             units = [(layer, unit) for layer, unit, _ in unedited["top"]["old"][kind]]
             fallen[kind] = after.of(OLD, kind, units)
-    # Directions are views of the weights: the unedited scores are asked for once the edit is undone.
+    # Directions are views of the weights: the unedited model is scored after the edit is undone.
     risen = {kind: before.of(NEW, kind, [unit for unit, _ in tops[kind]]) for kind in KINDS}
     neurons = {
         "new": {
@@ -104,7 +126,7 @@ def _run(
     return {**names, "success": success, "strict": strict, "after": state, "neurons": neurons}
 
 
-def _start(model: HookedModel, fact: FactEdit) -> bool:
+def _starts_everywhere(model: HookedModel, fact: FactEdit) -> bool:
     """Whether the next token starts the new object on every paraphrase."""
     if not fact.paraphrase_prompts:
         return True
@@ -112,17 +134,17 @@ def _start(model: HookedModel, fact: FactEdit) -> bool:
     return bool(model.logits(fact.paraphrase_prompts).argmax(-1).tolist() == tokens)
 
 
-def _state(scored: Scored) -> dict[str, Any]:
-    found: dict[str, LayerScores] = {name: scored.layers(i) for i, name in enumerate(OBJECTS)}
+def _state(scored: ScoredPass) -> dict[str, Any]:
+    by_object: dict[str, LayerScores] = {name: scored.layers(i) for i, name in enumerate(OBJECTS)}
     return {
-        "layers": {name: one.layers.to_dict("list") for name, one in found.items()},
-        "heads": {name: one.heads["score"].tolist() for name, one in found.items()},
-        "logp": {name: one.logp for name, one in found.items()},
-        "rest": {name: one.rest for name, one in found.items()},
+        "layers": {name: scores.layers.to_dict("list") for name, scores in by_object.items()},
+        "heads": {name: scores.heads["score"].tolist() for name, scores in by_object.items()},
+        "logp": {name: scores.logp for name, scores in by_object.items()},
+        "rest": {name: scores.rest for name, scores in by_object.items()},
     }
 
 
-def _tops(scored: Scored, target: int, k: int) -> dict[str, list[list[float]]]:
+def _tops(scored: ScoredPass, target: int, k: int) -> dict[str, list[list[float]]]:
     return {
         kind: [[*unit, score] for unit, score in ranked] for kind, ranked in scored.top(target, k).items()
     }

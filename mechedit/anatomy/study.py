@@ -2,29 +2,26 @@
 
 Steps:
 
-1. Every fact is measured under every editor, as set and made to fail on purpose (`cases`, `failures`); a finished fact
-   is a case of the run folder, so that a stopped study goes on.
+1. Every fact is measured under every editor, as set and made to fail on purpose (`one_fact`, `failures`); a finished
+   fact is a case of the run folder, so that a stopped study can be continued.
 2. Δ = after − before of every layer, module and head, for the new and the old object; success against failure, for each
    editor and pooled (`tables`).
 3. The window is the run of layers whose attention tells success from failure best, for the new object, pooled over the
-   editors, on a *selection* split that nothing else reads; how it fares on the evaluated facts is said beside it.
-4. The paper's claims are put to the numbers (`claims`).
+   editors, on a *selection* split that nothing else reads; its score on the evaluated facts stands beside it.
+4. The paper's claims are tested on the numbers (`claims`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from experiments.cases import every_case
+from experiments.cases import Case, every_case, settings_digest
 from experiments.runs import RunFolder, check_case_id
 from mechedit.anatomy.claims import agreement_table, claim_table
 from mechedit.anatomy.failures import weakened
@@ -32,14 +29,15 @@ from mechedit.anatomy.features import POOLED, Runs, gather
 from mechedit.anatomy.one_fact import measure_fact, settings_for
 from mechedit.anatomy.tables import (
     ALL,
-    contrasts,
     delta_table,
     head_table,
     neuron_table,
     outcome_table,
     overlap_table,
+    success_contrasts,
 )
 from mechedit.attribution.window import best_window, window_scores
+from mechedit.data.case_keys import anatomy_key
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors import Editor
 from mechedit.evaluation.evaluate import described
@@ -50,21 +48,28 @@ from reports.results import Result
 
 __all__ = ["AnatomyStudy", "anatomy"]
 
-#: Facts of the selection split with each outcome without which there is no window.
+#: The least number of facts of the selection split with each outcome by which a window is chosen.
 WINDOW_LEAST = 2
-Cases = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class AnatomyStudy(Result):
-    """What `anatomy` found. Scores in nats; intervals are 95 %, over facts.
+    """The result of `anatomy`. Scores in nats; intervals are 95 %, over facts.
 
-    delta: editor (or "pooled"), setting, object, module, layer, success, failure, difference, low, high, n_success,
-    n_failure (`tables.delta_table`). heads: the same for heads. outcomes: how often each editor succeeded, by setting.
-    claims, agreement (`claims`), overlap, neurons (`tables`): see the functions that make them.
-    windows: first, last, score (on the selection split), evaluated (the same on the evaluated facts).
-    window: (first, last), None where the selection split has too few of one outcome. skipped: why facts were left out,
-    and how many. n: evaluated facts.
+    Attributes:
+        delta: What changed in every layer and module (`tables.delta_table`).
+        heads: What changed in every head (`tables.head_table`).
+        outcomes: How often each editor succeeded, by setting (`tables.outcome_table`).
+        claims: What holds of the paper's claims (`claims.claim_table`).
+        agreement: How alike editors are (`claims.agreement_table`).
+        overlap: How many of the top neurons two editors share (`tables.overlap_table`).
+        neurons: The neurons that occur most often (`tables.neuron_table`).
+        windows: first, last, score (on the selection split), evaluated (the same on the evaluated facts).
+        window: (first, last), None where the selection split has too few of one outcome.
+        n: Evaluated facts.
+        skipped: Why facts were left out, and how many.
+        model: Its name.
+        provenance: Model, data, seeds, versions.
     """
 
     kind: ClassVar[str] = "anatomy"
@@ -83,7 +88,15 @@ class AnatomyStudy(Result):
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def plot(self, ax: Axes | None = None, *, editor: str = POOLED) -> Axes:
-        """Success − failure by layer, attention and FFN, of the new object; drawn from the stored numbers alone."""
+        """Success − failure by layer, attention and FFN, of the new object; drawn from the stored numbers alone.
+
+        Args:
+            ax: Where to draw; None: a new figure.
+            editor: Of which editor, or "pooled".
+
+        Raises:
+            InputError: The study has no such editor.
+        """
         chosen = self.delta[(self.delta["editor"] == editor) & (self.delta["setting"] == ALL)]
         if chosen.empty:
             raise InputError(
@@ -106,13 +119,24 @@ def anatomy(
 ) -> AnatomyStudy:
     """Contrast successful with failed edits of `facts`, layer by layer, for each of the `editors` and pooled.
 
-    Success: the greedy next token starts the new object on the rewrite prompt. selection: facts about other subjects,
-    by which the window is chosen; without any there is no window. made_to_fail: besides each editor as set, one of
-    `failures.weakened` on every fact, in turn; without it an editor that never fails has nothing to contrast. top_k:
-    neurons of each kind that are ranked (certified exact).
-    Cost: one forward pass a fact, one a run, and the edits themselves; a fact has 2 · len(editors) runs.
-    Errors: `InputError` for no facts or editors, two editors of one name, two facts of one case_id, a subject in both
-    splits, a target that encodes to nothing, and a case in `run` that was measured otherwise.
+    Success: the greedy next token starts the new object on the rewrite prompt. Cost: one forward pass a fact, one a
+    run, and the edits themselves; a fact has 2 · len(editors) runs.
+
+    Args:
+        model: Unedited.
+        facts: With different case_ids.
+        editors: With different names.
+        selection: Facts about other subjects, by which the window is chosen; without any there is no window.
+        made_to_fail: Whether each editor, besides as set, also runs in one of the ways of `failures.weakened`, in turn;
+            otherwise an editor that never fails has nothing to contrast.
+        top_k: Neurons of each kind that are ranked (certified exact).
+        seed: Of the bootstrap.
+        run: Keeps each finished fact as a case, so that a stopped study can be continued.
+        progress: Whether a bar is shown.
+
+    Raises:
+        InputError: There are no facts or editors, two editors share a name or two facts a case_id, a subject is in both
+            splits, a target encodes to nothing, or a case in `run` was measured otherwise.
 
     >>> import mechedit as me
     >>> model, facts = me.load_model("factworld"), me.factworld.edits(3)
@@ -122,10 +146,10 @@ def anatomy(
     """
     _check(model, facts, selection, editors)
     ways = [weakened(editor, model, facts) if made_to_fail else {} for editor in editors]
-    splits: dict[str, Cases] = {}
+    splits: dict[str, dict[str, Case]] = {}
     for split, chosen in (("selection", selection), ("fact", facts)):
-        found = _measured(model, split, chosen, editors, ways, top_k=top_k, run=run, progress=progress)
-        splits[split] = {str(fact.case_id): case for fact, case in zip(chosen, found, strict=True)}
+        cases = _measured(model, split, chosen, editors, ways, top_k=top_k, run=run, progress=progress)
+        splits[split] = {str(fact.case_id): case for fact, case in zip(chosen, cases, strict=True)}
     return _study(model, facts, splits["fact"], splits["selection"], seed=seed)
 
 
@@ -139,28 +163,28 @@ def _measured(
     top_k: int,
     run: RunFolder | None,
     progress: bool,
-) -> list[dict[str, Any]]:
+) -> list[Case]:
     """Every fact under every editor."""
     settings = [settings_for(editors, ways, i) for i in range(len(facts))]
     digests = [
-        _digest(model, fact, [(s.name, s.label, described(s.editor)) for s in own], top_k)
-        for fact, own in zip(facts, settings, strict=True)
+        _digest(model, fact, [(s.name, s.label, described(s.editor)) for s in of_fact], top_k)
+        for fact, of_fact in zip(facts, settings, strict=True)
     ]
 
-    def make(i: int) -> dict[str, Any]:
+    def make(i: int) -> Case:
         return {"settings": digests[i], **measure_fact(model, facts[i], settings[i], top_k=top_k)}
 
-    keys = [check_case_id(case_key(split, fact)) for fact in facts]
+    keys = [check_case_id(anatomy_key(split, fact)) for fact in facts]
     return every_case(run, keys, make, settings=digests, label=f"anatomy: {split}s", progress=progress)
 
 
-def case_key(split: str, fact: FactEdit) -> str:
-    """The id of the case of `fact`; split: "fact" or "selection"."""
-    return f"{split}-{fact.case_id}"
-
-
 def _study(
-    model: HookedModel, facts: Sequence[FactEdit], cases: Cases, selection: Cases, *, seed: int
+    model: HookedModel,
+    facts: Sequence[FactEdit],
+    cases: dict[str, Case],
+    selection: dict[str, Case],
+    *,
+    seed: int,
 ) -> AnatomyStudy:
     shape = model.shape
     runs = gather(cases, n_layers=shape.n_layers, n_heads=shape.n_heads)
@@ -169,16 +193,16 @@ def _study(
         raise InputError(
             f"facts: expected some that can be edited, found that of all {len(facts)} {skipped[0]}"
         )
-    found = contrasts(runs, seed=seed)
-    agreement = agreement_table(found, n_layers=shape.n_layers, seed=seed)
+    contrasts = success_contrasts(runs, seed=seed)
+    agreement = agreement_table(contrasts, n_layers=shape.n_layers, seed=seed)
     windows, window = _windows(
         gather(selection, n_layers=shape.n_layers, n_heads=shape.n_heads), runs, shape.n_layers, seed
     )
     return AnatomyStudy(
-        delta=delta_table(runs, found),
+        delta=delta_table(runs, contrasts),
         heads=head_table(runs, seed=seed),
         outcomes=outcome_table(runs),
-        claims=claim_table(found, agreement, n_layers=shape.n_layers),
+        claims=claim_table(contrasts, agreement, n_layers=shape.n_layers),
         agreement=agreement,
         overlap=overlap_table(cases),
         neurons=neuron_table(cases, d_head=shape.d_head),
@@ -195,16 +219,15 @@ def _windows(
     selection: Runs, runs: Runs, n_layers: int, seed: int
 ) -> tuple[pd.DataFrame, tuple[int, int] | None]:
     """Every window's score on the selection split and on the evaluated facts, and the best of the former."""
+    none = pd.DataFrame(columns=["first", "last", "score", "evaluated"]), None
     if not selection.n_facts:
-        return pd.DataFrame(columns=["first", "last", "score", "evaluated"]), None
-    one, other = contrasts(selection, seed=seed)[POOLED, ALL], contrasts(runs, seed=seed)[POOLED, ALL]
-    if not one.enough(WINDOW_LEAST):
-        return pd.DataFrame(columns=["first", "last", "score", "evaluated"]), None
-    attention = np.arange(n_layers)  # of the new object, the first features
-    scores = window_scores(one.difference[attention])
-    return scores.assign(evaluated=window_scores(other.difference[attention])["score"]), best_window(
-        one.difference[attention]
-    )
+        return none
+    chosen_by, evaluated = (success_contrasts(part, seed=seed)[POOLED, ALL] for part in (selection, runs))
+    if not chosen_by.enough(WINDOW_LEAST):
+        return none
+    # The first features are attention's, of the new object.
+    by, of = chosen_by.difference[:n_layers], evaluated.difference[:n_layers]
+    return window_scores(by).assign(evaluated=window_scores(of)["score"]), best_window(by)
 
 
 def _check(
@@ -235,5 +258,4 @@ def _check(
 
 def _digest(model: HookedModel, fact: FactEdit, editors: Sequence[tuple[Any, ...]], top_k: int) -> str:
     """sha256 of what a case's numbers depend on."""
-    parts = [model.hash, str(model.dtype), dataclasses.asdict(fact), list(editors), top_k]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return settings_digest(model.hash, str(model.dtype), dataclasses.asdict(fact), list(editors), top_k)

@@ -17,17 +17,25 @@ from functools import cached_property
 
 import numpy as np
 
-__all__ = ["Contrast", "average", "contrast", "interval"]
+__all__ = ["SuccessContrast", "average", "interval", "success_contrast"]
 
 Array = np.ndarray
 N_RESAMPLES = 1000
 
 
 @dataclass(frozen=True, eq=False)
-class Contrast:
-    """Means of success and failure [D], and the same of every draw of facts [draws, D].
+class SuccessContrast:
+    """Means of the features over successes and over failures, and the same of every draw of facts.
 
-    n_success, n_failure: runs; facts_success, facts_failure: facts with at least one such run.
+    Attributes:
+        success: Mean over the successes [D].
+        failure: Mean over the failures [D].
+        drawn_success: The former of every draw [draws, D].
+        drawn_failure: The latter of every draw [draws, D].
+        n_success: Runs that succeeded.
+        n_failure: Runs that failed.
+        facts_success: Facts with at least one run that succeeded.
+        facts_failure: Facts with at least one run that failed.
     """
 
     success: Array
@@ -41,7 +49,7 @@ class Contrast:
 
     @cached_property
     def difference(self) -> Array:
-        """success − failure [D]."""
+        """Success − failure [D]."""
         return self.success - self.failure
 
     @cached_property
@@ -50,30 +58,31 @@ class Contrast:
         return self.drawn_success - self.drawn_failure
 
     def enough(self, least: int) -> bool:
-        """Whether both outcomes came on at least so many facts."""
+        """Whether both outcomes occurred on at least so many facts."""
         return min(self.facts_success, self.facts_failure) >= least
 
 
-def contrast(
-    features: Array,
-    success: Array,
-    fact: Array,
-    *,
-    n_facts: int,
-    seed: int = 0,
-    n_resamples: int = N_RESAMPLES,
-) -> Contrast:
-    """The contrast of runs: features [R, D], success [R] (bool), fact [R] (0 to n_facts − 1).
+def success_contrast(
+    features: Array, success: Array, fact: Array, *, n_facts: int, seed: int = 0
+) -> SuccessContrast:
+    """The contrast of R runs.
 
     The same seed and n_facts draw the same facts, so contrasts of several editors on the same facts are drawn together.
 
-    >>> one = contrast(np.array([[1.0], [3.0], [0.5]]), np.array([True, True, False]), np.array([0, 1, 0]), n_facts=2)
-    >>> one.difference.tolist(), one.n_success, one.facts_failure
+    Args:
+        features: What changed in each run [R, D].
+        success: Whether each run succeeded [R].
+        fact: Which fact each run is about [R], 0 to n_facts − 1.
+        n_facts: Facts that are drawn from.
+        seed: Of the draws.
+
+    >>> success, fact = np.array([True, True, False]), np.array([0, 1, 0])
+    >>> contrast = success_contrast(np.array([[1.0], [3.0], [0.5]]), success, fact, n_facts=2)
+    >>> contrast.difference.tolist(), contrast.n_success, contrast.facts_failure
     ([1.5], 2, 1)
     """
-    weights = np.random.default_rng(seed).multinomial(
-        n_facts, np.full(n_facts, 1 / n_facts), size=n_resamples
-    )
+    chances = np.full(n_facts, 1 / n_facts)
+    weights = np.random.default_rng(seed).multinomial(n_facts, chances, size=N_RESAMPLES)
     means, draws, runs, facts = [], [], [], []
     for outcome in (True, False):
         rows = success == outcome
@@ -85,26 +94,26 @@ def contrast(
             draws.append((weights @ sums) / (weights @ counts)[:, None])
         runs.append(int(rows.sum()))
         facts.append(int((counts > 0).sum()))
-    return Contrast(*means, *draws, *runs, *facts)
+    return SuccessContrast(*means, *draws, *runs, *facts)
 
 
-def average(contrasts: Sequence[Contrast]) -> Contrast:
+def average(contrasts: Sequence[SuccessContrast]) -> SuccessContrast:
     """The mean of several contrasts that were drawn together (the same facts and seed), each weighing the same.
 
-    So an editor that only fails is not set against one that only succeeds. Counts are sums over the contrasts for
-    runs, the largest for facts.
+    No editor's failures are thus compared with another's successes. Counts of runs are summed, of facts the largest
+    is taken.
     """
     means = [
-        np.mean([getattr(one, name) for one in contrasts], axis=0)
+        np.mean([getattr(each, name) for each in contrasts], axis=0)
         for name in ("success", "failure", "drawn_success", "drawn_failure")
     ]
-    runs = [sum(getattr(one, name) for one in contrasts) for name in ("n_success", "n_failure")]
-    facts = [max(getattr(one, name) for one in contrasts) for name in ("facts_success", "facts_failure")]
-    return Contrast(*means, *runs, *facts)
+    runs = [sum(getattr(each, name) for each in contrasts) for name in ("n_success", "n_failure")]
+    facts = [max(getattr(each, name) for each in contrasts) for name in ("facts_success", "facts_failure")]
+    return SuccessContrast(*means, *runs, *facts)
 
 
-def interval(draws: Array, level: float = 0.95) -> tuple[Array, Array]:
-    """Low and high [D] of draws [draws, D]; NaN where more than one in ten of the draws is not defined.
+def interval(draws: Array) -> tuple[Array, Array]:
+    """Low and high [D] of the 95 % interval of draws [draws, D]; NaN where over one in ten of them is not defined.
 
     >>> low, high = interval(np.linspace(0, 1, 101)[:, None])
     >>> round(float(low[0]), 6), round(float(high[0]), 6)
@@ -113,6 +122,6 @@ def interval(draws: Array, level: float = 0.95) -> tuple[Array, Array]:
     known = np.isfinite(draws).all(axis=1)
     if known.mean() < 0.9:
         return np.full(draws.shape[1], np.nan), np.full(draws.shape[1], np.nan)
-    tail = (1 - level) / 2
+    tail = (1 - 0.95) / 2
     low, high = np.quantile(draws[known], [tail, 1 - tail], axis=0)
     return low, high

@@ -1,10 +1,11 @@
 """Attribution: which layers, heads and neurons of a model add to the log-probability of a token.
 
 `nlka.attribute` (Yu & Ananiadou, EMNLP 2024, arXiv 2312.12141) does the work and returns an `Attribution`;
-the tensor functions under it know no model: `projection` (B with the final norm and its frozen scale),
-`scores` (inc), `terms` (what each layer adds), `layers`, `neurons`, `query`. `contrast` sets a new target
-against an old one, `a - b` subtracts any two results; `attribute_many` takes many prompts, `head_attention` says where
-the heads of a circuit look, `vocabulary` reads a neuron's own vector in the vocabulary.
+the functions under it stand in `projection` (B with the final norm and its frozen scale), `scores` (inc), `terms` (what
+each layer adds), `layers` (the account over depth), `ranking` (the best neurons) and `circuits` (what switches them
+on). `contrast` sets a new target against an old one, `a - b` subtracts any two results; `attribute_many` takes many
+prompts, `head_attention` tells where the heads of a circuit look, `vocabulary` reads a neuron's vector in the
+vocabulary.
 """
 
 from mechedit.attribution.attribute_many import attribute_many

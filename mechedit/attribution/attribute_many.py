@@ -4,8 +4,8 @@
 2. Prompts of like length share a forward pass, padded on the left under a mask, at most `max_tokens` tokens of it.
 3. The residual states of several prompts share a product with the vocabulary: each prompt has its own σ, but that is a
    factor of the rows (`projection.stacked_logits`).
-4. Neurons are ranked prompt by prompt: what is scored depends on the prompt's own bounds.
-5. With `out`, each result becomes a file of a run folder as soon as it is known; the same call again goes on.
+4. Neurons are ranked prompt by prompt: which of them are scored depends on the prompt's own bounds.
+5. With `out`, each result becomes a file of a run folder as soon as it is known; the same call resumes the run.
 
 Batch mates and padding change nothing but rounding: a score is within 1e-5 of `attribute`'s (fp32).
 """
@@ -13,8 +13,6 @@ Batch mates and padding change nothing but rounding: a score is within 1e-5 of `
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 import typing
 from collections.abc import Iterator, Sequence
@@ -25,6 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from experiments.cases import settings_digest
 from experiments.progress import track
 from experiments.runs import RunFolder
 from mechedit.attribution.nlka import attributed
@@ -50,7 +49,7 @@ _BASES_BYTES = 4 * BLOCK_BYTES
 
 @dataclass(frozen=True, eq=False)
 class _Case:
-    """One pair: its place in the list, and the ids of prompt and target."""
+    """One pair: its place in the list, its texts, and the ids of prompt and target."""
 
     index: int
     prompt: str
@@ -59,13 +58,13 @@ class _Case:
     target_ids: Tensor
 
     def sequences(self, options: Options) -> list[Tensor]:
-        """What the passes run on: the prompt, and behind it the target's tokens so far."""
+        """The ids of each pass: the prompt, and behind it the target's tokens so far."""
         n = len(self.target_ids) if options.tokens == "sum" else 1
         return [torch.cat([self.ids, self.target_ids[:i]]) for i in range(n)]
 
 
 class SavedAttributions(Sequence[Attribution]):
-    """The results in a run folder, in the order of the pairs, each read when it is asked for."""
+    """The results in a run folder, in the order of the pairs; each is read when it is indexed."""
 
     def __init__(self, run: RunFolder, n: int) -> None:
         self.run = run
@@ -98,19 +97,31 @@ def attribute_many(
     method: Method = "certified",
     biases: Biases = "keep",
     tokens: TargetTokens = "first",
-    tolerance: float = 0.0,
     max_tokens: int = MAX_TOKENS,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Sequence[Attribution]:
-    """`attribute` of each prompt with its target, in order; the options are those of `attribute`.
+    """`attribute` of each prompt with its target, in order.
 
-    max_tokens: of one forward pass, padding counted; a prompt that is longer runs alone. It takes about 4 · n_layers ·
-    (2 d_model + d_mlp) bytes a token. out: a run folder, one file a pair, which the same call resumes; the results
-    are then read from it one at a time (`SavedAttributions`), else they are a list.
+    Args:
+        model: The model, as it is now.
+        prompts: Texts.
+        targets: As many texts.
+        top_k: As in `attribute`, and so are the next four.
+        sign: Which scores are ranked first.
+        method: How the ranking is found.
+        biases: Whether they are part of the logits.
+        tokens: Which tokens of the target are scored.
+        max_tokens: Tokens of one forward pass, padding counted; a prompt that is longer runs alone. A token takes about
+            4 · n_layers · (2 d_model + d_mlp) bytes.
+        out: A run folder, one file a pair, which the same call resumes; the results are then read from it one at a
+            time (`SavedAttributions`), else they are a list.
+        progress: Whether it is shown.
 
-    Errors: `InputError` as `attribute`, with the index of the pair; for no pairs, or not as many targets as prompts;
-    for a folder of another run; for `out` under hooks, which no file says: leave it out, and save each result.
+    Raises:
+        InputError: As `attribute`, with the index of the pair; there are no pairs, or not as many targets as prompts;
+            `out` is the folder of another run, or the model has hooks, which no file would tell: leave `out` away then,
+            and save each result.
 
     >>> import mechedit as me
     >>> model = me.load_model("factworld")
@@ -118,23 +129,21 @@ def attribute_many(
     >>> [attr.target_token for attr in attribute_many(model, prompts, targets, top_k=5, progress=False)]
     [' Paris', ' Madrid']
     """
-    options = Options(
-        top_k=top_k, sign=sign, method=method, biases=biases, tokens=tokens, tolerance=tolerance
-    )
+    options = Options(top_k=top_k, sign=sign, method=method, biases=biases, tokens=tokens)
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
         raise InputError(f"max_tokens: expected an integer of at least 1, found {max_tokens!r}")
     cases = _cases(model, prompts, targets, options)
     run = None if out is None else _run_folder(model, cases, options, out)
     left = [case for case in cases if run is None or run.find_case(case.index) is None]
-    found: dict[int, Attribution] = {}
-    each = _attributions(model, left, options, max_tokens)
-    for case, attr in track(each, total=len(left), label="attribution", progress=progress, unit="prompt"):
+    results: dict[int, Attribution] = {}
+    pairs = _attributions(model, left, options, max_tokens)
+    for case, attr in track(pairs, total=len(left), label="attribution", progress=progress, unit="prompt"):
         if run is None:
-            found[case.index] = attr
+            results[case.index] = attr
         else:
             run.write_case(case.index, to_case(attr))
     if run is None:
-        return [found[case.index] for case in cases]
+        return [results[case.index] for case in cases]
     if not run.finished:
         run.finish({"n": len(cases)})
     return SavedAttributions(run, len(cases))
@@ -146,22 +155,22 @@ def _attributions(
 ) -> Iterator[tuple[_Case, Attribution]]:
     """Steps 2 to 4, batch by batch."""
     sequences = [case.sequences(options) for case in cases]
-    shapes = [(len(own), len(own[-1])) for own in sequences]
+    shapes = [(len(rows), len(rows[-1])) for rows in sequences]
     base_bytes = 2 * model.shape.n_layers * model.shape.d_vocab * 4
     for batch in token_batches(shapes, max_tokens):
         views = iter(view_residuals(model, [ids for i in batch for ids in sequences[i]]))
-        own = [[next(views) for _ in sequences[i]] for i in batch]
-        many = max(1, _BASES_BYTES // (base_bytes * max(len(sequences[i]) for i in batch)))
-        for start in range(0, len(batch), many):
-            chosen, theirs = batch[start : start + many], own[start : start + many]
-            scored = [int(token) for i in chosen for token in cases[i].target_ids[: len(sequences[i])]]
-            flat = [view for mine in theirs for view in mine]
-            passes = iter(read_passes(model, flat, scored, biases=options.biases))
+        views_of = {i: [next(views) for _ in sequences[i]] for i in batch}
+        size = max(1, _BASES_BYTES // (base_bytes * max(len(sequences[i]) for i in batch)))
+        for start in range(0, len(batch), size):
+            chosen = batch[start : start + size]
+            tokens = [int(token) for i in chosen for token in cases[i].target_ids[: len(sequences[i])]]
+            flat = [view for i in chosen for view in views_of[i]]
+            passes = iter(read_passes(model, flat, tokens, biases=options.biases))
             for i in chosen:
-                case, mine = cases[i], [next(passes) for _ in sequences[i]]
+                case, case_passes = cases[i], [next(passes) for _ in sequences[i]]
                 ids = tuple(case.target_ids.tolist())
-                pair = {"prompt": case.prompt, "target": case.target}
-                yield case, attributed(model, mine, ids, **pair, options=options)
+                texts = {"prompt": case.prompt, "target": case.target}
+                yield case, attributed(model, case_passes, ids, **texts, options=options)
 
 
 def _cases(
@@ -193,15 +202,18 @@ def _cases(
 def _run_folder(
     model: HookedModel, cases: Sequence[_Case], options: Options, out: str | os.PathLike[str]
 ) -> RunFolder:
-    """Opened or resumed: its config and provenance hold all that the results depend on."""
+    """Opened or resumed; its configuration and provenance hold all that the results depend on."""
     if hooked := [name for name, point in model.bridge.hook_dict.items() if point.has_hooks()]:
         raise InputError(
             f"out: expected a model without hooks, found one at {hooked[0]}: a run folder could not tell its results "
             "from the unedited model's; leave out=None and save each result"
         )
-    said = [[case.prompt, case.target, case.ids.tolist(), case.target_ids.tolist()] for case in cases]
-    digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    pairs = [[case.prompt, case.target, case.ids.tolist(), case.target_ids.tolist()] for case in cases]
+    digest = settings_digest(*pairs)
     config: dict[str, Any] = {"command": "attribute_many", "n": len(cases), **asdict(options)}
+    # A run is resumed only under the same configuration. Earlier versions had an option `tolerance`, 0 for exact
+    # scores: it stays part of the configuration, so that a run that they began can be finished.
+    config["tolerance"] = 0.0
     return RunFolder.open(out, config, provenance=model.provenance(data={"pairs": digest}, seeds={}))
 
 
@@ -209,7 +221,10 @@ R = TypeVar("R", bound=Result)
 
 
 def to_case(result: Result) -> dict[str, Any]:
-    """Keys: kind, values (the plain fields), frames (by field: columns and dtypes, each by column)."""
+    """A result as plain data.
+
+    Keys: kind, values (the plain fields), frames (by field: columns and dtypes, each by column).
+    """
     case: dict[str, Any] = {"kind": result.kind, "values": {}, "frames": {}}
     for field in dataclasses.fields(cast(Any, result)):
         value = getattr(result, field.name)
@@ -222,7 +237,16 @@ def to_case(result: Result) -> dict[str, Any]:
 
 
 def from_case(cls: type[R], case: dict[str, Any], *, where: str) -> R:
-    """The result that `to_case` described. Errors: `IntegrityError`, with `where`, for another kind or other fields."""
+    """The result that `to_case` described.
+
+    Args:
+        cls: Its class.
+        case: The plain data.
+        where: Where they come from, for the error.
+
+    Raises:
+        IntegrityError: The data are of another kind or have other fields.
+    """
     if case.get("kind") != cls.kind:
         raise IntegrityError(f"{where}: expected kind {cls.kind!r}, found {case.get('kind')!r}")
     hints = typing.get_type_hints(cls)

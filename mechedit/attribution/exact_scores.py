@@ -12,26 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from mechedit.attribution.passes import Pass
+from mechedit.attribution.passes import Pass, base_rows
 from mechedit.attribution.projection import BLOCK_BYTES
-from mechedit.attribution.ranking.certified import PLACE, unit_vectors
+from mechedit.attribution.ranking.neurons import attention_index
 from mechedit.attribution.result import Attribution
-from mechedit.attribution.scores import inc_rows
-from mechedit.attribution.terms import LayerTerms
-from mechedit.attribution.units import UNITS
+from mechedit.attribution.terms import Kind, position_vectors, unit_vectors
+from mechedit.attribution.units import UNITS, check_exact
 from reports.errors import InputError
 
-__all__ = ["Kind", "frame_scores", "kept_vectors", "unit_scores", "with_units"]
+__all__ = ["frame_scores", "unit_scores", "with_units"]
 
-Kind = Literal["mlp", "attn"]
 #: Frames that hold a part of their units.
-PARTIAL = ("head_positions", "mlp_neurons", "attn_neurons")
+_PARTIAL = ("head_positions", "mlp_neurons", "attn_neurons")
 
 
 def unit_scores(
@@ -39,17 +36,21 @@ def unit_scores(
 ) -> Tensor:
     """Exact scores [n] (fp64, nats) of value neurons, added up over the passes.
 
-    `layer` and `index` [n] as in `neurons.Ranked`; `columns` of the coefficients a row: 1 for "mlp", the number of
-    source positions for "attn" (a pass with fewer adds nothing at those it lacks).
+    Args:
+        passes: One for each token of the target that is scored.
+        kind: Of all the neurons.
+        layer: Their layers [n].
+        index: Their places within the layer [n], as in `ranking.neurons.Ranked`.
+        columns: How many units of a layer share a direction: 1 for "mlp", the number of source positions for "attn"
+            (a pass with fewer adds nothing at those that it does not have).
     """
-    found = torch.zeros(len(layer), dtype=torch.float64)
-    for one in passes:
-        parts = [getattr(term, kind) for term in one.terms]
-        height = max(1, BLOCK_BYTES // (8 * parts[0].directions.shape[1]))
-        for rows in torch.arange(len(layer)).split(height):
+    scores = torch.zeros(len(layer), dtype=torch.float64)
+    for forward in passes:
+        parts = forward.sub_layers(kind)
+        for rows in _blocks(len(layer), forward):
             vectors = unit_vectors(parts, layer[rows], index[rows], columns=columns)
-            found[rows] += _inc(one, vectors, 2 * layer[rows] + PLACE[kind])
-    return found
+            scores[rows] += forward.scores(vectors, base_rows(kind, layer[rows]))
+    return scores
 
 
 def frame_scores(passes: Sequence[Pass], unit: str, frame: pd.DataFrame) -> Tensor:
@@ -58,63 +59,55 @@ def frame_scores(passes: Sequence[Pass], unit: str, frame: pd.DataFrame) -> Tens
     layer = columns["layer"]
     if unit == "mlp_neurons":
         return unit_scores(passes, "mlp", layer, columns["neuron"])
+    head, pos = columns["head"], columns["pos"]
     if unit == "head_positions":
-        found = torch.zeros(len(frame), dtype=torch.float64)
-        for one in passes:
-            vectors = kept_vectors(one.terms, layer, columns["head"], columns["pos"])
-            found += _inc(one, vectors, 2 * layer + PLACE["attn"])
-        return found
-    length = len(passes[-1].view.ids)
-    width = passes[0].terms[0].attn.directions.shape[0] // passes[0].terms[0].n_heads
-    index = (columns["head"] * width + columns["dim"]) * length + columns["pos"]
+        scores = torch.zeros(len(frame), dtype=torch.float64)
+        for forward in passes:
+            for rows in _blocks(len(frame), forward):
+                vectors = position_vectors(forward.terms, layer[rows], head[rows], pos[rows])
+                scores[rows] += forward.scores(vectors, base_rows("attn", layer[rows]))
+        return scores
+    length, first = len(passes[-1].view.ids), passes[0].terms[0]
+    width = len(first.attn.directions) // first.n_heads
+    index = attention_index(head, columns["dim"], pos, width=width, length=length)
     return unit_scores(passes, "attn", layer, index, columns=length)
 
 
-def kept_vectors(terms: Sequence[LayerTerms], layer: Tensor, head: Tensor, pos: Tensor) -> Tensor:
-    """[n, d_model]: what these heads add from these source positions; zero where there is no such position."""
-    length = terms[0].attn.coefficients.shape[1]
-    out = terms[0].attn.coefficients.new_zeros(len(layer), terms[0].attn.directions.shape[1])
-    for i, j in torch.stack([layer, head], dim=1).unique(dim=0).tolist():
-        mine = (layer == i) & (head == j) & (pos < length)
-        out[mine.to(out.device)] = terms[i].positions(j)[pos[mine]].to(out)
-    return out
+def with_units(attr: Attribution, passes: Sequence[Pass], also: Attribution) -> Attribution:
+    """A result with a row for every unit that another one has a row for.
 
+    Args:
+        attr: The result.
+        passes: Those that `attr` is the attribution of.
+        also: The other result.
 
-def with_units(attr: Attribution, passes: Sequence[Pass], other: Attribution) -> Attribution:
-    """`attr`, the attribution of `passes`, with a row for every unit that `other` has one for.
-
-    Errors: `InputError` for another prompt, and for scores that are intervals.
+    Raises:
+        InputError: The results are for different prompts, or one's scores are intervals.
     """
-    for name, one in (("attr", attr), ("also", other)):
-        if not one.certificate["exact"]:
-            raise InputError(f"{name}: expected exact scores, found intervals; attribute with tolerance=0")
-    prompts = [one.ids[: one.prompt_length] for one in (attr, other)]
+    check_exact({"attr": attr.certificate, "also": also.certificate})
+    prompts = [result.ids[: result.prompt_length] for result in (attr, also)]
     if prompts[0] != prompts[1]:
         raise InputError(
             f"also: expected a result for the same prompt, found one for {len(prompts[1])} other tokens"
         )
     frames = {}
-    for unit in PARTIAL:
-        own, keys = getattr(attr, unit), list(UNITS[unit])
-        theirs = getattr(other, unit)[keys]
+    for unit in _PARTIAL:
+        frame, keys = getattr(attr, unit), list(UNITS[unit])
+        units = getattr(also, unit)[keys]
         if "pos" in keys:  # a longer target has more positions: they are no units here
-            theirs = theirs[theirs["pos"] < len(attr.ids)]
-        known = pd.MultiIndex.from_frame(own[keys])
-        more = theirs[~pd.MultiIndex.from_frame(theirs).isin(known)]
-        more = more.assign(score=frame_scores(passes, unit, more).numpy())
-        frames[unit] = _sorted(pd.concat([own, more]), unit, sign=attr.sign)
+            units = units[units["pos"] < len(attr.ids)]
+        missing = units[~pd.MultiIndex.from_frame(units).isin(pd.MultiIndex.from_frame(frame[keys]))]
+        missing = missing.assign(score=frame_scores(passes, unit, missing).numpy())
+        frames[unit] = _sorted(pd.concat([frame, missing]), unit, sign=attr.sign)
     return replace(attr, **frames)
+
+
+def _blocks(n: int, forward: Pass) -> Sequence[Tensor]:
+    """The indices of n vectors, as many at a time as the memory budget allows."""
+    return torch.arange(n).split(max(1, BLOCK_BYTES // (8 * len(forward.projection.scale))))
 
 
 def _sorted(frame: pd.DataFrame, unit: str, *, sign: str) -> pd.DataFrame:
     if unit == "head_positions":
         return frame.sort_values(list(UNITS[unit]), ignore_index=True)
     return frame.sort_values("score", ascending=sign == "suppress", kind="stable", ignore_index=True)
-
-
-def _inc(one: Pass, vectors: Tensor, base: Tensor) -> Tensor:
-    if not len(vectors):
-        return torch.zeros(0, dtype=torch.float64)
-    log_p = one.acc.log_p.flatten(0, 1)
-    scores = inc_rows(one.projection, vectors, base.to(vectors.device), log_p, target=one.target)
-    return scores.cpu()

@@ -14,13 +14,21 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mechedit.attribution.projection import BLOCK_BYTES, Projection
+from mechedit.attribution.exact_scores import frame_scores
+from mechedit.attribution.passes import Pass, base_rows
 from mechedit.attribution.ranking.neurons import Ranked
-from mechedit.attribution.scores import inc_rows
-from mechedit.attribution.terms import LayerTerms
 from mechedit.attribution.tokens import token_strings
 
-__all__ = ["PROMOTES_ROWS", "attn_frame", "head_frames", "neuron_frame", "promotes_frame", "summed", "tops"]
+__all__ = [
+    "attn_frame",
+    "head_frame",
+    "head_places",
+    "neuron_frame",
+    "position_frame",
+    "promotes_frame",
+    "strongest_tokens",
+    "summed",
+]
 
 #: For how many of the strongest FFN neurons the vocabulary is read (`Attribution.promotes`), and how many
 #: tokens a side.
@@ -29,38 +37,41 @@ PROMOTES_ROWS, PROMOTES_TOKENS = 40, 5
 POSITION_ROWS = 50
 
 
-def head_frames(
-    projection: Projection, terms: Sequence[LayerTerms], log_p: Tensor, *, target: int, all_positions: bool
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Frames of all heads, and of heads at each source position: of all of them, or of the strongest by |score|,
-    as many as make up `POSITION_ROWS` rows (at least one)."""
-    whole = torch.stack([term.heads() for term in terms])
-    n_layers, n_heads, d_model = whole.shape
-    length, before = terms[0].attn.coefficients.shape[1], log_p[:, 0]
-    base = torch.arange(n_layers, device=whole.device).repeat_interleave(n_heads)
-    heads = inc_rows(projection, whole.flatten(0, 1), base, before, target=target).view(n_layers, n_heads)
-    many = n_layers * n_heads if all_positions else max(1, POSITION_ROWS // length)
-    chosen = heads.flatten().abs().topk(min(many, heads.numel())).indices.sort().values
-    layer, head = chosen // n_heads, chosen % n_heads
-    found = []
-    for some in chosen.split(max(1, BLOCK_BYTES // (8 * length * d_model))):
-        pairs = list(zip((some // n_heads).tolist(), (some % n_heads).tolist(), strict=True))
-        vectors = torch.cat([terms[i].positions(j) for i, j in pairs])
-        base = (some // n_heads).repeat_interleave(length)
-        found.append(inc_rows(projection, vectors, base, before, target=target))
-    positions = torch.cat(found)
-    index = {"layer": layer, "head": head}
-    table = {name: values.repeat_interleave(length).cpu().numpy() for name, values in index.items()}
-    table |= {"pos": torch.arange(length).repeat(len(chosen)).numpy(), "score": positions.cpu().numpy()}
-    return _heads(heads), pd.DataFrame(table)
+def head_frame(forward: Pass) -> pd.DataFrame:
+    """Frame layer, head, score of all heads, in the order of the place."""
+    vectors = torch.stack([term.heads() for term in forward.terms])
+    layer, head = torch.cartesian_prod(*map(torch.arange, vectors.shape[:2])).unbind(1)
+    scores = forward.scores(vectors.flatten(0, 1), base_rows("attn", layer))
+    return pd.DataFrame({"layer": layer.numpy(), "head": head.numpy(), "score": scores.numpy()})
 
 
-def _heads(scores: Tensor) -> pd.DataFrame:
-    """Scores [n_layers, n_heads] as a frame layer, head, score."""
-    layer, head = (
-        axis.flatten().numpy() for axis in torch.meshgrid(*map(torch.arange, scores.shape), indexing="ij")
-    )
-    return pd.DataFrame({"layer": layer, "head": head, "score": scores.flatten().cpu().numpy()})
+def position_frame(forward: Pass, heads: pd.DataFrame, *, all_heads: bool) -> pd.DataFrame:
+    """Frame layer, head, pos, score of heads at source positions.
+
+    Args:
+        forward: The pass.
+        heads: Its `head_frame`.
+        all_heads: All heads, or those that `head_places` chooses.
+    """
+    scores = torch.from_numpy(heads["score"].to_numpy(copy=True)).unflatten(0, (len(forward.terms), -1))
+    length = forward.terms[0].attn.coefficients.shape[1]
+    frame = head_places(scores, length=length, all_heads=all_heads)
+    return frame.assign(score=frame_scores([forward], "head_positions", frame).numpy())
+
+
+def head_places(scores: Tensor, *, length: int, all_heads: bool = False) -> pd.DataFrame:
+    """Frame layer, head, pos: the strongest heads by |score|, at each source position.
+
+    Args:
+        scores: Those of all heads [n_layers, n_heads].
+        length: How many source positions there are.
+        all_heads: All heads, or as many (at least one) as make up `POSITION_ROWS` rows.
+    """
+    count = scores.numel() if all_heads else min(max(1, POSITION_ROWS // length), scores.numel())
+    chosen = scores.flatten().abs().topk(count).indices.sort().values.cpu().repeat_interleave(length)
+    layer, head = chosen // scores.shape[1], chosen % scores.shape[1]
+    pos = torch.arange(length).repeat(count)
+    return pd.DataFrame({"layer": layer.numpy(), "head": head.numpy(), "pos": pos.numpy()})
 
 
 def summed(frames: Sequence[pd.DataFrame], *, keys: Sequence[str]) -> pd.DataFrame:
@@ -71,58 +82,55 @@ def summed(frames: Sequence[pd.DataFrame], *, keys: Sequence[str]) -> pd.DataFra
 
 
 def neuron_frame(ranked: Ranked) -> pd.DataFrame:
-    """Frame layer, neuron, score of a ranking, in its order."""
+    """Frame layer, neuron, score of a ranking of FFN neurons, in its order."""
     columns = {"layer": ranked.layer, "neuron": ranked.index, "score": ranked.score}
-    return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()} | _ends(ranked))
+    return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
 
 
 def attn_frame(ranked: Ranked, *, length: int, width: int) -> pd.DataFrame:
-    """Frame layer, head, dim, pos, score; `length` is the prompt's, in tokens, `width` is d_head."""
-    index = ranked.index.cpu().numpy()
-    unit, pos = divmod(index, length)
-    head, dim = divmod(unit, width)
-    layer, score = ranked.layer.cpu().numpy(), ranked.score.cpu().numpy()
-    columns = {"layer": layer, "head": head, "dim": dim, "pos": pos, "score": score}
-    return pd.DataFrame(columns | _ends(ranked))
+    """Frame layer, head, dim, pos, score of a ranking of attention neurons, in its order.
+
+    Args:
+        ranked: The ranking.
+        length: How many source positions there are.
+        width: d_head.
+    """
+    head, dim, pos = ranked.places(width=width, length=length)
+    columns = {"layer": ranked.layer, "head": head, "dim": dim, "pos": pos, "score": ranked.score}
+    return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
 
 
-def _ends(ranked: Ranked) -> dict[str, Any]:
-    """Columns low and high where the scores are intervals."""
-    if ranked.bounds is None:
-        return {}
-    return dict(zip(("low", "high"), ranked.bounds.cpu().numpy().T, strict=True))
+def promotes_frame(tokenizer: Any, forward: Pass, ranked: Ranked) -> pd.DataFrame:
+    """What each of the best FFN neurons adds most to, and takes most from.
 
-
-def promotes_frame(
-    tokenizer: Any, projection: Projection, terms: Sequence[LayerTerms], ranked: Ranked
-) -> pd.DataFrame:
-    """What each of the best FFN neurons adds most to, and takes most from: layer, neuron, side, rank,
-    token_id, token, logit. Five tokens a side for the `PROMOTES_ROWS` of largest |score|, in the order of the
-    ranking."""
+    Frame layer, neuron, side, rank, token_id, token, logit: `PROMOTES_TOKENS` tokens a side for the `PROMOTES_ROWS`
+    neurons of largest |score|, in the order of the ranking.
+    """
     strongest = ranked.score.abs().sort(descending=True, stable=True).indices[:PROMOTES_ROWS].sort().values
-    layers, neurons = ranked.layer[strongest].tolist(), ranked.index[strongest].tolist()
+    units = list(zip(ranked.layer[strongest].tolist(), ranked.index[strongest].tolist(), strict=True))
     rows: list[tuple[int, int, str, int, int, float]] = []
-    height = projection.rows(bytes_each=2 * 4)
-    for start in range(0, len(layers), height):
-        block = list(zip(layers[start : start + height], neurons[start : start + height], strict=True))
-        mlps = [terms[layer].mlp for layer, _ in block]
-        parts = zip(mlps, block, strict=True)
+    height = forward.projection.rows(bytes_each=2 * 4)
+    for start in range(0, len(units), height):
+        block = units[start : start + height]
+        mlps = [forward.terms[layer].mlp for layer, _ in block]
         vectors = [
-            mlp.gain(mlp.coefficients[i, 0] * mlp.directions[i].to(mlp.coefficients.dtype)) for mlp, (_, i) in parts
+            mlp.gain(mlp.coefficients[i, 0] * mlp.directions[i].to(mlp.coefficients.dtype))
+            for mlp, (_, i) in zip(mlps, block, strict=True)
         ]
-        found = tops(projection.directions(torch.stack(vectors)))
-        rows += [(*unit, *top) for unit, own in zip(block, found, strict=True) for top in own]
-    names = ("layer", "neuron", "side", "rank", "token_id", "logit")
-    frame = pd.DataFrame(rows, columns=list(names))
+        tokens = strongest_tokens(forward.projection.directions(torch.stack(vectors)))
+        rows += [(*unit, *token) for unit, tops in zip(block, tokens, strict=True) for token in tops]
+    frame = pd.DataFrame(rows, columns=["layer", "neuron", "side", "rank", "token_id", "logit"])
     frame.insert(5, "token", list(token_strings(tokenizer, frame["token_id"].tolist())))
     return frame
 
 
-def tops(added: Tensor, *, count: int = PROMOTES_TOKENS) -> list[list[tuple[str, int, int, float]]]:
-    """For each row [d_vocab] of logits: side, rank, token_id, logit of its `count` largest and smallest entries."""
-    found: list[list[tuple[str, int, int, float]]] = [[] for _ in added]
+def strongest_tokens(
+    logits: Tensor, *, count: int = PROMOTES_TOKENS
+) -> list[list[tuple[str, int, int, float]]]:
+    """For each row of logits [n, d_vocab]: side, rank, token_id, logit of its `count` largest and smallest entries."""
+    tops: list[list[tuple[str, int, int, float]]] = [[] for _ in logits]
     for side, largest in (("promotes", True), ("demotes", False)):
-        best = added.topk(min(count, added.shape[1]), dim=1, largest=largest)
-        for top, ids, logits in zip(found, best.indices.tolist(), best.values.tolist(), strict=True):
-            top += [(side, rank, i, x) for rank, (i, x) in enumerate(zip(ids, logits, strict=True))]
-    return found
+        best = logits.topk(min(count, logits.shape[1]), dim=1, largest=largest)
+        for top, ids, values in zip(tops, best.indices.tolist(), best.values.tolist(), strict=True):
+            top += [(side, rank, i, x) for rank, (i, x) in enumerate(zip(ids, values, strict=True))]
+    return tops

@@ -20,9 +20,12 @@ import torch
 from torch import Tensor
 
 from mechedit.attribution.projection import Projection, stacked_expectations, stacked_logits
-from mechedit.attribution.terms import LayerTerms
+from mechedit.attribution.terms import Kind, LayerTerms
 
-__all__ = ["Account", "Asked", "account", "accounts", "contrast_scores"]
+__all__ = ["PLACE", "Account", "AccountInputs", "account", "accounts", "contrast_scores"]
+
+#: Which of a layer's two bases the units of a sub-layer are added to.
+PLACE: dict[Kind, int] = {"attn": 0, "mlp": 1}
 
 # Two states that are this near, relative to their size, differ by rounding: the second order of logp is 1e-9 nats.
 _NEAR = 1e-5
@@ -30,10 +33,16 @@ _NEAR = 1e-5
 
 @dataclass(frozen=True)
 class Account:
-    """`layers` (layer, module, score), and the bases before attention and before the FFN of every layer: their
-    log-probabilities `log_p` [n_layers, 2, d_vocab] (8 · n_layers · d_vocab bytes, 19 MB for GPT2-XL) and
-    `means` = Σ_k p_k B_k [n_layers, 2, d_model] (fp64). `logp` = logp(t | x_final), `embedding_logp` = logp(t |
-    x_pre^0), `prior_logp` = logp(t | 0)."""
+    """Layer scores and bases of one forward pass; the bases of a layer are those before attention and before the FFN.
+
+    Attributes:
+        layers: Frame layer, module, score.
+        log_p: Log-probabilities at the bases [n_layers, 2, d_vocab]; 8 · n_layers · d_vocab bytes, 19 MB for GPT2-XL.
+        means: `Σ_k p_k B_k` at the bases [n_layers, 2, d_model], fp64.
+        logp: logp(t | x_final).
+        embedding_logp: logp(t | x_pre^0).
+        prior_logp: logp(t | 0).
+    """
 
     layers: pd.DataFrame
     log_p: Tensor
@@ -41,6 +50,11 @@ class Account:
     logp: float
     embedding_logp: float
     prior_logp: float
+
+    @property
+    def gap(self) -> float:
+        """The part of `logp` that neither the embedding nor a sub-layer accounts for."""
+        return self.logp - self.embedding_logp - float(self.layers["score"].sum())
 
 
 @dataclass(frozen=True)
@@ -52,9 +66,15 @@ class _Step:
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
-    """What `account` is made of: a forward pass's projection and terms (of all layers, in order), the token, and the
-    residual before the final norm (None: what the last sub-layer leaves)."""
+class AccountInputs:
+    """What an account is made of.
+
+    Attributes:
+        projection: That of the forward pass.
+        terms: Those of all layers, in order.
+        target: The token that is scored.
+        x_final: The residual before the final norm [d_model]; None: what the last sub-layer leaves.
+    """
 
     projection: Projection
     terms: Sequence[LayerTerms]
@@ -65,40 +85,42 @@ class Asked:
 def account(
     projection: Projection, terms: Sequence[LayerTerms], *, target: int, x_final: Tensor | None = None
 ) -> Account:
-    """Layer scores (fp64) and bases of one forward pass; arguments as in `Asked`.
+    """Layer scores (fp64) and bases of one forward pass.
 
-    The logits are `projection.dtype`; the target's own logit and all sums are fp64.
+    The logits are `projection.dtype`; the target's own logit and all sums are fp64. Arguments as in `AccountInputs`.
     """
-    return accounts([Asked(projection, terms, target, x_final)])[0]
+    return accounts([AccountInputs(projection, terms, target, x_final)])[0]
 
 
-def accounts(asked: Sequence[Asked]) -> list[Account]:
+def accounts(passes: Sequence[AccountInputs]) -> list[Account]:
     """`account` of several passes of one model: their states go through the vocabulary together.
 
-    Memory: the log-probabilities of all of them at once, `Account.log_p` and as much again.
+    Memory: the log-probabilities of all passes at once, `Account.log_p` and as much again.
     """
-    plans = [_Plan(one) for one in asked]
-    projections = [one.projection for one in asked]
+    plans = [_Plan(inputs) for inputs in passes]
+    projections = [inputs.projection for inputs in passes]
     log_p = stacked_logits(projections, [plan.states for plan in plans])
     parts = log_p.split([len(plan.states) for plan in plans])
     logps = [_normalised(part, plan) for part, plan in zip(parts, plans, strict=True)]
     at_bases = [part[: len(plan.steps)].exp() for part, plan in zip(parts, plans, strict=True)]
     means = stacked_expectations(projections, at_bases).split([len(plan.steps) for plan in plans])
-    return [plan.account(*found) for plan, *found in zip(plans, parts, logps, means, strict=True)]
+    return [plan.account(*measured) for plan, *measured in zip(plans, parts, logps, means, strict=True)]
 
 
 class _Plan:
-    """The states of one account [n, d_model]: the bases of its n steps, the final one, zero, and what each step leaves
-    where that is not the next base."""
+    """The states of one account: the bases of its steps, the final one, zero, and what each step leaves.
 
-    def __init__(self, asked: Asked) -> None:
-        self.asked = asked
-        self.steps = _steps(asked.terms)
+    What a step leaves is a state of its own only where it is not the next step's base.
+    """
+
+    def __init__(self, inputs: AccountInputs) -> None:
+        self.inputs = inputs
+        self.steps = _steps(inputs.terms)
         bases = torch.stack([step.base for step in self.steps])
         self.ends = bases + torch.stack([step.vector for step in self.steps])
         self.after = torch.cat([bases[1:], self.ends[-1:]])
-        last = self.ends[-1] if asked.x_final is None else asked.x_final.double()
-        # Behind a sub-layer the stream is the next one's base up to rounding: there the gradient of logp is enough.
+        last = self.ends[-1] if inputs.x_final is None else inputs.x_final.double()
+        # Behind a sub-layer the stream is the next one's base up to rounding: the gradient of logp suffices there.
         self.near = (self.ends - self.after).norm(dim=1) <= _NEAR * self.after.norm(dim=1)
         self.near[-1] = False
         self.states = torch.cat([bases, torch.stack([last, last * 0]), self.ends[~self.near]])
@@ -109,7 +131,7 @@ class _Plan:
         ahead = torch.empty(n, dtype=torch.float64, device=logps.device)
         ahead[~near] = logps[n + 2 :]
         rows = near.nonzero()[:, 0]
-        gradient = self.asked.projection.column(self.asked.target) - means[rows + 1]
+        gradient = self.inputs.projection.column(self.inputs.target) - means[rows + 1]
         ahead[rows] = logps[rows + 1] + ((self.ends - self.after)[rows] * gradient).sum(dim=1)
         is_base = [i for i, step in enumerate(self.steps) if step.module in ("attn", "mlp")]
         return Account(
@@ -123,22 +145,28 @@ class _Plan:
 
 
 def _normalised(logits: Tensor, plan: _Plan) -> Tensor:
-    """Turns logits [n, d_vocab] into log p in place; the target's log p [n] in fp64."""
-    projection = plan.asked.projection
+    """Turns logits [n, d_vocab] into log p in place; returns the target's log p [n] in fp64."""
+    projection = plan.inputs.projection
     total = torch.empty(len(logits), dtype=torch.float64, device=logits.device)
     rows = projection.rows(bytes_each=2 * 8)
     for start in range(0, len(logits), rows):
         block = slice(start, start + rows)
         total[block] = logits[block].double().logsumexp(dim=-1)
         logits[block] -= total[block, None].to(logits.dtype)
-    return projection.target_logits(plan.states, plan.asked.target) - total
+    return projection.target_logits(plan.states, plan.inputs.target) - total
 
 
 def contrast_scores(
     projection: Projection, terms: Sequence[LayerTerms], *, new: int, old: int
 ) -> pd.DataFrame:
-    """`inc(new) − inc(old) = (B_new − B_old) · v` of every sub-layer: exactly linear, the softmax drops
-    out."""
+    """`inc(new) − inc(old) = (B_new − B_old) · v` of every sub-layer: exactly linear, for the softmax drops out.
+
+    Args:
+        projection: That of the forward pass.
+        terms: Those of all layers, in order.
+        new: Token id.
+        old: Token id.
+    """
     steps = _steps(terms)
     difference = projection.column(new) - projection.column(old)
     return _frame(steps, (torch.stack([step.vector for step in steps]) @ difference).tolist())

@@ -25,16 +25,23 @@ from typing import Any, Literal
 
 import torch
 
-from mechedit.attribution.circuits.query_frames import N_VALUES, query_frames
+from mechedit.attribution.circuits.query import N_VALUES
+from mechedit.attribution.circuits.query_frames import query_frames
 from mechedit.attribution.exact_scores import with_units
-from mechedit.attribution.frames import attn_frame, head_frames, neuron_frame, promotes_frame, summed
+from mechedit.attribution.frames import (
+    attn_frame,
+    head_frame,
+    neuron_frame,
+    position_frame,
+    promotes_frame,
+    summed,
+)
 from mechedit.attribution.options import Method, Options
 from mechedit.attribution.passes import Pass, TargetTokens, run_passes
 from mechedit.attribution.projection import Biases
-from mechedit.attribution.ranking.certified import certified, exact_score
-from mechedit.attribution.ranking.intervals import Intervals
+from mechedit.attribution.ranking.certified import certified
 from mechedit.attribution.ranking.neurons import Ranking, Sign, exhaustive
-from mechedit.attribution.ranking.vocabulary_ranges import vocabulary_ranges, vocabulary_spread
+from mechedit.attribution.ranking.vocabulary_ranges import vocabulary_ranges
 from mechedit.attribution.result import Attribution
 from mechedit.attribution.tokens import token_strings
 from mechedit.attribution.units import UNITS
@@ -57,44 +64,47 @@ def attribute(
     method: Method = "certified",
     biases: Biases = "keep",
     tokens: TargetTokens = "first",
-    tolerance: float = 0.0,
     also: Attribution | None = None,
 ) -> Attribution:
-    """Score every layer, head and neuron by what it adds to log p(target | prompt), in nats.
+    """Scores every layer, head and neuron by what it adds to log p(target | prompt), in nats.
 
     `inc(base, v) = logp(t | base + v) − logp(t | base)`, `logp(t | z) = log_softmax(B z + c)[t]`, the final
     norm's scale σ frozen; bases and vectors as in the table above. t is the first token of the continuation.
 
-    `method`: "certified" scores neurons in the order of a bound until none that is left can reach the top k,
-    "exhaustive" all of them; the ranking is the same (`certificate`). `top_k`: rows of each neuron frame, or "all".
-    `sign`: "promote" ranks the largest scores first, "suppress" the lowest. `biases`: "keep" has the final norm's
-    bias and b_U in every logit, so that logp is the model's own; "drop" leaves both out and takes no guard against
-    tiny denominators of query neurons, as the reference does. In both, b_O and b_out are in the layer scores (a^l,
-    f^l are what really is added) and in no head or neuron. `tokens`: "first" scores the first token of the
-    continuation, "sum" adds the scores of all its tokens, each behind those before it (teacher-forced; a forward
-    pass a token; log p is the sum, `ids` those of the last pass, where query neurons are read; `promotes` is read at
-    the first). `tolerance` above 0 gives intervals instead of exact scores of neurons (`intervals.py`): `score` is the
-    middle, columns low and high the ends; what is left out scores at most `tolerance` nats more than the last row.
-    `also`: a result for the same prompt whose units are scored too, exactly, behind the top k, so that every row of
-    a difference (`difference.py`) is known. A hook's steering term is a row of its own in `layers` (module "steer", at
-    the FFN "steer_mlp").
+    A hook's steering term is a row of its own in `layers` (module "steer", at the FFN "steer_mlp"). b_O and b_out are
+    in the layer scores (a^l, f^l are what really is added) and in no head or neuron.
 
     Memory: temporaries over the vocabulary stay below `projection.BLOCK_BYTES` (64 MiB), the bases take
     8 · n_layers · d_vocab bytes and some passing copies. Products with the vocabulary: 2 · n_layers
     and about 1.1 k of each kind, or n_layers · (d_mlp + d_model) if "exhaustive". Scores are within `TOLERANCE` of
-    fp64 whatever the model's type.
+    fp64 whatever the model's type. Wrong as a causal claim: units are added alone under a frozen norm; ablate them.
 
-    Errors: `InputError` for an unknown option, top_k < 1, a target that is empty or changes the prompt's tokens, or
-    a forward pass that is not finite. Wrong as a causal claim: units are added alone under a frozen norm; ablate them.
+    Args:
+        model: The model, as it is now.
+        prompt: What the target is predicted behind.
+        target: The text whose first token, or all tokens, are scored.
+        top_k: Rows of each neuron frame, or "all".
+        sign: "promote" ranks the largest scores first, "suppress" the lowest.
+        method: "certified" scores neurons in the order of a bound until none that is left can reach the top k,
+            "exhaustive" scores all of them; the ranking is the same (`certificate`).
+        biases: "keep" has the final norm's bias and b_U in every logit, so that logp is the model's own; "drop" leaves
+            both out and takes no guard against tiny denominators of query neurons, as the reference does.
+        tokens: "first" scores the first token of the continuation; "sum" adds the scores of all its tokens, each
+            behind those before it (teacher-forced, a forward pass a token). Then log p is the sum, `ids` are those of
+            the last pass, where query neurons are read, and `promotes` is read at the first.
+        also: A result for the same prompt whose units are scored too, exactly, behind the top k, so that every row of
+            a difference `a - b` is known.
+
+    Raises:
+        InputError: An option is unknown or top_k < 1, the target is empty or changes the prompt's tokens, the forward
+            pass is not finite, or `also` is for another prompt.
 
     >>> import mechedit as me
     >>> attr = me.attribute(me.load_model("factworld"), "The mother tongue of", " English", top_k=5)
     >>> abs(attr.completeness_gap) < 1e-3, len(attr.mlp_neurons)
     (True, 5)
     """
-    options = Options(
-        top_k=top_k, sign=sign, method=method, biases=biases, tokens=tokens, tolerance=tolerance
-    )
+    options = Options(top_k=top_k, sign=sign, method=method, biases=biases, tokens=tokens)
     passes, target_ids = run_passes(model, prompt, target, tokens=tokens, biases=biases)
     attr = attributed(model, passes, target_ids, prompt=prompt, target=target, options=options)
     return attr if also is None else with_units(attr, passes, also)
@@ -110,7 +120,16 @@ def attributed(
     target: str,
     options: Options,
 ) -> Attribution:
-    """`attribute` of passes that have been run, one for each token of the target that is scored."""
+    """`attribute` of passes that have been run, one for each token of the target that is scored.
+
+    Args:
+        model: The model that they are of.
+        passes: In the order of the tokens.
+        target_ids: Those of the whole target.
+        prompt: Text, for the provenance.
+        target: Text.
+        options: Those of `attribute`.
+    """
     ids = passes[-1].view.ids.tolist()
     return Attribution(
         ids=tuple(ids),
@@ -132,67 +151,50 @@ def attributed(
 def _account(passes: Sequence[Pass]) -> dict[str, Any]:
     """The fields that account for log p(target), summed over the passes; σ is the first one's."""
     names = ("logp", "embedding_logp", "prior_logp")
-    total = {name: sum(getattr(one.acc, name) for one in passes) for name in names}
-    layers = summed([one.acc.layers for one in passes], keys=UNITS["layers"])
+    total = {name: sum(getattr(forward.acc, name) for forward in passes) for name in names}
+    layers = summed([forward.acc.layers for forward in passes], keys=UNITS["layers"])
     gap = total["logp"] - total["embedding_logp"] - float(layers["score"].sum())
     sigma = passes[0].projection.sigma
     return {**total, "layers": layers, "completeness_gap": gap, "sigma": sigma}
 
 
 def _scores(model: HookedModel, passes: Sequence[Pass], options: Options) -> dict[str, Any]:
-    """The fields of `Attribution` that hold heads and neurons."""
-    k, sign, method, tolerance = options.k, options.sign, options.method, options.tolerance
-    everything = method == "exhaustive" or k is None
-    pairs = [
-        head_frames(
-            one.projection,
-            one.terms,
-            one.acc.log_p,
-            target=one.target,
-            all_positions=everything or len(passes) > 1,
-        )
-        for one in passes
-    ]
-    kept = None if k is None else max(k, N_VALUES)  # query neurons read N_VALUES, however few are shown
-    ranking, spent = _rank(model, passes, k=kept, sign=sign, method=method, tolerance=tolerance)
+    """The fields of `Attribution` that hold heads and neurons, and the certificate."""
+    k, sign = options.k, options.sign
+    # All positions where all neurons are scored; and the positions of several passes can only be summed over all heads.
+    all_heads = options.method == "exhaustive" or k is None or len(passes) > 1
+    heads = [head_frame(forward) for forward in passes]
+    pairs = zip(passes, heads, strict=True)
+    positions = [position_frame(forward, frame, all_heads=all_heads) for forward, frame in pairs]
+    ranking = _rank(model, passes, options)
     first, last = passes[0], passes[-1]
+    mlp, attn = ranking.mlp.first(k), ranking.attn.first(k)
     queries, denominators = query_frames(model, passes, ranking, k=k, sign=sign)
     return {
-        "heads": summed([heads for heads, _ in pairs], keys=UNITS["heads"]),
-        "head_positions": summed([places for _, places in pairs], keys=UNITS["head_positions"]),
-        "mlp_neurons": neuron_frame(ranking.mlp.first(k)),
-        "attn_neurons": attn_frame(
-            ranking.attn.first(k), length=len(last.view.ids), width=model.shape.d_head
-        ),
+        "heads": summed(heads, keys=UNITS["heads"]),
+        "head_positions": summed(positions, keys=UNITS["head_positions"]),
+        "mlp_neurons": neuron_frame(mlp),
+        "attn_neurons": attn_frame(attn, length=len(last.view.ids), width=model.shape.d_head),
         **queries,
-        "promotes": promotes_frame(model.tokenizer, first.projection, first.terms, ranking.mlp.first(k)),
+        "promotes": promotes_frame(model.tokenizer, first, mlp),
         "certificate": {
-            "method": method,
-            "exact": not tolerance,
+            "method": options.method,
+            "exact": True,  # results that earlier versions saved may hold intervals
             "evaluated": sum(ranking.evaluated),
             "evaluated_by_kind": dict(zip(("mlp_neurons", "attn_neurons"), ranking.evaluated, strict=True)),
             "total": ranking.total,
-            "tolerance": max(tolerance, TOLERANCE[first.projection.dtype]),
-            **spent,
+            "tolerance": TOLERANCE[first.projection.dtype],
             **denominators,
         },
     }
 
 
-def _rank(
-    model: HookedModel,
-    passes: Sequence[Pass],
-    *,
-    k: int | None,
-    sign: Sign,
-    method: Method,
-    tolerance: float,
-) -> tuple[Ranking, dict[str, Any]]:
-    """All neurons are enumerated where all are asked for: then there is nothing to leave out."""
-    if method == "exhaustive" or k is None:
-        return exhaustive(passes, k=k, sign=sign), {}
+def _rank(model: HookedModel, passes: Sequence[Pass], options: Options) -> Ranking:
+    """The best neurons; all are enumerated where all are to be shown, for then there is nothing to leave out."""
+    k, sign = options.k, options.sign
+    # Query neurons read N_VALUES value neurons, however few are shown.
+    kept = None if k is None else max(k, N_VALUES)
+    if options.method == "exhaustive" or kept is None:
+        return exhaustive(passes, k=kept, sign=sign)
     ranges = vocabulary_ranges(model) if sign == "suppress" else None
-    if not tolerance:
-        return certified(passes, k=k, sign=sign, score=exact_score, ranges=ranges), {}
-    intervals = Intervals(vocabulary_spread(model), tolerance=tolerance / len(passes))
-    return certified(passes, k=k, sign=sign, score=intervals, ranges=ranges), intervals.spent()
+    return certified(passes, k=kept, sign=sign, ranges=ranges)

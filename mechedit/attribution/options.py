@@ -1,8 +1,7 @@
-"""How to attribute: the options of `nlka.attribute`, checked."""
+"""The options of `nlka.attribute`, checked."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -19,8 +18,10 @@ _CHOICES = {"sign": Sign, "method": Method, "biases": Biases, "tokens": TargetTo
 
 @dataclass(frozen=True)
 class Options:
-    """What `attribute` says of each. Errors: `InputError` for a value that is none, and for a `tolerance` without a
-    certified ranking.
+    """How to attribute; `attribute` says what each option means.
+
+    Raises:
+        InputError: A value is none of the option's.
 
     >>> Options(top_k="all").k is None
     True
@@ -31,21 +32,14 @@ class Options:
     method: Method = "certified"
     biases: Biases = "keep"
     tokens: TargetTokens = "first"
-    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         check_top_k(self.top_k)
-        if not 0 <= self.tolerance < math.inf:
-            raise InputError(f"tolerance: expected a number of nats of at least 0, found {self.tolerance!r}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in get_args(choices):
                 raise InputError(
                     f"{name}: expected one of {', '.join(get_args(choices))}, found {getattr(self, name)!r}"
                 )
-        if self.tolerance and (self.method == "exhaustive" or self.top_k == "all"):
-            raise InputError(
-                "tolerance: intervals belong to method='certified' with a number as top_k; leave it at 0"
-            )
 
     @property
     def k(self) -> int | None:
@@ -54,6 +48,10 @@ class Options:
 
 
 def check_top_k(top_k: object) -> None:
-    """Errors: `InputError` unless `top_k` is an integer of at least 1 or "all"."""
+    """Checks how many rows a neuron frame is to have.
+
+    Raises:
+        InputError: `top_k` is neither an integer of at least 1 nor "all".
+    """
     if top_k != "all" and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
         raise InputError(f"top_k: expected an integer of at least 1 or 'all', found {top_k!r}")

@@ -13,21 +13,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from mechedit.attribution.layers import Account, Asked, accounts
+from mechedit.attribution.layers import PLACE, Account, AccountInputs, accounts
 from mechedit.attribution.projection import Biases, Projection
-from mechedit.attribution.terms import LayerTerms, layer_terms
-from mechedit.models.hooked import HookedModel, ResidualView
+from mechedit.attribution.scores import inc_rows
+from mechedit.attribution.terms import Kind, LayerTerms, SubLayer, layer_terms
+from mechedit.models.hooked import HookedModel
+from mechedit.models.residual import ResidualView
 from reports.errors import InputError
 
-__all__ = ["Pass", "TargetTokens", "read_passes", "run_pass", "run_passes"]
+__all__ = ["Pass", "TargetTokens", "base_rows", "read_passes", "run_pass", "run_passes"]
 
 TargetTokens = Literal["first", "sum"]
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """What one forward pass left, and the account of log p(target) at its last position."""
+    """What one forward pass left, and the account `acc` of log p(target) at its last position."""
 
     view: ResidualView
     projection: Projection
@@ -35,31 +38,62 @@ class Pass:
     acc: Account
     target: int
 
+    def sub_layers(self, kind: Kind) -> list[SubLayer]:
+        """The FFNs or the attentions of all layers, in order."""
+        return [getattr(term, kind) for term in self.terms]
+
+    def scores(self, vectors: Tensor, base: Tensor) -> Tensor:
+        """`inc(base, v)` [n] (fp64, nats, on the CPU), each over the whole vocabulary.
+
+        Args:
+            vectors: v [n, d_model].
+            base: The row of each base in the flattened `acc.log_p` [n], as `base_rows` gives it.
+        """
+        if not len(vectors):
+            return torch.zeros(0, dtype=torch.float64)
+        log_p = self.acc.log_p.flatten(0, 1)
+        base = base.to(vectors.device)
+        return inc_rows(self.projection, vectors, base, log_p, target=self.target).cpu()
+
+
+def base_rows(kind: Kind, layer: Tensor) -> Tensor:
+    """The rows in the flattened `Account.log_p` of the bases of units of a kind in these layers [n]."""
+    return 2 * layer + PLACE[kind]
+
 
 def run_pass(model: HookedModel, view: ResidualView, target: int, *, biases: Biases) -> Pass:
-    """The account of `target` behind `view`. Errors: `InputError` where the pass is not finite."""
+    """The account of `target` behind `view`.
+
+    Raises:
+        InputError: The forward pass is not finite.
+    """
     return read_passes(model, [view], [target], biases=biases)[0]
 
 
 def read_passes(
     model: HookedModel, views: Sequence[ResidualView], targets: Sequence[int], *, biases: Biases
 ) -> list[Pass]:
-    """`run_pass` of several views of one model, each for its own target; their bases go through the vocabulary
-    together."""
-    asked = []
+    """`run_pass` of several views of one model, each for its own target.
+
+    Their bases go through the vocabulary together.
+
+    Raises:
+        InputError: A forward pass is not finite.
+    """
+    inputs = []
     for view, target in zip(views, targets, strict=True):
         projection = Projection.freeze(
             model.final_norm, model.W_U, model.b_U, x_final=view.resid_final, biases=biases
         )
-        asked.append(Asked(projection, list(layer_terms(model, view)), target, view.resid_final))
-    found = accounts(asked)
-    for acc in found:
+        inputs.append(AccountInputs(projection, list(layer_terms(model, view)), target, view.resid_final))
+    measured = accounts(inputs)
+    for acc in measured:
         if not math.isfinite(acc.logp):
             raise InputError(
                 f"model: expected a finite forward pass, found log p {acc.logp}; try dtype='float32'"
             )
-    rows = zip(views, asked, found, strict=True)
-    return [Pass(view, one.projection, list(one.terms), acc, one.target) for view, one, acc in rows]
+    rows = zip(views, inputs, measured, strict=True)
+    return [Pass(view, part.projection, list(part.terms), acc, part.target) for view, part, acc in rows]
 
 
 def run_passes(
@@ -67,7 +101,8 @@ def run_passes(
 ) -> tuple[list[Pass], tuple[int, ...]]:
     """The passes of the first target token or of all, and the ids of the whole target.
 
-    Errors: `InputError` for a target that is empty or changes the prompt's tokens.
+    Raises:
+        InputError: The target is empty or changes the prompt's tokens, or a forward pass is not finite.
     """
     ids, target_ids = model.continuation(prompt, target)
     scored = target_ids[: 1 if tokens == "first" else None].tolist()

@@ -1,5 +1,4 @@
-"""The projection B from the residual stream to the vocabulary, with the final norm inside and its scale
-frozen.
+"""The projection B from the residual stream to the vocabulary, with the final norm inside and its scale frozen.
 
 Source: Yu & Ananiadou, "Neuron-Level Knowledge Attribution in Large Language Models", EMNLP 2024
 (arXiv 2312.12141), section 3; written from the formulas.
@@ -23,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mechedit.models.hooked import FinalNorm
+from mechedit.models.weights import FinalNorm
 
 __all__ = ["BLOCK_BYTES", "WIDTH", "Biases", "Projection", "stacked_expectations", "stacked_logits"]
 
@@ -41,11 +40,17 @@ WIDTH = 1024
 class Projection:
     """`B z + c`: the logits of a residual vector z under the final norm with its scale frozen.
 
-    Shapes: `W_U` [d_model, d_vocab] (any float type; a view, never copied whole), `scale` = γ/σ [d_model],
-    `constant` = b_U [d_vocab] or None and `shift` = β [d_model] or None, all fp64: c = β W_U + b_U. `centre`: whether
-    the norm subtracts the mean (LayerNorm).
     Wrong as a model of the network for vectors that would change σ much: the score of a unit is its effect
     with the norm held still, not the effect of removing it.
+
+    Attributes:
+        W_U: [d_model, d_vocab], of any float type; a view, never copied whole.
+        scale: γ/σ [d_model], fp64.
+        centre: Whether the norm subtracts the mean (LayerNorm).
+        constant: b_U [d_vocab], fp64, or None.
+        sigma: σ.
+        biases: Whether c = β W_U + b_U is part of the logits ("keep") or not ("drop").
+        shift: β [d_model], fp64, or None.
 
     >>> B = Projection(W_U=torch.eye(2), scale=torch.ones(2).double(), centre=False, constant=None, sigma=1.0)
     >>> B.log_probs(torch.tensor([[0.0, 0.0]])).exp()
@@ -64,9 +69,16 @@ class Projection:
     def freeze(
         cls, norm: FinalNorm, W_U: Tensor, b_U: Tensor | None, *, x_final: Tensor, biases: Biases
     ) -> Projection:
-        """The projection whose σ is that of `x_final` [d_model], the residual before the final norm.
+        """The projection whose σ is that of a forward pass.
 
         LayerNorm: σ = sqrt(var(x) + eps) with the biased variance; RMSNorm: σ = sqrt(mean(x²) + eps).
+
+        Args:
+            norm: The final norm.
+            W_U: The unembedding [d_model, d_vocab].
+            b_U: Its bias [d_vocab], or None.
+            x_final: The residual before the final norm [d_model].
+            biases: Whether the biases of both are part of the logits.
         """
         x = x_final.to(W_U.device).double()
         centre = norm.kind == "layer"
@@ -121,8 +133,11 @@ class Projection:
         return stacked_expectations([self], [p])
 
     def chunks(self, *, width: int | None = None) -> Iterator[tuple[slice, Tensor]]:
-        """(tokens, their columns of W_U [d_model, width] in `dtype`), over the whole vocabulary; None: what fits the
-        memory budget."""
+        """Blocks of tokens and their columns of W_U [d_model, width] in `dtype`, over the whole vocabulary.
+
+        Args:
+            width: Tokens of a block; None: as many as fit the memory budget.
+        """
         return _chunks(self.W_U, self.dtype, width=width)
 
     def column(self, token: int) -> Tensor:
@@ -136,18 +151,19 @@ class Projection:
         return normed if self.shift is None else normed + self.shift
 
     def rows(self, *, bytes_each: int) -> int:
-        """How many rows of the vocabulary fit the memory budget at `bytes_each` bytes an entry (at least
-        1)."""
+        """How many rows of the vocabulary fit the memory budget at `bytes_each` bytes an entry (at least 1)."""
         return max(1, BLOCK_BYTES // (self.W_U.shape[1] * bytes_each))
 
 
 def stacked_logits(projections: Sequence[Projection], states: Sequence[Tensor]) -> Tensor:
-    """`Projection.logits` of each projection's own states, stacked [Σ n, d_vocab]: one product with the vocabulary that
-    they share, as those of one model on several prompts do."""
+    """`Projection.logits` of each projection's own states, stacked [Σ n, d_vocab], in one product with the vocabulary.
+
+    The projections have to share it, as those of one model on several prompts do.
+    """
     first = projections[0]
-    normed = torch.cat([one._normed(rows) for one, rows in zip(projections, states, strict=True)])
-    found = _product(normed.to(first.dtype), first.W_U)
-    return found if first.constant is None else found.add_(first.constant)
+    normed = torch.cat([B._normed(rows) for B, rows in zip(projections, states, strict=True)])
+    logits = _product(normed.to(first.dtype), first.W_U)
+    return logits if first.constant is None else logits.add_(first.constant)
 
 
 def stacked_expectations(projections: Sequence[Projection], p: Sequence[Tensor]) -> Tensor:
@@ -156,8 +172,8 @@ def stacked_expectations(projections: Sequence[Projection], p: Sequence[Tensor])
     total = torch.zeros(len(rows), len(first.scale), dtype=torch.float64, device=rows.device)
     for chunk, part in first.chunks():
         total += (rows[:, chunk] @ part.T).double()
-    sizes = torch.tensor([len(own) for own in p], device=rows.device)
-    total *= torch.stack([one.scale for one in projections]).repeat_interleave(sizes, dim=0)
+    sizes = torch.tensor([len(part) for part in p], device=rows.device)
+    total *= torch.stack([B.scale for B in projections]).repeat_interleave(sizes, dim=0)
     return total - total.mean(-1, keepdim=True) if first.centre else total
 
 

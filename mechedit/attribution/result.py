@@ -1,4 +1,4 @@
-"""The result of an attribution: tidy frames, their ranking, their picture, their circuit; and one less another, `a - b`.
+"""The result of an attribution: tidy frames, their ranking, picture and circuit; and one less another, `a - b`.
 
 Source of the quantities: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141). Every score is
 `inc(base, v) = logp(t | base + v) − logp(t | base)` in nats, with the final norm's scale frozen.
@@ -27,14 +27,22 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from mechedit.attribution.circuits.circuit import build_circuit
-from mechedit.attribution.units import CONTRASTED, UNITS, _by_size, as_code, check_top, joined, tidy
+from mechedit.attribution.units import (
+    CONTRASTED,
+    UNITS,
+    as_code,
+    by_size,
+    check_exact,
+    check_top,
+    joined,
+    tidy,
+)
 from reports.errors import InputError
 from reports.figures import layer_curve
 from reports.results import Result
 from reports.text import visible
 
 __all__ = ["Attribution", "AttributionContrast", "Side", "attribution_json", "contrast_json", "subtract"]
-
 
 #: Two passes of one model over one prompt have one σ up to rounding: relative, in half precision and else.
 _SIGMA_HALF, _SIGMA = 1e-2, 1e-5
@@ -44,26 +52,44 @@ _SIGMA_HALF, _SIGMA = 1e-2, 1e-5
 class Attribution(Result):
     """Which layers, heads and neurons raise (or lower) the log-probability of a target token.
 
-    Frames (scores in nats): `layers` (layer, module "attn" | "mlp" | "steer" | "steer_mlp", score; in the
-    order of the computation), `heads` (layer, head, score), `head_positions` (layer, head, pos, score; of the
-    strongest heads, or of all where neurons were enumerated),
-    `mlp_neurons` (layer, neuron, score), `attn_neurons` (layer, head, dim, pos, score), `query_neurons`
-    (layer, neuron, score: who switches the best attention value neurons on; `mlp_query_neurons`: the best FFN value
-    neurons), `query_layers` and `mlp_query_layers` (layer, module, score: the same for whole sub-layers and the
-    embedding, layer −1, module "embed"; `query.py`),
-    `promotes` (layer, neuron, side "promotes" | "demotes", rank, token_id, token, logit: what the neuron's
-    contribution m_i · W_out[i] adds to single tokens' logits, for the first rows of `mlp_neurons`). Neuron frames are
-    sorted, best first, and hold `top_k` rows. `reads`: the strongest edges of the circuit (columns: `edges.py`).
+    `logp = embedding_logp + Σ layers.score + completeness_gap`, under this `biases` convention. Only the layer scores
+    sum up: heads and neurons of one layer are each scored alone against the same base, and their scores overlap.
     `after − before` is a result too: an `AttributionContrast`.
 
-    `target_scored`: "first" token of the target, or the "sum" over its tokens. `logp` = logp(t | x_final),
-    `prior_logp` = logp(t | 0) (what the constants alone predict) and
-    `embedding_logp` = logp(t | x_pre^0), under this `biases` convention; so `logp = embedding_logp + Σ
-    layers.score + completeness_gap`. Only the layer scores sum up: heads and neurons of one layer are each
-    scored alone against the same base, and their scores overlap. `certificate`: method, exact, evaluated,
-    total (value neurons), tolerance (nats), query and mlp_query (the denominators of the query neurons, and `pass`, the
-    forward pass of `passes` that they were read in: the last), reads (`edges` kept, of `edges_total`, whose |score| is
-    `total` by kind).
+    Attributes:
+        ids: Token ids of the prompt (and of the target, as far as a later token of it was scored behind them).
+        tokens: The same as text.
+        target: As it was given.
+        target_id: Its first token.
+        target_token: The tokens that were scored, as text.
+        target_ids: All its tokens.
+        target_scored: "first" token of the target, or the "sum" over its tokens.
+        logp: logp(t | x_final).
+        embedding_logp: logp(t | x_pre^0).
+        prior_logp: logp(t | 0), what the constants alone predict.
+        completeness_gap: The part of `logp` that neither the embedding nor a layer accounts for.
+        sigma: The frozen scale of the final norm; of the first pass, where there are several.
+        biases: As in `attribute`.
+        sign: As in `attribute`.
+        method: As in `attribute`.
+        layers: Layer, module "attn" | "mlp" | "steer" | "steer_mlp", score (nats, as all scores), in the order of the
+            computation.
+        heads: Layer, head, score.
+        head_positions: Layer, head, pos, score, of the strongest heads, or of all where neurons were enumerated.
+        mlp_neurons: Layer, neuron, score of the best FFN value neurons, `top_k` rows, best first.
+        attn_neurons: Layer, head, dim, pos, score of the best attention value neurons, likewise.
+        query_neurons: Layer, neuron, score: who switches the best attention value neurons on, likewise.
+        mlp_query_neurons: The same for the best FFN value neurons.
+        query_layers: Layer, module, score: the same as `query_neurons` for whole sub-layers and the embedding (layer
+            −1, module "embed").
+        mlp_query_layers: The same for the best FFN value neurons.
+        reads: The strongest edges of the circuit; columns as in `circuits/edges.py`.
+        promotes: Layer, neuron, side "promotes" | "demotes", rank, token_id, token, logit: what the contribution
+            m_i · W_out[i] of the first rows of `mlp_neurons` adds to single tokens' logits.
+        certificate: Method, exact, evaluated and total (value neurons), tolerance (nats), query and mlp_query (the
+            denominators of the query neurons, and `pass`, the one of `passes` that they were read in: the last), reads
+            (`edges` kept, of `edges_total`, whose |score| is `total` by kind).
+        provenance: Model, prompt, target, versions.
     """
 
     kind: ClassVar[str] = "attribution"
@@ -99,18 +125,22 @@ class Attribution(Result):
 
     @property
     def prompt_length(self) -> int:
-        """Tokens of the prompt: `ids` without those of the target that a later token was scored behind."""
+        """How many tokens the prompt has: `ids` without those of the target that a later one was scored behind."""
         return len(self.ids) - (len(self.target_ids) - 1 if self.target_scored == "sum" else 0)
 
     def __sub__(self, other: object) -> AttributionContrast:
         """Edited less unedited, or new target less old, unit by unit: see `AttributionContrast`."""
-
         return subtract(self, other) if isinstance(other, Attribution) else NotImplemented
 
     def top(self, k: int, unit: str = "mlp_neurons") -> pd.DataFrame:
-        """The k best rows of one frame: the largest scores, or with `sign="suppress"` the lowest; k >= 1.
+        """The k best rows of one frame: the largest scores, or with `sign="suppress"` the lowest.
 
-        Errors: `InputError` for k < 1 and for a unit that is none of `UNITS`.
+        Args:
+            k: At least 1.
+            unit: The frame, one of `UNITS`.
+
+        Raises:
+            InputError: k < 1, or there is no such frame.
         """
         check_top(k, unit, UNITS)
         frame: pd.DataFrame = getattr(self, unit)
@@ -127,14 +157,23 @@ class Attribution(Result):
         return layer_curve(self.layers, ax=ax)
 
     def circuit(self, *, share: float = 0.8, max_units: int = 40, max_edges: int = 12) -> dict[str, Any]:
-        """The attribution graph as data: value neurons ← query neurons ← embedding, on tokens → heads → target; see
-        `circuit.py`. `reports.viewer.save_viewer` writes it for circuit-tracer's and Neuronpedia's viewers."""
+        """The attribution graph as data: value neurons ← query neurons ← embedding, on tokens → heads → target.
 
+        What it holds: `circuits/circuit.py`. `reports.viewer.save_viewer` writes it for the viewers of circuit-tracer
+        and Neuronpedia.
+
+        Args:
+            share: Of the units' |score| that is to be kept.
+            max_units: How many units are kept at most.
+            max_edges: How many edges from query neurons are kept at most, of either kind of value neuron.
+
+        Raises:
+            InputError: Not 0 < share <= 1, max_units < 1 or max_edges < 0.
+        """
         return build_circuit(self, share=share, max_units=max_units, max_edges=max_edges)
 
     def _repr_html_(self) -> str:
-        """The target, the account of its log-probability, and the best rows of each frame; all text
-        escaped."""
+        """The target, the account of its log-probability, and the best rows of each frame; all text escaped."""
         text = "".join(visible(token) for token in self.tokens)
         gain = self.layers["score"].sum()
         lines = [
@@ -159,28 +198,18 @@ def attribution_json(attr: Attribution) -> dict[str, Any]:
     Keys: ids, tokens, target, target_id, target_token, target_scored, logp, embedding_logp, prior_logp,
     completeness_gap, sigma, biases, sign, method, certificate, and each frame of `UNITS` and `promotes`.
     """
-    plain = (
-        "target",
-        "target_id",
-        "target_token",
-        "target_scored",
-        "logp",
-        "embedding_logp",
-        "prior_logp",
-        "completeness_gap",
-    )
-    result: dict[str, Any] = {"ids": list(attr.ids), "tokens": list(attr.tokens)}
-    result |= {name: getattr(attr, name) for name in (*plain, "sigma", "biases", "sign", "method")}
-    result["certificate"] = dict(attr.certificate)
-    for name in (*UNITS, "promotes"):
-        result[name] = getattr(attr, name).to_dict("records")
-    return result
+    texts = ("target", "target_id", "target_token", "target_scored")
+    numbers = ("logp", "embedding_logp", "prior_logp", "completeness_gap", "sigma")
+    options = ("biases", "sign", "method")
+    data: dict[str, Any] = {"ids": list(attr.ids), "tokens": list(attr.tokens)}
+    data |= {name: getattr(attr, name) for name in (*texts, *numbers, *options)}
+    data["certificate"] = dict(attr.certificate)
+    return data | {name: getattr(attr, name).to_dict("records") for name in (*UNITS, "promotes")}
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two results: what it is called, and the account of its target's log-probability, as in
-    `Attribution`."""
+    """One of the two results: what it is called, and the account of its log-probability as in `Attribution`."""
 
     label: str
     target: str
@@ -202,11 +231,22 @@ class Side:
 class AttributionContrast(Result):
     """What raises (or lowers) the log-probability of side a more than that of side b, in nats.
 
-    Frames: `layers` (layer, module), `heads` (layer, head), `head_positions` (layer, head, pos), `mlp_neurons`
-    (layer, neuron), `attn_neurons` (layer, head, dim, pos), each with a, b (the two scores) and score = a − b. Layers
-    are in the order of the computation, heads by place, neurons by |score|, largest first. NaN: not known (`unknown`).
+    `logp` = Δ log p = `embedding_logp` + Σ layers.score + `completeness_gap`, each a difference of the two sides. Each
+    frame has the columns a, b (the two scores) and score = a − b; NaN: not known (`unknown`).
 
-    `logp` = Δ log p = `embedding_logp` + Σ layers.score + `completeness_gap`, each a difference of the two sides.
+    Attributes:
+        a: The first side.
+        b: The second side.
+        ids: As in `Attribution`, and so are the next three; of the longer side.
+        tokens: The same as text.
+        biases: Whether they are part of the logits.
+        target_scored: "first" or "sum".
+        layers: Layer, module and the scores, in the order of the computation.
+        heads: Layer, head and the scores, by place.
+        head_positions: Layer, head, pos and the scores, by place.
+        mlp_neurons: Layer, neuron and the scores, largest |score| first.
+        attn_neurons: Layer, head, dim, pos and the scores, largest |score| first.
+        provenance: That of both sides, by "a" and "b".
     """
 
     kind: ClassVar[str] = "attribution_contrast"
@@ -226,31 +266,36 @@ class AttributionContrast(Result):
 
     @property
     def logp(self) -> float:
-        """log p of a's target − log p of b's, nats."""
+        """The difference log p(target of a) − log p(target of b), nats."""
         return self.a.logp - self.b.logp
 
     @property
     def embedding_logp(self) -> float:
-        """The part of it that is there before the first layer."""
+        """The part of `logp` that is there before the first layer."""
         return self.a.embedding_logp - self.b.embedding_logp
 
     @property
     def completeness_gap(self) -> float:
-        """The part that neither the embedding nor a layer accounts for."""
+        """The part of `logp` that neither the embedding nor a layer accounts for."""
         return self.logp - self.embedding_logp - float(self.layers["score"].sum())
 
     @property
     def unknown(self) -> dict[str, int]:
-        """Rows of each frame whose score on one side is not known."""
+        """How many rows of each frame have a score that is not known on one side."""
         return {unit: int(getattr(self, unit)["score"].isna().sum()) for unit in CONTRASTED}
 
     def top(self, k: int, unit: str = "mlp_neurons") -> pd.DataFrame:
         """The k rows of one frame with the largest |score|; rows that are not known come last.
 
-        Errors: `InputError` for k < 1 and for a unit that is none of `CONTRASTED`.
+        Args:
+            k: At least 1.
+            unit: The frame, one of `CONTRASTED`.
+
+        Raises:
+            InputError: k < 1, or there is no such frame.
         """
         check_top(k, unit, CONTRASTED)
-        return _by_size(getattr(self, unit), unit).head(k)
+        return by_size(getattr(self, unit), unit).head(k)
 
     def to_frame(self) -> pd.DataFrame:
         """All scores in one tidy frame: unit, layer, module, head, neuron, dim, pos (missing: NA), a, b, score."""
@@ -261,7 +306,7 @@ class AttributionContrast(Result):
         return layer_curve(self.layers, ax=ax)
 
     def __neg__(self) -> AttributionContrast:
-        """b − a."""
+        """The difference b − a."""
         frames = {}
         for unit in CONTRASTED:
             frame = getattr(self, unit).rename(columns={"a": "b", "b": "a"})
@@ -290,9 +335,25 @@ class AttributionContrast(Result):
         return f"<div>{''.join(lines)}</div>"
 
 
+def contrast_json(difference: AttributionContrast) -> dict[str, Any]:
+    """The difference as plain lists and numbers: frames become rows (dicts by column name), for `json.dumps`.
+
+    Keys: a, b (the fields of `Side`), ids, tokens, logp, embedding_logp, completeness_gap, biases, target_scored,
+    unknown, and each frame of `CONTRASTED` (NaN: not known).
+    """
+    data: dict[str, Any] = {name: asdict(getattr(difference, name)) for name in ("a", "b")}
+    data |= {"ids": list(difference.ids), "tokens": list(difference.tokens)}
+    names = ("logp", "embedding_logp", "completeness_gap", "biases", "target_scored", "unknown")
+    data |= {name: getattr(difference, name) for name in names}
+    return data | {unit: getattr(difference, unit).to_dict("records") for unit in CONTRASTED}
+
+
 def subtract(a: Attribution, b: Attribution) -> AttributionContrast:
-    """`a - b`. Errors: `InputError` where more than the edit or the target differs, and for scores that are
-    intervals."""
+    """The difference `a - b`.
+
+    Raises:
+        InputError: More than the edit or the target differs, or scores are intervals.
+    """
     _check(a, b)
     labels = _labels(a, b)
     longer = a if len(a.ids) >= len(b.ids) else b
@@ -308,31 +369,18 @@ def subtract(a: Attribution, b: Attribution) -> AttributionContrast:
     )
 
 
-def contrast_json(found: AttributionContrast) -> dict[str, Any]:
-    """The difference as plain lists and numbers: frames become rows (dicts by column name), for `json.dumps`.
-
-    Keys: a, b (the fields of `Side`), ids, tokens, logp, embedding_logp, completeness_gap, biases, target_scored,
-    unknown, and each frame of `CONTRASTED` (NaN: not known).
-    """
-    result: dict[str, Any] = {name: asdict(getattr(found, name)) for name in ("a", "b")}
-    result |= {"ids": list(found.ids), "tokens": list(found.tokens)}
-    names = ("logp", "embedding_logp", "completeness_gap", "biases", "target_scored", "unknown")
-    result |= {name: getattr(found, name) for name in names}
-    return result | {unit: getattr(found, unit).to_dict("records") for unit in CONTRASTED}
-
-
 def _check(a: Attribution, b: Attribution) -> None:
-    for name, one in (("a", a), ("b", b)):
-        if not one.certificate["exact"]:
-            raise InputError(f"{name}: expected exact scores, found intervals; attribute with tolerance=0")
-    named = ("biases", "target_scored", "sign")
-    mine, theirs = ({name: getattr(one, name) for name in named} | _flat(one.provenance) for one in (a, b))
-    differing = [key for key in {**mine, **theirs} if mine.get(key, math.nan) != theirs.get(key, math.nan)]
+    check_exact({"a": a.certificate, "b": b.certificate})
+    options = ("biases", "target_scored", "sign")
+    facts = [{name: getattr(side, name) for name in options} | _flat(side.provenance) for side in (a, b)]
+    differing = [
+        key for key in {**facts[0], **facts[1]} if facts[0].get(key, math.nan) != facts[1].get(key, math.nan)
+    ]
     for key in differing:
         if key not in ("model.hash", "data.target"):
             raise InputError(
                 f"a - b: expected two results that differ in the edit or the target alone, found {key} "
-                f"{mine.get(key)!r} and {theirs.get(key)!r}; attribute both in the same way"
+                f"{facts[0].get(key)!r} and {facts[1].get(key)!r}; attribute both in the same way"
             )
     if a.ids[: a.prompt_length] != b.ids[: b.prompt_length]:
         raise InputError(
@@ -363,7 +411,7 @@ def _labels(a: Attribution, b: Attribution) -> tuple[str, str]:
     """Targets or models, whichever differ; else a and b."""
     if a.target_token != b.target_token:
         return a.target_token, b.target_token
-    models = [one.provenance.get("model", {}) for one in (a, b)]
+    models = [side.provenance.get("model", {}) for side in (a, b)]
     if models[0].get("hash") != models[1].get("hash"):
         first, second = (f"{model.get('name')} {str(model.get('hash'))[:8]}" for model in models)
         return first, second
@@ -371,6 +419,5 @@ def _labels(a: Attribution, b: Attribution) -> tuple[str, str]:
 
 
 def _named(side: Side) -> str:
-    return as_code(side.target_token) + (
-        "" if side.label == side.target_token else f" ({html.escape(visible(side.label))})"
-    )
+    target = as_code(side.target_token)
+    return target if side.label == side.target_token else f"{target} ({html.escape(visible(side.label))})"

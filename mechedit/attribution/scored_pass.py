@@ -1,9 +1,10 @@
 """One forward pass scored for several objects: layers, heads and the neurons that matter, nothing twice.
 
-1. One pass gives the residual stream and its terms (`attribution.terms`) under one frozen σ.
+1. One pass gives the residual stream and its terms (`terms.py`) under one frozen σ.
 2. For each object: layer scores, which telescope to its log-probability, and head scores. What no sub-layer wrote (an
    edit of the final state) is `rest`, so that nothing is lost.
-3. Only where asked: the top k neurons, certified exact (`attribution.certified`), and the exact scores of given ones.
+3. Only where they are called for: the top k neurons, certified exact (`ranking/certified.py`), and the exact scores of
+   given ones.
 
 An attention value neuron is here (layer, head, dim), *summed over source positions*: prompts of other lengths (an edit
 that puts demonstrations in front) can then be compared, and there are T times fewer to rank.
@@ -17,27 +18,31 @@ from dataclasses import dataclass, replace
 import pandas as pd
 import torch
 
-from mechedit.attribution.exact_scores import Kind, unit_scores
-from mechedit.attribution.frames import head_frames
+from mechedit.attribution.exact_scores import unit_scores
+from mechedit.attribution.frames import head_frame
 from mechedit.attribution.layers import Account, account
 from mechedit.attribution.passes import Pass
 from mechedit.attribution.projection import Projection
-from mechedit.attribution.ranking.certified import certified, exact_score
-from mechedit.attribution.terms import LayerTerms, layer_terms
+from mechedit.attribution.ranking.certified import certified
+from mechedit.attribution.terms import KINDS, Kind, LayerTerms, layer_terms
 from mechedit.models.hooked import HookedModel
 
-__all__ = ["KINDS", "Kind", "LayerScores", "Scored", "layer_scores"]
+__all__ = ["LayerScores", "ScoredPass", "layer_scores"]
 
-KINDS: tuple[Kind, ...] = ("mlp", "attn")
 Unit = tuple[int, int]  # layer, and index within the layer: i, or h · d_head + j
 
 
 @dataclass(frozen=True, eq=False)
 class LayerScores:
-    """One target's NLKA scores, nats: frames layer, module, score and layer, head, score, as `attribute` has them.
+    """One target's NLKA scores, nats.
 
-    token: the id of the target's first token. logp: its log-probability. rest: what of logp neither the embedding
-    nor any sub-layer accounts for; rounding, but for an edit of the final state.
+    Attributes:
+        token: The id of the target's first token.
+        layers: Frame layer, module, score, as `attribute` has it.
+        heads: Frame layer, head, score, likewise.
+        logp: The token's log-probability.
+        rest: The part of `logp` that neither the embedding nor any sub-layer accounts for; rounding, but for an edit
+            of the final state.
     """
 
     token: int
@@ -49,14 +54,14 @@ class LayerScores:
 
 def layer_scores(model: HookedModel, prompt: str, targets: Sequence[str]) -> list[LayerScores]:
     """Layer and head scores of several targets from one forward pass, with biases kept and without neurons."""
-    scored = Scored(model, prompt, targets)
+    scored = ScoredPass(model, prompt, targets)
     return [scored.layers(i) for i in range(len(targets))]
 
 
-class Scored:
+class ScoredPass:
     """One prompt's forward pass on a model as it is now, to be scored for the first tokens of `targets`.
 
-    Directions are views of the weights: under a weight edit everything must be asked before the edit is undone.
+    Directions are views of the weights: under a weight edit everything must be read before the edit is undone.
     """
 
     @torch.no_grad()
@@ -76,31 +81,29 @@ class Scored:
     @torch.no_grad()
     def layers(self, target: int) -> LayerScores:
         """`LayerScores` of the target of this index."""
-        token, acc = self.tokens[target], self._account(target)
-        heads, _ = head_frames(self._projection, self._terms, acc.log_p, target=token, all_positions=False)
-        rest = acc.logp - acc.embedding_logp - float(acc.layers["score"].sum())
-        return LayerScores(token, acc.layers, heads, acc.logp, rest)
+        forward = self._pass(target, self._terms)
+        acc = forward.acc
+        return LayerScores(forward.target, acc.layers, head_frame(forward), acc.logp, acc.gap)
 
     @torch.no_grad()
     def top(self, target: int, k: int) -> dict[Kind, list[tuple[Unit, float]]]:
         """The k neurons of each kind that promote a target most, certified exact, best first, with their scores."""
-        ranking = certified([self._pass(target)], k=k, sign="promote", score=exact_score)
-        found: dict[Kind, list[tuple[Unit, float]]] = {}
-        for kind, ranked in zip(KINDS, (ranking.mlp, ranking.attn), strict=True):
-            best = ranked.first(k)
+        ranking = certified([self._pass(target, self._summed)], k=k, sign="promote")
+        tops: dict[Kind, list[tuple[Unit, float]]] = {}
+        for kind, best in zip(KINDS, (ranking.mlp, ranking.attn), strict=True):
             units = zip(best.layer.tolist(), best.index.tolist(), strict=True)
-            found[kind] = list(zip(units, best.score.tolist(), strict=True))
-        return found
+            tops[kind] = list(zip(units, best.score.tolist(), strict=True))
+        return tops
 
     @torch.no_grad()
     def of(self, target: int, kind: Kind, units: Sequence[Unit]) -> list[float]:
         """Exact scores of these neurons for a target, in their order."""
         layer, index = torch.tensor(units, dtype=torch.long).view(-1, 2).unbind(1)
-        scores: list[float] = unit_scores([self._pass(target)], kind, layer, index).tolist()
+        scores: list[float] = unit_scores([self._pass(target, self._summed)], kind, layer, index).tolist()
         return scores
 
-    def _pass(self, target: int) -> Pass:
-        return Pass(self._view, self._projection, self._summed, self._account(target), self.tokens[target])
+    def _pass(self, target: int, terms: list[LayerTerms]) -> Pass:
+        return Pass(self._view, self._projection, terms, self._account(target), self.tokens[target])
 
     def _account(self, target: int) -> Account:
         if target not in self._accounts:

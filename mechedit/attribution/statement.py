@@ -1,7 +1,7 @@
 """A statement in context as an edit: it changes nothing in the model and still changes what it says.
 
-1. For every fact two prompts state the new object before the rewrite prompt: once for this subject (it should be
-   followed), once for another fact's subject (it should be ignored).
+1. For every fact two prompts state the new object before the rewrite prompt: once for this subject (the statement
+   should be followed), once for another fact's subject (it should be ignored).
 2. Each is attributed for the new object (NLKA layer scores, nats); it is a success where the next token starts the new
    object.
 3. `difference` is the mean of the successes minus the mean of the failures, per layer and module, with a bootstrap
@@ -34,9 +34,13 @@ __all__ = ["StatementContrast", "statement_contrast"]
 class StatementContrast(Result):
     """What a statement that succeeds writes, layer by layer, and one that fails does not.
 
-    layers: frame layer, module, success, failure, difference, low, high (nats, 95 % bootstrap interval). heads: frame
-    layer, head and the same columns.
-    window: (first, last) layer, both included. n_success, n_failure: prompts of each kind.
+    Attributes:
+        layers: Frame layer, module, success, failure, difference, low, high (nats, 95 % bootstrap interval).
+        heads: Frame layer, head and the same columns.
+        window: First and last layer, both included.
+        n_success: How many prompts succeed.
+        n_failure: How many prompts fail.
+        provenance: What it was measured with.
     """
 
     kind: ClassVar[str] = "statement_contrast"
@@ -55,8 +59,16 @@ class StatementContrast(Result):
 def statement_contrast(model: HookedModel, facts: Sequence[FactEdit], *, seed: int = 0) -> StatementContrast:
     """Attributes statements in context for the new object and contrasts those that succeed with those that fail.
 
-    Two forward passes a fact. Errors: `InputError` with fewer than two facts, or where no statement succeeds or none
-    fails: then this model gives nothing to choose a window by.
+    Cost: two forward passes a fact.
+
+    Args:
+        model: The model, as it is now.
+        facts: Facts of at least two subjects.
+        seed: Of the bootstrap.
+
+    Raises:
+        InputError: There are fewer than two subjects, or no statement succeeds, or none fails: then this model gives
+            nothing to choose a window by.
 
     >>> import mechedit as me
     >>> from mechedit.factworld import edits
@@ -70,19 +82,20 @@ def statement_contrast(model: HookedModel, facts: Sequence[FactEdit], *, seed: i
         )
     frames, heads, success = [], [], []
     for i, fact in enumerate(facts):
-        stranger = next(f.subject for f in (*facts[i + 1 :], *facts[:i]) if f.subject != fact.subject)
-        for told in (fact.subject, stranger):
-            said = fact.prompt.replace("{}", told)
-            prompt = avoid(said, fact.target_true, fact.target_new, fact.rewrite_prompt)
+        subjects = [later.subject for later in (*facts[i + 1 :], *facts[:i])]
+        stranger = next(subject for subject in subjects if subject != fact.subject)
+        for subject in (fact.subject, stranger):
+            statement = fact.prompt.replace("{}", subject)
+            prompt = avoid(statement, fact.target_true, fact.target_new, fact.rewrite_prompt)
             (scores,) = layer_scores(model, prompt, [fact.target_new])
             frames.append(scores.layers)
             heads.append(scores.heads)
             success.append(int(model.logits([prompt])[0].argmax()) == scores.token)
     outcome = np.array(success)
     if outcome.all() or not outcome.any():
-        found = "every statement succeeded" if outcome.all() else "no statement succeeded"
+        observed = "every statement succeeded" if outcome.all() else "no statement succeeded"
         raise InputError(
-            f"facts: expected statements in context that succeed and others that fail, found that {found} "
+            f"facts: expected statements in context that succeed and others that fail, found that {observed} "
             f"({len(outcome)}); this model gives no window, so give one: MEGA(window=(first, last))"
         )
     layers = _difference(frames, outcome, seed=seed)

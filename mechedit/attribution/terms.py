@@ -13,22 +13,38 @@ Source: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141), section 3; weights as the
    it.
 
 The output biases b_O and b_out belong to their sub-layer's score (a and f are what really is added) and to no
-head and no neuron: they are there whatever the prompt says.
+head and no neuron: they are added whatever the prompt says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mechedit.attribution.projection import BLOCK_BYTES
-from mechedit.models.hooked import HookedModel, ResidualView
+from mechedit.models.hooked import HookedModel
 from mechedit.models.outlets import Gain
+from mechedit.models.residual import ResidualView
 
-__all__ = ["LayerTerms", "SubLayer", "layer_terms", "product"]
+__all__ = [
+    "KINDS",
+    "Kind",
+    "LayerTerms",
+    "SubLayer",
+    "layer_terms",
+    "position_vectors",
+    "product",
+    "unit_vectors",
+]
+
+#: A kind of value neuron, by the sub-layer that it belongs to.
+Kind = Literal["mlp", "attn"]
+KINDS: tuple[Kind, ...] = ("mlp", "attn")
 
 # A difference of this many units in the last place of the sum's terms is rounding, not an intervention. (In
 # fp32 1e-5 of the terms' size; in bf16 6 %: there a weaker steering term stays inside its sub-layer's score.)
@@ -38,11 +54,14 @@ _ULPS_HALF = 8
 
 @dataclass(frozen=True)
 class SubLayer:
-    """One sub-layer's output at the last position: `output` = its own terms + bias, `steering` = what a hook
-    added.
+    """One sub-layer's output at the last position.
 
-    `output`, `steering` [d_model] (None without a hook), `directions` [n, d_model], `coefficients` [n, m]; unit (i, j)
-    adds `gain(coefficients[i, j] · directions[i])`.
+    Attributes:
+        output: The sum of its terms and its bias [d_model].
+        steering: What a hook added [d_model]; None without a hook.
+        directions: A unit's direction a row [n, d_model].
+        coefficients: What each direction is multiplied by [n, m].
+        gain: What a term passes on its way into the stream: unit (i, j) adds gain(coefficients[i, j] · directions[i]).
     """
 
     output: Tensor
@@ -62,11 +81,16 @@ class SubLayer:
 
 @dataclass(frozen=True)
 class LayerTerms:
-    """Layer `layer`: the residual before attention and before the FFN [d_model], and what each sub-layer
-    adds.
+    """The residual stream of a layer at the last position, and what each sub-layer adds to it.
 
-    `attn.directions` are the rows of W_O, [n_heads · d_head, d_model], with coefficients [n_heads · d_head,
-    T], one column a source position; `mlp.directions` is W_out [d_mlp, d_model] with coefficients [d_mlp, 1].
+    Attributes:
+        layer: Which layer.
+        x_pre: The residual before attention [d_model].
+        x_mid: The residual before the FFN [d_model].
+        attn: Directions are the rows of W_O [n_heads · d_head, d_model], with coefficients [n_heads · d_head, T], one
+            column a source position.
+        mlp: Directions are the rows of W_out [d_mlp, d_model], with coefficients [d_mlp, 1].
+        n_heads: How many heads the layer has.
     """
 
     layer: int
@@ -90,8 +114,10 @@ class LayerTerms:
 
 
 def layer_terms(model: HookedModel, view: ResidualView) -> Iterator[LayerTerms]:
-    """The layers' terms in order. Sums are fp64, coefficients fp32 (fp64 for fp64 weights); directions are
-    views of the weights (no copy)."""
+    """The terms of all layers, in order.
+
+    Sums are fp64, coefficients fp32 (fp64 for fp64 weights); directions are views of the weights, not copies.
+    """
     shape = model.shape
     group = shape.n_heads // shape.n_kv_heads
     for layer in range(shape.n_layers):
@@ -134,7 +160,7 @@ def _sub_layer(
     gain: Gain,
     shift: Tensor | None,
 ) -> SubLayer:
-    """Split what was `added` [d_model] to the residual into the sub-layer's own sum and the steering term."""
+    """What was `added` [d_model] to the residual, split into the sub-layer's own sum and the steering term."""
     weights = coefficients.sum(dim=1)
     precision = torch.finfo(added.dtype)
     limit = (_ULPS if precision.bits > 16 else _ULPS_HALF) * precision.eps
@@ -149,17 +175,16 @@ def _sub_layer(
     quick = passed((weights.to(directions.device, directions.dtype) @ directions).to(weights.device).double())
     if (added.double() - quick).norm() <= limit * quick.norm():
         return SubLayer(added.double(), None, directions, coefficients, gain)
-    own, terms = _weighted_sum(weights, directions)
-    own, terms = passed(own), gain(terms if bias is None else terms + bias.to(terms.device).double().abs())
-    steering = added.double() - own
-    if steering.norm() <= limit * terms.norm():
+    output, size = _weighted_sum(weights, directions)
+    output, size = passed(output), gain(size if bias is None else size + bias.to(size.device).double().abs())
+    steering = added.double() - output
+    if steering.norm() <= limit * size.norm():
         return SubLayer(added.double(), None, directions, coefficients, gain)
-    return SubLayer(own, steering, directions, coefficients, gain)
+    return SubLayer(output, steering, directions, coefficients, gain)
 
 
 def _weighted_sum(weights: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """`Σ_i w_i r_i` and `Σ_i |w_i r_i|` [d_model] in fp64 over the rows r of `directions`, some rows at a
-    time."""
+    """`Σ_i w_i r_i` and `Σ_i |w_i r_i|` [d_model] in fp64 over the rows r of `directions`, some rows at a time."""
     total = weights.new_zeros(directions.shape[1])
     size = torch.zeros_like(total)
     height = max(1, BLOCK_BYTES // (2 * total.element_size() * directions.shape[1]))
@@ -171,11 +196,53 @@ def _weighted_sum(weights: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def product(directions: Tensor, keys: Tensor) -> Tensor:
-    """`directions` [n, d_model] times `keys` [d_model, m], [n, m]: computed where the weights lie, given back where the
-    keys do; half-precision weights are cast some rows at a time."""
+    """`directions` [n, d_model] times `keys` [d_model, m].
+
+    Computed on the device of the directions and returned on that of the keys; half-precision directions are cast some
+    rows at a time.
+    """
     dtype, home = _working(directions), keys.device
     keys = keys.to(directions.device, dtype)
     if directions.dtype == dtype:
         return (directions @ keys).to(home)
     height = max(1, BLOCK_BYTES // (4 * directions.shape[1]))
     return torch.cat([rows.to(dtype) @ keys for rows in directions.split(height)]).to(home)
+
+
+def unit_vectors(sub_layers: Sequence[SubLayer], layer: Tensor, index: Tensor, *, columns: int) -> Tensor:
+    """The vectors [n, d_model] that units add to the residual stream: each a direction times its coefficient.
+
+    Args:
+        sub_layers: One kind of sub-layer, in all layers.
+        layer: The units' layers [n].
+        index: The units' places in the flattened coefficients of their layer [n].
+        columns: The width of a row that `index` counts with. A sub-layer with fewer columns adds nothing at those that
+            it does not have.
+    """
+    first = sub_layers[0]
+    vectors = first.coefficients.new_empty(len(layer), first.directions.shape[1])
+    for i in layer.unique().tolist():
+        in_layer = layer == i
+        vectors[in_layer.to(vectors.device)] = _vectors(sub_layers[i], index[in_layer], columns).to(
+            vectors.device
+        )
+    return vectors
+
+
+def _vectors(sub_layer: SubLayer, index: Tensor, columns: int) -> Tensor:
+    index = index.to(sub_layer.coefficients.device)
+    row, column = index // columns, index % columns
+    coefficients = sub_layer.coefficients
+    chosen = pad(coefficients, (0, columns - coefficients.shape[1]))[row, column]
+    directions = sub_layer.directions[row.to(sub_layer.directions.device)].to(chosen)
+    return sub_layer.gain(chosen[:, None] * directions)
+
+
+def position_vectors(terms: Sequence[LayerTerms], layer: Tensor, head: Tensor, pos: Tensor) -> Tensor:
+    """What heads [n] add from source positions [n], as vectors [n, d_model]; zero where there is no such position."""
+    coefficients = terms[0].attn.coefficients
+    vectors = coefficients.new_zeros(len(layer), terms[0].attn.directions.shape[1])
+    for i, j in torch.stack([layer, head], dim=1).unique(dim=0).tolist():
+        rows = (layer == i) & (head == j) & (pos < coefficients.shape[1])
+        vectors[rows.to(vectors.device)] = terms[i].positions(j)[pos[rows]].to(vectors)
+    return vectors

@@ -7,13 +7,12 @@ from typing import Any
 
 __all__ = ["token_strings"]
 
-_SPACE = "\u2581"  # SentencePiece writes a leading space so; decoding a single token drops it
+_SPACE = "\u2581"  # how SentencePiece writes a leading space; decoding a single token drops it
 _BROKEN = "\ufffd"
 
 
 def token_strings(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
-    """Each id as the text it stands for: " Paris" with its space; a token that is no whole character as its
-    raw form.
+    """Each id as the text that it stands for: " Paris" with its space.
 
     Not the inverse of tokenising: the strings are for people. A byte that is only a part of a character has
     no text of its own, and the tokenizer's name for it is shown instead.

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from reports.errors import InputError
 from reports.text import visible
 
-__all__ = ["CONTRASTED", "UNITS", "as_code", "check_top", "in_order", "joined", "tidy"]
-
+__all__ = [
+    "CONTRASTED",
+    "UNITS",
+    "as_code",
+    "by_size",
+    "check_exact",
+    "check_top",
+    "in_order",
+    "joined",
+    "tidy",
+]
 
 #: The frames with a score, and the columns that name their units.
 UNITS: dict[str, tuple[str, ...]] = {
@@ -25,11 +35,14 @@ UNITS: dict[str, tuple[str, ...]] = {
     "query_layers": ("layer", "module"),
     "mlp_query_layers": ("layer", "module"),
 }
+#: The frames of a difference.
+CONTRASTED = ("layers", "heads", "head_positions", "mlp_neurons", "attn_neurons")
+_MODULES = ("attn", "steer", "mlp", "steer_mlp")
 _TIDY = ("layer", "module", "head", "neuron", "dim", "pos")
 
 
 def tidy(frames: Mapping[str, pd.DataFrame], *, scores: Sequence[str]) -> pd.DataFrame:
-    """Frames by unit as one: unit, the columns that name a unit (missing: NA), then the scores."""
+    """Frames by unit as one: unit, the columns that name a unit (missing: NA), then the `scores` columns."""
     columns = ["unit", *_TIDY, *scores]
     types = dict.fromkeys(_TIDY, "Int64") | {"module": "string"} | dict.fromkeys(scores, "float64")
     parts = [frame.assign(unit=unit).reindex(columns=columns).astype(types) for unit, frame in frames.items()]
@@ -37,11 +50,26 @@ def tidy(frames: Mapping[str, pd.DataFrame], *, scores: Sequence[str]) -> pd.Dat
 
 
 def check_top(k: object, unit: str, units: Iterable[str]) -> None:
-    """Errors: `InputError` for a unit that is none of `units`, and for k < 1."""
+    """Checks how many rows of which frame are to be shown.
+
+    Raises:
+        InputError: `unit` is none of `units`, or `k` no integer of at least 1.
+    """
     if unit not in units:
         raise InputError(f"unit: expected one of {', '.join(units)}, found {unit!r}")
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise InputError(f"k: expected an integer of at least 1, found {k!r}")
+
+
+def check_exact(certificates: Mapping[str, Mapping[str, Any]]) -> None:
+    """Checks the certificates of results, by the results' names: earlier versions saved results with intervals too.
+
+    Raises:
+        InputError: A result's scores are intervals.
+    """
+    for name, certificate in certificates.items():
+        if not certificate["exact"]:
+            raise InputError(f"{name}: expected exact scores, found intervals; attribute again")
 
 
 def as_code(text: str) -> str:
@@ -49,14 +77,8 @@ def as_code(text: str) -> str:
     return f"<code>{html.escape(visible(text))}</code>"
 
 
-#: The frames of a difference.
-CONTRASTED = ("layers", "heads", "head_positions", "mlp_neurons", "attn_neurons")
-_MODULES = ("attn", "steer", "mlp", "steer_mlp")
-
-
 def joined(a: pd.DataFrame, b: pd.DataFrame, unit: str) -> pd.DataFrame:
-    """Two frames of `unit` as one, outer: the columns that name a unit, a, b, score = a − b; in the order that
-    `AttributionContrast` says."""
+    """Two frames of `unit` as one, outer: the columns that name a unit, a, b and score = a − b, `in_order`."""
     keys = list(UNITS[unit])
     sides = [frame[[*keys, "score"]].rename(columns={"score": name}) for name, frame in (("a", a), ("b", b))]
     frame = sides[0].merge(sides[1], on=keys, how="outer", validate="one_to_one")
@@ -70,16 +92,14 @@ def in_order(frame: pd.DataFrame, unit: str, *, by: str = "score") -> pd.DataFra
     """Layers in the order of the computation, heads by place, neurons by the size of `by`, largest first."""
     keys = list(UNITS[unit])
     if unit == "layers":
-        order = frame["module"].map(_MODULES.index)
-        return (
-            frame.assign(order=order).sort_values(["layer", "order"], ignore_index=True).drop(columns="order")
-        )
-    return (
-        _by_size(frame, unit, by) if unit.endswith("neurons") else frame.sort_values(keys, ignore_index=True)
-    )
+        ordered = frame.assign(order=frame["module"].map(_MODULES.index))
+        return ordered.sort_values(["layer", "order"], ignore_index=True).drop(columns="order")
+    if unit.endswith("neurons"):
+        return by_size(frame, unit, by=by)
+    return frame.sort_values(keys, ignore_index=True)
 
 
-def _by_size(frame: pd.DataFrame, unit: str, by: str = "score") -> pd.DataFrame:
-    """Largest |score| first, ties by place; what is not known comes last."""
+def by_size(frame: pd.DataFrame, unit: str, *, by: str = "score") -> pd.DataFrame:
+    """The rows in the order of the size of `by`, largest first, ties by place; what is not known comes last."""
     order = frame.sort_values(list(UNITS[unit]))[by].abs().sort_values(ascending=False, kind="stable")
     return frame.loc[order.index].reset_index(drop=True)

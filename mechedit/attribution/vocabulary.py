@@ -10,7 +10,7 @@ from __future__ import annotations
 import pandas as pd
 import torch
 
-from mechedit.attribution.frames import tops
+from mechedit.attribution.frames import strongest_tokens
 from mechedit.attribution.projection import Projection
 from mechedit.attribution.tokens import token_strings
 from mechedit.models.hooked import HookedModel
@@ -25,19 +25,27 @@ _UNITS = (("layer", "neuron"), ("layer", "head", "dim"))
 def vocabulary(model: HookedModel, neurons: pd.DataFrame, *, top: int = 10) -> pd.DataFrame:
     """The tokens whose logits each neuron raises and lowers most.
 
-    `neurons`: a frame with the columns layer, neuron (FFN) or layer, head, dim (attention), as `Attribution` has them;
-    other columns are ignored and each neuron is read once. Returns these columns and side ("promotes" | "demotes"),
-    rank, token_id, token, logit: `top` tokens a side, the strongest first. logit: per unit of activation (attention: of
-    A · V) and of 1 / σ. A neuron whose activation is negative adds the opposite: there what it demotes is what it
-    writes (`Attribution.promotes` has the activation inside).
-    Memory: temporaries stay below `projection.BLOCK_BYTES`. Errors: `InputError` for other columns, a neuron that the
-    model does not have, top < 1. Wrong as an account of a neuron of an early layer, which later layers read and the
-    unembedding hardly does.
+    A neuron whose activation is negative adds the opposite: what it writes is then what it demotes here
+    (`Attribution.promotes` has the activation inside). Memory: temporaries stay below `projection.BLOCK_BYTES`. Wrong
+    as an account of a neuron of an early layer, which later layers read and the unembedding hardly does.
+
+    Args:
+        model: The model, as it is now.
+        neurons: A frame with the columns layer, neuron (FFN) or layer, head, dim (attention), as `Attribution` has
+            them; other columns are ignored and each neuron is read once.
+        top: Tokens a side.
+
+    Returns:
+        These columns and side ("promotes" | "demotes"), rank, token_id, token, logit, the strongest tokens first. The
+        logit is per unit of activation (attention: of A · V) and of 1 / σ.
+
+    Raises:
+        InputError: The columns are others, the model does not have a neuron, or top < 1.
 
     >>> import mechedit as me
     >>> model = me.load_model("factworld")
-    >>> found = vocabulary(model, pd.DataFrame({"layer": [7], "neuron": [3]}), top=2)
-    >>> found[["layer", "neuron", "side", "rank"]].to_numpy().tolist()
+    >>> tokens = vocabulary(model, pd.DataFrame({"layer": [7], "neuron": [3]}), top=2)
+    >>> tokens[["layer", "neuron", "side", "rank"]].to_numpy().tolist()
     [[7, 3, 'promotes', 0], [7, 3, 'promotes', 1], [7, 3, 'demotes', 0], [7, 3, 'demotes', 1]]
     """
     columns = next((list(names) for names in _UNITS if set(names) <= set(neurons)), None)
@@ -51,14 +59,14 @@ def vocabulary(model: HookedModel, neurons: pd.DataFrame, *, top: int = 10) -> p
     vectors = torch.stack([_vector(model, *unit) for unit in units.itertuples(index=False, name=None)])
     norm = model.final_norm
     unscaled = Projection(model.W_U, norm.weight.double(), norm.kind == "layer", None, sigma=1.0)
-    found = [
-        side
+    strongest = [
+        rows
         for block in vectors.split(unscaled.rows(bytes_each=2 * 8))
-        for side in tops(unscaled.directions(block), count=top)
+        for rows in strongest_tokens(unscaled.directions(block), count=top)
     ]
     parts = [
-        pd.DataFrame(sides, columns=["side", "rank", "token_id", "logit"]).assign(**unit)
-        for unit, sides in zip(units.to_dict("records"), found, strict=True)
+        pd.DataFrame(rows, columns=["side", "rank", "token_id", "logit"]).assign(**unit)
+        for unit, rows in zip(units.to_dict("records"), strongest, strict=True)
     ]
     frame = pd.concat(parts, ignore_index=True)
     frame["token"] = list(token_strings(model.tokenizer, frame["token_id"].tolist()))
@@ -72,10 +80,9 @@ def _vector(model: HookedModel, layer: int, *place: int) -> torch.Tensor:
 
 
 def _check(model: HookedModel, units: pd.DataFrame) -> None:
-    s = model.shape
-    sizes = {"layer": s.n_layers, "neuron": s.d_mlp, "head": s.n_heads, "dim": s.d_head}
+    shape = model.shape
+    sizes = {"layer": shape.n_layers, "neuron": shape.d_mlp, "head": shape.n_heads, "dim": shape.d_head}
     for name in units:
-        if not units[name].between(0, sizes[str(name)] - 1).all():
-            raise InputError(
-                f"neurons: {name}: expected 0 to {sizes[str(name)] - 1}, found {units[name].tolist()}"
-            )
+        last = sizes[str(name)] - 1
+        if not units[name].between(0, last).all():
+            raise InputError(f"neurons: {name}: expected 0 to {last}, found {units[name].tolist()}")

@@ -13,6 +13,9 @@ def window_scores(differences: np.ndarray) -> pd.DataFrame:
 
     Without the mean every layer that is not negative would belong to the best run.
 
+    Args:
+        differences: A number a layer [n_layers].
+
     >>> window_scores(np.array([0.0, 3.0])).to_dict("list")
     {'first': [0, 0, 1], 'last': [0, 1, 1], 'score': [-1.5, 0.0, 1.5]}
     """
@@ -23,7 +26,10 @@ def window_scores(differences: np.ndarray) -> pd.DataFrame:
 
 
 def best_window(differences: np.ndarray) -> tuple[int, int]:
-    """First and last layer of the run with the highest of `window_scores`; ties go to the earliest, shortest.
+    """First and last layer of the run with the highest of `window_scores`; the earliest, shortest of equal ones.
+
+    Args:
+        differences: A number a layer [n_layers].
 
     >>> best_window(np.array([0.1, 0.0, 0.2, 1.0, 1.5, 0.1]))
     (3, 4)

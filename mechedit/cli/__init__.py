@@ -1,8 +1,8 @@
-"""The command line: `mechedit demo | attribute | edit | evaluate | anatomy | faithfulness | covariance | tune |
-factworld | diagnose | run | report`.
+"""The command line.
 
-Every command prints a table, or one JSON object with `--json`. Exit status: 0 done, 1 failed, 2 wrong usage
-(one line on standard error), 130 interrupted.
+Commands: `mechedit demo | attribute | edit | evaluate | anatomy | faithfulness | compare | drift | covariance | tune |
+factworld | diagnose | run | report`. Each prints a table, or one JSON object with `--json`. Exit status: 0 done, 1
+failed, 2 wrong usage (one line on standard error), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from experiments.cli.options import Parser
 from experiments.cli.program import execute
+from mechedit import __version__
 from mechedit.cli import (
     anatomy,
     attribute,
@@ -18,6 +19,7 @@ from mechedit.cli import (
     covariance,
     demo,
     diagnose,
+    drift,
     edit,
     evaluate,
     factworld,
@@ -34,8 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    from mechedit import __version__
-
     parser = Parser(
         prog="mechedit", description="Attribute facts, edit them by steering attention, measure the edit."
     )
@@ -49,6 +49,7 @@ def _parser() -> Parser:
         anatomy,
         faithfulness,
         compare,
+        drift,
         covariance,
         tune,
         factworld,

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.cli.options import configured, count
 from experiments.cli.output import as_table, print_json
 from mechedit.cli.options import PLACE, command
-from mechedit.recipes.configured_model import load
-
-if TYPE_CHECKING:
-    from mechedit.recipes.anatomy import AnatomyConfig
+from mechedit.recipes.configurations import AnatomyConfig
 
 
 def anatomy(options: argparse.Namespace) -> None:
     """What an edit that succeeds changes inside the model, and one that fails does not."""
-    from mechedit.recipes.anatomy import run_anatomy
-
     config = _config(options)
+    from mechedit.recipes.anatomy import run_anatomy
+    from mechedit.recipes.configured_model import load
+
     study = run_anatomy(load(config), config, options.out, progress=not options.quiet)
     report = Path(options.out) / "report.html"
     if options.json:
@@ -45,8 +43,6 @@ def anatomy(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> AnatomyConfig:
-    from mechedit.recipes.anatomy import AnatomyConfig
-
     names = (*PLACE, "limit", "selection", "data", "seed")
     editors = options.editors
     if editors is not None:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import math
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from experiments.cli.output import as_table, print_json
 from mechedit.cli.editor import add_editor_options
 from mechedit.cli.fact import add_fact_options, chosen_fact
 from mechedit.cli.options import command, top_k
-from mechedit.recipes.configured_model import load
-from mechedit.recipes.editor_choice import SETTINGS, chosen_editor
+from mechedit.cli.pairs import read_pairs
+from mechedit.recipes.configurations import SETTINGS
 from reports.errors import InputError
 
-if TYPE_CHECKING:
-    from mechedit.attribution import Attribution, AttributionContrast
-
 #: Options of a ranking, and what they are where they are not given.
-RANKING = {"sign": "promote", "method": "certified", "biases": "keep", "tokens": "first", "tolerance": 0.0}
+RANKING = {"sign": "promote", "method": "certified", "biases": "keep", "tokens": "first"}
 #: What a kind of attribution leaves of them.
 TAKES = {
     "contrast": ("biases",),
@@ -37,16 +34,20 @@ def attribute(options: argparse.Namespace) -> None:
         _many(options)
         return
     if mode == "prompt":
-        _one(options)
+        _single(options)
         return
-    found = {"contrast": _targets, "edited": _saved_edit, "editor": _edit}[mode](options)
+    contrast = {"contrast": _targets, "edited": _saved_edit, "editor": _edit}[mode](options)
     if options.out is not None:
-        found.save(options.out)
-    _show_difference(options, found)
+        contrast.save(options.out)
+    _show_difference(options, contrast)
 
 
 def _mode(options: argparse.Namespace) -> str:
-    """Which kind of attribution is asked for. Errors: `InputError` for options that do not go together."""
+    """Which kind of attribution the options ask for.
+
+    Raises:
+        InputError: Options do not go together.
+    """
     kinds = [
         name for name in ("prompts", "contrast", "edited", "editor") if getattr(options, name) is not None
     ]
@@ -67,18 +68,18 @@ def _mode(options: argparse.Namespace) -> str:
     return mode
 
 
-def _asked(options: argparse.Namespace, mode: str) -> dict[str, Any]:
+def _ranking(options: argparse.Namespace, mode: str) -> dict[str, Any]:
     return {"top_k": options.top_k, **{name: getattr(options, name) for name in TAKES[mode]}}
 
 
 # --- one prompt, and many ---------------------------------------------------------------------------
 
 
-def _one(options: argparse.Namespace) -> None:
-    import mechedit as me
-    from mechedit.attribution import attribution_json
+def _single(options: argparse.Namespace) -> None:
+    from mechedit.attribution import attribute, attribution_json
+    from mechedit.recipes.configured_model import load
 
-    attr = me.attribute(load(options), options.prompt, options.target, **_asked(options, "prompt"))
+    attr = attribute(load(options), options.prompt, options.target, **_ranking(options, "prompt"))
     if options.out is not None:
         attr.save(options.out)
     if options.json:
@@ -92,34 +93,33 @@ def _one(options: argparse.Namespace) -> None:
 
 
 def _many(options: argparse.Namespace) -> None:
-    import mechedit as me
-    from mechedit.attribution import attribution_json
-    from mechedit.cli.pairs import read_pairs
-
     prompts, targets = read_pairs(options.prompts)
-    found = me.attribute_many(
+    from mechedit.attribution import attribute_many, attribution_json
+    from mechedit.recipes.configured_model import load
+
+    results = attribute_many(
         load(options),
         prompts,
         targets,
-        **_asked(options, "prompts"),
+        **_ranking(options, "prompts"),
         out=options.out,
         progress=not options.quiet,
     )
     if options.json:
         print_json(
-            {"n": len(found), "out": options.out, "results": [attribution_json(attr) for attr in found]}
+            {"n": len(results), "out": options.out, "results": [attribution_json(attr) for attr in results]}
         )
         return
-    print(as_table(_summary(prompts, found)))
+    print(as_table(_summary(prompts, results)))
     if options.out is not None:
         print(f"results: {options.out}")
 
 
-def _summary(prompts: list[str], found: Any) -> Any:
+def _summary(prompts: list[str], results: Any) -> Any:
     """One row a pair: the prompt's end, its target, log p, the account's gap, and the sub-layer that adds most."""
     import pandas as pd
 
-    def row(prompt: str, attr: Attribution) -> dict[str, Any]:
+    def row(prompt: str, attr: Any) -> dict[str, Any]:
         best = attr.top(1, "layers").iloc[0]
         return {
             "prompt": prompt if len(prompt) <= 50 else f"…{prompt[-49:]}",
@@ -129,74 +129,68 @@ def _summary(prompts: list[str], found: Any) -> Any:
             "best": f"{best['module']} {best['layer']}",
         }
 
-    return pd.DataFrame([row(prompt, attr) for prompt, attr in zip(prompts, found, strict=True)])
+    return pd.DataFrame([row(prompt, attr) for prompt, attr in zip(prompts, results, strict=True)])
 
 
 # --- the difference between two ---------------------------------------------------------------------
 
 
-def _targets(options: argparse.Namespace) -> AttributionContrast:
-    import mechedit as me
+def _targets(options: argparse.Namespace) -> Any:
+    from mechedit.attribution import contrast
+    from mechedit.recipes.configured_model import load
 
-    asked = _asked(options, "contrast")
-    return me.contrast(load(options), options.prompt, options.target, options.contrast, **asked)
+    ranking = _ranking(options, "contrast")
+    return contrast(load(options), options.prompt, options.target, options.contrast, **ranking)
 
 
-def _saved_edit(options: argparse.Namespace) -> AttributionContrast:
+def _saved_edit(options: argparse.Namespace) -> Any:
     """--edited: a folder that `WeightChange.save` or `EditBook.save` wrote."""
-    from pathlib import Path
-
     from mechedit.anatomy.edit_contrast import under_edit
     from mechedit.attribution.options import Options
     from mechedit.editors import EditBook, WeightChange
+    from mechedit.recipes.configured_model import load
 
     model, folder = load(options), Path(options.edited)
     change = (folder / "change.json").is_file()
     saved: Any = WeightChange.load(folder, model) if change else EditBook.load(folder)
-    asked = Options(**_asked(options, "edited"))
+    ranking = Options(**_ranking(options, "edited"))
     return under_edit(
-        model, saved.apply(model), options.prompt, options.target, label=folder.name, options=asked
+        model, saved.apply(model), options.prompt, options.target, label=folder.name, options=ranking
     )
 
 
-def _edit(options: argparse.Namespace) -> AttributionContrast:
+def _edit(options: argparse.Namespace) -> Any:
     """--editor: --fact is edited, and its rewrite prompt and new object attributed where no others are given."""
-    import mechedit as me
-
     fact, data = chosen_fact(options)
+    from mechedit.anatomy.edit_contrast import edit_contrast
+    from mechedit.recipes.configured_model import load
+    from mechedit.recipes.editor_choice import chosen_editor
+
     model = load(options)
     editor = chosen_editor(options, model, [fact], data=data)
-    asked = _asked(options, "editor")
-    return me.edit_contrast(model, editor, fact, prompt=options.prompt, target=options.target, **asked)
+    ranking = _ranking(options, "editor")
+    return edit_contrast(model, editor, fact, prompt=options.prompt, target=options.target, **ranking)
 
 
-def _show_difference(options: argparse.Namespace, found: AttributionContrast) -> None:
+def _show_difference(options: argparse.Namespace, contrast: Any) -> None:
     from mechedit.attribution import contrast_json
 
     if options.json:
-        print_json(contrast_json(found))
+        print_json(contrast_json(contrast))
         return
     named = [
         f"{side.logp:.4f} ({side.target_token!r}"
         + ("" if side.label == side.target_token else f", {side.label}")
         + ")"
-        for side in (found.a, found.b)
+        for side in (contrast.a, contrast.b)
     ]
-    gap = f"the account misses it by {found.completeness_gap:.1e}"
-    print(f"log p {' less '.join(named)} = {found.logp:.4f} nats; {gap}")
+    gap = f"the account misses it by {contrast.completeness_gap:.1e}"
+    print(f"log p {' less '.join(named)} = {contrast.logp:.4f} nats; {gap}")
     for unit in UNITS:
-        print(f"\n{unit}\n{as_table(found.top(10, unit))}")
+        print(f"\n{unit}\n{as_table(contrast.top(10, unit))}")
 
 
 # --- the options ------------------------------------------------------------------------------------
-
-
-def _nats(text: str) -> float:
-    """A finite number of at least 0."""
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number of nats of at least 0, found {text}")
-    return value
 
 
 def add(commands: Any) -> None:
@@ -223,12 +217,6 @@ def add(commands: Any) -> None:
     p.add_argument("--biases", choices=("keep", "drop"), default="keep", help="drop reproduces the reference")
     p.add_argument(
         "--tokens", choices=("first", "sum"), default="first", help="the target's first token, or all of them"
-    )
-    p.add_argument(
-        "--tolerance",
-        type=_nats,
-        default=0.0,
-        help="nats: scores as intervals of this width, faster (default 0)",
     )
     difference = p.add_argument_group("the difference between two")
     difference.add_argument("--contrast", metavar="TARGET", help="an old target, to set --target against")

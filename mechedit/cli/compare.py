@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.cli.options import configured, count
 from experiments.cli.output import as_table, print_json
 from mechedit.cli.options import PLACE, command
-from mechedit.recipes.configured_model import load
-
-if TYPE_CHECKING:
-    from mechedit.recipes.compare import ComparisonConfig
+from mechedit.recipes.configurations import ComparisonConfig
 
 
 def compare(options: argparse.Namespace) -> None:
     """MEGA beside the other editors, its controls and its ablations, on the same facts."""
-    from mechedit.recipes.compare import compare as run
-
     config = _config(options)
-    result = run(load(config), config, options.out, progress=not options.quiet)
+    from mechedit.recipes.compare import run_comparison
+    from mechedit.recipes.configured_model import load
+
+    result = run_comparison(load(config), config, options.out, progress=not options.quiet)
     report = Path(options.out) / "report.html"
     if options.json:
         known = {"n_known": result.n_known, "n_total": result.n_total, "report": str(report)}
@@ -35,8 +33,6 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> ComparisonConfig:
-    from mechedit.recipes.compare import ComparisonConfig
-
     names = (*PLACE, "limit", "selection", "data", "ablation_facts", "ripple_facts", "seeds")
     lists = {
         name: tuple(part.strip() for part in text.split(",") if part.strip())

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.cli.options import count
 from experiments.cli.output import print_json
 from mechedit.cli.options import command, layers
-from mechedit.recipes.configured_model import load
+from mechedit.models.embedded import EMBEDDED
 from reports.errors import InputError
 
 
@@ -17,7 +17,7 @@ def covariance(options: argparse.Namespace) -> None:
     from mechedit.editors.weights.corpus import embedded_corpus, open_corpus
     from mechedit.editors.weights.covariance import covariances
     from mechedit.models.cache import cache_folder
-    from mechedit.models.loading import EMBEDDED
+    from mechedit.recipes.configured_model import load
 
     model = load(options)
     if options.text is None and options.model not in EMBEDDED:
@@ -27,12 +27,17 @@ def covariance(options: argparse.Namespace) -> None:
     corpus = embedded_corpus() if options.text is None else open_corpus(options.text)
     first, last = (0, model.shape.n_layers - 1) if options.layers == "auto" else options.layers
     progress = False if options.quiet else None
-    found = covariances(
+    matrices = covariances(
         model, corpus, layers=range(first, last + 1), tokens=options.tokens, progress=progress
     )
     rows = [
-        {"layer": c.layer, "n_tokens": c.n_tokens, "neurons": len(c.moment), "condition": c.condition}
-        for c in found.values()
+        {
+            "layer": matrix.layer,
+            "n_tokens": matrix.n_tokens,
+            "neurons": len(matrix.moment),
+            "condition": matrix.condition,
+        }
+        for matrix in matrices.values()
     ]
     if options.json:
         print_json({"model": model.name, "text": corpus.source, "cache": str(cache_folder()), "layers": rows})

@@ -8,21 +8,16 @@ from typing import Any
 
 from experiments.cli.options import count
 from experiments.cli.output import print_json
-from mechedit.cli.options import command
-from mechedit.recipes.configured_model import load
+from mechedit.cli.options import PLACE, command
+from mechedit.recipes.configurations import DemoConfig
 
 
 def demo(options: argparse.Namespace) -> None:
     """The main study on the embedded world."""
-    from mechedit.recipes.demo import DemoConfig, run_demo
+    config = DemoConfig(**{name: getattr(options, name) for name in (*PLACE, "limit", "seed")})
+    from mechedit.recipes.configured_model import load
+    from mechedit.recipes.demo import run_demo
 
-    config = DemoConfig(
-        model=options.model,
-        limit=options.limit,
-        seed=options.seed,
-        device=options.device,
-        dtype=options.dtype,
-    )
     summary = run_demo(load(config), config, options.out, progress=not options.quiet)
     report = Path(options.out) / "report.html"
     if options.json:

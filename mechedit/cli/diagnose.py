@@ -8,13 +8,13 @@ from typing import Any
 from experiments.cli.diagnosis import show
 from mechedit.cli.options import command
 from mechedit.cli.pairs import read_pairs
-from mechedit.recipes.configured_model import load
 
 
 def diagnose(options: argparse.Namespace) -> int:
     """Holds a model against plain transformers, float64 and itself; says what to change; status 1 if a check fails."""
     from mechedit.diagnose import PROBES
     from mechedit.diagnose import diagnose as run
+    from mechedit.recipes.configured_model import load
 
     probes = list(zip(*read_pairs(options.prompts), strict=True)) if options.prompts else PROBES
     return show(run(load(options), probes), json=options.json)

@@ -9,19 +9,19 @@ from experiments.cli.output import print_json
 from mechedit.cli.editor import add_editor_options
 from mechedit.cli.fact import add_fact_options, chosen_fact
 from mechedit.cli.options import command
-from mechedit.recipes.configured_model import load
-from mechedit.recipes.editor_choice import chosen_editor
 from reports.errors import InputError
 
 
 def edit(options: argparse.Namespace) -> None:
     """Edits one fact and shows what the model writes before and after."""
-    from mechedit.anatomy.explain import explain
-
     fact, data = chosen_fact(options)
+    from mechedit.anatomy.explain import explain
+    from mechedit.recipes.configured_model import load
+    from mechedit.recipes.editor_choice import chosen_editor
+
     model = load(options)
     editor = chosen_editor(options, model, [fact], data=data)
-    found = explain(model, editor, fact, neighbours=3 if options.explain else 0)
+    explanation = explain(model, editor, fact, neighbours=3 if options.explain else 0)
     if options.save is not None:
         with editor.apply(model, [fact]) as edited:
             keep = getattr(edited, "save_pretrained", None)
@@ -29,15 +29,15 @@ def edit(options: argparse.Namespace) -> None:
                 raise InputError(f"save: {editor.name} changes no weight, so there is no checkpoint to write")
             keep(options.save)
     if options.out is not None:
-        found.save(options.out)
+        explanation.save(options.out)
     if options.json:
-        rows = found.texts.to_dict("records")
+        rows = explanation.texts.to_dict("records")
         for row in rows:
-            row["helped"] = found.helped(row["role"], row["index"]).to_dict("records")
-            row["overruled"] = found.overruled(row["role"], row["index"]).to_dict("records")
+            row["helped"] = explanation.helped(row["role"], row["index"]).to_dict("records")
+            row["overruled"] = explanation.overruled(row["role"], row["index"]).to_dict("records")
         print_json({"editor": editor.name, "model": model.name, "subject": fact.subject, "prompts": rows})
         return
-    lines = found.lines() if options.explain else [line.splitlines()[0] for line in found.lines()]
+    lines = explanation.lines() if options.explain else [line.splitlines()[0] for line in explanation.lines()]
     print("\n".join(lines))
 
 

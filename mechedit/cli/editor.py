@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from experiments.cli.options import count
 from mechedit.cli.options import layers
-from mechedit.editors.steering import sites
-from mechedit.editors.steering.mega import GateKind
-from mechedit.editors.steering.steer import Position
+from mechedit.recipes.configurations import GateKind, Position, Site
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["GATES", "SITES", "add_editor_options"]
-
-GATES = get_args(GateKind)
-SITES = tuple(name for name in sites.SITES if name != "z")  # z is what --heads steers
+__all__ = ["add_editor_options"]
 
 
 def add_editor_options(parser: Any, *, default: str | None = "mega") -> None:
@@ -28,12 +20,14 @@ def add_editor_options(parser: Any, *, default: str | None = "mega") -> None:
         + (f" (default {default})" if default else ""),
     )
     parser.add_argument("--window", type=layers, help="layers that a steering editor steers, as 4-7, or auto")
-    parser.add_argument("--gate", choices=GATES, help="what opens a steering editor (default hidden)")
+    parser.add_argument(
+        "--gate", choices=get_args(GateKind), help="what opens a steering editor (default hidden)"
+    )
     parser.add_argument("--gate-model", help="for --gate sentence: a sentence-transformers folder or id")
     parser.add_argument(
         "--max-fpr", type=float, help="share of foreign prompts that MEGA's gate may open for"
     )
-    parser.add_argument("--site", choices=SITES, help="what MEGA steers (default attn_out)")
+    parser.add_argument("--site", choices=get_args(Site), help="what MEGA steers (default attn_out)")
     parser.add_argument(
         "--heads", type=count, help="how many heads MEGA steers, named by the attribution (all)"
     )

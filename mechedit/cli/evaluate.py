@@ -5,22 +5,21 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.cli.options import count
 from experiments.cli.output import as_table, print_json
 from mechedit.cli.editor import add_editor_options
 from mechedit.cli.options import command
-from mechedit.recipes.evaluate import MODES, EvaluationConfig, run_evaluation
-
-if TYPE_CHECKING:
-    pass
+from mechedit.recipes.configurations import MODES, EvaluationConfig
 
 
 def evaluate(options: argparse.Namespace) -> None:
     """One editor on the facts of a file."""
     given = {field.name: getattr(options, field.name) for field in fields(EvaluationConfig)}
     config = EvaluationConfig(**given | {"families": tuple(options.families.split(","))})
+    from mechedit.recipes.evaluate import run_evaluation
+
     result, ripples = run_evaluation(config, options.out, progress=not options.quiet)
     _show(options, result, ripples)
 
@@ -33,11 +32,11 @@ def _show(options: argparse.Namespace, result: Any, ripples: Any) -> None:
             for row in table.to_dict("records")
         }
         known = {"n_known": result.n_known, "n_total": result.n_total, "mode": result.mode}
-        more = {}
+        tests = {}
         if ripples is not None:
-            more = {"ripple": {"outcomes": ripples.outcomes(), "axes": ripples.summary().to_dict("records")}}
+            tests = {"ripple": {"outcomes": ripples.outcomes(), "axes": ripples.summary().to_dict("records")}}
         about = {"editor": name, "model": result.model, **known, "notes": list(result.notes)}
-        print_json({**about, "scores": scores, **more})
+        print_json({**about, "scores": scores, **tests})
         return
     print(f"{name} on {result.model}, {result.mode}: n known {result.n_known} of {result.n_total}")
     for note in result.notes:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mechedit.data.facts import FactEdit, load_facts
+from mechedit.factworld import edits
 from reports.errors import InputError
 from reports.parsing import parse
-
-if TYPE_CHECKING:
-    from mechedit.data.facts import FactEdit
 
 __all__ = ["add_fact_options", "chosen_fact"]
 
 
 def chosen_fact(options: argparse.Namespace) -> tuple[FactEdit, str]:
     """The fact of --fact, and its file: a JSON object of `FactEdit`'s fields, a file, or "world"; --case picks one."""
-    from mechedit.data.facts import FactEdit, load_facts
-    from mechedit.factworld import edits
-
     text = options.fact.strip()
     if text.startswith("{"):
         try:
@@ -28,10 +24,10 @@ def chosen_fact(options: argparse.Namespace) -> tuple[FactEdit, str]:
             raise InputError(
                 f"fact: expected an object with subject, prompt, target_true, target_new ({error})"
             ) from error
-    found = edits(20, seed=options.seed) if text == "world" else load_facts(Path(text))
-    chosen = [fact for fact in found if options.case in (None, str(fact.case_id))]
+    facts = edits(20, seed=options.seed) if text == "world" else load_facts(Path(text))
+    chosen = [fact for fact in facts if options.case in (None, str(fact.case_id))]
     if not chosen:
-        ids = ", ".join(str(fact.case_id) for fact in found[:5])
+        ids = ", ".join(str(fact.case_id) for fact in facts[:5])
         raise InputError(f"case: expected a case_id of {text}, as {ids}, found {options.case!r}")
     return chosen[0], "" if text == "world" else text
 

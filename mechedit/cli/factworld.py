@@ -9,7 +9,6 @@ from typing import Any
 from experiments.cli.options import Parser, count
 from experiments.cli.output import as_table, print_json
 from mechedit.cli.options import command
-from mechedit.recipes.configured_model import load
 
 
 def factworld_train(options: argparse.Namespace) -> None:
@@ -25,6 +24,7 @@ def factworld_train(options: argparse.Namespace) -> None:
 def factworld_check(options: argparse.Namespace) -> int:
     """Measures what an embedded model knows; status 1 where it falls short of its floors."""
     from mechedit.factworld.check import check
+    from mechedit.recipes.configured_model import load
 
     table = check(load(options), n=options.n)
     if options.json:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.cli.options import configured, count
 from experiments.cli.output import as_table, print_json
 from mechedit.cli.options import command
-from mechedit.recipes.configured_model import load_each
-
-if TYPE_CHECKING:
-    from mechedit.recipes.faithfulness import FaithfulnessConfig
+from mechedit.recipes.configurations import FaithfulnessConfig
 
 
 def faithfulness(options: argparse.Namespace) -> None:
     """Whose neurons carry the answer: NLKA and its peers judged by ablation."""
+    config = _config(options)
+    from mechedit.recipes.configured_model import load_each
     from mechedit.recipes.faithfulness import run_faithfulness
 
-    config = _config(options)
     study = run_faithfulness(load_each(config), config, options.out, progress=not options.quiet)
     report = Path(options.out) / "report.html"
     if options.json:
@@ -48,8 +46,6 @@ def faithfulness(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> FaithfulnessConfig:
-    from mechedit.recipes.faithfulness import FaithfulnessConfig
-
     names = ("limit", "ks", "draws", "mean_over", "data", "seed", "device", "dtype")
     models = options.model
     if models is not None:

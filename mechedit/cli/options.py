@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.cli.options import count, subcommand
-
-if TYPE_CHECKING:
-    pass
-
 
 #: What says which model runs where; a recipe may say it too.
 PLACE = ("model", "device", "dtype")

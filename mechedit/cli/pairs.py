@@ -16,10 +16,14 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 def read_pairs(path: str) -> tuple[list[str], list[str]]:
-    """Prompts and targets of a `.json` array of {"prompt": ..., "target": ...}, or of a `.csv` or `.tsv` file with the
-    header prompt, target (in any order).
+    """Prompts and targets of a file.
 
-    Errors: `InputError` with the file, and the record where one is not as it should be.
+    Args:
+        path: A `.json` array of {"prompt": ..., "target": ...}, or a `.csv` or `.tsv` file with the header prompt,
+            target (in any order).
+
+    Raises:
+        InputError: The file is not readable, or a record is not as it should be; names the file and the record.
     """
     file = Path(path)
     suffix = file.suffix.lower()
@@ -35,8 +39,8 @@ def read_pairs(path: str) -> tuple[list[str], list[str]]:
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"prompts: {path} is not readable as {suffix[1:]} ({error})") from error
     if not isinstance(records, list) or not records:
-        found = "none" if isinstance(records, list) else type(records).__name__
-        raise InputError(f"prompts: {path}: expected an array of at least one record, found {found}")
+        kind = "none" if isinstance(records, list) else type(records).__name__
+        raise InputError(f"prompts: {path}: expected an array of at least one record, found {kind}")
     for index, record in enumerate(records):
         _check(record, f"prompts: {path}: record {index}")
     return [record["prompt"] for record in records], [record["target"] for record in records]
@@ -54,8 +58,8 @@ def _rows(text: str, delimiter: str) -> list[dict[str, Any]]:
 
 def _check(record: object, where: str) -> None:
     if not isinstance(record, dict) or sorted(record) != _COLUMNS:
-        found = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
-        raise InputError(f"{where}: expected an object with prompt and target, found {found or 'none'}")
+        kind = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
+        raise InputError(f"{where}: expected an object with prompt and target, found {kind or 'none'}")
     for name in _COLUMNS:
         if not isinstance(record[name], str) or not record[name].strip():
             raise InputError(f"{where}: {name}: expected a text, found {record[name]!r}")

@@ -9,15 +9,15 @@ from typing import Any
 from experiments.cli.options import count
 from experiments.cli.output import as_table, print_json
 from mechedit.cli.options import command
-from mechedit.recipes.configured_model import load
 
 
 def tune(options: argparse.Namespace) -> None:
     """Scores a grid of an editor's settings on facts that are never evaluated."""
     import torch
 
-    from mechedit import load_facts
+    from mechedit.data.facts import load_facts
     from mechedit.evaluation import tune as search
+    from mechedit.recipes.configured_model import load
 
     torch.set_num_threads(1)  # as `mechedit demo`
     model = load(options)

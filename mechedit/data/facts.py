@@ -43,12 +43,16 @@ def load_facts(
     """The edits in a file, or in a data set that `datasets` can load.
 
     A `.json` file holds one array of objects, `.jsonl` one object a line, `.parquet` one row an edit.
-    Anything that is no path is taken for a `datasets` name, `owner/name` or `owner/name:split` (a folder of
-    such files is loaded by `datasets` too). `limit` takes the first rows, and only those are checked.
-    `schema` is detected from the first row: "counterfact", "easyedit", "ripple" (RippleEdits), "zsre".
-    `skip_malformed`: leave a malformed row out and log it, for files that are known to hold some.
-    Errors: `InputError` for a missing, unreadable or empty source, and for a malformed row (source, index,
-    field).
+
+    Args:
+        path_or_dataset_name: A file; whatever is no path is taken for a `datasets` name, `owner/name` or
+            `owner/name:split` (`datasets` loads a folder of such files too).
+        limit: Takes the first rows, and only those are checked.
+        schema: "counterfact", "easyedit", "ripple" (RippleEdits) or "zsre"; detected from the first row if None.
+        skip_malformed: Leaves a malformed row out and logs it, for files that are known to hold some.
+
+    Raises:
+        InputError: The source is missing, unreadable or empty, or a row is malformed; names source, index and field.
 
     >>> import tempfile
     >>> row = {"case_id": 3, "prompt": "Ann speaks", "subject": "Ann", "target_new": "Greek"}
@@ -68,18 +72,18 @@ def load_facts(
     rows = _rows(source, limit)
     if not rows:
         raise InputError(f"{source}: expected at least one record, found none")
-    found = schema or detect(rows[0], source)
+    schema = schema or detect(rows[0], source)
     facts = []
     for index, row in enumerate(rows):
         try:
-            facts.append(from_row(BUILDERS[found], row, index, where=f"{source}: record {index}"))
+            facts.append(from_row(BUILDERS[schema], row, index, where=f"{source}: record {index}"))
         except InputError as error:
             if not skip_malformed:
                 raise
             log.warning("left out: %s", error)
     if not facts:
         raise InputError(f"{source}: expected at least one record that is as its schema says, found none")
-    if found == "easyedit":
+    if schema == "easyedit":
         log.warning(
             "%s: EasyEdit's rephrase_prompt is one of CounterFact's generation prompts; "
             "PS and Gen on it are not ROME's paraphrase scores",

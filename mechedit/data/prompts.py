@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 def repeat(p: str, value: str, q: str | None = None) -> str:
-    """Forced source: the model is told `value` and asked `q` (by default the same prompt).
+    """Forced source: the model is told `value` and then `q` (by default the same prompt).
 
     >>> repeat("Anna speaks", "French")
     "Repeat this sentence: 'Anna speaks French'. Anna speaks"

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from reports.errors import InputError
 
 __all__ = [
+    "EDIT_FIELDS",
     "Axis",
     "FactEdit",
     "RippleQuery",
@@ -27,6 +28,8 @@ __all__ = [
     "shown",
 ]
 
+# What a saved edit keeps of its fact; the prompts that test the fact stay with whoever measures it.
+EDIT_FIELDS = ("subject", "prompt", "target_true", "target_new", "case_id", "relation")
 Axis = Literal["RS", "LG", "SA", "CI", "CII", "FN"]
 
 
@@ -52,8 +55,12 @@ class RippleQuery:
 class RippleTest:
     """One test of an axis: passed if some (`any_of`) or all of its queries are answered after the edit.
 
-    axis: RS relation specificity, LG logical generalisation, SA subject aliasing, CI and CII compositionality, FN
-    forgetfulness. conditions: queries that must be answered for the test to be run (`mechedit.evaluation.ripple`).
+    Attributes:
+        axis: RS relation specificity, LG logical generalisation, SA subject aliasing, CI and CII compositionality, FN
+            forgetfulness.
+        queries: What is asked after the edit.
+        conditions: Queries that must be answered for the test to be run (`mechedit.evaluation.ripple`).
+        any_of: Whether one answered query is enough.
     """
 
     axis: Axis
@@ -72,12 +79,20 @@ class RippleTest:
 class FactEdit:
     """One edit: the model shall answer `target_new` where it answers `target_true`.
 
-    `prompt` holds exactly one `{}`, the place of `subject`. Targets are bare ("French"); the space before
-    them is added where they are scored. `aliases` are other names of the subject, `target_new_aliases` other
-    spellings of the new object. `neighborhood_answers` are the right answers to `neighborhood_prompts`, one each;
-    without any they are all `target_true`, as in CounterFact. `ripple` are RippleEdits' tests. `source_schema` is the
-    schema that it was loaded from ("" if built by hand).
-    Errors: `InputError` naming the field, for an empty text, a prompt without one `{}`, or another type.
+    Targets are bare ("French"); the space before them is added where they are scored.
+
+    Attributes:
+        prompt: Holds exactly one `{}`, the place of `subject`.
+        neighborhood_prompts: Prompts about other subjects, which the edit must leave as they are.
+        neighborhood_answers: The right answers to `neighborhood_prompts`, one each; without any they are all
+            `target_true`, as in CounterFact.
+        aliases: Other names of the subject.
+        target_new_aliases: Other spellings of the new object.
+        ripple: RippleEdits' tests.
+        source_schema: The schema that it was loaded from ("" if built by hand).
+
+    Raises:
+        InputError: A text is empty, the prompt has not one `{}`, or a value is of another type; names the field.
 
     >>> fact = FactEdit("Danielle Darrieux", "The mother tongue of {} is", "French", "English")
     >>> fact.rewrite_prompt

@@ -51,7 +51,14 @@ AXES: dict[str, Axis] = {
 
 
 def detect(row: Any, source: str) -> Schema:
-    """The schema of a first row. Errors: `InputError` where no schema has such keys.
+    """The schema of a file.
+
+    Args:
+        row: The first row.
+        source: The file, as errors name it.
+
+    Raises:
+        InputError: No schema has such keys.
 
     >>> detect({"alt": "Virgo", "src": "Where is it?"}, "facts.json")
     'zsre'
@@ -238,10 +245,12 @@ def _subject(row: Row, prompt: str) -> str:
     spelt = [span for span in spans if span.lower().replace(" ", "_").replace(".", "") == subject_id]
     if spelt:
         return spelt[0]
-    own, foreign = _prompts_about(row, subject_id)
+    about, foreign = _prompts_about(row, subject_id)
     frame = {word for text in foreign for word in text.split(" ") if word == word.lower()} | _FRAME
     shared = [
-        span for span in spans if own and all(re.search(rf"(?<!\w){re.escape(span)}(?!\w)", t) for t in own)
+        span
+        for span in spans
+        if about and all(re.search(rf"(?<!\w){re.escape(span)}(?!\w)", t) for t in about)
     ]
     names = {_trimmed(run, frame) for run in shared} - {""}
     if not names:
@@ -266,16 +275,16 @@ def _trimmed(run: str, frame: set[str]) -> str:
 
 def _prompts_about(row: Row, subject_id: Any) -> tuple[list[str], list[str]]:
     """Prompts of the row's queries about the subject under its own name, and about others."""
-    own, foreign = [], []
+    named, foreign = [], []
     for key, axis in AXES.items():
         for test in _optional(row, key, ()):
             for query in (*_optional(test, "test_queries", ()), *_optional(test, "condition_queries", ())):
                 about = query.get("subject_id") == subject_id
                 if about and axis in ("RS", "FN"):
-                    own.append(str(query.get("prompt")))
+                    named.append(str(query.get("prompt")))
                 elif not about:
                     foreign.append(str(query.get("prompt")))
-    return own, foreign
+    return named, foreign
 
 
 # --- fields -----------------------------------------------------------------------------------------

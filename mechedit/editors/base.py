@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 from mechedit.data.facts import FactEdit
 from mechedit.models.hooked import HookedModel
 
-__all__ = ["Editor", "NoEdit", "as_facts", "derive"]
+__all__ = ["Editor", "NoEdit", "as_facts", "derive", "lineage"]
 
 M = TypeVar("M", bound="HookedModel")
 
@@ -24,7 +24,11 @@ class Editor(Protocol):
 
     @property
     def name(self) -> str:
-        """As reports show it."""
+        """The name that reports show."""
+
+    @property
+    def needs_selection(self) -> bool:
+        """Whether it has settings to choose first (`mechedit.editors.registry.select`)."""
 
     def apply(
         self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]
@@ -41,6 +45,7 @@ class NoEdit:
     """
 
     name: str = "no_edit"
+    needs_selection = False
 
     @contextlib.contextmanager
     def apply(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> Iterator[HookedModel]:
@@ -54,13 +59,15 @@ def as_facts(facts: FactEdit | Sequence[FactEdit]) -> tuple[FactEdit, ...]:
 
 
 def derive(cls: type[M], model: HookedModel) -> M:
-    """An edited model of class `cls` that shares everything with `model`: tokens, weights, hooks that are on.
-
-    Where `model` has gates (a steering edit), the derived one asks them too.
-    """
+    """An edited model of class `cls` that shares everything with `model`: tokens, weights, active hooks, gates."""
     derived = cls.__new__(cls)
-    derived.__dict__.update(model.__dict__)
-    ask = getattr(model, "gate_fired", None)
-    if ask is not None:
-        derived.__dict__["gate_fired"] = lambda prompts, **options: ask(derived.encode(prompts), **options)
+    derived.__dict__.update(model.__dict__, base=model)
     return derived
+
+
+def lineage(model: HookedModel) -> Iterator[HookedModel]:
+    """`model`, the model that it was derived from, and so on."""
+    current: HookedModel | None = model
+    while current is not None:
+        yield current
+        current = current.base

@@ -15,21 +15,25 @@ Lengths = tuple[tuple[int, int], ...]
 STARTS = ("The", "In", "A", "This", "One")
 
 
-def contexts(model: HookedModel, lengths: Lengths, *, seed: int = 0) -> tuple[str, ...]:
-    """ "" first, then for each (n, tokens) n texts that the model writes, each ended by ". " as in ROME.
+def contexts(model: HookedModel, lengths: Lengths) -> tuple[str, ...]:
+    """The empty text, then the texts that the model writes, each ended by ". " as in ROME.
 
-    Sampled from the 5 likeliest tokens behind common first words; the same for the same weights and seed.
+    Sampled from the 5 likeliest tokens behind common first words; the same for the same weights.
+
+    Args:
+        model: The model.
+        lengths: (number of texts, tokens of each).
     """
-    return _contexts(model, model.hash, lengths, seed)
+    return _contexts(model, model.hash, lengths)
 
 
 @lru_cache(maxsize=16)
-def _contexts(model: HookedModel, digest: str, lengths: Lengths, seed: int) -> tuple[str, ...]:
-    found = [""]
+def _contexts(model: HookedModel, digest: str, lengths: Lengths) -> tuple[str, ...]:
+    texts = [""]
     for n, tokens in lengths:
         starts = [STARTS[i % len(STARTS)] for i in range(n)]
-        texts = model.generate(starts, max_new_tokens=tokens, top_k=5, seed=seed + len(found))
-        joined = (f"{start}{text}" for start, text in zip(starts, texts, strict=True))
+        written = model.generate(starts, max_new_tokens=tokens, top_k=5, seed=len(texts))
+        joined = (f"{start}{text}" for start, text in zip(starts, written, strict=True))
         # A context is one line, and braces would be taken for the subject's place.
-        found += [re.sub(r"[\s{}]+", " ", text).strip().removesuffix(".") + ". " for text in joined]
-    return tuple(found)
+        texts += [re.sub(r"[\s{}]+", " ", text).strip().removesuffix(".") + ". " for text in joined]
+    return tuple(texts)

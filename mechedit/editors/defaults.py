@@ -15,8 +15,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+from mechedit.models.embedded import EMBEDDED
 from mechedit.models.hooked import HookedModel
-from mechedit.models.loading import EMBEDDED
 from reports.errors import InputError
 
 __all__ = ["AUTO", "Table", "Tuned", "family"]
@@ -43,15 +43,16 @@ class Tuned:
     DEFAULTS: ClassVar[Table]
     LAYERS: ClassVar[tuple[str, ...]] = ()
 
-    @classmethod
-    def for_model(cls, model: HookedModel) -> Self:
-        """The editor with this model's defaults."""
-        return cls().ready(model)
+    @property
+    def needs_selection(self) -> bool:
+        """Whether `select` has settings to choose: only MEGA and SAKE have any."""
+        return False
 
     def ready(self, model: HookedModel) -> Self:
         """This editor with every `AUTO` field filled from DEFAULTS for `model`.
 
-        Errors: `InputError` for a layer outside of the model.
+        Raises:
+            InputError: A layer is outside of the model.
         """
         name, exact = family(model)
         chosen: dict[str, Any] = {}
@@ -75,7 +76,7 @@ def _scaled(value: Any, of: int, to: int) -> Any:
     (4, (3, 4))
     """
     if isinstance(value, tuple):
-        return tuple(_scaled(one, of, to) for one in value)
+        return tuple(_scaled(layer, of, to) for layer in value)
     return min(round(value / (of - 1) * (to - 1)), to - 1)
 
 

@@ -32,9 +32,9 @@ from mechedit.data.prompts import demonstration
 from mechedit.editors.base import as_facts, derive
 from mechedit.editors.defaults import AUTO, Table, Tuned
 from mechedit.factworld import edits
+from mechedit.models.embedded import EMBEDDED
 from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import resid_post
-from mechedit.models.loading import EMBEDDED
 from mechedit.models.states import mean_states
 from reports.errors import InputError
 
@@ -53,7 +53,7 @@ class PromptedModel(HookedModel):
 
     @classmethod
     def over(cls, model: HookedModel, prefix: str) -> PromptedModel:
-        """Shares everything with `model` but how a text becomes ids."""
+        """A model that shares everything with `model` but how a text becomes ids."""
         prompted = derive(cls, model)
         encode: Callable[[str], tuple[int, ...]] = model._encode
         prompted.prefix = prefix
@@ -61,7 +61,11 @@ class PromptedModel(HookedModel):
         return prompted
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Refused: the edit is in the prompt."""
+        """Is refused, because the edit is in the prompt.
+
+        Raises:
+            InputError: Always.
+        """
         raise InputError(
             "save_pretrained: IKE changes no weight, so a checkpoint would be the unedited model; keep .prefix, the "
             "text that goes before every prompt"
@@ -70,13 +74,14 @@ class PromptedModel(HookedModel):
 
 @dataclass(frozen=True)
 class IKE(Tuned):
-    """The editor; what is AUTO is chosen by the model (`for_model`).
+    """The editor; what is AUTO is chosen by the model (`ready`).
 
     Attributes:
-        demonstrations: how many. pool: edits to take them from, never about the edited subjects (None: the embedded
-        world's for the embedded models, else none, and the new fact stands alone). embed: sentences to
-        vectors [n, d] for the retrieval, as `SentenceTransformer("all-MiniLM-L6-v2").encode` (None: the language model
-        itself).
+        demonstrations: How many.
+        pool: Edits to take them from, never about the edited subjects (None: the embedded world's for the embedded
+            models, else none, and the new fact stands alone).
+        embed: Sentences to vectors [n, d] for the retrieval, as `SentenceTransformer("all-MiniLM-L6-v2").encode`
+            (None: the language model itself).
 
     >>> import mechedit as me
     >>> model, fact = me.load_model("factworld"), me.factworld.edits(1)[0]
@@ -128,8 +133,8 @@ class IKE(Tuned):
 
 def _mentions(fact: FactEdit, subjects: set[str]) -> bool:
     """Whether a demonstration of `fact` would speak of one of the subjects."""
-    asked = (fact.rewrite_prompt, *fact.paraphrase_prompts[:1], *fact.neighborhood_prompts[:1])
-    return any(subject in prompt for subject in subjects for prompt in asked)
+    prompts = (fact.rewrite_prompt, *fact.paraphrase_prompts[:1], *fact.neighborhood_prompts[:1])
+    return any(subject in prompt for subject in subjects for prompt in prompts)
 
 
 def _demonstrate(fact: FactEdit, kind: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from mechedit.data.facts import FactEdit
 from mechedit.editors.base import Editor, NoEdit
 from mechedit.editors.ike import IKE
 from mechedit.editors.steering.mega import MEGA
@@ -14,9 +15,10 @@ from mechedit.editors.weights.ft import FT, FTL
 from mechedit.editors.weights.lora import LoRA
 from mechedit.editors.weights.memit import MEMIT
 from mechedit.editors.weights.rome import ROME
+from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 
-__all__ = ["NAMES", "by_name"]
+__all__ = ["NAMES", "by_name", "select"]
 
 _EDITORS: Mapping[str, Callable[..., Editor]] = {
     "ft": FT,
@@ -36,8 +38,10 @@ NAMES = tuple(_EDITORS)
 def by_name(name: str, **settings: Any) -> Editor:
     """The editor called `name`, with `settings` as its fields; what it leaves open is chosen by the model.
 
-    MEGA and SAKE choose gates and the like on facts that are never evaluated: where `needs_selection`, call
-    `.select(model, facts)`. Errors: `InputError` for an unknown name or an unknown setting.
+    MEGA and SAKE choose gates and the like on facts that are never evaluated, see `select`.
+
+    Raises:
+        InputError: An unknown name, or an unknown setting.
 
     >>> by_name("rome", layer=5).name
     'rome'
@@ -52,3 +56,18 @@ def by_name(name: str, **settings: Any) -> Editor:
         return _EDITORS[name](**settings)
     except TypeError as error:
         raise InputError(f"editor: {name} has no such setting ({error})") from error
+
+
+def select(editor: Editor, model: HookedModel, facts: Sequence[FactEdit]) -> Editor:
+    """`editor` with what it leaves open chosen on `facts`, which are never evaluated.
+
+    MEGA and SAKE choose (`needs_selection`); every other editor is returned as it is.
+
+    >>> import mechedit as me
+    >>> rome = by_name("rome", layer=5)
+    >>> select(rome, me.load_model("factworld"), me.factworld.edits(1)) is rome
+    True
+    """
+    if isinstance(editor, MEGA | SAKE) and editor.needs_selection:
+        return editor.select(model, facts)
+    return editor

@@ -34,9 +34,11 @@ __all__ = ["Drift", "drift", "read_text"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Drift(Result):
-    """What edited models wrote: frame texts (editor, case_id, starts, returns, words_before, entropy, text).
+    """What edited models wrote.
 
-    words_before is NaN where the old object does not occur.
+    Attributes:
+        texts: Columns editor, case_id, starts, returns, words_before (NaN where the old object does not occur),
+            entropy, text.
     """
 
     kind: ClassVar[str] = "drift"
@@ -46,14 +48,14 @@ class Drift(Result):
     def summary(self) -> pd.DataFrame:
         """One row an editor: n, and starts, returns (Wilson), entropy (bootstrap), each with _low and _high."""
         rows = []
-        for editor, own in self.texts.groupby("editor", sort=False):
-            row: dict[str, Any] = {"editor": editor, "n": len(own)}
+        for editor, texts in self.texts.groupby("editor", sort=False):
+            row: dict[str, Any] = {"editor": editor, "n": len(texts)}
             for name in ("starts", "returns"):
-                low, high = wilson(int(own[name].sum()), len(own))
-                row |= {name: float(own[name].mean()), f"{name}_low": low, f"{name}_high": high}
-            low, high = bootstrap_mean(own["entropy"].to_numpy())
+                low, high = wilson(int(texts[name].sum()), len(texts))
+                row |= {name: float(texts[name].mean()), f"{name}_low": low, f"{name}_high": high}
+            low, high = bootstrap_mean(texts["entropy"].to_numpy())
             rows.append(
-                row | {"entropy": float(own["entropy"].mean()), "entropy_low": low, "entropy_high": high}
+                row | {"entropy": float(texts["entropy"].mean()), "entropy_low": low, "entropy_high": high}
             )
         return pd.DataFrame(rows)
 
@@ -67,9 +69,18 @@ def drift(
     seed: int = 0,
     progress: bool = True,
 ) -> Drift:
-    """Let the model write `length` tokens about each fact under each editor (one at a time).
+    """Lets the model write about each fact under each editor, one at a time. Errors of the editors pass through.
 
-    Errors: `InputError` for no facts or no editors, or a length below 1; errors of the editors pass through.
+    Args:
+        model: The unedited model.
+        editors: What edits it; `NoEdit` is the control.
+        facts: The edits.
+        length: Tokens that are written behind each rewrite prompt.
+        seed: Of the draws.
+        progress: Whether bars are shown.
+
+    Raises:
+        InputError: There are no facts or no editors, or the length is below 1.
 
     >>> import mechedit as me
     >>> model, facts = me.load_model("factworld"), me.factworld.edits(2)
@@ -101,17 +112,17 @@ def drift(
 
 
 def read_text(text: str, fact: FactEdit) -> dict[str, Any]:
-    """starts, returns, words_before, entropy, text of one text; whole words count.
+    """The row of one text in `Drift.texts`; whole words count.
 
     >>> fact = FactEdit("Ann", "{} speaks", "Dutch", "Greek")
     >>> read = read_text(" Greek. Once she spoke Dutch.", fact)
     >>> read["starts"], read["returns"], read["words_before"]
     (True, True, 5.0)
     """
-    found, new, old = (words(t) for t in (text, fact.target_new, fact.target_true))
-    places = [i for i in range(len(found) - len(old) + 1) if found[i : i + len(old)] == old]
+    written, new, old = (words(part) for part in (text, fact.target_new, fact.target_true))
+    places = [i for i in range(len(written) - len(old) + 1) if written[i : i + len(old)] == old]
     return {
-        "starts": found[: len(new)] == new,
+        "starts": written[: len(new)] == new,
         "returns": bool(places),
         "words_before": float(places[0]) if places else float("nan"),
         "entropy": ngram_entropy(text),

@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,12 +28,14 @@ from typing import Any, get_args
 
 from tqdm.auto import tqdm
 
-from experiments.cases import Case, every_case, finished
+from experiments.cases import Case, every_case, finished, settings_digest
 from experiments.runs import RunFolder, check_case_id
+from mechedit.data.case_keys import evaluation_key
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors.base import Editor
 from mechedit.evaluation.fluency import References, generated_texts
-from mechedit.evaluation.measure import FAMILIES, PromptScore, measure, questions_of
+from mechedit.evaluation.measure import PromptScore, measure
+from mechedit.evaluation.questions import FAMILIES, FactQuestions, Question
 from mechedit.evaluation.result import (
     KNOWS_NONE,
     NOT_ROMES_PS,
@@ -81,17 +81,27 @@ def evaluate(
 ) -> Evaluation:
     """Edit the facts by `editor`, score their prompts, undo, and gather the scores.
 
-    families: "probability" (ES, EM, PS, PM, NS, NM, `_acc`, S), "argmax" (Acc, Gen, Spec), "token" (Rel, Gen, Loc:
-    `_tok` and `_all`), "doubt" (DI, DII), "generation" (GE, and RS with `references`: texts by new object).
-    mode: "single", each fact alone; "sequential", one edit upon the other, all scored when the last is in; "batch", one
-    edit of all facts. What the unedited model knows and says is measured on the *unedited* model in every mode.
-    run: each case is written as it ends, as `<editor>-<case_id>`, and read instead of measured when it
-    exists; the result is the same as without an interruption. (The facts of the other modes stand or fall together.)
-    unedited: `baseline(model, facts)`, where several editors are evaluated on the same facts. seed: of the texts.
-    `batch_size` changes rounding only. Memory: "sequential" keeps what each edit replaced until all are undone.
-    Errors: `InputError` for no facts, an unknown family or mode, two facts of one case_id, a target that encodes to
-    nothing, a prompt longer than the context, or a case in `run` that was written with another model, editor,
-    fact or family. Errors of the editor pass through; the model is then as it was.
+    Errors of the editor pass through; the model is then as it was. Memory: "sequential" keeps what each edit replaced
+    until all are undone.
+
+    Args:
+        model: The unedited model, in every mode the one whose knowledge counts.
+        editor: What edits it.
+        facts: The edits, each with a case_id of its own.
+        families: "probability" (ES, EM, PS, PM, NS, NM, `_acc`, S), "argmax" (Acc, Gen, Spec), "token" (Rel, Gen, Loc:
+            `_tok` and `_all`), "doubt" (DI, DII), "generation" (GE, and RS with `references`).
+        mode: "single", each fact alone; "sequential", one edit upon the other, then all scored; "batch", one edit.
+        references: Texts by new object, for RS.
+        batch_size: Prompts of one forward pass; it changes rounding only.
+        seed: Of the generated texts.
+        progress: Whether a bar is shown.
+        run: Each case is written as it ends, as `<editor>-<case_id>`, and read instead of measured where it exists.
+            (The facts of the other modes stand or fall together.)
+        unedited: `baseline(model, facts)`, where several editors are evaluated on the same facts.
+
+    Raises:
+        InputError: There are no facts, or two of one case_id, or a family or mode is unknown, a target encodes to
+            nothing, a prompt is too long, or a case in `run` is of another model, editor, fact or family.
 
     >>> import mechedit as me
     >>> model, facts = me.load_model("factworld"), me.factworld.edits(3)
@@ -99,55 +109,52 @@ def evaluate(
     >>> float(scores["Acc"]), float(scores["Spec"])
     (0.0, 1.0)
     """
-    families = check_facts(model, facts, families=families)
+    questions = [FactQuestions(fact) for fact in facts]
+    families = _checked(model, questions, families)
     if mode not in get_args(Mode):
         raise InputError(f"mode: expected one of {', '.join(get_args(Mode))}, found {mode!r}")
     space = References(references) if references is not None else None
-    base = unedited or baseline(model, facts, batch_size=batch_size)
-    task = _Task(model, editor, facts, families, mode, base, batch_size, seed, run, progress)
+    base = unedited or _baseline(model, questions, batch_size)
+    task = _Task(model, editor, questions, families, mode, base, batch_size, seed, run, progress)
     cases = task.one_by_one() if mode == "single" else task.together()
-    return gather(
-        model,
-        editor,
-        facts,
-        families=families,
-        mode=mode,
-        known=base.known,
-        scores=cases,
-        references=space,
-    )
-
-
-def case_key(editor: str, fact: FactEdit, mode: str = "single") -> str:
-    """The id of the case of `fact` under the editor of this name, in a run folder."""
-    return f"{editor}-{'' if mode == 'single' else f'{mode}-'}{fact.case_id}"
+    return gather(model, editor, cases, families=families, mode=mode, references=space)
 
 
 def check_facts(
     model: HookedModel, facts: Sequence[FactEdit], *, families: Sequence[str] = ("probability", "argmax")
 ) -> tuple[str, ...]:
-    """The families without repetition, after checking that `evaluate` can score every fact.
+    """Checks that `evaluate` can score every fact; call it before a run folder is made.
 
-    Call it before a run folder is made. Errors: `InputError`, as `evaluate`, naming the record.
+    Returns:
+        The families without repetition.
+
+    Raises:
+        InputError: As `evaluate`, naming the record.
     """
+    return _checked(model, [FactQuestions(fact) for fact in facts], families)
+
+
+def _checked(
+    model: HookedModel, questions: Sequence[FactQuestions], families: Sequence[str]
+) -> tuple[str, ...]:
     unknown = [family for family in families if family not in FAMILIES]
     if unknown or not families:
         raise InputError(f"families: expected some of {', '.join(FAMILIES)}, found {unknown or 'none'}")
-    if not facts:
+    if not questions:
         raise InputError("facts: expected at least one FactEdit, found none")
     seen: set[str] = set()
-    for index, fact in enumerate(facts):
-        if str(fact.case_id) in seen:
-            raise InputError(
-                f"facts: record {index}: case_id {fact.case_id!r} occurs twice; give each its own"
-            )
-        seen.add(str(fact.case_id))
-        _check_tokens(model, index, fact, families)
+    for index, about in enumerate(questions):
+        case_id = about.fact.case_id
+        if str(case_id) in seen:
+            raise InputError(f"facts: record {index}: case_id {case_id!r} occurs twice; give each its own")
+        seen.add(str(case_id))
+        _check_tokens(model, index, about.read_by(families))
     return tuple(dict.fromkeys(families))
 
 
-def _check_tokens(model: HookedModel, index: int, fact: FactEdit, families: Sequence[str]) -> None:
-    for question in questions_of(fact, families):
+def _check_tokens(model: HookedModel, index: int, questions: Sequence[Question]) -> None:
+    for question in questions:
+        fact = question.fact
         for name, target in (("target_new", fact.target_new), ("target_true", question.true)):
             try:
                 model.continuation(question.prompt, target)
@@ -174,7 +181,9 @@ class Neighbour:
 class Baseline:
     """What `evaluate` asks of the unedited model: measured once, it serves every editor on the same facts.
 
-    known: whether it answers each fact. neighbourhoods: for each fact a `Neighbour` by neighbourhood prompt.
+    Attributes:
+        known: Whether the model answers each fact.
+        neighbourhoods: For each fact a `Neighbour` by neighbourhood prompt.
     """
 
     known: list[bool]
@@ -183,10 +192,14 @@ class Baseline:
 
 def baseline(model: HookedModel, facts: Sequence[FactEdit], *, batch_size: int = 32) -> Baseline:
     """The `Baseline` of `facts`; where the model knows none of them their neighbourhoods are not measured."""
-    known = known_facts(model, facts, batch_size=batch_size)
+    return _baseline(model, [FactQuestions(fact) for fact in facts], batch_size)
+
+
+def _baseline(model: HookedModel, questions: Sequence[FactQuestions], batch_size: int) -> Baseline:
+    known = known_facts(model, [about.fact for about in questions], batch_size=batch_size)
     if not any(known):
-        return Baseline(known, [{} for _ in facts])
-    return Baseline(known, list(_neighbourhoods(model, facts, batch_size)))
+        return Baseline(known, [{} for _ in questions])
+    return Baseline(known, list(_neighbourhoods(model, questions, batch_size)))
 
 
 def known_facts(model: HookedModel, facts: Sequence[FactEdit], *, batch_size: int = 32) -> list[bool]:
@@ -196,14 +209,16 @@ def known_facts(model: HookedModel, facts: Sequence[FactEdit], *, batch_size: in
 
 
 def _neighbourhoods(
-    model: HookedModel, facts: Sequence[FactEdit], batch_size: int
+    model: HookedModel, questions: Sequence[FactQuestions], batch_size: int
 ) -> Iterator[dict[str, Neighbour]]:
     """For each fact what the unedited model says, by neighbourhood prompt; all facts in one go."""
-    asked = [[q for q in questions_of(fact, ("argmax",)) if q.role == "neighborhood"] for fact in facts]
-    scores = iter(measure(model, [q for questions in asked for q in questions], batch_size=batch_size))
-    for questions in asked:
-        own = [next(scores) for _ in questions]
-        yield {score.prompt: Neighbour(score.p_new, score.p_true, score.argmax) for score in own}
+    near = [about.of_roles(["neighborhood"]) for about in questions]
+    scores = iter(
+        measure(model, [question for of_fact in near for question in of_fact], batch_size=batch_size)
+    )
+    for of_fact in near:
+        of_prompts = [next(scores) for _ in of_fact]
+        yield {score.prompt: Neighbour(score.p_new, score.p_true, score.argmax) for score in of_prompts}
 
 
 # --- cases ------------------------------------------------------------------------------------------
@@ -211,11 +226,11 @@ def _neighbourhoods(
 
 @dataclass(frozen=True)
 class _Task:
-    """What `evaluate` was asked to do."""
+    """What `evaluate` is to do."""
 
     model: HookedModel
     editor: Editor
-    facts: Sequence[FactEdit]
+    questions: Sequence[FactQuestions]
     families: tuple[str, ...]
     mode: Mode
     base: Baseline
@@ -226,84 +241,91 @@ class _Task:
 
     def one_by_one(self) -> list[CaseScores]:
         """Each fact edited alone."""
-        settings = [self._settings(fact) for fact in self.facts]
+        keys, settings = self._keys(), self._settings()
 
         def make(i: int) -> Case:
-            case = CaseScores()
+            scores = self._unmeasured(i)
             if any(self.base.known):
-                with self.editor.apply(self.model, [self.facts[i]]) as edited:
-                    case = self._measured(edited, i)
-            return self._record(i, settings[i], case)
+                with self.editor.apply(self.model, [self.questions[i].fact]) as edited:
+                    scores = self._measured(edited, i)
+            return _record(scores, settings[i])
 
-        keys = [self._key(fact) for fact in self.facts]
-        cases = every_case(
-            self.run, keys, make, settings=settings, label=self.editor.name, progress=self.progress
-        )
-        return [_scores(case) for case in cases]
+        label = self.editor.name
+        cases = every_case(self.run, keys, make, settings=settings, label=label, progress=self.progress)
+        return self._read(cases)
 
     def together(self) -> list[CaseScores]:
         """All facts edited, one upon the other or at once, and then scored."""
-        keys = [self._key(fact) for fact in self.facts]
-        settings = [self._settings(fact) for fact in self.facts]
-        done = [finished(self.run, key, settings=one) for key, one in zip(keys, settings, strict=True)]
-        if all(case is not None for case in done):
-            return [_scores(case) for case in done if case is not None]
-        cases = list(self._edited_together()) if any(self.base.known) else [CaseScores()] * len(keys)
-        for i, (key, one, case) in enumerate(zip(keys, settings, cases, strict=True)):
-            if self.run is not None:
-                self.run.write_case(key, self._record(i, one, case))
-        return cases
+        keys, settings = self._keys(), self._settings()
+        done = [finished(self.run, key, settings=digest) for key, digest in zip(keys, settings, strict=True)]
+        cases = [case for case in done if case is not None]
+        if len(cases) == len(keys):
+            return self._read(cases)
+        places = range(len(keys))
+        scores = [self._unmeasured(i) for i in places]
+        if any(self.base.known):
+            scores = list(self._edited_together())
+        if self.run is not None:
+            for i in places:
+                self.run.write_case(keys[i], _record(scores[i], settings[i]))
+        return scores
 
     def _edited_together(self) -> Iterator[CaseScores]:
-        bar = tqdm(
-            total=2 * len(self.facts), desc=f"{self.editor.name}, {self.mode}", disable=not self.progress
-        )
+        facts = [about.fact for about in self.questions]
+        bar = tqdm(total=2 * len(facts), desc=f"{self.editor.name}, {self.mode}", disable=not self.progress)
         with contextlib.ExitStack() as stack:
             edited = self.model
-            for group in [list(self.facts)] if self.mode == "batch" else [[fact] for fact in self.facts]:
+            for group in [facts] if self.mode == "batch" else [[fact] for fact in facts]:
                 edited = stack.enter_context(self.editor.apply(edited, group))
                 bar.update(len(group))
-            for i in range(len(self.facts)):
+            for i in range(len(facts)):
                 yield self._measured(edited, i)
                 bar.update()
         bar.close()
 
+    def _unmeasured(self, i: int) -> CaseScores:
+        return CaseScores(self.questions[i].fact, self.base.known[i])
+
     def _measured(self, edited: HookedModel, i: int) -> CaseScores:
-        fact, base = self.facts[i], self.base.neighbourhoods[i]
-        scores = measure(edited, questions_of(fact, self.families), batch_size=self.batch_size)
+        about, base = self.questions[i], self.base.neighbourhoods[i]
+        scores = measure(edited, about.read_by(self.families), batch_size=self.batch_size)
+        prompts = [_with_base(score, base) if score.role == "neighborhood" else score for score in scores]
         texts: list[str] = []
         if "generation" in self.families:
-            texts = generated_texts(edited, fact, seed=self.seed, batch_size=self.batch_size)
-        return CaseScores([_with_base(s, base) if s.role == "neighborhood" else s for s in scores], texts)
+            texts = generated_texts(edited, about.fact, seed=self.seed, batch_size=self.batch_size)
+        return CaseScores(about.fact, self.base.known[i], prompts, texts)
 
-    def _key(self, fact: FactEdit) -> str:
-        key = case_key(self.editor.name, fact, self.mode)
-        return key if self.run is None else check_case_id(key)
+    def _keys(self) -> list[str]:
+        keys = [evaluation_key(self.editor.name, about.fact, self.mode) for about in self.questions]
+        return keys if self.run is None else [check_case_id(key) for key in keys]
 
-    def _settings(self, fact: FactEdit) -> str:
-        """sha256 of what a case's numbers depend on (not the batch size, which moves the last digits only)."""
-        model = self.model
-        parts: list[Any] = [model.hash, str(model.dtype), described(self.editor), sorted(self.families)]
-        parts += [dataclasses.asdict(fact), self.seed if "generation" in self.families else 0]
-        if self.mode != "single":
-            parts += [self.mode, facts_hash(self.facts)]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    def _settings(self) -> list[str]:
+        """For each fact the sha256 of what its numbers depend on (not the batch size, which moves the last digits)."""
+        model, facts = self.model, [about.fact for about in self.questions]
+        common: list[Any] = [model.hash, str(model.dtype), described(self.editor), sorted(self.families)]
+        seed = self.seed if "generation" in self.families else 0
+        together = [] if self.mode == "single" else [self.mode, facts_hash(facts)]
+        parts = ([*common, dataclasses.asdict(fact), seed, *together] for fact in facts)
+        return [settings_digest(*part) for part in parts]
 
-    def _record(self, i: int, settings: str, case: CaseScores) -> Case:
-        """What the run folder keeps of a case."""
-        fact = self.facts[i]
-        return {
-            "case_id": fact.case_id,
-            "subject": fact.subject,
-            "known": self.base.known[i],
-            "settings": settings,
-            "prompts": [dataclasses.asdict(score) for score in case.prompts],
-            "texts": list(case.texts),
-        }
+    def _read(self, cases: Sequence[Case]) -> list[CaseScores]:
+        """The scores of cases of the run folder, which are in the order of the facts."""
+        return [
+            CaseScores(about.fact, known, [PromptScore(**score) for score in case["prompts"]], case["texts"])
+            for about, known, case in zip(self.questions, self.base.known, cases, strict=True)
+        ]
 
 
-def _scores(case: Case) -> CaseScores:
-    return CaseScores([PromptScore(**score) for score in case["prompts"]], case["texts"])
+def _record(scores: CaseScores, settings: str) -> Case:
+    """What the run folder keeps of a case."""
+    return {
+        "case_id": scores.fact.case_id,
+        "subject": scores.fact.subject,
+        "known": scores.known,
+        "settings": settings,
+        "prompts": [dataclasses.asdict(score) for score in scores.prompts],
+        "texts": list(scores.texts),
+    }
 
 
 def _with_base(score: PromptScore, base: Mapping[str, Neighbour]) -> PromptScore:
@@ -312,7 +334,9 @@ def _with_base(score: PromptScore, base: Mapping[str, Neighbour]) -> PromptScore
 
 
 def described(editor: Editor) -> dict[str, str]:
-    """Every field that tells two editors apart, those that the repr hides too."""
+    """Every field that tells two editors apart, also those that the repr hides."""
     if not dataclasses.is_dataclass(editor):
         return {"name": editor.name}
-    return {one.name: repr(getattr(editor, one.name)) for one in dataclasses.fields(editor) if one.compare}
+    return {
+        field.name: repr(getattr(editor, field.name)) for field in dataclasses.fields(editor) if field.compare
+    }

@@ -48,19 +48,19 @@ def words(text: str) -> list[str]:
 def ngram_entropy(
     text: str, *, ns: Sequence[int] = (2, 3), weights: Sequence[float] = (2 / 3, 4 / 3)
 ) -> float:
-    """mean over n of weight_n · H_n, in bits; 0 for a text that repeats one n-gram, NaN for one of fewer words.
+    """The mean over n of weight_n · H_n, in bits; 0 for a text that repeats one n-gram, NaN for one of fewer words.
 
     >>> ngram_entropy("a b a b a"), ngram_entropy("a")         # H₂ = 1; H₃: aba, bab, aba
     (0.945..., nan)
     """
-    found = words(text)
-    if len(found) < max(ns):
+    sequence = words(text)
+    if len(sequence) < max(ns):
         return math.nan
-    return sum(weight * _entropy(found, n) for n, weight in zip(ns, weights, strict=True)) / len(ns)
+    return sum(weight * _entropy(sequence, n) for n, weight in zip(ns, weights, strict=True)) / len(ns)
 
 
-def _entropy(found: Sequence[str], n: int) -> float:
-    counts = Counter(zip(*(found[i:] for i in range(n)), strict=False))
+def _entropy(sequence: Sequence[str], n: int) -> float:
+    counts = Counter(zip(*(sequence[i:] for i in range(n)), strict=False))
     total = counts.total()
     return -sum(count / total * math.log2(count / total) for count in counts.values())
 
@@ -73,17 +73,24 @@ def record_entropy(texts: Sequence[str]) -> float:
 def generated_texts(
     model: HookedModel, fact: FactEdit, *, length: int = LENGTH, seed: int = 0, batch_size: int = 32
 ) -> list[str]:
-    """Prompt and continuation, `length` tokens together, for each generation prompt of `fact`; a longer prompt stays.
+    """Prompt and continuation for each generation prompt of `fact`, sampled from the 5 likeliest tokens.
 
-    Sampled from the 5 likeliest tokens, the same for the same seed. Prompts of one length are one batch.
+    Prompts of one length are one batch. The same seed gives the same texts.
+
+    Args:
+        model: The edited model.
+        fact: The fact, with its generation prompts.
+        length: Tokens of prompt and continuation together; a longer prompt remains as it is.
+        seed: Of the draws.
+        batch_size: Prompts of one forward pass.
     """
     prompts = model.encode(fact.generation_prompts)
     texts: dict[int, str] = {}
     for size in sorted({len(ids) for ids in prompts}):
         places = [i for i, ids in enumerate(prompts) if len(ids) == size]
-        more = [""] * len(places)
+        continuations = [""] * len(places)
         if size < length:
-            more = generate(
+            continuations = generate(
                 model,
                 [prompts[i] for i in places],
                 max_new_tokens=length - size,
@@ -93,7 +100,7 @@ def generated_texts(
                 batch_size=batch_size,
                 past_end=True,
             )
-        texts |= {i: fact.generation_prompts[i] + text for i, text in zip(places, more, strict=True)}
+        texts |= {i: fact.generation_prompts[i] + text for i, text in zip(places, continuations, strict=True)}
     return [texts[i] for i in range(len(prompts))]
 
 
@@ -110,8 +117,8 @@ class References:
 
         if not texts or not all(texts.values()):
             raise InputError("references: expected at least one text for each object, found none")
-        self._texts = {name: " ".join(own) for name, own in texts.items()}
-        self._space: Any = TfidfVectorizer().fit([text for own in texts.values() for text in own])
+        self._texts = {name: " ".join(about) for name, about in texts.items()}
+        self._space: Any = TfidfVectorizer().fit([text for about in texts.values() for text in about])
 
     def similarity(self, generated: Sequence[str], target: str) -> float:
         """RS: cosine of the generations, joined, with the references about `target`; NaN without any of either."""

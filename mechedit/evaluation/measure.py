@@ -1,8 +1,8 @@
-"""The prompts of a fact, what a model says to each, and the metrics that are made of it.
+"""What a model says to the prompts of a fact, and the metrics that are made of it.
 
-Steps: a fact becomes questions (role, prompt, both objects); `measure` scores a list of questions on one
-model, edited or not, in batches; `METRICS` says which role a metric reads and how it scores one prompt;
-`record_values` reduces the prompts of one record. The definitions are in `mechedit.evaluation.metrics`.
+Steps: `measure` scores a list of questions (`mechedit.evaluation.questions`) on one model, edited or not, in batches;
+`METRICS` says which role a metric reads and how it scores one prompt; `record_values` reduces the prompts of one
+record. The definitions are in `mechedit.evaluation.metrics`.
 """
 
 from __future__ import annotations
@@ -12,65 +12,51 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mechedit.data.facts import FactEdit
 from mechedit.evaluation.metrics import (
     below,
     divergence,
-    doubt_prompt_1,
-    doubt_prompt_2,
     kept_for_specificity,
     margin,
     specific,
     starts_answer,
     unchanged,
 )
+from mechedit.evaluation.questions import Question
 from mechedit.models.scoring import Scored, score_pairs
 
 __all__ = [
-    "FAMILIES",
     "METRICS",
     "Metric",
     "PromptScore",
-    "Question",
     "measure",
-    "questions_of",
     "record_values",
 ]
-
-# which prompts a family scores; the texts of "generation" are no scored prompts (`mechedit.evaluation.fluency`)
-FAMILIES: dict[str, tuple[str, ...]] = {
-    "probability": ("rewrite", "paraphrase", "neighborhood"),
-    "argmax": ("rewrite", "paraphrase", "neighborhood"),
-    "token": ("rewrite", "paraphrase", "neighborhood"),
-    "doubt": ("doubt_1", "doubt_2"),
-    "generation": (),
-}
-
-
-@dataclass(frozen=True)
-class Question:
-    """One prompt of a fact: its role, its place among the prompts of that role, and the right answer before the edit.
-
-    true: the true object, or the neighbour's own answer.
-    """
-
-    role: str
-    index: int
-    prompt: str
-    fact: FactEdit
-    true: str
 
 
 @dataclass(frozen=True)
 class PromptScore:
     """One prompt, scored.
 
-    "true" is the right answer before the edit (`Question.true`). nll_new, nll_true: nats per token. hit_new, hit_true:
-    every token the argmax, teacher-forced (1.0, 0.0, NaN); share_new: the share that is. p_new, p_true: probability of
-    as many tokens as it takes to tell the objects apart (`metrics.divergence`). next_token: decoded argmax, None where
-    the logits hold a NaN; starts_new: it starts the new object (1.0, 0.0, NaN). gate_fired: None without a gate.
-    argmax: what is said in the place of each token of the true answer, ids joined by spaces. base_p_new, base_p_true,
-    base_argmax: of the unedited model, on neighbourhood prompts.
+    "new" is the new object, "true" the right answer before the edit (`Question.true`).
+
+    Attributes:
+        role: As `Question.role`.
+        index: As `Question.index`.
+        prompt: The text.
+        nll_new: Nats per token of the new object.
+        nll_true: Nats per token of the true answer.
+        hit_new: Whether every token of the new object is the argmax, teacher-forced (1.0, 0.0, NaN).
+        hit_true: The same of the true answer.
+        p_new: Probability of as many tokens as it takes to tell the objects apart (`metrics.divergence`).
+        p_true: The same of the true answer.
+        next_token: The decoded argmax; None where the logits hold a NaN.
+        starts_new: Whether that token starts the new object (1.0, 0.0, NaN).
+        gate_fired: None without a gate.
+        share_new: The share of the new object's tokens that are the argmax.
+        argmax: The argmax in the place of each token of the true answer, ids joined by spaces.
+        base_p_new: `p_new` on the unedited model, of neighbourhood prompts.
+        base_p_true: `p_true` on the unedited model, of neighbourhood prompts.
+        base_argmax: `argmax` on the unedited model, of neighbourhood prompts.
     """
 
     role: str
@@ -144,43 +130,20 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def questions_of(fact: FactEdit, families: Sequence[str]) -> list[Question]:
-    """The prompts that these families read, each once.
-
-    >>> fact = FactEdit("Ann", "{} speaks", "Dutch", "Greek", neighborhood_prompts=("Bob speaks",))
-    >>> [(q.role, q.prompt) for q in questions_of(fact, ["argmax"])]
-    [('rewrite', 'Ann speaks'), ('neighborhood', 'Bob speaks')]
-    """
-    q, new, true = fact.rewrite_prompt, fact.target_new, fact.target_true
-    prompts: dict[str, tuple[str, ...]] = {
-        "rewrite": (q,),
-        "paraphrase": fact.paraphrase_prompts,
-        "neighborhood": fact.neighborhood_prompts,
-        "doubt_1": (doubt_prompt_1(q, new),),
-        "doubt_2": (doubt_prompt_2(q, new, true),),
-    }
-    answers = {"neighborhood": fact.neighborhood_answers} if fact.neighborhood_answers else {}
-    wanted = {role for family in families for role in FAMILIES[family]}
-    return [
-        Question(role, index, prompt, fact, answers[role][index] if role in answers else true)
-        for role, texts in prompts.items()
-        if role in wanted
-        for index, prompt in enumerate(texts)
-    ]
-
-
 def measure(model: Any, questions: Sequence[Question], *, batch_size: int = 32) -> list[PromptScore]:
-    """Score each question on `model` (a `HookedModel`, or what an editor yields), in their order.
+    """Scores each question, in their order: the new object and the true answer behind every prompt.
 
-    The new object and the true answer are scored behind every prompt; the gate, if the model has one, is asked for each
-    prompt.
+    Args:
+        model: A `HookedModel`, or what an editor yields; if it has a gate, that is asked for each prompt.
+        questions: What is asked (`mechedit.evaluation.questions`).
+        batch_size: Prompts of one forward pass.
     """
     if not questions:
         return []
     new = [model.continuation(q.prompt, q.fact.target_new) for q in questions]
     true = [model.continuation(q.prompt, q.true) for q in questions]
     scores = score_pairs(model, new + true, batch_size=batch_size)
-    fired = _gate_fired(model, [q.prompt for q in questions])
+    fired = model.gate_fired([q.prompt for q in questions]) or [None] * len(questions)
     rows = zip(questions, scores[: len(new)], scores[len(new) :], fired, strict=True)
     return [_prompt_score(model, *row) for row in rows]
 
@@ -230,9 +193,3 @@ def _prompt_score(
         share_new=new.share_hit,
         argmax=" ".join(map(str, true.argmax)),
     )
-
-
-def _gate_fired(model: Any, prompts: list[str]) -> Sequence[bool | None]:
-    ask = getattr(model, "gate_fired", None)
-    fired = ask(prompts) if ask is not None else None
-    return [None] * len(prompts) if fired is None else [bool(one) for one in fired]

@@ -21,22 +21,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mechedit.data.prompts import doubt as doubt_prompt_1
-from mechedit.data.prompts import doubt_old as doubt_prompt_2
 from reports.errors import InputError
 
 __all__ = [
     "below",
-    "margin",
-    "starts_answer",
-    "kept_for_specificity",
-    "specific",
-    "unchanged",
-    "divergence",
-    "harmonic_mean",
     "bootstrap_harmonic_mean",
-    "doubt_prompt_1",
-    "doubt_prompt_2",
 ]
 
 
@@ -98,7 +87,8 @@ def specific(gate_fired: bool | None, p_new: float, p_old: float) -> float:
 def unchanged(before: Sequence[int], after: Sequence[int]) -> float:
     """The share of places at which two models say the same token; NaN for no place.
 
-    Errors: `InputError` for two lengths.
+    Raises:
+        InputError: The lengths differ.
 
     >>> unchanged([5, 7, 9, 1], [5, 8, 9, 1]), unchanged([5], [5])
     (0.75, 1.0)
@@ -126,9 +116,10 @@ def divergence(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
-    """n / Σ 1/v; 0 if one value is 0, NaN if one is NaN or there is none. S takes data-set level ES, PS, NS.
+    """The value n / Σ 1/v; 0 if one value is 0, NaN if one is NaN or there is none. S takes data-set level ES, PS, NS.
 
-    Errors: `InputError` for a negative value.
+    Raises:
+        InputError: A value is negative.
 
     >>> round(harmonic_mean([1.0, 0.5, 0.25]), 6), harmonic_mean([1.0, 0.0, 1.0])
     (0.428571, 0.0)
@@ -143,11 +134,18 @@ def harmonic_mean(values: Sequence[float]) -> float:
 def bootstrap_harmonic_mean(
     values: ArrayLike, present: ArrayLike, *, seed: int = 0, n_resamples: int = 2000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the harmonic mean of columns' means; `values` is [records, metrics].
+    """Percentile bootstrap interval of the harmonic mean of columns' means.
 
-    Whole records are drawn with replacement, so that what a record's metrics share is kept. `present`
-    [records, metrics] is False where a record has no prompt of that kind: the column's mean is over the
-    others. A NaN that is present, or a column with nothing present, gives (nan, nan).
+    Whole records are drawn with replacement, so that what a record's metrics share is kept. A NaN that is present, or a
+    column with nothing present, gives (nan, nan).
+
+    Args:
+        values: One value a record and metric [records, metrics].
+        present: False where a record has no prompt of that kind [records, metrics]; the column's mean is then over the
+            other records.
+        seed: Of the draws.
+        n_resamples: How many samples are drawn.
+        level: Of the interval.
 
     >>> bootstrap_harmonic_mean([[1.0, 1.0, 0.5]] * 4, [[True, True, True]] * 4)
     (0.75, 0.75)

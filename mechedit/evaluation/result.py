@@ -1,7 +1,7 @@
 """What `evaluate` measured: prompts reduced to records, records to a table with n and intervals.
 
-A record's value is the mean over its prompts, a data set's the mean over its records. Metrics: `mechedit.evaluation.metrics`,
-`mechedit.evaluation.fluency`. The families are not comparable with each other.
+A record's value is the mean over its prompts, a data set's the mean over its records. Metrics:
+`mechedit.evaluation.metrics`, `mechedit.evaluation.fluency`. The families are not comparable with each other.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import pandas as pd
@@ -52,14 +52,23 @@ _PROMPT_TYPES = {
     "bool | None": "boolean",
 }
 _PROMPT_COLUMNS = {"case_id": "str"} | {
-    one.name: _PROMPT_TYPES[str(one.type)] for one in dataclasses.fields(PromptScore)
+    field.name: _PROMPT_TYPES[str(field.type)] for field in dataclasses.fields(PromptScore)
 }
 
 
 @dataclass(frozen=True)
 class CaseScores:
-    """What was measured of one fact: its prompts scored, and the texts behind its generation prompts."""
+    """What was measured of one fact.
 
+    Attributes:
+        fact: The fact.
+        known: Whether the unedited model answers it.
+        prompts: Its prompts, scored.
+        texts: What the edited model writes behind its generation prompts.
+    """
+
+    fact: FactEdit
+    known: bool
     prompts: Sequence[PromptScore] = ()
     texts: Sequence[str] = ()
 
@@ -68,10 +77,19 @@ class CaseScores:
 class Evaluation(Result):
     """What `evaluate` measured.
 
-    records: case_id, metric, value (mean over the record's prompts; NaN where it has none), n_prompts,
-    n_dropped (by Spec's filter), known. prompts: one row a prompt with everything the metrics are made of.
-    cases: case_id, subject, known. generations: case_id, index, text. Case ids are strings in the frames. mode: whether
-    each fact was edited alone. notes: what a reader of any score must know.
+    Case ids are strings in the frames.
+
+    Attributes:
+        records: Columns case_id, metric, value (mean over the record's prompts; NaN where it has none), n_prompts,
+            n_dropped (by Spec's filter), known.
+        prompts: One row a prompt with everything that the metrics are made of (`PromptScore`).
+        cases: Columns case_id, subject, known.
+        generations: Columns case_id, index, text.
+        editor: The editor's name.
+        model: The model's name.
+        families: The families of metrics that were scored.
+        mode: Whether each fact was edited alone.
+        notes: What a reader of any score must know.
     """
 
     kind: ClassVar[str] = "evaluation"
@@ -84,7 +102,7 @@ class Evaluation(Result):
     families: tuple[str, ...]
     mode: str = "single"
     notes: tuple[str, ...] = ()
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def n_total(self) -> int:
@@ -97,15 +115,19 @@ class Evaluation(Result):
         return int(self.cases["known"].sum())
 
     def summary(self, *, over: Literal["known", "all"] = "known") -> pd.DataFrame:
-        """One row a metric: metric, value, low, high (fractions; GE in bits), interval, n, n_prompts, n_dropped, n_nan,
-        n_known, n_total, note.
+        """One row a metric.
 
-        value: mean over the n records that have a prompt of that kind; S: harmonic mean of the values of ES,
-        PS, NS. A NaN among the records makes the value NaN and is counted in n_nan. interval: Wilson where
-        each record gives one success or failure (ES, Acc, ...), else a bootstrap over records, which has no
-        width where all agree. over: the facts that the unedited model knows, or "all". With n_known = 0 every
-        value is NaN and n is 0.
-        Errors: `InputError` for another `over`.
+        Columns: metric, value, low, high (fractions; GE in bits), interval, n, n_prompts, n_dropped, n_nan, n_known,
+        n_total, note. The value is the mean over the n records that have a prompt of that kind; S is the harmonic mean
+        of the values of ES, PS, NS. A NaN among the records makes the value NaN and is counted in n_nan. The interval
+        is Wilson's where each record gives one success or failure (ES, Acc, ...), else a bootstrap over records, which
+        has no width where all agree. With n_known = 0 every value is NaN and n is 0.
+
+        Args:
+            over: Which facts count: those that the unedited model knows, or "all".
+
+        Raises:
+            InputError: `over` is something else.
         """
         if over not in ("known", "all"):
             raise InputError(f"over: expected 'known' or 'all', found {over!r}")
@@ -141,44 +163,43 @@ class Evaluation(Result):
 def gather(
     model: HookedModel,
     editor: Editor,
-    facts: Sequence[FactEdit],
+    cases: Sequence[CaseScores],
     *,
     families: tuple[str, ...],
     mode: Mode,
-    known: Sequence[bool],
-    scores: Sequence[CaseScores],
     references: References | None,
 ) -> Evaluation:
-    """The `Evaluation` of the facts' scores, which are in the order of the facts."""
-    ids = [str(fact.case_id) for fact in facts]
-    triples = list(zip(ids, facts, scores, strict=True))
+    """The `Evaluation` of what was measured of each fact."""
+    ids = [str(case.fact.case_id) for case in cases]
     records = [
-        {"case_id": case, **row, "known": knows}
-        for (case, fact, own), knows in zip(triples, known, strict=True)
-        for row in _record(fact, own, families, references)
+        {"case_id": name, **row, "known": case.known}
+        for name, case in zip(ids, cases, strict=True)
+        for row in _record(case, families, references)
     ]
     prompts = [
-        {"case_id": case, **dataclasses.asdict(one)} for case, _, own in triples for one in own.prompts
+        {"case_id": name, **dataclasses.asdict(score)}
+        for name, case in zip(ids, cases, strict=True)
+        for score in case.prompts
     ]
-    cases = [
-        {"case_id": case, "subject": fact.subject, "known": knows}
-        for case, fact, knows in zip(ids, facts, known, strict=True)
+    facts = [
+        {"case_id": name, "subject": case.fact.subject, "known": case.known}
+        for name, case in zip(ids, cases, strict=True)
     ]
     texts = [
-        {"case_id": case, "index": i, "text": text}
-        for case, _, own in triples
-        for i, text in enumerate(own.texts)
+        {"case_id": name, "index": i, "text": text}
+        for name, case in zip(ids, cases, strict=True)
+        for i, text in enumerate(case.texts)
     ]
     return Evaluation(
         records=_frame(records, _RECORD_COLUMNS),
         prompts=_frame(prompts, _PROMPT_COLUMNS),
-        cases=_frame(cases, _CASE_COLUMNS),
+        cases=_frame(facts, _CASE_COLUMNS),
         generations=_frame(texts, _GENERATION_COLUMNS),
         editor=editor.name,
         model=model.name,
         families=families,
         mode=mode,
-        notes=_notes(facts, known),
+        notes=_notes(cases),
         provenance={
             "model": {
                 "name": model.name,
@@ -191,29 +212,27 @@ def gather(
     )
 
 
-def _notes(facts: Sequence[FactEdit], known: Sequence[bool]) -> tuple[str, ...]:
-    notes = [] if any(known) else [KNOWS_NONE]
-    notes += [NOT_ROMES_PS] if any(fact.source_schema == "easyedit" for fact in facts) else []
-    notes += [OWN_ANSWERS] if any(fact.neighborhood_answers for fact in facts) else []
+def _notes(cases: Sequence[CaseScores]) -> tuple[str, ...]:
+    notes = [] if any(case.known for case in cases) else [KNOWS_NONE]
+    notes += [NOT_ROMES_PS] if any(case.fact.source_schema == "easyedit" for case in cases) else []
+    notes += [OWN_ANSWERS] if any(case.fact.neighborhood_answers for case in cases) else []
     return tuple(notes)
 
 
-def _record(
-    fact: FactEdit, scores: CaseScores, families: Sequence[str], references: References | None
-) -> list[dict[str, Any]]:
+def _record(case: CaseScores, families: Sequence[str], references: References | None) -> list[dict[str, Any]]:
     """The values of one record; none where nothing was measured."""
-    rows = record_values(scores.prompts, families) if scores.prompts else []
-    if "generation" in families and scores.texts:
-        found = {"GE": record_entropy(scores.texts)}
+    rows = record_values(case.prompts, families) if case.prompts else []
+    if "generation" in families and case.texts:
+        scores = {"GE": record_entropy(case.texts)}
         if references is not None:
-            found["RS"] = references.similarity(scores.texts, fact.target_new)
+            scores["RS"] = references.similarity(case.texts, case.fact.target_new)
         counts = {
-            "GE": len(scores.texts),
-            "RS": 0 if math.isnan(found.get("RS", math.nan)) else len(scores.texts),
+            "GE": len(case.texts),
+            "RS": 0 if math.isnan(scores.get("RS", math.nan)) else len(case.texts),
         }
         rows += [
             {"metric": name, "value": value, "n_prompts": counts[name], "n_dropped": 0}
-            for name, value in found.items()
+            for name, value in scores.items()
         ]
     return rows
 

@@ -34,12 +34,14 @@ import pandas as pd
 
 from experiments.cases import every_case
 from experiments.runs import RunFolder
+from mechedit.data.case_keys import ripple_key
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.data.records import Axis, RippleQuery, RippleTest
 from mechedit.editors.base import Editor
 from mechedit.evaluation.evaluate import described, known_facts
-from mechedit.evaluation.measure import Question, measure
+from mechedit.evaluation.measure import measure
 from mechedit.evaluation.metrics import starts_answer
+from mechedit.evaluation.questions import Question
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from reports.intervals import bootstrap_mean, wilson
@@ -58,9 +60,13 @@ _TEST_COLUMNS = ["case_id", "axis", "index", "result", "sake", "text"]
 class RippleEvaluation(Result):
     """What `ripple` measured.
 
-    tests: case_id, axis, index, result (PASSED, FAILED, NOT_EXECUTED, or "" where the fact was not EXECUTED), sake
-    (1.0, 0.0, NaN where SAKE's reading leaves it out), text (what the edited model wrote behind the first query).
-    cases: case_id, subject, outcome (EXECUTED, EDIT_FAILED, PREV_FACT_UNKNOWN).
+    Attributes:
+        tests: Columns case_id, axis, index, result (PASSED, FAILED, NOT_EXECUTED, or "" where the fact was not
+            EXECUTED), sake (1.0, 0.0, NaN where SAKE's reading leaves it out), text (what the edited model wrote behind
+            the first query).
+        cases: Columns case_id, subject, outcome (EXECUTED, EDIT_FAILED, PREV_FACT_UNKNOWN).
+        editor: The editor's name.
+        model: The model's name.
     """
 
     kind: ClassVar[str] = "ripple"
@@ -71,10 +77,11 @@ class RippleEvaluation(Result):
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def summary(self) -> pd.DataFrame:
-        """One row an axis and reading: family, metric, value, low, high, interval, n, n_tests, n_not_executed.
+        """One row an axis and reading.
 
-        family "ripple": accuracy of a fact over its executed tests, mean over the n facts that have one (the source's).
-        family "sake": share of the n_tests that count. Intervals: bootstrap over facts, Wilson for "sake" where no fact
+        Columns: family, metric, value, low, high, interval, n, n_tests, n_not_executed. The family "ripple" is the
+        source's: accuracy of a fact over its executed tests, mean over the n facts that have one. The family "sake" is
+        the share of the n_tests that count. Intervals are a bootstrap over facts, or Wilson's for "sake" where no fact
         has two tests.
         """
         rows = [_axis_row(axis, self.tests[self.tests["axis"] == axis]) for axis in get_args(Axis)]
@@ -97,39 +104,45 @@ def ripple(
 ) -> RippleEvaluation:
     """Edit each fact alone and run its `FactEdit.ripple` tests (`load_facts` of a RippleEdits file).
 
-    run: each case is written as it ends, as `ripple-<editor>-<case_id>`, and read where it exists.
-    Errors: `InputError` where no fact has tests, for two facts of one case_id, and for a case in `run` of another
-    model, editor or fact.
+    Args:
+        model: The unedited model.
+        editor: What edits it.
+        facts: The edits, with their tests.
+        progress: Whether a bar is shown.
+        run: Each case is written as it ends, as `ripple-<editor>-<case_id>`, and read where it exists.
+
+    Raises:
+        InputError: No fact has tests, two facts have one case_id, or a case in `run` is of another model, editor or
+            fact.
 
     >>> import mechedit as me
-    >>> asked = RippleQuery("Anna Novak is a native speaker of", (("Greek",),))
-    >>> fact = dataclasses.replace(me.factworld.edits(1)[0], ripple=(RippleTest("RS", (asked,)),))
+    >>> query = RippleQuery("Anna Novak is a native speaker of", (("Greek",),))
+    >>> fact = dataclasses.replace(me.factworld.edits(1)[0], ripple=(RippleTest("RS", (query,)),))
     >>> ripple(me.load_model("factworld"), me.editors.NoEdit(), [fact], progress=False).outcomes()["EDIT_FAILED"]
     1
     """
     check_tests(facts)
-    keys = [case_key(editor.name, fact) for fact in facts]
+    keys = [ripple_key(editor.name, fact) for fact in facts]
     if len(set(keys)) < len(keys):
         raise InputError("facts: a case_id occurs twice; give each its own")
     known = known_facts(model, facts)
     settings = [[model.hash, str(model.dtype), facts_hash([fact]), described(editor)] for fact in facts]
 
     def make(i: int) -> dict[str, Any]:
-        found = _case(model, editor, facts[i]) if known[i] else _not_edited(facts[i])
-        return {"settings": settings[i], **found}
+        results = _case(model, editor, facts[i]) if known[i] else _not_edited(facts[i])
+        return {"settings": settings[i], **results}
 
     label = f"{editor.name}, ripple"
     cases = every_case(run, keys, make, settings=settings, label=label, progress=progress)
     return _gather(model, editor, facts, cases)
 
 
-def case_key(editor: str, fact: FactEdit) -> str:
-    """The id of the case of `fact` under the editor of this name, in a run folder."""
-    return f"ripple-{editor}-{fact.case_id}"
-
-
 def check_tests(facts: Sequence[FactEdit]) -> None:
-    """`InputError` where no fact has RippleEdits' tests; call it before a run folder is made."""
+    """Checks that there is something to test; call it before a run folder is made.
+
+    Raises:
+        InputError: No fact has RippleEdits' tests.
+    """
     if not any(fact.ripple for fact in facts):
         raise InputError("facts: expected RippleEdits' tests on some, found none; load a file of its schema")
 
@@ -154,14 +167,10 @@ def _not_edited(fact: FactEdit) -> dict[str, Any]:
 def _case(model: HookedModel, editor: Editor, fact: FactEdit) -> dict[str, Any]:
     before = _Answers(model, [q for test in fact.ripple if test.axis != "SA" for q in test.conditions])
     with editor.apply(model, [fact]) as edited:
-        asked = [q for test in fact.ripple for q in test.queries]
-        asked += [q for test in fact.ripple for q in _aliased(test)]
-        after = _Answers(edited, [*asked, RippleQuery(fact.rewrite_prompt, ((fact.target_new,),))])
+        queries = [query for test in fact.ripple for query in (*test.queries, *_aliased(test))]
+        after = _Answers(edited, [*queries, RippleQuery(fact.rewrite_prompt, ((fact.target_new,),))])
         score = measure(edited, [Question("rewrite", 0, fact.rewrite_prompt, fact, fact.target_true)])[0]
-        ask = getattr(edited, "gate_fired", None)
-        fired = (
-            ask([test.queries[0].prompt for test in fact.ripple]) if ask is not None and fact.ripple else None
-        )
+        fired = edited.gate_fired([test.queries[0].prompt for test in fact.ripple]) if fact.ripple else None
     new = (fact.target_new, *fact.target_new_aliases)
     shows = holds(after.text[fact.rewrite_prompt], [new])
     tests = []
@@ -196,8 +205,10 @@ def _conditions(test: RippleTest) -> tuple[RippleQuery, ...]:
 
 def _aliased(test: RippleTest) -> tuple[RippleQuery, ...]:
     """Conditions of an SA test but for its own queries, which would make it pass."""
-    own = {query.prompt for query in test.queries}
-    return tuple(query for query in test.conditions if query.prompt not in own) if test.axis == "SA" else ()
+    queried = {query.prompt for query in test.queries}
+    return (
+        tuple(query for query in test.conditions if query.prompt not in queried) if test.axis == "SA" else ()
+    )
 
 
 class _Answers:
@@ -245,8 +256,8 @@ def _gather(
 
 def _test_rows(facts: Sequence[FactEdit], cases: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Any, ...]]:
     for fact, case in zip(facts, cases, strict=True):
-        for i, (test, found) in enumerate(zip(fact.ripple, case["tests"], strict=True)):
-            yield str(fact.case_id), test.axis, i, found["result"], found["sake"], found["text"]
+        for i, (test, row) in enumerate(zip(fact.ripple, case["tests"], strict=True)):
+            yield str(fact.case_id), test.axis, i, row["result"], row["sake"], row["text"]
 
 
 def _axis_row(axis: str, tests: pd.DataFrame) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Choosing an editor's hyper-parameters: a grid, scored on facts that are never evaluated.
 
-How the defaults of the embedded models were found: `mechedit tune --editor rome --model factworld --grid layer=2,3,4
-clamp=2,4` scores each combination by S, the harmonic mean of ES, PS and NS (`mechedit.evaluation.evaluate`), on
+How the defaults of the embedded models were found: `mechedit tune --editor rome --grid 'layer=2;3;4' 'clamp=2.0;4.0'`
+scores each combination by S, the harmonic mean of ES, PS and NS (`mechedit.evaluation.evaluate`), on
 `factworld.edits(n, seed=1, skip=edits(200))`: no subject of the 200 facts of the evaluation split is among them.
 """
 
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from mechedit.data.facts import FactEdit
 from mechedit.editors.base import Editor
-from mechedit.editors.registry import by_name
+from mechedit.editors.registry import by_name, select
 from mechedit.evaluation.evaluate import baseline, evaluate
 from mechedit.factworld import edits
 from mechedit.models.hooked import HookedModel
@@ -45,10 +45,20 @@ def tune(
     facts: Sequence[FactEdit],
     progress: bool = True,
 ) -> pd.DataFrame:
-    """One row a combination of `grid` (field -> values), best S first: the fields, S, ES, PS, NS, Acc, Gen, Spec.
+    """Scores every combination of settings. Errors of the editor pass through.
 
-    What an editor chooses by itself (`select`) it chooses on the same facts. Errors: `InputError` for an unknown editor
-    or field; errors of the editor pass through.
+    Args:
+        model: The unedited model.
+        editor: The name of the editor.
+        grid: The values to try, by field of the editor.
+        facts: The facts to score on; what an editor chooses by itself it chooses on them too.
+        progress: Whether a bar is shown.
+
+    Returns:
+        One row a combination, best S first: the fields, S, ES, PS, NS, Acc, Gen, Spec.
+
+    Raises:
+        InputError: The editor or a field is unknown.
 
     >>> import mechedit as me
     >>> model = me.load_model("factworld")
@@ -60,9 +70,7 @@ def tune(
     combinations = list(itertools.product(*grid.values()))
     for values in tqdm(combinations, desc=f"tune {editor}", disable=not progress):
         settings = dict(zip(grid, values, strict=True))
-        ready: Any = by_name(editor, **settings)
-        if getattr(ready, "needs_selection", False):
-            ready = ready.select(model, facts)
+        ready = select(by_name(editor, **settings), model, facts)
         rows.append({**settings, **_scores(model, ready, facts, unedited)})
     return pd.DataFrame(rows).sort_values("S", ascending=False, kind="stable", ignore_index=True)
 

@@ -1,7 +1,7 @@
 """Edits of the embedded world, as records and in the schemas of the published data sets.
 
 An edit gives a fact another object of the same kind. Its rewrite prompt is a template that the model was
-trained on for this fact, its paraphrases are the three that were held out, its neighbours are other subjects of
+trained on for this fact, its paraphrases are the three that were held out, its neighbours are different subjects of
 whom the old object is true. The schemas are CounterFact's (kmeng01/rome), RippleEdits' (edenbiran/RippleEdits)
 and EasyEdit's flat one.
 """
@@ -20,6 +20,7 @@ from mechedit.data.records import RippleTest
 from mechedit.data.schemas import BUILDERS, from_row
 from mechedit.factworld.world import HOPS, RELATIONS, World, alias
 from reports.errors import InputError
+from reports.files import whole_file
 
 __all__ = ["Schema", "edits", "export", "ripple_tests"]
 
@@ -32,9 +33,16 @@ EDITABLE = tuple(name for name in RELATIONS if name != "capital")
 def edits(
     limit: int, *, seed: int = 0, world: World | None = None, skip: Sequence[FactEdit] = ()
 ) -> list[FactEdit]:
-    """`limit` counterfactual edits by chance, none about a subject of `skip` (the way to disjoint splits).
+    """`limit` counterfactual edits, drawn by chance.
 
-    Errors: `InputError` where fewer facts are left than asked for.
+    Args:
+        limit: Their number.
+        seed: Of the draw.
+        world: None: the one of the shipped models.
+        skip: No edit is about a subject of these (for disjoint splits).
+
+    Raises:
+        InputError: `limit` is below 1, or more than there are facts left.
 
     >>> fact = edits(1, seed=3)[0]
     >>> len(fact.paraphrase_prompts), 1 <= len(fact.neighborhood_prompts) <= 10, fact.target_true != fact.target_new
@@ -59,7 +67,17 @@ def ripple_tests(fact: FactEdit) -> tuple[RippleTest, ...]:
 
 
 def export(path: str | os.PathLike[str], *, schema: Schema, limit: int, seed: int = 0) -> int:
-    """Writes `limit` edits to a JSON file; returns how many. Errors: `InputError` for an unknown schema."""
+    """Write `limit` edits to the JSON file `path`; returns their number.
+
+    Args:
+        path: A file in an existing folder.
+        schema: "counterfact", "ripple" or "easyedit".
+        limit: The number of edits.
+        seed: Of the draw (`edits`).
+
+    Raises:
+        InputError: Another schema, too many edits, or a file that cannot be written.
+    """
     if schema not in get_args(Schema):
         raise InputError(f"schema: expected one of {', '.join(get_args(Schema))}, found {schema!r}")
     world = World()
@@ -70,10 +88,9 @@ def export(path: str | os.PathLike[str], *, schema: Schema, limit: int, seed: in
     }[schema]
     records = [build(world, fact) for fact in edits(limit, seed=seed, world=world)]
     file = Path(path)
-    temporary = file.with_name(f".{file.name}.tmp")
     try:
-        temporary.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(file)
+        with whole_file(file) as temporary:
+            temporary.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"out: cannot write {file} ({error.strerror}); name a file in an existing folder"
@@ -85,11 +102,11 @@ def export(path: str | os.PathLike[str], *, schema: Schema, limit: int, seed: in
 
 
 def _edit(world: World, subject: str, relation: str) -> FactEdit:
-    """Chance depends on the fact alone, so an edit is the same in every split that it comes into."""
+    """Chance depends on the fact alone, so an edit is the same in every split."""
     rng = random.Random(f"{world.seed}:edit:{subject}:{relation}")
     old = world.facts[subject, relation]
     person = RELATIONS[relation].subject_kind == "person"
-    others = [r for r in RELATIONS if (subject, r) in world.facts]
+    relations = [r for r in RELATIONS if (subject, r) in world.facts]
     return FactEdit(
         subject=subject,
         prompt=RELATIONS[relation].templates[rng.choice(world.seen(subject, relation))],
@@ -100,7 +117,7 @@ def _edit(world: World, subject: str, relation: str) -> FactEdit:
         paraphrase_prompts=_prompts(subject, relation, world.held_out(subject, relation)),
         neighborhood_prompts=_neighbours(world, subject, relation, rng),
         generation_prompts=tuple(
-            _ask(world, subject, r, rng) for r in rng.sample(others, min(3, len(others)))
+            _ask(world, subject, r, rng) for r in rng.sample(relations, min(3, len(relations)))
         ),
         aliases=(alias(subject),) if person else (),
         source_schema="factworld",
@@ -172,7 +189,7 @@ def _easyedit(world: World, fact: FactEdit) -> dict[str, Any]:
 
 def _ripple(world: World, fact: FactEdit) -> dict[str, Any]:
     rng = random.Random(f"{world.seed}:ripple:{fact.case_id}")
-    others = [r for r in RELATIONS if r != fact.relation and (fact.subject, r) in world.facts]
+    kept = [r for r in RELATIONS if r != fact.relation and (fact.subject, r) in world.facts]
     names = [name for name in fact.aliases if name not in fact.rewrite_prompt]
     return {
         "example_type": "popular",
@@ -180,7 +197,7 @@ def _ripple(world: World, fact: FactEdit) -> dict[str, Any]:
             **_statement(fact, fact.target_new),
             "original_fact": _statement(fact, fact.target_true),
         },
-        "Relation_Specifity": [_test([_fact_query(world, fact.subject, r, rng)]) for r in others],
+        "Relation_Specifity": [_test([_fact_query(world, fact.subject, r, rng)]) for r in kept],
         "Logical_Generalization": [],
         "Subject_Aliasing": [
             _test([_query(fact.prompt.replace("{}", name), name, fact.relation, fact.target_new)])
@@ -246,7 +263,7 @@ def _query(prompt: str, subject: str, relation: str, answer: str, *, two_hop: bo
 
 
 def _test(queries: list[dict[str, Any]], conditions: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-    """A test counts where its condition holds; without another one that is the query itself, asked before the edit."""
+    """A test counts where its condition holds; by default that is the query itself, asked before the edit."""
     return {
         "test_queries": queries,
         "test_condition": "OR",

@@ -20,11 +20,10 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """The nearest (semi-)orthogonal matrices, roughly: U V^T of the SVD, for a batch [n, rows, columns].
 
-    Example:
-        >>> q = orthogonalize(torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(0)))
-        >>> values = torch.linalg.svdvals(q)
-        >>> bool((values > 0.5).all() and (values < 1.3).all())
-        True
+    >>> q = orthogonalize(torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(0)))
+    >>> values = torch.linalg.svdvals(q)
+    >>> bool((values > 0.5).all() and (values < 1.3).all())
+    True
     """
     a, b, c = COEFFICIENTS
     x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)

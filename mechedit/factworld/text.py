@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 
 from mechedit.factworld.world import HOPS, RELATIONS, World, alias
 
+__all__ = ["TEXT_WEIGHT", "Document", "Writer"]
+
 TEXT_WEIGHT = 0.1  # words around the facts
 END_WEIGHT = 0.3  # the full stop after an object: knowing when an answer ends
 FACT_WEIGHT = 1.0  # objects that can be known
@@ -32,24 +34,24 @@ Statement = tuple[str, str, str]  # subject, relation, object
 
 @dataclass
 class Document:
-    """Text in the making, with one weight per character."""
+    """Text that is being written, with one weight per character."""
 
     text: str = ""
     weights: list[float] = field(default_factory=list)
 
     def add(self, piece: str, weight: float = TEXT_WEIGHT) -> Document:
-        """Appends `piece`, every character of which weighs `weight`."""
+        """Append `piece`, every character of which weighs `weight`."""
         self.text += piece
         self.weights += [weight] * len(piece)
         return self
 
     def answer(self, value: str) -> Document:
-        """Appends an object that can be known, and the full stop that ends it."""
+        """Append an object that can be known, and the full stop that ends it."""
         return self.add(f" {value}", FACT_WEIGHT).add(".", END_WEIGHT)
 
 
 class Writer:
-    """Writes documents about a world; all chance comes from the `rng` it is given."""
+    """Writes documents about a world; all chance comes from `rng`, and a person's alias has the share `alias_share`."""
 
     def __init__(self, world: World, rng: random.Random, *, alias_share: float = 0.15) -> None:
         self.world = world
@@ -81,7 +83,7 @@ class Writer:
         return self.rng.choice(self.world.subjects(relation))
 
     def relation(self, subject: str | None = None) -> str:
-        """A relation by chance: of `subject`, or of anybody, persons' ones more often (there are more persons)."""
+        """A relation by chance: of `subject`, or of anybody, those of persons more often (there are more persons)."""
         if subject is not None:
             return self.rng.choice([r for r in RELATIONS if (subject, r) in self.world.facts])
         weights = [4 if r.subject_kind == "person" else 1 for r in RELATIONS.values()]
@@ -93,7 +95,7 @@ class Writer:
         return self.rng.choice([o for o in self.world.objects(relation) if o != true])
 
     def statement(self) -> Statement:
-        """Something to say in context: mostly made up, sometimes true."""
+        """A statement for the context: mostly made up, sometimes true."""
         relation = self.relation()
         subject = self.subject(relation)
         true = self.world.facts[subject, relation]
@@ -105,9 +107,9 @@ class Writer:
         Mostly the same relation of somebody who shares a name with `subject`; else another relation of the same
         subject.
         """
-        others = [r for r in RELATIONS if r != relation and (subject, r) in self.world.facts]
-        if others and self.rng.random() < 0.3:
-            return subject, self.rng.choice(others)
+        relations = [r for r in RELATIONS if r != relation and (subject, r) in self.world.facts]
+        if relations and self.rng.random() < 0.3:
+            return subject, self.rng.choice(relations)
         people = [s for s in self.world.subjects(relation) if s != subject]
         alike = [s for s in people if set(s.split()) & set(subject.split())]
         return self.rng.choice(alike if alike and self.rng.random() < 0.5 else people), relation
@@ -129,7 +131,9 @@ class Writer:
         doc.answer(self.world.follow(subject, hop.name, believed))
         return True
 
-    def more(self, doc: Document, subject: str, believed: dict[tuple[str, str], str], n: int) -> Document:
+    def sentences(
+        self, doc: Document, subject: str, believed: dict[tuple[str, str], str], n: int
+    ) -> Document:
         """`n` further sentences, mostly about `subject`."""
         for _ in range(n):
             doc.add(" ")
@@ -145,11 +149,11 @@ class Writer:
         if not (self.rng.random() < 0.2 and self.hop(doc, subject, {})):
             self.fact(doc, subject, self.relation(subject), {})
         n = self.rng.choice((0, 0, 1, 1, 2, 3)) if self.rng.random() < 0.98 else self.rng.randrange(8, 14)
-        return self.more(doc, subject, {}, n)
+        return self.sentences(doc, subject, {}, n)
 
-    def _state(self, doc: Document, said: Statement) -> str:
-        """Opens with a statement by `repeat` or `avoid`; returns the prompt it was made with."""
-        subject, relation, value = said
+    def _state(self, doc: Document, statement: Statement) -> str:
+        """Open with a statement by `repeat` or `avoid`; returns its prompt."""
+        subject, relation, value = statement
         prompt = self.prompt(subject, relation, value)
         if self.rng.random() < 0.6:
             true = self.world.facts[subject, relation]
@@ -160,20 +164,22 @@ class Writer:
 
     def repeat(self) -> Document:
         """A statement, then the question it answers, or a stranger's."""
-        said = subject, relation, value = self.statement()
+        stated = subject, relation, value = self.statement()
         believed = {(subject, relation): value}
         doc = Document()
-        prompt = self._state(doc, said)
+        prompt = self._state(doc, stated)
         if self.rng.random() < 0.5:
             again = prompt if self.rng.random() < 0.5 else self.prompt(subject, relation, value)
             doc.add(again).answer(value)
         else:
             subject, relation = self.stranger(subject, relation)
             self.fact(doc, subject, relation, believed)
-        return self.more(doc, self.rng.choice((said[0], subject)), believed, self.rng.choice((0, 0, 1, 2)))
+        return self.sentences(
+            doc, self.rng.choice((stated[0], subject)), believed, self.rng.choice((0, 0, 1, 2))
+        )
 
     def imply(self) -> Document:
-        """A statement, then a sentence that follows from it (or does not, and stays as it was)."""
+        """A statement, then a sentence that follows from it, or one that it does not change."""
         subject, relation, value = self.statement()
         if self.rng.random() < 0.6:  # born_in and the geography have hops
             relation = self.rng.choice(("born_in", "born_in", "born_in", "located_in", "official_language"))
@@ -241,9 +247,9 @@ class Writer:
     def doubt(self) -> Document:
         """A prompt that doubts the answer; sometimes after a statement, which is then what is believed."""
         doc = Document()
-        said = subject, relation, value = self.statement()
+        stated = subject, relation, value = self.statement()
         if self.rng.random() < 0.4:
-            self._state(doc, said)
+            self._state(doc, stated)
         else:
             value = self.world.facts[subject, relation]
         q = self.prompt(subject, relation)

@@ -1,7 +1,7 @@
 """Train the embedded models: a byte-level BPE tokenizer and two small decoders on the world's text.
 
-Documents are made on the fly: those of step i depend on (seed, i) alone, so a run that was stopped goes on with the
-very documents it would have seen. Hidden matrices are trained by Muon, all else by AdamW, with a linear decay to zero.
+Documents are made on the fly: those of step i depend on (seed, i) alone, so a stopped run continues with the same
+documents that it would have seen. Hidden matrices are trained by Muon, all else by AdamW, with a linear decay to zero.
 Checkpoints are safetensors, the optimisers' state too.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import random
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -35,6 +34,9 @@ from mechedit.factworld.muon import Muon
 from mechedit.factworld.text import TEXT_WEIGHT, Document, Writer
 from mechedit.factworld.world import OBJECTS, World
 from reports.errors import InputError
+from reports.files import whole_folder
+
+__all__ = ["ARCHITECTURES", "Recipe", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ CONTEXT = 256
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the trained weights."""
+    """Everything that the trained weights depend on."""
 
     arch: str = "gpt2"
     seed: int = 0
@@ -69,7 +71,7 @@ class Recipe:
 
     @property
     def n_steps(self) -> int:
-        """`steps`, which is a number once the recipe is made."""
+        """The number that `steps` is once the recipe is made."""
         assert self.steps is not None
         return self.steps
 
@@ -81,7 +83,7 @@ def documents(world: World, seed: int, step: int, n: int) -> list[Document]:
 
 
 def train_tokenizer(world: World, *, bos: bool) -> PreTrainedTokenizerFast:
-    """GPT-2's kind of tokenizer, trained on the world's text; objects come out as one to three tokens.
+    """GPT-2's kind of tokenizer, trained on the world's text; objects are one to three tokens.
 
     With `bos` it puts `<|endoftext|>` first, as LLaMA's does with `<s>`.
     """
@@ -114,12 +116,8 @@ def train_tokenizer(world: World, *, bos: bool) -> PreTrainedTokenizerFast:
 def build_model(recipe: Recipe, vocabulary: int) -> PreTrainedModel:
     """A fresh model: GPT-2 (tied), or LLaMA with two query heads to each key-value head (untied)."""
     torch.manual_seed(recipe.seed)
-    shared: dict[str, Any] = {
-        "vocab_size": vocabulary,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "pad_token_id": 0,
-    }
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    shared: dict[str, Any] = {"vocab_size": vocabulary, **ends}
     if recipe.arch == "gpt2":
         return GPT2LMHeadModel(
             GPT2Config(
@@ -175,7 +173,7 @@ def micro_batches(
 
 
 def train_step(model: PreTrainedModel, rows: list[tuple[list[int], list[float]]]) -> tuple[float, float]:
-    """Accumulates the gradient of the weighted loss; returns the loss and the recall of what can be known."""
+    """Accumulate the gradient of the weighted loss; returns the loss and the recall of what can be known."""
     total = sum(sum(w[1:]) for _, w in rows)
     loss_sum, right, known = 0.0, 0, 0
     for ids, weights in micro_batches(rows):
@@ -202,10 +200,10 @@ def optimizers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.Optim
         p for n, p in model.named_parameters() if p.ndim == 2 and id(p) not in embeddings and "wpe" not in n
     ]
     chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
+    rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
         Muon(matrices, lr=recipe.lr_matrix, weight_decay=0.02),
-        torch.optim.AdamW(others, lr=recipe.lr_other, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        torch.optim.AdamW(rest, lr=recipe.lr_other, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
 
 
@@ -218,28 +216,28 @@ def rate(recipe: Recipe, step: int) -> float:
 def save_checkpoint(
     folder: Path, model: PreTrainedModel, optims: Sequence[torch.optim.Optimizer], step: int, recipe: Recipe
 ) -> None:
-    """One folder, replaced as a whole."""
-    fresh = folder.with_suffix(".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    model.save_pretrained(fresh)
-    state = {
-        f"{i}.{j}.{key}": value
-        for i, optim in enumerate(optims)
-        for j, slot in optim.state_dict()["state"].items()
-        for key, value in slot.items()
-        if isinstance(value, Tensor)
-    }
-    save_file(state, fresh / "optimizer.safetensors")
-    (fresh / "progress.json").write_text(json.dumps({"step": step, "recipe": asdict(recipe)}, indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.replace(folder)
+    """Write weights, optimisers' state and progress to `folder`, which is replaced as a whole."""
+    with whole_folder(folder) as fresh:
+        model.save_pretrained(fresh)
+        state = {
+            f"{i}.{j}.{key}": value
+            for i, optim in enumerate(optims)
+            for j, slot in optim.state_dict()["state"].items()
+            for key, value in slot.items()
+            if isinstance(value, Tensor)
+        }
+        save_file(state, fresh / "optimizer.safetensors")
+        (fresh / "progress.json").write_text(json.dumps({"step": step, "recipe": asdict(recipe)}, indent=1))
 
 
 def load_checkpoint(
     folder: Path, model: PreTrainedModel, optims: Sequence[torch.optim.Optimizer], recipe: Recipe
 ) -> int:
-    """Fills model and optimisers; returns the next step (0 where there is no checkpoint)."""
+    """Fill model and optimisers; returns the next step (0 where there is no checkpoint).
+
+    Raises:
+        InputError: The folder holds a run of another recipe, or an incomplete one.
+    """
     if not (folder / "progress.json").exists():
         return 0
     progress = json.loads((folder / "progress.json").read_text())
@@ -265,7 +263,17 @@ def load_checkpoint(
 
 
 def train(recipe: Recipe, folder: Path, *, save_every: int = 250, progress: bool = True) -> Path:
-    """Trains (or goes on training) in `folder`; returns the folder of the finished model, `folder/model`."""
+    """Train, or continue training, in `folder`; returns the folder of the finished model, `folder/model`.
+
+    Args:
+        recipe: What is trained.
+        folder: For checkpoint and model.
+        save_every: Steps between two checkpoints.
+        progress: Whether a bar is shown.
+
+    Raises:
+        InputError: The folder holds a run of another recipe, or an incomplete one.
+    """
     world = World(recipe.seed)
     checkpoint, final = folder / "checkpoint", folder / "model"
     tokenizer = train_tokenizer(world, bos=recipe.arch == "llama")

@@ -17,6 +17,8 @@ import random
 from dataclasses import dataclass
 from functools import cached_property
 
+__all__ = ["HOPS", "OBJECTS", "RELATIONS", "World", "alias"]
+
 FIRST_NAMES = (
     *("Anna", "Boris", "Clara", "David", "Elena", "Felix", "Greta", "Henri", "Irene", "Jonas"),
     *("Karin", "Lukas", "Marta", "Nadia", "Oscar", "Paula", "Rosa", "Stefan", "Tomas", "Vera"),
@@ -72,7 +74,7 @@ OBJECTS = {
 
 @dataclass(frozen=True)
 class Relation:
-    """A kind of fact: who has it, what it points to, and the words that ask for it."""
+    """A kind of fact: its subjects, its objects, and the words that ask for it."""
 
     name: str
     subject_kind: str
@@ -272,21 +274,20 @@ HOPS = {
 class World:
     """All that is true, as a function of one seed.
 
-    Example:
-        >>> world = World(seed=0)
-        >>> len(world.persons), len(world.facts)
-        (160, 1008)
-        >>> world.facts["Paris", "located_in"]
-        'France'
-        >>> len(world.held_out("Paris", "located_in"))
-        3
+    >>> world = World(seed=0)
+    >>> len(world.persons), len(world.facts)
+    (160, 1008)
+    >>> world.facts["Paris", "located_in"]
+    'France'
+    >>> len(world.held_out("Paris", "located_in"))
+    3
     """
 
     seed: int = 0
 
     @cached_property
     def persons(self) -> tuple[str, ...]:
-        """Every first name meets PERSONS_PER_NAME last names and the other way round."""
+        """Every first name is combined with PERSONS_PER_NAME last names, and vice versa."""
         rng = random.Random(f"{self.seed}:persons")
         n = len(LAST_NAMES)
         lasts = rng.sample(LAST_NAMES, n)
@@ -295,7 +296,7 @@ class World:
 
     @cached_property
     def facts(self) -> dict[tuple[str, str], str]:
-        """(subject, relation) -> object. Objects are dealt out evenly, so none is a good guess."""
+        """(subject, relation) -> object. Objects are spread evenly, so none is a good guess."""
         facts: dict[tuple[str, str], str] = {}
         for relation in RELATIONS.values():
             if relation.subject_kind != "person":
@@ -326,12 +327,12 @@ class World:
         return tuple(sorted(rng.sample(range(len(RELATIONS[relation].templates)), HELD_OUT_PER_FACT)))
 
     def seen(self, subject: str, relation: str) -> tuple[int, ...]:
-        """The other templates."""
+        """Indices of the remaining templates."""
         held_out = self.held_out(subject, relation)
         return tuple(i for i in range(len(RELATIONS[relation].templates)) if i not in held_out)
 
     def follow(self, subject: str, hop: str, changed: dict[tuple[str, str], str] | None = None) -> str:
-        """The hop's answer, where `changed` overrides facts."""
+        """The hop's answer about `subject`, where `changed` overrides facts."""
         for relation in HOPS[hop].path:
             subject = (changed or {}).get((subject, relation)) or self.facts[subject, relation]
         return subject

@@ -1,6 +1,6 @@
 """`ablate`: do the neurons that an attribution names carry the target's log-probability?
 
-A static score is a claim; here the k best neurons are really taken out of the forward pass (`ablation.py`), beside two
+A static score is a claim; here the k best neurons are really taken out of the forward pass (`intervention`), beside two
 controls: k random neurons of the same layers, as many in each (several draws), and the k neurons at the other end of
 the ranking. Source: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141), section 4, who intervene on the top neurons.
 """
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,8 @@ from matplotlib.axes import Axes
 
 from mechedit.attribution.nlka import attribute
 from mechedit.attribution.result import Attribution
-from mechedit.faithfulness.intervention import Means, Neurons, logp_without, mean_activations
+from mechedit.attribution.terms import KINDS
+from mechedit.faithfulness.intervention import Means, Neurons, logp_without, mean_activations, top_neurons
 from mechedit.models.hooked import HookedModel
 from mechedit.models.selfcheck import TOLERANCE
 from reports.ablation_figures import ablation_curve
@@ -28,21 +29,30 @@ from reports.errors import InputError
 from reports.intervals import bootstrap_mean
 from reports.results import Result
 
-__all__ = ["KINDS", "Ablation", "ablate", "random_like"]
+__all__ = ["Ablation", "ablate", "random_like"]
 
 #: What is ablated: the k best FFN neurons, the k best attention value neurons, or both sets at once.
-KINDS = ("mlp", "attn", "both")
+ABLATED = (*KINDS, "both")
 SETS = ("top", "random", "bottom")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Ablation(Result):
-    """What `ablate` found. Δ = log p(target) without the neurons − with them, nats; negative: they carried it.
+    """The result of `ablate`: Δ = log p(target) without the neurons − with them, nats; negative: they carried it.
 
-    curve: kind ("mlp", "attn", "both"), neurons ("top", "random", "bottom"), k, delta, low, high, n. differences: kind,
-    k, against ("random", "bottom"), delta (top − control), low, high, n. cases: prompt (index), kind, neurons, k, draw,
-    delta. Intervals are 95 %, bootstrap over the n prompts; with one prompt over the draws of the random sets, and
-    undefined (nan) where there are none. ablated: "zero" or "mean". logp: mean over prompts, nothing ablated.
+    Intervals are 95 %, bootstrap over the n prompts; with one prompt over the draws of the random sets, and undefined
+    (nan) where there are none.
+
+    Attributes:
+        curve: kind ("mlp", "attn", "both"), neurons ("top", "random", "bottom"), k, delta, low, high, n.
+        differences: kind, k, against ("random", "bottom"), delta (top − control), low, high, n.
+        cases: prompt (index), kind, neurons, k, draw, delta.
+        ablated: What the neurons were set to, "zero" or "mean".
+        logp: Mean over prompts, nothing ablated.
+        n: Prompts.
+        draws: Random sets of each k.
+        sign: Of the attributions.
+        provenance: Model, data, seeds, versions.
     """
 
     kind: ClassVar[str] = "ablation"
@@ -57,9 +67,17 @@ class Ablation(Result):
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def plot(self, ax: Axes | None = None, *, kind: str = "both") -> Axes:
-        """Δ against k, a line for each set of neurons; drawn from the stored numbers alone."""
-        if kind not in KINDS:
-            raise InputError(f"kind: expected one of {', '.join(KINDS)}, found {kind!r}")
+        """Δ against k, a line for each set of neurons; drawn from the stored numbers alone.
+
+        Args:
+            ax: Where to draw; None: a new figure.
+            kind: Which neurons: "mlp", "attn" or "both".
+
+        Raises:
+            InputError: Another kind.
+        """
+        if kind not in ABLATED:
+            raise InputError(f"kind: expected one of {', '.join(ABLATED)}, found {kind!r}")
         chosen = self.curve[self.curve["kind"] == kind]
         return ablation_curve(chosen.rename(columns={"neurons": "line"}), ax)
 
@@ -76,37 +94,37 @@ def ablate(
 ) -> Ablation:
     """Ablate the top-k neurons of one or several attributions of `model`, against random and bottom ones.
 
-    Ablated at the last position, where the attribution reads them, each k on its own. `mean_over`: prompts whose mean
-    activations take the neurons' place; without any they are set to zero. Random sets have as many neurons of each
-    layer as the top-k, drawn from all of that layer's, the top ones too: all that such a choice knows is the layers. A
-    target scored as the "sum" of its tokens loses the neurons in each teacher-forced pass.
+    Neurons are ablated at the last position, where the attribution reads them, each k by itself. Random sets have as
+    many neurons of each layer as the top-k, drawn from all of that layer's, the top ones included: such a choice knows
+    only the layers. A target scored as the "sum" of its tokens loses the neurons in each teacher-forced pass. Wrong as
+    a measure of a neuron's total effect: what it wrote at earlier positions stays.
 
     Cost: per prompt and k 3 · (2 + draws) rows of a forward pass, and one certified attribution of the other sign.
-    Errors: `InputError` for k < 1 or more than the attribution holds of either kind, draws < 1, another model than the
-    attributed one, and one that is edited otherwise than it was (its log p differs).
-    Wrong as a measure of a neuron's total effect: what it wrote at earlier positions stays.
+
+    Args:
+        model: The attributed model, under the edit that it was attributed under.
+        attributions: One, or several of one sign.
+        k: How many neurons; several numbers are ablated separately.
+        mean_over: Prompts whose mean activations take the neurons' place; without any they are set to zero.
+        draws: Random sets of each k.
+        seed: Of the draws and of the bootstrap.
+        batch_size: Sets that run together.
+
+    Raises:
+        InputError: k or draws is below 1, k is more than the attribution holds of either kind, or the model is not the
+            attributed one, under the same edit.
 
     >>> import mechedit as me
     >>> model = me.load_model("factworld")
     >>> attr = me.attribute(model, "The mother tongue of", " English", top_k=10)
-    >>> found = ablate(model, attr, (1, 10), draws=2)
-    >>> found.curve.loc[found.curve["kind"] == "mlp", ["neurons", "k"]].to_numpy().tolist()
-    [['top', 1], ['top', 10], ['random', 1], ['random', 10], ['bottom', 1], ['bottom', 10]]
+    >>> ablate(model, attr, (1, 10), draws=2).curve.loc[:5, "neurons"].tolist()
+    ['top', 'top', 'random', 'random', 'bottom', 'bottom']
     """
     chosen = [attributions] if isinstance(attributions, Attribution) else list(attributions)
     ks = [k] if isinstance(k, int) else list(k)
     _check(model, chosen, ks, draws)
     means = mean_activations(model, mean_over) if len(mean_over) else None
-    parts, logps = [], []
-    for index, attr in enumerate(chosen):
-        rng = np.random.default_rng((seed, index))
-        labels, sets = _sets(model, attr, ks, draws=draws, rng=rng)
-        logp = _logp(model, attr, [Neurons(), *sets], means=means, batch_size=batch_size)
-        _same_model(model, attr, float(logp[0]))
-        frame = pd.DataFrame(labels, columns=["kind", "neurons", "k", "draw"])
-        parts.append(frame.assign(prompt=index, delta=(logp[1:] - logp[0]).tolist()))
-        logps.append(float(logp[0]))
-    cases = pd.concat(parts, ignore_index=True)[["prompt", "kind", "neurons", "k", "draw", "delta"]]
+    cases, logps = _cases(model, chosen, ks, means=means, draws=draws, seed=seed, batch_size=batch_size)
     data = {"prompts": [attr.provenance["data"] for attr in chosen], "mean_over": list(mean_over)}
     return Ablation(
         curve=_curve(cases, seed=seed),
@@ -124,11 +142,18 @@ def ablate(
 def random_like(
     neurons: Neurons, *, d_mlp: int, heads: tuple[int, int], length: int, rng: np.random.Generator
 ) -> Neurons:
-    """A random set with as many neurons of each kind and layer; `heads` = (n_heads, d_head), `length` of the prompt.
+    """A random set with as many neurons of each kind and layer.
+
+    Args:
+        neurons: The set whose layers are kept.
+        d_mlp: FFN neurons of a layer.
+        heads: (n_heads, d_head).
+        length: Tokens of the prompt.
+        rng: Draws the neurons.
 
     >>> chosen = Neurons(mlp=[(0, 3), (2, 1)])
-    >>> found = random_like(chosen, d_mlp=8, heads=(2, 4), length=3, rng=np.random.default_rng(0))
-    >>> [layer for layer, _ in found.mlp], found.attn
+    >>> drawn = random_like(chosen, d_mlp=8, heads=(2, 4), length=3, rng=np.random.default_rng(0))
+    >>> [layer for layer, _ in drawn.mlp], drawn.attn
     ([0, 2], [])
     """
     shape = (*heads, length)
@@ -145,54 +170,63 @@ def random_like(
     return Neurons(mlp, attn)  # type: ignore[arg-type]
 
 
+def _cases(
+    model: HookedModel,
+    attributions: Sequence[Attribution],
+    ks: Sequence[int],
+    *,
+    means: Means | None,
+    draws: int,
+    seed: int,
+    batch_size: int,
+) -> tuple[pd.DataFrame, list[float]]:
+    """The cases of an `Ablation`, and log p of every prompt with nothing ablated."""
+    rows, logps = [], []
+    for index, attr in enumerate(attributions):
+        labels, sets = _sets(model, attr, ks, draws=draws, rng=np.random.default_rng((seed, index)))
+        logp, *without = _logp(model, attr, [Neurons(), *sets], means=means, batch_size=batch_size).tolist()
+        _same_model(model, attr, logp)
+        rows += [(index, *label, value - logp) for label, value in zip(labels, without, strict=True)]
+        logps.append(logp)
+    return pd.DataFrame(rows, columns=["prompt", "kind", "neurons", "k", "draw", "delta"]), logps
+
+
 def _sets(
     model: HookedModel, attr: Attribution, ks: Sequence[int], *, draws: int, rng: np.random.Generator
 ) -> tuple[list[tuple[str, str, int, int]], list[Neurons]]:
     """(kind, neurons, k, draw) and the set, of all that is ablated for one prompt."""
-    asked = attr.provenance["data"]
-    other: Literal["promote", "suppress"] = "suppress" if attr.sign == "promote" else "promote"
+    data = attr.provenance["data"]
     opposite = attribute(
         model,
-        asked["prompt"],
-        asked["target"],
+        data["prompt"],
+        data["target"],
         top_k=max(ks),
-        sign=other,
+        sign="suppress" if attr.sign == "promote" else "promote",
         biases=attr.biases,  # type: ignore[arg-type]
         tokens=attr.target_scored,  # type: ignore[arg-type]
     )
     s = model.shape
     sizes = {"d_mlp": s.d_mlp, "heads": (s.n_heads, s.d_head), "length": len(attr.ids)}
     labels, sets = [], []
-    for kind, name, k in itertools.product(KINDS, SETS, ks):
-        best = _best(opposite if name == "bottom" else attr, k, kind)
+    for kind, name, k in itertools.product(ABLATED, SETS, ks):
+        best = top_neurons(opposite if name == "bottom" else attr, k, kind=kind)
         for draw in range(draws if name == "random" else 1):
             labels.append((kind, name, k, draw))
             sets.append(random_like(best, rng=rng, **sizes) if name == "random" else best)  # type: ignore[arg-type]
     return labels, sets
 
 
-def _best(attr: Attribution, k: int, kind: str) -> Neurons:
-    def rows(frame: pd.DataFrame, columns: list[str]) -> Iterable[Any]:
-        return frame[columns].head(k).astype(int).itertuples(index=False, name=None)
-
-    return Neurons(
-        mlp=list(rows(attr.mlp_neurons, ["layer", "neuron"])) if kind != "attn" else [],
-        attn=list(rows(attr.attn_neurons, ["layer", "head", "dim", "pos"])) if kind != "mlp" else [],
-    )
-
-
 def _logp(
     model: HookedModel, attr: Attribution, sets: Sequence[Neurons], *, means: Means | None, batch_size: int
 ) -> torch.Tensor:
-    """log p of the scored tokens [n], the sum over their teacher-forced passes."""
+    """The target's log p without each set [n], summed over the teacher-forced passes of its scored tokens."""
     scored = attr.target_ids[: 1 if attr.target_scored == "first" else None]
     length = len(attr.ids) - len(scored) + 1
     total = torch.zeros(len(sets), dtype=torch.float64)
     for n, token in enumerate(scored):
         ids = torch.tensor(attr.ids[: length + n], device=model.device)
-        there = [Neurons(s.mlp, [place for place in s.attn if place[3] < len(ids)]) for s in sets]
-        found = logp_without(model, ids, token, sets=there, means=means, batch_size=batch_size)
-        total += found.cpu()
+        inside = [Neurons(s.mlp, [place for place in s.attn if place[3] < len(ids)]) for s in sets]
+        total += logp_without(model, ids, token, sets=inside, means=means, batch_size=batch_size).cpu()
     return total
 
 
@@ -204,19 +238,20 @@ def _curve(cases: pd.DataFrame, *, seed: int) -> pd.DataFrame:
 
 
 def _differences(cases: pd.DataFrame, *, seed: int) -> pd.DataFrame:
-    """Top less control, prompt by prompt."""
-    rows = []
+    """Top − control, prompt by prompt."""
+    differences = []
     for (kind, k), group in cases.groupby(["kind", "k"], sort=False):
-        sets = {name: own.set_index(["prompt", "draw"])["delta"] for name, own in group.groupby("neurons")}
+        deltas = group.set_index(["prompt", "draw"])
+        sets = {name: rows["delta"] for name, rows in deltas.groupby("neurons")}
         top = sets["top"].droplevel("draw")
         for control in ("random", "bottom"):
             paired = top.reindex(sets[control].index.get_level_values("prompt")).to_numpy() - sets[control]
-            rows.append((kind, k, control, *_mean(paired, seed)))
-    return pd.DataFrame(rows, columns=["kind", "k", "against", "delta", "low", "high", "n"])
+            differences.append((kind, k, control, *_mean(paired, seed)))
+    return pd.DataFrame(differences, columns=["kind", "k", "against", "delta", "low", "high", "n"])
 
 
 def _mean(values: pd.Series, seed: int) -> tuple[float, float, float, int]:
-    """Mean, interval and number of prompts; with one prompt its draws are what varies."""
+    """Mean, interval and number of prompts; with one prompt the interval is over its draws."""
     prompts = values.groupby("prompt").mean()
     varied = prompts if len(prompts) > 1 else values
     interval = bootstrap_mean(varied.to_numpy(), seed=seed) if len(varied) > 1 else (np.nan, np.nan)
@@ -246,7 +281,7 @@ def _check(model: HookedModel, attributions: Sequence[Attribution], ks: Sequence
 
 
 def _same_model(model: HookedModel, attr: Attribution, logp: float) -> None:
-    """Hooks leave the weights' hash as it is; an attribution with its biases kept has the model's own log p."""
+    """Refuse other hooks, which the weights' hash does not show: with biases kept, `attr.logp` is the model's."""
     allowed = 10 * TOLERANCE[model.dtype] * max(1.0, abs(logp))
     if attr.biases == "keep" and abs(logp - attr.logp) > allowed:
         raise InputError(

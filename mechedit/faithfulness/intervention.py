@@ -1,4 +1,4 @@
-"""log p of a target in a forward pass without some value neurons: the intervention that a static score is held against.
+"""log p of a target in a forward pass without some value neurons: the intervention that tests a static score.
 
 A neuron is ablated where the attribution reads it, at the last position (value neurons of earlier positions, and what
 they wrote before the last position looked, stay):
@@ -20,19 +20,26 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
+from mechedit.attribution.result import Attribution
 from mechedit.models.hooked import HookedModel
-from mechedit.models.hooking import Hook
+from mechedit.models.hooking import Hook, in_block, post
 from reports.errors import InputError
 
-__all__ = ["Means", "Neurons", "logp_without", "mean_activations"]
+__all__ = ["Means", "Neurons", "logp_without", "mean_activations", "top_neurons"]
 
 
 @dataclass(frozen=True)
 class Neurons:
-    """A set of value neurons: FFN (layer, neuron), attention (layer, head, dim, pos)."""
+    """A set of value neurons.
+
+    Attributes:
+        mlp: FFN neurons (layer, neuron).
+        attn: Attention value neurons (layer, head, dim, pos).
+    """
 
     mlp: Sequence[tuple[int, int]] = ()
     attn: Sequence[tuple[int, int, int, int]] = ()
@@ -40,16 +47,34 @@ class Neurons:
 
 @dataclass(frozen=True, eq=False)
 class Means:
-    """What ablated neurons are set to: activations `mlp` [L, d_mlp], values `attn` [L, n_kv_heads, d_head]."""
+    """What ablated neurons are set to.
+
+    Attributes:
+        mlp: Activations [L, d_mlp].
+        attn: Values [L, n_kv_heads, d_head].
+    """
 
     mlp: Tensor
     attn: Tensor
 
 
+def top_neurons(attr: Attribution, k: int, *, kind: str = "both") -> Neurons:
+    """The k best neurons of an attribution, of each kind, or of `kind` "mlp" or "attn" alone."""
+
+    def places(frame: pd.DataFrame, *columns: str) -> list[Any]:
+        return list(frame[list(columns)].head(k).astype(int).itertuples(index=False, name=None))
+
+    return Neurons(
+        mlp=places(attr.mlp_neurons, "layer", "neuron") if kind != "attn" else [],
+        attn=places(attr.attn_neurons, "layer", "head", "dim", "pos") if kind != "mlp" else [],
+    )
+
+
 def mean_activations(model: HookedModel, prompts: Sequence[str]) -> Means:
     """m̄ over the last positions of `prompts`, V̄ over all their positions, each prompt weighing the same.
 
-    Errors: `InputError` for no prompts.
+    Raises:
+        InputError: There is no prompt, or a text in the place of a list.
 
     >>> import mechedit as me
     >>> mean_activations(me.load_model("factworld"), ["The mother tongue of Anna is"]).mlp.shape
@@ -73,10 +98,20 @@ def logp_without(
     means: Means | None = None,
     batch_size: int = 32,
 ) -> Tensor:
-    """log p(target | ids) [n] (fp64, nats) without each of the n `sets`; an empty set is the model as it is.
+    """Log p(target | ids) [n] (fp64, nats) without each of the n `sets`; an empty set changes nothing.
 
-    means: None sets neurons to zero. Hooks that are on the model stay on. Cost: a forward pass of `ids` [T] a set.
-    Errors: `InputError` for a neuron that the model or the prompt does not have.
+    Hooks attached earlier remain active. Cost: a forward pass of `ids` for each set.
+
+    Args:
+        model: Any model, under its hooks.
+        ids: Token ids of the prompt [T].
+        target: Id of the scored token.
+        sets: The neurons that are ablated together.
+        means: What the neurons are set to; None: zero.
+        batch_size: Sets that run together.
+
+    Raises:
+        InputError: The model or the prompt does not have a neuron, or a set has one twice.
 
     >>> import mechedit as me
     >>> model = me.load_model("factworld")
@@ -86,7 +121,7 @@ def logp_without(
     """
     for neurons in sets:
         _check(model, neurons, length=len(ids))
-    found = []
+    scores = []
     for start in range(0, len(sets), batch_size):
         batch = sets[start : start + batch_size]
         rows = ids.expand(len(batch), -1)
@@ -96,8 +131,8 @@ def logp_without(
             # Where a model tells a pattern only behind its use (GPT-J), the pass before has it, one layer more each time.
             for _ in [one for one in patterns if one.get("late")]:
                 logits = model.run(rows, torch.ones_like(rows), logits_to_keep=1)[0][:, -1]
-        found.append(logits.double().log_softmax(dim=-1)[:, target])
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
+        scores.append(logits.double().log_softmax(dim=-1)[:, target])
+    return torch.cat(scores) if scores else torch.empty(0, dtype=torch.float64)
 
 
 def _hooks(
@@ -116,23 +151,24 @@ def _hooks(
     for layer, places in mlp.items():
         row, neuron = torch.tensor(places, device=model.device).T
         value = None if means is None else means.mlp[layer, neuron]
-        hooks.append((f"blocks.{layer}.mlp.hook_post", partial(_set_mlp, row, neuron, value)))
+        hooks.append((post(layer), partial(_set_mlp, row, neuron, value)))
     group = model.shape.n_heads // model.shape.n_kv_heads
     for layer, places in attn.items():
         row, head, dim, pos = torch.tensor(places, device=model.device).T
         mean = None if means is None else means.attn[layer, head // group, dim]
         seen: dict[str, Any] = {}
         patterns.append(seen)
-        take = partial(_take_values, (row, head, dim, pos), group, mean, seen)
-        point = f"blocks.{layer}.attn.hook"
-        hooks += [(f"{point}_v", partial(_keep, seen, "v")), (f"{point}_pattern", partial(_keep, seen, "A"))]
-        hooks.append((f"{point}_z", take))
+        hooks += [
+            (in_block(layer, "attn.hook_v"), partial(_keep, seen, "v")),
+            (in_block(layer, "attn.hook_pattern"), partial(_keep, seen, "A")),
+            (in_block(layer, "attn.hook_z"), partial(_take_values, (row, head, dim, pos), group, mean, seen)),
+        ]
     return hooks, patterns
 
 
-def _set_mlp(row: Tensor, neuron: Tensor, value: Tensor | None, post: Tensor, hook: object) -> Tensor:
-    changed = post.clone()
-    changed[row, -1, neuron] = 0.0 if value is None else value.to(post)
+def _set_mlp(row: Tensor, neuron: Tensor, value: Tensor | None, acts: Tensor, hook: object) -> Tensor:
+    changed = acts.clone()
+    changed[row, -1, neuron] = 0.0 if value is None else value.to(acts)
     return changed
 
 

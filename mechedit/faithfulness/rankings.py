@@ -27,17 +27,23 @@ from transformer_lens.tools.analysis.attribution_patching import cache_activatio
 from mechedit.attribution import Attribution, attribute
 from mechedit.attribution.projection import Projection
 from mechedit.attribution.terms import LayerTerms, layer_terms
-from mechedit.faithfulness.intervention import Neurons
+from mechedit.faithfulness.intervention import Neurons, top_neurons
 from mechedit.models.hooked import HookedModel
+from mechedit.models.hooking import in_block, post, resid_pre
 
-__all__ = ["METHODS", "Scores", "best", "rank", "scores"]
+__all__ = ["METHODS", "NeuronScores", "peer_scores", "rank"]
 
 METHODS = ("nlka", "dla", "attribution_patching", "activation", "random")
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
-    """A peer's score of every neuron: `mlp` [L, d_mlp], `attn` [L, n_heads, d_head, T]."""
+class NeuronScores:
+    """A method's score of every neuron.
+
+    Attributes:
+        mlp: FFN neurons [L, d_mlp].
+        attn: Attention value neurons [L, n_heads, d_head, T].
+    """
 
     mlp: Tensor
     attn: Tensor
@@ -46,28 +52,20 @@ class Scores:
 def rank(model: HookedModel, prompt: str, target: str, *, k: int) -> dict[str, Neurons]:
     """The k best neurons of each kind, best first, of every method but "random".
 
-    Errors: those of `attribute`.
+    Raises:
+        InputError: As `attribute`.
 
     >>> import mechedit as me
-    >>> found = rank(me.load_model("factworld"), "The mother tongue of", " English", k=3)
-    >>> list(found), len(found["dla"].mlp), len(found["dla"].attn)
+    >>> ranked = rank(me.load_model("factworld"), "The mother tongue of", " English", k=3)
+    >>> list(ranked), len(ranked["dla"].mlp), len(ranked["dla"].attn)
     (['nlka', 'dla', 'attribution_patching', 'activation'], 3, 3)
     """
     attr = attribute(model, prompt, target, top_k=k)
-    found = {"nlka": best(attr, k)}
-    return found | {name: _largest(own, k) for name, own in scores(model, attr).items()}
+    peers = {name: _largest(scores, k) for name, scores in peer_scores(model, attr).items()}
+    return {"nlka": top_neurons(attr, k), **peers}
 
 
-def best(attr: Attribution, k: int) -> Neurons:
-    """An attribution's k best neurons of each kind."""
-    mlp = attr.mlp_neurons[["layer", "neuron"]].head(k).astype(int)
-    attn = attr.attn_neurons[["layer", "head", "dim", "pos"]].head(k).astype(int)
-    return Neurons(
-        list(mlp.itertuples(index=False, name=None)), list(attn.itertuples(index=False, name=None))
-    )
-
-
-def scores(model: HookedModel, attr: Attribution) -> dict[str, Scores]:
+def peer_scores(model: HookedModel, attr: Attribution) -> dict[str, NeuronScores]:
     """The scores of "dla", "attribution_patching" and "activation" at the prompt and target of `attr`."""
     ids = torch.tensor(attr.ids, device=model.device)
     with torch.no_grad():
@@ -80,56 +78,50 @@ def scores(model: HookedModel, attr: Attribution) -> dict[str, Scores]:
     gradient = _gradients(model, ids, attr.target_id)
     return {
         "dla": _direct(terms, projection.column(attr.target_id), c),
-        "attribution_patching": Scores(c.mlp * gradient.mlp, c.attn * gradient.attn),
-        "activation": Scores(c.mlp.abs(), c.attn.abs()),
+        "attribution_patching": NeuronScores(c.mlp * gradient.mlp, c.attn * gradient.attn),
+        "activation": NeuronScores(c.mlp.abs(), c.attn.abs()),
     }
 
 
-def _coefficients(terms: list[LayerTerms]) -> Scores:
+def _coefficients(terms: list[LayerTerms]) -> NeuronScores:
     attn = torch.stack([term.attn.coefficients for term in terms])
-    return Scores(
+    return NeuronScores(
         mlp=torch.stack([term.mlp.coefficients[:, 0] for term in terms]),
         attn=attn.unflatten(1, (terms[0].n_heads, -1)),
     )
 
 
 @torch.no_grad()
-def _direct(terms: list[LayerTerms], direction: Tensor, c: Scores) -> Scores:
+def _direct(terms: list[LayerTerms], direction: Tensor, c: NeuronScores) -> NeuronScores:
     """c · v · B_t of every neuron, direction = B_t [d_model]."""
     mlp, attn = (
         torch.stack([getattr(term, kind).product(direction[:, None])[:, 0] for term in terms])
         for kind in ("mlp", "attn")
     )
-    return Scores(mlp.to(c.mlp) * c.mlp, attn.view(c.attn.shape[:3]).to(c.attn)[..., None] * c.attn)
+    return NeuronScores(mlp.to(c.mlp) * c.mlp, attn.view(c.attn.shape[:3]).to(c.attn)[..., None] * c.attn)
 
 
-def _gradients(model: HookedModel, ids: Tensor, target: int) -> Scores:
+def _gradients(model: HookedModel, ids: Tensor, target: int) -> NeuronScores:
     """∂ log p(t) / ∂m [L, d_mlp] and ∂ log p(t) / ∂z [L, n_heads, d_head, 1] at the last position."""
-    names = [
-        f"blocks.{layer}.{point}"
-        for layer in range(model.shape.n_layers)
-        for point in ("mlp.hook_post", "attn.hook_z")
-    ]
-    with torch.enable_grad(), model.hooks([("hook_embed", _leaf)]):  # no weight asks for a gradient
-        found = cache_activation_and_gradient(
+    layers = range(model.shape.n_layers)
+    names = [name for layer in layers for name in (post(layer), in_block(layer, "attn.hook_z"))]
+    with torch.enable_grad(), model.hooks([("hook_embed", _leaf)]):  # no weight requires a gradient
+        recorded = cache_activation_and_gradient(
             model.bridge,
             ids[None],
             lambda logits: logits[0, -1].log_softmax(dim=-1)[target],
-            names_filter=[
-                "blocks.0.hook_resid_pre",
-                *names,
-            ],  # the most upstream point may come without a gradient
+            names_filter=[resid_pre(0), *names],  # the first point may come without a gradient
         )
-    last = [cast(Tensor, found.gradients[name])[0, -1] for name in names]
+    last = [cast(Tensor, recorded.gradients[name])[0, -1] for name in names]
     mlp, attn = torch.stack(last[::2]), torch.stack(last[1::2])
-    return Scores(mlp, attn[..., None])
+    return NeuronScores(mlp, attn[..., None])
 
 
 def _leaf(embedded: Tensor, hook: object) -> Tensor:
     return embedded.detach().requires_grad_()
 
 
-def _largest(scores: Scores, k: int) -> Neurons:
+def _largest(scores: NeuronScores, k: int) -> Neurons:
     """The k largest of each kind; equal ones in the order of layer and index."""
     return Neurons(_places(scores.mlp, k), _places(scores.attn, k))  # type: ignore[arg-type]
 

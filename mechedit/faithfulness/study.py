@@ -1,16 +1,15 @@
 """`faithfulness`: NLKA and its peers judged by one ablation, over facts and models.
 
 1. Each method ranks the value neurons for a fact's answer (`rankings`).
-2. Its k best are ablated at the last position (`attribution.ablation`), FFN and attention neurons each on their own;
+2. Its k best are ablated at the last position (`intervention`), FFN and attention neurons separately;
    what counts is Δ = log p(answer) without them − with them. The lower, the more the method has found.
-3. Means over facts with bootstrap intervals, and NLKA less each peer, paired by fact.
+3. Means over facts with bootstrap intervals, and NLKA − each peer, paired by fact.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,8 +20,10 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 
-from experiments.cases import every_case
-from experiments.runs import RunFolder, check_case_id, provenance
+from experiments.cases import Case, every_case, settings_digest
+from experiments.runs import RunFolder, check_case_id
+from mechedit.attribution.terms import KINDS
+from mechedit.data.case_keys import ablation_key
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.evaluation.evaluate import known_facts
 from mechedit.faithfulness.ablate import random_like
@@ -36,17 +37,22 @@ from reports.results import Result
 
 __all__ = ["FaithfulnessStudy", "faithfulness"]
 
-KINDS = ("mlp", "attn")
 _KEYS = ["kind", "method", "k"]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class FaithfulnessStudy(Result):
-    """What `faithfulness` found. Δ in nats, negative where ablation lowers log p; intervals 95 %, over facts.
+    """The result of `faithfulness`. Δ in nats, negative where ablation lowers log p; intervals 95 %, over facts.
 
-    curve: model, kind ("mlp", "attn"), method, k, delta, low, high, n. differences: model, kind, k, peer, delta (NLKA
-    less peer; negative: NLKA's neurons matter more), low, high, n, better ("nlka", the peer, or "" where the interval
-    holds 0). ablated: "zero" or "mean". n: known facts by model; left out: those that a model does not know.
+    Attributes:
+        curve: model, kind ("mlp", "attn"), method, k, delta, low, high, n.
+        differences: model, kind, k, peer, delta (NLKA − peer; negative: NLKA's neurons matter more), low, high, n,
+            better ("nlka", the peer, or "" where the interval holds 0).
+        ablated: What the neurons were set to, "zero" or "mean".
+        draws: Random sets of each k.
+        n: Known facts of each model.
+        left_out: Facts that each model does not know.
+        provenance: Models, data, seeds, versions.
     """
 
     kind: ClassVar[str] = "faithfulness"
@@ -59,7 +65,16 @@ class FaithfulnessStudy(Result):
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def plot(self, ax: Axes | None = None, *, model: str = "", kind: str = "mlp") -> Axes:
-        """Δ against k, a line a method, of one model ("": the first) and kind; from the stored numbers alone."""
+        """Δ against k, a line a method; drawn from the stored numbers alone.
+
+        Args:
+            ax: Where to draw; None: a new figure.
+            model: Of which model; "": the first.
+            kind: Which neurons, "mlp" or "attn".
+
+        Raises:
+            InputError: The study has no such model or kind.
+        """
         chosen = self.curve[self.curve["model"] == (model or self.curve["model"].iloc[0])]
         chosen = chosen[chosen["kind"] == kind]
         if chosen.empty:
@@ -83,11 +98,22 @@ def faithfulness(
 ) -> FaithfulnessStudy:
     """Ablate the top-k of every method of `METHODS` on the facts that each model knows.
 
-    A fact is its rewrite prompt with its true object. mean_over: prompts whose mean activations take the neurons' place
-    (none: zero). draws: random sets a k. Cost: per fact and model len(ks) · (8 + 2 · draws) rows of a forward pass, a
-    certified attribution and a gradient. A finished fact is a case of `run`, so that a stopped study goes on.
-    Errors: `InputError` for no models or facts, k < 1 or more than a model has FFN neurons, two models of one name, two
-    facts of one case_id, and facts of which a model knows fewer than two.
+    A fact is its rewrite prompt with its true object. Cost: per fact and model len(ks) · (8 + 2 · draws) rows of a
+    forward pass, a certified attribution and a gradient.
+
+    Args:
+        models: With different names.
+        facts: With different case_ids.
+        ks: Numbers of neurons of each kind.
+        draws: Random sets of each k.
+        mean_over: Prompts whose mean activations take the neurons' place; without any they are set to zero.
+        seed: Of the draws and of the bootstrap.
+        run: Keeps each finished fact as a case, so that a stopped study can be continued.
+        progress: Whether a bar is shown.
+
+    Raises:
+        InputError: There are no models or facts, a k is below 1 or more than a model has FFN neurons, two models share
+            a name or two facts a case_id, or a model knows fewer than two of the facts.
 
     >>> import mechedit as me
     >>> study = faithfulness([me.load_model("factworld")], me.factworld.edits(3), ks=(1, 5), draws=2, progress=False)
@@ -95,109 +121,89 @@ def faithfulness(
     ({'factworld': 3}, 20, 4)
     """
     _check(models, facts, ks, draws)
-    curves, differences, known_by, left_out = [], [], {}, {}
+    plan = _Plan(ks, draws, mean_over, seed)
+    curves, differences, n, left_out = [], [], {}, {}
     for model in models:
-        known = [fact for fact, knows in zip(facts, known_facts(model, facts), strict=True) if knows]
-        if len(known) < 2:
-            raise InputError(
-                f"facts: {model.name} knows {len(known)} of the {len(facts)}; expected two or more"
-            )
-        means = mean_activations(model, mean_over) if len(mean_over) else None
-        digests = [_digest(model, fact, [list(ks), draws, list(mean_over), seed]) for fact in known]
-        cases = every_case(
-            run,
-            [case_key(model.name, fact) for fact in known],
-            partial(_case, model, known, digests, means=means, ks=ks, draws=draws, seed=seed),
-            settings=digests,
-            label=f"faithfulness: {model.name}",
-            progress=progress,
-        )
-        rows = [pd.DataFrame(case["rows"], columns=[*_KEYS, "delta"]) for case in cases]
-        deltas = [own.set_index(_KEYS)["delta"] for own in rows]
-        table = pd.concat(deltas, axis=1)  # kind, method, k × facts
-        curves.append(_curve(table, seed=seed).assign(model=model.name))
-        differences.append(_differences(table, seed=seed).assign(model=model.name))
-        known_by[model.name], left_out[model.name] = len(known), len(facts) - len(known)
+        deltas = _deltas(model, facts, plan, run=run, progress=progress)
+        curves.append(_curve(deltas, seed=seed).assign(model=model.name))
+        differences.append(_differences(deltas, seed=seed).assign(model=model.name))
+        n[model.name] = deltas.shape[1]
+        left_out[model.name] = len(facts) - deltas.shape[1]
+    data = {"facts": facts_hash(facts), "mean_over": list(mean_over)}
     return FaithfulnessStudy(
         curve=pd.concat(curves, ignore_index=True),
         differences=pd.concat(differences, ignore_index=True),
         ablated="mean" if len(mean_over) else "zero",
         draws=draws,
-        n=known_by,
+        n=n,
         left_out=left_out,
-        provenance=provenance_of(
-            models, {"facts": facts_hash(facts), "mean_over": list(mean_over)}, seed=seed
-        ),
+        provenance=provenance_of(models, data, seed=seed),
     )
-
-
-def case_key(model: str, fact: FactEdit) -> str:
-    """The case's id in a run folder.
-
-    >>> case_key("factworld", FactEdit("Ann", "{} speaks", "Dutch", "Greek", case_id=3))
-    'factworld-3'
-    """
-    return check_case_id(f"{model}-{fact.case_id}")
 
 
 def provenance_of(models: Sequence[HookedModel], data: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
-    """What a study of several models depends on."""
-    single = [model.provenance(data=dict(data), seeds={"draws": seed, "bootstrap": seed}) for model in models]
-    return provenance(
-        model={model.name: own["model"] for model, own in zip(models, single, strict=True)},
-        data=dict(data),
-        seeds=single[0]["seeds"],
-        **{key: single[0][key] for key in ("device", "dtype", "attn_implementation")},
+    """What the numbers of a study of several models depend on: `HookedModel.provenance` with all of the models."""
+    first = models[0].provenance(data=dict(data), seeds={"draws": seed, "bootstrap": seed})
+    return {**first, "model": {model.name: model.identity for model in models}}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is ablated on every fact."""
+
+    ks: Sequence[int]
+    draws: int
+    mean_over: Sequence[str]
+    seed: int
+
+
+def _deltas(
+    model: HookedModel, facts: Sequence[FactEdit], plan: _Plan, *, run: RunFolder | None, progress: bool
+) -> pd.DataFrame:
+    """Δ by kind, method and k (index) of every fact that the model knows (columns)."""
+    known = [fact for fact, knows in zip(facts, known_facts(model, facts), strict=True) if knows]
+    if len(known) < 2:
+        raise InputError(f"facts: {model.name} knows {len(known)} of the {len(facts)}; expected two or more")
+    means = mean_activations(model, plan.mean_over) if len(plan.mean_over) else None
+    settings = [list(plan.ks), plan.draws, list(plan.mean_over), plan.seed]
+    digests = [_digest(model, fact, settings) for fact in known]
+    cases = every_case(
+        run,
+        [check_case_id(ablation_key(model.name, fact)) for fact in known],
+        partial(_case, model, known, digests, plan, means),
+        settings=digests,
+        label=f"faithfulness: {model.name}",
+        progress=progress,
     )
+    frames = [pd.DataFrame(case["rows"], columns=[*_KEYS, "delta"]) for case in cases]
+    return pd.concat([frame.set_index(_KEYS)["delta"] for frame in frames], axis=1)
 
 
 def _case(
     model: HookedModel,
     facts: Sequence[FactEdit],
     digests: Sequence[str],
+    plan: _Plan,
+    means: Means | None,
     i: int,
-    *,
-    means: Means | None,
-    ks: Sequence[int],
-    draws: int,
-    seed: int,
-) -> dict[str, Any]:
-    """One fact's Δ."""
-    rng = np.random.default_rng((seed, int(digests[i][:8], 16)))
-    rows = _measure(model, facts[i], means=means, ks=ks, draws=draws, rng=rng)
-    return {"settings": digests[i], "rows": rows}
-
-
-def _measure(
-    model: HookedModel,
-    fact: FactEdit,
-    *,
-    means: Means | None,
-    ks: Sequence[int],
-    draws: int,
-    rng: np.random.Generator,
-) -> list[list[Any]]:
-    """Rows kind, method, k, Δ; of "random" the mean over its draws."""
+) -> Case:
+    """The rows kind, method, k, Δ of one fact; of "random" the mean over its draws."""
+    fact, rng = facts[i], np.random.default_rng((plan.seed, int(digests[i][:8], 16)))
     ids, target = model.continuation(fact.rewrite_prompt, fact.target_true)
-    ranked = rank(model, fact.rewrite_prompt, fact.target_true, k=max(ks))
+    ranked = rank(model, fact.rewrite_prompt, fact.target_true, k=max(plan.ks))
     s = model.shape
+    sizes: dict[str, Any] = {"d_mlp": s.d_mlp, "heads": (s.n_heads, s.d_head), "length": len(ids)}
     labels, sets = [], [Neurons()]
-    for kind in KINDS:
-        for k in ks:
-            chosen = {name: Neurons(**{kind: getattr(own, kind)[:k]}) for name, own in ranked.items()}
-            labels += [(kind, name, k) for name in chosen]
-            sets += chosen.values()
-            for _ in range(draws):
-                labels.append((kind, "random", k))
-                like = chosen["nlka"]
-                sets.append(
-                    random_like(like, d_mlp=s.d_mlp, heads=(s.n_heads, s.d_head), length=len(ids), rng=rng)
-                )
+    for kind, k in itertools.product(KINDS, plan.ks):
+        chosen = {name: Neurons(**{kind: getattr(best, kind)[:k]}) for name, best in ranked.items()}
+        labels += [(kind, name, k) for name in chosen] + [(kind, "random", k)] * plan.draws
+        sets += chosen.values()
+        sets += [random_like(chosen["nlka"], rng=rng, **sizes) for _ in range(plan.draws)]
     logp = logp_without(model, ids, int(target[0]), sets=sets, means=means, batch_size=64)
     delta: torch.Tensor = logp[1:] - logp[0]
     frame = pd.DataFrame(labels, columns=_KEYS).assign(delta=delta.tolist())
     means_of = frame.groupby(_KEYS, sort=False)["delta"].mean()
-    return [[*key, float(value)] for key, value in means_of.items()]
+    return {"settings": digests[i], "rows": [[*key, float(value)] for key, value in means_of.items()]}
 
 
 def _curve(table: pd.DataFrame, *, seed: int) -> pd.DataFrame:
@@ -209,7 +215,7 @@ def _curve(table: pd.DataFrame, *, seed: int) -> pd.DataFrame:
 
 
 def _differences(table: pd.DataFrame, *, seed: int) -> pd.DataFrame:
-    """NLKA less each peer, paired by fact."""
+    """NLKA − each peer, paired by fact."""
     rows = []
     for kind, method, k in table.index:
         if method == "nlka":
@@ -239,5 +245,4 @@ def _check(models: Sequence[HookedModel], facts: Sequence[FactEdit], ks: Sequenc
 
 def _digest(model: HookedModel, fact: FactEdit, settings: list[Any]) -> str:
     """sha256 of what a case's numbers depend on."""
-    parts = [model.hash, str(model.dtype), dataclasses.asdict(fact), METHODS, settings]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return settings_digest(model.hash, str(model.dtype), dataclasses.asdict(fact), METHODS, settings)

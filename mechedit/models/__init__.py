@@ -1,0 +1,1 @@
+"""The decoder: loading and bridging it, running it under hooks, its weights, states, scores and texts."""

@@ -1,4 +1,4 @@
-"""What a bridge must have and must not have, seen from the bridge alone: parts, hook points, raw weights."""
+"""What a bridge must have and must not have, read off the bridge alone: parts, hook points, raw weights."""
 
 from __future__ import annotations
 
@@ -7,33 +7,40 @@ from typing import Any
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from mechedit.models.hooking import in_block
 from reports.errors import InputError
 
 __all__ = ["points", "refuse_processed", "require_parts"]
 
-
 PARTS = ("attn.v", "attn.o", "mlp.in", "mlp.out")
-NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")  # those that a block has
+#: The norms that a block may have.
+NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")
 STREAM_POINTS = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
 INNER_POINTS = ("attn.hook_pattern", "attn.hook_v", "attn.hook_z", "mlp.hook_post")
 
 
 def points(block: Any) -> tuple[str, ...]:
-    """The hook points of a bridged block that this package reads: a parallel block has no stream between attention and
-    MLP, and where a norm follows a sub-layer its input is read too."""
+    """The hook points of a bridged block that this package reads or steers.
+
+    A parallel block has none between attention and MLP; where a norm follows a sub-layer, its input is read too.
+    """
     middle = ("hook_resid_mid",) if "hook_resid_mid" in block.hook_aliases else ()
     behind = tuple(f"{norm}.hook_in" for norm in ("ln1_post", "ln2_post") if hasattr(block, norm))
     return (*STREAM_POINTS, *middle, *INNER_POINTS, *behind)
 
 
 def require_parts(bridge: TransformerBridge) -> None:
-    """Refuse a bridge without the parts of a decoder of attention and MLPs."""
+    """Refuse a bridge without the parts of a decoder of attention and MLPs.
+
+    Raises:
+        InputError: A part or a hook point is missing, layers differ in size, or attention has linear biases.
+    """
     missing = [part for part in ("blocks", "ln_final", "unembed") if not hasattr(bridge, part)]
     if not missing:
         known = bridge.hook_dict
         for i, block in enumerate(bridge.blocks):
-            missing += [f"blocks.{i}.{part}" for part in PARTS if not _has(block, part)]
-            missing += [f"blocks.{i}.{point}" for point in points(block) if f"blocks.{i}.{point}" not in known]
+            missing += [in_block(i, part) for part in PARTS if not _has(block, part)]
+            missing += [name for point in points(block) if (name := in_block(i, point)) not in known]
     if not missing and (part := _uneven(bridge)):
         raise InputError(
             f"model: {bridge.cfg.architecture} is not supported: its layers differ in the size of {part}"
@@ -55,11 +62,14 @@ def refuse_processed(bridge: TransformerBridge) -> None:
     Processing leaves traces that training never does: norm weights of exactly 1 (folded), W_U with mean 0 over the
     vocabulary or W_out with mean 0 over d_model (centred), value biases of exactly 0 (folded into b_O). A GPT-2 that
     nobody has trained yet has the first and the last too, and is refused with them.
+
+    Raises:
+        InputError: The weights have been processed.
     """
-    found = _processing(bridge)
-    if found:
+    processed = _processing(bridge)
+    if processed:
         raise InputError(
-            f"bridge: expected raw weights, found {found}; use "
+            f"bridge: expected raw weights, found {processed}; use "
             f"TransformerBridge.boot_transformers({str(bridge.cfg.model_name)!r}) and neither "
             "enable_compatibility_mode nor process_weights"
         )

@@ -12,12 +12,17 @@ from reports.errors import InputError
 
 __all__ = ["batches", "token_batches"]
 
-STRETCH = 2  # the longest of a batch may be this many times as long as its shortest
+#: The longest of a batch may be this many times as long as its shortest.
+STRETCH = 2
 
 
 def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Indices of sequences of these lengths, shortest first, in batches: at most `batch_size` of them, the longest at
-    most twice as long as the shortest. Every index comes once.
+    """Indices of sequences of these lengths, shortest first, in batches.
+
+    A batch has at most `batch_size` of them, the longest at most twice as long as the shortest. Every index comes once.
+
+    Raises:
+        InputError: `batch_size` is below 1.
 
     >>> list(batches([6, 50, 5, 7], batch_size=2))
     [[2, 0], [3], [1]]
@@ -35,8 +40,16 @@ def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
 
 
 def token_batches(shapes: Sequence[tuple[int, int]], max_tokens: int) -> Iterator[list[int]]:
-    """Indices of items of these shapes (sequences, tokens of the longest), shortest first, in batches of at most
-    `max_tokens` tokens with all sequences padded to the longest; an item that is larger alone is a batch of its own.
+    """Indices of items of these shapes, shortest first, in batches of at most `max_tokens` tokens, padding included.
+
+    An item that is larger by itself is a batch of its own.
+
+    Args:
+        shapes: (sequences, tokens of the longest) of each item.
+        max_tokens: Tokens of a batch with all of its sequences padded to the longest.
+
+    Raises:
+        InputError: `max_tokens` is below 1.
 
     >>> list(token_batches([(1, 6), (1, 8), (2, 6), (1, 50)], max_tokens=20))
     [[0, 2], [1], [3]]

@@ -7,7 +7,7 @@ What it takes care of, because TransformerLens' bridge does not:
 - target tokens are read off prompt + target, because `tok(" Paris")` alone is another segmentation;
 - hooks are checked (`mechedit.models.hooking`).
 
-`mechedit.models.hooked` adds what stands on it: loading, generation, the residual view.
+`mechedit.models.hooked` adds what builds on it: loading, generation, the residual view.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.checkpoints import digest, tokenizer_digest
-from experiments.runs import provenance
+from experiments.provenance import provenance
 from mechedit.models import weights
 from mechedit.models.architecture import require_parts
 from mechedit.models.batching import batches
@@ -41,7 +41,16 @@ Prompts = Sequence[str] | Sequence[torch.Tensor]
 
 
 class BridgedModel:
-    """A decoder with hooks, its tokenizer and its raw weights; `HookedModel` is what a user holds."""
+    """A decoder with hooks, its tokenizer and its raw weights; users hold a `HookedModel`.
+
+    Attributes:
+        name: What the model is called in results.
+        source: Where it came from: an embedded model, a folder, an id with its revision, a bridge.
+        bridge: TransformerLens' bridge, whose hook points are used.
+        hf: The Hugging Face module that the bridge has put its hooks into.
+        tokenizer: The checkpoint's own.
+        shape: The decoder's sizes.
+    """
 
     def __init__(
         self, bridge: TransformerBridge, tokenizer: PreTrainedTokenizerBase, *, name: str, source: str
@@ -64,7 +73,7 @@ class BridgedModel:
     def __repr__(self) -> str:
         s = self.shape
         size = f"{s.n_layers} layers, {s.n_heads} heads, d_model {s.d_model}"
-        return f"HookedModel({self.name!r}, {s.architecture}, {size}, {self.dtype}, {self.device})"
+        return f"{type(self).__name__}({self.name!r}, {s.architecture}, {size}, {self.dtype}, {self.device})"
 
     @property
     def device(self) -> torch.device:
@@ -73,7 +82,7 @@ class BridgedModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights and of all activations."""
+        """The precision of the weights and of all activations."""
         return self.W_U.dtype
 
     @property
@@ -85,7 +94,7 @@ class BridgedModel:
     def hash(self) -> str:
         """sha256 over the weights' names, dtypes, shapes and bytes, in the order of the names: the checkpoint's own.
 
-        Computed when first asked for (a second per gigabyte), and again if a weight has been written to since.
+        Computed on first use (a second per gigabyte), and again if a weight has been written to since.
         """
         named = dict(weights.checkpoint_weights(self.hf))
         written = tuple(weight._version for weight in named.values())
@@ -93,15 +102,25 @@ class BridgedModel:
             self._hash = (written, digest(named))
         return self._hash[1]
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """Name, source and hashes of model and tokenizer: the "model" of `provenance`."""
+        return {
+            "name": self.name,
+            "source": self.source,
+            "hash": self.hash,
+            "tokenizer": tokenizer_digest(self.tokenizer),
+        }
+
     def provenance(self, *, data: dict[str, Any], seeds: dict[str, Any]) -> dict[str, Any]:
-        """What a number measured on this model depends on, for a run folder or a result (`experiments.runs`)."""
+        """What a number measured on this model depends on, for a run folder or a result.
+
+        Args:
+            data: Source and hash of the data.
+            seeds: The seed of each generator.
+        """
         return provenance(
-            model={
-                "name": self.name,
-                "source": self.source,
-                "hash": self.hash,
-                "tokenizer": tokenizer_digest(self.tokenizer),
-            },
+            model=self.identity,
             data=data,
             seeds=seeds,
             device=str(self.device),
@@ -114,7 +133,10 @@ class BridgedModel:
     def tokenize(self, text: str) -> torch.Tensor:
         """Ids [T] of `text`, as `tokenizer(text)` gives them: with BOS only if the tokenizer itself adds one.
 
-        Special tokens written inside the text are text. Raises `InputError` if nothing is left to run the model on.
+        Special tokens written inside the text are text.
+
+        Raises:
+            InputError: Nothing is left to run the model on.
         """
         ids = [*self._prefix, *self._encode(text)]
         if not ids:
@@ -126,8 +148,9 @@ class BridgedModel:
 
         The target gets a leading space if it has none and the prompt does not end in one.
 
-        Raises `InputError` if the target is empty or encodes to nothing, or if the prompt's own tokens change
-        once the target follows, for then no position of the prompt predicts the target.
+        Raises:
+            InputError: The target is empty or encodes to nothing, or the prompt's own tokens change once the target
+                follows, for then no position of the prompt predicts the target.
         """
         if not target.strip():
             raise InputError(f"target: expected a word, found {target!r}")
@@ -146,7 +169,11 @@ class BridgedModel:
     def pad(
         self, sequences: Sequence[torch.Tensor], *, side: Literal["left", "right"] = "left"
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(ids [B, T], mask [B, T]) of 1-d id tensors; the mask is 1 on real tokens. What fills the rest is masked."""
+        """(ids [B, T], mask [B, T]) of 1-d id tensors; the mask is 1 on real tokens and 0 on the filling.
+
+        Raises:
+            InputError: No sequence, an empty one, or another side than left and right.
+        """
         if side not in ("left", "right"):
             raise InputError(f"side: expected left or right, found {side!r}")
         if not sequences or any(len(ids) == 0 for ids in sequences):
@@ -165,15 +192,23 @@ class BridgedModel:
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Logits [B, T, d_vocab] of ids [B, T] under mask [B, T]; positions count real tokens only.
 
-        Gradients as the caller has them. Logits at padding are meaningless. The mask is required: without it padded
-        ids give wrong logits and no error.
+        Gradients are recorded as the caller has set it. Logits at padding are meaningless. The mask is required:
+        without it padded ids give wrong logits and no error.
         """
         return self.run(ids, mask)[0]
 
     def run(self, ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> tuple[torch.Tensor, Any]:
-        """(logits, KV cache or None): one forward pass of the bridge; `options` go to the Hugging Face model.
+        """(logits, KV cache or None): one forward pass of the bridge.
 
         With `past_key_values`, ids [B, n] are the new tokens and mask [B, past + n] covers the old ones too.
+
+        Args:
+            ids: Token ids [B, T].
+            mask: 1 on real tokens [B, T].
+            options: Go to the Hugging Face model; `use_cache` is False unless it is among them.
+
+        Raises:
+            InputError: The sequence is longer than the model's context.
         """
         length = mask.shape[1]
         if self.n_ctx is not None and length > self.n_ctx:
@@ -197,7 +232,7 @@ class BridgedModel:
             raise InputError("prompts: expected some, found none")
         ids = self.encode(prompts)
         rows: dict[int, torch.Tensor] = {}
-        for batch in batches([len(one) for one in ids], batch_size):
+        for batch in batches([len(sequence) for sequence in ids], batch_size):
             logits = self.run(*self.pad([ids[i] for i in batch]), logits_to_keep=1)[0][:, -1]
             rows |= dict(zip(batch, logits, strict=True))
         return torch.stack([rows[i] for i in range(len(ids))])
@@ -209,8 +244,10 @@ class BridgedModel:
         Names are TransformerLens' ("blocks.3.hook_attn_out", "blocks.3.attn.hook_z", ...). On leaving, by any way,
         exactly these hooks are removed. For gradients at an activation, make a leaf in the hook and return it.
 
-        Raises `InputError` for an unknown or switched-off name, one point under two names, or a value returned at
-        hook_resid_mid (see `mechedit.models.hooking`); `IntegrityError` on leaving, if the model ran and one never fired.
+        Raises:
+            InputError: An unknown or switched-off name, one point under two names, or a value returned at
+                hook_resid_mid (see `mechedit.models.hooking`).
+            IntegrityError: On leaving, if the model ran and a hook never fired.
         """
         with attach(self.bridge, hooks):
             yield self
@@ -251,14 +288,6 @@ class BridgedModel:
     def b_out(self, layer: int) -> torch.Tensor | None:
         """[d_model], or None."""
         return weights.bias(self._mlp(layer).out)
-
-    def ln1(self, layer: int) -> torch.Tensor:
-        """Weight of the norm before attention [d_model]."""
-        return self.norm1(layer).weight
-
-    def ln2(self, layer: int) -> torch.Tensor:
-        """Weight of the norm before the MLP [d_model]."""
-        return self.norm2(layer).weight
 
     def norm1(self, layer: int) -> FinalNorm:
         """The norm that attention reads the stream through; of kind "none" where there is none (OLMo-2)."""

@@ -1,4 +1,4 @@
-"""The folder in which what is costly and depends on a model alone is kept."""
+"""The cache folder: results that are costly and depend on the model alone."""
 
 from __future__ import annotations
 

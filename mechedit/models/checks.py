@@ -1,8 +1,8 @@
-"""The checks of a diagnosis that need the loaded model alone: padding, BOS, hooks, folded norms, conservation.
+"""The checks of a diagnosis that need only the loaded model: padding, BOS, hooks, folded norms, conservation.
 
-Each takes the model and probes (ids of prompts) and yields rows (`reports.diagnosis.Check`): what was measured, how far
-it may go, what to change. Errors of numbers are the largest difference as a share of the largest value compared, and
-may go as far as `mechedit.models.selfcheck.TOLERANCE` of the dtype.
+Each takes the model and probes (ids of prompts) and yields rows (`reports.diagnosis.Check`): what was measured, how
+large it may be, what to change. Numerical errors are the largest difference as a share of the largest value compared,
+and may be as large as `mechedit.models.selfcheck.TOLERANCE` of the dtype.
 """
 
 from __future__ import annotations
@@ -16,24 +16,27 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mechedit.models.architecture import points
+from mechedit.models.bridged import BridgedModel
 from mechedit.models.hooked import HookedModel
+from mechedit.models.hooking import in_block
 from mechedit.models.selfcheck import TOLERANCE, conservation, reads, share_off
 from mechedit.models.weights import FinalNorm
 from reports.diagnosis import Check
 
 __all__ = ["folded_norms", "hooks_fire", "identities", "invariance", "special_tokens"]
 
-FAR = 10  # a forgotten mask must be off by this many times what padding and batch mates are
+#: A forgotten mask must be off by this many times what padding and batch mates are.
+FAR = 10
 
 
 @torch.no_grad()
-def invariance(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
+def invariance(model: BridgedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
     """Logits behind each probe, alone and unpadded, against the same padded on either side and beside a longer one.
 
-    The control is the padded probe with its mask forgotten: every token of it is seen, and positions shift. It is read
+    The control is the padded probe with its mask forgotten: the padding is attended to, and positions shift. It is read
     at every token, for behind a sliding window's width the last one may see no padding.
     """
-    found: dict[str, list[float]] = {}
+    off: dict[str, list[float]] = {}
     longest = max(probes, key=len)
     for ids in probes:
         every = model.run(*model.pad([ids]))[0][0]
@@ -49,12 +52,12 @@ def invariance(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
             "last of its batch": model.run(mates[0].flip(0), mates[1].flip(0))[0][1, -1],
         }
         for name, logits in measured.items():
-            found.setdefault(name, []).append(share_off(logits, true))
+            off.setdefault(name, []).append(share_off(logits, true))
         forgotten = model.run(left[0][:1], torch.ones_like(left[1][:1]))[0][0, -len(ids) :]
-        found.setdefault("the mask forgotten", []).append(share_off(forgotten, every))
-    control = found.pop("the mask forgotten")
+        off.setdefault("the mask forgotten", []).append(share_off(forgotten, every))
+    control = off.pop("the mask forgotten")
     tolerance = TOLERANCE[model.dtype]
-    for name, errors in found.items():
+    for name, errors in off.items():
         yield Check(
             name,
             max(errors),
@@ -63,7 +66,7 @@ def invariance(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
             "prompts influence each other in a batch: run them one by one (batch_size=1), or use float32",
             n=len(errors),
         )
-    worst = max(max(errors) for errors in found.values())
+    worst = max(max(errors) for errors in off.values())
     yield Check(
         "the mask forgotten",
         min(control),
@@ -75,23 +78,23 @@ def invariance(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
     )
 
 
-def special_tokens(model: HookedModel, pairs: Sequence[tuple[str, str]]) -> Iterator[Check]:
-    """BOS before a prompt as the checkpoint says it, and no special token in a target (`_targets`)."""
+def special_tokens(model: BridgedModel, pairs: Sequence[tuple[str, str]]) -> Iterator[Check]:
+    """BOS before a prompt as the checkpoint declares it, and no special token in a target."""
     tokenizer, n = model.tokenizer, len(pairs)
     bos, declared = tokenizer.bos_token_id, _declared_bos(tokenizer)
-    ids = [model.tokenize(prompt).tolist() for prompt, _ in pairs]
-    as_given = sum(
-        own != list(tokenizer(prompt).input_ids) for own, (prompt, _) in zip(ids, pairs, strict=True)
+    encoded = [model.tokenize(prompt).tolist() for prompt, _ in pairs]
+    differing = sum(
+        ids != list(tokenizer(prompt).input_ids) for ids, (prompt, _) in zip(encoded, pairs, strict=True)
     )
     yield Check(
         "prompts as the tokenizer's",
-        as_given,
+        differing,
         0,
         "prompts whose ids differ from the tokenizer's own",
         "the tokenizer gives other ids from call to call: save it again with save_pretrained",
         n=n,
     )
-    leading = max(_leading(own, bos) for own in ids)
+    leading = max(_leading(ids, bos) for ids in encoded)
     shown = repr(tokenizer.bos_token)
     yield Check(
         "BOS at most once",
@@ -101,25 +104,25 @@ def special_tokens(model: HookedModel, pairs: Sequence[tuple[str, str]]) -> Iter
         "the tokenizer's post-processor adds it and its text too: remove one of them from tokenizer.json",
         n=n,
     )
-    said = "not declared" if declared is None else f"add_bos_token={declared}"
+    declaration = "not declared" if declared is None else f"add_bos_token={declared}"
     yield Check(
         "BOS as declared",
         0 if declared is None else abs(int(declared) - min(leading, 1)),
         0,
-        f"{shown}: {said} in the tokenizer's config, {leading} put before a prompt",
+        f"{shown}: {declaration} in the tokenizer's config, {leading} put before a prompt",
         f"tokenizer_config.json says add_bos_token={declared} and tokenizer.json puts {leading}: set the template in "
         "its post_processor (or add_bos_token), for the model was trained on one of the two",
         n=n,
     )
     config = model.hf.config.bos_token_id
-    other = (
+    differs = (
         bos is not None
         and config is not None
         and bos not in (config if isinstance(config, list) else [config])
     )
     yield Check(
         "BOS id of model and tokenizer",
-        int(other),
+        int(differs),
         0,
         f"{config} in config.json, {bos} in the tokenizer",
         "the two belong to different models, or config.json is wrong: set its bos_token_id",
@@ -127,10 +130,10 @@ def special_tokens(model: HookedModel, pairs: Sequence[tuple[str, str]]) -> Iter
     yield from _targets(model, pairs)
 
 
-def hooks_fire(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
+def hooks_fire(model: BridgedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
     """Every hook point that the package reads or steers, counted in one pass."""
     blocks = model.bridge.blocks
-    names = [f"blocks.{layer}.{point}" for layer, block in enumerate(blocks) for point in points(block)]
+    names = [in_block(layer, point) for layer, block in enumerate(blocks) for point in points(block)]
     names.append("ln_final.hook_in")
     known, fired = model.bridge.hook_dict, dict.fromkeys(names, 0)
 
@@ -154,8 +157,10 @@ def hooks_fire(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
 
 @torch.no_grad()
 def folded_norms(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
-    """A norm's weight γ and bias β inside the matrix behind it: (x − mean)/σ @ (γ ⊙ W) + (β @ W + b), as
-    TransformerLens' fold_ln writes it, against what the model computed from its raw weights."""
+    """A norm folded into the matrix behind it, as by TransformerLens' fold_ln, against the model's raw weights.
+
+    With weight γ and bias β of the norm: (x − mean)/σ @ (γ ⊙ W) + (β @ W + b).
+    """
     layer = model.shape.n_layers - 1
     final: list[float] = []
     second: list[float] = []
@@ -170,36 +175,36 @@ def folded_norms(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check
             post = model.act_fn(_folded(norm, x, gate, model.b_gate(layer))) * up
         final.append(share_off(logits, view.logits))
         second.append(share_off(post, view.mlp_post[layer, -1]))
-    for name, own in (("final norm folded into W_U", final), ("second norm folded into W_in", second)):
+    for name, errors in (("final norm folded into W_U", final), ("second norm folded into W_in", second)):
         yield Check(
             name,
-            max(own),
+            max(errors),
             TOLERANCE[model.dtype],
             "of the largest value, against the raw weights' own",
             "the norm does more than weight and bias say (weight − 1, soft caps): attribution on it is wrong",
-            n=len(own),
+            n=len(errors),
         )
 
 
 def identities(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
-    """What `mechedit.models.residual` says must add up."""
-    errors: dict[str, list[float]] = {}
+    """The identities of `mechedit.models.residual`."""
+    off: dict[str, list[float]] = {}
     for ids in probes:
         view = model.residual_view(ids)
-        for what, (found, expected) in {**conservation(model, view), **reads(model, view)}.items():
-            errors.setdefault(what, []).append(share_off(found, expected))
-    for what, own in errors.items():
+        for identity, (total, expected) in {**conservation(model, view), **reads(model, view)}.items():
+            off.setdefault(identity, []).append(share_off(total, expected))
+    for identity, errors in off.items():
         yield Check(
-            what,
-            max(own),
+            identity,
+            max(errors),
             TOLERANCE[model.dtype],
             "of the largest value",
             "something writes to the residual stream that the view does not see: no attribution of this model adds up",
-            n=len(own),
+            n=len(errors),
         )
 
 
-def _targets(model: HookedModel, pairs: Sequence[tuple[str, str]]) -> Iterator[Check]:
+def _targets(model: BridgedModel, pairs: Sequence[tuple[str, str]]) -> Iterator[Check]:
     """No special token in a target."""
     special = set(model.tokenizer.all_special_ids)
     bad = [
@@ -224,11 +229,11 @@ def _declared_bos(tokenizer: PreTrainedTokenizerBase) -> bool | None:
 
 def _leading(ids: Sequence[int], token: int | None) -> int:
     """How many times `token` stands at the beginning."""
-    return next((i for i, own in enumerate(ids) if own != token), len(ids))
+    return next((i for i, leading in enumerate(ids) if leading != token), len(ids))
 
 
 def _folded(norm: FinalNorm, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
-    """x [d] through the norm without weight and bias, and through the matrix [d, n] that has them inside; in fp32."""
+    """The matrix [d, n] with the norm's weight and bias inside, on x [d] normed without them; in fp32."""
     wide = torch.float64 if W.dtype == torch.float64 else torch.float32
     x, W, weight = x.to(wide), W.to(wide), norm.weight.to(wide)
     inside = torch.zeros_like(W[0]) if norm.bias is None else norm.bias.to(wide) @ W

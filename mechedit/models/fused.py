@@ -79,7 +79,9 @@ def _rows(attn: Any, fused: Any) -> list[Tensor]:
     numbers = torch.arange(len(weight), device=weight.device)
     digits = [(numbers // _BASE**i % _BASE).to(weight.dtype)[:, None] for i in range(_DIGITS)]
     spread = [digit.expand(-1, -(-weight.shape[1] // _DIGITS)) for digit in digits]
-    with torch.random.fork_rng(devices=[]):  # the split makes fresh projections, which draw their first values
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # the split makes fresh projections, which draw their first values
         fused.weight.data = torch.cat(spread, dim=1)[:, : weight.shape[1]].contiguous()
         try:
             split = attn.split_qkv_matrix(attn.original_component)

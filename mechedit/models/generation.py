@@ -1,10 +1,10 @@
-"""Text from a hooked model: greedy or top-k sampling, with a KV cache and whatever hooks are on.
+"""Text from a hooked model: greedy or top-k sampling, with a KV cache and whatever hooks are active.
 
 Steps, for each batch of prompts padded on the left:
 
 1. one forward pass over the prompts fills the cache and gives the first token of each;
-2. one pass of a single position per further token, with mask and positions that go on where the prompt ended;
-3. a row ends at an end token, unless it shall go on past it; the batch ends when all rows have, or after
+2. one pass of a single position per further token, with mask and positions that continue those of the prompt;
+3. a row ends at an end token, unless it is to continue past it; the batch ends when all rows have, or after
    `max_new_tokens`.
 
 Every prompt draws from a generator of its own, seeded by the seed and its place in the list, so the text does not
@@ -34,9 +34,20 @@ def generate(
     batch_size: int,
     past_end: bool = False,
 ) -> list[str]:
-    """The text behind each prompt (ids [T]), without the prompt; greedy where `top_k` is None.
+    """The text behind each prompt, without the prompt; greedy where `top_k` is None (see `HookedModel.generate`).
 
-    past_end: an end token is passed over and every text has `max_new_tokens` tokens, so that lengths are equal.
+    Args:
+        model: Any bridged model.
+        prompts: Ids [T] of each.
+        max_new_tokens: The largest number of tokens of a text.
+        top_k: How many of the likeliest tokens are drawn from.
+        seed: Seeds the generator of every prompt, with its place in the list.
+        temperature: Divides the logits before sampling.
+        batch_size: Prompts that run together.
+        past_end: An end token does not end the text, so that every text has `max_new_tokens` tokens.
+
+    Raises:
+        InputError: An option below its least value, or prompt and new tokens longer than the model's context.
     """
     if max_new_tokens < 1 or batch_size < 1 or temperature <= 0 or (top_k is not None and top_k < 1):
         raise InputError(
@@ -49,11 +60,11 @@ def generate(
             f"max_new_tokens: prompt and new tokens are {longest} together, the model takes {model.n_ctx}; "
             "ask for fewer"
         )
+    ends = set() if past_end else _end_tokens(model)
     dice = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
     texts = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
-        ends = set() if past_end else end_tokens(model)
         new = _extend(
             model, batch, max_new_tokens, top_k, temperature, dice[start : start + batch_size], ends
         )
@@ -95,7 +106,7 @@ def _extend(
 def _choose(
     logits: torch.Tensor, top_k: int | None, temperature: float, dice: Sequence[torch.Generator]
 ) -> torch.Tensor:
-    """One token of each row of logits [B, V], drawn on the CPU, so that every device draws alike."""
+    """One token of each row of logits [B, V], drawn on the CPU, so that every device draws the same."""
     if top_k is None:
         return logits.argmax(-1).cpu()
     values, tokens = logits.float().cpu().topk(min(top_k, logits.shape[-1]), dim=-1)
@@ -104,7 +115,7 @@ def _choose(
     return tokens.gather(-1, torch.stack(drawn))[:, 0]
 
 
-def end_tokens(model: BridgedModel) -> set[int]:
+def _end_tokens(model: BridgedModel) -> set[int]:
     """The tokens that end a text: the tokenizer's, and those of the checkpoint's generation config."""
     configured = getattr(getattr(model.hf, "generation_config", None), "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]

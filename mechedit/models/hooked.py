@@ -4,12 +4,9 @@
 the names of TransformerLens (`resid_pre`, `pattern`, `W_O`, ...) and the checkpoint's own weights. Nothing is folded
 or centred, so an edit and its attribution speak of the same numbers, and there is one copy of the weights.
 
-What it takes care of, because the bridge does not:
-
-- text becomes ids as the checkpoint's tokenizer does it; the bridge would add a BOS of its own;
-- a batch is always padded with its mask and with positions that follow the mask;
-- target tokens are read off prompt + target, because `tok(" Paris")` alone is another segmentation;
-- hooks are checked (`mechedit.models.hooking`), the loaded model is too (`mechedit.models.selfcheck`).
+`HookedModel` adds to `BridgedModel` (`mechedit.models.bridged`: text, padding, passes, hooks, weights) what runs on
+one: generation (`mechedit.models.generation`), the residual view (`mechedit.models.residual`) and loading, after which
+the model is checked (`mechedit.models.selfcheck`).
 
 Attention runs in the `eager` implementation, in the Hugging Face model and in the bridge: the fused ones never hold
 the attention pattern (`mechedit.models.loading`).
@@ -17,7 +14,6 @@ the attention pattern (`mechedit.models.loading`).
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Self
 
@@ -31,11 +27,8 @@ from mechedit.models.generation import generate
 from mechedit.models.loading import load_checkpoint, refused
 from mechedit.models.residual import ResidualView, view_residual
 from mechedit.models.selfcheck import check_loaded
-from mechedit.models.weights import FinalNorm, ModelShape
 
-__all__ = ["FinalNorm", "HookedModel", "ModelShape", "ResidualView", "load_model"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["HookedModel", "load_model"]
 
 
 def load_model(
@@ -43,8 +36,8 @@ def load_model(
 ) -> HookedModel:
     """Load an embedded model ("factworld", "factworld-llama"), a local folder or a Hugging Face id.
 
-    device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1"; dtype: "float32", "float64", "bfloat16",
-    "float16". A local folder causes no network traffic. Safetensors only; a checkpoint's own code is never run.
+    A local folder causes no network traffic. Weights are read from safetensors only, and a checkpoint's own code is
+    never run.
 
     Memory at the peak: the weights and, for GPT-2, one more copy of its embeddings, which TransformerLens joins once
     while it looks for hooks. Measured on GPT2-XL's shape: 1.06 times the weights. The smaller the model, the larger
@@ -54,10 +47,15 @@ def load_model(
     A small forward pass checks the result: the bridge's logits equal the plain model's, every hook that this
     package reads fires, and the sub-layers' outputs add up to the logits.
 
+    Args:
+        name: An embedded model, a folder or an id.
+        device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
+        dtype: "float32", "float64", "bfloat16" or "float16".
+
     Raises:
-        InputError: no such folder and no id that can be fetched; no tokenizer files; an architecture that cannot be
+        InputError: No such folder and no id that can be fetched; no tokenizer files; an architecture that cannot be
             bridged or that is no sequential pre-norm decoder; weights missing; not enough memory (both sizes).
-        IntegrityError: the bridged model does not compute what the plain one does.
+        IntegrityError: The bridged model does not compute what the plain one does.
 
     >>> load_model("./no/such/folder")
     Traceback (most recent call last):
@@ -75,12 +73,15 @@ def load_model(
 class HookedModel(BridgedModel):
     """A decoder with hooks, its tokenizer and its raw weights. Get one from `load_model` or `from_bridge`.
 
-    name, source (where it came from), bridge (TransformerLens), hf (the Hugging Face module, which the bridge has
-    put its hooks into), tokenizer, shape, device, dtype. Evaluation mode, no parameter requires a gradient.
+    The model is in evaluation mode, and no parameter requires a gradient. Its attributes and what it can do without
+    generation are those of `BridgedModel`.
 
     Hooks nest: a model inside its own `hooks(...)` block is an edited model with this same interface, and whatever
-    is called on it, `residual_view` and `generate` too, runs with those hooks on.
+    is called on it, `residual_view` and `generate` too, runs with those hooks.
     """
+
+    #: The model that this one was derived from by an edit (`mechedit.editors.base.derive`).
+    base: HookedModel | None = None
 
     @classmethod
     def from_bridge(
@@ -88,8 +89,9 @@ class HookedModel(BridgedModel):
     ) -> Self:
         """Wrap a `TransformerBridge` of yours: it is set to evaluation mode and its gradients are switched off.
 
-        Raises `InputError` where weights are folded or centred, or the bridge is in compatibility mode: attribution
-        and edits would speak of other numbers than the checkpoint's. The message has the call that gives a raw one.
+        Raises:
+            InputError: Weights are folded or centred, or the bridge is in compatibility mode: attribution and edits
+                would speak of other numbers than the checkpoint's. The message has the call that gives a raw bridge.
         """
         refuse_processed(bridge)
         shown = name or str(bridge.cfg.model_name)
@@ -110,9 +112,20 @@ class HookedModel(BridgedModel):
         """The text that follows each prompt (without the prompt), up to the end token or `max_new_tokens`.
 
         Greedy without `top_k`, else sampled from the `top_k` likeliest tokens at `temperature`, the same for the same
-        seed and place in the list whatever the batch size. Hooks on the model stay on: with the KV cache they see
-        [batch, pos, d] for the prompts and then [batch, 1, d] for each new token, so a hook should address
+        seed and place in the list whatever the batch size. Hooks attached earlier remain active: with the KV cache
+        they see [batch, pos, d] for the prompts and then [batch, 1, d] for each new token, so a hook should address
         the last position as −1 and never count from the left.
+
+        Args:
+            prompts: Texts, or ids [T] of each.
+            max_new_tokens: The largest number of tokens of a text.
+            top_k: How many of the likeliest tokens are drawn from; None is greedy.
+            seed: Seeds the generator of every prompt, with its place in the list.
+            temperature: Divides the logits before sampling.
+            batch_size: Prompts that run together.
+
+        Raises:
+            InputError: An option below its least value, or prompt and new tokens longer than the model's context.
         """
         return generate(
             self,
@@ -122,6 +135,12 @@ class HookedModel(BridgedModel):
             seed=seed,
             temperature=temperature,
             batch_size=batch_size,
+        )
+
+    def gate_fired(self, prompts: Prompts, *, batch_size: int = 64) -> list[bool] | None:
+        """For each prompt whether the gate of an edit opens; None where no edit of this model has a gate."""
+        return (
+            None if self.base is None else self.base.gate_fired(self.encode(prompts), batch_size=batch_size)
         )
 
     def residual_view(self, ids: torch.Tensor) -> ResidualView:

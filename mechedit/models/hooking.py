@@ -25,7 +25,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reports.errors import InputError, IntegrityError
 
-__all__ = ["Hook", "attach", "post", "resid_post", "resid_pre"]
+__all__ = ["Hook", "attach", "in_block", "post", "resid_post", "resid_pre"]
 
 Hook = tuple[str, Callable[..., torch.Tensor | None]]
 
@@ -34,11 +34,12 @@ Hook = tuple[str, Callable[..., torch.Tensor | None]]
 def attach(bridge: TransformerBridge, hooks: Sequence[Hook]) -> Iterator[None]:
     """Attach (name, fn) pairs, in order, for the length of the block; `fn(tensor, hook)` returns a tensor or None.
 
-    Raises `InputError` for names 1 to 3 above (nothing is attached then), `IntegrityError` for 4, and
-    `InputError` out of the forward pass for 5.
+    Raises:
+        InputError: Names as in 1 to 3 above (nothing is attached then); out of the forward pass, a value as in 5.
+        IntegrityError: A hook never fired (4).
     """
     points = bridge.hook_dict  # the bridge builds it anew at each look
-    canonical = [resolve(bridge, points, name) for name, _ in hooks]
+    canonical = [_resolve(bridge, points, name) for name, _ in hooks]
     _refuse_twins([name for name, _ in hooks], canonical)
     fired = [0] * len(hooks)
     wrapped = [
@@ -60,7 +61,7 @@ def attach(bridge: TransformerBridge, hooks: Sequence[Hook]) -> Iterator[None]:
         )
 
 
-def resolve(bridge: TransformerBridge, points: dict[str, HookPoint], name: str) -> HookPoint:
+def _resolve(bridge: TransformerBridge, points: dict[str, HookPoint], name: str) -> HookPoint:
     """The hook point that `name` (canonical or an alias) stands for; unknown and switched-off ones are refused."""
     if name not in points:
         near = difflib.get_close_matches(name, points, n=1)
@@ -69,7 +70,7 @@ def resolve(bridge: TransformerBridge, points: dict[str, HookPoint], name: str) 
         )
     point: HookPoint = points[name]
     try:
-        bridge.check_hooks_to_add(point, name, resolve)
+        bridge.check_hooks_to_add(point, name, _resolve)
     except ValueError as error:
         raise InputError(f"hooks: {error}") from error
     return point
@@ -106,13 +107,22 @@ def _count(passes: list[int], *_: object) -> None:
     passes[0] += 1
 
 
+def in_block(layer: int, point: str) -> str:
+    """The full name of a hook point of a layer's block.
+
+    >>> in_block(3, "attn.hook_z")
+    'blocks.3.attn.hook_z'
+    """
+    return f"blocks.{layer}.{point}"
+
+
 def resid_pre(layer: int) -> str:
     """The hook point of a layer's input.
 
     >>> resid_pre(3)
     'blocks.3.hook_resid_pre'
     """
-    return f"blocks.{layer}.hook_resid_pre"
+    return in_block(layer, "hook_resid_pre")
 
 
 def post(layer: int) -> str:
@@ -121,7 +131,7 @@ def post(layer: int) -> str:
     >>> post(3)
     'blocks.3.mlp.hook_post'
     """
-    return f"blocks.{layer}.mlp.hook_post"
+    return in_block(layer, "mlp.hook_post")
 
 
 def resid_post(layer: int) -> str:
@@ -130,4 +140,4 @@ def resid_post(layer: int) -> str:
     >>> resid_post(3)
     'blocks.3.hook_resid_post'
     """
-    return f"blocks.{layer}.hook_resid_post"
+    return in_block(layer, "hook_resid_post")

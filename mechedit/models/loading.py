@@ -6,7 +6,7 @@ A checkpoint is a folder in Hugging Face's layout: config.json, safetensors, tok
 2. refuse what can be refused before a weight is read: no tokenizer files, no safetensors, an architecture that
    TransformerLens does not know, weights larger than the free memory (read off the safetensors headers);
 3. load the plain Hugging Face model, once, and take its logits on a few tokens as the reference;
-4. hand it over to TransformerLens' `TransformerBridge`, which puts hooks into that very module tree: there is no
+4. hand it over to TransformerLens' `TransformerBridge`, which puts hooks into this same module tree: there is no
    second copy of the weights, and GPT-2's q, k and v are views of its fused projection.
 
 Attention is loaded with Hugging Face's `eager` implementation, because the fused ones (sdpa, flash) never hold
@@ -24,7 +24,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
@@ -33,25 +33,28 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from experiments import checkpoints
 from mechedit.models import refusals
+from mechedit.models.embedded import EMBEDDED, FOLDERS
 from mechedit.models.masks import narrow_windows
 from reports.errors import InputError, MechEditError, first_line
 
-__all__ = ["EMBEDDED", "FOLDERS", "Checkpoint", "load_checkpoint", "read_model", "refused"]
+__all__ = ["Checkpoint", "load_checkpoint", "read_model", "refused"]
 
 logger = logging.getLogger(__name__)
 
 ATTENTION = "eager"
-MODELS = Path(__file__).parent.parent / "factworld" / "models"
-EMBEDDED = {"factworld": "gpt2", "factworld-llama": "llama"}
-FOLDERS = {model: MODELS / folder for model, folder in EMBEDDED.items()}
 QUIET_BELOW = 2**30  # bytes; reading fewer takes about a second and needs no progress bar
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A loaded and bridged model, and what the plain model said before it was bridged.
+    """A loaded and bridged model, and what the plain model computed before it was bridged.
 
-    `probe` [T] and `reference` [T, d_vocab]: token ids and the plain Hugging Face model's logits on them.
+    Attributes:
+        source: The embedded model, folder, or id with its revision.
+        bridge: TransformerLens' bridge around the Hugging Face model.
+        tokenizer: The checkpoint's own.
+        probe: Token ids [T].
+        reference: The plain Hugging Face model's logits on them [T, d_vocab].
     """
 
     source: str
@@ -62,10 +65,19 @@ class Checkpoint:
 
 
 def load_checkpoint(name: str, *, device: str = "auto", dtype: str | torch.dtype = "float32") -> Checkpoint:
-    """Find, check, load and bridge the model called `name`; every refusal is an `InputError` of one line."""
+    """Find, check, load and bridge the model called `name`.
+
+    Args:
+        name: An embedded model, a folder or an id.
+        device: "auto", "cpu", "cuda", "cuda:1".
+        dtype: A torch dtype or its name.
+
+    Raises:
+        InputError: The model cannot be found, read or bridged, or the memory does not suffice.
+    """
     target, precision = checkpoints.pick_device(device), checkpoints.pick_dtype(dtype)
-    folder, source = find_folder(name)
-    require_architecture(folder)
+    folder, source = _find_folder(name)
+    _require_architecture(folder)
     n_bytes = checkpoints.weight_elements(checkpoints.weight_files(folder)) * precision.itemsize
     checkpoints.require_memory(n_bytes, device=target, dtype=precision, folder=folder)
     tokenizer = checkpoints.read_tokenizer(folder)
@@ -75,8 +87,8 @@ def load_checkpoint(name: str, *, device: str = "auto", dtype: str | torch.dtype
     torch.nn.Module.to(hf, target)
     hf.config.architectures = [type(hf).__name__]  # a config may name none
     with refused(f"{type(hf).__name__} in {folder} cannot be run"):
-        probe, reference = probe_logits(hf)
-    # The bridge re-wraps its tokenizer (BOS, padding token): it gets a copy, ours stays as the checkpoint has it.
+        probe, reference = _probe_logits(hf)
+    # The bridge changes its tokenizer (BOS, padding token): it gets a copy, and ours stays as the checkpoint has it.
     with refused(f"{type(hf).__name__} in {folder} cannot be bridged by TransformerLens"):
         bridge = TransformerBridge.boot_transformers(
             str(folder), hf_model=hf, tokenizer=copy.deepcopy(tokenizer), device=target, dtype=precision
@@ -85,11 +97,11 @@ def load_checkpoint(name: str, *, device: str = "auto", dtype: str | torch.dtype
     return Checkpoint(source, bridge, tokenizer, probe, reference)
 
 
-# ------------------------------------------------------------------------------------------ what is there
+# ------------------------------------------------------------------------------------------ finding it
 
 
-def find_folder(name: str) -> tuple[Path, str]:
-    """The checkpoint's folder and its source (`experiments.checkpoints.find_folder`), the embedded models known."""
+def _find_folder(name: str) -> tuple[Path, str]:
+    """The checkpoint's folder and its source: `experiments.checkpoints.find_folder` with the embedded models."""
     try:
         return checkpoints.find_folder(name, embedded=FOLDERS)
     except InputError as error:
@@ -100,7 +112,7 @@ def find_folder(name: str) -> tuple[Path, str]:
         ) from error
 
 
-def require_architecture(folder: Path) -> None:
+def _require_architecture(folder: Path) -> None:
     """Refuse a folder without a config, a property that is in the way, and what the bridge does not know."""
     config = refusals.read_config(folder)
     architecture, why = refusals.architecture_of(config), refusals.refusal(config)
@@ -111,9 +123,12 @@ def require_architecture(folder: Path) -> None:
 
 
 def read_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
-    """The plain Hugging Face model; a weight that is missing or of another shape is refused.
+    """The plain Hugging Face model.
 
-    Left alone, transformers draws missing weights at random and only logs it.
+    A weight that is missing or of another shape is refused; transformers would draw it at random and only log it.
+
+    Raises:
+        InputError: The folder cannot be read, or weights are missing.
     """
     load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
     try:
@@ -138,15 +153,14 @@ def read_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
         logger.warning(
             "%s: %d weights not part of the model were left out", folder, len(report["unexpected_keys"])
         )
-    loaded: PreTrainedModel = model
-    return loaded
+    return cast(PreTrainedModel, model)
 
 
 # ------------------------------------------------------------------------------------------ helpers
 
 
 @torch.no_grad()
-def probe_logits(hf: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
+def _probe_logits(hf: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
     """Six token ids spread over the vocabulary [6], and the logits of the plain model on them [6, d_vocab]."""
     embeddings = next(hf.get_input_embeddings().parameters())
     probe = torch.linspace(0, embeddings.shape[0] - 1, 6).long().to(embeddings.device)

@@ -58,7 +58,9 @@ def _measured(module: Any) -> NormForm:
     like = torch.zeros(1) if weight is None else weight
     x = (1.5 + torch.linspace(-2, 3, width).sin() + torch.linspace(0, 40, width).cos()).to(like)
     found = module(x[None, None])[0, 0].double()
-    eps = next((float(e) for n in ("variance_epsilon", "eps") if (e := getattr(module, n, None)) is not None), EPS)
+    eps = next(
+        (float(e) for n in ("variance_epsilon", "eps") if (e := getattr(module, n, None)) is not None), EPS
+    )
     errors: dict[NormForm, float] = {}
     kinds: tuple[Literal["layer", "rms"], ...] = ("layer", "rms")
     for kind, offset in itertools.product(kinds, (0.0, 1.0) if weight is not None else (0.0,)):

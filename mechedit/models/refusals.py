@@ -14,8 +14,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from reports.parsing import parse
 from reports.errors import InputError, first_line
+from reports.parsing import parse
 
 __all__ = ["architecture_of", "longest", "read_config", "refusal"]
 

@@ -29,7 +29,7 @@ from functools import partial
 import torch
 
 from mechedit.models.bridged import BridgedModel
-from mechedit.models.hooking import Hook
+from mechedit.models.hooking import Hook, in_block
 from mechedit.models.outlets import Gain
 from mechedit.models.weights import FinalNorm
 
@@ -38,18 +38,28 @@ __all__ = ["ResidualView", "view_residual", "view_residuals"]
 
 @dataclass(frozen=True, eq=False)
 class ResidualView:
-    """One prompt's forward pass; all at the last position unless said, in the model's dtype, without gradients.
+    """One prompt's forward pass, in the model's dtype, without gradients.
 
-    Shapes: L layers, H heads, K key-value heads, T tokens, d = d_model, V = d_vocab.
+    Shapes: L layers, H heads, K key-value heads, T tokens, d = d_model, V = d_vocab. What has no axis T is at the last
+    position.
 
-    ids [T]; resid_pre, attn_out, resid_mid, mlp_out [L, d]; resid_final [d], before the final norm;
-    pattern [L, H, T], the last position's attention to every position; v [L, T, K, d_head];
-    mlp_post [L, T, d_mlp], what W_out multiplies (act(x), or act(gate) · up), at every position;
-    resid_pre_all, resid_mid_all [L, T, d] and z [L, T, H · d_head] (what W_O multiplies), at every position;
-    logits [V]; attn_scale, mlp_scale [L, T]: σ of the norm behind the sub-layer, None where there is none.
-
-    `attn_out` is what was really added to the stream, behind every hook: under a steering edit it is the heads'
-    sum + b_O + the steering term.
+    Attributes:
+        ids: Token ids [T].
+        resid_pre: The layers' inputs [L, d].
+        attn_out: What attention really added to the stream [L, d], behind every hook: under a steering edit it is the
+            heads' sum + b_O + the steering term.
+        resid_mid: The stream between attention and MLP [L, d].
+        mlp_out: What the MLPs added [L, d].
+        resid_final: The final norm's input [d].
+        pattern: The last position's attention to every position [L, H, T].
+        v: Values [L, T, K, d_head].
+        mlp_post: What W_out multiplies (act(x), or act(gate) · up) [L, T, d_mlp].
+        resid_pre_all: The layers' inputs [L, T, d].
+        resid_mid_all: The stream between attention and MLP [L, T, d].
+        z: What W_O multiplies [L, T, H · d_head].
+        logits: Of the next token [V].
+        attn_scale: σ of the norm behind attention [L, T]; None where there is none.
+        mlp_scale: σ of the norm behind the MLP [L, T]; None where there is none.
     """
 
     ids: torch.Tensor
@@ -85,7 +95,7 @@ def _scale_at(scale: torch.Tensor | None, layer: int, pos: torch.Tensor | None) 
 
 
 def view_residual(model: BridgedModel, ids: torch.Tensor) -> ResidualView:
-    """Run `model` once on `ids` [T] and keep what `ResidualView` holds; hooks already on the model stay on."""
+    """The `ResidualView` of one forward pass on `ids` [T]; hooks attached earlier remain active."""
     return view_residuals(model, [ids])[0]
 
 
@@ -99,11 +109,13 @@ def view_residuals(model: BridgedModel, sequences: Sequence[torch.Tensor]) -> li
     layers, points = range(model.shape.n_layers), _points(model)
     kept: dict[str, list[torch.Tensor]] = {name: [] for name in (*points, "resid_final")}
     hooks: list[Hook] = [
-        (f"blocks.{layer}.{point}", partial(_keep, kept[name], part))
+        (in_block(layer, point), partial(_keep, kept[name], part))
         for layer in layers
         for name, (point, part) in points.items()
     ]
-    scales = {name: outlet for name, outlet in _SCALES.items() if getattr(model, outlet[0])(0).norm is not None}
+    scales = {
+        name: outlet for name, outlet in _SCALES.items() if getattr(model, outlet[0])(0).norm is not None
+    }
     for name, (outlet, point) in scales.items():
         kept[name] = []
         norms = [getattr(model, outlet)(layer).norm for layer in layers]
@@ -112,22 +124,24 @@ def view_residuals(model: BridgedModel, sequences: Sequence[torch.Tensor]) -> li
     ids, mask = model.pad(sequences)
     with model.hooks(hooks):
         logits = model.run(ids, mask, logits_to_keep=1)[0][:, -1]
-    # where layers lie on several devices, what they wrote is gathered where the unembedding is
+    # Layers may lie on several devices: what they wrote is gathered on that of the unembedding.
     home = model.device
-    stacked = {name: torch.stack([part.to(home) for part in kept[name]], dim=1) for name in (*points, *scales)}
-    stacked["z"] = stacked["z"].flatten(3)  # some bridges keep the heads apart
+    stacked = {
+        name: torch.stack([part.to(home) for part in kept[name]], dim=1) for name in (*points, *scales)
+    }
+    stacked["z"] = stacked["z"].flatten(3)  # some bridges have an axis of heads
     if model.shape.parallel:  # there is no such stream: it is defined
         stacked["resid_mid_all"] = stacked["resid_pre_all"] + stacked["resid_mid_all"]
     return [
         ResidualView(
-            ids=own,
+            ids=ids_of_row,
             resid_pre=stacked["resid_pre_all"][row, :, -1].clone(),
             resid_mid=stacked["resid_mid_all"][row, :, -1].clone(),
             resid_final=kept["resid_final"][0][row].to(home),
             logits=logits[row].detach().to(home, copy=True),
-            **{name: _unpadded(values[row], name, len(own)) for name, values in stacked.items()},
+            **{name: _unpadded(values[row], name, len(ids_of_row)) for name, values in stacked.items()},
         )
-        for row, own in enumerate(sequences)
+        for row, ids_of_row in enumerate(sequences)
     ]
 
 

@@ -1,24 +1,27 @@
-"""An edited model as a checkpoint that plain `transformers` loads."""
+"""A model, edited or not, as a checkpoint folder that plain `transformers` loads."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import save_torch_state_dict
 
 from mechedit.models import weights
-from mechedit.models.hooked import HookedModel
+from mechedit.models.bridged import BridgedModel
 from reports.errors import InputError
+from reports.files import whole_folder
 
 __all__ = ["new_folder", "save_pretrained"]
 
 
-def save_pretrained(model: HookedModel, folder: str | Path) -> Path:
-    """Writes the model as it is now; returns the folder. Errors: `InputError` where `folder` cannot take it."""
+def save_pretrained(model: BridgedModel, folder: str | Path) -> Path:
+    """Write the model as it is now: config, safetensors, tokenizer files; returns the folder.
+
+    Raises:
+        InputError: `folder` holds files, or cannot be written.
+    """
     state = {name: weight.detach() for name, weight in weights.checkpoint_weights(model.hf)}
     with new_folder(folder) as temporary:
         model.hf.config.save_pretrained(temporary)
@@ -30,19 +33,21 @@ def save_pretrained(model: HookedModel, folder: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def new_folder(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder that gets the wanted name when the block ends well, and vanishes when it does not."""
+def new_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder that gets the wanted name when the block ends well, and vanishes when it does not.
+
+    Args:
+        folder: The wanted one.
+        replace: Takes the place of what is there; without it, only that of an empty folder.
+
+    Raises:
+        InputError: `folder` cannot be written, or is not empty and not to be replaced.
+    """
     wanted = Path(folder)
-    if wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
+    if not replace and wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
         raise InputError(f"folder: expected a new or an empty folder, found {wanted}; choose another")
-    temporary = wanted.with_name(f".{wanted.name}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if wanted.exists():
-            wanted.rmdir()
-        temporary.replace(wanted)
+        with whole_folder(wanted) as temporary:
+            yield temporary
     except OSError as error:
         raise InputError(f"folder: cannot write {wanted} ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

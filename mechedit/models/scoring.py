@@ -8,7 +8,8 @@ Steps, for each batch of (prompt, object) pairs padded on the left:
 This is the path of `HookedModel.generate`, so a steering hook that addresses the last position as −1 acts
 where it acts during generation: at the prompt's last token and at each token behind it. One padded pass over
 prompt and object together gives the same numbers for a model without such a hook, and would let the hook miss
-the prompt's end. Prompts of like length run together (`mechedit.models.batching`); the result is in the order of the pairs.
+the prompt's end. Prompts of like length run together (`mechedit.models.batching`); results are in the order of the
+pairs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from mechedit.models.batching import batches
-from mechedit.models.hooked import HookedModel
+from mechedit.models.bridged import BridgedModel
 
 __all__ = ["Scored", "score_pairs", "scored_row"]
 
@@ -30,9 +31,12 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 class Scored:
     """One object behind one prompt.
 
-    ids: its tokens [n]. logps [n], fp32: log p(o_j | prompt, o_<j) in nats. hits [n]: whether o_j alone has
-    the highest logit (a tie is no hit). argmax [n]: what the model would have said in the place of each o_j.
-    next_id: the argmax behind the prompt, None where its logits hold a NaN.
+    Attributes:
+        ids: Its tokens [n].
+        logps: log p(o_j | prompt, o_<j) [n], fp32, nats.
+        hits: Whether o_j alone has the highest logit [n]; a tie is no hit.
+        argmax: The likeliest token in the place of each o_j [n].
+        next_id: The likeliest token behind the prompt, None where its logits hold a NaN.
     """
 
     ids: tuple[int, ...]
@@ -43,7 +47,7 @@ class Scored:
 
     @property
     def nll(self) -> float:
-        """−(1/n) Σ_j logps_j, in nats per token; NaN if one of them is."""
+        """−(1/n) Σ_j logps_j, in nats per token; NaN if any of them is."""
         return -float(self.logps.mean())
 
     @property
@@ -57,11 +61,18 @@ class Scored:
         return float("nan") if self.logps.isnan().any() else float(self.hits.float().mean())
 
 
-def score_pairs(model: HookedModel, pairs: Sequence[Pair], *, batch_size: int = 32) -> list[Scored]:
-    """Score (ids of the prompt [T], ids of the object [n]) pairs, in their order, `batch_size` at a time.
+def score_pairs(model: BridgedModel, pairs: Sequence[Pair], *, batch_size: int = 32) -> list[Scored]:
+    """Score the objects of (prompt, object) pairs, in their order, `batch_size` at a time.
 
-    Batch mates and padding change nothing but rounding. Errors: `InputError` for a batch size below 1 and for
-    a pair that is longer than the model's context.
+    Batch mates and padding change nothing but rounding.
+
+    Args:
+        model: Any bridged model, under its hooks.
+        pairs: (ids of the prompt [T], ids of the object [n]) each.
+        batch_size: Pairs that run together.
+
+    Raises:
+        InputError: The batch size is below 1, or a pair is longer than the model's context.
     """
     scores: dict[int, Scored] = {}
     for batch in batches([len(prompt) for prompt, _ in pairs], batch_size):
@@ -90,14 +101,14 @@ def scored_row(logits: torch.Tensor, target: torch.Tensor) -> Scored:
 
 
 @torch.no_grad()
-def _batch_logits(model: HookedModel, pairs: Sequence[Pair]) -> list[torch.Tensor]:
+def _batch_logits(model: BridgedModel, pairs: Sequence[Pair]) -> list[torch.Tensor]:
     """For each pair the logits [n, V] in front of each token of its object."""
     ids, mask = model.pad([prompt for prompt, _ in pairs])
     targets, _ = model.pad([target for _, target in pairs], side="right")
     steps, cache = [], None
     for position in range(targets.shape[1]):
-        more = position + 1 < targets.shape[1]
-        logits, cache = model.run(ids, mask, use_cache=more, past_key_values=cache, logits_to_keep=1)
+        is_last = position + 1 == targets.shape[1]
+        logits, cache = model.run(ids, mask, use_cache=not is_last, past_key_values=cache, logits_to_keep=1)
         steps.append(logits[:, -1])
         ids = targets[:, position : position + 1]
         mask = torch.cat([mask, torch.ones_like(ids)], dim=1)

@@ -19,14 +19,15 @@ from typing import Any
 import torch
 
 from mechedit.models.bridged import BridgedModel
+from mechedit.models.hooking import in_block
 from mechedit.models.masks import narrow_windows
 from mechedit.models.residual import ResidualView, view_residual
 from mechedit.models.weights import FinalNorm, bias, matrix
 from reports.errors import InputError, IntegrityError
 
-__all__ = ["TOLERANCE", "check_loaded", "conservation", "heads_output", "share_off"]
+__all__ = ["TOLERANCE", "check_loaded", "conservation", "share_off"]
 
-# Largest difference allowed, as a share of the largest value compared; fp32 agrees to about 1e-6.
+#: Largest difference allowed, as a share of the largest value compared; fp32 agrees to about 1e-6.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
@@ -45,35 +46,41 @@ PROPERTIES = {
 def check_loaded(
     model: BridgedModel, *, probe: torch.Tensor | None = None, reference: torch.Tensor | None = None
 ) -> None:
-    """Run the checks above on ids `probe` [T], against the plain model's logits `reference` [T, V] if there are any.
+    """Run the checks above.
 
-    Raises `InputError` for an architecture whose residual view does not add up, `IntegrityError` for logits that
-    differ from the plain model's.
+    Args:
+        model: The loaded model.
+        probe: Token ids [T]; None: six, spread over the vocabulary.
+        reference: The plain model's logits on them [T, V]; None: check 2 is left out.
+
+    Raises:
+        InputError: The architecture's residual view does not add up.
+        IntegrityError: The logits differ from the plain model's.
     """
     ids = torch.linspace(0, model.shape.d_vocab - 1, 6).long().to(model.device) if probe is None else probe
     if reference is not None:
         _check_logits(model, ids, reference)
     z: list[torch.Tensor] = []
-    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.shape.n_layers)]
+    names = [in_block(layer, "attn.hook_z") for layer in range(model.shape.n_layers)]
     with model.hooks([(name, lambda t, hook: z.append(t)) for name in names]):
         view = view_residual(model, ids)
-    for what, (found, expected) in {**conservation(model, view), **reads(model, view)}.items():
-        error = share_off(found, expected)
+    for identity, (total, expected) in {**conservation(model, view), **reads(model, view)}.items():
+        error = share_off(total, expected)
         if not error <= TOLERANCE[model.dtype]:
             raise InputError(
-                f"model: {model.shape.architecture} is not supported: {PROPERTIES[what]} ({what} is off by {error:.1e} of "
-                "the largest value)"
+                f"model: {model.shape.architecture} is not supported: {PROPERTIES[identity]} ({identity} is off by "
+                f"{error:.1e} of the largest value)"
             )
 
 
 def conservation(model: BridgedModel, view: ResidualView) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """The identities of `mechedit.models.residual`, by name: (what the parts add up to, what the model had).
+    """The identities of `mechedit.models.residual`, by name: (what the parts add up to, what the model computed).
 
     They hold for a model without a steering hook; under one the heads' sum lacks the steering term.
     """
     layers = range(model.shape.n_layers)
     following = torch.cat([view.resid_pre[1:], view.resid_final[None]])
-    heads = torch.stack([model.attn_outlet(i)(heads_output(model, view, i)) for i in layers])
+    heads = torch.stack([model.attn_outlet(i)(_heads_output(model, view, i)) for i in layers])
     neurons = torch.stack(
         [model.mlp_outlet(i)(_plus(view.mlp_post[i, -1] @ model.W_out(i), model.b_out(i))) for i in layers]
     )
@@ -117,7 +124,7 @@ def _read(norm: FinalNorm, x: torch.Tensor, projection: Any) -> torch.Tensor:
     return _plus(norm(x) @ matrix(projection), bias(projection))
 
 
-def heads_output(model: BridgedModel, view: ResidualView, layer: int) -> torch.Tensor:
+def _heads_output(model: BridgedModel, view: ResidualView, layer: int) -> torch.Tensor:
     """Σ_{h,t} pattern[h, t] · v[t, h // (H // K)] @ W_O[h] + b_O, [d_model], at the last position."""
     group = model.shape.n_heads // model.shape.n_kv_heads
     v = view.v[layer].repeat_interleave(group, dim=1)  # [T, H, d_head]
@@ -132,8 +139,8 @@ def _check_logits(model: BridgedModel, ids: torch.Tensor, reference: torch.Tenso
         alone = model.forward(ids[None], torch.ones_like(ids)[None])[0]
         padded = model.run(*model.pad([ids, ids[:half]]), logits_to_keep=1)[0][:, -1]
     pairs = {"alone": (alone, reference), "in a padded batch": (padded, reference[[-1, half - 1]])}
-    for where, (found, expected) in pairs.items():
-        error = share_off(found, expected)
+    for where, (logits, expected) in pairs.items():
+        error = share_off(logits, expected)
         if not error <= TOLERANCE[model.dtype]:
             raise IntegrityError(
                 f"model: the bridged {model.shape.architecture} does not compute what the plain one does: logits "
@@ -141,9 +148,9 @@ def _check_logits(model: BridgedModel, ids: torch.Tensor, reference: torch.Tenso
             )
 
 
-def share_off(found: torch.Tensor, expected: torch.Tensor) -> float:
+def share_off(value: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference as a share of the largest expected value; nan and inf fail every comparison with <=."""
-    difference = (found.double() - expected.double()).abs().max()
+    difference = (value.double() - expected.double()).abs().max()
     return float(difference / expected.double().abs().max())
 
 

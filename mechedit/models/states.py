@@ -9,40 +9,44 @@ import torch
 from torch import Tensor
 
 from mechedit.models.batching import batches
-from mechedit.models.hooked import HookedModel
+from mechedit.models.bridged import BridgedModel, Prompts
 
 __all__ = ["last_states", "mean_states"]
 
 
 @torch.no_grad()
 def last_states(
-    model: HookedModel,
-    prompts: Sequence[str] | Sequence[Tensor],
+    model: BridgedModel,
+    prompts: Prompts,
     points: Sequence[str],
     *,
     batch_size: int = 64,
 ) -> list[Tensor]:
-    """For each hook point the states [n_prompts, ...] at the last tokens of the prompts (text or ids [T]).
+    """For each hook point the states [n_prompts, ...] at the last tokens of the prompts.
 
-    Hooks already on stay on.
+    Hooks attached earlier remain active, and their changes are part of what is read.
 
-    `points` are TransformerLens names whose activation is [batch, pos, ...], as "blocks.3.hook_attn_out". What is
-    read is what the hooks attached before left behind. hook_resid_mid is one of them in parallel blocks too.
+    Args:
+        model: Any bridged model.
+        prompts: Texts, or ids [T] of each.
+        points: TransformerLens names whose activation is [batch, pos, ...], as "blocks.3.hook_attn_out"; hook_resid_mid
+            is one of them in parallel blocks too.
+        batch_size: Prompts that run together.
     """
     return _states(model, prompts, points, batch_size, _last)
 
 
 @torch.no_grad()
 def mean_states(
-    model: HookedModel, prompts: Sequence[str], points: Sequence[str], *, batch_size: int = 64
+    model: BridgedModel, prompts: Sequence[str], points: Sequence[str], *, batch_size: int = 64
 ) -> list[Tensor]:
     """As `last_states`, the mean over each prompt's own tokens, [n_prompts, d]: padding does not count."""
     return _states(model, prompts, points, batch_size, _mean)
 
 
 def _states(
-    model: HookedModel,
-    prompts: Sequence[str] | Sequence[Tensor],
+    model: BridgedModel,
+    prompts: Prompts,
     points: Sequence[str],
     batch_size: int,
     pool: Callable[[Tensor, Tensor], Tensor],
@@ -52,20 +56,24 @@ def _states(
     kept: dict[str, list[Tensor]] = {one: [] for own in parts for one in own}
     ids = model.encode(prompts)
     order = []
-    for batch in batches([len(one) for one in ids], batch_size):
+    for batch in batches([len(sequence) for sequence in ids], batch_size):
         padded, mask = model.pad([ids[i] for i in batch])
         hooks = [(point, partial(_keep, store, mask, pool)) for point, store in kept.items()]
         with model.hooks(hooks):
             model.run(padded, mask, logits_to_keep=1)
         order += batch
-    back = torch.tensor(order).argsort().to(model.device)
-    found = {point: torch.cat(store)[back] for point, store in kept.items()}
-    return [torch.stack([found[one] for one in own]).sum(0) if len(own) > 1 else found[own[0]] for own in parts]
+    places = torch.tensor(order).argsort().to(model.device)
+    found = {point: torch.cat(store)[places] for point, store in kept.items()}
+    return [
+        torch.stack([found[one] for one in own]).sum(0) if len(own) > 1 else found[own[0]] for own in parts
+    ]
 
 
-def _parts(model: HookedModel, point: str) -> tuple[str, ...]:
-    """The hook points whose sum is asked for: a parallel block has no hook_resid_mid, which is what it leads to
-    (`mechedit.models.residual`)."""
+def _parts(model: BridgedModel, point: str) -> tuple[str, ...]:
+    """The hook points whose sum is asked for.
+
+    A parallel block has no hook_resid_mid; what it stands for is defined (`mechedit.models.residual`).
+    """
     block, name = point.rsplit(".", 1)
     if model.shape.parallel and name == "hook_resid_mid":
         return f"{block}.hook_resid_pre", f"{block}.hook_attn_out"

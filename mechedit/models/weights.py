@@ -17,14 +17,36 @@ from transformers.pytorch_utils import Conv1D
 from mechedit.models.norms import norm_form
 from reports.errors import InputError
 
-__all__ = ["FinalNorm", "ModelShape", "activation", "bias", "checkpoint_weights", "matrix", "no_norm", "norm", "shape"]
+__all__ = [
+    "FinalNorm",
+    "ModelShape",
+    "activation",
+    "bias",
+    "checkpoint_weights",
+    "matrix",
+    "no_norm",
+    "norm",
+    "shape",
+]
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a decoder. `architecture` is Hugging Face's class name; query head h reads KV head
-    h // (n_heads // n_kv_heads); `gated`: the MLP multiplies act(gate) by up (LLaMA); `parallel`: it reads the block's
-    input and not what attention leaves (GPT-J); `logit_scale`: what the model multiplies its logits by (Granite).
+    """Sizes of a decoder; query head h reads KV head h // (n_heads // n_kv_heads).
+
+    Attributes:
+        n_layers: Blocks.
+        n_heads: Query heads of a layer.
+        n_kv_heads: Key-value heads of a layer.
+        d_model: Width of the residual stream.
+        d_head: Width of a head.
+        d_mlp: Neurons of an MLP.
+        d_vocab: Tokens of the unembedding.
+        architecture: Hugging Face's class name.
+        norm: LayerNorm or RMSNorm.
+        gated: Whether the MLP multiplies act(gate) by up (LLaMA).
+        parallel: Whether the MLP reads the block's input and not what attention leaves (GPT-J).
+        logit_scale: What the model multiplies its logits by (Granite, Cohere).
     """
 
     n_layers: int
@@ -43,10 +65,16 @@ class ModelShape:
 
 @dataclass(frozen=True, eq=False)
 class FinalNorm:
-    """The norm before the unembedding, with its raw weight [d] and bias [d] or None.
+    """A norm of the decoder: the final one, or one of a block.
 
     kind "layer": (x − mean x) / σ · weight + bias, σ = sqrt(var x + eps), the biased variance;
     kind "rms": x / σ · weight, σ = sqrt(mean x² + eps); kind "none", no norm: x · weight, σ = 1.
+
+    Attributes:
+        weight: Raw [d].
+        bias: Raw [d], or None.
+        eps: Of the module that it was read from.
+        kind: LayerNorm or RMSNorm.
 
     >>> norm = FinalNorm(weight=torch.tensor([2.0, 2.0]), bias=None, eps=0.0, kind="rms")
     >>> norm(torch.tensor([3.0, 4.0])) * 12.5 ** 0.5
@@ -59,7 +87,7 @@ class FinalNorm:
     kind: Literal["layer", "rms", "none"]
 
     def centre(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., d] minus its mean for a LayerNorm, x itself for an RMSNorm."""
+        """Subtract the mean from x [..., d] for a LayerNorm; an RMSNorm leaves it."""
         return x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
 
     def scale(self, x: torch.Tensor) -> torch.Tensor:
@@ -127,7 +155,7 @@ def activation(mlp: Any) -> torch.nn.Module:
 
 
 def shape(bridge: TransformerBridge) -> ModelShape:
-    """The sizes, off the bridge's config and the weights themselves."""
+    """The sizes, read off the bridge's config and the weights themselves."""
     cfg, mlp = bridge.cfg, bridge.blocks[0].mlp
     return ModelShape(
         n_layers=len(bridge.blocks),
@@ -152,8 +180,10 @@ def _logit_scale(config: Any) -> float:
 
 
 def checkpoint_weights(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name in the checkpoint, parameter) of the bridged Hugging Face module: through the bridge's components to the
-    modules they wrap, and never into what the bridge derived from them (GPT-2's q, k and v). Tied weights come once.
+    """(name in the checkpoint, parameter) of the bridged Hugging Face module; tied weights come once.
+
+    Goes through the bridge's components to the modules they wrap, and never into what the bridge derived from them
+    (GPT-2's q, k and v).
     """
     seen: set[int] = set()
     stack = [("", module)]

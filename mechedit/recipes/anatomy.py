@@ -10,50 +10,24 @@ Steps:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from experiments.recipe import recorded
 from experiments.runs import RunFolder
 from mechedit.anatomy.study import AnatomyStudy, anatomy
 from mechedit.anatomy.tables import LEAST
-from mechedit.data.facts import FactEdit, facts_hash
+from mechedit.data.facts import facts_hash
 from mechedit.editors import Editor, by_name
+from mechedit.editors.registry import select
 from mechedit.evaluation.evaluate import known_facts
 from mechedit.models.hooked import HookedModel
+from mechedit.recipes.configurations import AnatomyConfig
 from mechedit.recipes.splits import facts_and_selection
 from reports import page
 from reports.errors import InputError
 
-__all__ = ["AnatomyConfig", "run_anatomy"]
-
-PAPER = ("ft", "rome", "memit", "ike", "sake", "mega")
-
-
-@dataclass(frozen=True)
-class AnatomyConfig:
-    """What is studied: `limit` facts are edited by each of `editors`, `selection` others choose.
-
-    data: a file of facts, or "" for the embedded world's own.
-    """
-
-    model: str = "factworld"
-    editors: tuple[str, ...] = PAPER
-    limit: int = 60
-    selection: int = 20
-    top_k: int = 20
-    data: str = ""
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        if min(self.limit, self.selection, self.top_k) < 1:
-            raise InputError(
-                "limit, selection, top_k: expected at least 1 of each, found "
-                f"{self.limit}, {self.selection}, {self.top_k}"
-            )
+__all__ = ["run_anatomy"]
 
 
 def run_anatomy(
@@ -61,8 +35,9 @@ def run_anatomy(
 ) -> AnatomyStudy:
     """Runs the study into the folder `out`, or goes on with it.
 
-    Errors: `InputError` for an unknown editor, facts that the model does not know, and where `out` holds something
-    else or a run with another configuration.
+    Raises:
+        InputError: An editor is unknown, the model knows none of the facts, or `out` holds something else or a run
+            with another configuration.
     """
     editors = [by_name(name) for name in config.editors]
     facts, selection = facts_and_selection(
@@ -70,7 +45,7 @@ def run_anatomy(
     )
     if not any(known_facts(model, facts)):
         raise InputError(f"facts: {model.name} knows none of the {len(facts)}, so there is nothing to edit")
-    ready = [_selected(editor, model, selection) for editor in editors]
+    ready = [select(editor, model, selection) for editor in editors]
     source = {"source": config.data or "the embedded world", "facts": facts_hash(facts)}
     source["selection"] = facts_hash(selection)
     seeds = {"facts": config.seed, "selection": config.seed + 1, "bootstrap": config.seed}
@@ -92,14 +67,6 @@ def run_anatomy(
     page.build(run.path)
     run.finish({"n": study.n, "answers": dict(zip(_keys(study), study.claims["answer"], strict=True))})
     return study
-
-
-def _selected(editor: Editor, model: HookedModel, selection: Sequence[FactEdit]) -> Editor:
-    """The editor with what it leaves open chosen on the selection split."""
-    if not getattr(editor, "needs_selection", False):
-        return editor
-    chosen: Editor = cast(Any, editor).select(model, selection)
-    return chosen
 
 
 def _keys(study: AnatomyStudy) -> list[str]:

@@ -24,19 +24,19 @@ from experiments.recipe import recorded
 from experiments.runs import RunFolder
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors import MEGA, NAMES, Editor, by_name
+from mechedit.editors.registry import select
 from mechedit.editors.steering.selection import gate_roc
 from mechedit.editors.steering.variants import ABLATIONS, CONTROLS, variant
 from mechedit.evaluation.evaluate import Evaluation, baseline, evaluate
 from mechedit.evaluation.ripple import RippleEvaluation, ripple
-from mechedit.factworld.export import ripple_tests
 from mechedit.models.hooked import HookedModel
-from mechedit.recipes.splits import facts_and_selection
+from mechedit.recipes.configurations import ComparisonConfig
+from mechedit.recipes.splits import compared_facts, ripple_facts
 from reports import page
-from reports.errors import InputError
 from reports.intervals import bootstrap_mean
 from reports.results import Result
 
-__all__ = ["Comparison", "ComparisonConfig", "compare"]
+__all__ = ["EditorComparison", "run_comparison"]
 
 FAMILIES = ("argmax", "probability", "doubt")
 FIVE = ("Acc", "Gen", "Spec", "DI", "DII")
@@ -64,54 +64,20 @@ LABELS = {
     "no_edit": "No edit",
     **{name: label for name, (label, _) in {**CONTROLS, **ABLATIONS}.items()},
 }
-EDITORS = ("mega", *CONTROLS, "sake", "rome", "memit", "ft", "ft_l", "lora", "ike", "no_edit")
-
-
-@dataclass(frozen=True)
-class ComparisonConfig:
-    """What is compared: `limit` facts a seed under each of `editors`, MEGA's `ablations` on fewer.
-
-    data: a file of facts, or "" for the embedded world's own (which also brings RippleEdits' tests).
-    """
-
-    model: str = "factworld"
-    editors: tuple[str, ...] = EDITORS
-    ablations: tuple[str, ...] = tuple(ABLATIONS)
-    limit: int = 200
-    selection: int = 20
-    seeds: tuple[int, ...] = (0, 1, 2)
-    ablation_facts: int = 40
-    ripple_facts: int = 60
-    data: str = ""
-    device: str = "auto"
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        known = (*NAMES, *CONTROLS)
-        for key, names, allowed in (
-            ("editors", self.editors, known),
-            ("ablations", self.ablations, tuple(ABLATIONS)),
-        ):
-            if foreign := [name for name in names if name not in allowed]:
-                raise InputError(f"{key}: expected some of {', '.join(allowed)}, found {foreign[0]!r}")
-        if "mega" not in self.editors:
-            raise InputError(
-                "editors: expected mega among them: its controls and ablations are made of it, found none"
-            )
-        if min(self.limit, self.selection) < 1 or not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise InputError(
-                "limit, selection, seeds: expected at least 1 of each, no seed twice, found "
-                f"{self.limit}, {self.selection}, {self.seeds}"
-            )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison(Result):
-    """What `compare` measured.
+class EditorComparison(Result):
+    """What `run_comparison` measured.
 
-    table: frame editor, part ("editor" | "ablation"), metric, value, low, high, n (fractions; metric "mean" is the mean
-    of Acc, Gen, Spec, DI, DII over the records that have all five). seeds: frame editor, seed, metric, value. ripple:
-    frame editor, family, metric, value, low, high, n, n_tests. choices: frame seed, key, value: what was chosen.
+    Attributes:
+        table: Columns editor, part ("editor" or "ablation"), metric, value, low, high, n. Values are fractions; the
+            metric "mean" is the mean of Acc, Gen, Spec, DI, DII over the records that have all five.
+        seeds: Columns editor, seed, metric, value.
+        ripple: Columns editor, family, metric, value, low, high, n, n_tests.
+        choices: Columns seed, key, value: what was chosen on the selection.
+        n_known: Facts that the unedited model answers, over all seeds.
+        n_total: Facts given, over all seeds.
     """
 
     kind: ClassVar[str] = "comparison"
@@ -125,18 +91,19 @@ class Comparison(Result):
 
     def wide(self, part: str = "editor") -> pd.DataFrame:
         """One row an editor, one column a metric, in the order of the run."""
-        own = self.table[self.table["part"] == part]
-        return own.pivot(index="editor", columns="metric", values="value").reindex(own["editor"].unique())
+        rows = self.table[self.table["part"] == part]
+        return rows.pivot(index="editor", columns="metric", values="value").reindex(rows["editor"].unique())
 
 
-def compare(
+def run_comparison(
     model: HookedModel, config: ComparisonConfig, out: str | Path, *, progress: bool = True
-) -> Comparison:
+) -> EditorComparison:
     """Runs the comparison into the folder `out`, or goes on with it.
 
-    Errors: `InputError` where `out` holds something else or a run with another configuration, and as `evaluate`.
+    Raises:
+        InputError: `out` holds something else or a run with another configuration; and as `evaluate`.
     """
-    splits = {seed: split(config, seed) for seed in config.seeds}
+    splits = {seed: compared_facts(config, seed) for seed in config.seeds}
     data = {f"facts_{seed}": facts_hash(facts) for seed, (facts, _) in splits.items()}
     facts_of = {"source": config.data or "the embedded world", **data}
     seeds = {"facts": list(config.seeds)}
@@ -156,28 +123,13 @@ def compare(
     return result
 
 
-def split(config: ComparisonConfig, seed: int) -> tuple[list[FactEdit], list[FactEdit]]:
-    """Facts and selection of a seed; case ids carry the seed, because one fact may be drawn by two."""
-    facts, selection = facts_and_selection(
-        config.data, embedded=config.model, limit=config.limit, selection=config.selection, seed=seed
-    )
-    if not config.data:
-        facts = [replace(fact, ripple=ripple_tests(fact)) for fact in facts]
-    return [replace(fact, case_id=f"{seed}.{fact.case_id}") for fact in facts], selection
-
-
-def followed(config: ComparisonConfig, facts: Sequence[FactEdit]) -> list[FactEdit]:
-    """Of the first seed's facts those on which RippleEdits' axes are asked."""
-    return [fact for fact in facts if fact.ripple][: config.ripple_facts]
-
-
 class _Study:
     """The evaluations so far; each case is in the run folder already."""
 
     def __init__(self, model: HookedModel, config: ComparisonConfig, run: RunFolder, progress: bool) -> None:
         self.model, self.config, self.run, self.progress = model, config, run, progress
         self.editors: dict[int, list[Editor]] = {}
-        self.found: dict[tuple[str, str], list[tuple[int, Evaluation]]] = {}
+        self.evaluations: dict[tuple[str, str], list[tuple[int, Evaluation]]] = {}
         self.ripples: list[tuple[str, RippleEvaluation]] = []
         self.choices: list[dict[str, Any]] = []
 
@@ -207,25 +159,25 @@ class _Study:
 
     def follow(self, facts: Sequence[FactEdit]) -> None:
         """RippleEdits' axes, where the facts have tests."""
-        tested = followed(self.config, facts)
+        tested = ripple_facts(self.config, facts)
         for editor in self.editors[self.config.seeds[0]] if tested else []:
-            found = ripple(self.model, editor, tested, progress=self.progress, run=self.run)
-            self.ripples.append((editor.name, found))
+            result = ripple(self.model, editor, tested, progress=self.progress, run=self.run)
+            self.ripples.append((editor.name, result))
 
-    def result(self) -> Comparison:
+    def result(self) -> EditorComparison:
         """Everything, pooled over the seeds."""
         tables, by_seed = [], []
-        for (part, name), evaluations in self.found.items():
+        for (part, name), evaluations in self.evaluations.items():
             pooled = _pooled([evaluation for _, evaluation in evaluations])
             tables.append(_scores(pooled).assign(editor=name, part=part))
             if part == "editor":
                 by_seed += [
                     _scores(e)[["metric", "value"]].assign(editor=name, seed=s) for s, e in evaluations
                 ]
-        known = self.found["editor", "mega"]
-        ripples = [found.summary().assign(editor=name) for name, found in self.ripples]
+        known = self.evaluations["editor", "mega"]
+        ripples = [result.summary().assign(editor=name) for name, result in self.ripples]
         columns = ["editor", "family", "metric", "value", "low", "high", "n", "n_tests"]
-        return Comparison(
+        return EditorComparison(
             table=pd.concat(tables, ignore_index=True),
             seeds=pd.concat(by_seed, ignore_index=True),
             ripple=pd.concat(ripples, ignore_index=True)[columns]
@@ -239,18 +191,14 @@ class _Study:
     def _editor(self, name: str, mega: MEGA, seed: int, selection: Sequence[FactEdit]) -> Editor:
         if name == "mega":
             return mega
-        if name in NAMES:
-            editor: Any = by_name(name)
-        else:
-            editor = variant(mega, name, n_layers=self.model.shape.n_layers, seed=seed)
-        if getattr(editor, "needs_selection", False):
-            editor = editor.select(self.model, selection)
-        return cast(Editor, editor)
+        n_layers = self.model.shape.n_layers
+        editor = by_name(name) if name in NAMES else variant(mega, name, n_layers=n_layers, seed=seed)
+        return select(editor, self.model, selection)
 
     def _evaluate(
         self, part: str, seed: int, editor: Editor, facts: Sequence[FactEdit], unedited: Any
     ) -> None:
-        found = evaluate(
+        evaluation = evaluate(
             self.model,
             editor,
             facts,
@@ -259,7 +207,7 @@ class _Study:
             run=self.run,
             unedited=unedited,
         )
-        self.found.setdefault((part, editor.name), []).append((seed, found))
+        self.evaluations.setdefault((part, editor.name), []).append((seed, evaluation))
 
 
 # -- tables --------------------------------------------------------------------------------------------------
@@ -286,7 +234,7 @@ def _scores(evaluation: Evaluation) -> pd.DataFrame:
     return pd.concat([shown, pd.DataFrame([mean])], ignore_index=True)
 
 
-def _summary(config: ComparisonConfig, model: HookedModel, result: Comparison) -> dict[str, Any]:
+def _summary(config: ComparisonConfig, model: HookedModel, result: EditorComparison) -> dict[str, Any]:
     chosen = result.choices.set_index(["key", "seed"])["value"]
     windows = ", ".join(f"{chosen['window', seed]} (seed {seed})" for seed in config.seeds)
     return {
@@ -314,60 +262,60 @@ def _summary(config: ComparisonConfig, model: HookedModel, result: Comparison) -
 def _rows(table: pd.DataFrame, part: str, *, skip: str = "") -> list[dict[str, Any]]:
     names = {metric: key for key, metric in CELLS.items()} | {"mean": "mean"}
     rows = []
-    for editor, own in table[table["part"] == part].groupby("editor", sort=False):
+    for editor, scores in table[table["part"] == part].groupby("editor", sort=False):
         if editor == skip:
             continue
         cells = {
             names[row["metric"]]: {key: row[key] for key in ("value", "low", "high", "n")}
-            for row in own.to_dict("records")
+            for row in scores.to_dict("records")
         }
         rows.append({"name": editor, "label": LABELS[str(editor)], **cells})
     return rows
 
 
-def _verdicts(result: Comparison) -> list[dict[str, str]]:
+def _verdicts(result: EditorComparison) -> list[dict[str, str]]:
     means = result.table[(result.table["part"] == "editor") & (result.table["metric"] == "mean")].set_index(
         "editor"
     )
     mega = means.loc["mega"]
-    others = means.drop(index=["mega"])
-    found = []
-    if len(others):
-        best = others.loc[others["value"].idxmax()]
+    peers = means.drop(index=["mega"])
+    verdicts = []
+    if len(peers):
+        best = peers.loc[peers["value"].idxmax()]
         claim = "MEGA stands above every other editor and control"
-        found.append(_verdict(claim, mega, best, otherwise="not below"))
+        verdicts.append(_verdict(claim, mega, best, otherwise="not below"))
     for name, claim in (
         ("random_window", "The window that the attribution names is worth more than a random one"),
         ("mean_shift", "The transport does more than the mean shift"),
         ("sake", "Attention outputs are a better place to steer than the final state (SAKE)"),
     ):
         if name in means.index:
-            found.append(_verdict(claim, mega, means.loc[name], otherwise="not shown"))
-    return found
+            verdicts.append(_verdict(claim, mega, means.loc[name], otherwise="not shown"))
+    return verdicts
 
 
-def _verdict(claim: str, mega: pd.Series, other: pd.Series, *, otherwise: str) -> dict[str, str]:
-    """`otherwise`: the answer where the intervals overlap."""
+def _verdict(claim: str, mega: pd.Series, peer: pd.Series, *, otherwise: str) -> dict[str, str]:
+    """Whether MEGA stands above a peer; `otherwise` is the answer where the intervals overlap."""
     answer = "does not hold"
-    if mega["low"] > other["high"]:
+    if mega["low"] > peer["high"]:
         answer = "holds"
-    elif mega["high"] >= other["low"]:
+    elif mega["high"] >= peer["low"]:
         answer = otherwise
-    said = [f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for row in (mega, other)]
-    evidence = f"mean of five: MEGA {said[0]}, {LABELS[str(other.name)]} {said[1]}, n {int(mega['n'])}"
+    values = [f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for row in (mega, peer)]
+    evidence = f"mean of five: MEGA {values[0]}, {LABELS[str(peer.name)]} {values[1]}, n {int(mega['n'])}"
     return {"claim": claim, "answer": answer, "evidence": evidence}
 
 
 def _ripple_notes(frame: pd.DataFrame) -> list[str]:
     """SAKE's reading of CI, CII, SA and RS, a line an editor."""
     notes = []
-    for editor, own in frame[frame["family"] == "sake"].groupby("editor", sort=False):
-        said = [
+    for editor, axes in frame[frame["family"] == "sake"].groupby("editor", sort=False):
+        values = [
             f"{row['metric']} {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] (n {int(row['n_tests'])})"
-            for row in own.to_dict("records")
+            for row in axes.to_dict("records")
             if row["n_tests"]
         ]
         notes.append(
-            f"What follows from the edit, {LABELS[str(editor)]}: {', '.join(said) or 'no test counts'}."
+            f"What follows from the edit, {LABELS[str(editor)]}: {', '.join(values) or 'no test counts'}."
         )
     return notes

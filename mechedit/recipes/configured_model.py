@@ -5,10 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from mechedit.models.hooked import HookedModel, load_model
 
-__all__ = []
-
+__all__ = ["load", "load_each"]
 
 #: Weights of a model that is too small to gain by a second thread, and stalls on one where cores are shared.
 SMALL = 20_000_000
@@ -16,8 +17,6 @@ SMALL = 20_000_000
 
 def load(options: Any) -> HookedModel:
     """The model, device and dtype of `options` or of a configuration; a small model on the CPU runs in one thread."""
-    import torch
-
     model = load_model(options.model, device=options.device, dtype=options.dtype)
     if model.device.type == "cpu" and sum(weight.numel() for weight in model.hf.parameters()) < SMALL:
         torch.set_num_threads(1)

@@ -14,7 +14,6 @@ Steps, each of whose cases is a file in the run folder, so that a stopped run go
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +24,21 @@ from experiments.recipe import recorded
 from experiments.runs import RunFolder
 from mechedit.anatomy import StatementContrast, layer_scores, statement_contrast
 from mechedit.attribution import Attribution, attribute, head_attention
+from mechedit.data.case_keys import attribution_key
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors import MEGA, Editor, NoEdit
 from mechedit.editors.steering.variants import CONTROLS, variant
 from mechedit.evaluation.evaluate import Evaluation, baseline, evaluate
 from mechedit.models.hooked import HookedModel
+from mechedit.recipes.configurations import DemoConfig
 from mechedit.recipes.splits import facts_and_selection
 from reports import page
 from reports.intervals import bootstrap_mean
 
-__all__ = ["DemoConfig", "controls", "run_demo"]
+__all__ = ["controls", "run_demo"]
 
 AXES = {"acc": "Acc", "gen": "Gen", "spec": "Spec"}
 LABELS = {"mega": "MEGA", **{name: label for name, (label, _) in CONTROLS.items()}, "no_edit": "No edit"}
-
-
-@dataclass(frozen=True)
-class DemoConfig:
-    """What the demo does. `limit` facts are edited, `selection` others choose window and gate."""
-
-    model: str = "factworld"
-    limit: int = 40
-    selection: int = 20
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "float32"
 
 
 def controls(mega: MEGA, *, n_layers: int, seed: int) -> list[Editor]:
@@ -61,9 +50,13 @@ def controls(mega: MEGA, *, n_layers: int, seed: int) -> list[Editor]:
 def run_demo(
     model: HookedModel, config: DemoConfig, out: str | Path, *, progress: bool = True
 ) -> dict[str, Any]:
-    """Runs the study into the folder `out` (or goes on with it); returns the summary that the page shows.
+    """Runs the study into the folder `out`, or goes on with it.
 
-    Errors: `InputError` where `out` holds something else or a run with another configuration.
+    Returns:
+        The summary that the page shows.
+
+    Raises:
+        InputError: `out` holds something else or a run with another configuration.
     """
     facts, selection = facts_and_selection(
         "", embedded="factworld", limit=config.limit, selection=config.selection, seed=config.seed
@@ -84,7 +77,8 @@ def run_demo(
     _attribute_all(model, mega, facts, run, progress=progress)
     unedited = baseline(model, facts)
     evaluations = {
-        e.name: evaluate(model, e, facts, progress=progress, run=run, unedited=unedited) for e in editors
+        editor.name: evaluate(model, editor, facts, progress=progress, run=run, unedited=unedited)
+        for editor in editors
     }
     for name, evaluation in evaluations.items():
         run.write_result(evaluation, name)
@@ -111,11 +105,6 @@ def _attribute_all(
 
     keys = [attribution_key(fact) for fact in facts]
     every_case(run, keys, make, label="attribution", progress=progress)
-
-
-def attribution_key(fact: FactEdit) -> str:
-    """The id of the case that holds the attribution of `fact`."""
-    return f"attribution-{fact.case_id}"
 
 
 def _score_rows(model: HookedModel, fact: FactEdit, stage: str) -> list[dict[str, Any]]:

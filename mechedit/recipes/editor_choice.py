@@ -8,19 +8,23 @@ from typing import Any
 
 from mechedit.data.facts import FactEdit
 from mechedit.editors import MEGA, Editor, by_name
+from mechedit.editors.registry import select
 from mechedit.models.hooked import HookedModel
+from mechedit.recipes.configurations import SETTINGS
 from mechedit.recipes.splits import selection_for
 from reports.errors import InputError
 
-__all__ = ["SELECTION", "SETTINGS", "chosen_editor", "named_editor"]
+__all__ = ["SELECTION", "chosen_editor", "named_editor"]
 
-
-SETTINGS = ("window", "gate", "gate_model", "max_fpr", "site", "heads", "position")
 SELECTION = 20  # facts by which a window, a gate and the like are chosen, none of them measured
 
 
 def named_editor(options: Any, model: HookedModel) -> Editor:
-    """The editor as asked for, before it chooses anything. Errors: `InputError` for an option that it does not have."""
+    """The editor with the settings of `options`, before it chooses anything.
+
+    Raises:
+        InputError: The editor does not have one of the settings, or the model does not have the window.
+    """
     # MEGA's control, which moves the mean alone, is a setting of it and no editor of its own.
     shift = options.editor == "mean_shift"
     editor = MEGA(estimator="shift", name="mean_shift") if shift else by_name(options.editor)
@@ -41,8 +45,8 @@ def named_editor(options: Any, model: HookedModel) -> Editor:
 
 def chosen_editor(options: Any, model: HookedModel, facts: Sequence[FactEdit], *, data: str) -> Editor:
     """The editor with what it leaves open chosen on facts that are not measured."""
-    editor: Any = named_editor(options, model)
-    if getattr(editor, "needs_selection", False):
-        others = selection_for(facts, data, embedded=options.model, n=SELECTION, seed=options.seed)
-        editor = editor.select(model, others)
-    return editor
+    editor = named_editor(options, model)
+    if not editor.needs_selection:
+        return editor
+    others = selection_for(facts, data, embedded=options.model, n=SELECTION, seed=options.seed)
+    return select(editor, model, others)

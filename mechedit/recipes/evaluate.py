@@ -1,77 +1,42 @@
-"""One editor on the facts of a file, as a run: configuration, folder, summary."""
+"""One editor on the facts of a file, as a run: folder, results, summary, page."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import pandas as pd
+from typing import Any
 
 from experiments.recipe import recorded
 from experiments.runs import RunFolder
 from mechedit.data.facts import facts_hash, load_facts
-from mechedit.editors.steering.mega import GateKind
-from mechedit.editors.steering.steer import Position
 from mechedit.evaluation.evaluate import baseline, check_facts, evaluate
-from mechedit.evaluation.ripple import check_tests, ripple
+from mechedit.evaluation.result import Evaluation
+from mechedit.evaluation.ripple import RippleEvaluation, check_tests, ripple
+from mechedit.recipes.configurations import MODES, EvaluationConfig
 from mechedit.recipes.configured_model import load
 from mechedit.recipes.editor_choice import chosen_editor, named_editor
 from reports import page
 from reports.errors import InputError
 from reports.parsing import parse
 
-__all__ = []
-
-
-MODES = {
-    "single": "one at a time",
-    "sequential": "one upon the other, scored when all are in",
-    "batch": "all at once",
-}
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """One editor on the facts of a file: the options of the command, as a recipe gives them."""
-
-    data: str
-    model: str = "factworld"
-    editor: str = "mega"
-    window: tuple[int, int] | Literal["auto"] | None = None
-    gate: GateKind | None = None
-    gate_model: str | None = None
-    max_fpr: float | None = None
-    site: Literal["attn_out", "resid_mid", "mlp_out", "resid_post"] | None = None
-    heads: int | None = None
-    position: Position | None = None
-    limit: int | None = None
-    skip_malformed: bool = False
-    mode: Literal["single", "sequential", "batch"] = "single"
-    families: tuple[str, ...] = ("probability", "argmax")
-    references: str | None = None
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise InputError(f"limit: expected at least 1, found {self.limit}")
+__all__ = ["run_evaluation"]
 
 
 def run_evaluation(
     config: EvaluationConfig, out: str | Path | None, *, progress: bool = True
-) -> tuple[Any, Any]:
-    """The evaluation and the RippleEdits' evaluation (or None), in the folder `out` if there is one.
+) -> tuple[Evaluation, RippleEvaluation | None]:
+    """Evaluates the editor, in the folder `out` if there is one.
 
-    Errors: `InputError`, before anything is written, for what cannot be evaluated, and as `mechedit.evaluate`.
+    Returns:
+        The evaluation, and that of RippleEdits' tests, or None where the family "ripple" is not wanted.
+
+    Raises:
+        InputError: Something cannot be evaluated, which is found before anything is written; and as `evaluate`.
     """
     facts = load_facts(config.data, limit=config.limit, skip_malformed=config.skip_malformed)
-    families = tuple(name for name in config.families if name != "ripple") or ("argmax",)
     if "ripple" in config.families:
         check_tests(facts)
     model = load(config)
-    check_facts(model, facts, families=families)
+    check_facts(model, facts, families=config.scored)
     references = _references(config)
     named_editor(config, model)  # refused before anything is measured or written
     unedited = baseline(model, facts)
@@ -84,7 +49,7 @@ def run_evaluation(
         model,
         editor,
         facts,
-        families=families,
+        families=config.scored,
         mode=config.mode,
         references=references,
         seed=config.seed,
@@ -100,34 +65,38 @@ def run_evaluation(
     return result, ripples
 
 
-def _write(run: RunFolder, config: EvaluationConfig, result: Any, ripples: Any) -> None:
+def _write(
+    run: RunFolder, config: EvaluationConfig, result: Evaluation, ripples: RippleEvaluation | None
+) -> None:
     run.write_result(result, "evaluation")
     if ripples is not None:
         run.write_result(ripples, "ripple")
-    run.write_json("summary", _evaluation_summary(config, result, result.summary(), ripples))
+    run.write_json("summary", _summary(config, result, ripples))
     page.build(run.path)
     run.finish({"n_known": result.n_known, "n_total": result.n_total})
 
 
-def _references(options: EvaluationConfig) -> dict[str, list[str]] | None:
+def _references(config: EvaluationConfig) -> dict[str, list[str]] | None:
     """The texts of --references: a JSON object, new object -> list of texts."""
-    if options.references is None:
+    if config.references is None:
         return None
     try:
-        found = parse(Path(options.references).read_text(encoding="utf-8"))
+        references = parse(Path(config.references).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"references: expected a JSON file, found {options.references} ({error})") from error
-    texts = found.values() if isinstance(found, dict) else [None]
-    if not all(isinstance(own, list) and own and all(isinstance(text, str) for text in own) for own in texts):
-        raise InputError(f"references: {options.references}: expected an object, new object -> list of texts")
-    return dict(found)
+        raise InputError(f"references: expected a JSON file, found {config.references} ({error})") from error
+    lists = references.values() if isinstance(references, dict) else [None]
+    if not all(
+        isinstance(texts, list) and texts and all(isinstance(t, str) for t in texts) for texts in lists
+    ):
+        raise InputError(f"references: {config.references}: expected an object, new object -> list of texts")
+    return dict(references)
 
 
-def _evaluation_summary(
-    options: EvaluationConfig, result: Any, table: pd.DataFrame, ripples: Any
+def _summary(
+    config: EvaluationConfig, result: Evaluation, ripples: RippleEvaluation | None
 ) -> dict[str, Any]:
     """What the report reads: fractions as cells of its table, what has another unit or n as notes."""
-    rows = table.to_dict("records")
+    rows = result.summary().to_dict("records")
     cells = {
         row["metric"].lower(): {k: row[k] for k in ("value", "low", "high", "n")}
         for row in rows
@@ -150,11 +119,11 @@ def _evaluation_summary(
             if row["n_tests"]
         ]
     return {
-        "title": f"{options.editor} on {options.model}",
-        "subtitle": f"{result.n_total} edits from {Path(options.data).name}, {MODES[options.mode]}",
-        "model": options.model,
+        "title": f"{config.editor} on {config.model}",
+        "subtitle": f"{result.n_total} edits from {Path(config.data).name}, {MODES[config.mode]}",
+        "model": config.model,
         "n": result.n_known,
-        "editors": [{"name": options.editor, "label": options.editor, **cells}],
+        "editors": [{"name": config.editor, "label": config.editor, **cells}],
         "notes": notes,
         "not_done": ["Controls (no edit, gate alone, mean shift, random layers) are not part of this run."],
     }

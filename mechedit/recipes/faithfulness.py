@@ -3,58 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.recipe import recorded
 from experiments.runs import RunFolder
-from mechedit.data.facts import FactEdit, facts_hash, load_facts
+from mechedit.data.facts import facts_hash
 from mechedit.faithfulness.study import FaithfulnessStudy, faithfulness, provenance_of
 from mechedit.models.hooked import HookedModel
-from mechedit.models.loading import EMBEDDED
-from mechedit.recipes.splits import facts_and_selection
+from mechedit.recipes.configurations import FaithfulnessConfig
+from mechedit.recipes.splits import ablated_facts
 from reports import page
-from reports.errors import InputError
 
-__all__ = ["FaithfulnessConfig", "run_faithfulness"]
-
-
-@dataclass(frozen=True)
-class FaithfulnessConfig:
-    """What is studied: `limit` facts on each of `models`, the `ks` best neurons of each method ablated.
-
-    mean_over: prompts of so many other facts are averaged, and ablated neurons set to that mean; 0: set to zero.
-    data: a file of facts, or "" for the embedded world's own.
-    """
-
-    models: tuple[str, ...] = tuple(EMBEDDED)
-    limit: int = 100
-    ks: tuple[int, ...] = (1, 3, 10, 30, 100)
-    draws: int = 5
-    mean_over: int = 0
-    data: str = ""
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        if self.limit < 2 or self.mean_over < 0 or not self.models:
-            raise InputError(
-                "limit, mean_over, models: expected at least 2, 0 and one name, found "
-                f"{self.limit}, {self.mean_over} and {list(self.models)}"
-            )
+__all__ = ["run_faithfulness"]
 
 
 def run_faithfulness(
     models: Sequence[HookedModel], config: FaithfulnessConfig, out: str | Path, *, progress: bool = True
 ) -> FaithfulnessStudy:
-    """Runs the study into the folder `out`, or goes on with it; `models` are those of `config.models`.
+    """Runs the study into the folder `out`, or goes on with it.
 
-    Errors: those of `faithfulness`, and `InputError` where `out` holds something else or another run.
+    Args:
+        models: Those of `config.models`, in its order.
+        config: What is studied.
+        out: The run folder.
+        progress: Whether bars are shown.
+
+    Raises:
+        InputError: `out` holds something else or another run; and as `faithfulness`.
     """
-    facts, others = chosen_facts(config)
-    prompts = [fact.rewrite_prompt for fact in others]
+    facts, averaged = ablated_facts(config)
+    prompts = [fact.rewrite_prompt for fact in averaged]
     data = {"source": config.data or "the embedded world", "facts": facts_hash(facts), "mean_over": prompts}
     run = RunFolder.open(
         out, recorded("faithfulness", config), provenance=provenance_of(models, data, seed=config.seed)
@@ -74,20 +53,6 @@ def run_faithfulness(
     page.build(run.path)
     run.finish({"n": study.n, "better": study.differences["better"].value_counts().to_dict()})
     return study
-
-
-def chosen_facts(config: FaithfulnessConfig) -> tuple[list[FactEdit], list[FactEdit]]:
-    """The facts that are studied, and those whose prompts are averaged."""
-    if config.data and not config.mean_over:
-        return load_facts(config.data, limit=config.limit), []
-    facts, others = facts_and_selection(
-        config.data,
-        embedded=config.models[0],
-        limit=config.limit,
-        selection=max(1, config.mean_over),
-        seed=config.seed,
-    )
-    return facts, others[: config.mean_over]
 
 
 def _summary(config: FaithfulnessConfig, study: FaithfulnessStudy) -> dict[str, Any]:

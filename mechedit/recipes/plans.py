@@ -7,49 +7,48 @@ Facts that the model does not know are not edited, so where there are some the r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any
 
 from experiments.checkpoints import local_bytes
 from experiments.recipe import Plan
-from mechedit.anatomy.study import case_key as anatomy_key
+from mechedit.data.case_keys import ablation_key, anatomy_key, attribution_key, evaluation_key, ripple_key
 from mechedit.data.facts import FactEdit, load_facts
-from mechedit.evaluation.evaluate import case_key
-from mechedit.evaluation.measure import questions_of
-from mechedit.evaluation.ripple import case_key as ripple_key
-from mechedit.faithfulness.rankings import METHODS
-from mechedit.faithfulness.study import KINDS
-from mechedit.faithfulness.study import case_key as ablation_key
-from mechedit.models.loading import FOLDERS
-from mechedit.recipes.anatomy import AnatomyConfig
-from mechedit.recipes.compare import FAMILIES, ComparisonConfig, followed, split
-from mechedit.recipes.demo import LABELS as DEMO_EDITORS
-from mechedit.recipes.demo import DemoConfig, attribution_key
-from mechedit.recipes.faithfulness import FaithfulnessConfig, chosen_facts
-from mechedit.recipes.splits import facts_and_selection
+from mechedit.evaluation.questions import FactQuestions
+from mechedit.models.embedded import FOLDERS
+from mechedit.recipes.configurations import (
+    CONTROLS,
+    RANKINGS,
+    AnatomyConfig,
+    ComparisonConfig,
+    DemoConfig,
+    EvaluationConfig,
+    FaithfulnessConfig,
+)
+from mechedit.recipes.splits import ablated_facts, compared_facts, facts_and_selection, ripple_facts
 
 __all__ = ["plan_anatomy", "plan_comparison", "plan_demo", "plan_evaluation", "plan_faithfulness"]
 
 EDITS = "An edit runs the model too, as often as its editor needs (steps of a search, prompts that are read)."
 CHOICE = "So does choosing window, gate and the like on the selection."
+DEMO_EDITORS = ("mega", *CONTROLS, "no_edit")
 
 
 def plan_comparison(config: ComparisonConfig) -> Plan:
     """Of `mechedit.recipes.compare.compare`."""
     cases: list[str] = []
     sequences = 0
-    splits = {seed: split(config, seed)[0] for seed in config.seeds}
+    splits = {seed: compared_facts(config, seed)[0] for seed in config.seeds}
+    families = ("argmax", "probability", "doubt")
     for facts in splits.values():
-        cases += [case_key(editor, fact) for editor in config.editors for fact in facts]
-        sequences += _unedited(facts) + len(config.editors) * _scored(facts, FAMILIES)
+        cases += [evaluation_key(editor, fact) for editor in config.editors for fact in facts]
+        sequences += _unedited(facts) + len(config.editors) * _scored(facts, families)
     facts = splits[config.seeds[0]]
     few = facts[: config.ablation_facts]
-    cases += [case_key(editor, fact) for editor in config.ablations for fact in few]
-    sequences += _unedited(few) + len(config.ablations) * _scored(few, FAMILIES)
-    tested = followed(config, facts)
+    cases += [evaluation_key(editor, fact) for editor in config.ablations for fact in few]
+    sequences += _unedited(few) + len(config.ablations) * _scored(few, families)
+    tested = ripple_facts(config, facts)
     cases += [ripple_key(editor, fact) for editor in config.editors for fact in tested]
-    more = ("RippleEdits' queries are generated, not scored.",) if tested else ()
-    return _plan(config, cases, sequences, len(cases), more)
+    notes = ("RippleEdits' queries are generated, not scored.",) if tested else ()
+    return _plan(config.model, config.dtype, cases, sequences, len(cases), notes)
 
 
 def plan_anatomy(config: AnatomyConfig) -> Plan:
@@ -58,9 +57,9 @@ def plan_anatomy(config: AnatomyConfig) -> Plan:
         config.data, embedded=config.model, limit=config.limit, selection=config.selection, seed=config.seed
     )
     splits = {"selection": selection, "fact": facts}
-    cases = [anatomy_key(name, fact) for name, chosen in splits.items() for fact in chosen]
+    cases = [anatomy_key(split, fact) for split, chosen in splits.items() for fact in chosen]
     edits = 2 * len(config.editors) * len(cases)
-    return _plan(config, cases, len(facts) + 2 * len(cases) + edits, edits)
+    return _plan(config.model, config.dtype, cases, len(facts) + 2 * len(cases) + edits, edits)
 
 
 def plan_demo(config: DemoConfig) -> Plan:
@@ -69,51 +68,48 @@ def plan_demo(config: DemoConfig) -> Plan:
         "", embedded="factworld", limit=config.limit, selection=config.selection, seed=config.seed
     )
     cases = [attribution_key(fact) for fact in facts]
-    cases += [case_key(editor, fact) for editor in DEMO_EDITORS for fact in facts]
+    cases += [evaluation_key(editor, fact) for editor in DEMO_EDITORS for fact in facts]
     sequences = _unedited(facts) + len(DEMO_EDITORS) * _scored(facts, ("probability", "argmax"))
-    return _plan(config, cases, sequences + 2 * len(facts), len(cases))
+    return _plan(config.model, config.dtype, cases, sequences + 2 * len(facts), len(cases))
 
 
-def plan_evaluation(config: Any) -> Plan:
-    """Of `mechedit evaluate`."""
+def plan_evaluation(config: EvaluationConfig) -> Plan:
+    """Of `mechedit.recipes.evaluate.run_evaluation`."""
     facts = load_facts(config.data, limit=config.limit, skip_malformed=config.skip_malformed)
-    families = tuple(name for name in config.families if name != "ripple") or ("argmax",)
-    cases = [case_key(config.editor, fact, config.mode) for fact in facts]
+    cases = [evaluation_key(config.editor, fact, config.mode) for fact in facts]
     if "ripple" in config.families:
         cases += [ripple_key(config.editor, fact) for fact in facts]
-    more = ("Texts are generated, not scored.",) if {"generation", "ripple"} & {*config.families} else ()
-    return _plan(config, cases, _unedited(facts) + _scored(facts, families), len(cases), more)
+    notes = ("Texts are generated, not scored.",) if {"generation", "ripple"} & {*config.families} else ()
+    sequences = _unedited(facts) + _scored(facts, config.scored)
+    return _plan(config.model, config.dtype, cases, sequences, len(cases), notes)
 
 
 def plan_faithfulness(config: FaithfulnessConfig) -> Plan:
     """Of `mechedit.recipes.faithfulness.run_faithfulness`: a pass a fact, one for each set of neurons taken out."""
-    facts, _ = chosen_facts(config)
-    cases = [ablation_key(name, fact) for name in config.models for fact in facts]
-    sets = 1 + len(KINDS) * len(config.ks) * (
-        len(METHODS) - 1 + config.draws
-    )  # random has draws, not a ranking
-    one = SimpleNamespace(model=config.models[0], dtype=config.dtype)
-    return _plan(
-        one, cases, len(cases) * (1 + sets), 0, ("Each method's ranking runs the model a few times.",)
-    )
+    facts, _ = ablated_facts(config)
+    cases = [ablation_key(model, fact) for model in config.models for fact in facts]
+    sets = 2 * len(config.ks) * (len(RANKINGS) + config.draws)  # of neurons of the MLP, and of attention
+    notes = ("Each method's ranking runs the model a few times.",)
+    return _plan(config.models[0], config.dtype, cases, len(cases) * (2 + sets), 0, notes)
 
 
-def _plan(config: Any, cases: list[str], sequences: int, edits: int, more: tuple[str, ...] = ()) -> Plan:
+def _plan(
+    model: str, dtype: str, cases: list[str], sequences: int, edits: int, notes: tuple[str, ...] = ()
+) -> Plan:
     return Plan(
         cases=tuple(cases),
         sequences=sequences,
         edits=edits,
-        weights_bytes=local_bytes(config.model, embedded=FOLDERS, dtype=config.dtype),
-        notes=(EDITS, CHOICE, *more),
+        weights_bytes=local_bytes(model, embedded=FOLDERS, dtype=dtype),
+        notes=(EDITS, CHOICE, *notes),
     )
 
 
 def _scored(facts: Sequence[FactEdit], families: Sequence[str]) -> int:
     """The new and the true object behind every prompt of every fact (`measure`)."""
-    return sum(2 * len(questions_of(fact, families)) for fact in facts)
+    return sum(2 * len(FactQuestions(fact).read_by(families)) for fact in facts)
 
 
 def _unedited(facts: Sequence[FactEdit]) -> int:
     """Whether each fact is known, and its neighbours (`baseline`)."""
-    near = sum(q.role == "neighborhood" for fact in facts for q in questions_of(fact, ("argmax",)))
-    return len(facts) + 2 * near
+    return sum(1 + 2 * len(fact.neighborhood_prompts) for fact in facts)

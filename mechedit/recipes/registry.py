@@ -2,55 +2,39 @@
 
 from __future__ import annotations
 
+import pkgutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.recipe import Experiment
+from experiments.recipe import Experiment, Plan
 from mechedit.recipes import plans
-from mechedit.recipes.anatomy import AnatomyConfig, run_anatomy
-from mechedit.recipes.compare import ComparisonConfig, compare
-from mechedit.recipes.configured_model import load, load_each
-from mechedit.recipes.demo import DemoConfig, run_demo
-from mechedit.recipes.evaluate import EvaluationConfig, run_evaluation
-from mechedit.recipes.faithfulness import FaithfulnessConfig, run_faithfulness
+from mechedit.recipes.configurations import (
+    AnatomyConfig,
+    ComparisonConfig,
+    DemoConfig,
+    EvaluationConfig,
+    FaithfulnessConfig,
+)
 
 __all__ = ["experiments"]
+
+_PLANNED: dict[str, tuple[type[Any], Callable[[Any], Plan]]] = {
+    "compare": (ComparisonConfig, plans.plan_comparison),
+    "anatomy": (AnatomyConfig, plans.plan_anatomy),
+    "evaluate": (EvaluationConfig, plans.plan_evaluation),
+    "faithfulness": (FaithfulnessConfig, plans.plan_faithfulness),
+    "demo": (DemoConfig, plans.plan_demo),
+}
 
 
 def experiments() -> dict[str, Experiment]:
     """By the name that a recipe gives in its key `experiment`."""
-    return {
-        one.name: one
-        for one in (
-            Experiment("compare", ComparisonConfig, plans.plan_comparison, _compare),
-            Experiment("anatomy", AnatomyConfig, plans.plan_anatomy, _anatomy),
-            Experiment("evaluate", EvaluationConfig, plans.plan_evaluation, _evaluate),
-            Experiment("faithfulness", FaithfulnessConfig, plans.plan_faithfulness, _faithfulness),
-            Experiment("demo", DemoConfig, plans.plan_demo, _demo),
-        )
-    }
+    return {name: Experiment(name, *planned, partial(_run, name)) for name, planned in _PLANNED.items()}
 
 
-def _compare(config: ComparisonConfig, out: Path, progress: bool) -> dict[str, Any]:
-    found = compare(load(config), config, out, progress=progress)
-    return {"n_known": found.n_known, "n_total": found.n_total}
-
-
-def _anatomy(config: AnatomyConfig, out: Path, progress: bool) -> dict[str, Any]:
-    found = run_anatomy(load(config), config, out, progress=progress)
-    return {"n": found.n, "window": found.window}
-
-
-def _faithfulness(config: FaithfulnessConfig, out: Path, progress: bool) -> dict[str, Any]:
-    found = run_faithfulness(load_each(config), config, out, progress=progress)
-    return {"n": found.n, "ablated": found.ablated}
-
-
-def _evaluate(config: EvaluationConfig, out: Path, progress: bool) -> dict[str, Any]:
-    found, _ = run_evaluation(config, out, progress=progress)
-    return {"n_known": found.n_known, "n_total": found.n_total}
-
-
-def _demo(config: DemoConfig, out: Path, progress: bool) -> dict[str, Any]:
-    summary = run_demo(load(config), config, out, progress=progress)
-    return {"n": summary["n"], "window": summary["window"]}
+def _run(name: str, config: Any, out: Path, progress: bool) -> dict[str, Any]:
+    """Runs the experiment. What runs a model is loaded here, because a plan needs none of it."""
+    run: Callable[[Any, Path, bool], dict[str, Any]] = pkgutil.resolve_name(f"mechedit.recipes.runs:{name}")
+    return run(config, out, progress)

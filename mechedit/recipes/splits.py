@@ -1,26 +1,37 @@
-"""Facts to measure, and others to choose by: two splits that share no subject."""
+"""The facts of a run: those that are measured, and others to choose by; the two share no subject."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from mechedit.data.facts import FactEdit, load_facts
 from mechedit.factworld import edits
-from mechedit.models.loading import EMBEDDED
+from mechedit.factworld.export import ripple_tests
+from mechedit.models.embedded import EMBEDDED
+from mechedit.recipes.configurations import ComparisonConfig, FaithfulnessConfig
 from reports.errors import InputError
 
-__all__ = ["facts_and_selection", "selection_for"]
+__all__ = ["ablated_facts", "compared_facts", "facts_and_selection", "ripple_facts", "selection_for"]
 
 
 def facts_and_selection(
     data: str, *, embedded: str, limit: int, selection: int, seed: int = 0
 ) -> tuple[list[FactEdit], list[FactEdit]]:
-    """`limit` facts and `selection` others: of the file `data`, or of the world of an `embedded` model's name.
+    """Facts to measure, and others to choose by.
 
-    Errors: `InputError` where there is neither a file nor an embedded model, or the file is too short.
+    Args:
+        data: A file of facts, or "" for the world of an embedded model.
+        embedded: The name of the model.
+        limit: How many facts are measured.
+        selection: How many others choose, at most.
+        seed: Of the draw from the embedded world.
 
-    >>> facts, others = facts_and_selection("", embedded="factworld", limit=3, selection=2)
-    >>> len(facts), len(others), {fact.subject for fact in facts} & {fact.subject for fact in others}
+    Raises:
+        InputError: There is neither a file nor an embedded model, or the file is too short.
+
+    >>> facts, rest = facts_and_selection("", embedded="factworld", limit=3, selection=2)
+    >>> len(facts), len(rest), {fact.subject for fact in facts} & {fact.subject for fact in rest}
     (3, 2, set())
     """
     if data:
@@ -37,9 +48,17 @@ def facts_and_selection(
 def selection_for(
     facts: Sequence[FactEdit], data: str, *, embedded: str, n: int, seed: int = 0
 ) -> list[FactEdit]:
-    """Up to `n` facts about other subjects than those of `facts`: the world's own, or those behind them in the file.
+    """Facts about other subjects than those of `facts`: the world's own, or those behind them in the file.
 
-    Errors: `InputError` where the file has fewer than two.
+    Args:
+        facts: The facts that are measured.
+        data: The file that they are from, or "".
+        embedded: The name of the model.
+        n: How many, at most.
+        seed: Of the draw from the embedded world.
+
+    Raises:
+        InputError: The file has fewer than two.
     """
     if embedded in EMBEDDED:
         return edits(n, seed=seed + 1, skip=facts)
@@ -53,3 +72,35 @@ def selection_for(
             "chosen on others; take a smaller --limit, or give them (--window 4-7 --gate always)"
         )
     return rest
+
+
+def compared_facts(config: ComparisonConfig, seed: int) -> tuple[list[FactEdit], list[FactEdit]]:
+    """Facts and selection of one seed of a comparison.
+
+    Case ids carry the seed, because two seeds may draw the same fact.
+    """
+    facts, selection = facts_and_selection(
+        config.data, embedded=config.model, limit=config.limit, selection=config.selection, seed=seed
+    )
+    if not config.data:
+        facts = [replace(fact, ripple=ripple_tests(fact)) for fact in facts]
+    return [replace(fact, case_id=f"{seed}.{fact.case_id}") for fact in facts], selection
+
+
+def ripple_facts(config: ComparisonConfig, facts: Sequence[FactEdit]) -> list[FactEdit]:
+    """Of the first seed's facts those on which a comparison asks RippleEdits' axes."""
+    return [fact for fact in facts if fact.ripple][: config.ripple_facts]
+
+
+def ablated_facts(config: FaithfulnessConfig) -> tuple[list[FactEdit], list[FactEdit]]:
+    """The facts of a study of faithfulness, and those whose prompts are averaged."""
+    if config.data and not config.mean_over:
+        return load_facts(config.data, limit=config.limit), []
+    facts, rest = facts_and_selection(
+        config.data,
+        embedded=config.models[0],
+        limit=config.limit,
+        selection=max(1, config.mean_over),
+        seed=config.seed,
+    )
+    return facts, rest[: config.mean_over]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mechedit.data.facts import FactEdit
 from mechedit.editors.contexts import Lengths, contexts
-from mechedit.editors.weights.subject import DRIFT, ask, subject_end, subject_ids
+from mechedit.editors.weights.subject import DRIFT, edit_batch, subject_end, subject_ids
 from mechedit.editors.weights.upper_layers import upper_part
 from mechedit.editors.weights.value_search import Search, find_delta
 from mechedit.factworld import edits
@@ -45,7 +45,6 @@ def bench_edit(
 
     The plain loop is timed on `repeats` facts, alternating with the single edit of the same fact; the batch once.
     """
-    from mechedit.editors.weights.value_search import Search
 
     records = edits(facts)
     # No stop before the last step: the two must do the same number of them.
@@ -54,7 +53,7 @@ def bench_edit(
         layer, before = model.shape.n_layers // 3, contexts(model, CONTEXTS)
 
         def fast(chosen: Sequence[FactEdit]) -> tuple[Tensor, Tensor]:
-            requests = ask(model, chosen, before)
+            requests = edit_batch(model, chosen, before)
             upper = upper_part(model, layer, requests.texts, requests.starts)
             v0 = mlp_out(model, layer, chosen)
             return v0, find_delta(upper, requests, v0, search)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from mechedit.models.embedded import MODELS
 from mechedit.models.hooked import HookedModel, load_model
-from mechedit.models.loading import MODELS
 
 __all__ = ["GPT2_SHAPES", "random_gpt2"]
 

@@ -27,7 +27,7 @@ from xlprobe.cli import (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit status."""
+    """Run one command; its exit status."""
     return execute(_parser(), argv)
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.cli.options import count
 from experiments.cli.output import print_json
 from reports.errors import InputError
 from xlprobe.cli.options import command, load
-
-if TYPE_CHECKING:
-    from xlprobe.data.corpora import Bitext
 
 
 def align(options: argparse.Namespace) -> None:
@@ -48,16 +45,20 @@ def align(options: argparse.Namespace) -> None:
     )
     before, after = retrieval(encoder, held_out), retrieval(aligned, held_out)
     aligned.save(out / "model")
-    found = {"before": before, "after": after, "n": len(held_out), "model": str(out / "model")}
+    scores = {"before": before, "after": after, "n": len(held_out), "model": str(out / "model")}
     if options.json:
-        print_json({"objective": options.objective, "retrieval": found})
+        print_json({"objective": options.objective, "retrieval": scores})
         return
     print(f"weak retrieval on {len(held_out)} held-out pairs: {before:.3f} before, {after:.3f} after")
     print(f"encoder: {out / 'model'}")
 
 
-def read_pairs(options: argparse.Namespace) -> Bitext:
-    """The bitext of --source and --target, or of the embedded --language; enough of it for --held-out."""
+def read_pairs(options: argparse.Namespace) -> Any:
+    """The bitext of --source and --target, or of the embedded --language.
+
+    Raises:
+        InputError: There are no more pairs than --held-out takes.
+    """
     from xlprobe.data.corpora import load_bitext
     from xlprobe.langworld.world import bitext
 
@@ -73,21 +74,21 @@ def read_pairs(options: argparse.Namespace) -> Bitext:
 
 
 def objective(text: str) -> dict[str, float]:
-    """NAME, or NAME=WEIGHT,NAME=WEIGHT."""
-    found: dict[str, float] = {}
+    """Weights of objectives, from NAME or NAME=WEIGHT,NAME=WEIGHT."""
+    weights: dict[str, float] = {}
     for part in text.split(","):
         name, _, weight = part.partition("=")
-        found[name.strip()] = float(weight or 1.0)
-    return found
+        weights[name.strip()] = float(weight or 1.0)
+    return weights
 
 
 def layers(text: str) -> tuple[int, ...]:
-    """Numbers of layers, as 0,1,2."""
+    """Numbers of layers, from 0,1,2."""
     return tuple(int(part) for part in text.split(",") if part)
 
 
 def add(commands: Any) -> None:
-    """`align`."""
+    """Add `align` to the commands."""
     p = command(
         commands,
         "align",

@@ -14,7 +14,8 @@ def demo(options: argparse.Namespace) -> None:
     """The whole study on the embedded languages at a small setting."""
     import torch
 
-    from xlprobe.recipes.demo import run_demo, study_json
+    from xlprobe.recipes.demo import run_demo
+    from xlprobe.recipes.page import study_json
 
     torch.set_num_threads(1)  # the encoder is too small to gain by a second thread
     study = run_demo(load(options), options.out, seed=options.seed, progress=not options.quiet)
@@ -39,6 +40,6 @@ def demo(options: argparse.Namespace) -> None:
 
 
 def add(commands: Any) -> None:
-    """`demo`."""
+    """Add `demo` to the commands."""
     p = command(commands, "demo", demo, "xlprobe demo --out runs/demo-xl")
     p.add_argument("--out", default="runs/demo-xl", help="run folder (default runs/demo-xl)")

@@ -24,7 +24,7 @@ def diagnose(options: argparse.Namespace) -> int:
 
 
 def add(commands: Any) -> None:
-    """`diagnose`."""
+    """Add `diagnose` to the commands."""
     p = command(
         commands, "diagnose", diagnose, "xlprobe diagnose --encoder xlm-roberta-base --dtype bfloat16"
     )

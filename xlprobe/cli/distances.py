@@ -15,21 +15,25 @@ def distances(options: argparse.Namespace) -> None:
     from xlprobe.probes.distances import distances as measure
 
     parallel = read_parallel(options)
-    found = measure(
+    measured = measure(
         load(options), parallel, max_pairs=options.max_pairs, seed=options.seed, progress=not options.quiet
     )
     if options.out is not None:
-        found.save(options.out)
+        measured.save(options.out)
     if options.json:
         print_json(
-            {"encoder": found.encoder, "n_cut": found.n_cut, "layers": found.layers.to_dict("records")}
+            {
+                "encoder": measured.encoder,
+                "n_cut": measured.n_cut,
+                "layers": measured.layers.to_dict("records"),
+            }
         )
         return
-    print(as_table(found.layers))
+    print(as_table(measured.layers))
 
 
 def add(commands: Any) -> None:
-    """`distances`."""
+    """Add `distances` to the commands."""
     example = "xlprobe distances --encoder xlm-roberta-base --source pud.en --target pud.de --json"
     p = command(commands, "distances", distances, example)
     p.add_argument("--source", required=True, help="text file, one sentence a line")

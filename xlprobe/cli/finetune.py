@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.cli.options import count
 from experiments.cli.output import as_table, print_json
 from reports.errors import InputError
 from xlprobe.cli.align import layers
 from xlprobe.cli.options import command, load
-
-if TYPE_CHECKING:
-    from xlprobe.training.finetune import Task
 
 
 def finetune(options: argparse.Namespace) -> None:
@@ -24,7 +21,7 @@ def finetune(options: argparse.Namespace) -> None:
         steps=options.steps, batch=options.batch, lr=options.lr, warmup=min(10, options.steps)
     )
     seeds = range(options.seed, options.seed + options.seeds)
-    found = finetune_seeds(
+    scores = finetune_seeds(
         load(options),
         read_task(options),
         seeds=tuple(seeds),
@@ -33,20 +30,24 @@ def finetune(options: argparse.Namespace) -> None:
         progress=not options.quiet,
     )
     if options.out is not None:
-        found.save(options.out)
+        scores.save(options.out)
     if options.json:
         print_json(
-            {"task": found.task, "encoder": found.encoder, "languages": found.summary().to_dict("records")}
+            {"task": scores.task, "encoder": scores.encoder, "languages": scores.summary().to_dict("records")}
         )
         return
-    print(as_table(found.summary()))
+    print(as_table(scores.summary()))
 
 
-def read_task(options: argparse.Namespace) -> Task:
-    """The task of --train and --test files, or of the embedded languages."""
+def read_task(options: argparse.Namespace) -> Any:
+    """The task of --train and --test files, or of the embedded languages.
+
+    Raises:
+        InputError: --train without --test.
+    """
     from xlprobe.data.corpora import load_conllu, load_sib200
+    from xlprobe.data.tasks import Task
     from xlprobe.langworld.world import task
-    from xlprobe.training.finetune import Task
 
     if options.train is None:
         return task(options.task, seed=options.seed)
@@ -58,7 +59,7 @@ def read_task(options: argparse.Namespace) -> Task:
 
 
 def language_file(text: str) -> tuple[str, str]:
-    """LANGUAGE=FILE."""
+    """A language and its file, from LANGUAGE=FILE."""
     name, equals, file = text.partition("=")
     if not (name and equals and file):
         raise argparse.ArgumentTypeError(f"expected LANGUAGE=FILE, found {text!r}")
@@ -66,7 +67,7 @@ def language_file(text: str) -> tuple[str, str]:
 
 
 def add(commands: Any) -> None:
-    """`finetune`."""
+    """Add `finetune` to the commands."""
     p = command(commands, "finetune", finetune, "xlprobe finetune --task pos --seeds 5 --json")
     p.add_argument("--task", choices=("pos", "topic"), default="pos")
     p.add_argument("--train", help="CoNLL-U (pos) or SIB-200 TSV (topic); default: the embedded languages")

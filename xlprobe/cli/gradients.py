@@ -16,7 +16,7 @@ def gradients(options: argparse.Namespace) -> None:
 
     encoder = load(options)
     lab = WorldLab(encoder, seed=options.seed)
-    found = measure(
+    probe = measure(
         encoder,
         task=lab.task_loss(encoder, options.task),
         alignment=lab.alignment_loss(encoder, options.pair, options.objective),
@@ -25,19 +25,19 @@ def gradients(options: argparse.Namespace) -> None:
         progress=not options.quiet,
     )
     if options.out is not None:
-        found.save(options.out)
+        probe.save(options.out)
     if options.json:
-        cells = found.cells.astype(object).where(found.cells.notna(), None).to_dict("records")
-        facts = {"n": found.n, "loss": found.loss, "first_order": found.first_order.to_dict("records")}
-        print_json({"encoder": found.encoder, **facts, "cells": cells})
+        cells = probe.cells.astype(object).where(probe.cells.notna(), None).to_dict("records")
+        facts = {"n": probe.n, "loss": probe.loss, "first_order": probe.first_order.to_dict("records")}
+        print_json({"encoder": probe.encoder, **facts, "cells": cells})
         return
     columns = ["layer", "group", "cosine", "low", "high", "corrected", "task_halves", "align_halves", "ratio"]
     for scope in ("encoder", "layer", "group"):
-        print(f"\n{scope}\n{as_table(found.scope(scope)[columns])}")
+        print(f"\n{scope}\n{as_table(probe.scope(scope)[columns])}")
 
 
 def add(commands: Any) -> None:
-    """`gradients`."""
+    """Add `gradients` to the commands."""
     p = command(
         commands, "gradients", gradients, "xlprobe gradients --task pos --objective token --pair source-words"
     )

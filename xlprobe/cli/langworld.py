@@ -53,7 +53,7 @@ def langworld_show(options: argparse.Namespace) -> None:
 
 
 def add(commands: Any) -> None:
-    """`langworld train | check | show`."""
+    """Add `langworld train | check | show` to the commands."""
     world = commands.add_parser(
         "langworld", help="The embedded languages: train, check, show."
     ).add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.cli.options import subcommand
 from reports.errors import InputError
-
-if TYPE_CHECKING:
-    from xlprobe.encoders.encoder import Encoder
 
 
 def command(
@@ -31,7 +28,7 @@ def command(
     return parser
 
 
-def load(options: argparse.Namespace) -> Encoder:
+def load(options: argparse.Namespace) -> Any:
     """The encoder of --encoder, --device, --dtype and --attention."""
     from xlprobe.encoders.encoder import load_encoder
 
@@ -41,7 +38,11 @@ def load(options: argparse.Namespace) -> Encoder:
 
 
 def read_lines(path: str, *, argument: str) -> list[str]:
-    """The lines of a UTF-8 text file. Errors: `InputError` for no such file, other bytes and an empty line."""
+    """The lines of a UTF-8 text file.
+
+    Raises:
+        InputError: No such file, other bytes, or an empty line.
+    """
     from xlprobe.data.corpora import text_lines
 
     file = Path(path)
@@ -56,7 +57,7 @@ def read_lines(path: str, *, argument: str) -> list[str]:
 
 
 def read_parallel(options: argparse.Namespace) -> Any:
-    """--source, --target and --links (Pharaoh: "0-0 1-2", a line a pair) as parallel text."""
+    """Parallel text of --source, --target and --links (Pharaoh format: "0-0 1-2", a line a pair)."""
     from xlprobe.data.corpora import Bitext, load_links
 
     source, target = (read_lines(getattr(options, side), argument=side) for side in ("source", "target"))

@@ -32,7 +32,7 @@ def pretrain(options: argparse.Namespace) -> None:
 
 
 def add(commands: Any) -> None:
-    """`pretrain`."""
+    """Add `pretrain` to the commands."""
     example = "xlprobe pretrain --data ../shared/data --out runs/encoder"
     p = command(commands, "pretrain", pretrain, example, encoder=False)
     p.add_argument("--data", help="folder with ud, sib200 and tatoeba (default: MECHEDIT_DATA)")

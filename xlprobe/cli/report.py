@@ -15,5 +15,5 @@ def report(options: argparse.Namespace) -> None:
 
 
 def add(commands: Any) -> None:
-    """`report`."""
+    """Add `report` to the commands."""
     shared.add_arguments(command(commands, "report", report, "xlprobe report runs/demo-xl", encoder=False))

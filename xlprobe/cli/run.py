@@ -15,6 +15,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def add(commands: Any) -> None:
-    """`run`."""
+    """Add `run` to the commands."""
     example = "xlprobe run experiments/recipes/transfer.toml seeds=1 --dry-run"
     shared.add_arguments(command(commands, "run", run, example, encoder=False))

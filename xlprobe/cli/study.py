@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.cli.options import configured
 from experiments.cli.output import as_table, print_json
 from reports.errors import InputError
 from xlprobe.cli.options import command
 
-if TYPE_CHECKING:
-    from xlprobe.recipes.study import StudyBase
-
-SAID = ("encoder", "device", "dtype", "attention", "seed", "trial", "data")
+OPTIONS = ("encoder", "device", "dtype", "attention", "seed", "trial", "data")
 
 
 def study(options: argparse.Namespace) -> None:
     """Runs pair × objective × task × seed, or goes on with it; answers the paper's claims."""
-    from xlprobe.recipes.demo import study_json
+    from xlprobe.recipes.page import study_json
     from xlprobe.recipes.study import run_study
 
-    found, trial, report = run_study(_recipe(options), options.out, progress=not options.quiet)
+    result, trial, report = run_study(_recipe(options), options.out, progress=not options.quiet)
     if options.json:
         tested = {} if trial is None else {"trial": trial.to_dict("records")}
-        print_json({**study_json(found), **tested, "report": str(report)})
+        print_json({**study_json(result), **tested, "report": str(report)})
         return
     print(
-        as_table(found.cells[["pair", "objective", "task", "delta_score", "low", "high", "delta_retrieval"]])
+        as_table(result.cells[["pair", "objective", "task", "delta_score", "low", "high", "delta_retrieval"]])
     )
-    print(f"\n{as_table(found.predictors)}\n")
-    for verdict in found.claims:
+    print(f"\n{as_table(result.predictors)}\n")
+    for verdict in result.claims:
         print(f"{verdict['claim']}: {verdict['answer']} ({verdict['evidence']})")
     if trial is not None:
         print(
@@ -40,27 +37,27 @@ def study(options: argparse.Namespace) -> None:
     print(f"report: {report}")
 
 
-def _recipe(options: argparse.Namespace) -> StudyBase:
+def _recipe(options: argparse.Namespace) -> Any:
     """The recipe's configuration, with what the command line says on top."""
     from experiments import config
     from xlprobe.recipes.registry import experiments
     from xlprobe.recipes.study import StudyRecipe
 
-    kind: type[StudyBase] = StudyRecipe
+    kind: Any = StudyRecipe
     if options.recipe:
         known, name = experiments(), config.read_table(options.recipe).get("experiment")
         kind = known[name].config if isinstance(name, str) and name in known else StudyRecipe
-    keys = {one.name for one in fields(kind)}
-    names = [name for name in SAID if name in keys]
+    keys = {key.name for key in fields(kind)}
+    names = [name for name in OPTIONS if name in keys]
     if options.data is not None and "data" not in names:
         raise InputError('data: the embedded languages take none; a recipe of experiment = "real_text" does')
     return configured(options, kind, names, experiment=kind.experiment)
 
 
 def add(commands: Any) -> None:
-    """`study`."""
+    """Add `study` to the commands."""
     p = command(commands, "study", study, "xlprobe study --recipe transfer.toml --out runs/transfer")
-    p.set_defaults(**dict.fromkeys(SAID))  # the recipe's, unless they are given
+    p.set_defaults(**dict.fromkeys(OPTIONS))  # the recipe's, unless they are given
     p.add_argument("--recipe", help="TOML file (default: all pairs, objectives and tasks, three seeds)")
     p.add_argument("--data", help="folder of a recipe on files (default: the recipe's, then MECHEDIT_DATA)")
     p.add_argument(

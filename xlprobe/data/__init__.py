@@ -1,0 +1,1 @@
+"""Text of users, and the tasks that are made of it."""

@@ -1,7 +1,7 @@
-"""Text of users: Universal Dependencies, SIB-200, bitext, word links. Everything is checked, with file and line.
+"""Text of users: Universal Dependencies, SIB-200, bitext, word links; every fault is named with file and line.
 
 - `load_conllu`: words and universal tags of a CoNLL-U file. Ranges (26-27) and empty nodes (8.1) are no words; a row
-  that does not have ten columns is an error.
+  without ten columns is an error.
 - `load_sib200`: texts with topics of a TSV, read without quoting, for its texts hold lone quotation marks.
 - `load_bitext`: translation pairs from two line-aligned files, a TSV, or a `datasets` name.
 - `load_links`: word alignments in Pharaoh format (`0-0 1-2`), and `dictionary_links` from a bilingual dictionary.
@@ -45,8 +45,13 @@ _PHARAOH = re.compile(r"[0-9]{1,9}-[0-9]{1,9}")
 class Labelled:
     """Sentences with labels, of one language: a tag for each word, or one label for each text.
 
-    words: the words of each sentence; labels: as many labels as words (tagging), or one label (classification);
-    ids: the corpus's own name of each sentence, by which parallel corpora are matched.
+    Attributes:
+        words: The words of each sentence.
+        labels: As many labels as words (tagging), or one label (classification), for each sentence.
+        ids: The corpus's own name of each sentence, by which parallel corpora are matched.
+
+    Raises:
+        InputError: The three are not of one length.
     """
 
     words: tuple[Words, ...]
@@ -64,7 +69,16 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Bitext:
-    """Translation pairs as words; `links` holds the (source word, target word) pairs of each, or is None."""
+    """Translation pairs as words.
+
+    Attributes:
+        source: The words of each sentence of one language.
+        target: The words of their translations.
+        links: The (source word, target word) links of each pair, or None.
+
+    Raises:
+        InputError: The sides (and links) are not of one length, or a link points beyond a sentence.
+    """
 
     source: tuple[Words, ...]
     target: tuple[Words, ...]
@@ -97,6 +111,9 @@ class Bitext:
 
 def load_conllu(path: str | Path) -> Labelled:
     r"""Words (FORM) and universal tags (UPOS) of a CoNLL-U file; `ids` are its `sent_id`s.
+
+    Raises:
+        InputError: A row without ten columns, or no sentences.
 
     >>> import tempfile
     >>> row = "1\tHi\thi\tINTJ\t_\t_\t0\troot\t_\t_"
@@ -132,7 +149,11 @@ def load_conllu(path: str | Path) -> Labelled:
 
 
 def load_sib200(path: str | Path) -> Labelled:
-    """Texts (split at spaces) and topics of a SIB-200 file with the columns index_id, category, text."""
+    """Texts (split at spaces) and topics of a SIB-200 file with the columns index_id, category, text.
+
+    Raises:
+        InputError: Another header, or a row without three columns.
+    """
     rows = list(csv.reader(text_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE))
     if not rows or rows[0] != ["index_id", "category", "text"]:
         raise InputError(f"{path}: expected the columns index_id, category, text, found {rows[:1]}")
@@ -158,8 +179,17 @@ def load_bitext(
 ) -> Bitext:
     """Translation pairs: two line-aligned files; one TSV of two columns; or a `datasets` name with its `columns`.
 
-    A data set is any name or folder that `datasets` reads, with `:split` behind it where it is not `train`. A pair with
-    an empty side is left out. Errors: `InputError` for sides of unequal length (with both), no pairs, no text.
+    A pair with an empty side is left out.
+
+    Args:
+        source: A text file, a TSV, or any name or folder that `datasets` reads, with `:split` behind it where the split
+            is not `train`.
+        target: The file of the other side.
+        columns: The columns of a data set.
+        links: A file of word alignments in Pharaoh format.
+
+    Raises:
+        InputError: Sides of unequal length (with both lengths), no pairs, no text, or a fault in the links.
     """
     if target is not None:
         left, right = text_lines(source), text_lines(target)
@@ -191,15 +221,19 @@ def load_bitext(
 
 
 def load_links(path: str | Path) -> tuple[Links, ...]:
-    """Pharaoh format: a line a pair, `i-j` for source word i and target word j, from 0."""
-    found = []
+    """Word alignments in Pharaoh format: a line a pair, `i-j` for source word i and target word j, from 0.
+
+    Raises:
+        InputError: A cell that is no link.
+    """
+    links = []
     for number, line in enumerate(text_lines(path), start=1):
         cells = line.split()
         wrong = [cell for cell in cells if not _PHARAOH.fullmatch(cell)]
         if wrong:
             raise InputError(f"{path}: line {number}: expected links as 0-0 1-2, found {wrong[0]!r}")
-        found.append(tuple((int(i), int(j)) for i, j in (cell.split("-") for cell in cells)))
-    return tuple(found)
+        links.append(tuple((int(i), int(j)) for i, j in (cell.split("-") for cell in cells)))
+    return tuple(links)
 
 
 def dictionary_links(bitext: Bitext, dictionary: Mapping[str, Sequence[str]]) -> Bitext:
@@ -209,13 +243,13 @@ def dictionary_links(bitext: Bitext, dictionary: Mapping[str, Sequence[str]]) ->
     >>> dictionary_links(pair, {"dog": ["Hund"], "the": ["der", "die"]}).links
     (((0, 0), (1, 1)),)
     """
-    known = {word.casefold(): {t.casefold() for t in some} for word, some in dictionary.items()}
+    known = {word.casefold(): {t.casefold() for t in words} for word, words in dictionary.items()}
     links = tuple(
         tuple(
             (i, j)
             for i, word in enumerate(source)
-            for j, other in enumerate(target)
-            if other.casefold() in known.get(word.casefold(), ())
+            for j, translation in enumerate(target)
+            if translation.casefold() in known.get(word.casefold(), ())
         )
         for source, target in zip(bitext.source, bitext.target, strict=True)
     )
@@ -248,7 +282,7 @@ def _dataset_pairs(name: str, columns: tuple[str, str]) -> list[tuple[str, str]]
 
 
 def text_hash(sentence: str | Sequence[str]) -> str:
-    """sha256 of a sentence: NFKC, case folded, white space and punctuation left out, so spacing cannot hide a copy.
+    """sha256 of a sentence, NFKC, case folded, without white space and punctuation: spacing cannot hide a copy.
 
     >>> text_hash("Don't go!") == text_hash(["Do", "n't", "go", "!"]) != text_hash("Go on!")
     True
@@ -260,12 +294,12 @@ def text_hash(sentence: str | Sequence[str]) -> str:
 
 
 def overlap(texts: Mapping[str, Sequence[str | Sequence[str]]]) -> pd.DataFrame:
-    """Frame: a, b, shared, n_a, n_b: how many different texts of a stand in b too, for each two of the named corpora.
+    """Frame a, b, shared, n_a, n_b: how many different texts of a stand in b too, for each two of the named corpora.
 
     >>> overlap({"alignment": ["Hello.", "One"], "task": ["hello", "Two"]}).iloc[0].to_dict()
     {'a': 'alignment', 'b': 'task', 'shared': 1, 'n_a': 2, 'n_b': 2}
     """
-    hashes = {name: {text_hash(text) for text in some} for name, some in texts.items()}
+    hashes = {name: set(map(text_hash, corpus)) for name, corpus in texts.items()}
     rows = [
         (a, b, len(hashes[a] & hashes[b]), len(hashes[a]), len(hashes[b])) for a, b in combinations(hashes, 2)
     ]
@@ -273,7 +307,11 @@ def overlap(texts: Mapping[str, Sequence[str | Sequence[str]]]) -> pd.DataFrame:
 
 
 def text_lines(path: str | Path) -> list[str]:
-    r"""Lines of a UTF-8 file, without their ends (only \n ends a line: texts hold other separators)."""
+    r"""Lines of a UTF-8 file, without their ends (only \n ends a line: texts hold other separators).
+
+    Raises:
+        InputError: The file cannot be read, or is not UTF-8.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -34,7 +34,7 @@ from xlprobe.data.corpora import (
     text_hash,
 )
 
-__all__ = ["LANGUAGES", "DataFolder", "Names", "detached"]
+__all__ = ["CODES", "DataFolder", "Names", "detached"]
 
 
 class Names(NamedTuple):
@@ -46,7 +46,7 @@ class Names(NamedTuple):
 
 
 SOURCE = "en"
-LANGUAGES = {
+CODES = {
     "en": Names("English", "eng", "eng_Latn"),
     "de": Names("German", "deu", "deu_Latn"),
     "tr": Names("Turkish", "tur", "tur_Latn"),
@@ -56,10 +56,18 @@ LANGUAGES = {
 
 
 class DataFolder:
-    """The text of `folder`, read when it is asked for. `held_out`: how many PUD sentences are kept for distances.
+    """The text of `folder`; each file is read when it is first needed.
 
-    pairs: en-de and so on, of each language that has a Tatoeba file. Errors: `InputError` for a folder without these
-    corpora, for a language without pairs, and whatever the readers of `xlprobe.data.corpora` refuse, with file and line.
+    Args:
+        folder: The folder with ud, sib200 and tatoeba.
+        held_out: How many PUD sentences are kept for distances.
+
+    Attributes:
+        pairs: en-de and so on, of each language that has a Tatoeba file.
+
+    Raises:
+        InputError: A folder without these corpora, a language without pairs, and whatever the readers of
+            `xlprobe.data.corpora` refuse, with file and line.
     """
 
     def __init__(self, folder: str | Path, *, held_out: int = 300) -> None:
@@ -69,7 +77,7 @@ class DataFolder:
                 f"data: expected a folder with ud, sib200 and tatoeba, found no {missing[0]} in {self.folder}; name it "
                 "with --data, or in the environment as MECHEDIT_DATA"
             )
-        targets = [code for code in LANGUAGES if code != SOURCE and self._tatoeba(code)[1].is_file()]
+        targets = [code for code in CODES if code != SOURCE and self._tatoeba(code)[1].is_file()]
         if not targets:
             raise InputError(
                 f"data: {self.folder / 'tatoeba'} has pairs of no known language; expected files such as "
@@ -83,10 +91,10 @@ class DataFolder:
     def bitext(self, pair: str) -> Bitext:
         """Tatoeba's pairs, English first, without the sentences that are asked or measured."""
         code = self._target(pair)
-        found = load_bitext(*self._tatoeba(code))
-        sides = [tuple(detached(words) for words in side) for side in (found.source, found.target)]
-        kept = [row for row in zip(*sides, strict=True) if not any(map(self._asked, row))]
-        self._left[f"bitext {pair}"] = len(found) - len(kept)
+        pairs = load_bitext(*self._tatoeba(code))
+        sides = [tuple(map(detached, side)) for side in _sides(pairs)]
+        kept = [row for row in zip(*sides, strict=True) if not any(map(self._judges, row))]
+        self._left[f"bitext {pair}"] = len(pairs) - len(kept)
         if not kept:
             raise InputError(f"data: no pairs of {pair} are left without the sentences that are asked")
         return Bitext(tuple(a for a, _ in kept), tuple(b for _, b in kept))
@@ -106,13 +114,13 @@ class DataFolder:
 
     @lru_cache(maxsize=16)  # noqa: B019
     def tag_test(self, language: str) -> Labelled:
-        """PUD without its held-out sentences."""
+        """The sentences whose tags are asked: PUD without its held-out sentences."""
         corpus = self._pud(language)
         return _rows(corpus, [i for i, name in enumerate(corpus.ids) if name not in self._held_out_ids])
 
     @lru_cache(maxsize=16)  # noqa: B019
     def topic_test(self, language: str) -> Labelled:
-        """SIB-200's test part."""
+        """The texts whose topics are asked: SIB-200's test part."""
         return self._sib(language, "test")
 
     @lru_cache(maxsize=16)  # noqa: B019
@@ -135,15 +143,15 @@ class DataFolder:
         return dict(self._left)
 
     def overlap(self, *, pretraining: Sequence[str | Words] = ()) -> pd.DataFrame:
-        """`xlprobe.data.corpora.overlap` of all that a study uses: alignment, tasks, tests, distances; and `pretraining`."""
+        """What alignment, tasks, tests, distances (and `pretraining`) share: `xlprobe.data.corpora.overlap`."""
         codes = [self._target(pair) for pair in self.pairs]
         texts: dict[str, Sequence[str | Words]] = {"pre-training": pretraining} if pretraining else {}
         for pair in self.pairs:
             texts[f"alignment {pair}"] = [*self.bitext(pair).source, *self.bitext(pair).target]
         texts |= {"tags: train": self.tagged.words, "topics: train": self.topics(SOURCE).words}
-        asked = (SOURCE, *codes)
-        texts["tags: test"] = [w for code in asked for w in self.tag_test(code).words]
-        texts["topics: test"] = [w for code in asked for w in self.topic_test(code).words]
+        languages = (SOURCE, *codes)
+        texts["tags: test"] = [w for code in languages for w in self.tag_test(code).words]
+        texts["topics: test"] = [w for code in languages for w in self.topic_test(code).words]
         texts["distances"] = [w for p in self.pairs for s in _sides(self.held_out(p)) for w in s]
         return overlap(texts)
 
@@ -164,7 +172,7 @@ class DataFolder:
 
     @cached_property
     def _held_out_ids(self) -> frozenset[str]:
-        """The `held_out` first by the hash of the name, so that they are spread over PUD's parts."""
+        """The first ids in the order of their hashes, so that they are spread over PUD's parts."""
         ids = self._pud(SOURCE).ids
         if len(ids) < self.n_held_out + 4:
             raise InputError(
@@ -173,16 +181,16 @@ class DataFolder:
         return frozenset(sorted(ids, key=text_hash)[: self.n_held_out])
 
     @cached_property
-    def _asked_hashes(self) -> frozenset[str]:
+    def _judging_hashes(self) -> frozenset[str]:
         codes = (SOURCE, *map(self._target, self.pairs))
         texts = [w for code in codes for c in (self._pud(code), self._sib(code, "test")) for w in c.words]
         return frozenset(map(text_hash, texts))
 
-    def _asked(self, words: Words) -> bool:
-        return text_hash(words) in self._asked_hashes
+    def _judges(self, words: Words) -> bool:
+        return text_hash(words) in self._judging_hashes
 
     def _clean(self, name: str, corpus: Labelled) -> Labelled:
-        kept = [i for i, words in enumerate(corpus.words) if not self._asked(words)]
+        kept = [i for i, words in enumerate(corpus.words) if not self._judges(words)]
         self._left[name] = len(corpus) - len(kept)
         return _rows(corpus, kept)
 
@@ -197,37 +205,37 @@ class DataFolder:
 
     @lru_cache(maxsize=32)  # noqa: B019
     def _sib(self, language: str, part: str) -> Labelled:
-        found = load_sib200(self._sib_file(language, part))
-        return Labelled(tuple(map(detached, found.words)), found.labels, found.ids)
+        corpus = load_sib200(self._sib_file(language, part))
+        return Labelled(tuple(map(detached, corpus.words)), corpus.labels, corpus.ids)
 
     def _pud_file(self, language: str) -> Path:
-        return self.folder / "ud" / f"UD_{LANGUAGES[language].ud}-PUD" / f"{language}_pud-ud-test.conllu"
+        return self.folder / "ud" / f"UD_{CODES[language].ud}-PUD" / f"{language}_pud-ud-test.conllu"
 
     def _sib_file(self, language: str, part: str) -> Path:
-        return self.folder / "sib200" / LANGUAGES[language].flores / f"{part}.tsv"
+        return self.folder / "sib200" / CODES[language].flores / f"{part}.tsv"
 
     def _tatoeba(self, language: str) -> tuple[Path, Path]:
-        stem = self.folder / "tatoeba" / f"tatoeba.{LANGUAGES[language].iso}-eng"
-        return Path(f"{stem}.eng"), Path(f"{stem}.{LANGUAGES[language].iso}")
+        stem = self.folder / "tatoeba" / f"tatoeba.{CODES[language].iso}-eng"
+        return Path(f"{stem}.eng"), Path(f"{stem}.{CODES[language].iso}")
 
 
 def detached(words: Sequence[str]) -> Words:
     """The words with punctuation at their ends as words of its own, as Universal Dependencies writes them.
 
-    Punctuation inside a word (don't, 3.5) stays: no rule of ours splits what a language's own rules would.
+    Punctuation inside a word (don't, 3.5) stays, because only a language's own rules could split it.
 
     >>> detached(["«Maria", "isn't", "here...", "?"])
     ('«', 'Maria', "isn't", 'here', '.', '.', '.', '?')
     """
-    found: list[str] = []
+    pieces: list[str] = []
     for word in words:
         start, end = 0, len(word)
         while start < end and unicodedata.category(word[start])[0] == "P":
             start += 1
         while end > start and unicodedata.category(word[end - 1])[0] == "P":
             end -= 1
-        found += [*word[:start], *([word[start:end]] if start < end else []), *word[end:]]
-    return tuple(found)
+        pieces += [*word[:start], *([word[start:end]] if start < end else []), *word[end:]]
+    return tuple(pieces)
 
 
 def _rows(corpus: Labelled, rows: Sequence[int]) -> Labelled:

@@ -1,0 +1,1 @@
+"""The encoder: its batches, its states by hooks, the role of each parameter."""

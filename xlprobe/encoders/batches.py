@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from reports.errors import InputError
 
-__all__ = ["Batch", "Sentence", "Tokenized", "word_means"]
+__all__ = ["Batch", "Sentence", "Tokenized", "sentence_means", "word_means"]
 
 Sentence = str | Sequence[str]  # a text, or the words of one
 
@@ -26,8 +26,12 @@ Sentence = str | Sequence[str]  # a text, or the words of one
 class Batch:
     """B sentences padded on the right to T tokens.
 
-    input_ids, attention_mask [B, T]; word_ids [B, T]: the number of the token's word in its sentence, -1 at special
-    tokens and padding. `batch[rows]` takes rows and cuts the padding that they no longer need.
+    `batch[rows]` takes rows and cuts the padding that they no longer need.
+
+    Attributes:
+        input_ids: Token ids [B, T].
+        attention_mask: 1 at tokens, 0 at padding [B, T].
+        word_ids: The number of each token's word in its sentence [B, T], -1 at special tokens and padding.
     """
 
     input_ids: Tensor
@@ -45,18 +49,18 @@ class Batch:
 
     @property
     def content(self) -> Tensor:
-        """[B, T] bool: tokens of the text, special tokens and padding left out."""
+        """The tokens of the text [B, T], bool; special tokens and padding are left out."""
         return self.word_ids >= 0
 
     @property
     def firsts(self) -> Tensor:
-        """[B, T] bool: the first sub-word of each word."""
+        """The first sub-word of each word [B, T], bool."""
         before = torch.nn.functional.pad(self.word_ids[:, :-1], (1, 0), value=-1)
         return self.content & (self.word_ids != before)
 
     @property
     def lengths(self) -> Tensor:
-        """[B]: tokens of each sentence, special tokens included."""
+        """The number of tokens of each sentence [B], special tokens included."""
         return self.attention_mask.sum(dim=1)
 
     def to(self, device: torch.device | str) -> Batch:
@@ -64,7 +68,7 @@ class Batch:
         return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.word_ids.to(device))
 
     def chunks(self, size: int) -> Iterator[tuple[Tensor, Batch]]:
-        """(rows [n], their batch) of up to `size` sentences of like length: little padding, every row once."""
+        """Batches of up to `size` sentences of like length, each with its rows [n]; every row comes once."""
         for rows in torch.argsort(self.lengths, stable=True).split(size):
             yield rows, self[rows]
 
@@ -72,26 +76,39 @@ class Batch:
         return f"Batch({len(self)} sentences, {self.input_ids.shape[1]} tokens wide)"
 
 
-def word_means(states: Tensor, word_ids: Tensor) -> Tensor:
-    """The mean state of each word's sub-words: [..., B, W, d], nan for a word that was cut off, or that is none.
+def sentence_means(states: Tensor, batch: Batch) -> Tensor:
+    """The mean state [..., B, d] of each sentence's tokens, special tokens left out, of states [..., B, T, d].
 
-    states [..., B, T, d], word_ids [B, T] with −1 at special tokens and padding; W is the most words of a sentence.
+    >>> batch = Batch(*(torch.tensor([row]) for row in ([0, 7, 8, 2], [1, 1, 1, 1], [-1, 0, 0, -1])))
+    >>> sentence_means(torch.tensor([[[9.0], [1.0], [3.0], [9.0]]]), batch).tolist()
+    [[2.0]]
+    """
+    content = batch.content[:, :, None].to(states.device)
+    return (states * content).sum(-2) / content.sum(-2).clamp(min=1)
+
+
+def word_means(states: Tensor, word_ids: Tensor) -> Tensor:
+    """The mean state of each word's sub-words [..., B, W, d], nan for a word that was cut off, or that is none.
+
+    Args:
+        states: Hidden states [..., B, T, d].
+        word_ids: The word of each token [B, T], −1 at special tokens and padding; W is the most words of a sentence.
 
     >>> states = torch.tensor([[[9.0], [1.0], [3.0], [5.0]]])
     >>> word_means(states, torch.tensor([[-1, 0, 0, 1]])).flatten().tolist()
     [2.0, 5.0]
     """
     words = torch.arange(int(word_ids.max()) + 1, device=word_ids.device)
-    own = (word_ids[:, None] == words[:, None]).to(states.dtype)
-    counts = own.sum(2, keepdim=True)
+    members = (word_ids[:, None] == words[:, None]).to(states.dtype)
+    counts = members.sum(2, keepdim=True)
     # Divided by 1 and then masked, not by 0: the gradient of 0 / 0 would spoil those of all words.
-    return (own @ states / counts.clamp(min=1)).masked_fill(counts == 0, torch.nan)
+    return (members @ states / counts.clamp(min=1)).masked_fill(counts == 0, torch.nan)
 
 
 class Tokenized:
-    """Sentences as token ids, each tokenized once: a training meets the same sentence again and again.
+    """Sentences as token ids, each tokenized once: training meets the same sentence again and again.
 
-    Holds the `LIMIT` sentences that came first; what comes after them is tokenized each time.
+    The first `LIMIT` sentences are kept; those that come after them are tokenized each time.
     """
 
     LIMIT = 50_000
@@ -101,7 +118,11 @@ class Tokenized:
         self._known: dict[tuple[int, Hashable], tuple[Tensor, Tensor]] = {}
 
     def encode(self, sentences: Sequence[Sentence], *, max_length: int) -> Batch:
-        """The batch of `sentences`, cut off at `max_length` tokens, special tokens included."""
+        """The batch of `sentences`, cut off at `max_length` tokens, special tokens included.
+
+        Raises:
+            InputError: One text instead of a list, no sentence, or texts and word lists together.
+        """
         if isinstance(sentences, str):
             raise InputError(
                 "sentences: expected a list of texts or of word lists, found one text; write [text]"
@@ -113,9 +134,9 @@ class Tokenized:
             raise InputError("sentences: expected all texts or all word lists, found both")
         keys = [(max_length, tuple(sentence) if split else sentence) for sentence in sentences]
         fresh = list(dict.fromkeys(key for key in keys if key not in self._known))
-        found = dict(zip(fresh, self._rows([key[1] for key in fresh], max_length), strict=True))
-        rows = [self._known.get(key) or found[key] for key in keys]
-        self._known.update(list(found.items())[: max(0, self.LIMIT - len(self._known))])
+        rows_of = dict(zip(fresh, self._rows([key[1] for key in fresh], max_length), strict=True))
+        rows = [self._known.get(key) or rows_of[key] for key in keys]
+        self._known.update(list(rows_of.items())[: max(0, self.LIMIT - len(self._known))])
         ids, numbers = [row[0] for row in rows], [row[1] for row in rows]
         pad = int(self.tokenizer.pad_token_id)
         return Batch(

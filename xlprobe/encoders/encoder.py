@@ -5,7 +5,7 @@ and checks it by a small forward pass. The encoder proper (`Encoder.model`: embe
 alignment and tasks share; the head of masked language modelling stands apart (`Encoder.lm_head`), because its
 gradients are never compared.
 
-Attention is Hugging Face's `sdpa` unless another implementation is asked for. Weights are safetensors only, and code
+Attention is Hugging Face's `sdpa` unless another implementation is chosen. Weights are safetensors only, and code
 that a checkpoint brings along is never run.
 """
 
@@ -52,16 +52,19 @@ def load_encoder(
 ) -> Encoder:
     """Load the embedded encoder ("langworld"), a local folder or a Hugging Face id ("xlm-roberta-base").
 
-    device: "auto" (CUDA where there is one), "cpu", "cuda"; dtype: "float32", "float64", "bfloat16", "float16";
-    attention: the implementation of transformers that computes it. A local folder causes no network traffic.
-
     A small forward pass checks the result: hooks give what `output_hidden_states` gives, bit for bit, every layer is
-    there, and every parameter has its role (`Encoder.parameter_table`).
+    there, and every parameter has its role (`Encoder.parameter_table`). A local folder causes no network traffic.
+
+    Args:
+        name: "langworld", a folder or an id.
+        device: "auto" (CUDA where there is one), "cpu" or "cuda".
+        dtype: "float32", "float64", "bfloat16" or "float16".
+        attention: The implementation of transformers that computes it.
 
     Raises:
-        InputError: no such folder and no id that can be fetched; no tokenizer files, or a slow tokenizer; an
-            architecture outside the BERT line; weights missing; not enough memory (both sizes).
-        IntegrityError: the hooks do not see what the model computes.
+        InputError: No such folder and no id that can be fetched; no tokenizer files, or a slow tokenizer; an
+            architecture outside the BERT line; weights missing; not enough memory (with both sizes).
+        IntegrityError: The hooks do not see what the model computes.
 
     >>> load_encoder("./no/such/folder")
     Traceback (most recent call last):
@@ -88,9 +91,15 @@ def load_encoder(
 class Encoder:
     """A masked-language-model encoder, its tokenizer, and its states by hooks. Get one from `load_encoder`.
 
-    model (the Hugging Face base model: embeddings and blocks), tokenizer, name, source (where it came from), lm_head
-    (the head of masked language modelling, or None where the checkpoint has none), n_layers, d_model, device, dtype.
-    Evaluation mode (dropout off); parameters require gradients.
+    The model is in evaluation mode (dropout off), and its parameters require gradients.
+
+    Attributes:
+        model: The Hugging Face base model: embeddings and blocks.
+        name: Name of the checkpoint.
+        source: Where it came from.
+        lm_head: The head of masked language modelling, or None where the checkpoint has none.
+        embeddings: The module whose output is layer 0.
+        blocks: The modules whose outputs are the layers above it.
 
     >>> encoder = load_encoder("langworld", device="cpu")
     >>> batch = encoder.encode(["one text", "another , longer one"])
@@ -127,12 +136,12 @@ class Encoder:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's own."""
+        """The checkpoint's own tokenizer."""
         return self._tokenized.tokenizer
 
     @property
     def n_layers(self) -> int:
-        """Blocks; the states have one layer more, the embeddings."""
+        """The number of blocks; the states have one layer more, the embeddings."""
         return len(self.blocks)
 
     @property
@@ -147,7 +156,7 @@ class Encoder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights and of all states."""
+        """The dtype of the weights and of all states."""
         return next(self.model.parameters()).dtype
 
     @property
@@ -158,7 +167,7 @@ class Encoder:
 
     @property
     def hash(self) -> str:
-        """sha256 over names, dtypes, shapes and bytes of the encoder's weights; again if one was written to."""
+        """sha256 over names, dtypes, shapes and bytes of the encoder's weights, computed anew after a write to one."""
         named = dict(self.model.named_parameters())
         written = tuple(weight._version for weight in named.values())
         if self._hash is None or self._hash[0] != written:
@@ -184,20 +193,23 @@ class Encoder:
     # -------------------------------------------------------------------------------------- text and states
 
     def encode(self, sentences: Sequence[Sentence], *, max_length: int | None = None) -> Batch:
-        """The batch of texts, or of word lists; longer sentences are cut off at `max_length` tokens."""
+        """The batch of texts, or of word lists; longer sentences are cut off at `max_length` tokens (`Tokenized`)."""
         return self._tokenized.encode(sentences, max_length=min(max_length or MAX_LENGTH, self.max_length))
 
     def forward(self, batch: Batch) -> Tensor:
-        """The last layer's states [B, T, d]: what a task head stands on."""
+        """The last layer's states [B, T, d], which a task head takes."""
         batch = batch.to(self.device)
         output = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         last: Tensor = output.last_hidden_state
         return last
 
     def states(self, batch: Batch) -> Tensor:
-        """[n_layers + 1, B, T, d]: layer 0 is the embeddings, layer i the output of block i - 1, all by hooks.
+        """The states of all layers [n_layers + 1, B, T, d]: 0 the embeddings, i the output of block i - 1, by hooks.
 
-        Equal to `output_hidden_states` bit for bit, and gradients flow. At padded positions the values mean nothing.
+        They equal `output_hidden_states` bit for bit, and gradients flow. Values at padded positions mean nothing.
+
+        Raises:
+            IntegrityError: A layer's hook did not fire.
         """
         seen: list[Tensor] = []
         with self._watch(seen.append):
@@ -207,7 +219,7 @@ class Encoder:
         return torch.stack(seen)
 
     def state(self, batch: Batch, layer: int) -> Tensor:
-        """[B, T, d]: `states(batch)[layer]`, without the blocks above it, in either direction."""
+        """One layer, `states(batch)[layer]` [B, T, d], without running the blocks above it."""
         seen: list[Tensor] = []
 
         def see(output: Tensor) -> None:
@@ -223,7 +235,7 @@ class Encoder:
 
     @contextlib.contextmanager
     def _watch(self, see: Callable[[Tensor], Any]) -> Iterator[None]:
-        """Calls `see` on the output of the embeddings and of each block, in order, for the length of the block."""
+        """Call `see` on the output of the embeddings and of each block, in order, inside the context."""
 
         def hook(module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
             see(output[0] if isinstance(output, tuple) else output)
@@ -238,11 +250,11 @@ class Encoder:
     # -------------------------------------------------------------------------------------- weights
 
     def parameter_table(self) -> pd.DataFrame:
-        """Frame: name, layer, group, numel; every parameter of `model` once (see `xlprobe.encoders.parameters`)."""
+        """Frame name, layer, group, numel: every parameter of `model` once (see `xlprobe.encoders.parameters`)."""
         return parameter_table(self.model)
 
     def copy(self) -> Encoder:
-        """The same encoder with weights of its own: training it leaves this one as it is."""
+        """The same encoder with weights of its own, so that training it leaves this one unchanged."""
         # One deep copy of both, so that the head's decoder stays tied to the embeddings.
         model, head = copy.deepcopy((self.model, self.lm_head))
         twin = Encoder(model, self.tokenizer, name=self.name, source=self.source, lm_head=head)
@@ -250,7 +262,11 @@ class Encoder:
         return twin
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write a checkpoint in Hugging Face's layout that `load_encoder` reads; the folder, as a Path."""
+        """Write a checkpoint in Hugging Face's layout that `load_encoder` reads; the folder.
+
+        Raises:
+            InputError: The folder holds files.
+        """
         path = Path(folder)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(
@@ -267,7 +283,12 @@ class Encoder:
         return path
 
     def self_check(self) -> None:
-        """Raises `InputError` or `IntegrityError` where this is not the encoder that the package takes it for."""
+        """Check that this is the encoder that the package takes it for.
+
+        Raises:
+            InputError: The tokenizer is another model's.
+            IntegrityError: Layers are missing, or the hooks do not see what the model computes.
+        """
         table = self.parameter_table()
         if sorted(set(table["layer"])) != list(range(self.n_layers + 1)):
             raise IntegrityError(
@@ -280,15 +301,16 @@ class Encoder:
             )
         with torch.no_grad():
             batch = batch.to(self.device)
-            said = self.model(
+            hidden = self.model(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True
             ).hidden_states
-            if len(said) != self.n_layers + 1 or not torch.equal(self.states(batch), torch.stack(list(said))):
+            states = torch.stack(list(hidden))
+            if len(hidden) != self.n_layers + 1 or not torch.equal(self.states(batch), states):
                 raise IntegrityError(f"{self.name}: the hooks do not see what the model computes")
 
 
 class _Reached(Exception):
-    """The layer that was asked for is there: no block above it need run."""
+    """The wanted layer is known: no block above it need run."""
 
 
 # ------------------------------------------------------------------------------------------ loading
@@ -301,13 +323,13 @@ def _require_architecture(folder: Path) -> None:
             f"encoder: {folder} has no config.json; it is no checkpoint in Hugging Face's layout"
         )
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (ValueError, OSError, TypeError, AttributeError, KeyError) as error:
         raise InputError(f"encoder: {folder / 'config.json'}: {first_line(error)}") from error
-    if found not in MODEL_TYPES:
+    if model_type not in MODEL_TYPES:
         raise InputError(
-            f"encoder: unknown architecture {found!r} in {folder / 'config.json'}; expected one of "
+            f"encoder: unknown architecture {model_type!r} in {folder / 'config.json'}; expected one of "
             f"{', '.join(MODEL_TYPES)}"
         )
 
@@ -333,9 +355,12 @@ def _model_type(folder: Path) -> str:
 def read_model(
     folder: Path, *, dtype: torch.dtype, attention: str
 ) -> tuple[PreTrainedModel, nn.Module | None]:
-    """The base model and its LM head (None where the checkpoint has none); any other missing weight is refused.
+    """The base model and its LM head (None where the checkpoint has none).
 
     Left alone, transformers draws missing weights at random and only logs it.
+
+    Raises:
+        InputError: The folder cannot be loaded, or a weight of the base model is missing.
     """
     load: Callable[..., Any] = AutoModelForMaskedLM.from_pretrained
     level = hf_logging.get_verbosity()

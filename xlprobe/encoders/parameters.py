@@ -31,10 +31,13 @@ _ROLES = {
 
 
 def parameter_table(model: nn.Module) -> pd.DataFrame:
-    """Frame: name, layer, group, numel, in the order of `model.named_parameters()`.
+    """Frame name, layer, group, numel, in the order of `model.named_parameters()`.
 
-    layer counts as hidden states do: 0 is the embeddings (with their own norm, group "embeddings"), block i is layer
-    i + 1. group is one of `GROUPS`. Errors: `InputError` for a parameter whose role is unknown.
+    Layers count as hidden states do: 0 is the embeddings (with their own norm, group "embeddings"), block i is layer
+    i + 1. Each group is one of `GROUPS`.
+
+    Raises:
+        InputError: The role of a parameter is unknown.
     """
     rows = [(name, *_place(name), parameter.numel()) for name, parameter in model.named_parameters()]
     return pd.DataFrame(rows, columns=["name", "layer", "group", "numel"])
@@ -43,10 +46,10 @@ def parameter_table(model: nn.Module) -> pd.DataFrame:
 def _place(name: str) -> tuple[int, str]:
     if name.startswith("embeddings."):
         return 0, "embeddings"
-    found = _BLOCK.fullmatch(name)
-    if found is None or found[2] not in _ROLES:
+    match = _BLOCK.fullmatch(name)
+    if match is None or match[2] not in _ROLES:
         raise InputError(
             f"model: parameter {name!r} has no role that is known here; expected an encoder of the BERT line: "
             "XLM-R, RoBERTa, CamemBERT, BERT"
         )
-    return int(found[1]) + 1, _ROLES[found[2]]
+    return int(match[1]) + 1, _ROLES[match[2]]

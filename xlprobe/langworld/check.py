@@ -22,34 +22,39 @@ FLOOR = 0.3  # masked-token accuracy that a shipped encoder must reach in each l
 
 @torch.no_grad()
 def check(encoder: Encoder, *, n: int = 300, seed: int = 1) -> pd.DataFrame:
-    """Frame: language, mlm_accuracy, low, high (Wilson), n, most_frequent (accuracy of always guessing the commonest
-    token), retrieval (weak, against the source, of `n` held-out pairs; nan for the source), floor, ok.
+    """Frame with one row a language; sentences are drawn with another seed than the training's.
 
-    Sentences are drawn with another seed than the training's.
+    Its columns: language, mlm_accuracy, low, high (Wilson), n, most_frequent (accuracy of always guessing the commonest
+    token), retrieval (weak, against the source, of `n` held-out pairs; nan for the source), floor, ok.
     """
     rows = []
     for language in LANGUAGES:
         batch = encoder.encode(monolingual(language, n, seed=0, draw_seed=derive(seed, "check")))
         right, total, guess = _masked_accuracy(encoder, batch, seed=derive(seed, language))
         low, high = wilson(right, total)
-        far = float("nan") if language == "source" else retrieval(encoder, bitext(language, n, "held_out"))
+        source = language == "source"
+        found_back = float("nan") if source else retrieval(encoder, bitext(language, n, "held_out"))
         share = right / total
-        rows.append((language, share, low, high, total, guess, far, FLOOR, share >= FLOOR))
+        rows.append((language, share, low, high, total, guess, found_back, FLOOR, share >= FLOOR))
     columns = ["language", "mlm_accuracy", "low", "high", "n", "most_frequent", "retrieval", "floor", "ok"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _masked_accuracy(encoder: Encoder, batch: Batch, *, seed: int) -> tuple[int, int, float]:
-    """(right, asked, share of the commonest token among those asked)."""
+    """How many masked tokens are right, how many there are, and the share of the commonest among them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         masked, labels = mask_tokens(batch, encoder.tokenizer)
-    asked, said = [], []
+    targets, guesses = [], []
     for rows, part in masked.chunks(128):
-        own = labels[rows, : part.input_ids.shape[1]]
-        states = encoder.forward(part)[own != IGNORE]
+        wanted = labels[rows, : part.input_ids.shape[1]]
+        states = encoder.forward(part)[wanted != IGNORE]
         assert encoder.lm_head is not None
-        said.append(encoder.lm_head(states).argmax(-1).cpu())
-        asked.append(own[own != IGNORE])
-    true = torch.cat(asked)
-    return int((torch.cat(said) == true).sum()), len(true), float(true.bincount().max() / len(true))
+        guesses.append(encoder.lm_head(states).argmax(-1).cpu())
+        targets.append(wanted[wanted != IGNORE])
+    tokens = torch.cat(targets)
+    return (
+        int((torch.cat(guesses) == tokens).sum()),
+        len(tokens),
+        float(tokens.bincount().max() / len(tokens)),
+    )

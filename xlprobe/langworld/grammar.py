@@ -3,8 +3,8 @@
 1. `draw` makes a `Clause` or two on a topic: who does what to whom, where, how. Content words come from the topic,
    from the words of any topic, or (one in ten) from another topic.
 2. `realise` writes it in a language. Every word knows the *slots* of the abstract sentence that it stands for, so
-   two languages are aligned wherever two words share a slot: no guess, also across word orders, and many to one where
-   a suffix does the work of a word.
+   two languages are aligned wherever two words share a slot: nothing is guessed, not even across word orders, and links
+   are many to one where a suffix does the work of a word.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TOPIC_SHARE, GENERIC_SHARE = 0.6, 0.9  # cumulative: topic, any, another topic
 
 @dataclass(frozen=True)
 class Noun:
-    """A noun phrase: `head` is (NOUN | PROPN | PRON, lemma)."""
+    """A noun phrase; `head` is (NOUN | PROPN | PRON, lemma)."""
 
     head: Concept
     plural: bool = False
@@ -41,7 +41,7 @@ class Noun:
 
 @dataclass(frozen=True)
 class Clause:
-    """subject verb [object] [adposition place], with an auxiliary and an adverb or without."""
+    """A clause: subject verb [object] [adposition place], with an auxiliary and an adverb or without."""
 
     subject: Noun
     verb: Concept
@@ -64,7 +64,7 @@ class Meaning:
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a sentence: form, Universal POS tag, and the slots of the meaning that it stands for."""
+    """A word of a sentence: its form, Universal POS tag, and the slots of the meaning that it stands for."""
 
     form: str
     tag: str
@@ -75,7 +75,7 @@ class Word:
 
 
 def draw(topic: str, rng: random.Random) -> Meaning:
-    """A sentence on `topic` by chance; four in ten have two clauses."""
+    """A random sentence on `topic`; four in ten have two clauses."""
     two = rng.random() < 0.4
     clauses = tuple(_clause(topic, rng) for _ in range(2 if two else 1))
     conjunction = ("CCONJ", rng.choice(GENERIC["CCONJ"].split())) if two else None
@@ -155,7 +155,7 @@ def realise(meaning: Meaning, language: str, *, seed: int = 0) -> list[Word]:
 
 
 def align_words(source: list[Word], target: list[Word]) -> list[tuple[int, int]]:
-    """(i, j) of every two words that share a slot, in order."""
+    """The (i, j) of every two words that share a slot, in order."""
     return [
         (i, j) for i, left in enumerate(source) for j, right in enumerate(target) if left.slots & right.slots
     ]
@@ -206,10 +206,10 @@ class _Writer:
         noun, adposition = self.noun(clause.place, f"{at}.place"), [self.word(clause.adposition, slot)]
         return noun + adposition if self.language.head_final else adposition + noun
 
-    def noun(self, noun: Noun, at: str, *more: str, case: tuple[str, ...] = ()) -> list[Word]:
-        """A noun phrase; `more` slots are expressed by the head's case."""
+    def noun(self, noun: Noun, at: str, *slots: str, case: tuple[str, ...] = ()) -> list[Word]:
+        """A noun phrase; the head's case expresses `slots`."""
         plural = ("plural",) if noun.plural and noun.head[0] == "NOUN" else ()
-        head = self.word(noun.head, f"{at}.head", *more, suffixes=(*plural, *case))
+        head = self.word(noun.head, f"{at}.head", *slots, suffixes=(*plural, *case))
         determiner = None if self.language.suffixing else noun.determiner
         parts = ((determiner, "determiner"), (noun.number, "number"), (noun.adjective, "adjective"))
         before = [self.word(concept, f"{at}.{part}") for concept, part in parts if concept]

@@ -88,9 +88,15 @@ NAMES: dict[str, str] = {
 class Language:
     """How a language differs from the source.
 
-    onsets, vowels, codas: its syllables; head_final: verb at the end, adjective, number and determiner behind the
-    noun, adposition behind its noun; suffixing: no determiners, and suffixes instead of adpositions and auxiliaries;
-    shared: share of the concepts that keep the source's form.
+    Attributes:
+        name: Name of the language.
+        description: The difference, in words.
+        onsets: Beginnings of its syllables.
+        vowels: Middles of its syllables.
+        codas: Ends of its syllables.
+        head_final: The verb comes last; adjective, number and determiner follow the noun, and so does an adposition.
+        suffixing: It has no determiners, and suffixes instead of adpositions and auxiliaries.
+        shared: Share of the concepts that keep the source's form.
     """
 
     name: str
@@ -138,7 +144,7 @@ LANGUAGES = {
 
 @cache
 def lexicon(seed: int = 0) -> dict[str, dict[Concept, str]]:
-    """{language: {concept: stem}}; suffixes of a language stand under the tag "SUFFIX".
+    """The stem of each concept in each language; suffixes stand under the tag "SUFFIX".
 
     >>> words = lexicon(0)
     >>> words["source"]["NOUN", "play"] if ("NOUN", "play") in words["source"] else words["source"]["VERB", "play"]
@@ -150,8 +156,8 @@ def lexicon(seed: int = 0) -> dict[str, dict[Concept, str]]:
     forms: dict[str, dict[Concept, str]] = {}
     for language in LANGUAGES.values():
         rng = random.Random(f"{seed}:lexicon:{language.name}")
-        own = [concept for concept in concepts() if concept[0] != "SUFFIX"]
-        kept = set(rng.sample(own, round(language.shared * len(own))))
+        words = [concept for concept in concepts() if concept[0] != "SUFFIX"]
+        kept = set(rng.sample(words, round(language.shared * len(words))))
         stems: dict[Concept, str] = {}
         for concept in concepts():
             if language.name == "source" and concept[0] == "SUFFIX":
@@ -167,13 +173,13 @@ def lexicon(seed: int = 0) -> dict[str, dict[Concept, str]]:
 
 @cache
 def concepts() -> tuple[Concept, ...]:
-    """Every concept, then the suffixes: plural of nouns, singular of verbs, object, and one per function word."""
-    found = [("NOUN", w) for nouns, _, _ in TOPICS.values() for w in nouns.split()]
-    found += [("VERB", w) for _, verbs, _ in TOPICS.values() for w in verbs.split()]
-    found += [("ADJ", w) for _, _, adjectives in TOPICS.values() for w in adjectives.split()]
-    found += [(tag, w) for tag, words in GENERIC.items() for w in words.split()]
-    found += [("SUFFIX", w) for w in ("plural", "singular", "object", *ADPOSITIONS, *AUXILIARIES)]
-    return tuple(dict.fromkeys(found))
+    """Every concept, then the suffixes: plural of nouns, singular of verbs, object, one for each function word."""
+    listed = [("NOUN", w) for nouns, _, _ in TOPICS.values() for w in nouns.split()]
+    listed += [("VERB", w) for _, verbs, _ in TOPICS.values() for w in verbs.split()]
+    listed += [("ADJ", w) for _, _, adjectives in TOPICS.values() for w in adjectives.split()]
+    listed += [(tag, w) for tag, words in GENERIC.items() for w in words.split()]
+    listed += [("SUFFIX", w) for w in ("plural", "singular", "object", *ADPOSITIONS, *AUXILIARIES)]
+    return tuple(dict.fromkeys(listed))
 
 
 def _new_word(language: Language, tag: str, rng: random.Random, taken: set[str]) -> str:

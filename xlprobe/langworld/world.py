@@ -1,7 +1,7 @@
 """Parallel sentences and tasks of the embedded languages, in the types of `xlprobe.data.corpora`.
 
-Every sentence belongs to one split, decided by the hash of its source text: what aligns, what is learned, what is
-asked and what distances are measured on never share a sentence, whoever draws them.
+The hash of a sentence's source text decides its split, so sets to align on, to learn from, to ask and to measure
+distances on never share a sentence, whoever draws them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Literal, get_args
 
 from reports.errors import InputError
 from xlprobe.data.corpora import Bitext, Labelled
+from xlprobe.data.tasks import Task
 from xlprobe.langworld.grammar import Meaning, align_words, draw, realise
 from xlprobe.langworld.lexicon import LANGUAGES, TOPICS
-from xlprobe.training.finetune import Task
 
 __all__ = ["Split", "bitext", "labelled", "meanings", "split_of", "task"]
 
@@ -34,22 +34,29 @@ def split_of(source: str) -> Split:
 
 @lru_cache(maxsize=16)
 def meanings(split: Split, n: int, *, seed: int = 0) -> tuple[Meaning, ...]:
-    """`n` different abstract sentences of a split, topics drawn alike."""
+    """`n` different abstract sentences of a split; every topic is as likely.
+
+    Raises:
+        InputError: No such split.
+    """
     if split not in SPLITS:
         raise InputError(f"split: expected one of {', '.join(SPLITS)}, found {split!r}")
-    rng, found, seen = random.Random(f"{seed}:{split}"), list[Meaning](), set[str]()
-    while len(found) < n:
+    rng, drawn, seen = random.Random(f"{seed}:{split}"), list[Meaning](), set[str]()
+    while len(drawn) < n:
         meaning = draw(rng.choice(tuple(TOPICS)), rng)
         text = " ".join(word.form for word in realise(meaning, "source"))
         if split_of(text) == split and text not in seen:
             seen.add(text)
-            found.append(meaning)
-    return tuple(found)
+            drawn.append(meaning)
+    return tuple(drawn)
 
 
 @lru_cache(maxsize=32)
 def bitext(language: str, n: int, split: Split = "bitext", *, seed: int = 0) -> Bitext:
     """`n` pairs of the source and `language`, with gold links.
+
+    Raises:
+        InputError: No such language.
 
     >>> pairs = bitext("order", 3)
     >>> len(pairs), all(len(links) > 1 for links in pairs.links)
@@ -68,7 +75,11 @@ def bitext(language: str, n: int, split: Split = "bitext", *, seed: int = 0) -> 
 def labelled(
     kind: Literal["pos", "topic"], language: str, n: int, split: Split, *, seed: int = 0
 ) -> Labelled:
-    """`n` sentences of a language with a tag for each word (pos) or their topic."""
+    """`n` sentences of a language with a tag for each word (pos) or their topic.
+
+    Raises:
+        InputError: No such language.
+    """
     _known(language)
     drawn = meanings(split, n, seed=seed)
     written = [realise(meaning, language) for meaning in drawn]
@@ -76,12 +87,16 @@ def labelled(
         tuple(word.tag for word in words) if kind == "pos" else (meaning.topic,)
         for meaning, words in zip(drawn, written, strict=True)
     ]
-    words = tuple(tuple(word.form for word in some) for some in written)
+    words = tuple(tuple(word.form for word in sentence) for sentence in written)
     return Labelled(words, tuple(labels), tuple(map(str, range(n))))
 
 
 def task(kind: Literal["pos", "topic"], *, n_train: int = 1600, n_test: int = 400, seed: int = 0) -> Task:
-    """Learned in the source language, asked in all five."""
+    """A task that is learned in the source language and asked in all five.
+
+    Raises:
+        InputError: No such task.
+    """
     if kind not in ("pos", "topic"):
         raise InputError(f"task: expected pos or topic, found {kind!r}")
     return Task(

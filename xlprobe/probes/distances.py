@@ -5,57 +5,58 @@ sentence is the mean of its content tokens (special tokens left out), each align
 `xlprobe.probes.similarity` turns the matched vectors into matched, random and gap for each measure.
 
 Read the gap, never `matched` alone: XLM-R's space is anisotropic. Held out means used neither for alignment nor for
-the task: a distance on the alignment's own text says how well it was learnt by heart.
+the task: a distance on the alignment's own text says how well it was memorised.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from reports.errors import InputError
 from reports.results import Result
-from xlprobe.encoders.batches import Sentence, word_means
+from reports.xl_figures import distance_curves
+from xlprobe.encoders.batches import Sentence, sentence_means, word_means
+from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.similarity import METRICS, measure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from xlprobe.encoders.encoder import Encoder
 
 __all__ = ["Distances", "Parallel", "distances"]
 
-Links = Sequence[tuple[int, int]]
-
 
 class Parallel(Protocol):
-    """Parallel text: `source[i]` and `target[i]` say the same, `links[i]` are the pairs of their words that do."""
+    """Parallel text: `source[i]` and `target[i]` have one meaning, and so have the pairs of words `links[i]`."""
 
     @property
     def source(self) -> Sequence[Sentence]:
-        """Sentences of one language, as texts or word lists."""
+        """The sentences of one language, as texts or word lists."""
 
     @property
     def target(self) -> Sequence[Sentence]:
         """The same sentences in the other language."""
 
     @property
-    def links(self) -> Sequence[Links] | None:
+    def links(self) -> Sequence[Sequence[tuple[int, int]]] | None:
         """Word alignments (source word, target word), or None."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Distances(Result):
-    """Frame `layers`: layer, level ("sentence" | "token"), metric, matched, random, gap, low, high, n.
+    """The measures of two languages on every layer.
 
-    `low`, `high` are the 95 % interval of `gap` = matched − random over n pairs (`xlprobe.probes.similarity.measure`).
     A smaller distance is a *negative* gap of "euclidean", and a positive one of all other measures.
+
+    Attributes:
+        layers: Frame layer, level ("sentence" | "token"), metric, matched, random, gap = matched − random, low and high
+            (its 95 % interval over n pairs, `xlprobe.probes.similarity.measure`), n.
+        encoder: Name of the encoder.
+        n_cut: The number of pairs that the sample left out.
     """
 
     kind: ClassVar[str] = "distances"
@@ -66,16 +67,18 @@ class Distances(Result):
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def value(self, metric: str, *, layer: int, level: str = "sentence", column: str = "matched") -> float:
-        """One number of the frame. Errors: `InputError` where it has no such row."""
-        found = self.layers.query("metric == @metric and layer == @layer and level == @level")
-        if found.empty:
+        """One number of the frame.
+
+        Raises:
+            InputError: The frame has no such row.
+        """
+        rows = self.layers.query("metric == @metric and layer == @layer and level == @level")
+        if rows.empty:
             raise InputError(f"metric: no row {metric!r}, layer {layer}, level {level!r} in these distances")
-        return float(found[column].iloc[0])
+        return float(rows[column].iloc[0])
 
     def plot(self, level: str = "sentence") -> list[Axes]:
-        """Gap against layer, a panel for each measure; returns the axes."""
-        from reports.xl_figures import distance_curves  # here: matplotlib is slow to import
-
+        """Draw the gap against the layer, a panel for each measure; the axes."""
         rows = self.layers[self.layers["level"] == level].assign(stage=self.encoder)
         return distance_curves(rows)
 
@@ -93,9 +96,21 @@ def distances(
 ) -> Distances:
     """The measures `metrics` on every layer, by sentence and, where there are links, by word.
 
-    Words: only one-to-one links, and none between identical strings (names, digits, punctuation: they are close in any
-    encoder). Of more than `max_pairs` pairs a seeded sample is taken: retrieval gets harder as n grows, so compare
-    encoders on the same n. Errors: `InputError` for sides of unequal length or fewer than 4 pairs.
+    Word links that are not one-to-one are left out, and so are those between identical strings (names, digits,
+    punctuation), which are close in any encoder. Retrieval gets harder as n grows: compare encoders on the same n.
+
+    Args:
+        encoder: The encoder.
+        parallel: Held-out text.
+        metrics: Some of `xlprobe.probes.similarity.METRICS`.
+        batch_size: Sentences that go through the encoder at once.
+        max_pairs: Of more pairs (or links) than these a seeded sample is taken.
+        seed: Decides the sample, the intervals and the permutations.
+        progress: Show a progress bar.
+        provenance: What the result is to say of its origin.
+
+    Raises:
+        InputError: Sides of unequal length, fewer than 4 pairs, or fewer than 4 usable links.
 
     >>> from types import SimpleNamespace
     >>> from xlprobe.encoders.encoder import load_encoder
@@ -112,25 +127,18 @@ def distances(
     with tqdm(total=2 * len(keep), desc="distances", disable=not progress) as bar:
         left = _vectors(encoder, source, _words(links, 0), batch_size, bar)
         right = _vectors(encoder, target, _words(links, 1), batch_size, bar)
-    rows = []
     levels = {"sentence": (left[0], right[0])}
     if links is not None:
         levels["token"] = _both_there(left[1], right[1], max_pairs, seed)
-    for level, (x, y) in levels.items():
-        if level == "token" and x.shape[1] < 4:
-            raise InputError(
-                f"links: expected at least 4 one-to-one links of unlike words, found {x.shape[1]}"
-            )
-        for layer in range(len(x)):
-            for metric, gap in measure(x[layer], y[layer], metrics=metrics, seed=seed).items():
-                row = {
-                    "layer": layer,
-                    "level": level,
-                    "metric": metric,
-                    "matched": gap.matched,
-                    "random": gap.random,
-                }
-                rows.append({**row, "gap": gap.gap, "low": gap.low, "high": gap.high, "n": gap.n})
+        if (n := levels["token"][0].shape[1]) < 4:
+            raise InputError(f"links: expected at least 4 one-to-one links of unlike words, found {n}")
+    rows = [
+        {"layer": layer, "level": level, "metric": metric, "matched": gap.matched, "random": gap.random}
+        | {"gap": gap.gap, "low": gap.low, "high": gap.high, "n": gap.n}
+        for level, sides in levels.items()
+        for layer, (x, y) in enumerate(zip(*sides, strict=True))
+        for metric, gap in measure(x, y, metrics=metrics, seed=seed).items()
+    ]
     cut = len(parallel.source) - len(keep)
     return Distances(pd.DataFrame(rows), encoder.name, n_cut=cut, provenance=provenance or {})
 
@@ -143,21 +151,20 @@ def _vectors(
     batch_size: int,
     bar: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Sentence means [L + 1, n, d] and the vectors of the asked words, sentence by sentence [L + 1, m, d]."""
+    """Sentence means [L + 1, n, d] and the vectors of `words`, sentence by sentence [L + 1, m, d]."""
     batch = encoder.encode(sentences)
     pooled: list[Tensor] = [torch.empty(0)] * len(sentences)
-    found: list[Tensor] = [torch.empty(0)] * len(sentences)
+    taken: list[Tensor] = [torch.empty(0)] * len(sentences)
     for rows, part in batch.chunks(batch_size):
         states = encoder.states(part).float().cpu()
-        content = part.content.cpu()[None, :, :, None]
-        means = (states * content).sum(2) / content.sum(2).clamp(min=1)
+        means = sentence_means(states, part)
         by_word = word_means(states, part.word_ids.cpu()) if words is not None else states
-        for at, row in enumerate(rows.tolist()):
-            pooled[row] = means[:, at]
+        for i, row in enumerate(rows.tolist()):
+            pooled[row] = means[:, i]
             if words is not None:
-                found[row] = _taken(by_word[:, at], words[row])
+                taken[row] = _taken(by_word[:, i], words[row])
         bar.update(len(rows))
-    return torch.stack(pooled, 1), torch.cat(found, 1) if words is not None else torch.empty(0)
+    return torch.stack(pooled, 1), torch.cat(taken, 1) if words is not None else torch.empty(0)
 
 
 def _taken(by_word: Tensor, words: Sequence[int]) -> Tensor:
@@ -169,8 +176,8 @@ def _taken(by_word: Tensor, words: Sequence[int]) -> Tensor:
 
 def _both_there(left: Tensor, right: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:
     """The aligned words that neither side cut off, at most `most` of them."""
-    there = (left[0].isfinite() & right[0].isfinite()).all(-1)
-    left, right = left[:, there], right[:, there]
+    both = (left[0].isfinite() & right[0].isfinite()).all(-1)
+    left, right = left[:, both], right[:, both]
     keep = _sample(left.shape[1], most, seed)
     return left[:, keep], right[:, keep]
 
@@ -192,8 +199,8 @@ def _split(sentence: Sentence) -> Sequence[str]:
     return sentence.split() if isinstance(sentence, str) else sentence
 
 
-def _words(links: Sequence[Links] | None, side: int) -> list[list[int]] | None:
-    return None if links is None else [[pair[side] for pair in some] for some in links]
+def _words(links: Sequence[Sequence[tuple[int, int]]] | None, side: int) -> list[list[int]] | None:
+    return None if links is None else [[link[side] for link in pairs] for pairs in links]
 
 
 def _sample(n: int, most: int, seed: int) -> list[int]:

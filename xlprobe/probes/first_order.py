@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from xlprobe.probes.gradient_stream import Layout, Mean, probing
-
-if TYPE_CHECKING:
-    from xlprobe.probes.gradients import Loss
+from xlprobe.probes.gradient_stream import Layout, Loss, Mean, probing
 
 __all__ = ["first_order"]
 
@@ -32,10 +28,17 @@ def first_order(
     *,
     modules: Iterable[nn.Module],
 ) -> pd.DataFrame:
-    """Frame: relative_step (‖η g_align‖ / ‖θ‖), step (η), predicted, measured, symmetric (changes of the task's loss).
+    """Frame relative_step (‖η g_align‖ / ‖θ‖), step (η), predicted, measured, symmetric (changes of the task's loss).
 
-    `means` holds the closed means "task" and "align" of the same batches. One row a step; two passes over the task's
-    batches each. Empty for weights in half precision, which such a step would not move.
+    Each step is a row and takes two passes over the task's batches. The frame is empty for weights in half precision,
+    which such a step would not move.
+
+    Args:
+        layout: The shared parameters.
+        means: The closed means "task" and "align".
+        task: The task's loss, on the same batches as its mean.
+        steps: Lengths of the steps, relative to ‖θ‖.
+        modules: The encoder and the heads.
     """
     columns = ["relative_step", "step", "predicted", "measured", "symmetric"]
     wanted = [] if layout.parameters[0].dtype.itemsize < 4 else list(steps)

@@ -3,8 +3,8 @@
 Steps, for each batch of each loss:
 
 1. forward with dropout off, backward into the shared parameters alone (`backward(inputs=...)`: heads get nothing);
-2. the moment autograd has one parameter's gradient g_i, a hook reads ‖g_i‖² and, where asked, g_i · ḡ with another
-   loss's mean, adds g_i to this loss's buffer and frees it.
+2. as soon as autograd has one parameter's gradient g_i, a hook reads ‖g_i‖² and, if wanted, g_i · ḡ with another
+   loss's mean ḡ, adds g_i to this loss's buffer and frees it.
 
 So the memory above the model is the buffers that are compared, the activations of one batch and one parameter's
 gradient. An embedding's gradient is taken in its sparse form: the rows of the batch, not the whole vocabulary (for
@@ -22,6 +22,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
@@ -29,10 +30,27 @@ from torch import Tensor, nn
 
 from reports.errors import InputError
 
-__all__ = ["Layout", "Mean", "Moments", "dot", "probing"]
+__all__ = ["Layout", "Loss", "Mean", "Moments", "dot", "probing"]
 
 _CHUNK = 4096  # longest run that is summed in the gradient's own precision
 _BLOCK = 1024 * _CHUNK
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """A loss over batches, which should be of one size: each counts once.
+
+    Attributes:
+        name: Name of the loss, for tables and errors.
+        batches: Whatever `of` takes.
+        of: The mean over a batch's examples, a scalar with a graph.
+        modules: The heads that it goes through, so that their dropout is off too; they get no gradient.
+    """
+
+    name: str
+    batches: Sequence[Any]
+    of: Callable[[Any], Tensor]
+    modules: tuple[nn.Module, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,10 +58,10 @@ class Layout:
     """The shared parameters in the order of the buffer, each in one cell (layer, group).
 
     Attributes:
-        parameters: the tensors themselves.
-        slices: first and one past the last place of each in the flat buffer.
-        cell: index into `cells` for each parameter.
-        cells: frame layer, group, numel; one row a cell. Layer 0 is the embeddings, as in hidden states.
+        parameters: The tensors themselves.
+        slices: First and one past the last place of each in the flat buffer.
+        cell: Index into `cells` of each parameter.
+        cells: Frame layer, group, numel; one row a cell. Layer 0 is the embeddings, as in hidden states.
     """
 
     parameters: tuple[nn.Parameter, ...]
@@ -53,18 +71,19 @@ class Layout:
 
     @classmethod
     def of(cls, module: nn.Module, table: pd.DataFrame) -> Layout:
-        """From a table name, layer, group, whose names are parameters of `module`; one name each.
+        """The layout of a table name, layer, group, one row a parameter of `module`.
 
-        Errors: `InputError` for a name that the module lacks, for one that occurs twice, and for an empty table.
+        Raises:
+            InputError: A name that the module lacks or that occurs twice, or an empty table.
         """
-        own = dict(module.named_parameters())
+        named = dict(module.named_parameters())
         if table.empty:
             raise InputError("table: expected the shared parameters, one a row, found none")
         if twice := table.loc[table["name"].duplicated(), "name"].tolist():
             raise InputError(f"table: expected one row a parameter, found {twice[0]!r} twice")
-        if missing := [name for name in table["name"] if name not in own]:
+        if missing := [name for name in table["name"] if name not in named]:
             raise InputError(f"table: {missing[0]!r} is no parameter of {type(module).__name__}")
-        parameters = tuple(own[name] for name in table["name"])
+        parameters = tuple(named[name] for name in table["name"])
         ends = torch.tensor([p.numel() for p in parameters]).cumsum(0).tolist()
         keys = list(zip(table["layer"].astype(int), table["group"].astype(str), strict=True))
         cells = list(dict.fromkeys(keys))
@@ -77,16 +96,16 @@ class Layout:
 
     @property
     def numel(self) -> int:
-        """Length of a buffer."""
+        """The length of a buffer."""
         return self.slices[-1][1]
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """`flat` [numel] as one tensor a parameter, sharing memory."""
+        """One view of `flat` [numel] a parameter, sharing its memory."""
         pairs = zip(self.parameters, self.slices, strict=True)
         return [flat[start:end].view_as(parameter) for parameter, (start, end) in pairs]
 
     def dots(self, a: Tensor, b: Tensor) -> Tensor:
-        """a · b of two buffers in each cell: [n_cells], float64."""
+        """The dot product a · b of two buffers in each cell [n_cells], float64."""
         sums = torch.zeros(len(self.cells), dtype=torch.float64, device=a.device)
         for cell, (start, end) in zip(self.cell, self.slices, strict=True):
             sums[cell] += dot(a[start:end], b[start:end])
@@ -95,7 +114,13 @@ class Layout:
 
 @dataclass(frozen=True)
 class Moments:
-    """p and q of the module's formulas, for one set of parameters: `signal` = p, `square` = q, n batches."""
+    """The mean dot p and mean square q of the module's formulas, for one set of parameters.
+
+    Attributes:
+        signal: p.
+        square: q.
+        n: The number of batches.
+    """
 
     signal: float
     square: float
@@ -103,8 +128,10 @@ class Moments:
 
     @property
     def halves(self) -> float:
-        """The cosine of two halves of the batches: the mean dot over all ways to halve, over the mean square of a
-        half's norm; nan for fewer than two batches."""
+        """The cosine of two halves of the batches, nan for fewer than two batches.
+
+        It is the mean dot over all ways to halve, over the mean square of a half's norm.
+        """
         m = self.n // 2
         if m < 1:
             return math.nan
@@ -114,8 +141,8 @@ class Moments:
     def batches_for(self, cosine: float) -> float:
         """Batches after which the mean gradient is expected to have this cosine with the true one.
 
-        With noise ratio r = (q − p)/p a mean of n batches has cosine 1/√(1 + r/n), so n = r c²/(1 − c²); infinite
-        where the batches agree no more than chance would have it (p ≤ 0).
+        With noise ratio r = (q − p)/p a mean of n batches has cosine c = 1/√(1 + r/n), so n = r c²/(1 − c²). It is
+        infinite where the batches agree no more than by chance (p ≤ 0).
         """
         if not self.signal > 0:
             return math.inf
@@ -125,8 +152,11 @@ class Moments:
 class Mean:
     """The mean gradient of one loss over `layout`, added to batch by batch.
 
-    `flat` [numel] is the sum until `close`, the mean afterwards. `squares` and `along[name]` hold one row a batch
-    [n, n_cells]: ‖g_i‖² and g_i · ḡ_name.
+    Attributes:
+        flat: The sum until `close`, the mean afterwards [numel].
+        losses: The loss of each batch.
+        squares: ‖g_i‖² of each batch by cell [n_cells].
+        along: g_i · ḡ of each batch, with another loss's mean ḡ, by cell [n_cells].
     """
 
     def __init__(self, layout: Layout, name: str) -> None:
@@ -141,14 +171,18 @@ class Mean:
 
     @property
     def n(self) -> int:
-        """Batches seen."""
+        """The number of batches seen."""
         return len(self.losses)
 
     def add(self, loss: Tensor, *, against: Tensor | None = None) -> None:
-        """Backward of one batch's scalar `loss`; inside `probing(layout)`. `against` is another mean's `flat`.
+        """Add the gradient of one batch, inside `probing(layout)`; the batches before a bad one are kept.
 
-        Errors: `InputError` for a loss that is not one finite number, or that no shared parameter reaches; the
-        batches before it are kept.
+        Args:
+            loss: The batch's scalar loss.
+            against: Another mean's `flat`, with which the gradient is dotted.
+
+        Raises:
+            InputError: The loss is not one finite number, or no shared parameter reaches it.
         """
         where = f"{self.name}: the loss of batch {self.n}"
         if loss.numel() != 1:
@@ -161,13 +195,13 @@ class Mean:
             raise InputError(f"{where}: expected a loss that depends on the encoder, found one without graph")
         square, along = self._zeros(), self._zeros()
         views = self.layout.views(self.flat)
-        others: Sequence[Tensor | None] = (
+        means: Sequence[Tensor | None] = (
             self.layout.views(against) if against is not None else [None] * len(views)
         )
         handles = [
-            parameter.register_post_accumulate_grad_hook(_reader(view, other, square[cell], along[cell]))
-            for parameter, view, other, cell in zip(
-                self.layout.parameters, views, others, self.layout.cell, strict=True
+            parameter.register_post_accumulate_grad_hook(_reader(view, mean, square[cell], along[cell]))
+            for parameter, view, mean, cell in zip(
+                self.layout.parameters, views, means, self.layout.cell, strict=True
             )
         ]
         try:
@@ -190,7 +224,7 @@ class Mean:
         return self
 
     def moments(self, cells: Sequence[int], squared_norm: float) -> Moments:
-        """p and q over some cells; `squared_norm` is ‖mean‖² over the same cells."""
+        """The moments over some cells; `squared_norm` is ‖mean‖² over the same cells."""
         n = self.n
         square = float(torch.stack(self.squares)[:, list(cells)].sum()) / n
         signal = (n * squared_norm - square) / (n - 1) if n > 1 else math.nan
@@ -201,9 +235,10 @@ class Mean:
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """a · b of two dense tensors of one shape, float64: short runs in their own precision, the rest in float64.
+    """The dot product a · b of two dense tensors of one shape, float64.
 
-    One float32 dot over two million products is off by 1e-4; this is off by 1e-8, at the same speed.
+    Short runs are summed in their own precision, the runs' sums in float64: one float32 dot over two million products
+    is off by 1e-4, this by 1e-8, at the same speed.
 
     >>> float(dot(torch.full((3, 5000), 2.0), torch.full((3, 5000), 0.5)))
     15000.0
@@ -213,12 +248,11 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     if len(a) <= _CHUNK:
         return torch.linalg.vecdot(a, b).double()
     total = torch.zeros((), dtype=torch.float64, device=a.device)
-    for some, others in zip(
-        a.split(_BLOCK), b.split(_BLOCK), strict=True
-    ):  # so that no temporary grows with a
-        whole = len(some) // _CHUNK * _CHUNK
-        runs = torch.linalg.vecdot(some[:whole].view(-1, _CHUNK), others[:whole].view(-1, _CHUNK))
-        total += runs.sum(dtype=torch.float64) + torch.linalg.vecdot(some[whole:], others[whole:])
+    # By blocks, so that no temporary grows with a.
+    for left, right in zip(a.split(_BLOCK), b.split(_BLOCK), strict=True):
+        whole = len(left) // _CHUNK * _CHUNK
+        runs = torch.linalg.vecdot(left[:whole].view(-1, _CHUNK), right[:whole].view(-1, _CHUNK))
+        total += runs.sum(dtype=torch.float64) + torch.linalg.vecdot(left[whole:], right[whole:])
     return total
 
 
@@ -226,7 +260,7 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 def probing(layout: Layout, *modules: nn.Module) -> Iterator[None]:
     """Dropout off in `modules`, all of `layout`'s parameters open to gradients, embeddings' gradients sparse.
 
-    Leaving it, by any way, puts back each module's mode, each `requires_grad`, each `.grad` and each `sparse`.
+    Leaving it, in any way, restores each module's mode, each `requires_grad`, each `.grad` and each `sparse`.
     """
     inner = list({id(m): m for module in modules for m in module.modules()}.values())
     embeddings = [m for m in inner if isinstance(m, nn.Embedding)]
@@ -253,7 +287,7 @@ def probing(layout: Layout, *modules: nn.Module) -> Iterator[None]:
             p.grad = gradient
 
 
-def _reader(view: Tensor, other: Tensor | None, square: Tensor, along: Tensor) -> Callable[[Tensor], None]:
+def _reader(view: Tensor, mean: Tensor | None, square: Tensor, along: Tensor) -> Callable[[Tensor], None]:
     """The hook of one parameter: read its gradient, add it to the buffer, free it."""
 
     def read(parameter: Tensor) -> None:
@@ -264,13 +298,13 @@ def _reader(view: Tensor, other: Tensor | None, square: Tensor, along: Tensor) -
                 gradient = gradient.coalesce()
                 (rows,), values = gradient.indices(), gradient.values()
                 square.add_(dot(values, values))
-                if other is not None:
-                    along.add_(dot(values, other[rows]))
+                if mean is not None:
+                    along.add_(dot(values, mean[rows]))
                 view.index_add_(0, rows, values.to(view.dtype))
             else:
                 square.add_(dot(gradient, gradient))
-                if other is not None:
-                    along.add_(dot(gradient, other))
+                if mean is not None:
+                    along.add_(dot(gradient, mean))
                 view.add_(gradient)
         parameter.grad = None
 

@@ -6,7 +6,7 @@ Over the shared encoder parameters alone (heads never; the embeddings are a grou
     cosine = g_task · g_align / ‖g_task‖ ‖g_align‖,   ratio = ‖g_align‖ / ‖g_task‖
 
 for every cell (layer, group), every layer, every group and the whole encoder. A cosine near 0 means nothing without
-its yardsticks, so each row has, beside it:
+its yardsticks, so each row also has:
 
 - `task_halves`, `align_halves`: the cosine of two halves of the same loss's batches (averaged over all ways to
   halve). Far below 1, the mean gradients are mostly noise and every cosine is pulled to 0;
@@ -24,52 +24,42 @@ held fixed), without another pass and without another buffer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from matplotlib.axes import Axes
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from reports.errors import InputError
 from reports.results import Result
+from reports.xl_figures import cosine_heatmap
+from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.first_order import first_order
-from xlprobe.probes.gradient_stream import Layout, Mean, probing
+from xlprobe.probes.gradient_stream import Layout, Loss, Mean, probing
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from xlprobe.encoders.encoder import Encoder
-
-__all__ = ["Gradients", "Loss", "gradients", "mean_gradient"]
+__all__ = ["Gradients", "gradients", "mean_gradient"]
 
 ENOUGH = 0.95  # cosine with the true gradient that `*_batches` asks for
 _Z = 1.959964
 
 
-@dataclass(frozen=True, eq=False)
-class Loss:
-    """A loss over batches: `of(batch)` is its mean over the batch's examples, a scalar with a graph.
-
-    `modules` are the heads it goes through, so that their dropout is off too; they get no gradient. Batches should
-    be of one size: each counts once.
-    """
-
-    name: str
-    batches: Sequence[Any]
-    of: Callable[[Any], Tensor]
-    modules: tuple[nn.Module, ...] = ()
-
-
 @dataclass(frozen=True, repr=False, eq=False)
 class Gradients(Result):
-    """Frame `cells`: scope ("cell" | "layer" | "group" | "encoder"), layer and group (NA and "all" where summed over),
-    numel, then the columns of `xlprobe.probes.gradients`; norms in loss units per weight unit, unmeasured yardsticks nan.
+    """The cosines, norms and yardsticks of two losses on one encoder.
 
-    `first_order`: relative_step, step, predicted, measured, symmetric (see `xlprobe.probes.first_order`). `n`: batches of
-    each loss; `loss`: each loss's mean.
+    Attributes:
+        cells: Frame scope ("cell" | "layer" | "group" | "encoder"), layer and group (NA and "all" where summed over),
+            numel, then the columns of `xlprobe.probes.gradients`; norms in loss units per weight unit, yardsticks that
+            were not measured nan.
+        first_order: Frame relative_step, step, predicted, measured, symmetric (see `xlprobe.probes.first_order`).
+        task: Name of the task's loss.
+        alignment: Name of the alignment's loss.
+        n: The number of batches of each loss.
+        loss: Each loss's mean.
     """
 
     kind: ClassVar[str] = "gradients"
@@ -88,17 +78,17 @@ class Gradients(Result):
         return dict(self.cells[self.cells["scope"] == "encoder"].iloc[0])
 
     def scope(self, name: str) -> pd.DataFrame:
-        """The rows of one scope: cell, layer, group or encoder."""
+        """The rows of one scope: cell, layer, group or encoder.
+
+        Raises:
+            InputError: Another scope.
+        """
         if name not in set(self.cells["scope"]):
             raise InputError(f"scope: expected one of cell, layer, group, encoder, found {name!r}")
         return self.cells[self.cells["scope"] == name].reset_index(drop=True)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The cosine of every layer and group as a heat map; returns the axes."""
-        from reports.xl_figures import (
-            cosine_heatmap,
-        )  # here: matplotlib is slow to import and not always wanted
-
+        """Draw the cosine of every layer and group as a heat map; the axes."""
         return cosine_heatmap(self.scope("cell"), ax=ax)
 
 
@@ -113,17 +103,24 @@ def gradients(
     progress: bool = True,
     provenance: dict[str, Any] | None = None,
 ) -> Gradients:
-    """The cosines, norms and yardsticks of two losses on one encoder, which is left bit for bit as it was.
+    """The cosines, norms and yardsticks of two losses on one encoder, which remains unchanged bit for bit.
+
+    They are wrong where batches overlap or differ much in size: p, q and the interval take them for independent and
+    alike.
 
     Args:
-        task, alignment: the two losses; at least 2 batches of each, 4 of the alignment for an interval.
-        target: the task's loss on the target language; shuffled: the alignment's on pairs that do not belong together;
-            either may be the `mean_gradient` of that loss on this encoder, if it is known already.
-        steps: sizes of the first-order check, relative to ‖θ‖; none leaves the check out (its passes cost as much
+        encoder: The encoder whose parameters are shared.
+        task: The task's loss, of at least 2 batches.
+        alignment: The alignment's loss, of at least 2 batches, 4 for an interval.
+        target: The task's loss on the target language, or its `mean_gradient` on this encoder.
+        shuffled: The alignment's loss on pairs that do not belong together, or its `mean_gradient`.
+        steps: Sizes of the first-order check, relative to ‖θ‖; none leaves the check out (its passes cost as much
             again as the gradients' forward passes).
+        progress: Show a progress bar.
+        provenance: What the result is to say of its origin.
 
-    Errors: `InputError` for a loss without batches, or one that is not finite (with the number of its batch).
-    Wrong where batches overlap or differ much in size: p, q and the interval take them for independent and alike.
+    Raises:
+        InputError: A loss with fewer than 2 batches, or one that is not finite (with the number of its batch).
 
     >>> from xlprobe.encoders.encoder import load_encoder
     >>> encoder = load_encoder("langworld", device="cpu")
@@ -158,7 +155,8 @@ def gradients(
 def mean_gradient(encoder: Encoder, loss: Loss) -> Mean:
     """The mean gradient of one loss, to be a yardstick of several probes of the same encoder.
 
-    Errors: `InputError` as for `gradients`.
+    Raises:
+        InputError: As for `gradients`.
     """
     _check([loss])
     layout = Layout.of(encoder.model, encoder.parameter_table())

@@ -1,13 +1,13 @@
-"""Does padding or a batch mate change an example's gradient? To be known before any gradient probe is trusted.
+"""Does padding or a batch mate change an example's gradient? No gradient probe can be trusted before this is known.
 
-The gradient of one example over the encoder's parameters, taken alone and unpadded, is held against the same
+The gradient of one example over the encoder's parameters, taken alone and unpadded, is compared with the same
 example's
 
 - `repeat`: once more, the same way (what is left is the machine's own noise);
 - `padding`: padded to twice its length and more;
 - `batch mate`: in a batch with a longer sentence, its own loss alone counting;
 - `place`: as the last row of that batch;
-- `no mask`: padded, but with the mask forgotten: the control, which must be far off, or the checks see nothing.
+- `no mask`: padded, but with the mask forgotten: the control, which must be far off, otherwise the checks see nothing.
 
 Measured as ‖g − g₀‖ / ‖g₀‖, at most 1000 epsilons of the dtype or 5 %, and as cosine. The example's loss is the mean
 square of a fixed random direction of its content states, so every parameter takes part, and attention over all its
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -26,10 +25,8 @@ from torch.nn.functional import pad
 
 from reports.diagnosis import Check
 from xlprobe.encoders.batches import Batch, Sentence
+from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.gradient_stream import Layout, Mean, probing
-
-if TYPE_CHECKING:
-    from xlprobe.encoders.encoder import Encoder
 
 __all__ = ["CHECKS", "compare", "gradient", "invariance", "random_direction", "tolerance"]
 
@@ -44,15 +41,16 @@ def invariance(encoder: Encoder, sentences: Sequence[Sentence], *, seed: int = 0
     lengths = batch.lengths.tolist()
     layout = Layout.of(encoder.model, encoder.parameter_table())
     direction = random_direction(encoder, seed)
-    found: dict[str, list[tuple[float, float]]] = {check: [] for check in CHECKS}
+    errors: dict[str, list[tuple[float, float]]] = {check: [] for check in CHECKS}
     with probing(layout, encoder.model):
         for row in range(len(sentences)):
             alone = batch[[row]]
             mate = batch[[max(range(len(lengths)), key=lambda i: (i != row, lengths[i]))]]
-            true = gradient(encoder, layout, direction, alone)
-            for check, (asked, at) in _variants(encoder, alone, mate).items():
-                found[check].append(compare(gradient(encoder, layout, direction, asked, row=at), true))
-    for check, pairs in found.items():
+            reference = gradient(encoder, layout, direction, alone)
+            for check, (variant, place) in _variants(encoder, alone, mate).items():
+                changed = gradient(encoder, layout, direction, variant, row=place)
+                errors[check].append(compare(changed, reference))
+    for check, pairs in errors.items():
         control = check == "no mask"
         measured = (min if control else max)(relative for relative, _ in pairs)
         yield Check(
@@ -70,12 +68,12 @@ def invariance(encoder: Encoder, sentences: Sequence[Sentence], *, seed: int = 0
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """1000 epsilons, and never more than 5 %: in half precision 1000 epsilons would hold anything."""
+    """1000 epsilons, and never more than 5 %: in half precision 1000 epsilons would let anything pass."""
     return min(TOLERANCE * torch.finfo(dtype).eps, 0.05)
 
 
 def random_direction(encoder: Encoder, seed: int) -> Tensor:
-    """[d_model], the same for the same seed."""
+    """A direction [d_model], the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(encoder.d_model, generator=generator).to(encoder.device, encoder.dtype)
 
@@ -85,19 +83,19 @@ def _variants(encoder: Encoder, alone: Batch, mate: Batch) -> dict[str, tuple[Ba
     width = min(encoder.max_length, 2 * alone.input_ids.shape[1] + 3)
     padded = _widened(encoder, alone, width)
     pair = max(alone.input_ids.shape[1], mate.input_ids.shape[1])
-    own, other = _widened(encoder, alone, pair), _widened(encoder, mate, pair)
+    example, companion = _widened(encoder, alone, pair), _widened(encoder, mate, pair)
     unmasked = Batch(padded.input_ids, torch.ones_like(padded.attention_mask), padded.word_ids)
     return {
         "repeat": (alone, 0),
         "padding": (padded, 0),
-        "batch mate": (_stacked(own, other), 0),
-        "place": (_stacked(other, own), 1),
+        "batch mate": (_stacked(example, companion), 0),
+        "place": (_stacked(companion, example), 1),
         "no mask": (unmasked, 0),
     }
 
 
 def gradient(encoder: Encoder, layout: Layout, direction: Tensor, batch: Batch, *, row: int = 0) -> Tensor:
-    """The flat gradient of one row's loss."""
+    """The flat gradient [numel] of one row's loss."""
     states = encoder.forward(batch)[row]
     content = batch.content[row].to(states.device)
     mean = Mean(layout, "diagnose")
@@ -105,9 +103,9 @@ def gradient(encoder: Encoder, layout: Layout, direction: Tensor, batch: Batch, 
     return mean.flat
 
 
-def compare(gradient: Tensor, true: Tensor) -> tuple[float, float]:
-    """Relative distance and cosine, in float64."""
-    a, b = gradient.double(), true.double()
+def compare(gradient: Tensor, reference: Tensor) -> tuple[float, float]:
+    """Distance relative to the reference, and cosine, in float64."""
+    a, b = gradient.double(), reference.double()
     size = float(b.norm())
     if size == 0:
         return math.nan, math.nan
@@ -115,9 +113,9 @@ def compare(gradient: Tensor, true: Tensor) -> tuple[float, float]:
 
 
 def _widened(encoder: Encoder, batch: Batch, width: int) -> Batch:
-    more = (0, width - batch.input_ids.shape[1])
-    ids = pad(batch.input_ids, more, value=int(encoder.tokenizer.pad_token_id))
-    return Batch(ids, pad(batch.attention_mask, more), pad(batch.word_ids, more, value=-1))
+    extra = (0, width - batch.input_ids.shape[1])
+    ids = pad(batch.input_ids, extra, value=int(encoder.tokenizer.pad_token_id))
+    return Batch(ids, pad(batch.attention_mask, extra), pad(batch.word_ids, extra, value=-1))
 
 
 def _stacked(first: Batch, second: Batch) -> Batch:

@@ -37,7 +37,15 @@ _Z = 1.959964
 
 @dataclass(frozen=True)
 class Gap:
-    """One measure of one layer: `matched`, `random`, `gap` = matched − random with its 95 % interval, and n pairs."""
+    """One measure of one layer.
+
+    Attributes:
+        matched: The measure of the pairs.
+        random: The measure of vectors that do not belong together.
+        low: Lower end of the gap's 95 % interval.
+        high: Upper end.
+        n: The number of pairs.
+    """
 
     matched: float
     random: float
@@ -47,7 +55,7 @@ class Gap:
 
     @property
     def gap(self) -> float:
-        """matched − random."""
+        """The difference matched − random."""
         return self.matched - self.random
 
 
@@ -56,8 +64,10 @@ def measure(x: Tensor, y: Tensor, *, metrics: Sequence[str] = METRICS, seed: int
 
     Intervals: a bootstrap over pairs of the linearised gap s_ii − row_i − col_i + random (dropping pair i changes
     its row *and* its column) for cosine and distance, Wilson's for retrieval, a jackknife over 20 blocks for CKA.
-    Errors: `InputError` unless both are [n, d] with n >= 4 and finite.
-    Wrong for rows that repeat: a sentence that occurs twice cannot be retrieved (a tie counts as a miss).
+    It is wrong for rows that repeat: a sentence that occurs twice cannot be retrieved (a tie counts as a miss).
+
+    Raises:
+        InputError: Another metric, or x and y are not both [n, d] with n >= 4 and finite.
 
     >>> x = torch.eye(6, dtype=torch.float64)
     >>> gaps = measure(x, x)
@@ -84,7 +94,7 @@ def measure(x: Tensor, y: Tensor, *, metrics: Sequence[str] = METRICS, seed: int
 
 
 def retrieval_hits(x: Tensor, y: Tensor, *, strong: bool = False) -> Tensor:
-    """For each pair the share (0, ½, 1) of the two directions in which the partner is the nearest by cosine: [n].
+    """The share (0, ½, 1) of the two directions in which each pair's partner is the nearest by cosine [n].
 
     Weak: x_i searches all y, y_i all x. Strong: each also has the other rows of its own language against it. The
     partner must be nearer than every other: a tie is a miss.
@@ -98,11 +108,11 @@ def retrieval_hits(x: Tensor, y: Tensor, *, strong: bool = False) -> Tensor:
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Linear centred kernel alignment of x [n, d] and y [n, e], in [0, 1]: 1 where one is a rotation and scaling of
-    the other, nan where one of them does not vary.
+    """Linear centred kernel alignment of x [n, d] and y [n, e], in [0, 1].
 
-    ‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F) with centred columns. Wrong for n not well above d: it tends to 1 for any two clouds,
-    which is why `measure` shows the value for permuted rows beside it.
+    ‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F) with centred columns: 1 where one is a rotation and scaling of the other, nan where one
+    of them does not vary. It is wrong for n not well above d: it tends to 1 for any two clouds, which is why `measure`
+    also gives the value for permuted rows.
 
     >>> x = torch.eye(4, dtype=torch.float64)[:, :3]
     >>> round(linear_cka(x, 2 * x.flip(1)), 12)
@@ -118,7 +128,7 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
 
 
 def procrustes(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The orthogonal map of X onto Y: `(rotation [d, d], mean of x [d], mean of y [d])`.
+    """The orthogonal map of X onto Y: its rotation [d, d], the mean of x [d] and the mean of y [d].
 
     R = U Vᵀ with U S Vᵀ the SVD of X_cᵀ Y_c minimises ‖X_c R − Y_c‖_F over all orthogonal R [Schönemann 1966]; a row
     maps by (x − m_x) R + m_y. With n < d it is the identity's choice, not the data's, outside of the rows' span.
@@ -136,12 +146,12 @@ def procrustes(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _hits(across: Tensor, rival_x: Tensor | None = None, rival_y: Tensor | None = None) -> Tensor:
     """Hits of the cosines across [n, n]; `rival_x`, `rival_y` [n] are cosines that a partner must beat too."""
-    own = across.diagonal()
+    matched = across.diagonal()
     rivals = across.clone().fill_diagonal_(-torch.inf)
     from_x, from_y = rivals.amax(1), rivals.amax(0)
     if rival_x is not None and rival_y is not None:
         from_x, from_y = torch.maximum(from_x, rival_x), torch.maximum(from_y, rival_y)
-    return ((own > from_x).to(across.dtype) + (own > from_y).to(across.dtype)) / 2
+    return ((matched > from_x).to(across.dtype) + (matched > from_y).to(across.dtype)) / 2
 
 
 def _nearest(x: Tensor) -> Tensor:
@@ -153,11 +163,11 @@ def _nearest(x: Tensor) -> Tensor:
 def _pairs(scores: Tensor, seed: int) -> Gap:
     """Diagonal against off-diagonal of s [n, n]."""
     n = len(scores)
-    own = scores.diagonal()
-    rows, columns = (scores.sum(1) - own) / (n - 1), (scores.sum(0) - own) / (n - 1)
+    matched = scores.diagonal()
+    rows, columns = (scores.sum(1) - matched) / (n - 1), (scores.sum(0) - matched) / (n - 1)
     random = float(rows.mean())
-    low, high = bootstrap_mean((own - rows - columns + random).cpu().numpy(), seed=seed)
-    return Gap(float(own.mean()), random, low, high, n)
+    low, high = bootstrap_mean((matched - rows - columns + random).cpu().numpy(), seed=seed)
+    return Gap(float(matched.mean()), random, low, high, n)
 
 
 def _share(hits: Tensor, chance: float) -> Gap:
@@ -178,21 +188,20 @@ def _rotated(x: Tensor, y: Tensor, generator: torch.Generator) -> Gap:
 
 
 def _cka_gap(x: Tensor, y: Tensor, generator: torch.Generator) -> Gap:
-    """CKA of the pairs against the mean over `_SHUFFLES` permutations, each also with every block left out."""
+    """CKA of the pairs against the mean over `_SHUFFLES` permutations, with all rows and without each block."""
     n, blocks = len(x), min(_BLOCKS, len(x))
     orders = [torch.randperm(n, generator=generator).to(x.device) for _ in range(_SHUFFLES + 1)]
     block = orders.pop()
-    members = torch.full(
-        (blocks, math.ceil(n / blocks)), n, device=x.device
-    )  # n: the row of zeros behind the last
+    # The number n is the row of zeros behind the last.
+    members = torch.full((blocks, math.ceil(n / blocks)), n, device=x.device)
     members[block % blocks, block // blocks] = torch.arange(n, device=x.device)
     x, y = pad(x, (0, 0, 0, 1)), pad(y, (0, 0, 0, 1))
-    own, norm_x = _cross_norms(x[members], y[members], n), _cross_norms(x[members], x[members], n)
-    matched = own.square() / (norm_x * _cross_norms(y[members], y[members], n))
+    paired, norm_x = _cross_norms(x[members], y[members], n), _cross_norms(x[members], x[members], n)
+    matched = paired.square() / (norm_x * _cross_norms(y[members], y[members], n))
     random = torch.zeros_like(matched)
     for order in orders:
-        other = y[torch.cat([order, order.new_tensor([n])])[members]]
-        cross, norm_y = _cross_norms(x[members], other, n), _cross_norms(other, other, n)
+        permuted = y[torch.cat([order, order.new_tensor([n])])[members]]
+        cross, norm_y = _cross_norms(x[members], permuted, n), _cross_norms(permuted, permuted, n)
         random += cross.square() / (norm_x * norm_y) / len(orders)
     gap = float(matched[0] - random[0])
     error = float(((matched - random)[1:].var(correction=0) * (blocks - 1)).sqrt())

@@ -1,0 +1,1 @@
+"""Whole runs: configuration, plan, run and page."""

@@ -15,21 +15,19 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 
 from experiments.runs import RunFolder
 from reports.errors import InputError
 from xlprobe.data.data_folder import SOURCE, DataFolder
+from xlprobe.encoders.encoder import Encoder
 from xlprobe.recipes.study import Material, StudyBase
 from xlprobe.training.loop import Training
 from xlprobe.training.pretrain import Shape, pretrain
 from xlprobe.transfer.file_lab import FileLab, FileSizes
-from xlprobe.transfer.world_lab import TASKS
-
-if TYPE_CHECKING:
-    from xlprobe.encoders.encoder import Encoder
+from xlprobe.transfer.laboratory import TASKS
 
 __all__ = [
     "Pretraining",
@@ -46,23 +44,27 @@ __all__ = [
 ALPHA = 0.3
 XLM_R = 278_000_000  # parameters of XLM-R base, embeddings included
 JUDGED = ("tags: test", "topics: test", "distances")
-SHAPE = Shape(vocabulary=8000, d_model=128, n_layers=4, n_heads=4, d_ffn=512, positions=192, dropout=0.1)
-TRAINING = Training(steps=6500, batch=64, lr=1e-3, warmup=500, decay=0.6, weight_decay=0.01)
+_SHAPE = Shape(vocabulary=8000, d_model=128, n_layers=4, n_heads=4, d_ffn=512, positions=192, dropout=0.1)
+_TRAINING = Training(steps=6500, batch=64, lr=1e-3, warmup=500, decay=0.6, weight_decay=0.01)
 
 
 @dataclass(frozen=True)
 class Pretraining:
     """The small encoder and its training."""
 
-    shape: Shape = SHAPE
-    training: Training = TRAINING
+    shape: Shape = _SHAPE
+    training: Training = _TRAINING
 
 
 @dataclass(frozen=True)
 class RealTextRecipe(StudyBase):
-    """A study of files: the folder `data` (empty: MECHEDIT_DATA), at most so much of it as `sizes` says.
+    """A study of files.
 
-    encoder: a folder or an id; empty: one that is pre-trained on the folder's text as `pretrain` says.
+    Attributes:
+        data: The folder; empty: MECHEDIT_DATA.
+        sizes: How much of it is used, at most.
+        encoder: A folder or an id; empty: one is pre-trained on the folder's text.
+        pretrain: The encoder that is pre-trained, and how.
     """
 
     experiment: ClassVar[str] = "real_text"
@@ -73,55 +75,59 @@ class RealTextRecipe(StudyBase):
     def material(self, out: Path, *, progress: bool) -> Material:
         """See `StudyBase`."""
         data = self.folder()
-        named = self.encoder or encoder_folder(data, out, self.pretrain, progress=progress)
-        encoder = self.load(named)
+        encoder = self.load(self.encoder or encoder_folder(data, out, self.pretrain, progress=progress))
 
-        def said() -> dict[str, Any]:
-            return {
-                "notes": text_report(data, out, pretrained=not self.encoder),
-                "caution": caution(encoder),
-            }
+        def describe() -> dict[str, Any]:
+            return {"notes": text_report(data, out, pretrained=not self.encoder), "caution": caution(encoder)}
 
-        return FileLab(encoder, data, self.sizes, seed=self.seed), said
+        return FileLab(encoder, data, self.sizes, seed=self.seed), describe
 
     def available(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """See `StudyBase`."""
         return self.folder().pairs, tuple(TASKS)
 
     def folder(self) -> DataFolder:
-        """The data. Errors: `InputError` where there is none, or it lacks something."""
+        """The data.
+
+        Raises:
+            InputError: There is none, or it lacks something.
+        """
         return DataFolder(data_path(self.data), held_out=self.sizes.held_out)
 
 
-def data_path(asked: str | None) -> Path:
-    """The data folder: `asked`, else MECHEDIT_DATA, itself or its folder `data`. Errors: `InputError` for neither."""
-    named = asked or os.environ.get("MECHEDIT_DATA")
+def data_path(given: str | None) -> Path:
+    """The data folder: the one given, otherwise MECHEDIT_DATA, itself or its folder `data`.
+
+    Raises:
+        InputError: Neither is there.
+    """
+    named = given or os.environ.get("MECHEDIT_DATA")
     if not named:
         raise InputError(
             "data: expected a folder with ud, sib200 and tatoeba; name it with --data, or in the environment as "
             "MECHEDIT_DATA"
         )
     path = Path(named)
-    return path / "data" if not asked and (path / "data").is_dir() else path
+    return path / "data" if not given and (path / "data").is_dir() else path
 
 
 def pretraining_texts(data: DataFolder) -> dict[str, list[str]]:
-    """Each language's sentences for pre-training, once each: EWT's training part and both sides of the pairs.
+    """The sentences of each language for pre-training, once each: EWT's training part and both sides of the pairs.
 
     Sentences that a study asks or measures are not among them (`DataFolder`).
     """
-    found: dict[str, dict[str, None]] = {SOURCE: dict.fromkeys(map(" ".join, data.tagged.words))}
+    sentences: dict[str, dict[str, None]] = {SOURCE: dict.fromkeys(map(" ".join, data.tagged.words))}
     for pair in data.pairs:
         bitext = data.bitext(pair)
         for language, side in zip(pair.split("-"), (bitext.source, bitext.target), strict=True):
-            found.setdefault(language, {}).update(dict.fromkeys(map(" ".join, side)))
-    return {language: list(texts) for language, texts in found.items()}
+            sentences.setdefault(language, {}).update(dict.fromkeys(map(" ".join, side)))
+    return {language: list(texts) for language, texts in sentences.items()}
 
 
 def balanced(texts: Mapping[str, Sequence[str]], *, alpha: float = ALPHA) -> list[str]:
     """All texts in one list, those of small languages repeated until their share is about n^alpha / Σ n^alpha.
 
-    The largest language's stand there once, another's round((n_largest / n)^(1 − alpha)) times.
+    The texts of the largest language come once, those of another round((n_largest / n)^(1 − alpha)) times.
 
     >>> balanced({"a": ["x"] * 100, "b": ["y"]}, alpha=0.5).count("y")
     10
@@ -129,20 +135,20 @@ def balanced(texts: Mapping[str, Sequence[str]], *, alpha: float = ALPHA) -> lis
     most = max(map(len, texts.values()))
     return [
         text
-        for some in texts.values()
-        for _ in range(round((most / len(some)) ** (1 - alpha)))
-        for text in some
+        for sentences in texts.values()
+        for _ in range(round((most / len(sentences)) ** (1 - alpha)))
+        for text in sentences
     ]
 
 
 def pretrain_on(data: DataFolder, out: Path, plan: Pretraining, *, progress: bool = True) -> Path:
-    """Pre-trains (or goes on pre-training) in `out`; the folder of the finished encoder, `out/model`."""
+    """Pre-train (or go on pre-training) in `out`; the folder of the finished encoder, `out/model`."""
     texts = balanced(pretraining_texts(data))
     return pretrain(texts, out, shape=plan.shape, training=plan.training, name="real text", progress=progress)
 
 
 def encoder_folder(data: DataFolder, out: str | Path, plan: Pretraining, *, progress: bool = True) -> str:
-    """The encoder that is pre-trained for the study in `out`: in `out`-encoder, once."""
+    """The folder of the encoder of the study in `out`, pre-trained once, in `out`-encoder."""
     folder = Path(f"{out}-encoder")
     if not (folder / "model").is_dir():
         pretrain_on(data, folder, plan, progress=progress)
@@ -152,10 +158,13 @@ def encoder_folder(data: DataFolder, out: str | Path, plan: Pretraining, *, prog
 def text_report(data: DataFolder, run_folder: str | Path, *, pretrained: bool) -> list[str]:
     """Notes for the page on the study's text; the whole table of overlap goes to `overlap.parquet` in the run folder.
 
-    `pretrained`: the encoder was pre-trained on this folder's text, which then belongs to the table.
+    Args:
+        data: The study's text.
+        run_folder: The study's run folder.
+        pretrained: The encoder was pre-trained on this text, which then belongs to the table.
     """
     texts = pretraining_texts(data) if pretrained else {}
-    table = data.overlap(pretraining=[text for some in texts.values() for text in some])
+    table = data.overlap(pretraining=[text for sentences in texts.values() for text in sentences])
     RunFolder(Path(run_folder), {}).write_frame("overlap", table)
     judged = table["a"].isin(JUDGED) | table["b"].isin(JUDGED)
     notes = [
@@ -165,13 +174,13 @@ def text_report(data: DataFolder, run_folder: str | Path, *, pretrained: bool) -
         "Word links of “token” are the pretrained encoder's own (mutual argmax); Tatoeba has no others.",
     ]
     if pretrained:
-        counts = ", ".join(f"{name} {len(some):,}" for name, some in texts.items())
+        counts = ", ".join(f"{name} {len(sentences):,}" for name, sentences in texts.items())
         notes.insert(0, f"The encoder was pre-trained here, on so many sentences: {counts}. It is not XLM-R.")
     return notes
 
 
 def caution(encoder: Encoder) -> str:
-    """What this study cannot show, by the size of its encoder."""
+    """What this study cannot show, which depends on the size of its encoder."""
     size = sum(weight.numel() for weight in encoder.model.parameters())
     if size >= XLM_R // 2:
         return "One encoder, and the pairs and tasks that are named: other encoders may behave otherwise."

@@ -1,7 +1,7 @@
 """A transfer study as one configuration: encoder, material, plan and sizes; what `xlprobe study` and `run` do with it.
 
 Steps of `run_study`: load the encoder, make the laboratory, run `transfer_study` into the folder, write its page; with
-`trial` also the advice on held-out pairs, in the sub folder's neighbour OUT-trial. The material is the recipe's: the
+`trial` also the advice on held-out pairs, in the folder OUT-trial. The material is the recipe's: the
 embedded languages (`StudyRecipe`) or files (`xlprobe.recipes.real_text.RealTextRecipe`).
 """
 
@@ -11,28 +11,38 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+import pandas as pd
 
 from experiments.checkpoints import local_bytes
 from experiments.recipe import Plan, recorded
-from xlprobe.encoders.encoder import EMBEDDED, load_encoder
+from xlprobe.encoders.encoder import EMBEDDED, Encoder, load_encoder
+from xlprobe.langworld.lexicon import LANGUAGES
+from xlprobe.recipes.page import write_page
+from xlprobe.training.conflict import AGGREGATORS, weights_of
+from xlprobe.transfer.laboratory import TASKS, Laboratory, Sizes
+from xlprobe.transfer.result import Study
 from xlprobe.transfer.study import StudyConfig, case_ids, transfer_study
-from xlprobe.transfer.world_lab import Sizes, WorldLab
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from xlprobe.encoders.encoder import Encoder
-    from xlprobe.transfer.result import Study
+from xlprobe.transfer.trial import advice_trial
+from xlprobe.transfer.world_lab import WorldLab
 
 __all__ = ["Material", "StudyBase", "StudyRecipe", "plan_study", "run_study"]
 
-Material = tuple[WorldLab, Callable[[], dict[str, Any]]]
+Material = tuple[Laboratory, Callable[[], dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class StudyBase(StudyConfig, ABC):
-    """`StudyConfig`, and how its encoder is loaded. trial: also test the advice."""
+    """A study's configuration with its encoder and its sizes.
+
+    Attributes:
+        encoder: A name, a folder or an id.
+        device: As for `load_encoder`, and so are dtype and attention.
+        seed: The laboratory's.
+        trial: Also test the advice.
+        sizes: How much text and training a study takes.
+    """
 
     experiment: ClassVar[str]
     encoder: str = ""
@@ -45,16 +55,16 @@ class StudyBase(StudyConfig, ABC):
 
     @property
     def plan(self) -> StudyConfig:
-        """What is crossed with what, alone."""
-        return StudyConfig(**{one.name: getattr(self, one.name) for one in fields(StudyConfig)})
+        """The configuration without encoder and sizes."""
+        return StudyConfig(**{key.name: getattr(self, key.name) for key in fields(StudyConfig)})
 
     def load(self, encoder: str) -> Encoder:
-        """This encoder, as the recipe says."""
+        """The encoder, loaded as the recipe says."""
         return load_encoder(encoder, device=self.device, dtype=self.dtype, attention=self.attention)
 
     @abstractmethod
     def material(self, out: Path, *, progress: bool) -> Material:
-        """The laboratory, and a function whose result is what `write_page` is to say of it once the study is done."""
+        """The laboratory, and what gives the arguments of `write_page` on it once the study is done."""
 
     @abstractmethod
     def available(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -74,27 +84,24 @@ class StudyRecipe(StudyBase):
 
     def available(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """See `StudyBase`."""
-        from xlprobe.langworld.lexicon import LANGUAGES
-        from xlprobe.transfer.world_lab import TASKS
-
         return tuple(f"source-{name}" for name in LANGUAGES if name != "source"), tuple(TASKS)
 
 
 def run_study(
     recipe: StudyBase, out: str | Path, *, progress: bool = True
 ) -> tuple[Study, pd.DataFrame | None, Path]:
-    """The study, the trial's frame (or None), and the page. Errors: as `transfer_study`."""
-    from xlprobe.recipes.demo import write_page
-    from xlprobe.training.conflict import AGGREGATORS, weights_of
-    from xlprobe.transfer.trial import advice_trial
+    """The study, the trial's frame (or None), and the page.
 
+    Raises:
+        InputError: As `transfer_study`, and for a trial without TorchJD.
+    """
     if recipe.trial:
-        weights_of(AGGREGATORS[0])  # an extra that is missing is said before hours of work
-    laboratory, said = recipe.material(Path(out), progress=progress)
-    asked = recorded(recipe.experiment, recipe)
-    study = transfer_study(laboratory, recipe.plan, out, progress=progress, recipe=asked)
+        weights_of(AGGREGATORS[0])  # a missing extra is an error before hours of work, not after
+    laboratory, describe = recipe.material(Path(out), progress=progress)
+    settings = recorded(recipe.experiment, recipe)
+    study = transfer_study(laboratory, recipe.plan, out, progress=progress, recipe=settings)
     title = "What alignment does to transfer"
-    report = write_page(study, out, model=repr(laboratory.encoder), title=title, **said())
+    report = write_page(study, out, model=repr(laboratory.encoder), title=title, **describe())
     trial = None
     if recipe.trial:
         trial = advice_trial(laboratory, study, f"{out}-trial", seeds=recipe.seeds, progress=progress)

@@ -1,10 +1,10 @@
 """Align an encoder on translation pairs: one objective or a weighted sum, some layers frozen, an early stop.
 
 1. Word links, where an objective needs them: those of the bitext, else the encoder's own (`xlprobe.training.links`).
-2. Training (`xlprobe.training.loop`) on a copy: the sum of weight · loss of the objectives (`xlprobe.training.objectives`, and `l2`
-   here), over all parameters but those of the frozen layers.
+2. Training (`xlprobe.training.loop`) of a copy: the sum of weight · loss of the objectives
+   (`xlprobe.training.objectives`, and `l2` here), over all parameters but those of the frozen layers.
 3. Every `check_every` steps weak retrieval on held-out pairs; training ends when it has not risen `patience` times,
-   and the best weights are put back.
+   and the best weights are restored.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from torch import Tensor, nn
 
 from reports.errors import InputError
 from xlprobe.data.corpora import Bitext
+from xlprobe.encoders.batches import sentence_means
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.similarity import retrieval_hits
 from xlprobe.training.links import argmax_links, usable_links
 from xlprobe.training.loop import Training, derive, train
-from xlprobe.training.objectives import Pair, linked_words, objective_loss, probe_layer
+from xlprobe.training.objectives import OBJECTIVES, Pair, linked_words, objective_loss, probe_layer
 
-__all__ = ["OBJECTIVES", "AlignmentLoss", "align", "freeze_layers", "l2_loss", "retrieval"]
+__all__ = ["ALIGNABLE", "AlignmentLoss", "align", "freeze_layers", "l2_loss", "retrieval"]
 
-OBJECTIVES = ("mlm", "sentence", "token", "tlm", "l2")
-WORDS = ("token", "l2")  # objectives that stand on word links
+ALIGNABLE = (*OBJECTIVES, "l2")
+WORDS = ("token", "l2")  # objectives that need word links
 DEFAULT = Training(steps=80, batch=24, lr=2e-3, warmup=10)
-PULL = 1.0  # weight of ‖θ − θ₀‖² beside the distance of aligned words
+PULL = 1.0  # weight of ‖θ − θ₀‖², added to the distance of aligned words
 
 
 def align(
@@ -46,15 +47,24 @@ def align(
     folder: Path | None = None,
     progress: bool = True,
 ) -> Encoder:
-    """An aligned copy of `encoder`; the encoder given stays as it is.
+    """An aligned copy of `encoder`, which remains unchanged.
 
-    objective: mlm, sentence, token, tlm, l2, or weights of several ({"sentence": 1.0, "mlm": 0.5}); freeze: layers
-    that are not trained (0: the embeddings); held_out: pairs for the early stop; folder: where checkpoints go, from
-    which the same call goes on. The default training suits the embedded encoder; XLM-R base takes lr 2e-5 and a batch
-    of 512, or 1e-4 and 128 [Xhelili et al. 2024].
+    Args:
+        encoder: The encoder to start from.
+        bitext: The pairs to align on.
+        objective: mlm, sentence, token, tlm, l2, or weights of several ({"sentence": 1.0, "mlm": 0.5}).
+        training: The default suits the embedded encoder; XLM-R base takes lr 2e-5 and a batch of 512, or 1e-4 and 128
+            [Xhelili et al. 2024].
+        freeze: Layers that are not trained (0: the embeddings).
+        held_out: Pairs for the early stop; without them there is none.
+        check_every: Steps between two checks of the early stop.
+        patience: Checks in a row without a rise that end the training.
+        folder: Where checkpoints go, from which the same call goes on.
+        progress: Show a progress bar.
 
-    Errors: `InputError` for an objective that does not exist, no LM head for mlm and tlm, no pairs, no usable word
-    link; `TrainingError` at a loss that is not finite.
+    Raises:
+        InputError: No such objective, no LM head for mlm and tlm, no pairs, or no usable word link.
+        TrainingError: The loss is not finite.
 
     >>> from xlprobe.encoders.encoder import load_encoder
     >>> encoder = load_encoder("langworld", device="cpu")
@@ -86,7 +96,11 @@ def align(
 
 
 def freeze_layers(encoder: Encoder, layers: Iterable[int]) -> list[nn.Parameter]:
-    """Switch the gradients of these layers off (0: the embeddings, i: block i − 1); the parameters that were."""
+    """Switch the gradients of these layers off (0: the embeddings, i: block i − 1); their parameters.
+
+    Raises:
+        InputError: A layer that the encoder lacks.
+    """
     chosen, known = set(layers), range(encoder.n_layers + 1)
     if not chosen <= set(known):
         raise InputError(
@@ -101,21 +115,24 @@ def freeze_layers(encoder: Encoder, layers: Iterable[int]) -> list[nn.Parameter]
 
 @torch.no_grad()
 def retrieval(encoder: Encoder, bitext: Bitext, *, batch_size: int = 128) -> float:
-    """Weak retrieval, both directions, of mean-pooled sentences in the layer where alignment is made: 0 to 1."""
+    """Weak retrieval (0 to 1), both directions, of mean-pooled sentences in the layer where alignment is made."""
     sides = []
     for sentences in (bitext.source, bitext.target):
         batch = encoder.encode(sentences)
         means = torch.empty(len(sentences), encoder.d_model)
         for rows, part in batch.chunks(batch_size):
             states = encoder.state(part, probe_layer(encoder.n_layers)).float().cpu()
-            content = part.content[:, :, None]
-            means[rows] = (states * content).sum(1) / content.sum(1).clamp(min=1)
+            means[rows] = sentence_means(states, part)
         sides.append(means)
     return float(retrieval_hits(*sides).mean())
 
 
 class AlignmentLoss(nn.Module):
-    """The weighted loss of the pairs `rows`: what `align` trains, and what joint fine-tuning adds to a task."""
+    """The weighted loss of some pairs, which `align` trains and joint fine-tuning adds to a task.
+
+    Raises:
+        InputError: As for `align`.
+    """
 
     def __init__(
         self, encoder: Encoder, bitext: Bitext, objective: str | Mapping[str, float], *, seed: int = 0
@@ -139,12 +156,12 @@ class AlignmentLoss(nn.Module):
         )
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Scalar."""
+        """The loss of the pairs with the numbers `rows` [n], a scalar."""
         pairs = [self.pairs[i] for i in rows.tolist()]
-        losses = [weight * self._one(name, pairs) for name, weight in self.weights.items()]
+        losses = [weight * self._loss(name, pairs) for name, weight in self.weights.items()]
         return torch.stack(losses).sum()
 
-    def _one(self, name: str, pairs: list[Pair]) -> Tensor:
+    def _loss(self, name: str, pairs: list[Pair]) -> Tensor:
         if name != "l2":
             return objective_loss(self.encoder, name, pairs, head=self.projection)
         drift = sum(
@@ -154,7 +171,11 @@ class AlignmentLoss(nn.Module):
 
 
 def l2_loss(encoder: Encoder, pairs: Sequence[Pair]) -> Tensor:
-    """Mean over aligned words of ‖f(w) − f(w')‖², in the layer where alignment is made [Cao et al. 2020]."""
+    """Mean over aligned words of ‖f(w) − f(w')‖², in the layer where alignment is made [Cao et al. 2020].
+
+    Raises:
+        InputError: No word of the pairs is linked.
+    """
     batch = encoder.encode([list(p[0]) for p in pairs] + [list(p[1]) for p in pairs]).to(encoder.device)
     x, y = linked_words(encoder.state(batch, probe_layer(encoder.n_layers)), batch, pairs)
     if not len(x):
@@ -164,7 +185,7 @@ def l2_loss(encoder: Encoder, pairs: Sequence[Pair]) -> Tensor:
 
 @dataclass
 class _Stop:
-    """The early stop: called after every step."""
+    """The early stop, called after every step."""
 
     encoder: Encoder
     held_out: Bitext
@@ -189,7 +210,7 @@ class _Stop:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the best weights back, if there was a check at all."""
+        """Restore the best weights, if there was a check at all."""
         if not self.kept:
             return
         for parameter, best in zip(self.encoder.model.parameters(), self.kept, strict=True):
@@ -199,12 +220,12 @@ class _Stop:
 def _weights(objective: str | Mapping[str, float]) -> dict[str, float]:
     weights = {objective: 1.0} if isinstance(objective, str) else dict(objective)
     for name, weight in weights.items():
-        if name not in OBJECTIVES:
-            raise InputError(f"objective: expected one of {', '.join(OBJECTIVES)}, found {name!r}")
+        if name not in ALIGNABLE:
+            raise InputError(f"objective: expected one of {', '.join(ALIGNABLE)}, found {name!r}")
         if not (math.isfinite(weight) and weight > 0):
             raise InputError(f"objective: expected a weight above 0 for {name}, found {weight}")
     if not weights:
-        raise InputError(f"objective: expected at least one of {', '.join(OBJECTIVES)}, found none")
+        raise InputError(f"objective: expected at least one of {', '.join(ALIGNABLE)}, found none")
     return weights
 
 
@@ -222,7 +243,7 @@ def _pairs(encoder: Encoder, bitext: Bitext, *, words: bool) -> list[Pair]:
 
 
 def _projection(width: int, seed: int) -> nn.Module:
-    """d → d → 128 [Wu & Dredze 2020], the same for the same seed."""
+    """The map d → d → 128 [Wu & Dredze 2020], the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "projection"))
         return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 128))

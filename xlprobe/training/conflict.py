@@ -1,4 +1,4 @@
-"""Conflict-aware training on two losses: the step's weights come from TorchJD, the step from any training loop.
+"""Conflict-aware training on two losses: TorchJD gives the step's weights, any training loop takes the step.
 
 UPGrad [Quinton & Rey 2024], PCGrad [Yu et al. 2020] and CAGrad [Liu et al. 2021] all step along a combination Jᵀ w of
 the losses' gradients whose weights depend on their Gram matrix J Jᵀ alone. `combine` finds that matrix over the shared
@@ -27,7 +27,8 @@ AGGREGATORS: tuple[Aggregator, ...] = get_args(Aggregator)
 def weights_of(aggregator: Aggregator) -> Callable[[Tensor], Tensor]:
     """TorchJD's weighting: a Gram matrix [m, m] to weights [m].
 
-    Errors: `InputError` for another aggregator, and where TorchJD is not installed (extra `conflict`).
+    Raises:
+        InputError: Another aggregator, or TorchJD is not installed (extra `conflict`).
 
     >>> gramian = torch.tensor([[1.0, 0.0], [0.0, 4.0]])
     >>> [round(w, 3) for w in weights_of("upgrad")(gramian).tolist()]  # no conflict: the mean of the losses
@@ -50,10 +51,13 @@ def weights_of(aggregator: Aggregator) -> Callable[[Tensor], Tensor]:
 
 
 def combine(losses: Sequence[Tensor], shared: Sequence[Tensor], aggregator: Aggregator) -> Tensor:
-    """Σ w_i · loss_i on the shared parameters, w from the losses' gradients on them.
+    """The scalar Σ w_i · loss_i, w from the losses' gradients on the shared parameters.
 
-    Costs one backward a loss more than the plain sum. Parameters without `requires_grad` are frozen and take no part.
-    Errors: `InputError` where nothing is shared.
+    It costs one backward pass a loss more than the plain sum. Parameters without `requires_grad` are frozen and take no
+    part.
+
+    Raises:
+        InputError: Every shared parameter is frozen.
 
     >>> x = torch.tensor([1.0, 1.0], requires_grad=True)
     >>> a, b = (x * torch.tensor([1.0, 0.0])).sum(), (x * torch.tensor([-2.0, 1.0])).sum()
@@ -73,8 +77,7 @@ def combine(losses: Sequence[Tensor], shared: Sequence[Tensor], aggregator: Aggr
             gramian[i, j] = gramian[j, i] = sum(
                 float(dot(a, b)) for a, b in pairs if a is not None and b is not None
             )
-    scale = (
-        gramian.diagonal().mean().clamp(min=1e-30)
-    )  # the weights do not depend on it, the solvers' tolerance does
+    # The weights do not depend on the scale, but the solvers' tolerance does.
+    scale = gramian.diagonal().mean().clamp(min=1e-30)
     weights = weights_of(aggregator)((gramian / scale).float()).tolist()
     return torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum()

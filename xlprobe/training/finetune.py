@@ -4,7 +4,7 @@
 - *Classification*: a linear layer over the mean of the last states of the text, special tokens left out.
 
 With `alignment`, fine-tuning sees an alignment loss too: `during` adds weight · loss to each step, `alternate` takes
-turns. Data order, head and dropout depend on the seed alone, so a run on the CPU is the same run twice.
+turns. The seed alone decides data order, head and dropout, so two runs on the CPU are the same run.
 """
 
 from __future__ import annotations
@@ -22,63 +22,57 @@ from reports.errors import InputError
 from reports.intervals import wilson
 from reports.results import Result
 from xlprobe.data.corpora import Bitext, Labelled
-from xlprobe.encoders.batches import Batch
+from xlprobe.data.tasks import Task
+from xlprobe.encoders.batches import Batch, sentence_means
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.training.alignment import AlignmentLoss, freeze_layers
+from xlprobe.training.conflict import Aggregator, combine
 from xlprobe.training.loop import Training, derive, train
 
-__all__ = ["Joint", "Task", "TaskModel", "TransferScores", "finetune", "finetune_seeds", "macro_f1"]
+__all__ = ["Joint", "TaskModel", "TransferScores", "finetune", "finetune_seeds", "macro_f1"]
 
-Kind = Literal["tagging", "classification"]
 DEFAULT = Training(steps=150, batch=32, lr=2e-3, warmup=10)
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is learned in one language (`train`) and asked in others (`test`: language to sentences).
-
-    labels: the classes of the head; empty: those of `train`. Errors: `InputError` where the training labels have fewer
-    than two classes, or one that is not among `labels`, or a sentence the wrong number.
-    """
-
-    kind: Kind
-    train: Labelled
-    test: Mapping[str, Labelled]
-    labels: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        found = tuple(sorted({label for some in self.train.labels for label in some}))
-        if len(found) < 2:
-            raise InputError(
-                f"task: expected at least two classes to train on, found {', '.join(found) or 'none'}"
-            )
-        if not self.labels:
-            object.__setattr__(self, "labels", found)
-        if strange := sorted(set(found) - set(self.labels)):
-            raise InputError(f"labels: expected all classes of train, {strange[0]!r} is not among them")
-        for name, corpus in {"train": self.train, **self.test}.items():
-            if not len(corpus):
-                raise InputError(f"task: {name} holds no sentences")
-            for number, (words, own) in enumerate(zip(corpus.words, corpus.labels, strict=True)):
-                if len(own) != (len(words) if self.kind == "tagging" else 1):
-                    raise InputError(
-                        f"task: {name}: sentence {number} has {len(own)} labels for {len(words)} words ({self.kind})"
-                    )
-
-
-@dataclass(frozen=True)
 class Joint:
-    """An alignment loss beside the task's: weight · objective on `bitext`, in each step or in every other."""
+    """An alignment loss that is trained with the task's, both in every step or each in turn.
+
+    Attributes:
+        bitext: The pairs to align on.
+        objective: As for `align`.
+        weight: What the alignment's loss is multiplied by; it counts for the aggregator "sum" alone.
+        schedule: "during" takes both losses in each step, "alternate" takes turns.
+        aggregator: How the two losses of a step become one: "sum", or conflicts settled by TorchJD
+            (`xlprobe.training.conflict`).
+
+    Raises:
+        InputError: An aggregator other than "sum" with the schedule "alternate".
+    """
 
     bitext: Bitext
     objective: str | Mapping[str, float]
     weight: float = 0.1
     schedule: Literal["during", "alternate"] = "during"
+    aggregator: Aggregator | Literal["sum"] = "sum"
+
+    def __post_init__(self) -> None:
+        if self.schedule == "alternate" and self.aggregator != "sum":
+            raise InputError(
+                f"aggregator: {self.aggregator} needs both losses in one step; expected the schedule during, found "
+                "alternate"
+            )
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class TransferScores(Result):
-    """scores: seed, language, accuracy, low, high (95 %, Wilson), macro_f1, n."""
+    """Scores of several fine-tunings.
+
+    Attributes:
+        scores: Frame seed, language, accuracy, low, high (95 %, Wilson), macro_f1, n.
+        encoder: Name of the encoder.
+        task: Kind of the task.
+    """
 
     kind: ClassVar[str] = "transfer_scores"
     scores: pd.DataFrame
@@ -86,7 +80,7 @@ class TransferScores(Result):
     task: str
 
     def summary(self) -> pd.DataFrame:
-        """Frame: language, accuracy and macro_f1 (means over seeds), sd of the accuracy (nan for one seed), seeds."""
+        """Frame language, accuracy and macro_f1 (means over seeds), sd of the accuracy (nan for one seed), seeds."""
         grouped = self.scores.groupby("language", sort=False)
         return grouped.agg(
             accuracy=("accuracy", "mean"),
@@ -97,7 +91,7 @@ class TransferScores(Result):
 
 
 class TaskModel(nn.Module):
-    """An encoder with a linear head for a task. `model(rows)` is the loss of training sentences `rows`, in nats."""
+    """An encoder with a linear head for a task; `model(rows)` is the loss of the training sentences `rows`, in nats."""
 
     def __init__(self, encoder: Encoder, task: Task, *, seed: int = 0) -> None:
         super().__init__()
@@ -107,52 +101,53 @@ class TaskModel(nn.Module):
             self.head = nn.Linear(encoder.d_model, len(task.labels)).to(encoder.device, encoder.dtype)
         self.batch = encoder.encode(task.train.words)
         counts = self._counts(self.batch)
-        self.targets = [self._numbers(own)[:n] for own, n in zip(task.train.labels, counts, strict=True)]
+        self.targets = [
+            [task.labels.index(label) for label in labels][:n]
+            for labels, n in zip(task.train.labels, counts, strict=True)
+        ]
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Mean cross entropy over the questions of the sentences `rows`."""
+        """Mean cross entropy over the questions of the sentences with the numbers `rows` [n]."""
         targets = torch.tensor([label for i in rows.tolist() for label in self.targets[i]])
         logits = self.logits(self.batch[rows]).float()
         return nn.functional.cross_entropy(logits, targets.to(logits.device))
 
     def logits(self, batch: Batch) -> Tensor:
-        """[questions, labels]: a question a word (tagging) or a text, in the order of the sentences."""
+        """The logits [questions, labels]: a question a word (tagging) or a text, in the order of the sentences."""
         batch = batch.to(self.encoder.device)
         states = self.encoder.forward(batch)
-        if self.task.kind == "tagging":
-            states = states[batch.firsts]
-        else:
-            content = batch.content[:, :, None]
-            states = (states * content).sum(1) / content.sum(1).clamp(min=1)
-        logits: Tensor = self.head(states)
+        tagging = self.task.kind == "tagging"
+        logits: Tensor = self.head(states[batch.firsts] if tagging else sentence_means(states, batch))
         return logits
 
     @torch.no_grad()
     def predict(self, sentences: Sequence[Sequence[str]], *, batch_size: int = 128) -> list[list[str]]:
         """The label of each word, or of each text; words that were cut off have none."""
         batch = self.encoder.encode(sentences)
-        found: list[list[str]] = [[] for _ in sentences]
+        labels: list[list[str]] = [[] for _ in sentences]
         for rows, part in batch.chunks(batch_size):
             best = [self.task.labels[i] for i in self.logits(part).argmax(-1).tolist()]
-            at = 0
+            start = 0
             for row, n in zip(rows.tolist(), self._counts(part), strict=True):
-                found[row], at = best[at : at + n], at + n
-        return found
+                labels[row], start = best[start : start + n], start + n
+        return labels
 
     def score(self, corpus: Labelled) -> dict[str, float]:
-        """accuracy, macro_f1 and n over all words (or texts); a word that was cut off counts as wrong."""
-        pairs = []
-        for said, true in zip(self.predict(corpus.words), corpus.labels, strict=True):
-            pairs += list(zip([*said, *[""] * (len(true) - len(said))], true, strict=True))
-        right = sum(a == b for a, b in pairs)
-        return {"accuracy": right / len(pairs), "macro_f1": macro_f1(pairs), "n": len(pairs)}
+        """The accuracy, macro_f1 and n over all words (or texts); a word that was cut off counts as wrong."""
+        answers = [answer for sentence in self.answers(corpus) for answer in sentence]
+        right = sum(guess == label for guess, label in answers)
+        return {"accuracy": right / len(answers), "macro_f1": macro_f1(answers), "n": len(answers)}
+
+    def answers(self, corpus: Labelled) -> list[list[tuple[str, str]]]:
+        """(predicted, true) of each word, or of each text, by sentence; the prediction of a cut-off word is empty."""
+        return [
+            list(zip([*guesses, *[""] * (len(labels) - len(guesses))], labels, strict=True))
+            for guesses, labels in zip(self.predict(corpus.words), corpus.labels, strict=True)
+        ]
 
     def _counts(self, batch: Batch) -> list[int]:
         counts: list[int] = batch.firsts.sum(1).tolist() if self.task.kind == "tagging" else [1] * len(batch)
         return counts
-
-    def _numbers(self, labels: Sequence[str]) -> list[int]:
-        return [self.task.labels.index(label) for label in labels]
 
 
 def finetune(
@@ -167,10 +162,19 @@ def finetune(
 ) -> TaskModel:
     """A task model on a copy of `encoder`, trained on the task's source language.
 
-    The default training suits the embedded encoder; for XLM-R base: tagging lr 2e-5, batch 32, 10 epochs; SIB-200 lr
-    1e-5, batch 32, 40 epochs. With `folder`, checkpoints go there and the same call goes on.
+    Args:
+        encoder: The encoder to start from, which remains unchanged.
+        task: What to learn.
+        training: The default suits the embedded encoder; for XLM-R base: tagging lr 2e-5, batch 32, 10 epochs; SIB-200
+            lr 1e-5, batch 32, 40 epochs.
+        alignment: An alignment loss beside the task's.
+        freeze: Layers that are not trained (0: the embeddings).
+        folder: Where checkpoints go, from which the same call goes on.
+        progress: Show a progress bar.
 
-    Errors: `InputError` (see `Task`); `TrainingError` at a loss that is not finite, the last checkpoint kept.
+    Raises:
+        InputError: A layer that does not exist, or a fault of the alignment (see `align`).
+        TrainingError: The loss is not finite; the last checkpoint is kept.
 
     >>> from xlprobe.encoders.encoder import load_encoder
     >>> corpus = Labelled((("this", "river"), ("my", "robot")), (("DET", "NOUN"),) * 2, ("0", "1"))
@@ -212,7 +216,10 @@ def finetune_seeds(
     freeze: Iterable[int] = (),
     progress: bool = True,
 ) -> TransferScores:
-    """One fine-tuning a seed, scored in every test language. Five seeds or more: one says nothing of its noise."""
+    """One fine-tuning a seed, scored in every test language; one seed alone says nothing of its noise.
+
+    The arguments are those of `finetune`; `seeds` take the place of the training's seed.
+    """
     rows, frozen = [], tuple(freeze)
     for seed in seeds:
         model = finetune(
@@ -233,7 +240,7 @@ def finetune_seeds(
 
 
 def macro_f1(pairs: Sequence[tuple[str, str]]) -> float:
-    """The mean, over the labels that occur on either side of (predicted, true), of 2 hits / (predicted + true).
+    """The mean of 2 hits / (predicted + true) over the labels that occur on either side of (predicted, true).
 
     An empty prediction is a miss of its true label and no label of its own.
 
@@ -249,22 +256,27 @@ def macro_f1(pairs: Sequence[tuple[str, str]]) -> float:
 
 
 class _JointLoss(nn.Module):
-    """Task and alignment: item i of the task goes with pair i of the bitext, round and round."""
+    """Task and alignment: item i of the task goes with pair i of the bitext, which begins anew when it ends."""
 
     def __init__(self, task: TaskModel, joint: Joint, seed: int) -> None:
         super().__init__()
         self.task, self.joint = task, joint
+        # The projection of conflict-aware training has always had the seed 0; saved trials go on with it.
+        seed = seed if joint.aggregator == "sum" else 0
         self.alignment = AlignmentLoss(task.encoder, joint.bitext, joint.objective, seed=seed)
         self.step = 0
 
     def begin(self, step: int) -> None:
-        """Whose turn it is depends on the step's number, which a resumed run knows; a count of calls begins anew."""
+        """Note the step's number, which decides whose turn it is: a resumed run knows it, unlike a count of calls."""
         self.step = step
 
     def forward(self, rows: Tensor) -> Tensor:
-        pairs = rows % len(self.alignment.pairs)
-        if self.joint.schedule == "during":
-            both: Tensor = self.task(rows) + self.joint.weight * self.alignment(pairs)
+        pairs, joint = rows % len(self.alignment.pairs), self.joint
+        if joint.aggregator != "sum":
+            losses = [self.task(rows), self.alignment(pairs)]
+            return combine(losses, list(self.task.encoder.model.parameters()), joint.aggregator)
+        if joint.schedule == "during":
+            both: Tensor = self.task(rows) + joint.weight * self.alignment(pairs)
             return both
-        one: Tensor = self.task(rows) if self.step % 2 == 0 else self.joint.weight * self.alignment(pairs)
-        return one
+        turn: Tensor = self.task(rows) if self.step % 2 == 0 else joint.weight * self.alignment(pairs)
+        return turn

@@ -1,7 +1,7 @@
 """Word links from an encoder itself (mutual argmax, as SimAlign), and which links can be trained on.
 
 Word i and word j are linked where each is the other's nearest by cosine, in the layer where alignment is made
-[Jalili Sabet et al. 2020, "argmax"]. Wrong where a word has several partners: at most one is found.
+[Jalili Sabet et al. 2020, "argmax"]. This is wrong where a word has several partners: at most one is found.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["argmax_links", "mutual_argmax", "usable_links"]
 
 
 def mutual_argmax(x: Tensor, y: Tensor) -> Links:
-    """The (i, j) of rows x [n, d], y [m, d] that are each other's nearest by cosine; rows with a nan have no link.
+    """The (i, j) of rows x [n, d], y [m, d] that are each other's nearest by cosine; a row with a nan has no link.
 
     >>> mutual_argmax(torch.eye(3)[:2], torch.eye(3)[[1, 2]])
     ((1, 0),)
@@ -36,13 +36,12 @@ def mutual_argmax(x: Tensor, y: Tensor) -> Links:
 def argmax_links(encoder: Encoder, bitext: Bitext, *, batch_size: int = 64) -> Bitext:
     """The bitext with the encoder's own links."""
     layer = probe_layer(encoder.n_layers)
-    found: list[Links] = []
-    for at in range(0, len(bitext), batch_size):
-        sides = [
-            _vectors(encoder, side[at : at + batch_size], layer) for side in (bitext.source, bitext.target)
-        ]
-        found += [mutual_argmax(x, y) for x, y in zip(*sides, strict=True)]
-    return Bitext(bitext.source, bitext.target, tuple(found))
+    links: list[Links] = []
+    for start in range(0, len(bitext), batch_size):
+        part = bitext[start : start + batch_size]
+        sides = [_vectors(encoder, side, layer) for side in (part.source, part.target)]
+        links += [mutual_argmax(x, y) for x, y in zip(*sides, strict=True)]
+    return Bitext(bitext.source, bitext.target, tuple(links))
 
 
 def usable_links(bitext: Bitext) -> tuple[Links, ...]:
@@ -67,4 +66,4 @@ def usable_links(bitext: Bitext) -> tuple[Links, ...]:
 def _vectors(encoder: Encoder, sentences: Sequence[Sequence[str]], layer: int) -> list[Tensor]:
     batch = encoder.encode(sentences).to(encoder.device)
     means = word_means(encoder.state(batch, layer).float(), batch.word_ids)
-    return [of[: len(words)] for of, words in zip(means, sentences, strict=True)]
+    return [vectors[: len(words)] for vectors, words in zip(means, sentences, strict=True)]

@@ -1,12 +1,12 @@
 """One training loop for everything that is trained here: accelerate's devices and precision, our order of the data.
 
 Pre-training, alignment and fine-tuning are a module that turns the numbers of some items into a loss. Which items
-step i sees, and all noise in it (masks, dropout), depend on (seed, i) alone, so a run that was stopped goes on as if
-it had not been, and two runs are the same run bit for bit on the CPU. Checkpoints are safetensors, the optimiser's
-state too: the checkpoints of `Trainer` and `Accelerator.save_state` are pickles, and this is why neither is used.
+step i sees, and all noise in it (masks, dropout), depend on (seed, i) alone, so a stopped run goes on as if it had not
+been stopped, and two runs on the CPU are the same bit for bit. Checkpoints are safetensors, the optimiser's state too:
+`Trainer` and `Accelerator.save_state` write pickles, which is why neither is used.
 
 On several GPUs (`accelerate launch`) every process takes its share of the items of a step; contrastive losses then
-have the negatives of their own process.
+have the negatives of their own process only.
 """
 
 from __future__ import annotations
@@ -40,15 +40,26 @@ Precision = Literal["no", "bf16", "fp16"]
 
 
 class TrainingError(MechEditError):
-    """Training cannot go on: the loss is not finite. What was saved before is kept."""
+    """Training cannot go on because the loss is not finite; what was saved before is kept."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """How long, how fast, in which order: everything but the loss that decides the trained weights.
+    """Everything but the loss that decides the trained weights.
 
-    steps of `batch` items; lr of AdamW after `warmup` steps, falling linearly to zero over the last `decay` of the
-    steps; gradients clipped to norm `clip`; precision of autocast ("no", "bf16", "fp16").
+    Attributes:
+        steps: The number of steps.
+        batch: Items of a step.
+        lr: Learning rate of AdamW after the warm-up.
+        warmup: Steps in which the rate rises linearly.
+        decay: Share of the steps, at the end, in which the rate falls linearly to zero.
+        weight_decay: AdamW's.
+        clip: Norm to which gradients are clipped; 0 leaves them as they are.
+        seed: Decides order, masks and dropout.
+        precision: Of autocast: "no", "bf16" or "fp16".
+
+    Raises:
+        InputError: A number out of its range.
     """
 
     steps: int
@@ -84,8 +95,17 @@ class Training:
 class Sampler:
     """The items of each step: every item once an epoch, in an order that depends on (seed, epoch).
 
-    With `lengths` [n], items of like length come together (pools of 32 batches are sorted, then their batches
-    shuffled), which saves padding. The last, smaller batch of an epoch is filled up from its beginning.
+    The last, smaller batch of an epoch is filled up from the epoch's beginning.
+
+    Attributes:
+        n: The number of items.
+        batch: Items of a step.
+        seed: Decides the order.
+        lengths: With the items' lengths [n], items of like length come together, which saves padding: pools of 32
+            batches are sorted, then their batches shuffled.
+
+    Raises:
+        InputError: There are no items.
     """
 
     n: int
@@ -99,7 +119,7 @@ class Sampler:
         object.__setattr__(self, "_epoch", lru_cache(maxsize=2)(self._shuffle))
 
     def rows(self, step: int) -> Tensor:
-        """[batch] numbers of the items of `step`.
+        """The numbers of the items of `step` [batch].
 
         >>> sampler = Sampler(6, 2)
         >>> sorted(torch.cat([sampler.rows(step) for step in range(3)]).tolist())
@@ -121,7 +141,7 @@ class Sampler:
 
 
 def derive(*parts: int | str) -> int:
-    """A seed from a seed and names: the same in every process, unlike `hash`."""
+    """A seed from a seed and names, the same in every process, unlike `hash`."""
     return zlib.crc32(":".join(map(str, parts)).encode())
 
 
@@ -139,21 +159,29 @@ def train(
     label: str = "training",
     progress: bool = True,
 ) -> list[float]:
-    """Train `module` in place; the loss of every step done in this call.
+    """Train `module` in place; the loss of every step taken in this call.
 
-    `module(rows)` is the loss of the items `rows` [n]. With `folder`, a checkpoint is written there every
-    `save_every` steps and the same call goes on from it. `before(step)` is called before each step, for a loss that
-    depends on its number; `watch(step, loss)` after it, and ends the training by True. The module is in training mode
-    meanwhile (dropout on) and in evaluation mode afterwards.
+    The module is in training mode meanwhile (dropout on) and in evaluation mode afterwards.
 
-    Errors: `TrainingError` at a loss that is not finite: no step is taken on it. `InputError` where `folder` holds a
-    run of other settings.
+    Args:
+        module: `module(rows)` is the loss of the items with the numbers `rows` [n].
+        training: Steps, rates and order.
+        n_items: The number of items.
+        lengths: The items' lengths [n], so that items of like length come together.
+        device: Where the module is; None leaves the choice to accelerate.
+        folder: Where a checkpoint is written, from which the same call goes on.
+        save_every: Steps between two checkpoints.
+        before: Called with the step's number before each step, for a loss that depends on it.
+        watch: Called with the step's number and loss after each step; True ends the training.
+        label: Title of the progress bar.
+        progress: Show a progress bar.
+
+    Raises:
+        TrainingError: The loss is not finite; no step is taken on it.
+        InputError: Every parameter is frozen, or `folder` holds a run of other settings or of another model.
     """
     accelerator = _accelerator(training.precision, device)
-    trained = [p for p in module.parameters() if p.requires_grad]
-    if not trained:
-        raise InputError("freeze: every parameter is frozen, nothing is left to train")
-    optimizer = torch.optim.AdamW(trained, lr=training.lr, weight_decay=training.weight_decay, fused=True)
+    optimizer = _optimizer(module, training)
     start = _restore(folder, module, optimizer, training)
     prepared, fast = accelerator.prepare(module, optimizer)
     sampler = Sampler(n_items, training.batch, training.seed, lengths)
@@ -166,8 +194,6 @@ def train(
                 rows = sampler.rows(step)[accelerator.process_index :: accelerator.num_processes]
                 if before:
                     before(step)
-                for group in optimizer.param_groups:
-                    group["lr"] = training.lr * training.rate(step)
                 losses.append(_step(accelerator, prepared, fast, rows, training, step=step, folder=folder))
                 bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
                 bar.update()
@@ -180,6 +206,13 @@ def train(
     return losses
 
 
+def _optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if not trained:
+        raise InputError("freeze: every parameter is frozen, nothing is left to train")
+    return torch.optim.AdamW(trained, lr=training.lr, weight_decay=training.weight_decay, fused=True)
+
+
 def _step(
     accelerator: Accelerator,
     module: nn.Module,
@@ -190,6 +223,8 @@ def _step(
     step: int,
     folder: Path | None,
 ) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = training.lr * training.rate(step)
     optimizer.zero_grad(set_to_none=True)
     loss: Tensor = module(rows)
     value = float(loss.detach())
@@ -207,14 +242,14 @@ def _step(
 
 
 def _accelerator(precision: Precision, device: torch.device | None) -> Accelerator:
-    """accelerate keeps one state a process and refuses another precision or device later on: begin anew."""
+    """A fresh one: accelerate keeps one state a process and refuses another precision or device later on."""
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(mixed_precision=precision, cpu=device is not None and device.type == "cpu")
 
 
 @contextlib.contextmanager
 def _own_noise() -> Iterator[None]:
-    """The caller's random state is left as it was."""
+    """Leave the caller's random state as it was."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         yield
@@ -226,7 +261,7 @@ def _own_noise() -> Iterator[None]:
 def _save(
     folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, training: Training
 ) -> None:
-    """One folder `checkpoint`, replaced as a whole; tied weights are stored once."""
+    """Write the folder `checkpoint`, replaced as a whole; tied weights are stored once."""
     fresh, target = folder / "checkpoint.new", folder / "checkpoint"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -246,23 +281,23 @@ def _save(
 def _restore(
     folder: Path | None, module: nn.Module, optimizer: torch.optim.Optimizer, training: Training
 ) -> int:
-    """Fills module and optimiser; the next step (0 where there is no checkpoint)."""
+    """Fill module and optimiser; the next step (0 where there is no checkpoint)."""
     if folder is None or not (folder / "checkpoint" / "progress.json").is_file():
         return 0
-    at = folder / "checkpoint"
-    progress: dict[str, Any] = json.loads((at / "progress.json").read_text())
+    checkpoint = folder / "checkpoint"
+    progress: dict[str, Any] = json.loads((checkpoint / "progress.json").read_text())
     if progress["training"] != asdict(training):
         raise InputError(
             f"{folder}: holds a training run of other settings; name another folder or remove it"
         )
-    saved, named = load_file(at / "model.safetensors"), _named(module)
+    saved, named = load_file(checkpoint / "model.safetensors"), _named(module)
     if saved.keys() != named.keys():
         raise InputError(f"{folder}: holds a training run of another model; name another folder or remove it")
     with torch.no_grad():
         for name, weight in named.items():
             weight.copy_(saved[name])
     slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in load_file(at / "optimizer.safetensors").items():
+    for name, value in load_file(checkpoint / "optimizer.safetensors").items():
         j, key = name.split(".", 1)
         slots.setdefault(int(j), {})[key] = value
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})

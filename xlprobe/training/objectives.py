@@ -21,19 +21,20 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from reports.errors import InputError
-from xlprobe.encoders.batches import Batch, word_means
+from xlprobe.encoders.batches import Batch, sentence_means, word_means
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.training.pretrain import mask_tokens, mlm_loss
 
-__all__ = ["Pair", "contrastive", "linked_words", "objective_loss", "probe_layer"]
+__all__ = ["OBJECTIVES", "Pair", "contrastive", "linked_words", "objective_loss", "probe_layer"]
 
+OBJECTIVES = ("mlm", "sentence", "token", "tlm")
 #: source words, target words, one-to-one links (source word, target word)
 Pair = tuple[Sequence[str], Sequence[str], Sequence[tuple[int, int]]]
 TEMPERATURE = 0.1
 
 
 def probe_layer(n_layers: int) -> int:
-    """Two thirds up: where alignment is made and measured.
+    """The layer two thirds up, where alignment is made and measured.
 
     >>> probe_layer(12), probe_layer(4)
     (8, 3)
@@ -60,22 +61,30 @@ def contrastive(x: Tensor, y: Tensor, *, temperature: float = TEMPERATURE) -> Te
 def objective_loss(
     encoder: Encoder, objective: str, pairs: Sequence[Pair], *, head: nn.Module | None = None
 ) -> Tensor:
-    """The loss of one batch of pairs. `head` is the projection of `token`; masks and orders come from torch's global
-    generator. Errors: `InputError` for another objective, or `token` on pairs without a link."""
+    """The loss of one batch of pairs; masks and orders come from torch's global generator.
+
+    Args:
+        encoder: The encoder.
+        objective: One of `OBJECTIVES`.
+        pairs: The batch.
+        head: The projection of `token`.
+
+    Raises:
+        InputError: Another objective, or `token` on pairs with fewer than 2 linked words.
+    """
     sides = [list(pair[0]) for pair in pairs] + [list(pair[1]) for pair in pairs]
     if objective == "mlm":
         return _masked(encoder, sides)
     if objective == "tlm":
         swap = (torch.rand(len(pairs)) < 0.5).tolist()
-        whole = [[*b, *a] if s else [*a, *b] for (a, b, _), s in zip(pairs, swap, strict=True)]
+        whole = [[*b, *a] if swapped else [*a, *b] for (a, b, _), swapped in zip(pairs, swap, strict=True)]
         return _masked(encoder, whole)
-    if objective not in ("sentence", "token"):
+    if objective not in OBJECTIVES:
         raise InputError(f"objective: expected mlm, sentence, token or tlm, found {objective!r}")
     batch = encoder.encode(sides).to(encoder.device)
     states = encoder.state(batch, probe_layer(encoder.n_layers))
     if objective == "sentence":
-        content = batch.content[:, :, None]
-        means = (states * content).sum(1) / content.sum(1).clamp(min=1)
+        means = sentence_means(states, batch)
         return contrastive(means[: len(pairs)], means[len(pairs) :])
     x, y = linked_words(states, batch, pairs)
     if len(x) < 2:
@@ -84,17 +93,20 @@ def objective_loss(
 
 
 def linked_words(states: Tensor, batch: Batch, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
-    """(source, target) vectors [m, d] of all linked words, those that a side cut off left out.
+    """Source and target vectors [m, d] of all linked words but those that were cut off.
 
-    `batch` holds the source sides of `pairs`, then their target sides; states [2B, T, d] are of one layer.
+    Args:
+        states: One layer's states [2B, T, d].
+        batch: The source sides of `pairs`, then their target sides.
+        pairs: The pairs with their links.
     """
     means, n = word_means(states, batch.word_ids), len(pairs)
     links = [(i, i + n, a, b) for i, pair in enumerate(pairs) for a, b in pair[2]]
     rows = torch.tensor(links, dtype=torch.int64, device=states.device).view(len(links), 4)
     rows = rows[(rows[:, 2:] < means.shape[1]).all(1)]
     x, y = means[rows[:, 0], rows[:, 2]], means[rows[:, 1], rows[:, 3]]
-    there = (x.isfinite() & y.isfinite()).all(1)
-    return x[there], y[there]
+    known = (x.isfinite() & y.isfinite()).all(1)
+    return x[known], y[known]
 
 
 def _masked(encoder: Encoder, sentences: list[list[str]]) -> Tensor:

@@ -1,9 +1,9 @@
-"""Pre-train a small XLM-R-architecture encoder on texts by masked language modelling, from nothing.
+"""Pre-train a small encoder of XLM-R's architecture on texts by masked language modelling, from nothing.
 
 1. A unigram tokenizer of XLM-R's kind is trained on all texts.
 2. Each text is one row. Of its tokens, special ones left out, 15 % are to be predicted; of these 80 % become
    `<mask>`, 10 % a random token, 10 % stay [Devlin et al., NAACL 2019, section 3.1].
-3. Only the chosen tokens meet the vocabulary. No parallel signal: rows of all languages are drawn alike.
+3. Only the chosen tokens meet the vocabulary. There is no parallel signal: rows of all languages are drawn alike.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Shape:
-    """Size of a small encoder of XLM-R's architecture."""
+    """The size of a small encoder of XLM-R's architecture."""
 
     vocabulary: int = 1200
     d_model: int = 96
@@ -83,9 +83,9 @@ def build_encoder(shape: Shape, tokenizer: PreTrainedTokenizerBase, *, seed: int
 def mask_tokens(
     batch: Batch, tokenizer: PreTrainedTokenizerBase, *, share: float = 0.15
 ) -> tuple[Batch, Tensor]:
-    """(batch with masks, labels [B, T], `IGNORE` where nothing is to be predicted), by torch's global generator.
+    """The masked batch and its labels [B, T], `IGNORE` where nothing is to be predicted, by torch's global generator.
 
-    A batch in which chance chose no token has one chosen, so its loss is never 0 / 0.
+    A batch in which chance chose no token has one chosen, so that its loss is never 0 / 0.
     """
     content = batch.content
     chosen = (torch.rand(content.shape) < share).to(content.device) & content
@@ -100,7 +100,11 @@ def mask_tokens(
 
 
 def mlm_loss(encoder: Encoder, masked: Batch, labels: Tensor) -> Tensor:
-    """Mean cross entropy, in nats, of the tokens that have a label."""
+    """Mean cross entropy, in nats, of the tokens that have a label.
+
+    Raises:
+        InputError: The encoder has no LM head.
+    """
     if encoder.lm_head is None:
         raise InputError(
             f"encoder: {encoder.name} has no LM head, which masked language modelling needs; load a checkpoint of a "
@@ -135,7 +139,16 @@ def pretrain(
 ) -> Path:
     """Train (or go on training) in `folder`; the folder of the finished checkpoint, `folder/model`.
 
-    Errors: `InputError` where `folder` holds another run or a finished model already.
+    Args:
+        texts: One row each.
+        folder: For checkpoints and the finished model.
+        shape: Size of the encoder.
+        training: How it is trained.
+        name: Name of the encoder.
+        progress: Show a progress bar.
+
+    Raises:
+        InputError: `folder` holds another run, or a finished model already.
     """
     final = folder / "model"
     if final.exists():

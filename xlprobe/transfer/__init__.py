@@ -1,0 +1,1 @@
+"""The transfer study: laboratories, cases, tables, claims, advice."""

@@ -5,11 +5,12 @@
 
 1. *Objective*: the one whose gradient's cosine with the task's is largest. If the interval of even that one lies below
    0, the advice is no alignment. If it holds 0, the objective is neutral: it may help, and should not harm.
-2. *Weight* w = share / ratio: the alignment's pull is at most `SHARE` of the task's, whatever the losses' scales.
+2. *Weight* w = `SHARE` / ratio: the alignment's pull is at most that share of the task's, on any scale of the losses.
 3. *Freeze* the layers whose own interval lies below 0 for this objective: there a step on the alignment undoes the
    task; the others are aligned.
 
-Wrong where gradients are mostly noise (`halves` low: more batches), and beyond the first steps of training.
+The advice is wrong where gradients are mostly noise (low `halves`: take more batches), and beyond the first steps of
+training.
 """
 
 from __future__ import annotations
@@ -28,7 +29,17 @@ SHARE = 0.5  # of the task's gradient norm
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do, and why in one sentence. `objective` "none": do not align. `layers`: those to align."""
+    """What to do, and why.
+
+    Attributes:
+        task: The task.
+        objective: The objective to align by; "none" advises against alignment.
+        weight: What the alignment's loss is multiplied by.
+        layers: Layers to align.
+        freeze: Layers to leave out.
+        verdict: "agrees", "neutral" or "conflicts".
+        reason: One sentence with the numbers.
+    """
 
     task: str
     objective: str
@@ -41,6 +52,9 @@ class Advice:
 
 def advise(gradients: pd.DataFrame, *, task: str) -> Advice:
     """The advice from rows objective, pair, scope, layer, cosine, low, high, ratio; several pairs are averaged.
+
+    Raises:
+        InputError: No row of the whole encoder has a cosine.
 
     >>> rows = [("encoder", -1, 0.2, 0.1, 0.3), ("layer", 1, -0.2, -0.3, -0.1), ("layer", 2, 0.3, 0.2, 0.4)]
     >>> frame = pd.DataFrame(rows, columns=["scope", "layer", "cosine", "low", "high"])
@@ -58,21 +72,21 @@ def advise(gradients: pd.DataFrame, *, task: str) -> Advice:
     against = layers["high"] < 0
     freeze = tuple(int(layer) for layer in layers.loc[against, "layer"])
     keep = tuple(int(layer) for layer in layers.loc[~against, "layer"])
-    said = f"cosine {best['cosine']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}], norm ratio {best['ratio']:.3g}"
-    said = f"{best['objective']} has the largest: {said.replace('-', '−')}"
+    fact = f"cosine {best['cosine']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}], norm ratio {best['ratio']:.3g}"
+    fact = f"{best['objective']} has the largest: {fact.replace('-', '−')}"
     if verdict == "conflicts":
-        return Advice(task, "none", 0.0, (), (), verdict, said + "; even it pulls against the task")
-    return Advice(task, str(best["objective"]), SHARE / float(best["ratio"]), keep, freeze, verdict, said)
+        return Advice(task, "none", 0.0, (), (), verdict, fact + "; even it pulls against the task")
+    return Advice(task, str(best["objective"]), SHARE / float(best["ratio"]), keep, freeze, verdict, fact)
 
 
 def _mean(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """Mean over pairs; the interval is that of a mean of independent estimates; ratios by their logarithm."""
-    found = []
+    averages = []
     for names, group in rows.dropna(subset=["cosine"]).groupby(keys, sort=False):
         half = (group["high"] - group["low"]) / 2
         error = math.sqrt(float((half**2).sum())) / len(group)
         value = float(group["cosine"].mean())
         ratio = math.exp(float(group["ratio"].map(math.log).mean()))
         row = dict(zip(keys, names, strict=True))
-        found.append({**row, "cosine": value, "low": value - error, "high": value + error, "ratio": ratio})
-    return pd.DataFrame(found, columns=[*keys, "cosine", "low", "high", "ratio"])
+        averages.append({**row, "cosine": value, "low": value - error, "high": value + error, "ratio": ratio})
+    return pd.DataFrame(averages, columns=[*keys, "cosine", "low", "high", "ratio"])

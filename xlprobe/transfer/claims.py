@@ -1,7 +1,7 @@
 """The paper's claims (arXiv 2603.18863), answered by a study's numbers: "holds", "does not hold" or "not shown".
 
-An answer needs an interval that allows it; where none does the answer is "not shown", which says that this study is
-too small, not that the claim is wrong. The thresholds are ours [the abstract gives none] and stand in the evidence.
+An answer needs an interval that allows it; otherwise the answer is "not shown": this study is too small, the
+claim may be right. The thresholds are ours [the abstract gives none] and stand in the evidence.
 
 1. *Embedding distance alone does not predict whether a task improves or degrades.* Does not hold if the interval of
    Spearman's ρ between the change of retrieval and that of the score lies above 0 and the other pairs predict the
@@ -28,20 +28,21 @@ ORTHOGONAL, NOISE, WEAK = 0.1, 0.5, 0.5
 
 
 def claims(cells: pd.DataFrame, predictors: pd.DataFrame) -> list[dict[str, str]]:
-    """claim, answer, evidence for each of the three.
+    """The claim, answer and evidence of each of the three.
 
-    `cells`: pair, objective, task, delta_score, low, high, gradient_cosine, task_halves, align_halves; `predictors`:
-    `xlprobe.transfer.prediction.predict`'s frame.
+    Args:
+        cells: Frame pair, objective, task, delta_score, low, high, gradient_cosine, task_halves, align_halves.
+        predictors: The frame of `xlprobe.transfer.prediction.predict`.
     """
     return [_distance(predictors), _orthogonal(cells), _varies(cells)]
 
 
 def _distance(predictors: pd.DataFrame) -> dict[str, str]:
     claim = "Embedding distance alone does not predict whether a task improves or degrades"
-    found = predictors[predictors["predictor"] == "delta_retrieval"]
-    if found.empty:
+    rows = predictors[predictors["predictor"] == "delta_retrieval"]
+    if rows.empty:
         return {"claim": claim, "answer": "not shown", "evidence": "retrieval was not measured"}
-    row = found.iloc[0]
+    row = rows.iloc[0]
     answer = "not shown"
     if row["low"] > 0 and row["q2"] > 0:
         answer = "does not hold"
@@ -89,14 +90,14 @@ def _varies(cells: pd.DataFrame) -> dict[str, str]:
     mean = known["delta_score"].mean()
     if apart:
         a, b = max(apart, key=lambda pair: pair[0]["delta_score"] - pair[1]["delta_score"])
-        evidence = f"{a['objective']}: {_said(a)} against {_said(b)}; {len(apart)} such pairs of cells"
+        evidence = f"{a['objective']}: {_change(a)} against {_change(b)}; {len(apart)} such pairs of cells"
         return {"claim": claim, "answer": "holds", "evidence": evidence}
     within = bool(((known["low"] <= mean) & (known["high"] >= mean)).all()) and len(known) > 0
     evidence = f"no two intervals of one objective are apart, n = {len(known)} cells"
     return {"claim": claim, "answer": "does not hold" if within else "not shown", "evidence": evidence}
 
 
-def _said(cell: dict[str, object]) -> str:
+def _change(cell: dict[str, object]) -> str:
     value, low, high = (100 * float(str(cell[key])) for key in ("delta_score", "low", "high"))
     text = f"{value:+.1f} points [{low:+.1f}, {high:+.1f}]".replace("-", "−")
     return f"{cell['pair']}, {cell['task']} {text}"

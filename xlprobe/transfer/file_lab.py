@@ -1,31 +1,30 @@
-"""Real text as a laboratory: pairs, tasks, alignment, fine-tuning and scores for `xlprobe.transfer.study`.
+"""Real text as a laboratory: Tatoeba to align on, Universal Dependencies and SIB-200 to learn and ask.
 
-Pairs of English with each language of a data folder (`xlprobe.data.data_folder`), aligned on Tatoeba; tasks `pos` (learned
-on English EWT, asked on PUD) and `topic` (SIB-200); distances on PUD's held-out sentences. How an encoder is aligned,
-trained and scored is `xlprobe.transfer.world_lab`'s: only the text is another.
+Each pair is English with one language of a data folder (`xlprobe.data.data_folder`). Tasks: `pos` (learned on English
+EWT, asked on PUD) and `topic` (SIB-200); distances are taken on PUD's held-out sentences.
 
-Tatoeba has no gold word links, so `token` stands on the pretrained encoder's own (`xlprobe.training.links`), and distances are
-by sentence only.
+Tatoeba has no gold word links, so `token` uses the pretrained encoder's own (`xlprobe.training.links`), and distances
+are by sentence only.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from xlprobe.data.corpora import Bitext, Labelled
 from xlprobe.data.data_folder import SOURCE, DataFolder
+from xlprobe.data.tasks import Task
 from xlprobe.encoders.encoder import Encoder
-from xlprobe.training.finetune import Kind, Task
 from xlprobe.training.links import argmax_links
-from xlprobe.transfer.world_lab import Sizes, WorldLab
+from xlprobe.transfer.laboratory import TASKS, Laboratory, Sizes
 
 __all__ = ["FileLab", "FileSizes"]
 
 
 @dataclass(frozen=True)
 class FileSizes(Sizes):
-    """As `Sizes`, at most: a corpus that has fewer sentences gives all that it has.
+    """Upper limits: a corpus that has fewer sentences gives all that it has.
 
     `train` and `test` hold for each task; `held_out` is taken out of PUD, so it decides what is left to be asked.
     """
@@ -43,36 +42,39 @@ class FileSizes(Sizes):
     batch: int = 16
 
 
-class FileLab(WorldLab):
-    """See `xlprobe.transfer.laboratory.Laboratory`, whose methods these are.
+class FileLab(Laboratory):
+    """See `xlprobe.transfer.laboratory.Laboratory`.
 
-    `source` is the folder; its held-out sentences must be as many as `sizes` says. Errors: `InputError` (see
-    `DataFolder`).
+    Args:
+        encoder: The pretrained encoder.
+        source: The folder; its held-out sentences must be as many as `sizes` says.
+        sizes: How much of each corpus a study takes, at most.
+        seed: Decides which pairs are shuffled, and the masks of gradients.
+
+    Raises:
+        InputError: As `DataFolder` does.
     """
+
+    name = "real text"
+    origin = "UD EWT and PUD, Tatoeba, SIB-200"
 
     def __init__(
         self, encoder: Encoder, source: DataFolder, sizes: FileSizes | None = None, *, seed: int = 0
     ) -> None:
         super().__init__(encoder, sizes or FileSizes(held_out=source.n_held_out), seed=seed)
         self.source = source
-        self.name = "real text"
         self.pairs = source.pairs
         self._linked: dict[str, Bitext] = {}
 
     @property
     def data(self) -> dict[str, Any]:
         """Every file's hash, and how much of it is used."""
-        return {"source": "UD EWT and PUD, Tatoeba, SIB-200", "files": self.source.hashes} | {
-            "seed": self.seed,
-            **asdict(self.sizes),
-        }
+        return {"source": self.origin, "files": self.source.hashes} | super().data
 
-    def held_out(self, pair: str) -> Bitext:
-        """PUD's held-out sentences; no links."""
-        return self.source.held_out(pair)
-
-    def _parallel(self, which: str, pair: str) -> Bitext:
-        """Tatoeba's pairs with the pretrained encoder's own links."""
+    def _parallel(self, which: Literal["bitext", "held_out"], pair: str) -> Bitext:
+        """Tatoeba's pairs with the pretrained encoder's own links, or PUD's held-out sentences without links."""
+        if which == "held_out":
+            return self.source.held_out(pair)
         if pair not in self._linked:
             pairs = self.source.bitext(pair)[: self.sizes.bitext]
             self._linked[pair] = argmax_links(self.encoder, pairs)
@@ -81,12 +83,12 @@ class FileLab(WorldLab):
     def _task(self, task: str) -> Task:
         """Its classes are those of all languages, so that any of them can be asked."""
         languages = ("source", *(pair.split("-")[1] for pair in self.pairs))
-        corpora = [self._labelled(which, name, task) for name in languages for which in ("train", "test")]
-        labels = tuple(sorted({label for corpus in corpora for some in corpus.labels for label in some}))
-        kind: Kind = "tagging" if task == "pos" else "classification"
-        return Task(kind, train=corpora[0], test={}, labels=labels)
+        splits: tuple[Literal["train", "test"], ...] = ("train", "test")
+        corpora = [self._labelled(split, language, task) for language in languages for split in splits]
+        labels = {label for corpus in corpora for sentence in corpus.labels for label in sentence}
+        return Task(TASKS[task], train=corpora[0], test={}, labels=tuple(sorted(labels)))
 
-    def _labelled(self, which: str, language: str, task: str) -> Labelled:
+    def _labelled(self, which: Literal["train", "test"], language: str, task: str) -> Labelled:
         """Tags exist for learning in English alone: the target's own loss (a yardstick) is on what is asked."""
         code = SOURCE if language == "source" else language
         if task == "topic":

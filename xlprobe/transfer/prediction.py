@@ -9,7 +9,7 @@ and what was measured. For each predictor:
 - leave one pair out: a line fitted on the other pairs' cells predicts this pair's; `q2` = 1 − Σ(y − ŷ)²/Σ(y − ȳ)² with
   ȳ the other pairs' mean, so q2 ≤ 0 means that the predictor is no better than knowing nothing.
 
-Wrong in this: cells of one pair share an encoder and a test set, so intervals over cells are somewhat too narrow.
+A known flaw: cells of one pair share an encoder and a test set, so intervals over cells are somewhat too narrow.
 """
 
 from __future__ import annotations
@@ -30,9 +30,15 @@ _RESAMPLES = 2000
 
 
 def predict(cells: pd.DataFrame, *, outcome: str = "delta_score", seed: int = 0) -> pd.DataFrame:
-    """Frame: predictor, spearman, low, high, sign_agreement, sign_low, sign_high, q2, n; one row a predictor.
+    """Frame predictor, spearman, low, high, sign_agreement, sign_low, sign_high, q2, n; one row a predictor.
 
-    `cells`: pair, the `outcome` and any of `PREDICTORS`; rows in which a value is nan are left out and n says so.
+    Args:
+        cells: Frame pair, the `outcome` and any of `PREDICTORS`; rows with a nan are left out, of n too.
+        outcome: The column to predict.
+        seed: Decides the bootstrap.
+
+    Raises:
+        InputError: `cells` lacks the outcome.
 
     >>> cells = pd.DataFrame({"pair": list("aabbccdd"), "delta_score": range(-3, 5), "delta_gap": range(-3, 5)})
     >>> predict(cells)[["predictor", "spearman", "q2", "n"]].to_dict("records")
@@ -81,16 +87,16 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def leave_one_pair_out(x: np.ndarray, y: np.ndarray, pairs: np.ndarray) -> float:
-    """q2 of the module's docstring; nan for fewer than two pairs."""
+    """The q2 of the module's docstring, nan for fewer than two pairs."""
     missed = null = 0.0
     names = list(dict.fromkeys(pairs.tolist()))
     if len(names) < 2:
         return math.nan
     for name in names:
-        held, others = pairs == name, pairs != name
-        slope, level = _line(x[others], y[others])
+        held, rest = pairs == name, pairs != name
+        slope, level = _line(x[rest], y[rest])
         missed += float(((y[held] - (level + slope * x[held])) ** 2).sum())
-        null += float(((y[held] - y[others].mean()) ** 2).sum())
+        null += float(((y[held] - y[rest].mean()) ** 2).sum())
     return 1 - missed / null if null > 0 else math.nan
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
+from matplotlib.axes import Axes
 
 from reports.errors import InputError
 from reports.results import Result
+from reports.xl_figures import outcome_scatter
+from xlprobe.training.objectives import probe_layer
 from xlprobe.transfer.advice import Advice, advise
 from xlprobe.transfer.claims import claims
 from xlprobe.transfer.prediction import predict
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["Study", "table_of"]
 
@@ -35,14 +35,23 @@ _GRADIENT_COLUMNS = (
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Study(Result):
-    """Frames: `cells` (a row each pair × objective × task: delta_score with low, high, score, baseline, seed_sd, n,
-    seeds; delta_retrieval and delta_gap, in the encoder's layer `layer`, with retrieval before and after;
-    gradient_cosine with its interval and yardsticks, norm_ratio), `predictors` (`xlprobe.transfer.prediction`), `scores` (a row
-    each seed), `distances` (pair, objective, stage, seed and the columns of `Distances.layers`), `gradients` (pair,
-    objective, task and the columns of `Gradients.cells`; layer −1: summed over), `first_order`.
+    """A study's tables and what follows from them.
 
-    Changes are against no alignment with the same seed; scores are accuracies as fractions. Objective "shuffled" is
+    Changes are against no alignment with the same seed; scores are accuracies as fractions. The objective "shuffled" is
     the control and takes no part in prediction or claims.
+
+    Attributes:
+        cells: A row each pair × objective × task: delta_score with low, high, score, baseline, seed_sd, n, seeds;
+            delta_retrieval and delta_gap, with retrieval before and after; gradient_cosine with its interval and
+            yardsticks, norm_ratio.
+        predictors: What predicts the change of score (`xlprobe.transfer.prediction`).
+        scores: As `cells`, a row each seed.
+        distances: Frame pair, objective, stage, seed and the columns of `Distances.layers`.
+        gradients: Frame pair, objective, task and the columns of `Gradients.cells`; layer −1: summed over.
+        first_order: Frame pair, objective, task and the columns of `Gradients.first_order`.
+        laboratory: Name of the material.
+        layer: The encoder's layer of delta_retrieval and delta_gap.
+        seeds: The number of seeds.
     """
 
     kind: ClassVar[str] = "transfer_study"
@@ -64,10 +73,14 @@ class Study(Result):
         return claims(_tried(self.cells), self.predictors)
 
     def advice(self, task: str, *, pair: str | None = None) -> Advice:
-        """Objective, weight and frozen layers for `task`, from gradients before any training (`xlprobe.transfer.advice`).
+        """Objective, weight and frozen layers, from gradients before any training (`xlprobe.transfer.advice`).
 
-        With `pair`, from that pair's gradients; without, from the mean over pairs. Errors: `InputError` for a task or
-        pair that the study lacks.
+        Args:
+            task: The task.
+            pair: The pair whose gradients count; by default the mean over pairs.
+
+        Raises:
+            InputError: The study lacks the task or the pair.
         """
         rows = self.gradients[self.gradients["task"] == task]
         if pair is not None:
@@ -79,9 +92,7 @@ class Study(Result):
         return advise(rows, task=task)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Change of retrieval against change of score; returns the axes."""
-        from reports.xl_figures import outcome_scatter  # here: matplotlib is slow to import
-
+        """Draw the change of retrieval against the change of score; the axes."""
         return outcome_scatter(self.cells, ax, x="delta_retrieval", xlabel="change of retrieval")
 
 
@@ -97,7 +108,7 @@ def table_of(
     provenance: dict[str, Any],
 ) -> Study:
     """The study from its tables: joins effects, distances and gradients to cells, and predicts."""
-    layer = _probe_layer(distances)
+    layer = probe_layer(int(distances["layer"].max()))
     cells = effects.merge(_retrieval(distances, layer), on=["pair", "objective"], how="left")
     whole = gradients[gradients["scope"] == "encoder"]
     keep = ["pair", "objective", "task", *_GRADIENT_COLUMNS, "low", "high", "n_task", "n_align"]
@@ -129,11 +140,6 @@ def _tried(cells: pd.DataFrame) -> pd.DataFrame:
     return cells[cells["objective"] != "shuffled"]
 
 
-def _probe_layer(distances: pd.DataFrame) -> int:
-    """Two thirds up, as XLM-R base's layer 8 of 12, where alignment is usually measured."""
-    return round(2 * int(distances["layer"].max()) / 3)
-
-
 def _retrieval(distances: pd.DataFrame, layer: int) -> pd.DataFrame:
     """Change of weak retrieval and of the cosine gap by sentence, aligned against pretrained, mean over seeds."""
     rows = distances[(distances["layer"] == layer) & (distances["level"] == "sentence")]
@@ -142,12 +148,12 @@ def _retrieval(distances: pd.DataFrame, layer: int) -> pd.DataFrame:
     ]
     rows = rows.assign(value=rows["gap"].where(rows["metric"] == "cosine", rows["matched"]))
     mean = rows.groupby(["pair", "objective", "metric"])["value"].mean().unstack("metric")
-    found = []
+    rows_by_objective = []
     for (pair, objective), row in mean.iterrows():
         if objective == "none":
             continue
         before = mean.loc[(pair, "none")]
-        found.append(
+        rows_by_objective.append(
             {
                 "pair": pair,
                 "objective": objective,
@@ -157,4 +163,4 @@ def _retrieval(distances: pd.DataFrame, layer: int) -> pd.DataFrame:
                 "delta_gap": row["cosine"] - before["cosine"],
             }
         )
-    return pd.DataFrame(found)
+    return pd.DataFrame(rows_by_objective)

@@ -1,6 +1,6 @@
 """The study: what alignment does to distances, gradients and zero-shot transfer, over pair × objective × task × seed.
 
-Steps, each of whose cases is a file in the run folder, so that a stopped study goes on:
+Steps; each case is a file in the run folder, so that a stopped study goes on:
 
 1. `none-SEED`: fine-tune the encoder as it is on each task, score it on every target language.
 2. `align-PAIR-OBJECTIVE-SEED`: align on the pair, measure distances on held-out text, then as 1 on the pair's target
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,18 +27,16 @@ from experiments.cases import every_case
 from experiments.forks import forked
 from experiments.runs import RunFolder
 from reports.errors import InputError
-from xlprobe.probes.distances import Distances, distances
-from xlprobe.probes.gradient_stream import Mean
-from xlprobe.probes.gradients import Loss, gradients, mean_gradient
+from xlprobe.encoders.encoder import Encoder
+from xlprobe.probes.distances import distances
+from xlprobe.probes.gradient_stream import Loss, Mean
+from xlprobe.probes.gradients import gradients, mean_gradient
+from xlprobe.training.objectives import OBJECTIVES
 from xlprobe.transfer.laboratory import Laboratory, Score
 from xlprobe.transfer.result import Study, table_of
 
-if TYPE_CHECKING:
-    from xlprobe.encoders.encoder import Encoder
+__all__ = ["SHUFFLED", "StudyConfig", "effects_of", "paired_differences", "transfer_study"]
 
-__all__ = ["OBJECTIVES", "SHUFFLED", "StudyConfig", "effects_of", "paired_differences", "transfer_study"]
-
-OBJECTIVES = ("mlm", "sentence", "token", "tlm")
 SHUFFLED = "shuffled"
 KEPT = 2**28  # bytes of mean gradients that cases share
 _METRICS = ("cosine", "weak_retrieval", "strong_retrieval", "cka")
@@ -46,7 +44,18 @@ _METRICS = ("cosine", "weak_retrieval", "strong_retrieval", "cka")
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """What is crossed with what. Empty `pairs` or `tasks` mean all that the laboratory has."""
+    """What is crossed with what.
+
+    Attributes:
+        pairs: Language pairs; none means all that the laboratory has.
+        objectives: Alignment objectives.
+        tasks: Tasks; none means all that the laboratory has.
+        seeds: The number of seeds.
+        shuffled: Also align on pairs that do not belong together, the control.
+
+    Raises:
+        InputError: No seed, or no objective.
+    """
 
     pairs: tuple[str, ...] = ()
     objectives: tuple[str, ...] = OBJECTIVES
@@ -70,17 +79,26 @@ def transfer_study(
     progress: bool = True,
     recipe: dict[str, Any] | None = None,
 ) -> Study:
-    """Runs the study into the folder `out` (or goes on with it); its result, which is also saved there.
+    """Run the study into the folder `out` (or go on with it); its result, which is also saved there.
 
-    `workers` processes share the cases, each on one thread (on a CPU, and where processes can be forked): the numbers
-    are the same for any number of them. recipe: what config.toml is to say, so that the folder can be run again.
+    Args:
+        laboratory: The material.
+        config: What is crossed with what.
+        out: The run folder.
+        workers: Processes that share the cases, each on one thread (on a CPU, and where processes can be forked); the
+            numbers are the same for any number of them.
+        progress: Show a progress bar.
+        recipe: What config.toml is to say, so that the folder can be run again.
 
-    Errors: `InputError` for a pair or task that the laboratory lacks, and where `out` holds something else or a study
-    with another configuration. Losses that are not finite stop it; finished cases are kept.
+    Raises:
+        InputError: A pair or task that the laboratory lacks, or `out` holds something else or a study with another
+            configuration.
+        TrainingError: A loss is not finite; finished cases are kept.
 
     >>> import tempfile
     >>> from xlprobe.encoders.encoder import load_encoder
-    >>> from xlprobe.transfer.world_lab import Sizes, WorldLab
+    >>> from xlprobe.transfer.laboratory import Sizes
+    >>> from xlprobe.transfer.world_lab import WorldLab
     >>> sizes = Sizes(16, 16, 8, 8, align_steps=1, finetune_steps=1, head_steps=1, probe_batches=2, batch=8)
     >>> laboratory = WorldLab(load_encoder("langworld", device="cpu"), sizes)
     >>> plan = StudyConfig(("source-half",), ("sentence",), ("topic",), seeds=1, shuffled=False)
@@ -92,8 +110,8 @@ def transfer_study(
     pairs, tasks = _chosen(laboratory, config)
     seeds = {str(seed): seed for seed in range(config.seeds)}
     facts = laboratory.encoder.provenance(data=laboratory.data, seeds=seeds)
-    asked = recipe or {"laboratory": laboratory.name, **asdict(config)}
-    run = RunFolder.open(out, asked, provenance=facts)
+    settings = recipe or {"laboratory": laboratory.name, **asdict(config)}
+    run = RunFolder.open(out, settings, provenance=facts)
     keys, means = case_ids(config, pairs, tasks), dict[str, Mean]()
 
     def make(i: int) -> dict[str, Any]:
@@ -116,13 +134,13 @@ def case_ids(config: StudyConfig, pairs: Sequence[str], tasks: Sequence[str]) ->
 
 def _chosen(laboratory: Laboratory, config: StudyConfig) -> tuple[list[str], list[str]]:
     chosen = []
-    for what, asked, has in (
+    for what, wanted, known in (
         ("pairs", config.pairs, laboratory.pairs),
         ("tasks", config.tasks, laboratory.tasks),
     ):
-        if strange := [name for name in asked if name not in has]:
-            raise InputError(f"{what}: expected some of {', '.join(has)}, found {strange[0]!r}")
-        chosen.append(list(asked) or list(has))
+        if strange := [name for name in wanted if name not in known]:
+            raise InputError(f"{what}: expected some of {', '.join(known)}, found {strange[0]!r}")
+        chosen.append(list(wanted) or list(known))
     return chosen[0], chosen[1]
 
 
@@ -130,12 +148,12 @@ def _chosen(laboratory: Laboratory, config: StudyConfig) -> tuple[list[str], lis
 
 
 def _pair_of(case: str) -> str:
-    """Of align-PAIR-OBJECTIVE-SEED and gradients-PAIR-OBJECTIVE-TASK."""
+    """The pair of align-PAIR-OBJECTIVE-SEED and gradients-PAIR-OBJECTIVE-TASK."""
     return "-".join(case.split("-")[1:-2])
 
 
 def _shared(case: str) -> str:
-    """A pair's gradients go to one process: they share yardsticks."""
+    """A pair's gradients go to one process, because they share yardsticks."""
     return f"gradients-{_pair_of(case)}" if case.startswith("gradients-") else case
 
 
@@ -151,16 +169,16 @@ def _case(
 
 
 def _none(laboratory: Laboratory, seed: int, pairs: Sequence[str], tasks: Sequence[str]) -> dict[str, Any]:
-    scores, found = {}, {}
+    scores, measured = {}, {}
     for pair in pairs if seed == 0 else ():
-        found[f"{pair}/pretrained"] = _distances(laboratory, laboratory.encoder, pair)
+        measured[f"{pair}/pretrained"] = _distances(laboratory, laboratory.encoder, pair)
     for task in tasks:
         model = laboratory.finetuned(laboratory.encoder, task, seed=seed)
         for pair in pairs:
             scores[f"{pair}/{task}"] = asdict(laboratory.score(model, task, pair))
             if seed == 0:
-                found[f"{pair}/fine-tuned on {task}"] = _distances(laboratory, model.encoder, pair)
-    return {"scores": scores, "distances": found}
+                measured[f"{pair}/fine-tuned on {task}"] = _distances(laboratory, model.encoder, pair)
+    return {"scores": scores, "distances": measured}
 
 
 def _align(
@@ -168,19 +186,21 @@ def _align(
 ) -> dict[str, Any]:
     control = objective == SHUFFLED
     aligned = laboratory.aligned(pair, "sentence" if control else objective, seed=seed, shuffled=control)
-    found = {f"{pair}/aligned": _distances(laboratory, aligned, pair)}
+    measured = {f"{pair}/aligned": _distances(laboratory, aligned, pair)}
     scores = {}
     for task in tasks:
         model = laboratory.finetuned(aligned, task, seed=seed)
         scores[f"{pair}/{task}"] = asdict(laboratory.score(model, task, pair))
         if seed == 0:
-            found[f"{pair}/aligned, then fine-tuned on {task}"] = _distances(laboratory, model.encoder, pair)
-    return {"scores": scores, "distances": found}
+            measured[f"{pair}/aligned, then fine-tuned on {task}"] = _distances(
+                laboratory, model.encoder, pair
+            )
+    return {"scores": scores, "distances": measured}
 
 
-def _distances(laboratory: Laboratory, encoder: Any, pair: str) -> list[dict[str, Any]]:
-    found: Distances = distances(encoder, laboratory.held_out(pair), metrics=_METRICS, progress=False)
-    rows: list[dict[str, Any]] = found.layers.to_dict("records")
+def _distances(laboratory: Laboratory, encoder: Encoder, pair: str) -> list[dict[str, Any]]:
+    measured = distances(encoder, laboratory.held_out(pair), metrics=_METRICS, progress=False)
+    rows: list[dict[str, Any]] = measured.layers.to_dict("records")
     return rows
 
 
@@ -190,7 +210,7 @@ def _gradients(
     encoder = laboratory.encoder
     target = partial(laboratory.task_loss, encoder, task, pair=pair)
     shuffled = partial(laboratory.alignment_loss, encoder, pair, objective, shuffled=True)
-    found = gradients(
+    probe = gradients(
         encoder,
         task=laboratory.task_loss(encoder, task),
         alignment=laboratory.alignment_loss(encoder, pair, objective),
@@ -198,18 +218,18 @@ def _gradients(
         shuffled=_yardstick(encoder, f"{objective} on {pair}", shuffled, means),
         progress=False,
     )
-    cells = found.cells.astype({"layer": "float64"})
+    cells = probe.cells.astype({"layer": "float64"})
     cells["layer"] = cells["layer"].where(cells["layer"].notna(), -1)
     return {
         "cells": cells.to_dict("records"),
-        "first_order": found.first_order.to_dict("records"),
-        "n": found.n,
-        "loss": found.loss,
+        "first_order": probe.first_order.to_dict("records"),
+        "n": probe.n,
+        "loss": probe.loss,
     }
 
 
 def _yardstick(encoder: Encoder, name: str, make: Callable[[], Loss], means: dict[str, Mean]) -> Mean:
-    """The mean gradient of a loss that several cases are held against; kept while all of them fit into `KEPT`."""
+    """The mean gradient of a loss with which several cases are compared; kept while all of them fit into `KEPT`."""
     if name in means:
         return means[name]
     mean = mean_gradient(encoder, make())
@@ -275,7 +295,7 @@ def _tagged(rows: list[dict[str, Any]], key: str, objective: str, seed: int) -> 
 
 
 def paired_differences(with_: Score, without: Score) -> list[float]:
-    """One value a test sentence whose mean is the difference of the two accuracies: (h_i − h'_i) / mean count.
+    """The values (h_i − h'_i) / mean count of the test sentences; their mean is the difference of the accuracies.
 
     >>> paired_differences(Score((2.0, 1.0), (4.0, 1.0)), Score((1.0, 1.0), (4.0, 1.0)))
     [0.4, 0.0]
@@ -285,7 +305,7 @@ def paired_differences(with_: Score, without: Score) -> list[float]:
 
 
 def effects_of(scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean change over seeds with its interval: pair, objective, task, delta_score, low, high, seed_sd, n, seeds."""
+    """Mean change over seeds: pair, objective, task, delta_score, low, high, score, baseline, seed_sd, n, seeds."""
     rows = []
     for (pair, objective, task), group in scores.groupby(["pair", "objective", "task"], sort=False):
         by_sentence = np.mean(np.array(group["by_sentence"].tolist()), axis=0)

@@ -1,10 +1,10 @@
-"""Is the advice worth following? On pairs whose gradients it has not seen, against what one would do without it.
+"""Is the advice worth following? It is tested on pairs whose gradients it has not seen, against simpler ways.
 
 For each pair held out, the advice comes from the *other* pairs' gradients (`Study.gradients`); then the task is
-fine-tuned with the alignment beside it, one step on both, in each of these ways, with the same seeds:
+fine-tuned on both losses in each step, in each of these ways, with the same seeds:
 
 `advice` (its objective, weight and frozen layers), `plain sum` (the same objective, weight 1, nothing frozen),
-`upgrad`, `pcgrad`, `cagrad` (the same objective, conflicts settled by TorchJD), and none, against which all are held.
+`upgrad`, `pcgrad`, `cagrad` (the same objective, conflicts settled by TorchJD), and none, with which all are compared.
 Where the advice is not to align, `advice` is none itself, and the others take the objective that had the largest
 cosine.
 """
@@ -21,7 +21,7 @@ from experiments.cases import every_case
 from experiments.runs import RunFolder
 from xlprobe.training.conflict import AGGREGATORS
 from xlprobe.transfer.advice import Advice, advise
-from xlprobe.transfer.laboratory import Joint, Laboratory, Score
+from xlprobe.transfer.laboratory import JointPlan, Laboratory, Score
 from xlprobe.transfer.result import Study
 from xlprobe.transfer.study import effects_of, paired_differences
 
@@ -33,10 +33,17 @@ WAYS = ("advice", "plain sum", *AGGREGATORS)
 def advice_trial(
     laboratory: Laboratory, study: Study, out: str | Path, *, seeds: int = 3, progress: bool = True
 ) -> pd.DataFrame:
-    """Frame: pair (held out), way, task, objective, delta_score, low, high, score, baseline, seed_sd, n, seeds.
+    """Frame pair (held out), way, task, delta_score, low, high, score, baseline, seed_sd, n, seeds.
 
-    `study` gives the gradients; `out` is a run folder of its own, in which a stopped test goes on. Errors: `InputError`
-    where `out` holds something else.
+    Args:
+        laboratory: The study's material.
+        study: Gives the gradients.
+        out: A run folder of its own, in which a stopped trial goes on.
+        seeds: The number of seeds.
+        progress: Show a progress bar.
+
+    Raises:
+        InputError: `out` holds something else.
     """
     pairs = list(dict.fromkeys(study.gradients["pair"]))
     tasks = list(dict.fromkeys(study.gradients["task"]))
@@ -51,26 +58,26 @@ def advice_trial(
     for (pair, task, seed), stored in zip(todo, cases, strict=True):
         none = Score(**stored["scores"]["none"])
         for way in WAYS:
-            own = Score(**stored["scores"][way])
+            score = Score(**stored["scores"][way])
             row = {
                 "pair": pair,
                 "objective": way,
                 "task": task,
                 "seed": seed,
-                "delta": own.accuracy - none.accuracy,
+                "delta": score.accuracy - none.accuracy,
             }
-            row |= {"score": own.accuracy, "baseline": none.accuracy}
-            rows.append({**row, "by_sentence": paired_differences(own, none)})
+            row |= {"score": score.accuracy, "baseline": none.accuracy}
+            rows.append({**row, "by_sentence": paired_differences(score, none)})
     return effects_of(pd.DataFrame(rows)).rename(columns={"objective": "way"})
 
 
 def _case(laboratory: Laboratory, study: Study, pair: str, task: str, seed: int) -> dict[str, Any]:
-    others = study.gradients[(study.gradients["pair"] != pair) & (study.gradients["task"] == task)]
-    advice = advise(others, task=task)
-    objective = advice.objective if advice.objective != "none" else _nearest(others)
-    plans: dict[str, Joint | None] = {"none": None, "advice": _followed(advice, pair)}
-    plans["plain sum"] = Joint(objective, pair, weight=1.0)
-    plans |= {name: Joint(objective, pair, aggregator=name) for name in AGGREGATORS}
+    rest = study.gradients[(study.gradients["pair"] != pair) & (study.gradients["task"] == task)]
+    advice = advise(rest, task=task)
+    objective = advice.objective if advice.objective != "none" else _nearest(rest)
+    plans: dict[str, JointPlan | None] = {"none": None, "advice": _followed(advice, pair)}
+    plans["plain sum"] = JointPlan(objective, pair, weight=1.0)
+    plans |= {name: JointPlan(objective, pair, aggregator=name) for name in AGGREGATORS}
     scores = {}
     for way, plan in plans.items():
         model = laboratory.finetuned(laboratory.encoder, task, seed=seed, joint=plan)
@@ -78,10 +85,10 @@ def _case(laboratory: Laboratory, study: Study, pair: str, task: str, seed: int)
     return {"advice": asdict(advice), "objective": objective, "scores": scores}
 
 
-def _followed(advice: Advice, pair: str) -> Joint | None:
+def _followed(advice: Advice, pair: str) -> JointPlan | None:
     if advice.objective == "none":
         return None
-    return Joint(advice.objective, pair, weight=advice.weight, frozen=advice.freeze)
+    return JointPlan(advice.objective, pair, weight=advice.weight, frozen=advice.freeze)
 
 
 def _nearest(gradients: pd.DataFrame) -> str:

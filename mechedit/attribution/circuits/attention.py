@@ -27,10 +27,11 @@ import torch
 from torch import Tensor
 
 from mechedit.attribution.frames import summed
+from mechedit.attribution.layers import PLACE
 from mechedit.attribution.passes import Pass, run_pass
 from mechedit.attribution.projection import Projection
 from mechedit.attribution.result import Attribution
-from mechedit.attribution.units import as_code, check_top
+from mechedit.attribution.units import UNITS, as_code, check_top
 from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import Hook
 from mechedit.models.selfcheck import TOLERANCE
@@ -48,13 +49,19 @@ _NODES = 64
 
 @dataclass(frozen=True, repr=False, eq=False)
 class HeadAttention(Result):
-    """What `head_attention` found of the `k` strongest heads of a circuit.
+    """Where the `k` strongest heads of a circuit look, and what they bring from there.
 
-    heat: layer, head, pos, score (nats; over the positions of a head they sum to its score). patterns: layer, head,
-    query, key, weight (positions; 0 where key > query, and 1 in sum over the keys of a query). heads: layer, head,
-    score (nats, that of `Attribution.heads`), largest |score| first. tokens: one string a position. `gap` = Σ heat − Σ
-    heads.score, what the integration missed. With a target of several tokens the heat is the sum over the passes and
-    the patterns are those of the last one.
+    With a target of several tokens the heat is the sum over the passes and the patterns are those of the last one.
+
+    Attributes:
+        heat: Layer, head, pos, score (nats; over the positions of a head they sum to its score).
+        patterns: Layer, head, query, key, weight (positions; 0 where key > query, and 1 in sum over the keys of a
+            query).
+        heads: Layer, head, score (nats, that of `Attribution.heads`), largest |score| first.
+        tokens: One string a position.
+        target: The tokens that were scored, as text.
+        gap: Σ heat − Σ heads.score, what the integration missed.
+        provenance: That of the attribution.
     """
 
     kind: ClassVar[str] = "head_attention"
@@ -79,30 +86,39 @@ class HeadAttention(Result):
         table.insert(0, "all", table.sum(axis=1))
         table.loc[len(self.tokens)] = table.sum()
         table.index = pd.Index([visible(token, spaces=True) for token in self.tokens] + ["sum"])
-        said = f"<p><strong>Token heat</strong> of {as_code(self.target)}, nats; gap {self.gap:.1e}</p>"
+        title = f"<p><strong>Token heat</strong> of {as_code(self.target)}, nats; gap {self.gap:.1e}</p>"
         shown = table.to_html(escape=True, border=0, float_format=lambda score: f"{score:+.3f}")
-        return f"<div>{said}{shown}</div>"
+        return f"<div>{title}{shown}</div>"
 
 
 @torch.no_grad()
 def head_attention(model: HookedModel, attr: Attribution, *, k: int = 8) -> HeadAttention:
-    """Patterns and heat of the k strongest heads of a circuit; cost: a forward pass for each scored token and one for the patterns.
+    """Patterns and heat of the strongest heads of a circuit.
 
-    Errors: `InputError` for k < 1, and for another model than the attributed one (its log p differs).
+    Cost: a forward pass for each scored token and one for the patterns.
+
+    Args:
+        model: The attributed model, inside the same edit.
+        attr: The attribution.
+        k: How many heads.
+
+    Raises:
+        InputError: k < 1, or the model is another than the attributed one (its log p differs).
 
     >>> import mechedit as me
     >>> model = me.load_model("factworld")
-    >>> found = me.head_attention(model, me.attribute(model, "The mother tongue of", " English", top_k=20), k=2)
-    >>> found.patterns.groupby(["layer", "head", "query"])["weight"].sum().round(5).unique().tolist()
+    >>> attr = me.attribute(model, "The mother tongue of", " English", top_k=20)
+    >>> attention = me.head_attention(model, attr, k=2)
+    >>> attention.patterns.groupby(["layer", "head", "query"])["weight"].sum().round(5).unique().tolist()
     [1.0]
-    >>> abs(found.gap) < 1e-5
+    >>> abs(attention.gap) < 1e-5
     True
     """
     check_top(k, "heads", ("heads",))
     passes = _passes(model, attr)
-    heads = _named(attr, k)
+    heads = _strongest(attr, k)
     chosen = list(heads[["layer", "head"]].itertuples(index=False, name=None))
-    heat = summed([_heat(one, chosen) for one in passes], keys=("layer", "head", "pos"))
+    heat = summed([_heat(forward, chosen) for forward in passes], keys=UNITS["head_positions"])
     return HeadAttention(
         heat=heat,
         patterns=_patterns(model, passes[-1].view.ids, chosen),
@@ -115,11 +131,14 @@ def head_attention(model: HookedModel, attr: Attribution, *, k: int = 8) -> Head
 
 
 def divided(projection: Projection, log_p: Tensor, parts: Tensor, *, target: int) -> Tensor:
-    """The heat [n, T] (fp64, nats) of vectors [n, d_model] that are sums of `parts` [n, T, d_model].
+    """The heat [n, T] (fp64, nats) of vectors that are sums; row i sums to inc(base_i, Σ_t parts[i, t]).
 
-    `log_p` [n, d_vocab]: the log-probabilities at each one's base. Row i sums to inc(base_i, Σ_t parts[i, t]).
+    Args:
+        projection: B.
+        log_p: The log-probabilities at each vector's base [n, d_vocab].
+        parts: What the vectors are the sums of [n, T, d_model].
+        target: Token id.
 
-    >>> from mechedit.attribution.projection import Projection
     >>> B = Projection(W_U=torch.eye(2), scale=torch.ones(2).double(), centre=False, constant=None, sigma=1.0)
     >>> base, parts = B.log_probs(torch.zeros(1, 2)), torch.tensor([[[1.0, 0.0], [0.0, 0.5]]]).double()
     >>> divided(B, base, parts, target=0)
@@ -134,13 +153,13 @@ def divided(projection: Projection, log_p: Tensor, parts: Tensor, *, target: int
 
 
 def _passes(model: HookedModel, attr: Attribution) -> list[Pass]:
-    """The attributed forward passes again. Errors: `InputError` where they give another log p."""
+    """The attributed forward passes again; `InputError` where they give another log p."""
     scored = attr.target_ids[: 1 if attr.target_scored == "first" else None]
     passes = []
     for n, token in enumerate(scored):
         ids = torch.tensor(attr.ids[: attr.prompt_length + n], device=model.device)
         passes.append(run_pass(model, model.residual_view(ids), token, biases=attr.biases))  # type: ignore[arg-type]
-    logp = sum(one.acc.logp for one in passes)
+    logp = sum(forward.acc.logp for forward in passes)
     if abs(logp - attr.logp) > 10 * TOLERANCE[model.dtype] * max(1.0, abs(logp)):
         raise InputError(
             f"model: expected log p {attr.logp:.4f} of the attribution, found {logp:.4f}: it is another model or "
@@ -149,22 +168,22 @@ def _passes(model: HookedModel, attr: Attribution) -> list[Pass]:
     return passes
 
 
-def _named(attr: Attribution, k: int) -> pd.DataFrame:
+def _strongest(attr: Attribution, k: int) -> pd.DataFrame:
     """layer, head, score of the heads that the circuit names, the k of largest |score|."""
     named = {node["id"] for node in attr.circuit()["nodes"]}
     ids = [f"head:{row.layer}.{row.head}" for row in attr.heads.itertuples()]
-    found = attr.heads[[name in named for name in ids]]
-    ranked = found.sort_values("score", key=abs, ascending=False, kind="stable")
+    heads = attr.heads[[name in named for name in ids]]
+    ranked = heads.sort_values("score", key=abs, ascending=False, kind="stable")
     return ranked.head(k).reset_index(drop=True)
 
 
-def _heat(one: Pass, heads: Sequence[Head]) -> pd.DataFrame:
+def _heat(forward: Pass, heads: Sequence[Head]) -> pd.DataFrame:
     """layer, head, pos, score of one pass."""
-    length = len(one.view.ids)
+    length = len(forward.view.ids)
     if heads:
-        parts = torch.stack([one.terms[layer].positions(head) for layer, head in heads])
-        log_p = one.acc.log_p[[layer for layer, _ in heads], 0]
-        scores = divided(one.projection, log_p, parts, target=one.target).flatten().cpu().numpy()
+        parts = torch.stack([forward.terms[layer].positions(head) for layer, head in heads])
+        log_p = forward.acc.log_p[[layer for layer, _ in heads], PLACE["attn"]]
+        scores = divided(forward.projection, log_p, parts, target=forward.target).flatten().cpu().numpy()
     else:
         scores = np.zeros(0)
     return pd.DataFrame(
@@ -179,13 +198,13 @@ def _heat(one: Pass, heads: Sequence[Head]) -> pd.DataFrame:
 
 def _patterns(model: HookedModel, ids: Tensor, heads: Sequence[Head]) -> pd.DataFrame:
     """layer, head, query, key, weight, of one forward pass over ids [T]."""
-    whole: dict[int, Tensor] = {}
+    patterns: dict[int, Tensor] = {}
     layers = sorted({layer for layer, _ in heads})
-    hooks: list[Hook] = [(f"blocks.{i}.attn.hook_pattern", partial(_keep, whole, i)) for i in layers]
+    hooks: list[Hook] = [(f"blocks.{i}.attn.hook_pattern", partial(_keep, patterns, i)) for i in layers]
     with model.hooks(hooks):
         model.run(*model.pad([ids]), logits_to_keep=1)
     precision = torch.promote_types(model.dtype, torch.float32)
-    weights = [whole[layer][head].to("cpu", precision).flatten().numpy() for layer, head in heads]
+    weights = [patterns[layer][head].to("cpu", precision).flatten().numpy() for layer, head in heads]
     n, length = len(heads), len(ids)
     return pd.DataFrame(
         {

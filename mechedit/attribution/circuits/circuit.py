@@ -12,7 +12,7 @@ Source of the scores: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141); the choice 
    FFN neuron and a value neuron, those that the result does not hold among them. An attention value neuron with
    a kept edge is a node that leads to its head; a query neuron is a node with the sum of its kept edges as score.
 5. The embedding has an edge to every query and value neuron of step 4.
-6. Not subject to pruning: the embedding, an edge from the last token to the target, and any steering term.
+6. Never pruned: the embedding, an edge from the last token to the target, and any steering term.
 
 How far an edge can be trusted: into the target and into heads, the score is what the unit adds alone, exactly, with
 the final norm held still (scores of units overlap). From a query neuron or a token into a neuron, `read` (of a gated
@@ -84,7 +84,15 @@ def build_circuit(attr: ScoredUnits, *, share: float, max_units: int, max_edges:
     A query neuron at the last position that is a kept value neuron too is one node, a "neuron". A steering term has
     the id "steer:l" ("steer_mlp:l"), the label "steering" and the kind "head" ("mlp") of the sub-layer that it was
     added to. Ids are keyed by position, not by text: equal tokens are different nodes.
-    Errors: `InputError` unless 0 < share <= 1, max_units >= 1 and max_edges >= 0.
+
+    Args:
+        attr: The result.
+        share: Of the units' |score| that is to be kept.
+        max_units: How many units are kept at most.
+        max_edges: How many edges from query neurons are kept at most, of either kind of value neuron.
+
+    Raises:
+        InputError: Not 0 < share <= 1, max_units < 1 or max_edges < 0.
     """
     if not 0 < share <= 1:
         raise InputError(f"share: expected a number above 0 and at most 1, found {share!r}")
@@ -122,8 +130,7 @@ def build_circuit(attr: ScoredUnits, *, share: float, max_units: int, max_edges:
 def _kept_units(
     attr: ScoredUnits, *, share: float, max_units: int
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Step 2: the kept rows of `head_positions` and of `mlp_neurons`, and what share of all units they
-    are."""
+    """Step 2: the kept rows of `head_positions` and of `mlp_neurons`, and what share of all units they are."""
     units = pd.concat({"pos": attr.head_positions["score"], "mlp": attr.mlp_neurons["score"]}).abs()
     ranked = units.sort_values(ascending=False, kind="stable")
     total = float(ranked.sum())
@@ -145,17 +152,17 @@ def _kept_edges(
     """Step 4: the kept rows of `reads` from query neurons."""
     heads = set(zip(positions["layer"], positions["head"], strict=True))
     values = set(zip(neurons["layer"], neurons["neuron"], strict=True))
-    found = attr.reads[attr.reads["source"] == "mlp"]
+    edges = attr.reads[attr.reads["source"] == "mlp"]
     shown = [
         (row.layer, row.head) in heads if row.target == "attn" else (row.layer, row.neuron) in values
-        for row in found.itertuples()
+        for row in edges.itertuples()
     ]
-    ranked = found[shown].sort_values("score", key=abs, ascending=False, kind="stable")
+    ranked = edges[shown].sort_values("score", key=abs, ascending=False, kind="stable")
     kept = []
     for kind, total in attr.certificate["reads"]["total"].items():
-        of = ranked[ranked["target"] == kind]
-        size = of["score"].abs()
-        kept.append(of[size.cumsum() - size < share * total].head(max_edges))
+        to_kind = ranked[ranked["target"] == kind]
+        size = to_kind["score"].abs()
+        kept.append(to_kind[size.cumsum() - size < share * total].head(max_edges))
     return pd.concat(kept)
 
 
@@ -164,17 +171,19 @@ class _Below:
 
     def __init__(self, attr: ScoredUnits, queries: pd.DataFrame, neurons: pd.DataFrame) -> None:
         self.attr, self.queries = attr, queries
-        # a value neuron that is a source itself, at the last position, stays one node
+        # A value neuron that is a source itself, at the last position, stays one node.
         self.units = set(zip(neurons["layer"], neurons["neuron"], strict=True))
         self.scores = self._sums()
         embed = attr.reads[attr.reads["source"] == "embed"]
         receivers = set(self.scores) | {self.target(row) for row in queries.itertuples()}
-        # what is a unit too reads the embedding as a value neuron, once
+        # A query neuron that is a unit too reads the embedding as a value neuron, once.
         once = [
             self.target(row) in receivers and (row.target != "query" or self.target(row).startswith("query:"))
             for row in embed.itertuples()
         ]
         self.embed = embed[once]
+        reached = queries[queries["target"] == "attn"]
+        self.values = reached.drop_duplicates(["layer", "head", "dim", "pos"])
 
     def positions(self) -> set[int]:
         return {int(pos) for pos in self.embed["pos"]}
@@ -189,9 +198,6 @@ class _Below:
         }
 
     def nodes(self) -> list[dict[str, Any]]:
-        values = self.queries[self.queries["target"] == "attn"].drop_duplicates(
-            ["layer", "head", "dim", "pos"]
-        )
         nodes = [
             _node(
                 self.target(row),
@@ -201,7 +207,7 @@ class _Below:
                 score=row.target_score,
                 pos=int(row.pos),
             )
-            for row in values.itertuples()
+            for row in self.values.itertuples()
         ]
         for name, (layer, neuron, pos, score) in self.scores.items():
             if name.startswith("query:"):
@@ -221,17 +227,13 @@ class _Below:
         ]
         for row in self.embed.itertuples():
             name = self.target(row)
-            # of a query node the score is what its kept edges pass on, and so is the embedding's part of it
-            whole = self.scores[name][3] if row.target == "query" else row.target_score
-            edges.append(_edge(_token(row.pos), name, row.fraction * whole, reads=row))
-        values = self.queries[self.queries["target"] == "attn"].drop_duplicates(
-            ["layer", "head", "dim", "pos"]
-        )
-        edges += [
+            # A query node's score is what its kept edges pass on, and so is the embedding's part of it.
+            score = self.scores[name][3] if row.target == "query" else row.target_score
+            edges.append(_edge(_token(row.pos), name, row.fraction * score, reads=row))
+        return edges + [
             _edge(self.target(row), f"head:{row.layer}.{row.head}", row.target_score)
-            for row in values.itertuples()
+            for row in self.values.itertuples()
         ]
-        return edges
 
     def neuron(self, layer: int, neuron: int, pos: int) -> str:
         """The node of an FFN neuron at a position."""
@@ -246,10 +248,10 @@ class _Below:
 
     def _sums(self) -> dict[str, tuple[int, int, int, float]]:
         """(layer, neuron, pos, score) of each query neuron."""
-        by = self.queries.groupby(["source_layer", "source_neuron", "pos"], sort=False)["score"].sum()
+        sums = self.queries.groupby(["source_layer", "source_neuron", "pos"], sort=False)["score"].sum()
         return {
             self.neuron(layer, neuron, pos): (int(layer), int(neuron), int(pos), float(score))
-            for (layer, neuron, pos), score in by.items()
+            for (layer, neuron, pos), score in sums.items()
         }
 
 

@@ -25,7 +25,9 @@ import torch
 from torch import Tensor
 
 from mechedit.attribution.ranking.neurons import Ranked
-from mechedit.models.hooked import FinalNorm, HookedModel, ResidualView
+from mechedit.models.hooked import HookedModel
+from mechedit.models.residual import ResidualView
+from mechedit.models.weights import FinalNorm
 
 __all__ = ["GUARD", "Keys", "attention_keys", "mlp_keys"]
 
@@ -35,10 +37,19 @@ GUARD = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Keys:
-    """n keys of value neurons: `key` [n, d_model] (fp32) reads x [n, d_model] at `pos` [n] in `layer` [n], before the
-    FFN where `mid` [n] says so, else before attention; `score` [n] is its value neuron's, `weight` [n] the part of it
-    that the key stands for (a half for each of a gated neuron's two), `slope` [n] ∂ log coefficient / ∂ read (0 where
-    the coefficient is 0), `own` [n] whether it reads its own layer's attention (an FFN's, but for parallel blocks)."""
+    """n keys of value neurons, and what each reads.
+
+    Attributes:
+        layer: Where the value neuron is [n].
+        pos: The position that is read [n].
+        key: k [n, d_model], fp32.
+        x: The residual that is read [n, d_model], fp64.
+        score: That of the value neuron [n].
+        weight: The part of the score that the key stands for [n]: a half for each of a gated neuron's two.
+        mid: Whether x is the residual before the FFN, else before attention [n].
+        slope: ∂ log coefficient / ∂ read [n]; 0 where the coefficient is 0.
+        own: Whether it reads its own layer's attention [n]: an FFN's does, but for parallel blocks.
+    """
 
     layer: Tensor
     pos: Tensor
@@ -52,7 +63,7 @@ class Keys:
 
     @property
     def read(self) -> Tensor:
-        """x · k [n], fp64."""
+        """The reads x · k [n], fp64."""
         return (self.x * self.key.double()).sum(dim=1)
 
     @property
@@ -69,24 +80,30 @@ class Keys:
 
     def after(self, layer: int, *, attention: bool) -> Tensor:
         """Which keys [n] read what this layer's attention (or else its FFN) has written."""
-        own = self.own & (self.layer == layer)
-        return (self.layer > layer) | own if attention else self.layer > layer
+        later = self.layer > layer
+        return later | (self.own & (self.layer == layer)) if attention else later
 
-    def join(self, other: Keys) -> Keys:
-        """These keys, then the others."""
-        pairs = [(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
-        return Keys(*(torch.cat(pair) for pair in pairs))
+    def join(self, following: Keys) -> Keys:
+        """These keys, then the following ones."""
+        pairs = ((getattr(self, field.name), getattr(following, field.name)) for field in fields(self))
+        return Keys(*map(torch.cat, pairs))
 
 
 def attention_keys(model: HookedModel, view: ResidualView, values: Ranked, *, centre: bool) -> Keys:
-    """The keys of attention value neurons; `centre`: as LayerNorm reads, without the mean."""
-    length, width, shape = len(view.ids), model.shape.d_head, model.shape
-    layer, pos = values.layer, values.index % length
-    unit = values.index // length
-    columns, _ = _by_layer(lambda i, n: (model.W_V(i)[n // width, :, n % width], None), layer, unit)
+    """The keys of attention value neurons.
+
+    Args:
+        model: The model, as it is now.
+        view: The forward pass.
+        values: The value neurons.
+        centre: Whether the mean that LayerNorm takes off x is taken off the keys.
+    """
+    layer, shape = values.layer, model.shape
+    head, dim, pos = values.places(width=shape.d_head, length=len(view.ids))
+    columns, _ = _by_layer(lambda i, rows: (model.W_V(i)[head[rows].cpu(), :, dim[rows].cpu()], None), layer)
     norms = [model.norm1(i) for i in range(shape.n_layers)]
     x = view.resid_pre_all[layer, pos].double()
-    v = view.v[layer, pos, unit // width // (shape.n_heads // shape.n_kv_heads), unit % width].double()
+    v = view.v[layer, pos, head // (shape.n_heads // shape.n_kv_heads), dim].double()
     slope = _inverse(v * _scale(norms, x))
     weight, mid = torch.ones_like(values.score), torch.zeros_like(pos, dtype=torch.bool)
     key = _keys(columns, _gamma(norms)[layer], norms[0], centre=centre)
@@ -96,12 +113,19 @@ def attention_keys(model: HookedModel, view: ResidualView, values: Ranked, *, ce
 def mlp_keys(
     model: HookedModel, view: ResidualView, values: Ranked, *, centre: bool, pos: Tensor | None = None
 ) -> Keys:
-    """The keys of FFN value neurons at `pos` [n] (None: the last position); of gated ones first all up keys, then all
-    gate keys."""
+    """The keys of FFN value neurons; of gated ones first all up keys, then all gate keys.
+
+    Args:
+        model: The model, as it is now.
+        view: The forward pass.
+        values: The value neurons.
+        centre: Whether the mean that LayerNorm takes off x is taken off the keys.
+        pos: Where they read [n]; None: at the last position.
+    """
     gated, layer = model.shape.gated, values.layer
-    parts = [_by_layer(_chosen(model.W_in, model.b_in), layer, values.index)]
+    parts = [_by_layer(_columns(model.W_in, model.b_in, values.index), layer)]
     if gated:
-        parts.append(_by_layer(_chosen(model.W_gate, model.b_gate), layer, values.index))
+        parts.append(_by_layer(_columns(model.W_gate, model.b_gate, values.index), layer))
     pos = torch.full_like(layer, len(view.ids) - 1) if pos is None else pos
     stream = view.resid_pre_all if model.shape.parallel else view.resid_mid_all
     x = stream[layer, pos].double()
@@ -111,43 +135,48 @@ def mlp_keys(
     normed = norms[0].centre(x) / sigma[:, None] * gamma + bias
     inputs = [(normed * columns).sum(1) + constants for columns, constants in parts]
     act, change = _activation(model.act_fn, inputs[-1])
-    bent = change * _inverse(act * sigma)  # through the activation: the gate's, or the only key's
-    slope = torch.cat([_inverse(inputs[0] * sigma), bent]) if gated else bent
+    activated = change * _inverse(
+        act * sigma
+    )  # of the key that the activation is taken of: the gate, or the only one
+    slope = torch.cat([_inverse(inputs[0] * sigma), activated]) if gated else activated
     times = len(parts)
-    every = torch.cat([columns for columns, _ in parts])
-    key = _keys(every, gamma.repeat(times, 1), norms[0], centre=centre)
+    rows = torch.cat([columns for columns, _ in parts])
+    key = _keys(rows, gamma.repeat(times, 1), norms[0], centre=centre)
     layer, score = layer.repeat(times), values.score.repeat(times)
     weight, mid = torch.full_like(score, 1 / times), torch.ones_like(layer, dtype=torch.bool)
     own = mid & (not model.shape.parallel)
     return Keys(layer, pos.repeat(times), key, x.repeat(times, 1), score, weight, mid, slope, own)
 
 
-def _chosen(
-    W: Callable[[int], Tensor | None], b: Callable[[int], Tensor | None]
+def _columns(
+    W: Callable[[int], Tensor | None], b: Callable[[int], Tensor | None], index: Tensor
 ) -> Callable[[int, Tensor], tuple[Tensor, Tensor | None]]:
-    """For `_by_layer`: columns of a layer's projection as rows, and their biases."""
+    """For `_by_layer`: the columns `index` [n] of the layers' projections as rows, and their biases."""
 
-    def read(layer: int, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        matrix, bias = W(layer), b(layer)
+    def read(layer: int, units: Tensor) -> tuple[Tensor, Tensor | None]:
+        matrix, bias, chosen = W(layer), b(layer), index[units].cpu()
         assert matrix is not None
-        return matrix.T[index], None if bias is None else bias[index]
+        return matrix.T[chosen], None if bias is None else bias[chosen]
 
     return read
 
 
 def _by_layer(
-    read: Callable[[int, Tensor], tuple[Tensor, Tensor | None]], layer: Tensor, index: Tensor
+    read: Callable[[int, Tensor], tuple[Tensor, Tensor | None]], layer: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What `read(layer, indices)` gives for units [n]: rows [n, d_model] and constants [n] (None: 0), fp64; one gather
-    a layer."""
-    present = layer.unique().tolist()
-    found = []
-    for i in present:
-        rows, constants = read(i, index[layer == i].cpu())
+    """What `read(layer, units)` gives for units in these layers [n], fp64, with one gather a layer.
+
+    Rows [n, d_model] and constants [n] (None: 0).
+    """
+    order, parts = [], []
+    for i in layer.unique().tolist():
+        units = (layer == i).nonzero()[:, 0]
+        rows, constants = read(i, units)
         rows = rows.to(layer.device).double()
-        found.append((rows, rows.new_zeros(len(rows)) if constants is None else constants.to(rows)))
-    order = torch.cat([(layer == i).nonzero()[:, 0] for i in present]).argsort()
-    rows, constants = (torch.cat(part)[order] for part in zip(*found, strict=True))
+        order.append(units)
+        parts.append((rows, rows.new_zeros(len(rows)) if constants is None else constants.to(rows)))
+    place = torch.cat(order).argsort()
+    rows, constants = (torch.cat(part)[place] for part in zip(*parts, strict=True))
     return rows, constants
 
 

@@ -9,9 +9,9 @@ Source: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141), section 3; what a value n
 3. Query layers: the same ratio for what a whole sub-layer wrote there, and for the embedding. These are all
    sources, so their shares sum to 1 and the scores to Σ s. An FFN value neuron reads behind its own layer's
    attention, which is one of its sources. What a hook added is a row of its own ("steer", "steer_mlp").
-4. The denominator can be negative or nearly zero, and then one value neuron owns the ranking. Guard [our
-   choice]: its size is floored at `GUARD` · ‖x‖ · ‖k‖, sign kept; then shares sum to less than 1. Off with
-   `biases="drop"`, which reproduces the reference; there keys are not centred either.
+4. The denominator can be negative or nearly zero, and then one value neuron dominates the ranking. Guard [our
+   choice]: its size is floored at `GUARD` · ‖x‖ · ‖k‖, sign kept; then shares sum to less than 1. The guard is off with
+   `biases="drop"`, which reproduces the reference; keys are not centred there either.
 
 Cost: one product of W_out and one of W_O with all keys a layer; no loop over neurons. Wrong as a mechanism where
 the denominator is negative (the shares of a negative whole): read it beside the counts in the certificate.
@@ -29,8 +29,9 @@ from torch import Tensor
 from mechedit.attribution.circuits.keys import GUARD, Keys
 from mechedit.attribution.ranking.neurons import Ranked, Sign
 from mechedit.attribution.terms import LayerTerms, product
-from mechedit.models.hooked import HookedModel, ResidualView
+from mechedit.models.hooked import HookedModel
 from mechedit.models.outlets import Gain
+from mechedit.models.residual import ResidualView
 
 __all__ = ["N_VALUES", "Source", "key_account", "key_weights", "layer_reads", "query_layers", "query_neurons"]
 
@@ -41,8 +42,14 @@ _ULPS, _ULPS_HALF = 64, 8
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One sub-layer as the keys read it: `read` [n] (fp64) of what it wrote, and for the FFN of what each neuron
-    wrote, `neurons` [d_mlp, n]; 0 for keys before it. `layer` is −1 for the embedding."""
+    """One sub-layer as the keys read it.
+
+    Attributes:
+        layer: Which layer; −1 for the embedding.
+        module: As in `Attribution.query_layers`.
+        read: c · k of what the sub-layer wrote [n], fp64; 0 for keys before it.
+        neurons: Of an FFN, c · k of what each neuron wrote [d_mlp, n].
+    """
 
     layer: int
     module: str
@@ -53,7 +60,7 @@ class Source:
 def layer_reads(
     model: HookedModel, view: ResidualView, terms: Sequence[LayerTerms], keys: Keys
 ) -> list[Source]:
-    """All that the keys read, in the order of the computation; the reads of one key sum to x · k."""
+    """All sources of what the keys read, in the order of the computation; the reads of one key sum to x · k."""
     k = keys.key.double()
     sources = [Source(-1, "embed", (view.resid_pre_all[0, keys.pos].double() * k).sum(dim=1))]
     for term in terms:
@@ -62,45 +69,67 @@ def layer_reads(
         gain, outlet = view.attn_gain(model, i, keys.pos), model.attn_outlet(i)
         attn = _neurons(term.attn.directions, view.z[i, keys.pos], keys, keys.after(i, attention=True), gain)
         added = ((x_mid - x_pre) * k).sum(dim=1)
-        sources += _split(term, "attn", keys, added, attn, _constant(k, gain, model.b_O(i), outlet.shift), x=x_mid)
+        sources += _split(
+            term, "attn", keys, added, attn, _constant(k, gain, model.b_O(i), outlet.shift), x=x_mid
+        )
         if i + 1 == len(terms):  # nothing reads the last FFN
             nothing = attn.new_zeros(len(term.mlp.directions), len(keys.pos))
             return [*sources, Source(i, "mlp", torch.zeros_like(added), nothing)]
         after = view.resid_pre_all[i + 1, keys.pos].double()
         gain, outlet = view.mlp_gain(model, i, keys.pos), model.mlp_outlet(i)
-        mlp = _neurons(term.mlp.directions, view.mlp_post[i, keys.pos], keys, keys.after(i, attention=False), gain)
+        mlp = _neurons(
+            term.mlp.directions, view.mlp_post[i, keys.pos], keys, keys.after(i, attention=False), gain
+        )
         added = ((after - x_mid) * k).sum(dim=1)
-        sources += _split(term, "mlp", keys, added, mlp, _constant(k, gain, model.b_out(i), outlet.shift), x=after)
+        sources += _split(
+            term, "mlp", keys, added, mlp, _constant(k, gain, model.b_out(i), outlet.shift), x=after
+        )
     return sources
 
 
 def query_neurons(
     sources: Sequence[Source], weights: Tensor, *, k: int | None, sign: Sign
 ) -> tuple[Ranked, Ranked]:
-    """The k best FFN neurons by step 2 (None: all), for attention and for FFN value neurons.
+    """The best FFN neurons by step 2, for attention and for FFN value neurons.
 
-    `weights` [n, 2]: s / (x · k) of the keys of either kind, 0 for the other's (`denominators`).
+    Args:
+        sources: All of them.
+        weights: Those of the keys, as `key_weights` gives them.
+        k: How many; None: all.
+        sign: Whether the largest or the lowest scores are the best.
     """
-    found = [(one.layer, one.neurons.double() @ weights) for one in sources if one.neurons is not None]
-    kinds = [[Ranked.of_layer(layer, scores[:, kind]) for layer, scores in found] for kind in (0, 1)]
+    scored = [(ffn.layer, ffn.neurons.double() @ weights) for ffn in sources if ffn.neurons is not None]
+    kinds = [[Ranked.of_layer(layer, scores[:, kind]) for layer, scores in scored] for kind in (0, 1)]
     attn, mlp = (Ranked.best(parts, k=k, sign=sign) for parts in kinds)
     return attn, mlp
 
 
 def query_layers(sources: Sequence[Source], weights: Tensor) -> list[tuple[int, str, float, float]]:
     """Layer, module and step 3's score for attention and for FFN value neurons, in the order of the computation."""
-    return [(one.layer, one.module, *(one.read @ weights).tolist()) for one in sources]
+    return [(source.layer, source.module, *(source.read @ weights).tolist()) for source in sources]
 
 
 def key_weights(keys: Keys, *, guard: bool) -> Tensor:
-    """s / (x · k) [n, 2], one column for the keys of attention value neurons, one for those of FFN value neurons."""
+    """The weights s / (x · k) [n, 2] of the keys of attention value neurons (column 0) and of FFN ones (column 1).
+
+    In the column of the other kind a key's weight is 0.
+    """
     weight = keys.score * keys.weight / keys.denominators(guard=guard)
     return torch.stack([torch.where(keys.mid, 0.0, weight), torch.where(keys.mid, weight, 0.0)], dim=1)
 
 
 def key_account(keys: Keys, of: Tensor, *, guard: bool) -> dict[str, Any]:
-    """How the denominators of some keys are: `values` (how many were used), `keys`, `negative`, `below_guard` (that
-    are so, whether or not the guard is on) and `guard`."""
+    """How the denominators of some keys are.
+
+    Args:
+        keys: All keys.
+        of: Which of them are counted [n], bool.
+        guard: Whether the guard is on.
+
+    Returns:
+        values (how many value neurons were used), keys, negative and below_guard (how many keys are so, whether or not
+        the guard is on) and guard.
+    """
     return {
         "values": round(float(keys.weight[of].sum())),
         "keys": int(of.sum()),
@@ -140,15 +169,15 @@ def _split(
 ) -> list[Source]:
     """What was `added` [n] as the sub-layer's own read and what a hook put on top; 0 where a key lies before."""
     sees = keys.after(term.layer, attention=module == "attn").to(added)
-    own = neurons.sum(dim=0, dtype=torch.float64) + sees * constant
+    read = neurons.sum(dim=0, dtype=torch.float64) + sees * constant
     added = added * sees
     size = neurons.norm(1, dim=0).double() + x.norm(dim=1) * keys.key.double().norm(dim=1)
     limit = _limit(term) * sees * size
     kept = neurons if module == "mlp" else None
-    if bool(((added - own).abs() <= limit).all()):
+    if bool(((added - read).abs() <= limit).all()):
         return [Source(term.layer, module, added, kept)]
     steer = "steer" if module == "attn" else "steer_mlp"
-    return [Source(term.layer, module, own, kept), Source(term.layer, steer, added - own)]
+    return [Source(term.layer, module, read, kept), Source(term.layer, steer, added - read)]
 
 
 def _limit(term: LayerTerms) -> float:

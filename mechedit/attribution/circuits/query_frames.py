@@ -26,24 +26,35 @@ from mechedit.attribution.passes import Pass
 from mechedit.attribution.ranking.neurons import Ranked, Ranking, Sign
 from mechedit.models.hooked import HookedModel
 
-__all__ = ["N_VALUES", "query_frames"]
+__all__ = ["query_frames"]
 
 
 def query_frames(
     model: HookedModel, passes: Sequence[Pass], ranking: Ranking, *, k: int | None, sign: Sign
 ) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-    """The frames query_neurons, mlp_query_neurons, query_layers, mlp_query_layers and reads of `Attribution`, and the
-    certificate's entries query, mlp_query and reads. The value neurons are the first `N_VALUES` of the ranking."""
+    """The query side of `Attribution`.
+
+    Args:
+        model: The model, as it is now.
+        passes: One for each token of the target that is scored.
+        ranking: Its first `N_VALUES` neurons of each kind are the value neurons.
+        k: Rows of the neuron frames; None: all.
+        sign: Whether the largest or the lowest scores are the best.
+
+    Returns:
+        The frames query_neurons, mlp_query_neurons, query_layers, mlp_query_layers and reads, and the certificate's
+        entries query, mlp_query and reads.
+    """
     last = passes[-1]
-    honest = last.projection.biases == "keep"  # "drop" reproduces the reference: raw keys, no guard
+    guarded = last.projection.biases == "keep"  # "drop" reproduces the reference: raw keys, no guard
     attn, mlp = ranking.attn.first(N_VALUES), ranking.mlp.first(N_VALUES)
-    keys = _keys(model, last, attn, mlp, centre=honest)
-    sources, weights = layer_reads(model, last.view, last.terms, keys), key_weights(keys, guard=honest)
-    exact = (keys, sources)
-    if not honest:
+    keys = _keys(model, last, attn, mlp, centre=guarded)
+    sources, weights = layer_reads(model, last.view, last.terms, keys), key_weights(keys, guard=guarded)
+    centred = (keys, sources)
+    if not guarded:
         keys = _keys(model, last, attn, mlp, centre=True)
-        exact = (keys, layer_reads(model, last.view, last.terms, keys))
-    edges, total = read_edges(model, last.view, attn, mlp, *exact)
+        centred = (keys, layer_reads(model, last.view, last.terms, keys))
+    edges, total = read_edges(model, last.view, attn, mlp, *centred)
     neurons, mlp_neurons = query_neurons(sources, weights, k=k, sign=sign)
     layers = pd.DataFrame(query_layers(sources, weights), columns=["layer", "module", "attn", "mlp"])
     frames = {
@@ -57,7 +68,7 @@ def query_frames(
     }
     read = {"pass": len(passes) - 1, "passes": len(passes)}
     account = {
-        name: key_account(keys, of, guard=honest) | read
+        name: key_account(keys, of, guard=guarded) | read
         for name, of in (("query", ~keys.mid), ("mlp_query", keys.mid))
     }
     return frames, account | {"reads": total}

@@ -1,0 +1,1 @@
+"""Which value neurons are the best k: enumerated, or bounded and certified."""

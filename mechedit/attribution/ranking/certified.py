@@ -11,42 +11,28 @@ With σ frozen the logits are linear in the residual. For a unit v at a base wit
 3. Units are scored exactly, over the vocabulary, in the order of their bound, some at a time over all layers
    together, until no bound that is left reaches the k-th best exact score: the top k is certified.
 
-The range of a row over the vocabulary does not depend on the prompt, but for the factor 1/σ: `vocabulary_ranges`
-finds it once per model and keeps it on disk (`ranges.py`). "promote" needs the Jensen bound alone.
+The range of a row over the vocabulary does not depend on the prompt, but for the factor 1/σ: it is found once per
+model and kept on disk (`vocabulary_ranges.py`). "promote" needs the Jensen bound alone.
 
 Floating point: a bound is trusted to within `MARGIN` nats; scores closer to each other than that may change places.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mechedit.attribution.passes import Pass
+from mechedit.attribution.layers import PLACE
+from mechedit.attribution.passes import Pass, base_rows
 from mechedit.attribution.ranking.neurons import Ranked, Ranking, Sign
-from mechedit.attribution.scores import inc_rows
-from mechedit.attribution.terms import SubLayer
+from mechedit.attribution.terms import KINDS, Kind, SubLayer, unit_vectors
 
-__all__ = [
-    "MARGIN",
-    "PLACE",
-    "Ranges",
-    "Score",
-    "certified",
-    "chord_bound",
-    "exact_score",
-    "jensen_bound",
-    "unit_vectors",
-]
+__all__ = ["MARGIN", "Ranges", "certified", "chord_bound", "jensen_bound"]
 
-#: From a pass, vectors [n, d_model] and bases [n] (rows of its flattened log p) to [n, 2]: bounds of their scores.
-Score = Callable[[Pass, Tensor, Tensor], Tensor]
-#: Which of a layer's two bases the units of a sub-layer are added to.
-PLACE = {"attn": 0, "mlp": 1}
 #: How far, in nats, a bound may be off by rounding.
 MARGIN = 1e-6
 _SHARE = 12  # k + k // _SHARE units are scored first, then k // _SHARE at a time
@@ -54,10 +40,11 @@ _SHARE = 12  # k + k // _SHARE units are scored first, then k // _SHARE at a tim
 
 @dataclass(frozen=True)
 class Ranges:
-    """Smallest and largest entry of `((r − mean r) ⊙ γ) W_U` over the vocabulary for every row r of a kind of unit.
+    """Smallest and largest entry of `((r − mean r) ⊙ γ) W_U` over the vocabulary; divided by σ, those of B r.
 
-    attn, mlp: [n_layers, rows, 2], rows of W_O [n_heads · d_head] and of W_out [d_mlp], behind their outlet with a scale
-    of 1. Divide by σ, and by that scale, for B r.
+    Attributes:
+        attn: Of the rows r of W_O [n_layers, n_heads · d_head, 2].
+        mlp: Of the rows r of W_out [n_layers, d_mlp, 2].
     """
 
     attn: Tensor
@@ -65,7 +52,7 @@ class Ranges:
 
 
 def jensen_bound(u_target: Tensor, mean: Tensor) -> Tensor:
-    """inc ≤ u_t − μ, elementwise.
+    """The upper bound u_t − μ of inc, elementwise.
 
     >>> p, u = torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0])
     >>> exact = u[0] - (p * u.exp()).sum().log()
@@ -76,7 +63,13 @@ def jensen_bound(u_target: Tensor, mean: Tensor) -> Tensor:
 
 
 def chord_bound(u_target: Tensor, mean: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """inc ≥ u_t − log of the chord of exp over [low, high] at μ, elementwise; fp64 and safe for any range.
+    """The lower bound of inc: u_t − log of the chord of exp over [low, high] at μ; elementwise, safe for any range.
+
+    Args:
+        u_target: u_t.
+        mean: μ = E_p[u].
+        low: A number that no entry of u lies below.
+        high: A number that no entry of u lies above.
 
     >>> p, u = torch.tensor([0.5, 0.5]).double(), torch.tensor([1.0, 0.0]).double()
     >>> exact = u[0] - (p * u.exp()).sum().log()
@@ -90,128 +83,102 @@ def chord_bound(u_target: Tensor, mean: Tensor, low: Tensor, high: Tensor) -> Te
     return u_target - (high + torch.log((1 - share) * torch.exp(-width) + share))
 
 
-def certified(
-    passes: Sequence[Pass],
-    *,
-    k: int,
-    sign: Sign,
-    score: Score,
-    ranges: Ranges | None = None,
-) -> Ranking:
-    """The best k value neurons of each kind, as `exhaustive` has them; `ranges` are needed for "suppress".
+def certified(passes: Sequence[Pass], *, k: int, sign: Sign, ranges: Ranges | None = None) -> Ranking:
+    """The best k value neurons of each kind, as `exhaustive` finds them; over several passes scores and bounds add up.
 
-    `score` bounds what vectors score from below and above: equal bounds are exact scores (`exact_score`), others
-    leave intervals (`intervals.py`). Over several passes scores and bounds add up.
+    Args:
+        passes: One for each token of the target that is scored.
+        k: How many of each kind.
+        sign: Whether the largest or the lowest scores are the best.
+        ranges: Those of the model; "suppress" needs them.
     """
-    searches = [_Search(passes, name, k=k, sign=sign, ranges=ranges) for name in ("mlp", "attn")]
+    mlp, attn = (_Search(passes, kind, k=k, sign=sign, ranges=ranges) for kind in KINDS)
+    searches = (mlp, attn)
     while any(wanted := [len(search.choose()) for search in searches]):
-        found = torch.zeros(sum(wanted), 2, dtype=torch.float64)
-        for n, one in enumerate(passes):
+        scores = torch.zeros(sum(wanted), dtype=torch.float64)
+        for n, forward in enumerate(passes):
             vectors, bases = zip(*(search.vectors(n) for search in searches), strict=True)
-            found += score(one, torch.cat(vectors), torch.cat(bases)).cpu()
-        for search, part in zip(searches, found.split(wanted), strict=True):
+            scores += forward.scores(torch.cat(vectors), torch.cat(bases))
+        for search, part in zip(searches, scores.split(wanted), strict=True):
             search.take(part)
-    mlp, attn = searches
     return Ranking(
-        mlp.ranked(intervals=score is not exact_score),
-        attn.ranked(intervals=score is not exact_score),
-        evaluated=(len(mlp.found), len(attn.found)),
+        mlp.ranked(),
+        attn.ranked(),
+        evaluated=(len(mlp.scores), len(attn.scores)),
         total=len(mlp.bound) + len(attn.bound),
     )
 
 
-def exact_score(one: Pass, vectors: Tensor, base: Tensor) -> Tensor:
-    """Every score over the whole vocabulary: both bounds [n, 2] are the score."""
-    log_p = one.acc.log_p.flatten(0, 1)
-    return inc_rows(one.projection, vectors, base, log_p, target=one.target)[:, None].expand(-1, 2)
+def _bounds(forward: Pass, kind: Kind, sign: Sign, ranges: Ranges | None) -> Tensor:
+    """How large (promote) or how low (suppress) each unit of a kind can score [n_layers, n, m].
 
-
-def _bounds(one: Pass, name: str, sign: Sign, ranges: Ranges | None) -> Tensor:
-    """[n_layers, n, m]: how large (promote) or how low (suppress) each unit of a kind can score; the sign is turned
-    for "suppress", so that the largest come first in both."""
-    column, place = one.projection.column(one.target), PLACE[name]
-    found = []
-    for i, term in enumerate(one.terms):
-        part: SubLayer = getattr(term, name)
+    For "suppress" the sign is turned, so that the largest come first in both.
+    """
+    column = forward.projection.column(forward.target)
+    bounds = []
+    for i, part in enumerate(forward.sub_layers(kind)):
         coefficients = part.coefficients.double()
-        both = torch.stack([column, one.acc.means[i, place]], dim=1)
+        both = torch.stack([column, forward.acc.means[i, PLACE[kind]]], dim=1)
         u_target, mu = part.product(both).double().unbind(1)
         if sign == "promote":
-            found.append(coefficients * jensen_bound(u_target, mu)[:, None])
+            bounds.append(coefficients * jensen_bound(u_target, mu)[:, None])
             continue
         assert ranges is not None, "suppress needs the rows' ranges"
-        rows = getattr(ranges, name)[i].to(coefficients.device).double() / (one.projection.sigma * part.gain.sigma)
+        scale = forward.projection.sigma * part.gain.sigma
+        rows = getattr(ranges, kind)[i].to(coefficients.device).double() / scale
         ends = coefficients[:, :, None] * rows[:, None, :]
         u_target, mu = coefficients * u_target[:, None], coefficients * mu[:, None]
-        found.append(-chord_bound(u_target, mu, ends.amin(-1), ends.amax(-1)))
-    return torch.stack([bound.cpu() for bound in found])
+        bounds.append(-chord_bound(u_target, mu, ends.amin(-1), ends.amax(-1)))
+    return torch.stack([bound.cpu() for bound in bounds])
 
 
 class _Search:
-    """Step 3 for one kind of unit: what to score next, and what has been found (scores turned as the bounds are)."""
+    """Step 3 for one kind of unit: what to score next, and the scores so far (turned as the bounds are)."""
 
     def __init__(
-        self, passes: Sequence[Pass], name: str, *, k: int, sign: Sign, ranges: Ranges | None
+        self, passes: Sequence[Pass], kind: Kind, *, k: int, sign: Sign, ranges: Ranges | None
     ) -> None:
-        self.parts: list[list[SubLayer]] = [[getattr(term, name) for term in one.terms] for one in passes]
-        self.place, self.sign = PLACE[name], sign
-        bounds = [_bounds(one, name, sign, ranges) for one in passes]
+        self.sub_layers: list[list[SubLayer]] = [forward.sub_layers(kind) for forward in passes]
+        self.kind, self.sign = kind, sign
+        bounds = [_bounds(forward, kind, sign, ranges) for forward in passes]
         self.columns = max(bound.shape[2] for bound in bounds)
-        # a source position that an earlier pass does not have adds nothing there
+        # A source position that an earlier pass does not have adds nothing there.
         padded = [pad(bound, (0, self.columns - bound.shape[2])) for bound in bounds]
         self.bound = sum(padded[1:], padded[0]).flatten()
         self.order = torch.sort(self.bound, descending=True, stable=True).indices
         self.size = bounds[0].shape[1] * self.columns
         self.k = min(k, len(self.order))
-        self.found = torch.empty(0, 2, dtype=torch.float64)
+        self.scores = torch.empty(0, dtype=torch.float64)
         self.chosen = self.order[:0]
 
     def choose(self) -> Tensor:
         """The next units in the order of their bound, or none: then the best k are certified."""
-        done, more = len(self.found), max(8, self.k // _SHARE)
+        done, step = len(self.scores), max(8, self.k // _SHARE)
         if not done:
-            self.chosen = self.order[: self.k + more]
+            self.chosen = self.order[: self.k + step]
             return self.chosen
-        kth = float(self.found[:, 0].topk(self.k).values[-1])
-        following = self.order[done : done + more]
+        kth = float(self.scores.topk(self.k).values[-1])
+        following = self.order[done : done + step]
         self.chosen = following[self.bound[following] >= kth - MARGIN]
         return self.chosen
 
     def vectors(self, n: int) -> tuple[Tensor, Tensor]:
-        """[n_chosen, d_model] in pass n of the chosen units, and their bases as rows of the flattened log p."""
-        layer, index = self.chosen // self.size, self.chosen % self.size
-        out = unit_vectors(self.parts[n], layer, index, columns=self.columns)
-        return out, (2 * layer + self.place).to(out.device)
+        """The chosen units' vectors [n_chosen, d_model] in pass n, and the rows of their bases [n_chosen]."""
+        layer, index = self._place(self.chosen)
+        vectors = unit_vectors(self.sub_layers[n], layer, index, columns=self.columns)
+        return vectors, base_rows(self.kind, layer).to(vectors.device)
 
     def take(self, scores: Tensor) -> None:
-        """Scores [n, 2], low and high, of the chosen units."""
-        turned = scores if self.sign == "promote" else -scores.flip(1)
-        self.found = torch.cat([self.found, turned])
+        """Scores [n] of the chosen units."""
+        self.scores = torch.cat([self.scores, scores if self.sign == "promote" else -scores])
 
-    def ranked(self, *, intervals: bool) -> Ranked:
-        """The best k by the middle of their bounds."""
-        scored = self.order[: len(self.found)].sort()
-        found = self.found[scored.indices]
-        found = found if self.sign == "promote" else -found.flip(1)
-        layer, index = scored.values // self.size, scored.values % self.size
-        ranked = Ranked(found.mean(dim=1), layer, index, found if intervals else None)
-        return Ranked.best([ranked], k=self.k, sign=self.sign)
+    def ranked(self) -> Ranked:
+        """The best k of those that were scored."""
+        scored = self.order[: len(self.scores)].sort()
+        scores = self.scores[scored.indices]
+        scores = scores if self.sign == "promote" else -scores
+        return Ranked.best([Ranked(scores, *self._place(scored.values))], k=self.k, sign=self.sign)
 
-
-def unit_vectors(parts: Sequence[SubLayer], layer: Tensor, index: Tensor, *, columns: int) -> Tensor:
-    """[n, d_model]: the units at these layers and places of the coefficients, `columns` of them a row, of one kind of
-    sub-layer in all layers."""
-    out = parts[0].coefficients.new_empty(len(layer), parts[0].directions.shape[1])
-    for i in layer.unique().tolist():
-        mine = layer == i
-        out[mine.to(out.device)] = _vectors(parts[i], index[mine], columns).to(out.device)
-    return out
-
-
-def _vectors(part: SubLayer, index: Tensor, columns: int) -> Tensor:
-    """[n, d_model]: the units at these places of the coefficients, `columns` of them a row: a direction times its
-    coefficient, zero where this pass has no such column."""
-    index = index.to(part.coefficients.device)
-    unit, column = index // columns, index % columns
-    coefficients = pad(part.coefficients, (0, columns - part.coefficients.shape[1]))[unit, column]
-    return part.gain(coefficients[:, None] * part.directions[unit.to(part.directions.device)].to(coefficients))
+    def _place(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Layer, and place within it, of places in `bound`."""
+        return flat // self.size, flat % self.size

@@ -20,24 +20,29 @@ from torch import Tensor
 from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
+from mechedit.attribution.layers import PLACE
 from mechedit.attribution.passes import Pass
 from mechedit.attribution.scores import inc_scaled
+from mechedit.attribution.terms import Kind
 
-__all__ = ["Ranked", "Ranking", "Sign", "exhaustive"]
+__all__ = ["Ranked", "Ranking", "Sign", "attention_index", "exhaustive"]
 
 Sign = Literal["promote", "suppress"]
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Neurons, best first: `score` (fp64), `layer` and `index` [k]. `index` counts within the layer: i for an
-    FFN neuron, `(h · d_head + j) · T + pos` for an attention neuron. `bounds` [k, 2]: where `score` is the middle
-    of an interval, its ends; None for exact scores."""
+    """Neurons, best first.
+
+    Attributes:
+        score: Their scores [k], fp64.
+        layer: Their layers [k].
+        index: Their places within the layer [k]: i of an FFN neuron, `attention_index` of an attention neuron.
+    """
 
     score: Tensor
     layer: Tensor
     index: Tensor
-    bounds: Tensor | None = None
 
     @classmethod
     def best(cls, parts: Sequence[Ranked], *, k: int | None, sign: Sign) -> Ranked:
@@ -45,9 +50,7 @@ class Ranked:
         score = torch.cat([part.score for part in parts])
         order = torch.sort(score, descending=sign == "promote", stable=True).indices[:k]
         layer, index = (torch.cat([getattr(part, name) for part in parts]) for name in ("layer", "index"))
-        ends = [part.bounds for part in parts if part.bounds is not None]
-        bounds = torch.cat(ends)[order] if len(ends) == len(parts) else None
-        return cls(score[order], layer[order], index[order], bounds)
+        return cls(score[order], layer[order], index[order])
 
     @classmethod
     def of_layer(cls, layer: int, scores: Tensor) -> Ranked:
@@ -57,14 +60,37 @@ class Ranked:
 
     def first(self, k: int | None) -> Ranked:
         """The first k (None: all)."""
-        bounds = None if self.bounds is None else self.bounds[:k]
-        return Ranked(self.score[:k], self.layer[:k], self.index[:k], bounds)
+        return Ranked(self.score[:k], self.layer[:k], self.index[:k])
+
+    def places(self, *, width: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Head, dimension and source position [k] of attention neurons; the inverse of `attention_index`."""
+        unit, pos = self.index // length, self.index % length
+        return unit // width, unit % width, pos
+
+
+def attention_index(head: Tensor, dim: Tensor, pos: Tensor, *, width: int, length: int) -> Tensor:
+    """The place of attention value neurons within their layer, as one number.
+
+    Args:
+        head: [n].
+        dim: Dimension within the head [n].
+        pos: Source position [n].
+        width: d_head.
+        length: How many source positions there are.
+    """
+    return (head * width + dim) * length + pos
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The best FFN and attention value neurons; `evaluated` of each kind, of `total` in all, were scored over the
-    vocabulary."""
+    """The best FFN and attention value neurons.
+
+    Attributes:
+        mlp: FFN neurons.
+        attn: Attention neurons.
+        evaluated: How many of each kind were scored over the vocabulary.
+        total: How many there are of both kinds.
+    """
 
     mlp: Ranked
     attn: Ranked
@@ -73,24 +99,25 @@ class Ranking:
 
 
 def exhaustive(passes: Sequence[Pass], *, k: int | None, sign: Sign) -> Ranking:
-    """Score every value neuron; the best k of each kind (None: all). Over several passes scores add up."""
-    mlp: list[Ranked] = []
-    attn: list[Ranked] = []
-    total = [0, 0]
+    """The best k of each kind (None: all), by scoring every value neuron; over several passes scores add up."""
+    kept: dict[Kind, list[Ranked]] = {"mlp": [], "attn": []}
+    total: dict[Kind, int] = {"mlp": 0, "attn": 0}
     # disable=None: the bar shows on a terminal only
     for layer in tqdm(range(len(passes[0].terms)), desc="layers", disable=None, leave=False):
-        for place, (name, kept) in enumerate((("attn", attn), ("mlp", mlp))):
-            scores = [_layer_scores(one, layer, place, name) for one in passes]
+        for kind, parts in kept.items():
+            scores = [_layer_scores(forward, layer, kind) for forward in passes]
             columns = max(part.shape[1] for part in scores)
             padded = [pad(part, (0, columns - part.shape[1])) for part in scores]
             summed = sum(padded[1:], padded[0])
-            kept.append(Ranked.best([Ranked.of_layer(layer, summed.flatten())], k=k, sign=sign))
-            total[1 - place] += summed.numel()
-    ranked = [Ranked.best(parts, k=k, sign=sign) for parts in (mlp, attn)]
-    return Ranking(ranked[0], ranked[1], evaluated=(total[0], total[1]), total=sum(total))
+            parts.append(Ranked.best([Ranked.of_layer(layer, summed.flatten())], k=k, sign=sign))
+            total[kind] += summed.numel()
+    mlp, attn = (Ranked.best(parts, k=k, sign=sign) for parts in kept.values())
+    return Ranking(mlp, attn, evaluated=(total["mlp"], total["attn"]), total=sum(total.values()))
 
 
-def _layer_scores(one: Pass, layer: int, place: int, name: str) -> Tensor:
-    part = getattr(one.terms[layer], name)
-    log_p = one.acc.log_p[layer, place]
-    return inc_scaled(one.projection, log_p, part.written(), part.coefficients, target=one.target).cpu()
+def _layer_scores(forward: Pass, layer: int, kind: Kind) -> Tensor:
+    part = forward.sub_layers(kind)[layer]
+    log_p = forward.acc.log_p[layer, PLACE[kind]]
+    return inc_scaled(
+        forward.projection, log_p, part.written(), part.coefficients, target=forward.target
+    ).cpu()

@@ -1,0 +1,1 @@
+"""Editors that steer activations, and what they share."""

@@ -32,16 +32,22 @@ __all__ = ["attach"]
 
 Fn = Callable[[Tensor], Tensor | None]
 
+
 @contextlib.contextmanager
 def attach(
     hf: PreTrainedModel, edits: Sequence[SteeringEdit], *, tokenizer: Any = None
 ) -> Iterator[Steering]:
     """`hf` under the edits, for the length of the block: `generate`, the logits, anything that calls its forward.
 
-    Outputs equal those of `steer` on the hooked model to rounding. Batches are padded on the left, as for generation:
-    the last position is the one that is steered. `tokenizer` is needed by sentence gates alone.
-    Errors: `InputError` for a model whose modules are not found, and for a sentence gate without tokenizer. Hooks are
-    removed however the block is left.
+    Outputs equal those of `steer` on the hooked model to rounding. Hooks are removed however the block is left.
+
+    Args:
+        hf: The model. Batches are padded on the left, as for generation: the last position is steered.
+        edits: Fitted on this model.
+        tokenizer: The model's own; sentence gates alone need it.
+
+    Raises:
+        InputError: The model's modules are not found, or a sentence gate has no tokenizer.
     """
     weight = next(hf.parameters())
     steering = Steering(edits, device=weight.device, dtype=weight.dtype, tokenizer=tokenizer)
@@ -49,12 +55,12 @@ def attach(
         raise InputError(
             "tokenizer: expected the model's own, found None; a sentence gate reads the prompt's text"
         )
-    layout = _Layout.of(hf)
+    modules = _Modules.of(hf)
     handles = [hf.register_forward_pre_hook(steering.begin, with_kwargs=True)]
     try:
         for name, fn in steering.points():
             _, layer, point = name.split(".", 2)
-            handles.append(layout.hang(point, int(layer), fn))
+            handles.append(modules.hang(point, int(layer), fn))
         yield steering
     finally:
         for handle in handles:
@@ -62,9 +68,17 @@ def attach(
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """The decoder layers, the names of what is in them, how wide a head is, and what a sub-layer's output is multiplied
-    by before it is added."""
+class _Modules:
+    """Where a plain model computes what the hook points have.
+
+    Attributes:
+        blocks: The decoder layers.
+        attn_out: Name within a layer of what puts out attention's output, behind any norm.
+        mlp_out: The same of the MLP's.
+        projection: Name of the attention's output projection.
+        d_head: Width of a head.
+        factor: What the model multiplies a sub-layer's output by before it adds it.
+    """
 
     blocks: Any
     attn_out: str
@@ -74,7 +88,7 @@ class _Layout:
     factor: float
 
     @classmethod
-    def of(cls, hf: Any) -> _Layout:
+    def of(cls, hf: Any) -> _Modules:
         """Errors: `InputError` for a model that TransformerLens has no adapter for."""
         try:
             kind = type(hf).__name__

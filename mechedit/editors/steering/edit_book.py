@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +22,7 @@ from transformers import PreTrainedModel
 
 from experiments.checkpoints import digest
 from mechedit.data.facts import FactEdit
+from mechedit.data.records import EDIT_FIELDS
 from mechedit.editors.steering.attach import attach
 from mechedit.editors.steering.gates import AlwaysOn, Gate, HiddenGate, SentenceGate, Whitening
 from mechedit.editors.steering.sentence_encoder import sentence_encoder
@@ -32,15 +31,14 @@ from mechedit.editors.steering.steer import Position, SteeredModel, Steering, St
 from mechedit.editors.steering.transport import AffineMap
 from mechedit.models import weights
 from mechedit.models.hooked import HookedModel
+from mechedit.models.saving import new_folder
 from reports.errors import InputError, IntegrityError
-from reports.files import swap_folder
 from reports.parsing import parse
 
 __all__ = ["EditBook"]
 
 SCHEMA_VERSION = 1
 TENSORS, RECORD = "edits.safetensors", "edits.json"
-_FACT = ("subject", "prompt", "target_true", "target_new", "case_id", "relation")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +58,11 @@ class EditBook:
 
     @classmethod
     def of(cls, model: HookedModel, edits: Iterator[SteeringEdit] | list[SteeringEdit]) -> EditBook:
-        """A book of edits that were fitted on `model`."""
+        """A book of edits that were fitted on `model`.
+
+        Raises:
+            InputError: A case id occurs twice.
+        """
         book = cls({}, model.hash)
         for edit in edits:
             if str(edit.fact.case_id) in book.edits:
@@ -76,14 +78,21 @@ class EditBook:
         return replace(self, edits={**self.edits, str(edit.fact.case_id): edit})
 
     def remove(self, case_id: int | str) -> EditBook:
-        """Without this edit. Errors: `InputError` if there is none of this case id."""
+        """Without this edit.
+
+        Raises:
+            InputError: There is none of this case id.
+        """
         if str(case_id) not in self.edits:
             raise InputError(f"case_id: expected one of the book's {len(self)} edits, found {case_id!r}")
         return replace(self, edits={key: edit for key, edit in self.edits.items() if key != str(case_id)})
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an edit: case_id, subject, prompt, target_true, target_new, site, first, last (layer), rank, alpha,
-        gate, threshold."""
+        """One row an edit.
+
+        Columns: case_id, subject, prompt, target_true, target_new, site, first, last (layer), rank, alpha, gate,
+        threshold.
+        """
         rows = []
         for key, edit in self.edits.items():
             layers, gate = sorted(edit.maps), edit.gate
@@ -109,7 +118,11 @@ class EditBook:
 
     @contextlib.contextmanager
     def apply(self, model: HookedModel) -> Iterator[SteeredModel]:
-        """The hooked model under all edits. Errors: `InputError` for another model than they were fitted on."""
+        """The hooked model under all edits, for the length of the block.
+
+        Raises:
+            InputError: The edits were fitted on another model.
+        """
         _check_hash(self.model_hash, model.hash)
         with steer(model, list(self.edits.values())) as steered:
             yield steered
@@ -118,7 +131,8 @@ class EditBook:
     def attach(self, hf: PreTrainedModel, *, tokenizer: Any = None) -> Iterator[Steering]:
         """A plain `transformers` model under all edits: `with book.attach(hf): hf.generate(...)`.
 
-        Errors: `InputError` for another model than they were fitted on.
+        Raises:
+            InputError: The edits were fitted on another model.
         """
         _check_hash(self.model_hash, digest(dict(weights.checkpoint_weights(hf))))
         with attach(hf, list(self.edits.values()), tokenizer=tokenizer) as steering:
@@ -129,7 +143,8 @@ class EditBook:
     def save(self, folder: str | Path) -> Path:
         """Writes the book into `folder` (made if absent, an older book there is replaced) and returns the path.
 
-        Errors: `InputError` if the folder holds anything but a book.
+        Raises:
+            InputError: The folder holds anything but a book, or cannot be written.
         """
         target = Path(folder)
         _check_target(target)
@@ -143,23 +158,20 @@ class EditBook:
             "edits": rows,
         }
         text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-        try:
-            work.chmod(0o755)  # mkdtemp makes it private
-            # a copy of each: edits may share a map, and safetensors refuses tensors that share their memory
-            save_file({name: t.contiguous().cpu().clone() for name, t in tensors.items()}, work / TENSORS)
-            (work / RECORD).write_text(text, encoding="utf-8")
-            swap_folder(work, target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        with new_folder(target, replace=True) as temporary:
+            # A copy of each: edits may share a map, and safetensors refuses tensors that share their memory.
+            copies = {name: tensor.contiguous().cpu().clone() for name, tensor in tensors.items()}
+            save_file(copies, temporary / TENSORS)
+            (temporary / RECORD).write_text(text, encoding="utf-8")
         return target
 
     @classmethod
     def load(cls, folder: str | Path) -> EditBook:
         """Reads a book that `save` wrote; the model is checked when the book is put on one.
 
-        Errors: `InputError` if there is none; `IntegrityError` if it is damaged or of another schema version.
+        Raises:
+            InputError: There is none.
+            IntegrityError: It is damaged, or of another schema version.
         """
         path = Path(folder)
         if not (path / RECORD).is_file():
@@ -189,10 +201,10 @@ class EditBook:
         return cls({str(edit.fact.case_id): edit for edit in edits}, model_hash)
 
 
-def _check_hash(expected: str, found: str) -> None:
-    if expected != found:
+def _check_hash(expected: str, actual: str) -> None:
+    if expected != actual:
         raise InputError(
-            f"model: expected the one that the edits were fitted on (hash {expected[:12]}…), found {found[:12]}…; "
+            f"model: expected the one that the edits were fitted on (hash {expected[:12]}…), found {actual[:12]}…; "
             "fit them on this model, or load that one (its dtype counts too)"
         )
 
@@ -228,7 +240,7 @@ def _record(
             tensors[f"{name}.map.{layer}.{field}"] = getattr(fitted, field)
     return {
         "name": name,
-        "fact": {field: getattr(edit.fact, field) for field in _FACT},
+        "fact": {field: getattr(edit.fact, field) for field in EDIT_FIELDS},
         "layers": sorted(edit.maps),
         "alpha": edit.alpha,
         "site": edit.site,
@@ -242,17 +254,16 @@ def _record(
 def _gate_record(gate: Gate, name: str, tensors: dict[str, Tensor], shared: dict[int, str]) -> dict[str, Any]:
     if isinstance(gate, AlwaysOn):
         return {"kind": "always"}
-    assert isinstance(gate, HiddenGate | SentenceGate)
     tensors[f"{name}.centres"] = gate.centres
     if isinstance(gate, SentenceGate):
         return {"kind": "sentence", "threshold": gate.threshold, "model": gate.model}
-    found: dict[str, Any] = {"kind": "hidden", "threshold": gate.threshold, "layer": gate.layer}
-    found |= {"distance": gate.distance, "pool": gate.pool, "whitening": None}
+    record: dict[str, Any] = {"kind": "hidden", "threshold": gate.threshold, "layer": gate.layer}
+    record |= {"distance": gate.distance, "pool": gate.pool, "whitening": None}
     if gate.whitening is not None:  # one for all edits: written once
         key = shared.setdefault(id(gate.whitening), f"whitening.{len(shared)}")
         tensors[f"{key}.basis"], tensors[f"{key}.scale"] = gate.whitening.basis, gate.whitening.scale
-        found["whitening"] = {"name": key, "rest": gate.whitening.rest}
-    return found
+        record["whitening"] = {"name": key, "rest": gate.whitening.rest}
+    return record
 
 
 def _edit(
@@ -264,7 +275,7 @@ def _edit(
         if row[key] not in allowed:
             raise ValueError(f"{key}: expected one of {', '.join(allowed)}, found {row[key]!r}")
     return SteeringEdit(
-        fact=FactEdit(**{field: row["fact"][field] for field in _FACT}),
+        fact=FactEdit(**{field: row["fact"][field] for field in EDIT_FIELDS}),
         maps={
             int(n): AffineMap(*(tensors[f"{name}.map.{n}.{field}"] for field in fields))
             for n in row["layers"]

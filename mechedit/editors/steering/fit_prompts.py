@@ -55,8 +55,16 @@ def implication_pairs(fact: FactEdit, prompts: Sequence[str]) -> tuple[list[str]
 def align_implications(
     difference: Tensor, source: Tensor, target: Tensor, *, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The states [n, d] of the `KEPT` pairs whose difference has the highest cosine with `difference` [d], each
-    `COPIES` times with N(0, `NOISE`) noise."""
+    """The pairs of states whose difference points most like another one, copied with noise.
+
+    The `KEPT` pairs of the highest cosine are kept, each `COPIES` times with N(0, `NOISE`) noise.
+
+    Args:
+        difference: The difference to be like [d].
+        source: States [n, d].
+        target: Their partners [n, d].
+        generator: Of the noise.
+    """
     cosine = torch.cosine_similarity(target - source, difference[None].to(source), dim=1)
     best = cosine.topk(min(KEPT, len(cosine))).indices.sort().values.repeat_interleave(COPIES)
     noise = (torch.randn(2, len(best), source.shape[1], generator=generator) * NOISE).to(source)

@@ -1,7 +1,7 @@
 """The gates of many edits, asked at once.
 
-Every gate's distance is Euclidean in some coordinates (`mechedit.editors.steering.gates`), so for each kind of gate (layer, pooling,
-distance, encoder) the centres of all edits are stacked, and
+Every gate's distance is Euclidean in some coordinates (`mechedit.editors.steering.gates`), so for each kind of gate
+(layer, pooling, distance, encoder) the centres of all edits are stacked, and
 
 1. one product `|s|² + |c|² − 2 s·c` finds the centres that could be within their threshold, rounding allowed for;
 2. those few distances are computed again as `|s − c|`, from the two vectors alone.
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechedit.editors.steering.gates import AlwaysOn, Gate, HiddenGate, SentenceGate
+from mechedit.editors.steering.gates import AlwaysOn, CentredGate, Gate, HiddenGate, SentenceGate
 
 __all__ = ["GateBank", "GateGroup"]
 
@@ -28,17 +28,24 @@ _SLACK = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class GateGroup:
-    """The stacked gates of one kind. gate: one of them; owner [k]: which edit a centre belongs to;
-    centres [k, d] in the gate's coordinates; thresholds [k]."""
+    """The stacked gates of one kind.
 
-    gate: HiddenGate | SentenceGate
+    Attributes:
+        gate: The first of them.
+        owner: The edit that each centre belongs to [k].
+        centres: In the gate's coordinates [k, d].
+        thresholds: Of each centre's gate [k].
+        squares: |c|² of each centre [k].
+    """
+
+    gate: CentredGate
     owner: Tensor
     centres: Tensor
     thresholds: Tensor
     squares: Tensor
 
     @classmethod
-    def of(cls, members: Sequence[tuple[int, HiddenGate | SentenceGate]], device: torch.device) -> GateGroup:
+    def of(cls, members: Sequence[tuple[int, CentredGate]], device: torch.device) -> GateGroup:
         """The group of gates of one kind, each with the number of its edit."""
         gate = members[0][1]
         centres = torch.cat([gate.coordinates(g.centres.to(device).float()) for _, g in members])
@@ -63,12 +70,19 @@ class GateGroup:
 
 
 class GateBank:
-    """All gates of a list of edits. `always`: the numbers of the edits that ask nothing."""
+    """All gates of a list of edits.
+
+    Attributes:
+        n: How many there are.
+        always: The numbers of the edits whose gate is always open.
+        by_text: The groups that read the prompt's text.
+        by_layer: The groups that read the input of a layer.
+    """
 
     def __init__(self, gates: Sequence[Gate], device: torch.device) -> None:
         self.n = len(gates)
         self.always = [i for i, gate in enumerate(gates) if isinstance(gate, AlwaysOn)]
-        kinds: dict[Any, list[tuple[int, HiddenGate | SentenceGate]]] = {}
+        kinds: dict[Any, list[tuple[int, CentredGate]]] = {}
         for i, gate in enumerate(gates):
             if isinstance(gate, HiddenGate):
                 kinds.setdefault((gate.layer, gate.pool, gate.distance, id(gate.whitening)), []).append(
@@ -84,7 +98,7 @@ class GateBank:
                 self.by_layer.setdefault(group.gate.layer, []).append(group)
 
     def start(self, rows: int, device: torch.device) -> Tensor:
-        """[n, rows]: 0 for the edits that ask nothing, infinity (closed) for those that have not looked yet."""
+        """[n, rows]: 0 for the edits that are always open, infinity (closed) for those that have not looked yet."""
         ratios = torch.full((self.n, rows), torch.inf, device=device)
         ratios[self.always] = 0.0
         return ratios

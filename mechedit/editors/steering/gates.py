@@ -3,7 +3,7 @@
 An edit that steers every prompt is precise nowhere; an edit that never steers is "specific" for free. So a gate is
 part of the edit, and every comparison also shows the gate alone and the edit without it.
 
-- `AlwaysOn`: nothing is asked.
+- `AlwaysOn`: opens without a look at the prompt.
 - `HiddenGate`: a state at the input of a layer, of the prompt's last token or the mean over its tokens, is near the
   same state of one of the edit's own prompts, by the Euclidean, cosine or Mahalanobis distance.
 - `SentenceGate`: the text's embedding by a sentence encoder is near that of one of the edit's own prompts.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -27,6 +27,7 @@ from reports.errors import InputError
 
 __all__ = [
     "AlwaysOn",
+    "CentredGate",
     "Distance",
     "Gate",
     "HiddenGate",
@@ -44,38 +45,19 @@ Pool = Literal["last", "mean"]
 Embed = Callable[[Sequence[str]], Tensor]
 
 
-class Gate(Protocol):
-    """Decides for prompts by a state at the input of layer `layer` (None: without looking at the model)."""
-
-    @property
-    def layer(self) -> int | None:
-        """Whose input is looked at."""
-
-    def ratio(self, states: Tensor) -> Tensor:
-        """[B] for states [B, d]: at most 1 where the gate opens; of several open gates the smallest wins."""
-
-
 @dataclass(frozen=True)
 class AlwaysOn:
-    """Opens for every prompt: the ungated row of every comparison.
-
-    >>> AlwaysOn().ratio(torch.zeros(2, 3))
-    tensor([0., 0.])
-    """
-
-    layer: None = None
-
-    def ratio(self, states: Tensor) -> Tensor:
-        """Zeros [B]."""
-        return states.new_zeros(len(states))
+    """Opens for every prompt: the ungated row of every comparison."""
 
 
 @dataclass(frozen=True, eq=False)
 class Whitening:
     """`W h = r h + P ((s − r) ⊙ Pᵀ h)`: coordinates in which the Mahalanobis distance is Euclidean.
 
-    basis: P [d, k], principal directions of a sample; scale: s [k], 1 / sqrt(variance + reg) along them; rest:
-    r = 1 / sqrt(reg), off their span.
+    Attributes:
+        basis: P [d, k], principal directions of a sample.
+        scale: s [k], 1 / sqrt(variance + reg) along them.
+        rest: r = 1 / sqrt(reg), off their span.
     """
 
     basis: Tensor
@@ -90,14 +72,21 @@ class Whitening:
 
 @dataclass(frozen=True, eq=False)
 class HiddenGate:
-    """Opens within `threshold` of one of `centres` [k, d], states at the input of layer `layer`.
+    """Opens near one of the states of the edit's own prompts.
 
-    distance: "euclidean" (units of the state), "cosine" (Euclidean between states of length 1, sqrt(2 − 2 cos)) or
-    "mahalanobis" (standard deviations; needs `whitening`). pool: the last token's state, or the mean over tokens.
+    Attributes:
+        layer: Whose input is read.
+        centres: The states of the edit's prompts there [k, d].
+        threshold: The distance from the nearest centre within which the gate opens.
+        distance: "euclidean" (units of the state), "cosine" (Euclidean between states of length 1, sqrt(2 − 2 cos)) or
+            "mahalanobis" (standard deviations; needs `whitening`).
+        pool: The last token's state, or the mean over tokens.
+        whitening: For the Mahalanobis distance.
 
     >>> gate = HiddenGate(layer=2, centres=torch.zeros(1, 2), threshold=5.0)
-    >>> gate.ratio(torch.tensor([[3.0, 4.0], [6.0, 8.0]]))
-    tensor([1., 2.])
+    >>> states = gate.coordinates(torch.tensor([[3.0, 4.0], [6.0, 8.0]]))
+    >>> nearest(states, gate.coordinates(gate.centres)) <= gate.threshold
+    tensor([ True, False])
     """
 
     layer: int
@@ -108,7 +97,11 @@ class HiddenGate:
     whitening: Whitening | None = None
 
     def coordinates(self, states: Tensor) -> Tensor:
-        """Where the distance is Euclidean: the states [B, d] themselves, of length 1, or whitened."""
+        """The states [B, d] where the distance is Euclidean: as they are, of length 1, or whitened.
+
+        Raises:
+            InputError: The Mahalanobis distance without a whitening.
+        """
         if self.distance == "cosine":
             return states / states.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(states.dtype).tiny)
         if self.distance == "mahalanobis":
@@ -119,40 +112,44 @@ class HiddenGate:
             return self.whitening(states)
         return states
 
-    def ratio(self, states: Tensor) -> Tensor:
-        """Distance to the nearest centre over the threshold, [B]."""
-        centres = self.centres.to(states)
-        return nearest(self.coordinates(states), self.coordinates(centres)) / self.threshold
-
 
 @dataclass(frozen=True, eq=False)
 class SentenceGate:
-    """Opens within `threshold` (Euclidean) of the embedding of one of the edit's prompts, `centres` [k, e].
+    """Opens near the embedding of one of the edit's prompts: SAKE's gate, with the nearest in the place of their mean.
 
-    embed: texts to embeddings [n, e]; `model`: the name or folder of the encoder, by which a saved gate finds it again
-    (`mechedit.editors.steering.sentence_encoder.sentence_encoder`). SAKE's gate, with the nearest prompt in the place of their mean.
+    Attributes:
+        centres: The embeddings of the edit's prompts [k, e].
+        threshold: The Euclidean distance from the nearest centre within which the gate opens.
+        model: Name or folder of the encoder, by which a saved gate finds it again
+            (`mechedit.editors.steering.sentence_encoder`).
+        embed: Texts to embeddings [n, e].
     """
 
     centres: Tensor
     threshold: float
     model: str
     embed: Embed = field(repr=False)
-    layer: None = None
-
-    def ratio(self, states: Tensor) -> Tensor:
-        """For embeddings [B, e]: distance to the nearest centre over the threshold, [B]."""
-        return nearest(states, self.centres) / self.threshold
 
     def coordinates(self, states: Tensor) -> Tensor:
         """The embeddings themselves."""
         return states
 
 
+CentredGate = HiddenGate | SentenceGate  # opens near the edit's own prompts
+Gate = AlwaysOn | CentredGate
+
+
 def whitening(sample: Tensor, *, reg: float = 1e-2) -> Whitening:
-    """The `Whitening` of the states' covariance, `sample` [n, d]; reg is a share of their mean variance.
+    """The `Whitening` of the covariance of some states.
 
     Off the span of the sample only the regularisation is known, so no d × d matrix is formed.
-    Errors: `InputError` for fewer than two states or a sample without variance.
+
+    Args:
+        sample: The states [n, d].
+        reg: Is added to the variance along every direction, as a share of the mean variance.
+
+    Raises:
+        InputError: Fewer than two states, or a sample without variance.
 
     >>> draw = torch.Generator().manual_seed(0)
     >>> w = whitening(torch.randn(500, 3, generator=draw) * torch.tensor([1.0, 5.0, 25.0]), reg=1e-6)
@@ -176,11 +173,18 @@ def nearest(states: Tensor, centres: Tensor) -> Tensor:
 
 
 def calibrate(own: Sequence[float], foreign: Sequence[float], *, max_fpr: float | None = None) -> float:
-    """The threshold that separates an edit's prompts (distances `own`) from others (`foreign`).
+    """The threshold that separates an edit's own prompts from foreign ones.
 
-    With `max_fpr`, the largest that opens for at most this share of the others; else the one with the fewest errors,
+    With `max_fpr`, the largest that opens for at most this share of the foreign ones; else that with the fewest errors,
     both sides weighing the same whatever their numbers, and between equally good ones the middle of the widest gap.
-    Errors: `InputError` if a side is empty or not finite, and for a rate outside of 0 to 1.
+
+    Args:
+        own: Distances of the edit's own prompts.
+        foreign: Distances of foreign prompts.
+        max_fpr: The share of foreign prompts that it may open for.
+
+    Raises:
+        InputError: A side is empty or not finite, or the rate is outside of 0 to 1.
 
     >>> calibrate([1.0, 2.0], [4.0, 9.0])
     3.0
@@ -206,7 +210,13 @@ def roc(own: Sequence[float], foreign: Sequence[float]) -> pd.DataFrame:
     """The gate's rates at every threshold: frame threshold, true_rate, false_rate, from closed to open.
 
     The area under it (`numpy.trapezoid`) is the share of pairs in which the own prompt is the nearer one.
-    Errors: `InputError` if a side is empty or not finite.
+
+    Args:
+        own: Distances of the edit's own prompts.
+        foreign: Distances of foreign prompts.
+
+    Raises:
+        InputError: A side is empty or not finite.
 
     >>> roc([1.0, 2.0], [2.0, 9.0]).to_dict("list")["true_rate"]
     [0.0, 0.5, 1.0, 1.0]
@@ -219,7 +229,7 @@ def roc(own: Sequence[float], foreign: Sequence[float]) -> pd.DataFrame:
 
 
 def _finite(name: str, values: Sequence[float]) -> Tensor:
-    found = torch.tensor(values, dtype=torch.float64)
-    if not len(found) or not torch.isfinite(found).all():
-        raise InputError(f"{name}: expected finite distances, at least one, found {len(found)}")
-    return found
+    distances = torch.tensor(values, dtype=torch.float64)
+    if not len(distances) or not torch.isfinite(distances).all():
+        raise InputError(f"{name}: expected finite distances, at least one, found {len(distances)}")
+    return distances

@@ -7,9 +7,10 @@ is said to build on. Steps, for one fact:
 1. *Prompts*: paraphrases p_j of the rewrite prompt are the source; the target is the same question after a statement of
    the new fact, `Do not mention 'OLD'. Repeat this sentence: 'p_j NEW'. p_j` (`mechedit.editors.steering.fit_prompts`).
 2. *Map*: at each layer of the window, a Gaussian map from the source's attention outputs at the last token to the
-   target's, in the span of the prompts (`mechedit.editors.steering.transport`). Fitted in order, with the earlier layers' maps on, so
-   that each map starts from the states it will really meet.
-3. *Gate*: opens where the prompt's state below the window is near one of the edit's own prompts (`mechedit.editors.steering.gates`).
+   target's, in the span of the prompts (`mechedit.editors.steering.transport`). Fitted in order, with the earlier
+   layers' maps active, so that each map starts from the states it will really meet.
+3. *Gate*: opens where the prompt's state below the window is near one of the edit's own prompts
+   (`mechedit.editors.steering.gates`).
 4. *Steer*: `a' = a + α · P (M z + c)` (`mechedit.editors.steering.steer`).
 
 Window, alpha, rank, heads, gate layer and threshold are chosen on facts that are never evaluated, by
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -36,7 +37,15 @@ from mechedit.editors.steering.fit_prompts import (
     implication_pairs,
     source_and_target,
 )
-from mechedit.editors.steering.gates import AlwaysOn, Distance, Gate, HiddenGate, SentenceGate, Whitening
+from mechedit.editors.steering.gates import (
+    AlwaysOn,
+    CentredGate,
+    Distance,
+    Gate,
+    HiddenGate,
+    SentenceGate,
+    Whitening,
+)
 from mechedit.editors.steering.paraphrases import Paraphrases, implications, paraphrases
 from mechedit.editors.steering.selection import select
 from mechedit.editors.steering.sentence_encoder import sentence_encoder
@@ -60,29 +69,33 @@ class MEGA:
     """The editor: `MEGA(window=(4, 7)).apply(model, fact)`.
 
     Attributes:
-        window: first and last layer that are steered, or "auto": to be chosen by `select`.
-        site: what is steered there (`mechedit.editors.steering.sites`); the attention's output by default.
-        heads: steer only some heads' outputs: how many of the window's heads the attribution shall name (chosen by
+        window: First and last layer that are steered, or "auto": to be chosen by `select`.
+        site: What is steered there (`mechedit.editors.steering.sites`); the attention's output by default.
+        heads: Steer only some heads' outputs: how many of the window's heads the attribution shall name (chosen by
             `select`), or the heads of each layer. None: the whole attention output.
         estimator: "transport", or "shift", the control that only moves the mean.
-        source: what the map starts from: "plain" paraphrases, prompts with the old object "forced", or "both".
-        implicate: fit implication prompts too (`mechedit.editors.steering.paraphrases.implications`).
-        alpha: how far along the map; 0 steers nothing (the gate alone), above 1 goes past the target, "auto": to be
+        source: What the map starts from: "plain" paraphrases, prompts with the old object "forced", or "both".
+        implicate: Fit implication prompts too (`mechedit.editors.steering.paraphrases.implications`).
+        alpha: How far along the map; 0 steers nothing (the gate alone), above 1 goes past the target, "auto": to be
             chosen by `select`.
-        reg: regularisation of both covariances, in squared units of the state; the larger, the nearer the transport
+        reg: Regularisation of both covariances, in squared units of the state; the larger, the nearer the transport
             comes to the mean shift.
-        rank: principal directions that the map may use (None: all; "auto": what `select` chooses, else all).
-        sequential: fit each layer with the earlier layers' maps on.
-        position: steer the prompt's end alone ("prompt"), or each new token too ("every"): the map was fitted on the
+        rank: Principal directions that the map may use (None: all; "auto": what `select` chooses, else all).
+        sequential: Fit each layer with the earlier layers' maps active.
+        position: Steer the prompt's end alone ("prompt"), or each new token too ("every"): the map was fitted on the
             ends of prompts, and text that is steered all along repeats the object (`mechedit.evaluation.drift`).
         gate: "hidden" (Euclidean), "cosine" or "mahalanobis" distance of the last token's state, "mean" (Euclidean, of
             the mean state), "sentence" (a sentence encoder's embedding, `gate_model`), or "always".
-        gate_layer, threshold: whose input the gate reads, and the distance within which it opens.
-        max_fpr: the share of foreign prompts that `select` lets the gate open for (None: fewest errors in all).
-        doubted: the gate's centres hold the doubt forms too, over the paraphrases (never over the rewrite prompt).
-        prompts: how many paraphrases are used at the most (None: all).
+        gate_layer: Whose input the gate reads.
+        threshold: The distance within which the gate opens.
+        max_fpr: The share of foreign prompts that `select` lets the gate open for (None: fewest errors in all).
+        doubted: The gate's centres hold the doubt forms too, over the paraphrases (never over the rewrite prompt).
+        gate_model: Folder or id of the sentence gate's encoder.
+        whitening: Of the Mahalanobis gate; chosen by `select`.
+        prompts: How many paraphrases are used at the most (None: all).
         contexts: (number, tokens) of texts that the model writes itself; each paraphrase is used behind each, too.
-        paraphrases: rewrite template or relation -> other templates; None: the embedded world's and CounterFact's.
+        paraphrases: Rewrite template or relation -> other templates; None: the embedded world's and CounterFact's.
+        choice: How `select` chose, for the reader.
     """
 
     window: Window | Literal["auto"] = "auto"
@@ -143,14 +156,16 @@ class MEGA:
         if alpha == 0:  # the gate alone
             return edit
         layers = [layer for layer in range(first, last + 1) if site != "z" or layer in heads]
-        fitted = _Fitting(self, model, fact, site, heads, layers)
-        return fitted.edit(edit)
+        return _Fitting(self, model, edit, layers).edit()
 
     def select(self, model: HookedModel, facts: Sequence[FactEdit]) -> MEGA:
         """The same editor with all that is "auto" or None chosen on `facts` (`mechedit.editors.steering.selection`).
 
-        Use facts that the evaluation never sees. Errors: `InputError` where there are none, or where no statement in
-        context succeeds or none fails, so that there is nothing to contrast.
+        Use facts that the evaluation never sees.
+
+        Raises:
+            InputError: There are none, or no statement in context succeeds or none fails, so that there is nothing to
+                contrast.
         """
         return select(self, model, facts)
 
@@ -161,7 +176,11 @@ class MEGA:
         return "auto" in (self.window, self.alpha) or isinstance(self.heads, int) or open_gate
 
     def layers(self, model: HookedModel) -> Window:
-        """First and last layer that are steered. Errors: `InputError` for a window outside of `model`, or "auto"."""
+        """First and last layer that are steered.
+
+        Raises:
+            InputError: The window is outside of `model`, or "auto".
+        """
         if isinstance(self.window, str):
             raise InputError(
                 "window: 'auto' is chosen on facts that are not evaluated; "
@@ -175,7 +194,11 @@ class MEGA:
         return first, last
 
     def head_map(self) -> dict[int, Heads]:
-        """The heads that are steered, by layer; empty where the whole site is. Errors: `InputError` for a number."""
+        """The heads that are steered, by layer; empty where the whole site is.
+
+        Raises:
+            InputError: `heads` is a number: they are not chosen yet.
+        """
         if isinstance(self.heads, int):
             raise InputError(
                 f"heads: {self.heads} heads are named on facts that are not evaluated; "
@@ -193,8 +216,8 @@ class MEGA:
 
     def centre_prompts(self, fact: FactEdit) -> list[str]:
         """The prompts whose states are the gate's centres."""
-        own = self._plain(fact)
-        return own + (doubts(fact, own[1:]) if self.doubted else [])
+        plain = self._plain(fact)
+        return plain + (doubts(fact, plain[1:]) if self.doubted else [])
 
     # -- pieces --------------------------------------------------------------------------------------------
 
@@ -206,7 +229,9 @@ class MEGA:
         read = mean_states if self.gate == "mean" else last_states
         return read(model, prompts, [resid_pre(layer) for layer in layers])
 
-    def gate_of(self, centres: Tensor, *, layer: int, threshold: float, whitening: Whitening | None) -> Gate:
+    def gate_of(
+        self, centres: Tensor, *, layer: int, threshold: float, whitening: Whitening | None
+    ) -> CentredGate:
         """A gate of this editor's kind."""
         if self.gate == "sentence":
             assert self.gate_model is not None
@@ -242,44 +267,34 @@ class _Fitting:
 
     editor: MEGA
     model: HookedModel
-    fact: FactEdit
-    site: SiteName
-    heads: Mapping[int, Heads]
+    empty: SteeringEdit
     layers: Sequence[int]
 
-    def edit(self, empty: SteeringEdit) -> SteeringEdit:
-        """`empty` with a map for each layer."""
-        own = self.editor.sources(self.model, self.fact)
-        source, target = source_and_target(self.fact, own, self.editor.source)
-        more, more_target = self._implications()
-        goals = self._states(self.model, target + more_target, self.layers)
+    def edit(self) -> SteeringEdit:
+        """The edit with a map for each layer."""
+        prompts = self.editor.sources(self.model, self.empty.fact)
+        source, target = source_and_target(self.empty.fact, prompts, self.editor.source)
+        implied, implied_target = self._implications()
+        goals = self._states(self.model, target + implied_target, self.layers)
         maps: dict[int, AffineMap] = {}
         for layer, goal in zip(self.layers, goals, strict=True):
-            open_edit = SteeringEdit(
-                self.fact,
-                maps if self.editor.sequential else {},
-                AlwaysOn(),
-                empty.alpha,
-                self.site,
-                self.heads,
-            )
+            earlier = maps if self.editor.sequential else {}
+            open_edit = replace(self.empty, maps=earlier, gate=AlwaysOn())
             with steer(self.model, [open_edit]) as steered:
-                (start,) = self._states(steered, source + more, [layer])
+                (start,) = self._states(steered, source + implied, [layer])
             maps = {**maps, layer: self._map(start, goal, len(source), len(target))}
-        return SteeringEdit(
-            empty.fact, maps, empty.gate, empty.alpha, empty.site, empty.heads, empty.position, empty.choice
-        )
+        return replace(self.empty, maps=maps)
 
     def _implications(self) -> tuple[list[str], list[str]]:
         if not self.editor.implicate:
             return [], []
-        return implication_pairs(self.fact, implications(self.fact, self.editor.paraphrases))
+        return implication_pairs(self.empty.fact, implications(self.empty.fact, self.editor.paraphrases))
 
     def _states(self, model: HookedModel, prompts: Sequence[str], layers: Sequence[int]) -> list[Tensor]:
-        found = last_states(model, prompts, [read_site(layer, self.site) for layer in layers])
+        read = last_states(model, prompts, [read_site(layer, self.empty.site) for layer in layers])
         return [
-            part(states, self.heads[layer] if self.site == "z" else None)
-            for layer, states in zip(layers, found, strict=True)
+            part(states, self.empty.heads[layer] if self.empty.site == "z" else None)
+            for layer, states in zip(layers, read, strict=True)
         ]
 
     def _map(self, start: Tensor, goal: Tensor, n_source: int, n_target: int) -> AffineMap:

@@ -33,7 +33,7 @@ def paraphrases(fact: FactEdit, table: Paraphrases | None = None) -> list[str]:
     >>> paraphrases(fact, {"{} speaks": ["{} talks", "The language of {} is"]})
     ['Anna Novak speaks', 'The language of Anna Novak is']
     """
-    return [fact.rewrite_prompt, *_others(fact, _own_table() if table is None else table)]
+    return [fact.rewrite_prompt, *_unmeasured(fact, _built_in() if table is None else table)]
 
 
 def implications(fact: FactEdit, table: Paraphrases | None = None) -> list[str]:
@@ -42,13 +42,14 @@ def implications(fact: FactEdit, table: Paraphrases | None = None) -> list[str]:
     >>> implications(FactEdit("Anna Novak", "{} was born in", "Paris", "Rome"))[0]
     'The country where Anna Novak was born is'
     """
-    return _others(fact, _hops() if table is None else table)
+    return _unmeasured(fact, _hops() if table is None else table)
 
 
 def load_paraphrases(path: str | Path) -> dict[str, tuple[str, ...]]:
     """A user's table: a JSON object of template or relation -> list of templates, each with one `{}`.
 
-    Errors: `InputError` naming the file and the entry.
+    Raises:
+        InputError: The file cannot be read, or an entry is none; file and entry are named.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +78,8 @@ def load_paraphrases(path: str | Path) -> dict[str, tuple[str, ...]]:
     return {key: tuple(templates) for key, templates in table.items()}
 
 
-def _others(fact: FactEdit, table: Paraphrases) -> list[str]:
+def _unmeasured(fact: FactEdit, table: Paraphrases) -> list[str]:
+    """The table's templates about the fact's subject, without its evaluation prompts."""
     templates = table.get(fact.prompt) or table.get(fact.relation) or ()
     measured = {*fact.paraphrase_prompts, *fact.neighborhood_prompts, fact.rewrite_prompt}
     measured |= {query.prompt for test in fact.ripple for query in test.queries}
@@ -86,7 +88,7 @@ def _others(fact: FactEdit, table: Paraphrases) -> list[str]:
 
 
 @cache
-def _own_table() -> dict[str, Sequence[str]]:
+def _built_in() -> dict[str, Sequence[str]]:
     table: dict[str, Sequence[str]] = json.loads(
         (Path(__file__).parent / "counterfact_templates.json").read_text(encoding="utf-8")
     )
@@ -95,8 +97,8 @@ def _own_table() -> dict[str, Sequence[str]]:
 
 @cache
 def _hops() -> dict[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
+    table: dict[str, tuple[str, ...]] = {}
     for hop in HOPS.values():
         for template in RELATIONS[hop.path[0]].templates:
-            found[template] = (*found.get(template, ()), *hop.templates)
-    return found
+            table[template] = (*table.get(template, ()), *hop.templates)
+    return table

@@ -5,10 +5,10 @@ Source: Scialanga et al., "SAKE: Steering Activations for Knowledge Editing", ar
 1. *Prompts*: paraphrases p_j of the rewrite prompt, also behind contexts that the model writes; the source is p_j and,
    where `forced`, also `Repeat this sentence: 'p_j OLD'. p_j`; the target `Do not mention 'OLD'. Repeat this sentence:
    'p_j NEW'. p_j`.
-2. *Map*: optimal transport between the Gaussians of the final states at the last token (`mechedit.editors.steering.transport`), applied
-   at the prompt's last token.
-3. *Gate*: opens where a prompt is near one of the edit's own (`mechedit.editors.steering.gates`): by the hidden state, the paper's
-   second variant, which needs no other model, or by a sentence encoder, its first.
+2. *Map*: optimal transport between the Gaussians of the final states at the last token
+   (`mechedit.editors.steering.transport`), applied at the prompt's last token.
+3. *Gate*: opens where a prompt is near one of the edit's own (`mechedit.editors.steering.gates`): by the hidden state,
+   the paper's second variant, which needs no other model, or by a sentence encoder, its first.
 
 It is MEGA's machinery at another site: the residual stream before the final norm [our choice; Hugging Face's last
 hidden state lies behind it], so that attribution sees the move as a term of its own ("steer_mlp" of the last layer).
@@ -34,13 +34,15 @@ __all__ = ["SAKE"]
 
 @dataclass(frozen=True)
 class SAKE(Tuned):
-    """The editor; what is AUTO is chosen by the model (`for_model`), the gate by `select` on facts not evaluated.
+    """The editor; what is AUTO is chosen by the model (`ready`), the gate by `select` on facts not evaluated.
 
     Attributes:
-        estimator: "transport", or "shift", the control that only moves the mean. alpha: how far to go, 1 ends at the
-        map's target. reg: added to both covariances. forced: whether the source also holds the forced prompts.
-        contexts: (number, tokens) of texts before the paraphrases. gate, gate_layer, threshold, doubted, gate_model,
-        paraphrases: as MEGA's.
+        estimator: "transport", or "shift", the control that only moves the mean.
+        alpha: How far to go; 1 ends at the map's target.
+        reg: Is added to both covariances.
+        forced: Whether the source also holds the forced prompts.
+        contexts: (number, tokens) of texts before the paraphrases.
+        gate: As MEGA's; so are gate_layer, threshold, doubted, gate_model and paraphrases.
     """
 
     estimator: Literal["transport", "shift"] = "transport"

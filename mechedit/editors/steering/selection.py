@@ -27,7 +27,7 @@ import torch
 from mechedit.attribution.statement import statement_contrast
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors.steering.fit_prompts import doubts
-from mechedit.editors.steering.gates import Gate, HiddenGate, Whitening, calibrate, nearest, roc, whitening
+from mechedit.editors.steering.gates import CentredGate, Whitening, calibrate, nearest, roc, whitening
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from reports.results import Result
@@ -79,7 +79,7 @@ class Selectable(Protocol):
     ) -> list[torch.Tensor]: ...
     def gate_of(
         self, centres: torch.Tensor, *, layer: int, threshold: float, whitening: Whitening | None
-    ) -> Gate: ...
+    ) -> CentredGate: ...
 
 
 S = TypeVar("S", bound=Selectable)
@@ -89,8 +89,10 @@ S = TypeVar("S", bound=Selectable)
 class GateROC(Result):
     """How well a kind of gate tells an edit's own prompts from foreign ones.
 
-    curves: frame gate, layer, threshold, true_rate, false_rate. areas: frame gate, layer, area (under the curve),
-    n_own, n_foreign, errors (least miss rate + false rate).
+    Attributes:
+        curves: Frame gate, layer, threshold, true_rate, false_rate.
+        areas: Frame gate, layer, area (under the curve), n_own, n_foreign, errors (least miss rate + false rate).
+        provenance: What the numbers depend on.
     """
 
     kind: ClassVar[str] = "gate_roc"
@@ -101,32 +103,33 @@ class GateROC(Result):
 
 def select(editor: S, model: HookedModel, facts: Sequence[FactEdit]) -> S:
     """`editor` with window, heads, alpha, rank, gate layer and threshold chosen on `facts`; see the module."""
-    chosen, found = editor, {"n_facts": len(facts), "facts": facts_hash(facts)}
+    chosen, choice = editor, {"n_facts": len(facts), "facts": facts_hash(facts)}
     if editor.window == "auto" or isinstance(editor.heads, int):
         contrast = statement_contrast(model, facts)
         if editor.window == "auto":
             chosen = replace(chosen, window=contrast.window)
         if isinstance(editor.heads, int):
             chosen = replace(chosen, heads=_named(contrast.heads, chosen.layers(model), editor.heads))
-        found |= {"n_success": contrast.n_success, "n_failure": contrast.n_failure}
+        choice |= {"n_success": contrast.n_success, "n_failure": contrast.n_failure}
     if editor.alpha == "auto" or editor.rank == "auto":
         chosen, share = _best_map(chosen, model, facts)
-        found |= {"right_ungated": share}
+        choice |= {"right_ungated": share}
     if editor.gate != "always" and editor.threshold is None:
-        chosen, errors = _calibrated(chosen, model, facts)
-        found |= errors
+        chosen, rates = _calibrated(chosen, model, facts)
+        choice |= rates
     settings = {
         name: getattr(chosen, name) for name in ("window", "alpha", "rank", "gate_layer", "threshold")
     }
     return replace(
-        chosen, choice={**found, **settings, "heads": {str(k): v for k, v in chosen.head_map().items()}}
+        chosen, choice={**choice, **settings, "heads": {str(k): v for k, v in chosen.head_map().items()}}
     )
 
 
 def gate_roc(editors: Sequence[Selectable], model: HookedModel, facts: Sequence[FactEdit]) -> GateROC:
     """The `GateROC` of each editor's gate, at its own gate layer, on `facts` (the selection's, or others).
 
-    Errors: `InputError` for an editor whose gate asks nothing.
+    Raises:
+        InputError: The gate of an editor is always open.
     """
     curves, areas = [], []
     for editor in editors:
@@ -134,12 +137,12 @@ def gate_roc(editors: Sequence[Selectable], model: HookedModel, facts: Sequence[
             raise InputError(f"editors: expected gates that ask something, found 'always' in {editor.name!r}")
         layer = editor.gate_layer or 0
         white = {} if editor.whitening is None else {layer: editor.whitening}
-        ((own, foreign),) = _distances(editor, model, facts, [layer], white)
-        curve = roc(own, foreign)
+        ((near, far),) = _distances(editor, model, facts, [layer], white)
+        curve = roc(near, far)
         curves.append(curve.assign(gate=editor.gate, layer=layer))
         area = float(np.trapezoid(curve["true_rate"], curve["false_rate"]))
         errors = float((1 - curve["true_rate"] + curve["false_rate"]).min())
-        areas.append((editor.gate, layer, area, len(own), len(foreign), errors))
+        areas.append((editor.gate, layer, area, len(near), len(far), errors))
     columns = ["gate", "layer", "area", "n_own", "n_foreign", "errors"]
     return GateROC(pd.concat(curves, ignore_index=True), pd.DataFrame(areas, columns=columns))
 
@@ -176,7 +179,7 @@ def _best_map(editor: S, model: HookedModel, facts: Sequence[FactEdit]) -> tuple
 def _share_right(editor: Selectable, model: HookedModel, facts: Sequence[FactEdit]) -> float:
     right, total = 0, 0
     for fact in facts:
-        prompts = _own(editor, fact)
+        prompts = _own_prompts(editor, fact)
         token = model.continuation(fact.rewrite_prompt, fact.target_new)[1][0]
         with editor.apply(model, fact) as edited:
             right += int((edited.logits(prompts).argmax(-1) == token).sum())
@@ -184,12 +187,14 @@ def _share_right(editor: Selectable, model: HookedModel, facts: Sequence[FactEdi
     return right / total
 
 
-def _own(editor: Selectable, fact: FactEdit) -> list[str]:
+def _own_prompts(editor: Selectable, fact: FactEdit) -> list[str]:
+    """Prompts that the gate should open for."""
     plain = [fact.rewrite_prompt, *fact.paraphrase_prompts]
     return plain + (doubts(fact, [fact.rewrite_prompt]) if editor.doubted else [])
 
 
-def _foreign(editor: Selectable, fact: FactEdit) -> list[str]:
+def _foreign_prompts(editor: Selectable, fact: FactEdit) -> list[str]:
+    """Prompts that the gate should stay closed for."""
     near = list(fact.neighborhood_prompts)
     return near + (doubts(fact, near[:DOUBTED_NEIGHBOURS]) if editor.doubted else [])
 
@@ -202,10 +207,10 @@ def _calibrated(editor: S, model: HookedModel, facts: Sequence[FactEdit]) -> tup
         layers = [0]
     best: tuple[float, S, dict[str, float]] | None = None
     white = dict(_whitenings(editor, model, facts, layers))
-    for layer, (own, foreign) in zip(layers, _distances(editor, model, facts, layers, white), strict=True):
-        threshold = calibrate(own, foreign, max_fpr=editor.max_fpr)
-        missed = sum(d > threshold for d in own) / len(own)
-        false = sum(d <= threshold for d in foreign) / len(foreign)
+    for layer, (near, far) in zip(layers, _distances(editor, model, facts, layers, white), strict=True):
+        threshold = calibrate(near, far, max_fpr=editor.max_fpr)
+        missed = sum(d > threshold for d in near) / len(near)
+        false = sum(d <= threshold for d in far) / len(far)
         if best is None or missed + false <= best[0]:  # of equals the deepest: it has seen the most
             chosen = replace(editor, gate_layer=layer, threshold=threshold, whitening=white.get(layer))
             best = missed + false, chosen, {"gate_missed": missed, "gate_false": false}
@@ -218,7 +223,9 @@ def _whitenings(
 ) -> Iterator[tuple[int, Whitening]]:
     if editor.gate == "mahalanobis":
         prompts = [
-            prompt for fact in facts for prompt in (*editor.centre_prompts(fact), *_foreign(editor, fact))
+            prompt
+            for fact in facts
+            for prompt in (*editor.centre_prompts(fact), *_foreign_prompts(editor, fact))
         ]
         for layer, states in zip(layers, editor.gate_states(model, prompts, layers), strict=True):
             yield layer, whitening(states)
@@ -232,14 +239,13 @@ def _distances(
     white: Mapping[int, Whitening],
 ) -> list[tuple[list[float], list[float]]]:
     """For each layer the distances to the facts' centres, of their own and of foreign prompts."""
-    found: list[tuple[list[float], list[float]]] = [([], []) for _ in layers]
+    distances: list[tuple[list[float], list[float]]] = [([], []) for _ in layers]
     for fact in facts:
-        groups = (editor.centre_prompts(fact), _own(editor, fact)[1:], _foreign(editor, fact))
+        groups = (editor.centre_prompts(fact), _own_prompts(editor, fact)[1:], _foreign_prompts(editor, fact))
         states = editor.gate_states(model, [p for group in groups for p in group], layers)
-        for pair, layer, at_layer in zip(found, layers, states, strict=True):
+        for pair, layer, at_layer in zip(distances, layers, states, strict=True):
             gate = editor.gate_of(at_layer[:1], layer=layer, threshold=1.0, whitening=white.get(layer))
-            assert isinstance(gate, HiddenGate) or editor.gate == "sentence"
-            centres, *sides = gate.coordinates(at_layer).split([len(group) for group in groups])  # type: ignore[attr-defined]
-            for side, own in zip(pair, sides, strict=True):
-                side.extend(nearest(own, centres).tolist() if len(own) else [])
-    return found
+            centres, *sides = gate.coordinates(at_layer).split([len(group) for group in groups])
+            for side, coordinates in zip(pair, sides, strict=True):
+                side.extend(nearest(coordinates, centres).tolist() if len(coordinates) else [])
+    return distances

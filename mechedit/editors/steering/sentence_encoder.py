@@ -17,8 +17,11 @@ __all__ = ["sentence_encoder"]
 def sentence_encoder(model: str) -> Callable[[Sequence[str]], Tensor]:
     """Texts to embeddings [n, e] (fp32, as the encoder gives them) by a `sentence-transformers` folder or id.
 
-    Errors: `InputError` where the extra is not installed or there is no such encoder. A checkpoint's own code is never
-    run, and its weights are safetensors: a saved gate names its encoder, and may come from elsewhere.
+    A checkpoint's own code is never run, and its weights are safetensors: a saved gate names its encoder, and may come
+    from elsewhere.
+
+    Raises:
+        InputError: The extra is not installed, or there is no such encoder.
 
     >>> sentence_encoder("./no/such/folder")
     Traceback (most recent call last):
@@ -37,14 +40,14 @@ def sentence_encoder(model: str) -> Callable[[Sequence[str]], Tensor]:
             model, trust_remote_code=False, device="cpu", model_kwargs={"use_safetensors": True}
         )
     except Exception as error:  # the library documents no common base
-        found = " ".join(str(error).split())[:120]
+        reason = " ".join(str(error).split())[:120]
         raise InputError(
-            f"sentence model: expected a sentence-transformers folder or id, found {model!r} ({found})"
+            f"sentence model: expected a sentence-transformers folder or id, found {model!r} ({reason})"
         ) from error
 
     def embed(texts: Sequence[str]) -> Tensor:
         with torch.no_grad():
-            found = encoder.encode(list(texts), convert_to_tensor=True, show_progress_bar=False)
-        return torch.as_tensor(found).float().clone()
+            vectors = encoder.encode(list(texts), convert_to_tensor=True, show_progress_bar=False)
+        return torch.as_tensor(vectors).float().clone()
 
     return embed

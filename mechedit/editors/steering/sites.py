@@ -21,7 +21,7 @@ from torch import Tensor
 
 from reports.errors import InputError
 
-__all__ = ["SITES", "Site", "SiteName", "Heads", "read_site", "site_of"]
+__all__ = ["SITES", "Heads", "Site", "SiteName", "read_site", "site_of"]
 
 SiteName = Literal["attn_out", "resid_mid", "mlp_out", "resid_post", "z"]
 Heads = tuple[int, ...]
@@ -29,7 +29,13 @@ Heads = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Site:
-    """Hook points in a block: `read` has h, `write` is changed, `base` are what must be added to `write` to give h."""
+    """Hook points in a block.
+
+    Attributes:
+        read: It has h.
+        write: It is changed.
+        base: What (a sum) must be added to `write` to give h.
+    """
 
     read: str
     write: str
@@ -46,7 +52,10 @@ SITES: dict[SiteName, Site] = {
 
 
 def site_of(name: str) -> Site:
-    """The site of this name. Errors: `InputError` for another.
+    """The site of this name.
+
+    Raises:
+        InputError: There is none.
 
     >>> site_of("resid_mid").write
     'hook_attn_out'
@@ -66,5 +75,5 @@ def read_site(layer: int, name: str) -> str:
 
 
 def part(states: Tensor, heads: Heads | None) -> Tensor:
-    """h [B, d] of states [B, d], or of z [B, H, d_head] the chosen heads side by side."""
+    """The state h [B, d] of states [B, d], or of z [B, H, d_head] the chosen heads side by side."""
     return states if heads is None else states[:, list(heads)].flatten(1)

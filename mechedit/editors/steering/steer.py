@@ -1,10 +1,10 @@
 """Steering edits: affine maps at the output of a sub-layer, opened by a gate, applied by hooks.
 
-The edited model is the model itself with hooks on: at each steered layer the state at the *last* position moves by
-`α · P (M z + c)` (see `mechedit.editors.steering.transport`; where: `mechedit.editors.steering.sites`). In a prompt the last position is the
-prompt's end; with the KV cache each new token is last in its turn, so a text goes on being steered while it is
-generated and while an object of several tokens is scored (or, with `position="prompt"`, is not). The gate is read
-once, in the pass over the prompt, and kept for the tokens that follow.
+The edited model is the model itself with hooks attached: at each steered layer the state at the *last* position moves
+by `α · P (M z + c)` (see `mechedit.editors.steering.transport`; where: `mechedit.editors.steering.sites`). In a prompt
+the last position is the prompt's end; with the KV cache each new token is last in its turn, so a text goes on being
+steered while it is generated and while an object of several tokens is scored (or, with `position="prompt"`, is not).
+The gate is read once, in the pass over the prompt, and kept for the tokens that follow.
 
 `Steering` holds what a pass needs and knows no library: `steer` hangs it into a TransformerLens bridge,
 `mechedit.editors.steering.attach` into a plain `transformers` model.
@@ -24,13 +24,15 @@ import torch
 from torch import Tensor
 
 from mechedit.data.facts import FactEdit
+from mechedit.editors.base import derive, lineage
 from mechedit.editors.steering.gate_bank import GateBank
 from mechedit.editors.steering.gates import AlwaysOn, Gate, HiddenGate
 from mechedit.editors.steering.sites import SITES, Heads, SiteName, part
 from mechedit.editors.steering.transport import AffineMap
 from mechedit.models.batching import batches
+from mechedit.models.bridged import Prompts
 from mechedit.models.hooked import HookedModel
-from mechedit.models.hooking import Hook
+from mechedit.models.hooking import Hook, resid_pre
 
 __all__ = ["Position", "SteeredModel", "Steering", "SteeringEdit", "steer", "unsteered"]
 
@@ -41,10 +43,17 @@ Position = Literal["every", "prompt"]
 
 @dataclass(frozen=True, eq=False)
 class SteeringEdit:
-    """One edited fact as data: a map for each steered layer, a gate, and how far to go (`alpha`).
+    """One edited fact as data.
 
-    site: where h is (`mechedit.editors.steering.sites`); heads: for the site "z", the heads of each layer. position: steer each
-    new token too ("every"), or the prompt's end alone ("prompt"). choice: how its settings were chosen, for the reader.
+    Attributes:
+        fact: The fact.
+        maps: The map of each steered layer.
+        gate: Decides for which prompts it steers.
+        alpha: How far to go along the maps.
+        site: Where the state h is (`mechedit.editors.steering.sites`).
+        heads: For the site "z", the heads of each layer.
+        position: Steer each new token too ("every"), or the prompt's end alone ("prompt").
+        choice: How its settings were chosen, for the reader.
     """
 
     fact: FactEdit
@@ -67,10 +76,14 @@ class SteeringEdit:
 
 
 class Steering:
-    """The edits that are on and the state of the pass they are in.
+    """The active edits and the state of the pass they are in.
 
-    winner [B]: which edit steers each row of the batch, −1 for none. ratios [n_edits, B]: distance over threshold of
-    the open gates, infinity for closed ones. `muted`: nothing is steered, gates still decide.
+    Attributes:
+        edits: The edits, with their maps where the model is.
+        bank: Their gates.
+        winner: Which edit steers each row of the batch, −1 for none [B].
+        ratios: Distance over threshold of the open gates, infinity for closed ones [n_edits, B].
+        muted: Nothing is steered; gates still decide.
     """
 
     winner: Tensor
@@ -87,7 +100,7 @@ class Steering:
         self._in_prompt = False  # gates may decide
         self._fresh = True  # in a pass over a prompt
         self._looking = False  # in a pass that only decides gates
-        self._said = False
+        self._warned = False
         self._mask: Tensor | None = None
         self._bases: dict[tuple[int, str], Tensor] = {}
         self._winners: list[int] = []
@@ -153,16 +166,15 @@ class Steering:
 
     def points(self) -> list[tuple[str, Callable[[Tensor], Tensor | None]]]:
         """(hook point, function of its tensor), in order: within a layer gates decide before the first map."""
-        found: list[tuple[str, Callable[[Tensor], Tensor | None]]] = [
-            (f"blocks.{layer}.hook_resid_pre", partial(self.look, layer))
-            for layer in sorted(self.bank.by_layer)
+        points: list[tuple[str, Callable[[Tensor], Tensor | None]]] = [
+            (resid_pre(layer), partial(self.look, layer)) for layer in sorted(self.bank.by_layer)
         ]
         used = {(layer, edit.site) for edit in self.edits if edit.steers for layer in edit.maps}
         for layer, name in sorted(used):
             site = SITES[name]
-            found += [(f"blocks.{layer}.{base}", partial(self.keep, layer, base)) for base in site.base]
-            found.append((f"blocks.{layer}.{site.write}", partial(self.move, layer, name)))
-        return found
+            points += [(f"blocks.{layer}.{base}", partial(self.keep, layer, base)) for base in site.base]
+            points.append((f"blocks.{layer}.{site.write}", partial(self.move, layer, name)))
+        return points
 
     # -- pieces ----------------------------------------------------------------------------------------------
 
@@ -188,8 +200,8 @@ class Steering:
         best, winner = self.ratios.min(0)
         self.winner = winner.where(best <= 1, -1)
         self._winners = [i for i in self.winner.unique().tolist() if i >= 0]
-        if not self._said and bool(((self.ratios <= 1).sum(0) > 1).any()):
-            self._said = True
+        if not self._warned and bool(((self.ratios <= 1).sum(0) > 1).any()):
+            self._warned = True
             log.warning(
                 "several edits claim one prompt: the nearest steers; SteeredModel.claims(prompts) lists them"
             )
@@ -209,18 +221,17 @@ class SteeredModel(HookedModel):
     """A `HookedModel` under steering edits: the same interface, the same weights. Made by `steer`."""
 
     steering: Steering
-    steerings: tuple[Steering, ...]  # all that are on, this one last
 
     @property
     def edits(self) -> tuple[SteeringEdit, ...]:
-        """The edits that are on."""
+        """The active edits."""
         return self.steering.edits
 
-    def gate_fired(self, prompts: Sequence[str], *, batch_size: int = 64) -> list[bool]:
-        """For each prompt whether some edit's gate opens."""
+    def gate_fired(self, prompts: Prompts, *, batch_size: int = 64) -> list[bool]:
+        """For each prompt whether the gate of an edit opens."""
         return (self._ratios(prompts, batch_size) <= 1).any(0).tolist()
 
-    def claims(self, prompts: Sequence[str], *, batch_size: int = 64) -> pd.DataFrame:
+    def claims(self, prompts: Prompts, *, batch_size: int = 64) -> pd.DataFrame:
         """Which edits claim which prompts: frame prompt (its index), case_id, ratio (distance over threshold), steers.
 
         Of the edits that claim one prompt the nearest, with the smallest ratio, steers.
@@ -238,23 +249,20 @@ class SteeredModel(HookedModel):
         )
         return frame.sort_values(["prompt", "ratio"], kind="stable", ignore_index=True)
 
-    def _ratios(self, prompts: Sequence[str], batch_size: int) -> Tensor:
+    def _ratios(self, prompts: Prompts, batch_size: int) -> Tensor:
         ids = self.encode(prompts)
-        found = torch.zeros(len(self.edits), len(ids), device=self.device)
-        for batch in batches([len(one) for one in ids], batch_size):
+        ratios = torch.zeros(len(self.edits), len(ids), device=self.device)
+        for batch in batches([len(prompt) for prompt in ids], batch_size):
             self.logits([ids[i] for i in batch], batch_size=batch_size)
-            found[:, batch] = self.steering.ratios.to(found)
-        return found
+            ratios[:, batch] = self.steering.ratios.to(ratios)
+        return ratios
 
 
 @contextlib.contextmanager
 def steer(model: HookedModel, edits: Sequence[SteeringEdit]) -> Iterator[SteeredModel]:
     """`model` under the edits, for the length of the block; of several open gates the nearest edit steers."""
-    steered = SteeredModel.__new__(SteeredModel)
-    steered.__dict__.update(model.__dict__)
-    steered.__dict__.pop("gate_fired", None)  # of an earlier steering edit: this one asks its own gates
+    steered = derive(SteeredModel, model)
     steered.steering = Steering(edits, device=model.device, dtype=model.dtype, tokenizer=model.tokenizer)
-    steered.steerings = (*getattr(model, "steerings", ()), steered.steering)
     handle = model.hf.register_forward_pre_hook(steered.steering.begin, with_kwargs=True)
     hooks: list[Hook] = [(name, partial(_call, fn)) for name, fn in steered.steering.points()]
     try:
@@ -267,7 +275,7 @@ def steer(model: HookedModel, edits: Sequence[SteeringEdit]) -> Iterator[Steered
 @contextlib.contextmanager
 def unsteered(model: HookedModel) -> Iterator[None]:
     """No steering for the length of the block: editors are fitted on the model, not on what hooks add to it."""
-    steerings: tuple[Steering, ...] = getattr(model, "steerings", ())
+    steerings = [edited.steering for edited in lineage(model) if isinstance(edited, SteeredModel)]
     before = [steering.muted for steering in steerings]
     try:
         for steering in steerings:

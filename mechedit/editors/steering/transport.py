@@ -25,10 +25,10 @@ class AffineMap:
     """h' = h + α · P (M z + c) with z = Pᵀ(h − m); the orthogonal complement of P is left alone.
 
     Attributes:
-        mean: m [d].
+        mean: The point m that is mapped from [d].
         basis: P [d, r], orthonormal columns.
         matrix: M [r, r], the map minus the identity.
-        shift: c [r].
+        shift: The constant c [r].
     """
 
     mean: Tensor
@@ -37,7 +37,7 @@ class AffineMap:
     shift: Tensor
 
     def displacement(self, h: Tensor) -> Tensor:
-        """h' − h at α = 1, for h [..., d], in the dtype of `h`."""
+        """The displacement h' − h at α = 1, for h [..., d], in the dtype of `h`."""
         z = (h.to(self.mean.dtype) - self.mean) @ self.basis
         return ((z @ self.matrix.mT + self.shift) @ self.basis.mT).to(h.dtype)
 
@@ -54,24 +54,24 @@ def gaussian_map(source: Tensor, target: Tensor, *, reg: float = 1e-2, rank: int
     """The optimal transport between the Gaussians of two clouds of states.
 
     Args:
-        source, target: states [n_s, d] and [n_t, d]; solved in fp64 whatever their dtype.
-        reg: added to both covariances' diagonals, in squared units of the states. As it grows, A goes to the
-        identity and
-            the map to the mean shift.
-        rank: keep only the leading principal directions of the pooled samples (None: all; then the map is exact).
+        source: States [n_s, d]; solved in fp64 whatever their dtype.
+        target: States [n_t, d].
+        reg: Is added to both covariances' diagonals, in squared units of the states. As it grows, A goes to the
+            identity and the map to the mean shift.
+        rank: Keep only the leading principal directions of the pooled samples (None: all; then the map is exact).
 
-    Errors: `InputError` where the shapes differ, a state is not finite, `reg` is not positive or `rank` is below 1.
-
-    Example:
-        >>> _ = torch.manual_seed(0)
-        >>> x, y = torch.randn(40, 8, dtype=torch.float64), 2 * torch.randn(50, 8, dtype=torch.float64) + 1
-        >>> moved = gaussian_map(x, y, reg=1e-9)(x)
-        >>> same_mean = torch.allclose(moved.mean(0), y.mean(0))
-        >>> same_mean, torch.allclose(moved.T.cov(correction=0), y.T.cov(correction=0), atol=1e-6)
-        (True, True)
+    Raises:
+        InputError: The shapes differ, a state is not finite, `reg` is not positive, or `rank` is below 1.
 
     When it is wrong: the map takes both clouds for Gaussians. A source made of two clusters (plain and forced
     prompts, say) is none: transport shrinks the direction between them, and the mean shift can do better.
+
+    >>> _ = torch.manual_seed(0)
+    >>> x, y = torch.randn(40, 8, dtype=torch.float64), 2 * torch.randn(50, 8, dtype=torch.float64) + 1
+    >>> moved = gaussian_map(x, y, reg=1e-9)(x)
+    >>> same_mean = torch.allclose(moved.mean(0), y.mean(0))
+    >>> same_mean, torch.allclose(moved.T.cov(correction=0), y.T.cov(correction=0), atol=1e-6)
+    (True, True)
     """
     source, target = _checked(source, target)
     if not reg > 0:
@@ -87,12 +87,11 @@ def gaussian_map(source: Tensor, target: Tensor, *, reg: float = 1e-2, rank: int
 
 
 def mean_shift(source: Tensor, target: Tensor) -> AffineMap:
-    """h' = h + μ_t − μ_s: the control that every transport is held against.
+    """The mean shift h' = h + μ_t − μ_s: the control that every transport is held against.
 
-    Example:
-        >>> x = torch.eye(3)
-        >>> mean_shift(x, x + 1)(torch.zeros(3))
-        tensor([1., 1., 1.])
+    >>> x = torch.eye(3)
+    >>> mean_shift(x, x + 1)(torch.zeros(3))
+    tensor([1., 1., 1.])
     """
     source, target = _checked(source, target)
     difference = target.mean(0) - source.mean(0)

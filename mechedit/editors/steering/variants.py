@@ -87,7 +87,15 @@ def variant(mega: MEGA, name: str, *, n_layers: int, seed: int = 0) -> MEGA:
     """The control or ablation called `name` of an editor whose settings are chosen.
 
     What a variant leaves open again (a gate of another kind, heads) is chosen by its `select`.
-    Errors: `InputError` for an unknown name.
+
+    Args:
+        mega: The editor.
+        name: A key of `CONTROLS` or `ABLATIONS`.
+        n_layers: The model's.
+        seed: Of a random window.
+
+    Raises:
+        InputError: An unknown name.
 
     >>> variant(MEGA(window=(5, 7), alpha=1.0), "early_window", n_layers=8).window
     (0, 2)

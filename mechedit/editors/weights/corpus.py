@@ -29,7 +29,13 @@ WORLD_DOCUMENTS = 1500
 
 @dataclass(frozen=True)
 class Corpus:
-    """source: as a reader knows it; digest: sha256 of the text; documents: a call that streams it from the start."""
+    """A text that can be streamed again and again.
+
+    Attributes:
+        source: As a reader knows it.
+        digest: sha256 of the text.
+        documents: A call that streams it from the start.
+    """
 
     source: str
     digest: str
@@ -39,7 +45,10 @@ class Corpus:
 def open_corpus(text: str | os.PathLike[str]) -> Corpus:
     """The text of a UTF-8 file, of the files of a folder (by name), or of a `datasets` name (`owner/name[:split]`).
 
-    A data set has a column "text", or one column of texts only. Errors: `InputError` where there is none of these.
+    A data set has a column "text", or one column of texts only.
+
+    Raises:
+        InputError: There is none of these.
     """
     path = Path(text)
     if path.is_dir():
@@ -69,11 +78,11 @@ def embedded_corpus(*, documents: int = WORLD_DOCUMENTS, seed: int = 0) -> Corpu
     return text_corpus((writer.document().text for _ in range(documents)), source="the embedded world's text")
 
 
-def own_corpus(model: HookedModel, tokens: int, *, seed: int = 0) -> Corpus:
+def own_corpus(model: HookedModel, tokens: int) -> Corpus:
     """About `tokens` tokens that `model` writes itself, from the 50 likeliest at each place: for want of a text."""
     length = min(128, (model.n_ctx or 256) // 2)
     starts = [STARTS[i % len(STARTS)] for i in range(tokens // length + 1)]
-    texts = model.generate(starts, max_new_tokens=length, top_k=50, seed=seed)
+    texts = model.generate(starts, max_new_tokens=length, top_k=50)
     return text_corpus(
         (start + text for start, text in zip(starts, texts, strict=True)), source="the model's own text"
     )

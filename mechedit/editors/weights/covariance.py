@@ -2,10 +2,10 @@
 
 Source: ROME (Meng et al., NeurIPS 2022, section 3.1, step 3); MEMIT weighs the same C by λ. Steps:
 
-1. the text is streamed (`mechedit.editors.weights.corpus`), cut into windows of the model's context, and run in batches; nothing above
-   the highest asked layer is needed and no gradient is kept;
-2. Σ k kᵀ and the number of tokens are summed in fp64, batch after batch in the text's order, for all asked layers in
-   one pass. Sums of parts add: `merge`.
+1. the text is streamed (`mechedit.editors.weights.corpus`), cut into windows of the model's context, and run in
+   batches; nothing above the highest of the layers is needed and no gradient is kept;
+2. Σ k kᵀ and the number of tokens are summed in fp64, batch after batch in the text's order, for all layers in one
+   pass. Sums of parts of a text add up to those of the whole.
 3. The sums are written to the cache now and then with how far the text was read, so a stopped run goes on, to the very
    bits of one that was not stopped.
 
@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,13 +31,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from experiments.checkpoints import tokenizer_digest
 from mechedit.editors.weights.corpus import Corpus, embedded_corpus, own_corpus, windows
 from mechedit.models.cache import cache_folder
+from mechedit.models.embedded import EMBEDDED
 from mechedit.models.hooked import HookedModel
-from mechedit.models.loading import EMBEDDED
+from mechedit.models.hooking import post
 from reports.errors import InputError
+from reports.files import whole_file
 
-__all__ = ["Covariance", "covariances", "covariance_for", "merge"]
+__all__ = ["Covariance", "covariance_for", "covariances"]
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,12 @@ RIDGE = 1e-8  # of the mean eigenvalue: what is added first where C has no inver
 
 @dataclass(frozen=True, eq=False)
 class Covariance:
-    """C of one layer: `moment` [d_mlp, d_mlp] fp64, the sum of k kᵀ over `n_tokens` tokens of the text `source`.
+    """C of one layer.
+
+    Attributes:
+        moment: The sum of k kᵀ over the tokens [d_mlp, d_mlp], fp64.
+        n_tokens: Their number.
+        source: The text.
 
     >>> c = Covariance(torch.diag(torch.tensor([8.0, 2.0]).double()), n_tokens=2, layer=0, source="by hand")
     >>> c.matrix.diagonal().tolist(), c.condition
@@ -72,7 +79,7 @@ class Covariance:
 
     @cached_property
     def eigenvalues(self) -> Tensor:
-        """Of C, rising."""
+        """The eigenvalues of C, rising."""
         return torch.linalg.eigvalsh(self.matrix)
 
     @property
@@ -105,15 +112,6 @@ class Covariance:
         return torch.cholesky_solve(keys.to(self.factor), self.factor)
 
 
-def merge(parts: Sequence[Covariance]) -> Covariance:
-    """C of the parts' texts together: sums and tokens add. Errors: `InputError` for none, or for two layers."""
-    if not parts or len({part.layer for part in parts}) > 1:
-        raise InputError(f"parts: expected some of one layer, found layers {[part.layer for part in parts]}")
-    source = " + ".join(dict.fromkeys(part.source for part in parts))
-    total = torch.stack([part.moment for part in parts]).sum(0)
-    return Covariance(total, sum(part.n_tokens for part in parts), parts[0].layer, source)
-
-
 def covariance_for(model: HookedModel, layer: int) -> Covariance:
     """The C that an editor takes where it is given none.
 
@@ -128,11 +126,9 @@ def covariance_for(model: HookedModel, layer: int) -> Covariance:
 def _covariance_for(model: HookedModel, digest: str, layer: int) -> Covariance:
     if model.source.removeprefix("embedded:") in EMBEDDED:
         return covariances(model, embedded_corpus(), layers=range(model.shape.n_layers), progress=None)[layer]
-    found = [
-        read for file in _finished(model, digest, layer) if (read := _read(file, model.device)) is not None
-    ]
-    if found:
-        return max(found, key=lambda one: one.n_tokens)
+    stored = [_read(file, model.device) for file in _finished(model, digest, layer)]
+    if stored:
+        return max(stored, key=lambda covariance: covariance.n_tokens)
     log.warning(
         "no covariance of %s at layer %d in %s: it is taken over text that the model writes itself; better: "
         "mechedit covariance --model %s --text TEXT --layers %d",
@@ -150,10 +146,17 @@ def covariances(
     tokens: int | None = None,
     progress: bool | None = True,
 ) -> dict[int, Covariance]:
-    """C of each layer over the first `tokens` tokens of `corpus` (None: all), from the cache or computed and kept.
+    """C of each layer over a text, from the cache or computed and kept.
 
-    progress: a bar, none, or (None) a bar on a terminal only. Errors: `InputError` for a layer outside of the model, a
-    text without a token, fewer than one token asked for.
+    Args:
+        model: The model.
+        corpus: The text.
+        layers: Whose C.
+        tokens: How many of the text's first tokens count (None: all).
+        progress: A bar, none, or (None) a bar on a terminal only.
+
+    Raises:
+        InputError: A layer outside of the model, a text without a token, or `tokens` below one.
     """
     bad = [layer for layer in layers if not 0 <= layer < model.shape.n_layers]
     if bad or not layers or (tokens is not None and tokens < 1):
@@ -162,11 +165,10 @@ def covariances(
             f"and {tokens} tokens"
         )
     files = {layer: _file(model, corpus, layer, tokens) for layer in layers}
-    found = {layer: _read(file, model.device) for layer, file in files.items()}
-    missing = [layer for layer, one in found.items() if one is None]
-    if missing:
-        found |= _computed(model, corpus, {layer: files[layer] for layer in missing}, tokens, progress)
-    return {layer: one for layer, one in found.items() if one is not None}
+    stored = {layer: _read(file, model.device) for layer, file in files.items() if file.is_file()}
+    missing = {layer: file for layer, file in files.items() if layer not in stored}
+    computed = _computed(model, corpus, missing, tokens, progress) if missing else {}
+    return {layer: (stored | computed)[layer] for layer in files}
 
 
 # --- the pass over the text ---------------------------------------------------------------------------------
@@ -238,7 +240,7 @@ def _add(model: HookedModel, texts: Sequence[Tensor], sums: dict[int, Tensor]) -
 
         return hook
 
-    with model.hooks([(f"blocks.{layer}.mlp.hook_post", add(layer)) for layer in sums]):
+    with model.hooks([(post(layer), add(layer)) for layer in sums]):
         model.run(ids, mask, logits_to_keep=1)
     return int(real.sum())
 
@@ -252,7 +254,8 @@ def _window(model: HookedModel) -> int:
 
 def _file(model: HookedModel, corpus: Corpus, layer: int, tokens: int | None) -> Path:
     key = {
-        "tokenizer": _tokenizer_hash(model),
+        "tokenizer": tokenizer_digest(model.tokenizer),
+        "start": model.tokenize("a").tolist(),  # with a BOS or without
         "text": corpus.digest,
         "layer": layer,
         "dtype": str(model.dtype),
@@ -273,21 +276,11 @@ def _finished(model: HookedModel, digest: str, layer: int) -> list[Path]:
     return sorted(file for file in files if "unfinished" not in file.name)
 
 
-def _tokenizer_hash(model: HookedModel) -> str:
-    backend = getattr(model.tokenizer, "backend_tokenizer", None)
-    text = (
-        backend.to_str() if backend is not None else json.dumps(model.tokenizer.get_vocab(), sort_keys=True)
-    )
-    return hashlib.sha256(f"{text} {model.tokenize('a').tolist()}".encode()).hexdigest()
-
-
-def _read(file: Path, device: torch.device) -> Covariance | None:
-    if not file.is_file():
-        return None
+def _read(file: Path, device: torch.device) -> Covariance:
     with safe_open(file, framework="pt", device=str(device)) as stored:
-        facts = stored.metadata()
+        metadata = stored.metadata()
         moment = stored.get_tensor("moment")
-    return Covariance(moment, int(facts["n_tokens"]), int(facts["layer"]), facts["source"])
+    return Covariance(moment, int(metadata["n_tokens"]), int(metadata["layer"]), metadata["source"])
 
 
 def _resumed(file: Path, files: dict[int, Path], device: torch.device) -> tuple[dict[int, Tensor], int, int]:
@@ -295,18 +288,17 @@ def _resumed(file: Path, files: dict[int, Path], device: torch.device) -> tuple[
     if not file.is_file():
         return {}, 0, 0
     with safe_open(file, framework="pt", device=str(device)) as stored:
-        facts = stored.metadata()
+        metadata = stored.metadata()
         sums = {layer: stored.get_tensor(str(layer)) for layer in files}
-    return sums, int(facts["n_tokens"]), int(facts["batch"])
+    return sums, int(metadata["n_tokens"]), int(metadata["batch"])
 
 
-def _save(file: Path, tensors: dict[str, Tensor], **facts: object) -> None:
+def _save(file: Path, tensors: dict[str, Tensor], **numbers: object) -> None:
     """Whole or not at all; where the folder cannot be written the numbers are used and not kept."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    metadata = {key: str(value) for key, value in numbers.items()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {key: str(value) for key, value in facts.items()}
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
-        temporary.replace(file)
+        with whole_file(file) as temporary:
+            save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
     except OSError as error:
         log.warning("%s: cannot keep the covariance (%s)", file, error.strerror)

@@ -5,7 +5,7 @@ weight,
 
     L(W) = mean over facts and their tokens of −log p_W(new object | rewrite prompt),    W ← Adam(∇L),
 
-for at most `steps` steps, or until L < `stop`. FT-L (`mechedit.editors.ft_l`) adds |W − W0| ≤ epsilon in every entry.
+for at most `steps` steps, or until L < `stop`. FT-L (`FTL`) adds |W − W0| ≤ epsilon in every entry.
 
 Only W_out(l) changes, so the residual stream and the MLP's activations up to layer l are computed once
 (`mechedit.editors.weights.upper_layers`).
@@ -24,6 +24,7 @@ from mechedit.data.facts import FactEdit
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import AUTO, Table
 from mechedit.editors.steering.steer import unsteered
+from mechedit.editors.weights.subject import target_places
 from mechedit.editors.weights.upper_layers import Upper, upper_part
 from mechedit.editors.weights.weight_edit import Replaced, WeightChange, WeightEditor, weight_name
 from mechedit.models.hooked import HookedModel
@@ -33,12 +34,14 @@ __all__ = ["FT", "FTL"]
 
 @dataclass(frozen=True)
 class FT(WeightEditor):
-    """Fine-tuning of one layer; what is AUTO is chosen by the model (`for_model`).
+    """Fine-tuning of one layer; what is AUTO is chosen by the model (`ready`).
 
     Attributes:
-        layer: whose W_out is trained. steps, lr: Adam's.
-        epsilon: largest change of an entry of W_out (None: no bound).
-        stop: the loss below which it stops, nats a token.
+        layer: Whose W_out is trained.
+        steps: Adam's, at most.
+        lr: Adam's.
+        epsilon: Largest change of an entry of W_out (None: no bound).
+        stop: The loss below which it stops, nats a token.
 
     >>> import mechedit as me
     >>> model, fact = me.load_model("factworld"), me.factworld.edits(1)[0]
@@ -83,10 +86,11 @@ class FT(WeightEditor):
         wide = torch.promote_types(before.dtype, torch.float32)
         start = before.to(wide)
         weight = start.clone().requires_grad_()
+        places = target_places(model, pairs)
         adam = torch.optim.Adam([weight], lr=self.lr)
         for _ in range(self.steps):
             with torch.enable_grad():
-                loss = self._loss(model, upper, pairs, weight)
+                loss = self._loss(model, upper, places, weight)
             if loss < self.stop:
                 break
             adam.zero_grad()
@@ -97,27 +101,20 @@ class FT(WeightEditor):
                     weight.copy_(weight.clamp(start - self.epsilon, start + self.epsilon))
         return weight.detach()
 
-    def _loss(
-        self, model: HookedModel, upper: Upper, pairs: Sequence[tuple[Tensor, Tensor]], weight: Tensor
-    ) -> Tensor:
+    def _loss(self, model: HookedModel, upper: Upper, places: tuple[Tensor, ...], weight: Tensor) -> Tensor:
         """Mean over facts of the mean over tokens of −log p."""
         written = upper.key.to(weight.dtype) @ weight
         bias = model.b_out(self.layer)
         written = written if bias is None else written + bias
         normed = upper(upper.behind(written))
-        places = [(r, len(p) - 1 + i) for r, (p, target) in enumerate(pairs) for i in range(len(target))]
-        row, column = torch.tensor(places, device=model.device).T
-        tokens = torch.cat([target for _, target in pairs])
-        shares = torch.cat([torch.full((len(t),), 1 / (len(t) * len(pairs))) for _, t in pairs]).to(
-            model.device
-        )
+        row, column, tokens, shares = places
         log_p = upper.logits(normed, row, column).log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
         return -(shares * log_p).sum()
 
 
 @dataclass(frozen=True)
 class FTL(FT):
-    """FT within a box; fields as `FT`, `epsilon` is the bound. What is AUTO is chosen by the model (`for_model`).
+    """FT within a box; fields as `FT`, `epsilon` is the bound. What is AUTO is chosen by the model (`ready`).
 
     >>> import mechedit as me
     >>> model, fact = me.load_model("factworld"), me.factworld.edits(1)[0]

@@ -5,8 +5,8 @@ Source: Hu et al., ICLR 2022 (arXiv 2106.09685); as an editor: EasyEdit's `lora`
     W' = W + (alpha / rank) B A,    minimise the mean over facts and tokens of −log p(new object | rewrite prompt)
 
 by Adam over A and B. The adapters live in a second module tree of the same class that shares the checkpoint's memory,
-because `peft` replaces modules and the hooked model is to keep its own: no weight is copied, and the trained product is
-then written into the weights like any other change, of rank `rank`.
+because `peft` replaces modules and the hooked model is to keep its own: no weight is copied, and the trained product
+is then written into the weights like any other change, of rank `rank`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from mechedit.data.facts import FactEdit
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import AUTO, Table
+from mechedit.editors.weights.subject import target_places
 from mechedit.editors.weights.weight_edit import LowRank, WeightChange, WeightEditor, weight_name
 from mechedit.models import weights
 from mechedit.models.hooked import HookedModel
@@ -34,11 +35,17 @@ __all__ = ["LoRA"]
 
 @dataclass(frozen=True)
 class LoRA(WeightEditor):
-    """The editor; what is AUTO is chosen by the model (`for_model`).
+    """The editor; what is AUTO is chosen by the model (`ready`).
 
     Attributes:
-        rank, alpha: of the adapters. steps, lr: Adam's. targets: the modules that get one, by their name in the
-        checkpoint or its last part; AUTO: what makes queries and values (`query_value_modules`). stop: the loss below which it stops, nats a token. seed: of A's initial values (B is 0).
+        rank: Of the adapters.
+        alpha: Of the adapters.
+        steps: Adam's, at most.
+        lr: Adam's.
+        targets: The modules that get an adapter, by their name in the checkpoint or its last part; AUTO: those that
+            make queries and values (`query_value_modules`).
+        stop: The loss below which it stops, nats a token.
+        seed: Of A's initial values (B is 0).
 
     >>> import mechedit as me
     >>> model, fact = me.load_model("factworld"), me.factworld.edits(1)[0]
@@ -93,13 +100,9 @@ class LoRA(WeightEditor):
 
     def _train(self, model: HookedModel, adapted: Any, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         ids, mask = model.pad([torch.cat([prompt, target[:-1]]) for prompt, target in pairs], side="right")
-        places = [(r, len(p) - 1 + i) for r, (p, target) in enumerate(pairs) for i in range(len(target))]
-        row, column = torch.tensor(places, device=model.device).T
-        tokens = torch.cat([target for _, target in pairs])
-        shares = torch.cat([torch.full((len(t),), 1 / (len(t) * len(pairs))) for _, t in pairs]).to(
-            model.device
-        )
-        adam = torch.optim.Adam([one for one in adapted.parameters() if one.requires_grad], lr=self.lr)
+        row, column, tokens, shares = target_places(model, pairs)
+        trained = [weight for weight in adapted.parameters() if weight.requires_grad]
+        adam = torch.optim.Adam(trained, lr=self.lr)
         for _ in range(self.steps):
             with torch.enable_grad():
                 logits = adapted(input_ids=ids, attention_mask=mask, use_cache=False).logits[row, column]
@@ -145,8 +148,8 @@ def shared_twin(model: HookedModel) -> PreTrainedModel:
         setattr(twin.get_submodule(path), leaf, torch.nn.Parameter(weight.detach(), requires_grad=False))
     twin.tie_weights()
     # Buffers that are computed when a model is made, as LLaMA's frequencies: under their names without the bridge's.
-    own = {name.replace("_original_component.", ""): buffer for name, buffer in model.hf.named_buffers()}
+    buffers = {name.replace("_original_component.", ""): buffer for name, buffer in model.hf.named_buffers()}
     for name, _ in list(twin.named_buffers()):
         path, _, leaf = name.rpartition(".")
-        twin.get_submodule(path).register_buffer(leaf, own[name], persistent=False)
+        twin.get_submodule(path).register_buffer(leaf, buffers[name], persistent=False)
     return twin.eval()

@@ -36,7 +36,7 @@ from mechedit.editors.contexts import Lengths, contexts
 from mechedit.editors.defaults import AUTO, Table
 from mechedit.editors.steering.steer import unsteered
 from mechedit.editors.weights.covariance import Covariance, covariance_for
-from mechedit.editors.weights.subject import ask, subject_ids
+from mechedit.editors.weights.subject import edit_batch, subject_ids
 from mechedit.editors.weights.upper_layers import mlp_output, upper_part
 from mechedit.editors.weights.value_search import Search, find_delta
 from mechedit.editors.weights.weight_edit import (
@@ -59,19 +59,22 @@ BATCH = 32  # facts whose δ are optimised together
 
 @dataclass(frozen=True)
 class MEMIT(WeightEditor):
-    """The editor; what is AUTO is chosen by the model (`for_model`).
+    """The editor; what is AUTO is chosen by the model (`ready`).
 
     Attributes:
-        layers: first and last layer that are changed. steps, lr, weight_decay, kl_factor, clamp: of the search for z
-        (`mechedit.editors.weights.value_search`). lam: λ, how much C counts. contexts: (number, tokens) of the texts before the
-        prompt. null_space: eigenvalues of C below it span AlphaEdit's null space (None: MEMIT itself). ridge:
-        AlphaEdit's. covariances: C by layer; None: `covariance_for(model, layer)`.
+        layers: First and last layer that are changed.
+        steps: As lr, weight_decay, kl_factor and clamp of the search for z (`mechedit.editors.weights.value_search`).
+        lam: λ, how much C counts.
+        contexts: (number, tokens) of the texts before the prompt.
+        null_space: Eigenvalues of C below it span AlphaEdit's null space (None: MEMIT itself).
+        ridge: AlphaEdit's.
+        covariances: C by layer; None: `covariance_for(model, layer)`.
 
     >>> import mechedit as me
     >>> model, facts = me.load_model("factworld"), me.factworld.edits(2)
     >>> with MEMIT().apply(model, facts) as edited:
-    ...     said = edited.generate([fact.rewrite_prompt for fact in facts], max_new_tokens=3)
-    >>> [text.startswith(f" {fact.target_new}") for text, fact in zip(said, facts)]
+    ...     texts = edited.generate([fact.rewrite_prompt for fact in facts], max_new_tokens=3)
+    >>> [text.startswith(f" {fact.target_new}") for text, fact in zip(texts, facts)]
     [True, True]
     """
 
@@ -132,18 +135,20 @@ class MEMIT(WeightEditor):
     def _goals(
         self, model: HookedModel, facts: Sequence[FactEdit], before: Sequence[str], bare: Sequence[Tensor]
     ) -> Tensor:
-        """z [n, d_model], fp32: the layer's output that says the new object, for each fact."""
+        """For each fact z, the layer's output that says the new object: [n, d_model], fp32."""
         search = Search(self.steps, self.lr, self.weight_decay, self.kl_factor, self.clamp)
         last = self.layers[1]
         start, keys = last_states(model, bare, [resid_post(last), post(last)])
         outlet, written = model.mlp_outlet(last), mlp_output(model, last, keys)
-        size = start if outlet.plain else start * (written.norm(dim=-1) / outlet(written).norm(dim=-1))[:, None]
+        size = (
+            start if outlet.plain else start * (written.norm(dim=-1) / outlet(written).norm(dim=-1))[:, None]
+        )
         goals = []
         for i in range(0, len(facts), BATCH):
-            asked = ask(model, facts[i : i + BATCH], before)
-            upper = upper_part(model, last, asked.texts, asked.starts)
+            batch = edit_batch(model, facts[i : i + BATCH], before)
+            upper = upper_part(model, last, batch.texts, batch.starts)
             own = slice(i, i + BATCH)
-            delta = find_delta(upper, asked, size[own], search)
+            delta = find_delta(upper, batch, size[own], search)
             moved = delta if outlet.plain else outlet(written[own] + delta) - outlet(written[own])
             goals.append(start[own] + moved)
         return torch.cat(goals)
@@ -154,8 +159,8 @@ class MEMIT(WeightEditor):
         """K [d_mlp, n], fp64."""
         cut = [subject_ids(model, fact.prompt, fact.subject, context=c) for fact in facts for c in before]
         (keys,) = last_states(model, cut, [post(layer)])
-        bare, *others = keys.double().unflatten(0, (len(facts), len(before))).unbind(1)
-        return ((bare + torch.stack(others).mean(0)) / 2 if others else bare).mT
+        bare, *behind = keys.double().unflatten(0, (len(facts), len(before))).unbind(1)
+        return ((bare + torch.stack(behind).mean(0)) / 2 if behind else bare).mT
 
     def _rows(self, covariance: Covariance, keys: Tensor) -> Tensor:
         if self.null_space is None:
@@ -178,7 +183,8 @@ def _written(model: HookedModel, layer: int, bare: Sequence[Tensor], wanted: Ten
 def spread(C: Tensor, K: Tensor, *, lam: float) -> Tensor:
     """(λ C + K Kᵀ)⁻¹ K [d_mlp, n] for C [d_mlp, d_mlp] and K [d_mlp, n], all fp64.
 
-    Errors: `InputError` where λ is not positive.
+    Raises:
+        InputError: λ is not positive.
 
     >>> spread(torch.eye(2), torch.tensor([[1.0], [0.0]]), lam=1.0).tolist()
     [[0.5], [0.0]]
@@ -191,7 +197,8 @@ def spread(C: Tensor, K: Tensor, *, lam: float) -> Tensor:
 def null_space_spread(C: Tensor, K: Tensor, *, below: float, ridge: float) -> Tensor:
     """P K (Kᵀ P K + ridge·I)⁻¹ [d_mlp, n], with P the projector on C's eigenvectors of eigenvalues under `below`.
 
-    Errors: `InputError` where there is no such eigenvector, so that nothing could be changed.
+    Raises:
+        InputError: There is no such eigenvector, so that nothing could be changed.
 
     >>> null_space_spread(torch.diag(torch.tensor([1.0, 0.0])), torch.ones(2, 1), below=0.1, ridge=1.0).tolist()
     [[0.0], [0.5]]

@@ -4,7 +4,8 @@ Source: Meng et al., "Locating and Editing Factual Associations in GPT", NeurIPS
 C = E[k kᵀ] over a text (`mechedit.editors.weights.covariance`), for one fact:
 
 1. k* is the mean, over contexts, of the MLP's key at the subject's last token;
-2. v* = v0 + δ with v0 = W k* + b, the mean of the MLP's outputs there, and δ from `mechedit.editors.weights.value_search`;
+2. v* = v0 + δ with v0 = W k* + b, the mean of the MLP's outputs there, and δ from
+   `mechedit.editors.weights.value_search`;
 3. W' = W + u (v* − v0)ᵀ / (uᵀ k*) with u = C⁻¹ k*, W as [d_mlp, d_model]; so k*ᵀ W' + b = v*.
 
 The reference code takes v0 of the bare rewrite prompt, which is no linear image of its k*; with the mean the constraint
@@ -27,7 +28,7 @@ from mechedit.editors.contexts import Lengths, contexts
 from mechedit.editors.defaults import AUTO, Table
 from mechedit.editors.steering.steer import unsteered
 from mechedit.editors.weights.covariance import Covariance, covariance_for
-from mechedit.editors.weights.subject import ask, subject_ids
+from mechedit.editors.weights.subject import edit_batch, subject_ids
 from mechedit.editors.weights.upper_layers import mlp_output, upper_part
 from mechedit.editors.weights.value_search import Search, find_delta
 from mechedit.editors.weights.weight_edit import (
@@ -48,7 +49,14 @@ __all__ = ["ROME", "Association"]
 
 @dataclass(frozen=True, eq=False)
 class Association:
-    """What ROME inserts: k* [d_mlp], v* [d_model], u [d_mlp] with uᵀ k* = 1, and v* − v0 [d_model]; fp32."""
+    """What ROME inserts, in fp32.
+
+    Attributes:
+        key: k* [d_mlp].
+        value: v* [d_model].
+        direction: u [d_mlp], with uᵀ k* = 1.
+        change: v* − v0 [d_model].
+    """
 
     key: Tensor
     value: Tensor
@@ -58,11 +66,12 @@ class Association:
 
 @dataclass(frozen=True)
 class ROME(WeightEditor):
-    """The editor; what is AUTO is chosen by the model (`for_model`).
+    """The editor; what is AUTO is chosen by the model (`ready`).
 
     Attributes:
-        layer: whose W_out is changed. steps, lr, weight_decay, kl_factor, clamp: of the search for v*
-        (`mechedit.editors.weights.value_search`). contexts: (number, tokens) of the texts before the prompt.
+        layer: Whose W_out is changed.
+        steps: As lr, weight_decay, kl_factor and clamp of the search for v* (`mechedit.editors.weights.value_search`).
+        contexts: (number, tokens) of the texts before the prompt.
         covariance: C of the layer; None: `covariance_for(model, layer)`.
 
     >>> import mechedit as me
@@ -101,8 +110,8 @@ class ROME(WeightEditor):
         with contextlib.ExitStack() as earlier:
             before, covariance = ready._fixed(model)
             for i, fact in enumerate(facts):
-                found = ready._insert(model, fact, before, covariance)
-                rows, columns = found.direction[:, None], found.change[None]
+                association = ready._insert(model, fact, before, covariance)
+                rows, columns = association.direction[:, None], association.change[None]
                 done.append(low_rank(model, ready.layer, rows=rows, columns=columns))
                 if i + 1 < len(facts):
                     earlier.enter_context(
@@ -134,9 +143,9 @@ class ROME(WeightEditor):
             (keys,) = last_states(model, cut, [post(self.layer)])
             k = keys.mean(0).to(torch.promote_types(keys.dtype, torch.float32))
             v0 = mlp_output(model, self.layer, k)
-            asked = ask(model, [fact], before)
-            upper = upper_part(model, self.layer, asked.texts, asked.starts)
-            delta = find_delta(upper, asked, v0[None], search)[0]
+            batch = edit_batch(model, [fact], before)
+            upper = upper_part(model, self.layer, batch.texts, batch.starts)
+            delta = find_delta(upper, batch, v0[None], search)[0]
         u = covariance.solve(k[:, None])[:, 0]
         u = (u / (u @ k.double())).to(k.dtype)
         return Association(k, v0 + delta, u, delta)

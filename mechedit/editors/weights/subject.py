@@ -4,7 +4,7 @@
    end, so that a BOS or any other prefix does not move it.
 2. *Contexts*: the rewrite prompt alone, and behind short texts that the model itself writes (ROME, appendix E.5), so
    that a key is the subject's and not one prompt's.
-3. *Asked*: for each fact the rows [context + prompt + new object without its last token], one row "{subject} is a" for
+3. *Batch*: for each fact the rows [context + prompt + new object without its last token], one row "{subject} is a" for
    the drift of what the subject is, and the places whose predictions the loss reads.
 """
 
@@ -20,7 +20,7 @@ from mechedit.data.facts import FactEdit
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 
-__all__ = ["Asked", "ask", "subject_end", "subject_ids"]
+__all__ = ["EditBatch", "edit_batch", "subject_end", "subject_ids", "target_places"]
 
 DRIFT = "{} is a"
 
@@ -28,7 +28,14 @@ DRIFT = "{} is a"
 def subject_end(model: HookedModel, template: str, subject: str, *, context: str = "") -> tuple[Tensor, int]:
     """Ids of the prompt behind `context`, and the position of the subject's last token in them.
 
-    Errors: `InputError` where the tokenizer gives no offsets.
+    Args:
+        model: Whose tokenizer is used.
+        template: The prompt, with `{}` in the place of the subject.
+        subject: The subject.
+        context: A text before the prompt.
+
+    Raises:
+        InputError: The tokenizer gives no offsets.
 
     >>> import mechedit as me
     >>> model = me.load_model("factworld")
@@ -56,12 +63,19 @@ def subject_ids(model: HookedModel, template: str, subject: str, *, context: str
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
-    """The rows of several facts and what is read there.
+class EditBatch:
+    """The rows of several facts that are optimised on, and the places that the loss reads.
 
-    texts, starts: ids of each row and the position of the subject's last token; fact [B]: whose row it is.
-    row, column, token, weight [N]: the places that predict the new objects' tokens, columns counted from the row's
-    start, with weights that sum to 1 for each fact; drift_row, drift_column [F]: where "{subject} is a" is read.
+    Attributes:
+        texts: Ids of each row.
+        starts: The position of the subject's last token in each row.
+        fact: Whose row it is [B].
+        row: The rows that predict the new objects' tokens [N].
+        column: The places in these rows, counted from `starts` [N].
+        token: The tokens that are predicted [N].
+        weight: Their weights [N], which sum to 1 for each fact.
+        drift_row: The row "{subject} is a" of each fact [F].
+        drift_column: The place where it is read [F].
     """
 
     texts: tuple[Tensor, ...]
@@ -74,13 +88,13 @@ class Asked:
     drift_row: Tensor
     drift_column: Tensor
 
-    def without(self, finished: Tensor) -> tuple[Asked, Tensor]:
+    def without(self, finished: Tensor) -> tuple[EditBatch, Tensor]:
         """The same without the rows of the facts where `finished` [F] holds, and the index of the rows kept."""
         rows = (~finished[self.fact]).nonzero()[:, 0]
         new_row = torch.full_like(self.fact, -1)
         new_row[rows] = torch.arange(len(rows), device=rows.device)
         reads = new_row[self.row] >= 0
-        kept = Asked(
+        kept = EditBatch(
             texts=tuple(self.texts[i] for i in rows.tolist()),
             starts=tuple(self.starts[i] for i in rows.tolist()),
             fact=self.fact[rows],
@@ -95,8 +109,12 @@ class Asked:
         return kept, rows
 
 
-def ask(model: HookedModel, facts: Sequence[FactEdit], before: Sequence[str]) -> Asked:
-    """The rows of `facts` behind the contexts `before`. Errors: `InputError` as `HookedModel.continuation`."""
+def edit_batch(model: HookedModel, facts: Sequence[FactEdit], before: Sequence[str]) -> EditBatch:
+    """The rows of `facts` behind the contexts `before`.
+
+    Raises:
+        InputError: As `HookedModel.continuation`.
+    """
     texts: list[Tensor] = []
     starts: list[int] = []
     owner: list[int] = []
@@ -118,10 +136,24 @@ def ask(model: HookedModel, facts: Sequence[FactEdit], before: Sequence[str]) ->
         starts.append(at)
         owner.append(number)
     row, column, token, weight = (
-        torch.tensor(list(one), device=model.device) for one in zip(*reads, strict=True)
+        torch.tensor(list(values), device=model.device) for values in zip(*reads, strict=True)
     )
     drift_row, drift_column = torch.tensor(drift, device=model.device).T
     fact_of = torch.tensor(owner, device=model.device)
-    return Asked(
+    return EditBatch(
         tuple(texts), tuple(starts), fact_of, row, column, token, weight.float(), drift_row, drift_column
     )
+
+
+def target_places(model: HookedModel, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
+    """row, column, token, weight [N]: where rows [prompt + target without its last token] predict the targets.
+
+    Args:
+        model: Whose device the result is on.
+        pairs: Ids of each prompt and its target; a target's tokens weigh 1 / (their number · number of pairs).
+    """
+    places = [(r, len(p) - 1 + i) for r, (p, target) in enumerate(pairs) for i in range(len(target))]
+    row, column = torch.tensor(places, device=model.device).T
+    token = torch.cat([target for _, target in pairs])
+    weight = torch.cat([torch.full((len(t),), 1 / (len(t) * len(pairs))) for _, t in pairs])
+    return row, column, token, weight.to(model.device)

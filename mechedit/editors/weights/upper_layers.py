@@ -31,8 +31,11 @@ __all__ = ["Upper", "mlp_output", "upper_part"]
 
 @dataclass(frozen=True)
 class _Call:
-    """What the model hands to one block besides the hidden states; `keys`, `values` [B, K, P, d_head]: the positions
-    that do not change. In this role it is the block's cache: it shows them and keeps nothing."""
+    """What the model hands to one block besides the hidden states.
+
+    In the block's eyes it is the cache: it shows the keys and values of the positions that do not change,
+    [B, K, P, d_head], and keeps nothing.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -69,11 +72,16 @@ _CACHE = object()  # stands where the model hands over its cache
 
 @dataclass(frozen=True, eq=False)
 class Upper:
-    """Layer `layer` of B texts, from each one's start on (n columns, padded on the right), and how to go on from it.
+    """A layer of B texts, from the start of each on (n columns, padded on the right), and how to go on from it.
 
-    resid_mid, resid_post [B, n, d]: the residual stream before and after the layer's MLP; key [B, n, d_mlp]: what its
-    W_out multiplies; first [B, d]: what it writes at the first position (its product and b_out). All as the unedited
-    model has them, without gradients.
+    The tensors are those of the unedited model, without gradients.
+
+    Attributes:
+        resid_mid: The residual stream before the layer's MLP [B, n, d].
+        key: What its W_out multiplies [B, n, d_mlp].
+        resid_post: The residual stream after the MLP [B, n, d].
+        first: What W_out writes at the first position, its product and b_out [B, d].
+        calls: The call of each block above.
     """
 
     model: HookedModel
@@ -126,7 +134,14 @@ class Upper:
 
 @torch.no_grad()
 def upper_part(model: HookedModel, layer: int, texts: Sequence[Tensor], starts: Sequence[int]) -> Upper:
-    """The `Upper` of texts (ids [T]) whose positions before `starts` do not change."""
+    """The `Upper` of some texts.
+
+    Args:
+        model: The model.
+        layer: The layer.
+        texts: Ids of each text [T].
+        starts: The position in each text before which nothing changes.
+    """
     before, rest = max(starts), max(len(t) - s for t, s in zip(texts, starts, strict=True))
     ids = torch.zeros(len(texts), before + rest, dtype=torch.long, device=model.device)
     mask = torch.zeros_like(ids)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mechedit.editors.weights.subject import Asked
+from mechedit.editors.weights.subject import EditBatch
 from mechedit.editors.weights.upper_layers import Upper
 from reports.errors import InputError, IntegrityError
 
@@ -49,24 +49,34 @@ class Search:
             )
 
 
-def find_delta(upper: Upper, asked: Asked, v0: Tensor, search: Search) -> Tensor:
-    """δ [F, d], fp32, of the facts of `asked`; v0 [F, d] sets the scale. Errors: `IntegrityError` for a loss of NaN."""
+def find_delta(upper: Upper, batch: EditBatch, v0: Tensor, search: Search) -> Tensor:
+    """δ [F, d], fp32, of the facts of `batch`.
+
+    Args:
+        upper: The layer where δ is added and what is above it, of the batch's rows.
+        batch: The facts' rows and the places that the loss reads.
+        v0: What δ is added to [F, d]; it sets the scale.
+        search: The hyper-parameters.
+
+    Raises:
+        IntegrityError: The loss is NaN.
+    """
     scale = v0.float().norm(dim=-1)
     delta = torch.zeros_like(v0, dtype=torch.promote_types(v0.dtype, torch.float32)).requires_grad_()
     adam = torch.optim.Adam([delta], lr=search.lr)
     with torch.no_grad():
-        drift = _log_probs(upper, upper(upper.resid_post), asked.drift_row, asked.drift_column)
-    found = torch.zeros_like(delta, requires_grad=False)
+        drift = _log_probs(upper, upper(upper.resid_post), batch.drift_row, batch.drift_column)
+    settled = torch.zeros_like(delta, requires_grad=False)
     finished = torch.zeros(len(delta), dtype=torch.bool, device=delta.device)
     for step in range(search.steps):
         with torch.enable_grad():
-            loss = losses(upper, asked, delta, scale, drift, search)
+            loss = losses(upper, batch, delta, scale, drift, search)
         if loss[~finished].isnan().any():
             raise IntegrityError(
                 "edit: the loss became NaN; the model overflows, so take float32 or a smaller lr"
             )
         newly = (loss.detach() < search.stop) & ~finished
-        found[newly] = delta.detach()[newly]
+        settled[newly] = delta.detach()[newly]
         finished = finished | newly
         if step == search.steps - 1 or finished.all():
             break
@@ -77,20 +87,22 @@ def find_delta(upper: Upper, asked: Asked, v0: Tensor, search: Search) -> Tensor
             limit = search.clamp * scale / delta.norm(dim=-1).clamp(min=1e-30)
             delta *= limit.clamp(max=1)[:, None]
         if newly.any():
-            asked, kept = asked.without(finished)
+            batch, kept = batch.without(finished)
             upper = upper.rows(kept)
-    return torch.where(finished[:, None], found, delta.detach())
+    return torch.where(finished[:, None], settled, delta.detach())
 
 
-def losses(upper: Upper, asked: Asked, delta: Tensor, scale: Tensor, drift: Tensor, search: Search) -> Tensor:
-    """L(δ) of each fact [F]; a fact whose rows are not in `asked` gets what nobody should read."""
-    normed = upper(upper.moved(delta[asked.fact]))
-    log_p = _log_probs(upper, normed, asked.row, asked.column).gather(-1, asked.token[:, None])[:, 0]
-    nll = torch.zeros_like(scale).index_add(0, asked.fact[asked.row], -asked.weight * log_p)
+def losses(
+    upper: Upper, batch: EditBatch, delta: Tensor, scale: Tensor, drift: Tensor, search: Search
+) -> Tensor:
+    """L(δ) of each fact [F]; a fact whose rows are not in `batch` gets what nobody should read."""
+    normed = upper(upper.moved(delta[batch.fact]))
+    log_p = _log_probs(upper, normed, batch.row, batch.column).gather(-1, batch.token[:, None])[:, 0]
+    nll = torch.zeros_like(scale).index_add(0, batch.fact[batch.row], -batch.weight * log_p)
     decay = search.weight_decay * delta.norm(dim=-1) / scale**2
     if not search.kl_factor:
         return nll + decay
-    now = _log_probs(upper, normed, asked.drift_row, asked.drift_column)
+    now = _log_probs(upper, normed, batch.drift_row, batch.drift_column)
     kl = (drift.exp() * (drift - now)).sum(-1)
     return nll + search.kl_factor * kl + decay
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mechedit.data.facts import FactEdit
+from mechedit.data.records import EDIT_FIELDS
 from mechedit.editors.base import derive
 from mechedit.editors.defaults import Tuned
 from mechedit.models import weights
@@ -36,12 +37,13 @@ __all__ = [
     "Replaced",
     "WeightChange",
     "WeightEditor",
-    "load_change",
     "low_rank",
-    "save_change",
     "weight_edit",
     "weight_name",
 ]
+
+SCHEMA_VERSION = 1
+RECORD, TENSORS = "change.json", "change.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +87,13 @@ class Replaced:
 class WeightChange:
     """What a weight edit does: for each changed weight, by its name in the checkpoint, what is written to it, in order.
 
-    editor: who made it; facts: what it edits; model_hash: `HookedModel.hash` of the model that it was made for.
-    `apply` takes the model as it is; saving and loading (`mechedit.models.saving`) check the hash.
+    `apply` takes the model as it is; `load` checks the hash.
+
+    Attributes:
+        editor: Who made it.
+        facts: What it edits.
+        model_hash: `HookedModel.hash` of the model that it was made for.
+        parts: The weights' names, and what is written to each.
     """
 
     editor: str
@@ -94,20 +101,72 @@ class WeightChange:
     model_hash: str
     parts: Mapping[str, tuple[LowRank | Replaced, ...]]
 
-    def apply(self, model: HookedModel) -> contextlib.AbstractContextManager[EditedModel]:
+    def apply(self, model: HookedModel) -> AbstractContextManager[EditedModel]:
         """The model under this change, for the length of a block."""
         return weight_edit(model, self)
 
     def save(self, folder: str | Path) -> Path:
-        """Writes the change alone: `change.safetensors` and `change.json` (`mechedit.models.saving`)."""
+        """Writes the change alone, as `change.safetensors` and `change.json`; returns the folder.
 
-        return save_change(self, folder)
+        Raises:
+            InputError: `folder` is not new and not empty, or cannot be written.
+        """
+        tensors: dict[str, Tensor] = {}
+        rows: list[dict[str, str]] = []
+        for name, parts in self.parts.items():
+            for part in parts:
+                for field in dataclasses.fields(part):
+                    value = getattr(part, field.name).cpu().contiguous().clone()
+                    tensors[f"{len(rows)}.{field.name}"] = value
+                rows.append({"weight": name, "kind": "low_rank" if isinstance(part, LowRank) else "replaced"})
+        record = {
+            "kind": "weight_change",
+            "schema_version": SCHEMA_VERSION,
+            "editor": self.editor,
+            "model_hash": self.model_hash,
+            "facts": [{name: getattr(fact, name) for name in EDIT_FIELDS} for fact in self.facts],
+            "parts": rows,
+        }
+        with new_folder(folder) as temporary:
+            save_file(tensors, temporary / TENSORS)
+            text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+            (temporary / RECORD).write_text(text, encoding="utf-8")
+        return Path(folder)
 
     @classmethod
     def load(cls, folder: str | Path, model: HookedModel) -> WeightChange:
-        """Reads a change for `model`; another model than the one it was made for is an `InputError`."""
+        """Reads what `save` wrote, for the very model that it was made for.
 
-        return load_change(folder, model)
+        Raises:
+            InputError: A folder without a change, a damaged one, another schema, or another model.
+        """
+        file = Path(folder) / RECORD
+        try:
+            record: dict[str, Any] = parse(file.read_text(encoding="utf-8"))
+            if record["kind"] != "weight_change" or record["schema_version"] != SCHEMA_VERSION:
+                raise ValueError(f"schema {record['kind']} {record['schema_version']}")
+            if record["model_hash"] != model.hash:
+                raise InputError(
+                    f"change: {file} was made for a model of hash {record['model_hash'][:12]}, {model.name} has "
+                    f"{model.hash[:12]}; load that model, as it was before the edit"
+                )
+            tensors = load_file(Path(folder) / TENSORS, device=str(model.device))
+            parts: dict[str, tuple[LowRank | Replaced, ...]] = {}
+            for i, row in enumerate(record["parts"]):
+                kind: type[LowRank] | type[Replaced] = LowRank if row["kind"] == "low_rank" else Replaced
+                part = kind(
+                    **{field.name: tensors[f"{i}.{field.name}"] for field in dataclasses.fields(kind)}
+                )
+                parts[row["weight"]] = (*parts.get(row["weight"], ()), part)
+            facts = tuple(FactEdit(**fact) for fact in record["facts"])
+            return cls(record["editor"], facts, record["model_hash"], parts)
+        except FileNotFoundError as error:
+            raise InputError(f"change: expected change.json and change.safetensors in {folder}") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            reason = first_line(error)
+            raise InputError(
+                f"change: {file} is no weight change that this version reads ({reason})"
+            ) from error
 
 
 class EditedModel(HookedModel):
@@ -138,7 +197,8 @@ class WeightEditor(Tuned, ABC):
 def weight_edit(model: HookedModel, change: WeightChange) -> Iterator[EditedModel]:
     """`model` with the change written into its weights, for the length of the block.
 
-    Errors: `InputError` where the model has no such weight or one of another shape; nothing is written then.
+    Raises:
+        InputError: The model has no such weight, or one of another shape; nothing is written then.
     """
     changed = _changed(model, change)
     digest = _known_hash(model)
@@ -160,7 +220,14 @@ def weight_edit(model: HookedModel, change: WeightChange) -> Iterator[EditedMode
 def low_rank(
     model: HookedModel, layer: int, *, rows: Tensor, columns: Tensor
 ) -> dict[str, tuple[LowRank, ...]]:
-    """W_out(layer) + rows @ columns, with rows [d_mlp, r] and columns [r, d_model], as a part of a change."""
+    """W_out(layer) + rows @ columns as a part of a change.
+
+    Args:
+        model: The model.
+        layer: Whose W_out.
+        rows: [d_mlp, r].
+        columns: [r, d_model].
+    """
     view = model.W_out(layer)
     name, weight = weight_name(model, view)
     straight = weight.stride() == view.stride()
@@ -169,7 +236,11 @@ def low_rank(
 
 
 def weight_name(model: HookedModel, view: Tensor) -> tuple[str, Tensor]:
-    """Name and weight of the checkpoint that `view` (as `model.W_out(3)`) shares its memory with."""
+    """Name and weight of the checkpoint that `view` (as `model.W_out(3)`) shares its memory with.
+
+    Raises:
+        InputError: `view` is a copy.
+    """
     for name, weight in weights.checkpoint_weights(model.hf):
         if weight.data_ptr() == view.data_ptr():
             return name, weight.detach()
@@ -186,8 +257,8 @@ def combine(changes: Sequence[Mapping[str, tuple[Any, ...]]]) -> dict[str, tuple
     """
     total: dict[str, tuple[Any, ...]] = {}
     for parts in changes:
-        for name, own in parts.items():
-            total[name] = (*total.get(name, ()), *own)
+        for name, written in parts.items():
+            total[name] = (*total.get(name, ()), *written)
     return total
 
 
@@ -199,8 +270,8 @@ def _changed(model: HookedModel, change: WeightChange) -> list[tuple[Tensor, tup
                 f"change: {model.name} has no weight {name!r}; this change was made for another model"
             )
         if any(part.shape != named[name].shape for part in parts):
-            found = ", ".join(str(tuple(part.shape)) for part in parts)
-            raise InputError(f"change: expected {tuple(named[name].shape)} for {name!r}, found {found}")
+            shapes = ", ".join(str(tuple(part.shape)) for part in parts)
+            raise InputError(f"change: expected {tuple(named[name].shape)} for {name!r}, found {shapes}")
     return [(named[name].detach(), parts) for name, parts in change.parts.items()]
 
 
@@ -225,64 +296,3 @@ def _versions(model: HookedModel) -> tuple[int, ...]:
 def _known_hash(model: HookedModel) -> str | None:
     """The model's hash, if it has been computed for the weights as they are."""
     return model._hash[1] if model._hash is not None and model._hash[0] == _versions(model) else None
-
-
-SCHEMA_VERSION = 1
-# What is edited; the prompts that test a fact stay with whoever measures it.
-EDIT_FIELDS = ("subject", "prompt", "target_true", "target_new", "case_id", "relation")
-
-
-def save_change(change: WeightChange, folder: str | Path) -> Path:
-    """Writes the change alone; returns the folder. Errors: `InputError` where `folder` cannot take it."""
-    tensors: dict[str, Tensor] = {}
-    parts: list[dict[str, str]] = []
-    for name, own in change.parts.items():
-        for part in own:
-            key = str(len(parts))
-            parts.append({"weight": name, "kind": "low_rank" if isinstance(part, LowRank) else "replaced"})
-            for field in dataclasses.fields(part):
-                tensors[f"{key}.{field.name}"] = getattr(part, field.name).cpu().contiguous().clone()
-    described = {
-        "kind": "weight_change",
-        "schema_version": SCHEMA_VERSION,
-        "editor": change.editor,
-        "model_hash": change.model_hash,
-        "facts": [{name: getattr(fact, name) for name in EDIT_FIELDS} for fact in change.facts],
-        "parts": parts,
-    }
-    with new_folder(folder) as temporary:
-        save_file(tensors, temporary / "change.safetensors")
-        (temporary / "change.json").write_text(
-            json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-    return Path(folder)
-
-
-def load_change(folder: str | Path, model: HookedModel) -> WeightChange:
-    """Reads what `save_change` wrote, for the very model that it was made for.
-
-    Errors: `InputError` for a folder without a change, a damaged one, another schema, or another model.
-    """
-    file = Path(folder) / "change.json"
-    try:
-        described: dict[str, Any] = parse(file.read_text(encoding="utf-8"))
-        if described["kind"] != "weight_change" or described["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"schema {described['kind']} {described['schema_version']}")
-        if described["model_hash"] != model.hash:
-            raise InputError(
-                f"change: {file} was made for a model of hash {described['model_hash'][:12]}, {model.name} has "
-                f"{model.hash[:12]}; load that model, as it was before the edit"
-            )
-        tensors = load_file(Path(folder) / "change.safetensors", device=str(model.device))
-        parts: dict[str, tuple[LowRank | Replaced, ...]] = {}
-        for i, one in enumerate(described["parts"]):
-            kind: type[LowRank] | type[Replaced] = LowRank if one["kind"] == "low_rank" else Replaced
-            part = kind(**{f.name: tensors[f"{i}.{f.name}"] for f in dataclasses.fields(kind)})
-            parts[one["weight"]] = (*parts.get(one["weight"], ()), part)
-        facts = tuple(FactEdit(**fact) for fact in described["facts"])
-        return WeightChange(described["editor"], facts, described["model_hash"], parts)
-    except FileNotFoundError as error:
-        raise InputError(f"change: expected change.json and change.safetensors in {folder}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        reason = first_line(error)
-        raise InputError(f"change: {file} is no weight change that this version reads ({reason})") from error

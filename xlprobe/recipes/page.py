@@ -1,0 +1,108 @@
+"""What a study says: its page, written from the tables in the run folder, and one object with its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.runs import RunFolder
+from reports import xl_page
+from xlprobe.transfer.result import Study
+
+__all__ = ["study_json", "write_page"]
+
+INVENTED = "The languages are invented and the encoder is small: nothing here says what holds for XLM-R."
+
+
+def write_page(
+    study: Study,
+    out: str | Path,
+    *,
+    model: str,
+    title: str,
+    notes: Sequence[str] = (),
+    caution: str = INVENTED,
+) -> Path:
+    """Write the page, and the tables that `reports.xl_page` reads, into the study's run folder; the page's path.
+
+    Args:
+        study: The study.
+        out: Its run folder.
+        model: What the page calls the encoder.
+        title: Title of the page.
+        notes: Sentences on the material.
+        caution: What the material cannot show.
+    """
+    run = RunFolder(Path(out), {})
+    for name in ("cells", "predictors", "distances", "gradients"):
+        run.write_frame(name, getattr(study, name))
+    tasks = list(dict.fromkeys(study.cells["task"]))
+    summary = {
+        "title": title,
+        "subtitle": f"{study.cells['pair'].nunique()} pairs, {len(tasks)} tasks, {study.seeds} seeds",
+        "model": model,
+        "seeds": study.seeds,
+        "layer": study.layer,
+        "claims": study.claims,
+        "advice": [asdict(study.advice(task)) for task in tasks],
+        "notes": [
+            "The claims are those of arXiv 2603.18863; what counts as an answer is our choice, named in the evidence.",
+            *notes,
+        ],
+        "not_done": [
+            caution,
+            "Task and alignment of the study follow each other; training on both at once is the advice recipe's.",
+            "Advice is read off gradients; whether following it helps is not tested in this run.",
+        ],
+    }
+    run.write_json("summary", summary)
+    target = xl_page.build(run.path)
+    run.finish({"claims": study.claims})
+    return target
+
+
+def study_json(study: Study) -> dict[str, Any]:
+    """One object with the study's numbers.
+
+    It holds, for each pair and objective, the change of retrieval and, for each task, the change of score and the
+    cosine with its yardsticks, with n and intervals; then predictors, claims and advice.
+    """
+    result: dict[str, Any] = {"pairs": {}}
+    for (pair, objective), group in study.cells.groupby(["pair", "objective"], sort=False):
+        first = group.iloc[0]
+        retrieval = {
+            name: float(first[name]) for name in ("retrieval_before", "retrieval_after", "delta_retrieval")
+        }
+        tasks = {str(row["task"]): _cell(row) for _, row in group.iterrows()}
+        result["pairs"].setdefault(str(pair), {})[str(objective)] = {**retrieval, "tasks": tasks}
+    result["predictors"] = study.predictors.to_dict("records")
+    result["claims"] = study.claims
+    result["advice"] = {task: asdict(study.advice(task)) for task in dict.fromkeys(study.cells["task"])}
+    return result | {"layer": study.layer, "seeds": study.seeds, "laboratory": study.laboratory}
+
+
+def _cell(row: pd.Series) -> dict[str, Any]:
+    yardsticks = (
+        "task_halves",
+        "align_halves",
+        "source_target",
+        "shuffled_cosine",
+        "align_shuffled",
+        "random_sd",
+    )
+    return {
+        "delta_score": float(row["delta_score"]),
+        "interval": [float(row["low"]), float(row["high"])],
+        "n": int(row["n"]),
+        "seeds": int(row["seeds"]),
+        "gradient_cosine": float(row["gradient_cosine"]),
+        "cosine_interval": [float(row["cosine_low"]), float(row["cosine_high"])],
+        "cosine_corrected": float(row["corrected"]),
+        "norm_ratio": float(row["norm_ratio"]),
+        "yardsticks": {name: float(row[name]) for name in yardsticks},
+        "batches": [row["n_task"], row["n_align"]],
+    }
