@@ -21,8 +21,10 @@ from tests.nlka_oracle import Key, Plain
 
 @dataclass(frozen=True)
 class Names:
-    """The modules of a family; `post1`, `post2`: norms behind attention and MLP; `ln2` of a parallel block: what its MLP
-    reads through."""
+    """The modules of a family.
+
+    `post1` and `post2` are norms behind attention and MLP; `ln2` of a parallel block is what its MLP reads through.
+    """
 
     blocks: str = "model.layers"
     norm: str = "model.norm"
@@ -69,7 +71,8 @@ NAMES: dict[str, Names] = {
     ),
     "gemma": Names(offset=1.0),
     "gemma 3": Names(
-        ln2="pre_feedforward_layernorm", post1="post_attention_layernorm", post2="post_feedforward_layernorm", offset=1.0
+        ln2="pre_feedforward_layernorm", post1="post_attention_layernorm", post2="post_feedforward_layernorm",
+        offset=1.0,
     ),
     "olmo-2": Names(ln1=None, ln2=None, post1="post_attention_layernorm", post2="post_feedforward_layernorm"),
     "cohere": Names(ln2="input_layernorm", parallel=True),

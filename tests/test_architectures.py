@@ -90,7 +90,7 @@ def test_logits_are_those_of_transformers_alone_padded_and_cached(name: str, dty
     assert min(map(len, texts)) > WINDOW
     true = [plain(ids[None], use_cache=False).logits[0] for ids in texts]
     for side in ("left", "right"):
-        ids, mask = model.pad(texts, side=side)  # type: ignore[arg-type]
+        ids, mask = model.pad(texts, side=side)
         found = model.run(ids, mask)[0]
         for row, own, expected in zip(found, mask.bool(), true, strict=True):
             assert share_off(row[own], expected) < 1e-5
@@ -238,7 +238,7 @@ def test_the_oracle_tells_a_forgotten_norm_or_multiplier(name: str) -> None:
 def test_a_certified_ranking_is_the_exhaustive_one(name: str, sign: Any) -> None:
     model = model_of(name, "float64")
     pair = [
-        me.attribute(model, PROMPT, TARGET, top_k=8, sign=sign, method=method)  # type: ignore[arg-type]
+        me.attribute(model, PROMPT, TARGET, top_k=8, sign=sign, method=method)
         for method in ("certified", "exhaustive")
     ]
     for unit in ("mlp_neurons", "attn_neurons"):

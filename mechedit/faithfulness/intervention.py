@@ -128,7 +128,7 @@ def logp_without(
         hooks, patterns = _hooks(model, batch, means)
         with model.hooks(hooks):
             logits = model.run(rows, torch.ones_like(rows), logits_to_keep=1)[0][:, -1]
-            # Where a model tells a pattern only behind its use (GPT-J), the pass before has it, one layer more each time.
+            # Where a pattern is told only behind its use (GPT-J), the pass before has it, one layer more each time.
             for _ in [one for one in patterns if one.get("late")]:
                 logits = model.run(rows, torch.ones_like(rows), logits_to_keep=1)[0][:, -1]
         scores.append(logits.double().log_softmax(dim=-1)[:, target])

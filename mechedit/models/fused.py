@@ -23,6 +23,9 @@ _BASE, _DIGITS = 128, 3
 class Rows(torch.nn.Module):
     """x ↦ x @ W[rows]ᵀ + b[rows] for a projection W [n, d] that others read too."""
 
+    fused: Any
+    rows: Tensor
+
     def __init__(self, fused: torch.nn.Module, rows: Tensor) -> None:
         super().__init__()
         self.__dict__["fused"] = fused  # not registered: its weight has its own place in the model
@@ -31,12 +34,14 @@ class Rows(torch.nn.Module):
     @property
     def weight(self) -> Tensor:
         """W[rows], a copy."""
-        return self.fused.weight[self.rows]
+        weight: Tensor = self.fused.weight
+        return weight[self.rows]
 
     @property
     def bias(self) -> Tensor | None:
         """b[rows], a copy, or None."""
-        return None if self.fused.bias is None else self.fused.bias[self.rows]
+        bias: Tensor | None = self.fused.bias
+        return None if bias is None else bias[self.rows]
 
     @property
     def in_features(self) -> int:
@@ -56,7 +61,7 @@ class Rows(torch.nn.Module):
 def share_fused(bridge: TransformerBridge) -> None:
     """Replaces copies of a fused projection's rows by selections of it, in every block that has some."""
     for block in bridge.blocks:
-        attn = getattr(block, "attn", None)
+        attn: Any = block.attn
         if not hasattr(attn, "split_qkv_matrix") or not hasattr(attn, "qkv"):
             continue
         fused = attn.qkv.original_component

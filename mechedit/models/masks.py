@@ -1,8 +1,8 @@
 """Attention masks in float64: transformers' own for the architecture, with nothing below float32's lowest number.
 
 A mask of transformers knows padding, causality and sliding windows, layer by layer, and says "not seen" by the lowest
-number of the model's dtype. Many decoders take the softmax in float32 whatever the dtype: there float64's lowest is −inf,
-the row of a padding token, which sees nothing at all, becomes nan, and its value spreads to the tokens behind it.
+number of the model's dtype. Many decoders take the softmax in float32 whatever the dtype: there float64's lowest is
+−inf, the row of a padding token, which sees nothing at all, becomes nan, and its value spreads to the tokens behind it.
 """
 
 from __future__ import annotations

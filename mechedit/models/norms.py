@@ -1,7 +1,7 @@
 """What a norm computes, read off what it does to a vector rather than off its name.
 
 Decoders store their norms in several ways: with a weight or with a weight less 1 (Gemma, Nemotron), with the mean taken
-off (LayerNorm, Cohere's too) or not (RMSNorm), without any weight (OLMo). A module is run once on one vector with a mean,
+off (LayerNorm, Cohere's too) or not (RMSNorm), without any weight (OLMo). A module is run once on a vector with a mean,
 and the one of the four forms
 
     (x − mean x) / σ ⊙ (weight + offset) + bias      x / σ ⊙ (weight + offset) + bias      offset 0 or 1
@@ -30,7 +30,13 @@ _NEAR = 3e-2
 
 @dataclass(frozen=True)
 class NormForm:
-    """kind: "layer" takes the mean off, "rms" does not; `offset` is added to the stored weight; `eps` to the power."""
+    """What a norm computes.
+
+    Attributes:
+        kind: "layer" takes the mean off, "rms" does not.
+        offset: What is added to the stored weight.
+        eps: What is added to the power under the root.
+    """
 
     kind: Literal["layer", "rms"]
     offset: float
@@ -41,7 +47,10 @@ _known: WeakKeyDictionary[torch.nn.Module, NormForm] = WeakKeyDictionary()
 
 
 def norm_form(module: torch.nn.Module) -> NormForm:
-    """The form of a norm; found once a module. Errors: `InputError` for one that has none of the four.
+    """The form of a norm; found once a module.
+
+    Raises:
+        InputError: It has none of the four.
 
     >>> norm_form(torch.nn.LayerNorm(4)).kind, norm_form(torch.nn.RMSNorm(4, eps=1e-6)).eps
     ('layer', 1e-06)
@@ -72,7 +81,7 @@ def _measured(module: Any) -> NormForm:
     best = min(errors, key=lambda form: errors[form])
     if not errors[best] < _NEAR:
         raise InputError(
-            f"model: {type(module).__name__} is no norm that this package knows: it computes neither a LayerNorm nor an "
-            f"RMSNorm of its weight (off by {errors[best]:.1e})"
+            f"model: {type(module).__name__} is no norm that this package knows: it computes neither a LayerNorm nor "
+            f"an RMSNorm of its weight (off by {errors[best]:.1e})"
         )
     return best

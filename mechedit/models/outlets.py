@@ -2,10 +2,11 @@
 
     outlet(y) = factor · norm(y)
 
-LLaMA adds y itself. Granite multiplies it, OLMo-2 and Gemma 3 norm it. With the norm's scale σ held still at what it was
-in a forward pass, an outlet is affine, and its linear part is what becomes of a unit's vector v (a head's, a neuron's):
+LLaMA adds y itself. Granite multiplies it, OLMo-2 and Gemma 3 norm it. With the norm's scale σ held still at what it
+was in a forward pass, an outlet is affine, and its linear part G is what becomes of a unit's vector v (a head's, a
+neuron's). With g = factor · γ / σ, and k a key that reads the stream,
 
-    G v = (v [− mean v]) ⊙ g,   g = factor · γ / σ          and of a key k that reads the stream:   Gᵀ k = [centre] (g ⊙ k)
+    G v = (v − mean v) ⊙ g        Gᵀ k = (g ⊙ k) − mean (g ⊙ k)        (without the means, if the norm takes none off)
 
 so that (G v) · k = v · (Gᵀ k): keys are pulled through, and no copy of W_O or W_out is made.
 """
@@ -28,8 +29,10 @@ _LEAST = 1e-2  # of the root mean square of g: what is divided by is no smaller
 class Gain:
     """G: an outlet with its norm's scale frozen, as a map of vectors [..., d].
 
-    `weight` = factor · γ ([d], a scalar, or None: 1), fp64; `sigma` a number, or [..., 1] for vectors of several places;
-    `centre`: whether the norm takes the mean off.
+    Attributes:
+        weight: factor · γ, [d] or a scalar, fp64; None: 1.
+        sigma: A number, or [..., 1] for vectors of several places.
+        centre: Whether the norm takes the mean off.
 
     >>> G = Gain(weight=torch.tensor([2.0, 4.0]).double(), sigma=2.0)
     >>> v, k = torch.tensor([1.0, 1.0]).double(), torch.tensor([3.0, 1.0]).double()
@@ -67,13 +70,18 @@ class Gain:
 
 @dataclass(frozen=True, eq=False)
 class Outlet:
-    """`outlet(y) = factor · norm(y)`; norm None: y itself."""
+    """What is added to the residual stream for an output y: `outlet(y) = factor · norm(y)`.
+
+    Attributes:
+        norm: The norm behind the sub-layer, or None.
+        factor: What the model multiplies it by.
+    """
 
     norm: FinalNorm | None = None
     factor: float = 1.0
 
     def __call__(self, y: Tensor) -> Tensor:
-        """What is added to the residual stream for an output y [..., d]."""
+        """factor · norm(y) for y [..., d]."""
         y = y if self.norm is None else self.norm(y)
         return y if self.factor == 1 else self.factor * y
 
@@ -84,7 +92,7 @@ class Outlet:
 
     @property
     def weight(self) -> Tensor | None:
-        """factor · γ, [d] or a scalar, fp64: what every row of W_O or W_out meets, whatever the prompt. None: nothing."""
+        """factor · γ, [d] or a scalar, fp64: what every row of W_O or W_out meets, whatever the prompt. None: 1."""
         if self.norm is not None:
             return self.factor * self.norm.weight.double()
         return None if self.factor == 1 else torch.tensor(self.factor, dtype=torch.float64)

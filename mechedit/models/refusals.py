@@ -21,7 +21,11 @@ __all__ = ["architecture_of", "longest", "read_config", "refusal"]
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """The checkpoint's config. Errors: `InputError` for a folder without one, and for code of the checkpoint's own."""
+    """The checkpoint's config.
+
+    Raises:
+        InputError: The folder has none, or it asks for code of the checkpoint's own.
+    """
     file = folder / "config.json"
     if not file.is_file():
         raise InputError(f"model: {folder} has no config.json; it is no checkpoint in Hugging Face's layout")
@@ -29,8 +33,8 @@ def read_config(folder: Path) -> PreTrainedConfig:
         stored: Any = parse(file.read_text(encoding="utf-8"))
         if "auto_map" in stored and stored.get("model_type") not in CONFIG_MAPPING:
             raise InputError(
-                f"model: {file} asks for code of the checkpoint's own ({stored.get('model_type')!r} is no architecture of "
-                "transformers), which is never run"
+                f"model: {file} asks for code of the checkpoint's own ({stored.get('model_type')!r} is no architecture "
+                "of transformers), which is never run"
             )
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True

@@ -100,7 +100,7 @@ def conservation(model: BridgedModel, view: ResidualView) -> dict[str, tuple[tor
 def reads(model: BridgedModel, view: ResidualView) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """What the sub-layers read, by name: (what their norms and weights make of the stream, what the model had).
 
-    They say what a key is (`mechedit.attribution.circuits.keys`): of one that fails, nothing above its value neurons does.
+    They say what a key is (`mechedit.attribution.circuits.keys`).
     """
     layers = range(model.shape.n_layers)
     v = torch.stack(

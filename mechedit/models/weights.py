@@ -117,8 +117,10 @@ def bias(component: Any) -> torch.Tensor | None:
 
 
 def norm(component: Any, *, like: torch.Tensor | None = None) -> FinalNorm:
-    """A bridged norm by what the module computes (`mechedit.models.norms`). Its weight is a view where the module stores
-    the weight itself; where it stores none, ones beside `like`."""
+    """A bridged norm, by what the module computes (`mechedit.models.norms`).
+
+    Its weight is a view where the module stores the weight itself; where it stores none, ones beside `like`.
+    """
     module = component.original_component
     form, weight, bias = norm_form(module), getattr(module, "weight", None), getattr(module, "bias", None)
     if weight is None:
@@ -139,7 +141,8 @@ def no_norm(like: torch.Tensor) -> FinalNorm:
 def activation(mlp: Any) -> torch.nn.Module:
     """The function between a bridged MLP's projections: its one module without weights.
 
-    Errors: `InputError` where there is none, or several.
+    Raises:
+        InputError: There is none, or several.
     """
     found = [
         module
@@ -148,8 +151,8 @@ def activation(mlp: Any) -> torch.nn.Module:
     ]
     if len(found) != 1:
         raise InputError(
-            f"model: {type(mlp.original_component).__name__} is not supported: expected one activation function without "
-            f"weights of its own between the MLP's projections, found {len(found)}"
+            f"model: {type(mlp.original_component).__name__} is not supported: expected one activation function "
+            f"without weights between the MLP's projections, found {len(found)}"
         )
     return found[0]
 

@@ -5,7 +5,7 @@ The same `Steering` (mechedit.editors.steering.steer) as on a hooked model, hung
 | hook point | module |
 |---|---|
 | resid_pre | the decoder layer's input |
-| attn_out, mlp_out | the output of attention and MLP, behind the norm and the factor that follow it (`mechedit.models.outlets`) |
+| attn_out, mlp_out | the output of attention and MLP, behind the norm and the factor that follow it |
 | z | the input of the attention's output projection |
 
 What an architecture calls its modules is what TransformerLens' adapter for it says.
@@ -133,8 +133,8 @@ def _after(fn: Fn, factor: float, module: nn.Module, args: tuple[Any, ...], outp
     added = output[0] if isinstance(output, tuple) else output
     if added.ndim != 3:
         raise InputError(
-            f"hf: expected {type(module).__name__} to write [batch, tokens, width], found {tuple(added.shape)}; steer this "
-            "model through mechedit.load_model"
+            f"hf: expected {type(module).__name__} to write [batch, tokens, width], found {tuple(added.shape)}; "
+            "steer this model through mechedit.load_model"
         )
     moved = fn(added if factor == 1 else factor * added)
     if moved is None:

@@ -169,8 +169,10 @@ class MEMIT(WeightEditor):
 
 
 def _written(model: HookedModel, layer: int, bare: Sequence[Tensor], wanted: Tensor) -> Tensor:
-    """What W_out must write more [n, d_model] for the stream to move by `wanted` at the subjects' last tokens: the same,
-    but behind a norm or a factor (`mechedit.models.outlets`; a norm's scale is held still)."""
+    """What W_out must write more [n, d_model] for the stream to move by `wanted` at the subjects' last tokens.
+
+    Where a norm or a factor stands between the two (`mechedit.models.outlets`), a norm's scale is held still.
+    """
     outlet = model.mlp_outlet(layer)
     if outlet.plain:
         return wanted
