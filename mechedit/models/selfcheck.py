@@ -64,13 +64,14 @@ def check_loaded(
     names = [in_block(layer, "attn.hook_z") for layer in range(model.shape.n_layers)]
     with model.hooks([(name, lambda t, hook: z.append(t)) for name in names]):
         view = view_residual(model, ids)
-    for identity, (total, expected) in {**conservation(model, view), **reads(model, view)}.items():
-        error = share_off(total, expected)
-        if not error <= TOLERANCE[model.dtype]:
-            raise InputError(
-                f"model: {model.shape.architecture} is not supported: {PROPERTIES[identity]} ({identity} is off by "
-                f"{error:.1e} of the largest value)"
-            )
+    for identities in (conservation, reads):
+        for identity, (total, expected) in identities(model, view).items():
+            error = share_off(total, expected)
+            if not error <= TOLERANCE[model.dtype]:
+                raise InputError(
+                    f"model: {model.shape.architecture} is not supported: {PROPERTIES[identity]} ({identity} is off by "
+                    f"{error:.1e} of the largest value)"
+                )
 
 
 def conservation(model: BridgedModel, view: ResidualView) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
