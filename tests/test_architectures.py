@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import mechedit as me
 from mechedit.attribution.circuits.keys import GUARD
@@ -479,6 +480,26 @@ def test_what_is_not_supported_is_refused_at_load_in_one_line_that_says_why(name
     with pytest.raises(InputError, match=REFUSED[name][2]) as caught:
         load_model(folder_of(name), device="cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_reads_images_never_reaches_transformer_lens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For one, TransformerLens installs torchvision by itself, with pip."""
+    booted: list[object] = []
+    monkeypatch.setattr(TransformerBridge, "boot_transformers", lambda *a, **k: booted.append(a))
+    text = AutoConfig.for_model("gemma3_text", **FAMILIES["gemma 3"][1]).to_dict()
+    folder = Path(shutil.copytree(folder_of("gemma 3"), tmp_path / "model"))
+    config = {
+        "model_type": "gemma3",
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "text_config": text,
+    }
+    for stored in (config, {**text, "architectures": ["Gemma3ForConditionalGeneration"]}):
+        (folder / "config.json").write_text(json.dumps(stored))
+        with pytest.raises(InputError, match="it reads more than text"):
+            load_model(folder, device="cpu")
+    assert not booted
 
 
 def edited_config(tmp_path: Path, **changes: Any) -> Path:

@@ -8,6 +8,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from mechedit.models.hooking import in_block
+from mechedit.models.norms import norm_form
 from reports.errors import InputError
 
 __all__ = ["points", "refuse_processed", "require_parts"]
@@ -35,7 +36,8 @@ def require_parts(bridge: TransformerBridge) -> None:
     Raises:
         InputError: A part or a hook point is missing, layers differ in size, or attention has linear biases.
     """
-    missing = [part for part in ("blocks", "ln_final", "unembed") if not hasattr(bridge, part)]
+    missing = [part for part in ("ln_final", "unembed") if not _has(bridge, part)]
+    missing += [] if len(getattr(bridge, "blocks", ())) else ["blocks"]
     if not missing:
         known = bridge.hook_dict
         for i, block in enumerate(bridge.blocks):
@@ -78,13 +80,16 @@ def refuse_processed(bridge: TransformerBridge) -> None:
 def _processing(bridge: TransformerBridge) -> str | None:
     """What has been done to the weights, in words, or None."""
     blocks = list(bridge.blocks)
-    norms = [getattr(block, name) for block in blocks for name in NORMS if hasattr(block, name)]
-    weights = [getattr(norm.original_component, "weight", None) for norm in (*norms, bridge.ln_final)]
+    parts = [getattr(block, name) for block in blocks for name in NORMS if hasattr(block, name)]
+    norms = [part.original_component for part in (*parts, bridge.ln_final)]
+    weights = [
+        norm.weight + norm_form(norm).offset for norm in norms if getattr(norm, "weight", None) is not None
+    ]
     value_biases = [block.attn.v.original_component.bias for block in blocks]
     out = blocks[0].mlp.out.original_component.weight
     if bridge.compatibility_mode:
         return "one in compatibility mode, where weights are processed and hooks called once for each of their names"
-    if all(weight is not None and bool((weight == 1).all()) for weight in weights):
+    if weights and all(bool((weight == 1).all()) for weight in weights):
         return "one with its norms folded (all their weights are 1)"
     if _centred(bridge.unembed.original_component.weight, dim=0):
         return "one with a centred unembedding"

@@ -18,26 +18,25 @@ read), and code that a checkpoint brings along is never run (`trust_remote_code=
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments import checkpoints
 from mechedit.models import refusals
+from mechedit.models.adapters import objection
 from mechedit.models.embedded import EMBEDDED, FOLDERS
 from mechedit.models.masks import narrow_windows
-from reports.errors import InputError, MechEditError, first_line
+from reports.errors import InputError
 
-__all__ = ["Checkpoint", "load_checkpoint", "read_model", "refused"]
+__all__ = ["Checkpoint", "load_checkpoint", "read_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +85,15 @@ def load_checkpoint(name: str, *, device: str = "auto", dtype: str | torch.dtype
     hf.eval().requires_grad_(False)
     torch.nn.Module.to(hf, target)
     hf.config.architectures = [type(hf).__name__]  # a config may name none
-    with refused(f"{type(hf).__name__} in {folder} cannot be run"):
+    with refusals.refused(f"{type(hf).__name__} in {folder} cannot be run"):
         probe, reference = _probe_logits(hf)
+    if not bool(reference.isfinite().all()):
+        raise InputError(
+            f"model: {type(hf).__name__} in {folder} computes logits that are not finite in "
+            f"{str(precision).removeprefix('torch.')}: its weights are damaged, or overflow in fewer bits than float32's"
+        )
     # The bridge changes its tokenizer (BOS, padding token): it gets a copy, and ours stays as the checkpoint has it.
-    with refused(f"{type(hf).__name__} in {folder} cannot be bridged by TransformerLens"):
+    with refusals.refused(f"{type(hf).__name__} in {folder} cannot be bridged by TransformerLens"):
         bridge = TransformerBridge.boot_transformers(
             str(folder), hf_model=hf, tokenizer=copy.deepcopy(tokenizer), device=target, dtype=precision
         )
@@ -115,9 +119,9 @@ def _find_folder(name: str) -> tuple[Path, str]:
 def _require_architecture(folder: Path) -> None:
     """Refuse a folder without a config, a property that is in the way, and what the bridge does not know."""
     config = refusals.read_config(folder)
-    architecture, why = refusals.architecture_of(config), refusals.refusal(config)
-    if why is None and architecture not in SUPPORTED_ARCHITECTURES:
-        why = "TransformerLens has no bridge for it"
+    architecture = refusals.architecture_of(config)
+    with refusals.refused(f"{architecture} in {folder} cannot be bridged by TransformerLens"):
+        why = refusals.refusal(config) or objection(config, architecture)
     if why is not None:
         raise InputError(f"model: {architecture} in {folder} is not supported: {why}")
 
@@ -131,7 +135,7 @@ def read_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
         InputError: The folder cannot be read, or weights are missing.
     """
     load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
-    try:
+    with refusals.refused(f"{folder} cannot be loaded"):
         model, report = load(
             folder,
             dtype=dtype,
@@ -141,8 +145,6 @@ def read_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (ValueError, OSError, RuntimeError) as error:
-        raise InputError(f"model: {folder} cannot be loaded: {first_line(error)}") from error
     faults = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if faults:
         raise InputError(
@@ -166,14 +168,3 @@ def _probe_logits(hf: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
     probe = torch.linspace(0, embeddings.shape[0] - 1, 6).long().to(embeddings.device)
     with narrow_windows(hf.config):
         return probe, hf(probe[None], use_cache=False).logits[0]
-
-
-@contextlib.contextmanager
-def refused(what: str) -> Iterator[None]:
-    """Whatever another library raises for a model that it cannot handle becomes a refusal of one line."""
-    try:
-        yield
-    except MechEditError:
-        raise
-    except Exception as error:  # the model's own code, or the bridge's: there is no end of kinds
-        raise InputError(f"model: {what}: {first_line(error)}") from error

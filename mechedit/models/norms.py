@@ -77,7 +77,7 @@ def _measured(module: Any) -> NormForm:
         y = y / (y.square().mean() + eps).sqrt()
         y = y if weight is None else y * (weight.double() + offset)
         y = y if bias is None else y + bias.double()
-        errors[NormForm(kind, offset, eps)] = float((y - found).norm() / found.norm())
+        errors[NormForm(kind, offset, eps)] = float((y - found).norm() / found.norm().clamp(min=1e-12))
     best = min(errors, key=lambda form: errors[form])
     if not errors[best] < _NEAR:
         raise InputError(

@@ -7,6 +7,8 @@ whether logits pass a soft cap. What a config does not say is found after loadin
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from reports.errors import InputError, first_line
+from reports.errors import InputError, MechEditError, first_line
 from reports.parsing import parse
 
-__all__ = ["architecture_of", "longest", "read_config", "refusal"]
+__all__ = ["architecture_of", "longest", "read_config", "refusal", "refused"]
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
@@ -29,7 +31,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     file = folder / "config.json"
     if not file.is_file():
         raise InputError(f"model: {folder} has no config.json; it is no checkpoint in Hugging Face's layout")
-    try:
+    with refused(str(file)):
         stored: Any = parse(file.read_text(encoding="utf-8"))
         if "auto_map" in stored and stored.get("model_type") not in CONFIG_MAPPING:
             raise InputError(
@@ -39,9 +41,20 @@ def read_config(folder: Path) -> PreTrainedConfig:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-    except (ValueError, OSError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"model: {file}: {first_line(error)}") from error
     return config
+
+
+@contextlib.contextmanager
+def refused(what: str) -> Iterator[None]:
+    """Whatever another library raises for a model that it cannot handle becomes an `InputError` of one line."""
+    try:
+        yield
+    except MechEditError:
+        raise
+    except Exception as error:  # the model's own code, or the bridge's: there is no end of kinds
+        cause = error.__cause__ or error
+        kind = f"{type(cause).__name__} " if isinstance(cause, KeyError) else ""
+        raise InputError(f"model: {what}: {kind}{first_line(cause)}") from error  # type: ignore[arg-type]
 
 
 def architecture_of(config: PreTrainedConfig) -> str:
@@ -76,8 +89,6 @@ def refusal(config: PreTrainedConfig) -> str | None:
             return f"its MLPs are mixtures of experts ({name}={value})"
         if "cap" in name and "logit" in name and "attn" not in name and value:
             return f"its logits pass a soft cap ({name}={value})"
-        if name == "alibi" and value:
-            return "its attention has linear biases (ALiBi)"
     return None
 
 

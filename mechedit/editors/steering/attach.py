@@ -19,13 +19,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
-from transformer_lens.model_bridge.sources import build_bridge_config_from_hf
 from transformers import PreTrainedModel
 
 from mechedit.editors.steering.steer import Steering, SteeringEdit
+from mechedit.models.adapters import adapter_of
 from reports.errors import InputError, first_line
 
 __all__ = ["attach"]
@@ -91,9 +89,7 @@ class _Modules:
     def of(cls, hf: Any) -> _Modules:
         """Errors: `InputError` for a model that TransformerLens has no adapter for."""
         try:
-            kind = type(hf).__name__
-            config = build_bridge_config_from_hf(hf.config, kind, kind, torch.float32)
-            adapter: Any = ArchitectureAdapterFactory.select_architecture_adapter(config)
+            adapter = adapter_of(hf.config, type(hf).__name__)
             block = adapter.component_mapping["blocks"]
             parts, attn = block.submodules, block.submodules["attn"]
             behind = [parts.get(f"ln{i}_post", parts[name]).name for i, name in ((1, "attn"), (2, "mlp"))]
