@@ -16,8 +16,8 @@ def check_case_id(case_id: int | str) -> str:
     """Returns `case_id` as the stem of a file name.
 
     Raises:
-        InputError: It has other characters than letters, digits, `.`, `_` and `-`, more than 128 of them, or no letter or
-            digit first: no id can leave the folder or hide a file.
+        InputError: It has other characters than letters, digits, `.`, `_` and `-`, more than 128 of them, or no
+            letter or digit first: no id can leave the folder or hide a file.
 
     >>> check_case_id(42)
     '42'
