@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,21 +94,29 @@ def _filled(value: float, name: str) -> Callable[[Path], None]:
     return spoil
 
 
+def _configured(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: _config(folder, **changes)
+
+
+def _with_room(folder: Path) -> None:
+    """Seven tokens that the tokenizer does not know."""
+    _weights(folder, lambda w: w.update({k: torch.cat([v, v[:7]]) for k, v in w.items() if v.shape[0] > 300}))
+    _config(folder, vocab_size=json.loads((folder / "config.json").read_text())["vocab_size"] + 7)
+
+
 #: What is done to a good LLaMA.
-SPOILT: dict[str, Callable[[Path], None]] = {
-    "no architectures": lambda folder: _config(folder, architectures=None),
-    "base class": lambda folder: _config(folder, architectures=["LlamaModel"]),
-    "no such activation": lambda folder: _config(folder, hidden_act="no-such"),
-    "another activation": lambda folder: _config(folder, hidden_act="gelu"),
-    "heads that do not divide": lambda folder: _config(folder, num_attention_heads=3),
-    "more layers than weights": lambda folder: _config(folder, num_hidden_layers=3),
-    "fewer layers than weights": lambda folder: _config(folder, num_hidden_layers=1),
-    "no layers": lambda folder: _config(folder, num_hidden_layers=0),
-    "layers are a word": lambda folder: _config(folder, num_hidden_layers="two"),
-    "a list for a config": lambda folder: (folder / "config.json").write_text("[]") and None,
-    "rope of no kind": lambda folder: _config(
-        folder, rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}
-    ),
+SPOILT: dict[str, Callable[[Path], object]] = {
+    "no architectures": _configured(architectures=None),
+    "base class": _configured(architectures=["LlamaModel"]),
+    "no such activation": _configured(hidden_act="no-such"),
+    "another activation": _configured(hidden_act="gelu"),
+    "heads that do not divide": _configured(num_attention_heads=3),
+    "more layers than weights": _configured(num_hidden_layers=3),
+    "fewer layers than weights": _configured(num_hidden_layers=1),
+    "no layers": _configured(num_hidden_layers=0),
+    "layers are a word": _configured(num_hidden_layers="two"),
+    "a list for a config": lambda folder: (folder / "config.json").write_text("[]"),
+    "rope of no kind": _configured(rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}),
     "weights of nan": _filled(float("nan"), "down_proj"),
     "weights of infinity": _filled(float("inf"), "o_proj"),
     "weights of nothing": _filled(0.0, "proj"),
@@ -117,12 +126,7 @@ SPOILT: dict[str, Callable[[Path], None]] = {
         folder, lambda w: w.update({k: v.half() for k, v in w.items()})
     ),
     "one weight too many": lambda folder: _weights(folder, lambda w: w.update(extra=torch.zeros(3))),
-    "a vocabulary with room": lambda folder: (
-        _weights(
-            folder, lambda w: w.update({k: torch.cat([v, v[:7]]) for k, v in w.items() if v.shape[0] > 300})
-        )
-        or _config(folder, vocab_size=json.loads((folder / "config.json").read_text())["vocab_size"] + 7)
-    ),
+    "a vocabulary with room": _with_room,
 }
 
 
@@ -145,7 +149,7 @@ def _steps(model: HookedModel) -> dict[str, Callable[[], Any]]:
         "generate": lambda: model.generate([FACT.rewrite_prompt], max_new_tokens=3),
     }
     for editor in editors:
-        steps[editor.name] = lambda editor=editor: me.evaluate(model, editor, [FACT], progress=False)
+        steps[editor.name] = partial(me.evaluate, model, editor, [FACT], progress=False)
     return steps
 
 

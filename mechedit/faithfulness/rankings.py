@@ -93,7 +93,7 @@ def _coefficients(terms: list[LayerTerms]) -> NeuronScores:
 
 @torch.no_grad()
 def _direct(terms: list[LayerTerms], direction: Tensor, c: NeuronScores) -> NeuronScores:
-    """c · v · B_t of every neuron, direction = B_t [d_model]."""
+    """C · v · B_t of every neuron, direction = B_t [d_model]."""
     mlp, attn = (
         torch.stack([getattr(term, kind).product(direction[:, None])[:, 0] for term in terms])
         for kind in ("mlp", "attn")

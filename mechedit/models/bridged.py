@@ -338,8 +338,10 @@ class BridgedModel:
 
     @property
     def final_norm(self) -> FinalNorm:
-        """The norm before the unembedding, so that final_norm(x) @ W_U + b_U are the logits: a factor of the logits
-        (Granite, Cohere) is in its weight and bias."""
+        """The norm before the unembedding; a factor of the logits (Granite, Cohere) is in its weight and bias.
+
+        So the logits are final_norm(x) @ W_U + b_U of every model.
+        """
         norm, scale = self._norm(self.bridge, "ln_final"), self.shape.logit_scale
         assert norm is not None  # `require_parts`
         if scale == 1:

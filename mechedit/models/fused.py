@@ -45,7 +45,7 @@ class Rows(torch.nn.Module):
 
     @property
     def in_features(self) -> int:
-        """d."""
+        """D."""
         return int(self.fused.weight.shape[1])
 
     @property

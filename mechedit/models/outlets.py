@@ -56,7 +56,7 @@ class Gain:
         return keys if self.weight is None else _centred(keys * self._scale(keys), self.centre)
 
     def back(self, wanted: Tensor) -> Tensor:
-        """v with G v = wanted [..., d]: where γ is next to nothing, what moves little is asked to move no more."""
+        """V with G v = wanted [..., d]: where γ is next to nothing, what moves little is asked to move no more."""
         if self.weight is None:
             return wanted
         g = self._scale(wanted)
@@ -81,7 +81,7 @@ class Outlet:
     factor: float = 1.0
 
     def __call__(self, y: Tensor) -> Tensor:
-        """factor · norm(y) for y [..., d]."""
+        """Factor · norm(y) for y [..., d]."""
         y = y if self.norm is None else self.norm(y)
         return y if self.factor == 1 else self.factor * y
 
@@ -92,14 +92,14 @@ class Outlet:
 
     @property
     def weight(self) -> Tensor | None:
-        """factor · γ, [d] or a scalar, fp64: what every row of W_O or W_out meets, whatever the prompt. None: 1."""
+        """Factor · γ, [d] or a scalar, fp64: what every row of W_O or W_out meets, whatever the prompt. None: 1."""
         if self.norm is not None:
             return self.factor * self.norm.weight.double()
         return None if self.factor == 1 else torch.tensor(self.factor, dtype=torch.float64)
 
     @property
     def shift(self) -> Tensor | None:
-        """factor · β [d], fp64, or None: what is added beside G y."""
+        """Factor · β [d], fp64, or None: what is added beside G y."""
         bias = None if self.norm is None else self.norm.bias
         return None if bias is None else self.factor * bias.double()
 

@@ -93,13 +93,16 @@ def refusal(config: PreTrainedConfig) -> str | None:
 
 
 def longest(config: PreTrainedConfig) -> int | None:
-    """The longest sequence that a model answers for: what its config allows; where rotary frequencies follow the length
-    of what is read (dynamic, longrope), what they do so beyond, for a longer batch mate would change them."""
+    """The longest sequence that a model answers for, or None where its config says nothing.
+
+    Where rotary frequencies follow the length of what is read (dynamic, longrope), it is the length up to which they do
+    not: beyond, a longer batch mate would change a shorter prompt's numbers.
+    """
     length: int | None = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in ("dynamic", "longrope"):
         original = rope.get("original_max_position_embeddings") or getattr(
             config, "original_max_position_embeddings", None
         )
-        return min(one for one in (length, original) if one is not None)
+        return min((limit for limit in (length, original) if limit is not None), default=None)
     return length
