@@ -109,8 +109,8 @@ def test_a_window_that_is_dropped_is_seen_at_load(monkeypatch: pytest.MonkeyPatc
     run = HookedModel.run
 
     def causal(self: HookedModel, ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> Any:
-        config, self.hf.config.sliding_window = self.hf.config, 10**6
-        width, config.sliding_window = masks.NARROW, 10**6
+        config = self.hf.config
+        width, config.sliding_window = config.sliding_window, 10**6
         try:
             return run(self, ids, mask, **options)
         finally:
@@ -196,6 +196,15 @@ def test_weights_are_the_checkpoints(model: HookedModel) -> None:
             assert not torch.allclose(model.logits([PROMPT]), before, atol=1e-4)
             weight.copy_(old)
     assert torch.equal(model.logits([PROMPT]), before)
+
+
+@every_family
+def test_a_bridge_of_ones_own_is_taken_raw(name: str) -> None:
+    loaded = model_of(name)
+    bridge = TransformerBridge.boot_transformers(str(folder_of(name)), device="cpu")
+    own = HookedModel.from_bridge(bridge, loaded.tokenizer)
+    torch.testing.assert_close(own.logits([PROMPT]), loaded.logits([PROMPT]), atol=1e-5, rtol=1e-5)
+    assert own.shape == loaded.shape
 
 
 # -- attribution -----------------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def load_checkpoint(name: str, *, device: str = "auto", dtype: str | torch.dtype
     if not bool(reference.isfinite().all()):
         raise InputError(
             f"model: {type(hf).__name__} in {folder} computes logits that are not finite in "
-            f"{str(precision).removeprefix('torch.')}: its weights are damaged, or overflow (in float32 they do not)"
+            f"{str(precision).removeprefix('torch.')}: its weights are damaged, or it overflows in this dtype"
         )
     # The bridge changes its tokenizer (BOS, padding token): it gets a copy, and ours stays as the checkpoint has it.
     with refusals.refused(f"{type(hf).__name__} in {folder} cannot be bridged by TransformerLens"):
