@@ -28,10 +28,11 @@ from experiments.progress import track
 from experiments.runs import RunFolder
 from mechedit.attribution.nlka import attributed
 from mechedit.attribution.options import Method, Options
-from mechedit.attribution.passes import TargetTokens, read_passes
+from mechedit.attribution.passes import TargetTokens, read_passes, scored_tokens
 from mechedit.attribution.projection import BLOCK_BYTES, Biases
 from mechedit.attribution.ranking.neurons import Sign
 from mechedit.attribution.result import Attribution
+from mechedit.data.joining import Space
 from mechedit.models.batching import token_batches
 from mechedit.models.hooked import HookedModel
 from mechedit.models.residual import view_residuals
@@ -49,17 +50,19 @@ _BASES_BYTES = 4 * BLOCK_BYTES
 
 @dataclass(frozen=True, eq=False)
 class _Case:
-    """One pair: its place in the list, its texts, and the ids of prompt and target."""
+    """One pair: its place in the list, its texts, the ids of prompt and target, how many go with its first text."""
 
     index: int
     prompt: str
     target: str
     ids: Tensor
     target_ids: Tensor
+    first: int
+    space: Space
 
     def sequences(self, options: Options) -> list[Tensor]:
         """The ids of each pass: the prompt, and behind it the target's tokens so far."""
-        n = len(self.target_ids) if options.tokens == "sum" else 1
+        n = len(self.target_ids) if options.tokens == "sum" else self.first
         return [torch.cat([self.ids, self.target_ids[:i]]) for i in range(n)]
 
 
@@ -100,6 +103,7 @@ def attribute_many(
     max_tokens: int = MAX_TOKENS,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    space: Space = "auto",
 ) -> Sequence[Attribution]:
     """`attribute` of each prompt with its target, in order.
 
@@ -117,6 +121,7 @@ def attribute_many(
         out: A run folder, one file a pair, which the same call resumes; the results are then read from it one at a
             time (`SavedAttributions`), else they are a list.
         progress: Whether it is shown.
+        space: As in `attribute`.
 
     Raises:
         InputError: As `attribute`, with the index of the pair; there are no pairs, or not as many targets as prompts;
@@ -132,8 +137,8 @@ def attribute_many(
     options = Options(top_k=top_k, sign=sign, method=method, biases=biases, tokens=tokens)
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
         raise InputError(f"max_tokens: expected an integer of at least 1, found {max_tokens!r}")
-    cases = _cases(model, prompts, targets, options)
-    run = None if out is None else _run_folder(model, cases, options, out)
+    cases = _cases(model, prompts, targets, options, space)
+    run = None if out is None else _run_folder(model, cases, options, out, space)
     left = [case for case in cases if run is None or run.find_case(case.index) is None]
     results: dict[int, Attribution] = {}
     pairs = _attributions(model, left, options, max_tokens)
@@ -170,11 +175,11 @@ def _attributions(
                 case, case_passes = cases[i], [next(passes) for _ in sequences[i]]
                 ids = tuple(case.target_ids.tolist())
                 texts = {"prompt": case.prompt, "target": case.target}
-                yield case, attributed(model, case_passes, ids, **texts, options=options)
+                yield case, attributed(model, case_passes, ids, **texts, options=options, space=case.space)
 
 
 def _cases(
-    model: HookedModel, prompts: Sequence[str], targets: Sequence[str], options: Options
+    model: HookedModel, prompts: Sequence[str], targets: Sequence[str], options: Options, space: Space
 ) -> list[_Case]:
     for name, texts in (("prompts", prompts), ("targets", targets)):
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
@@ -186,10 +191,11 @@ def _cases(
     cases = []
     for index, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
         try:
-            ids, target_ids = model.continuation(prompt, target)
+            ids, target_ids = model.continuation(prompt, target, space=space)
         except InputError as error:
             raise InputError(f"pair {index}: {error}") from error
-        case = _Case(index, prompt, target, ids, target_ids)
+        first = scored_tokens(model, target_ids.tolist(), "first")
+        case = _Case(index, prompt, target, ids, target_ids, first, space)
         longest = len(case.sequences(options)[-1])
         if model.n_ctx is not None and longest > model.n_ctx:
             raise InputError(
@@ -200,7 +206,11 @@ def _cases(
 
 
 def _run_folder(
-    model: HookedModel, cases: Sequence[_Case], options: Options, out: str | os.PathLike[str]
+    model: HookedModel,
+    cases: Sequence[_Case],
+    options: Options,
+    out: str | os.PathLike[str],
+    space: Space,
 ) -> RunFolder:
     """Opened or resumed; its configuration and provenance hold all that the results depend on."""
     if hooked := [name for name, point in model.bridge.hook_dict.items() if point.has_hooks()]:
@@ -214,6 +224,11 @@ def _run_folder(
     # A run is resumed only under the same configuration. Earlier versions had an option `tolerance`, 0 for exact
     # scores: it stays part of the configuration, so that a run that they began can be finished.
     config["tolerance"] = 0.0
+    # Earlier versions scored a bare space alone.
+    config |= {"space": space} if space != "auto" else {}
+    config |= (
+        {"through": "text"} if options.tokens == "first" and any(case.first > 1 for case in cases) else {}
+    )
     return RunFolder.open(out, config, provenance=model.provenance(data={"pairs": digest}, seeds={}))
 
 

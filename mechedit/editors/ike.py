@@ -113,7 +113,9 @@ class IKE(Tuned):
         shown = [_demonstrate(fact, kind) for fact, kind in ready._retrieve(model, facts)]
         shown += [_demonstrate(fact, "copy") for fact in facts[:-1]]
         last = facts[-1]
-        return "\n\n".join([*shown, demonstration(last.rewrite_prompt, last.target_new, "")])
+        return "\n\n".join(
+            [*shown, demonstration(last.rewrite_prompt, last.target_new, "", space=last.space)]
+        )
 
     def _retrieve(self, model: HookedModel, facts: Sequence[FactEdit]) -> list[tuple[FactEdit, str]]:
         """Demonstrated facts and their kinds, the nearest last."""
@@ -144,11 +146,11 @@ def _demonstrate(fact: FactEdit, kind: str) -> str:
         prompt = fact.paraphrase_prompts[0]
     elif kind == "retain" and fact.neighborhood_prompts:
         prompt, answer = fact.neighborhood_prompts[0], fact.target_true
-    return demonstration(fact.rewrite_prompt, fact.target_new, prompt, answer)
+    return demonstration(fact.rewrite_prompt, fact.target_new, prompt, answer, space=fact.space)
 
 
 def _sentence(fact: FactEdit) -> str:
-    return f"{fact.rewrite_prompt} {fact.target_new}"
+    return fact.stated(fact.target_new)
 
 
 def _embedded_pool(model: HookedModel) -> tuple[FactEdit, ...]:

@@ -208,6 +208,7 @@ def gather(
                 "dtype": str(model.dtype),
             },
             "editor": repr(editor) if dataclasses.is_dataclass(editor) else editor.name,
+            "space": sorted({case.fact.space for case in cases}),
         },
     )
 

@@ -24,6 +24,7 @@ from transformers.activations import ACT2FN
 
 from experiments.checkpoints import digest, tokenizer_digest
 from experiments.provenance import provenance
+from mechedit.data.joining import Space, gap
 from mechedit.models import weights
 from mechedit.models.architecture import require_parts
 from mechedit.models.batching import batches
@@ -138,10 +139,15 @@ class BridgedModel:
             raise InputError(f"text: expected at least one token, found none in {text!r}")
         return torch.tensor(ids, device=self.device)
 
-    def continuation(self, prompt: str, target: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def continuation(
+        self, prompt: str, target: str, *, space: Space = "auto"
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(ids of the prompt [T], ids of the target [n]): the tokens of prompt + target behind those of the prompt.
 
-        The target gets a leading space if it has none and the prompt does not end in one.
+        Args:
+            prompt: What the target follows.
+            target: A word or more.
+            space: Whether a space is put between them; "auto" by both (`mechedit.data.joining`).
 
         Raises:
             InputError: The target is empty or encodes to nothing, or the prompt's own tokens change once the target
@@ -149,8 +155,7 @@ class BridgedModel:
         """
         if not target.strip():
             raise InputError(f"target: expected a word, found {target!r}")
-        if not target[0].isspace() and not prompt[-1:].isspace():
-            target = " " + target
+        target = gap(prompt, target, space) + target
         ids, whole = self.tokenize(prompt), self.tokenize(prompt + target)
         if not torch.equal(whole[: len(ids)], ids):
             raise InputError(

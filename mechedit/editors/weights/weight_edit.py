@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mechedit.data.facts import FactEdit
-from mechedit.data.records import EDIT_FIELDS
+from mechedit.data.records import edit_fields
 from mechedit.editors.base import derive
 from mechedit.editors.defaults import Tuned
 from mechedit.models import weights
@@ -124,7 +124,7 @@ class WeightChange:
             "schema_version": SCHEMA_VERSION,
             "editor": self.editor,
             "model_hash": self.model_hash,
-            "facts": [{name: getattr(fact, name) for name in EDIT_FIELDS} for fact in self.facts],
+            "facts": [edit_fields(fact) for fact in self.facts],
             "parts": rows,
         }
         with new_folder(folder) as temporary:
