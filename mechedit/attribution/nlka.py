@@ -93,8 +93,8 @@ def attribute(
         biases: "keep" has the final norm's bias and b_U in every logit, so that logp is the model's own; "drop" leaves
             both out and takes no guard against tiny denominators of query neurons, as the reference does.
         tokens: "first" scores the first token of the continuation (with a bare space before it); "sum" adds the scores
-            of all its tokens, each behind those before it (teacher-forced, a forward pass a token). Then log p is the sum, `ids` are those of
-            the last pass, where query neurons are read, and `promotes` is read at the first.
+            of all its tokens, each behind those before it (teacher-forced, a forward pass a token). Then log p is the
+            sum, `ids` are those of the last pass, where query neurons are read, and `promotes` is read at the first.
         also: A result for the same prompt whose units are scored too, exactly, behind the top k, so that every row of
             a difference `a - b` is known.
         space: Whether a space goes before the target: "always", "never", or "auto" by both texts.

@@ -82,7 +82,7 @@ def contrast(
     shared = divergence(new_ids.tolist(), old_ids.tolist()) - 1
     if shared == min(len(new_ids), len(old_ids)):
         raise InputError(
-            f"old: expected another object than new, found {old!r} and {new!r}, of which one begins the other"
+            f"old: expected another object than new, found that {old!r} and {new!r} start alike to the end of one"
         )
     ids, new_token, old_token = torch.cat([ids, new_ids[:shared]]), int(new_ids[shared]), int(old_ids[shared])
     view = model.residual_view(ids)

@@ -13,8 +13,8 @@ r"""A prompt and the text that follows it, joined as people write them: with a s
    `the players'| union`), a hyphen or a slash inside a word;
 5. else a space.
 
-"always" and "never" are what they say, but white space is never doubled. Every text that joins a prompt and an object is
-made here, so that what is scored, edited and demonstrated is one text.
+"always" and "never" are what they say, but white space is never doubled. Every text that joins a prompt and an object
+is made here, so that what is scored, edited and demonstrated is one text.
 """
 
 from __future__ import annotations

@@ -179,6 +179,11 @@ class FactEdit:
                 raise Unmeasurable(
                     f"{field}: expected another object than target_true, found {shown(name)} in both"
                 )
+        for i, answer in enumerate(self.neighborhood_answers):
+            if normalised(answer) == normalised(self.target_new):
+                raise Unmeasurable(
+                    f"neighborhood_answers[{i}]: expected another object than target_new, found {shown(answer)} in both"
+                )
 
     @property
     def rewrite_prompt(self) -> str:

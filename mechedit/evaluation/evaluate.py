@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from experiments.cases import Case, every_case, finished, settings_digest
 from experiments.runs import RunFolder, check_case_id
 from mechedit.data.case_keys import evaluation_key
-from mechedit.data.facts import FactEdit, facts_hash
+from mechedit.data.facts import FactEdit, LoadedFacts, facts_hash
 from mechedit.data.records import fact_fields
 from mechedit.editors.base import Editor
 from mechedit.evaluation.fluency import References, generated_texts
@@ -119,7 +119,12 @@ def evaluate(
     base = unedited or _baseline(model, questions, batch_size)
     task = _Task(model, editor, questions, families, mode, base, batch_size, seed, run, progress)
     cases = task.one_by_one() if mode == "single" else task.together()
-    return gather(model, editor, cases, families=families, mode=mode, references=space)
+    result = gather(model, editor, cases, families=families, mode=mode, references=space)
+    left_out = facts.left_out if isinstance(facts, LoadedFacts) else ()
+    if left_out:
+        note = f"left out {len(left_out)} of {len(left_out) + len(facts)} records; the first: {left_out[0]}"
+        result = dataclasses.replace(result, notes=(*result.notes, note))
+    return result
 
 
 def check_facts(

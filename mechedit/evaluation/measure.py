@@ -58,8 +58,8 @@ class PromptScore:
         base_p_new: `p_new` on the unedited model, of neighbourhood prompts.
         base_p_true: `p_true` on the unedited model, of neighbourhood prompts.
         base_argmax: `argmax` on the unedited model, of neighbourhood prompts.
-        scored_new: The tokens of the new object that decide (`mechedit.models.deciding`), as text, with the space before
-            them; "" in results of earlier versions.
+        scored_new: The tokens of the new object that decide (`mechedit.models.deciding`), as text, with the space
+            before them; "" in results of earlier versions.
         scored_true: The same of the true answer.
     """
 

@@ -14,8 +14,8 @@ source also finds names in the prompt itself. An edit that failed is what it is 
 not edited is this project's rule (an insertion is no edit), the source edits it and counts it.
 
 *SAKE's reading*, over tests and without generation: only the first query of a test, success where the stripped argmax
-next token (behind a bare space: with what follows) starts a name of its first target; only tests whose first condition is so answered by the unedited model;
-only edits after which p(new) > p(old); RS also counts a silent gate.
+next token (behind a bare space: with what follows) starts a name of its first target; only tests whose first condition
+is so answered by the unedited model; only edits after which p(new) > p(old); RS also counts a silent gate.
 
 Conditions of SA are asked of the *edited* model in both. Where such a condition is the test's own query, as RippleEdits
 writes it, it would make every test pass, and is left out: that the edit shows is asked anyway.
