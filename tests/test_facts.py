@@ -257,13 +257,28 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
         (FLAT, "target_new", "\ud800", "target_new: expected valid Unicode"),
         (FLAT, "rephrase_prompt", ["a", ""], "rephrase_prompt[1]: expected a text, found an empty"),
         (FLAT, "locality_ground_truth", 3, "locality_ground_truth: expected a list of texts, found int 3"),
-        (FLAT, "locality_ground_truth", ["a", "b"], "locality_ground_truth: expected one answer or one for each of"),
+        (
+            FLAT,
+            "locality_ground_truth",
+            ["a", "b"],
+            "locality_ground_truth: expected one answer or one for each of",
+        ),
         (FLAT, "ground_truth", [], "ground_truth: expected at least one, found none"),
         (FLAT, "locality", [], "locality: expected an object, found list"),
         (FLAT, "locality", {"near": [3]}, "locality.near[0]: expected an object, found int 3"),
         (FLAT, "space", "no", "space: expected one of auto, always, never, found 'no'"),
-        (FLAT, "rephrase_prompt", "{} speaks", "paraphrase_prompts[0]: expected the subject in the place of {}"),
-        (ORIGINAL, "neighborhood_prompts", ["{} is"], "neighborhood_prompts[0]: expected the subject in the place"),
+        (
+            FLAT,
+            "rephrase_prompt",
+            "{} speaks",
+            "paraphrase_prompts[0]: expected the subject in the place of {}",
+        ),
+        (
+            ORIGINAL,
+            "neighborhood_prompts",
+            ["{} is"],
+            "neighborhood_prompts[0]: expected the subject in the place",
+        ),
     ],
 )
 def test_a_malformed_record_names_file_index_and_field(
@@ -416,7 +431,10 @@ def test_the_real_zsre_file_has_records_that_say_nothing(
     rows = json.loads(file.read_text(encoding="utf-8"))
     same = [row for row in rows if row["alt"] in row["answers"]]  # in 17 of them it is the first answer
     assert (len(facts), len(same), len(facts.left_out)) == (977, 21, 23)
-    assert [record.getMessage().partition("record ")[2][:3] for record in caplog.records[:2]] == ["534", "723"]
+    assert [record.getMessage().partition("record ")[2][:3] for record in caplog.records[:2]] == [
+        "534",
+        "723",
+    ]
     assert "left out 21 of 1000 records" in caplog.records[2].getMessage()
     for fact in facts:
         row = rows[int(fact.case_id)]

@@ -93,7 +93,7 @@ def test_answers_that_stand_apart(prompt: str, answer: str) -> None:
 def test_white_space_is_never_doubled(space: Space) -> None:
     assert gap("Paris is in ", "France", space) == gap("Paris is in", " France", space) == ""
     with pytest.raises(InputError, match="space: expected one of auto, always, never, found 'no'"):
-        gap("Paris is in", "France", "no")  # type: ignore[arg-type]
+        gap("Paris is in", "France", "no")
 
 
 @pytest.mark.parametrize(("prompt", "answer"), [*TOUCHING[:3], *TOUCHING[10:17], *APART[:5]])
@@ -106,7 +106,7 @@ def test_scores_are_those_of_plain_transformers_on_the_text_as_written(prompt: s
     plain = [float(logp[i - 1, ids[i]]) for i in range(n, len(ids))]
     (scored,) = score_pairs(model, [model.continuation(prompt, answer)])
     assert scored.logps.tolist() == pytest.approx(plain, abs=1e-4)
-    space = "always" if text == prompt + answer else "never"
+    space: Space = "always" if text == prompt + answer else "never"
     (other,) = score_pairs(model, [model.continuation(prompt, answer, space=space)])
     assert other.ids != scored.ids  # with the space where there is none, another text is scored
 

@@ -111,7 +111,7 @@ def attribute_many(
         model: The model, as it is now.
         prompts: Texts.
         targets: As many texts.
-        top_k: As in `attribute`, and so are the next four.
+        top_k: As in `attribute`, and so are sign, method, biases, tokens and space.
         sign: Which scores are ranked first.
         method: How the ranking is found.
         biases: Whether they are part of the logits.
@@ -135,8 +135,7 @@ def attribute_many(
     [' Paris', ' Madrid']
     """
     options = Options(top_k=top_k, sign=sign, method=method, biases=biases, tokens=tokens)
-    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-        raise InputError(f"max_tokens: expected an integer of at least 1, found {max_tokens!r}")
+    _check_max_tokens(max_tokens)
     cases = _cases(model, prompts, targets, options, space)
     run = None if out is None else _run_folder(model, cases, options, out, space)
     left = [case for case in cases if run is None or run.find_case(case.index) is None]
@@ -147,11 +146,14 @@ def attribute_many(
             results[case.index] = attr
         else:
             run.write_case(case.index, to_case(attr))
-    if run is None:
-        return [results[case.index] for case in cases]
-    if not run.finished:
+    if run is not None and not run.finished:
         run.finish({"n": len(cases)})
-    return SavedAttributions(run, len(cases))
+    return [results[case.index] for case in cases] if run is None else SavedAttributions(run, len(cases))
+
+
+def _check_max_tokens(max_tokens: object) -> None:
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+        raise InputError(f"max_tokens: expected an integer of at least 1, found {max_tokens!r}")
 
 
 @torch.no_grad()

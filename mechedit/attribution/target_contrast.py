@@ -77,22 +77,8 @@ def contrast(
     (5, True)
     """
     check_top_k(top_k)
-    ids, new_ids = model.continuation(prompt, new, space=space)
-    _, old_ids = model.continuation(prompt, old, space=space)
-    shared = divergence(new_ids.tolist(), old_ids.tolist()) - 1
-    if shared == min(len(new_ids), len(old_ids)):
-        raise InputError(
-            f"old: expected another object than new, found that {old!r} and {new!r} start alike to the end of one"
-        )
-    ids, new_token, old_token = torch.cat([ids, new_ids[:shared]]), int(new_ids[shared]), int(old_ids[shared])
-    view = model.residual_view(ids)
-    new_pass = run_pass(model, view, new_token, biases=biases)
-    old_account = account(new_pass.projection, new_pass.terms, target=old_token, x_final=view.resid_final)
-    old_pass = replace(new_pass, acc=old_account, target=old_token)
-    if shared:
-        check_forced(
-            model, ids[: len(ids) - shared], [*new_ids[:shared].tolist(), new_token], new_pass.acc.logp
-        )
+    new_pass, old_pass = _two_sides(model, prompt, new, old, biases=biases, space=space)
+    ids = new_pass.view.ids
     data = {"prompt": prompt, "space": space}
     a, b = (model.provenance(data={**data, "target": target}, seeds={}) for target in (new, old))
     return AttributionContrast(
@@ -105,6 +91,26 @@ def contrast(
         provenance={"a": a, "b": b},
         **_frames(new_pass, old_pass, top_k),
     )
+
+
+def _two_sides(
+    model: HookedModel, prompt: str, new: str, old: str, *, biases: Biases, space: Space
+) -> tuple[Pass, Pass]:
+    """One forward pass, accounted for the first token in which the targets differ, of either."""
+    ids, new_ids = model.continuation(prompt, new, space=space)
+    _, old_ids = model.continuation(prompt, old, space=space)
+    shared = divergence(new_ids.tolist(), old_ids.tolist()) - 1
+    if shared == min(len(new_ids), len(old_ids)):
+        raise InputError(
+            f"old: expected another object than new, found that {old!r} and {new!r} start alike to the end of one"
+        )
+    view = model.residual_view(torch.cat([ids, new_ids[:shared]]))
+    new_pass = run_pass(model, view, int(new_ids[shared]), biases=biases)
+    if shared:
+        check_forced(model, ids, new_ids[: shared + 1].tolist(), new_pass.acc.logp)
+    old_token = int(old_ids[shared])
+    old_account = account(new_pass.projection, new_pass.terms, target=old_token, x_final=view.resid_final)
+    return new_pass, replace(new_pass, acc=old_account, target=old_token)
 
 
 def _frames(new: Pass, old: Pass, top_k: int | Literal["all"]) -> dict[str, pd.DataFrame]:

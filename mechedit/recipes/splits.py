@@ -37,7 +37,7 @@ def facts_and_selection(
     (3, 2, set())
     """
     if data:
-        facts = load_facts(data, limit=limit, space=space or "auto")
+        facts: list[FactEdit] = load_facts(data, limit=limit, space=space or "auto")
     elif embedded in EMBEDDED:
         facts = edits(limit, seed=seed)
     else:
