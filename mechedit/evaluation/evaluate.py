@@ -65,6 +65,10 @@ __all__ = [
 ]
 
 
+#: What a sequence of edits is: 2 since every edit takes C of the model before the first one.
+SEQUENCE = 2
+
+
 def evaluate(
     model: HookedModel,
     editor: Editor,
@@ -305,6 +309,7 @@ class _Task:
         common: list[Any] = [model.hash, str(model.dtype), described(self.editor), sorted(self.families)]
         seed = self.seed if "generation" in self.families else 0
         together = [] if self.mode == "single" else [self.mode, facts_hash(facts)]
+        together += [SEQUENCE] if self.mode == "sequential" else []
         parts = ([*common, dataclasses.asdict(fact), seed, *together] for fact in facts)
         return [settings_digest(*part) for part in parts]
 
