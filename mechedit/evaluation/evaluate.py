@@ -297,7 +297,9 @@ class _Task:
         texts: list[str] = []
         if "generation" in self.families:
             texts = generated_texts(edited, about.fact, seed=self.seed, batch_size=self.batch_size)
-        return CaseScores(about.fact, self.base.known[i], prompts, texts)
+        left_out = getattr(edited, "left_out", 0)
+        shown = (edited.demonstrations, left_out) if left_out else ()
+        return CaseScores(about.fact, self.base.known[i], prompts, texts, shown)
 
     def _keys(self) -> list[str]:
         keys = [evaluation_key(self.editor.name, about.fact, self.mode) for about in self.questions]
@@ -316,7 +318,13 @@ class _Task:
     def _read(self, cases: Sequence[Case]) -> list[CaseScores]:
         """The scores of cases of the run folder, which are in the order of the facts."""
         return [
-            CaseScores(about.fact, known, [PromptScore(**score) for score in case["prompts"]], case["texts"])
+            CaseScores(
+                about.fact,
+                known,
+                [PromptScore(**score) for score in case["prompts"]],
+                case["texts"],
+                case.get("demonstrations", ()),
+            )
             for about, known, case in zip(self.questions, self.base.known, cases, strict=True)
         ]
 
@@ -330,6 +338,7 @@ def _record(scores: CaseScores, settings: str) -> Case:
         "settings": settings,
         "prompts": [dataclasses.asdict(score) for score in scores.prompts],
         "texts": list(scores.texts),
+        **({"demonstrations": list(scores.demonstrations)} if scores.demonstrations else {}),
     }
 
 
