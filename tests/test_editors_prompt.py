@@ -99,7 +99,7 @@ def test_ike_shows_as_many_demonstrations_as_fit(caplog: pytest.LogCaptureFixtur
         more = "\n\n".join(ike.prefix(model, FACT).split("\n\n")[-2 - edited.demonstrations :])
         assert len(model.tokenize(more + FACT.rewrite_prompt)) + 32 > 128
         assert len(edited.tokenize(FACT.rewrite_prompt)) + 32 <= 128
-    assert f"{edited.demonstrations} of 3 demonstrations fit the model's context of 128 tokens" in caplog.text
+    assert f"{edited.demonstrations} of 3 demonstrations fit the context of 128 tokens" in caplog.text
     many = [replace(FACT, subject=f"Anna Keller {i}") for i in range(9)]
     with pytest.raises(InputError, match="edit fewer"), IKE(demonstrations=0).apply(model, many):
         pass

@@ -258,4 +258,7 @@ def _check(
 
 def _digest(model: HookedModel, fact: FactEdit, editors: Sequence[tuple[Any, ...]], top_k: int) -> str:
     """sha256 of what a case's numbers depend on."""
-    return settings_digest(model.hash, str(model.dtype), dataclasses.asdict(fact), list(editors), top_k)
+    framing = [model.framing] if model.framing else []
+    return settings_digest(
+        model.hash, str(model.dtype), dataclasses.asdict(fact), list(editors), top_k, *framing
+    )

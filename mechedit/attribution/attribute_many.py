@@ -34,6 +34,7 @@ from mechedit.attribution.ranking.neurons import Sign
 from mechedit.attribution.result import Attribution
 from mechedit.models.batching import token_batches
 from mechedit.models.hooked import HookedModel
+from mechedit.models.prompts import Prompt, is_conversation, recorded
 from mechedit.models.residual import view_residuals
 from reports.codec import decode, encode
 from reports.errors import InputError, IntegrityError
@@ -52,7 +53,7 @@ class _Case:
     """One pair: its place in the list, its texts, and the ids of prompt and target."""
 
     index: int
-    prompt: str
+    prompt: Prompt
     target: str
     ids: Tensor
     target_ids: Tensor
@@ -89,7 +90,7 @@ class SavedAttributions(Sequence[Attribution]):
 
 def attribute_many(
     model: HookedModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     targets: Sequence[str],
     *,
     top_k: int | Literal["all"] = 300,
@@ -105,7 +106,7 @@ def attribute_many(
 
     Args:
         model: The model, as it is now.
-        prompts: Texts.
+        prompts: Texts, lists of messages, or ids of each.
         targets: As many texts.
         top_k: As in `attribute`, and so are the next four.
         sign: Which scores are ranked first.
@@ -169,16 +170,21 @@ def _attributions(
             for i in chosen:
                 case, case_passes = cases[i], [next(passes) for _ in sequences[i]]
                 ids = tuple(case.target_ids.tolist())
-                texts = {"prompt": case.prompt, "target": case.target}
-                yield case, attributed(model, case_passes, ids, **texts, options=options)
+                yield (
+                    case,
+                    attributed(
+                        model, case_passes, ids, prompt=case.prompt, target=case.target, options=options
+                    ),
+                )
 
 
 def _cases(
-    model: HookedModel, prompts: Sequence[str], targets: Sequence[str], options: Options
+    model: HookedModel, prompts: Sequence[Prompt], targets: Sequence[str], options: Options
 ) -> list[_Case]:
-    for name, texts in (("prompts", prompts), ("targets", targets)):
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise InputError(f"{name}: expected a list of texts, found {texts!r:.60}")
+    if isinstance(prompts, str) or is_conversation(prompts):
+        raise InputError(f"prompts: expected a list of prompts, found one, {prompts!r:.60}")
+    if isinstance(targets, str) or not all(isinstance(text, str) for text in targets):
+        raise InputError(f"targets: expected a list of texts, found {targets!r:.60}")
     if not prompts or len(prompts) != len(targets):
         raise InputError(
             f"prompts, targets: expected as many of each, at least one; found {len(prompts)} and {len(targets)}"
@@ -208,7 +214,9 @@ def _run_folder(
             f"out: expected a model without hooks, found one at {hooked[0]}: a run folder could not tell its results "
             "from the unedited model's; leave out=None and save each result"
         )
-    pairs = [[case.prompt, case.target, case.ids.tolist(), case.target_ids.tolist()] for case in cases]
+    pairs = [
+        [recorded(case.prompt), case.target, case.ids.tolist(), case.target_ids.tolist()] for case in cases
+    ]
     digest = settings_digest(*pairs)
     config: dict[str, Any] = {"command": "attribute_many", "n": len(cases), **asdict(options)}
     # A run is resumed only under the same configuration. Earlier versions had an option `tolerance`, 0 for exact

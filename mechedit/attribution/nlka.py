@@ -46,6 +46,7 @@ from mechedit.attribution.result import Attribution
 from mechedit.attribution.tokens import token_strings
 from mechedit.attribution.units import UNITS
 from mechedit.models.hooked import HookedModel
+from mechedit.models.prompts import Prompt, recorded
 
 __all__ = ["TOLERANCE", "attribute", "attributed"]
 
@@ -56,7 +57,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 @torch.no_grad()
 def attribute(
     model: HookedModel,
-    prompt: str,
+    prompt: Prompt,
     target: str,
     *,
     top_k: int | Literal["all"] = 300,
@@ -81,7 +82,7 @@ def attribute(
 
     Args:
         model: The model, as it is now.
-        prompt: What the target is predicted behind.
+        prompt: What the target is predicted behind: a text, a list of messages (`mechedit.models.prompts`), or ids.
         target: The text whose first token, or all tokens, are scored.
         top_k: Rows of each neuron frame, or "all".
         sign: "promote" ranks the largest scores first, "suppress" the lowest.
@@ -116,7 +117,7 @@ def attributed(
     passes: Sequence[Pass],
     target_ids: tuple[int, ...],
     *,
-    prompt: str,
+    prompt: Prompt,
     target: str,
     options: Options,
 ) -> Attribution:
@@ -126,7 +127,7 @@ def attributed(
         model: The model that they are of.
         passes: In the order of the tokens.
         target_ids: Those of the whole target.
-        prompt: Text, for the provenance.
+        prompt: As in `attribute`, for the provenance.
         target: Text.
         options: Those of `attribute`.
     """
@@ -142,7 +143,7 @@ def attributed(
         biases=options.biases,
         sign=options.sign,
         method=options.method,
-        provenance=model.provenance(data={"prompt": prompt, "target": target}, seeds={}),
+        provenance=model.provenance(data={"prompt": recorded(prompt), "target": target}, seeds={}),
         **_account(passes),
         **_scores(model, passes, options),
     )

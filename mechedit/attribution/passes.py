@@ -20,6 +20,7 @@ from mechedit.attribution.projection import Biases, Projection
 from mechedit.attribution.scores import inc_rows
 from mechedit.attribution.terms import Kind, LayerTerms, SubLayer, layer_terms
 from mechedit.models.hooked import HookedModel
+from mechedit.models.prompts import Prompt
 from mechedit.models.residual import ResidualView
 from reports.errors import InputError
 
@@ -97,7 +98,7 @@ def read_passes(
 
 
 def run_passes(
-    model: HookedModel, prompt: str, target: str, *, tokens: TargetTokens, biases: Biases
+    model: HookedModel, prompt: Prompt, target: str, *, tokens: TargetTokens, biases: Biases
 ) -> tuple[list[Pass], tuple[int, ...]]:
     """The passes of the first target token or of all, and the ids of the whole target.
 

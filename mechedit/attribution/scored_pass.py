@@ -26,6 +26,7 @@ from mechedit.attribution.projection import Projection
 from mechedit.attribution.ranking.certified import certified
 from mechedit.attribution.terms import KINDS, Kind, LayerTerms, layer_terms
 from mechedit.models.hooked import HookedModel
+from mechedit.models.prompts import Prompt
 
 __all__ = ["LayerScores", "ScoredPass", "layer_scores"]
 
@@ -52,7 +53,7 @@ class LayerScores:
     rest: float
 
 
-def layer_scores(model: HookedModel, prompt: str, targets: Sequence[str]) -> list[LayerScores]:
+def layer_scores(model: HookedModel, prompt: Prompt, targets: Sequence[str]) -> list[LayerScores]:
     """Layer and head scores of several targets from one forward pass, with biases kept and without neurons."""
     scored = ScoredPass(model, prompt, targets)
     return [scored.layers(i) for i in range(len(targets))]
@@ -65,7 +66,7 @@ class ScoredPass:
     """
 
     @torch.no_grad()
-    def __init__(self, model: HookedModel, prompt: str, targets: Sequence[str]) -> None:
+    def __init__(self, model: HookedModel, prompt: Prompt, targets: Sequence[str]) -> None:
         pairs = [model.continuation(prompt, target) for target in targets]
         view = model.residual_view(pairs[0][0])
         self.tokens = [int(target[0]) for _, target in pairs]

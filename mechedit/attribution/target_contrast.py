@@ -30,6 +30,7 @@ from mechedit.attribution.terms import Kind, position_vectors, product, unit_vec
 from mechedit.attribution.tokens import token_strings
 from mechedit.attribution.units import UNITS, joined
 from mechedit.models.hooked import HookedModel
+from mechedit.models.prompts import Prompt, recorded
 from reports.errors import InputError
 
 __all__ = ["contrast"]
@@ -40,7 +41,7 @@ _ROWS = 4096  # vectors that are made at a time
 @torch.no_grad()
 def contrast(
     model: HookedModel,
-    prompt: str,
+    prompt: Prompt,
     new: str,
     old: str,
     *,
@@ -81,7 +82,10 @@ def contrast(
         new_pass.projection, new_pass.terms, target=int(old_ids[0]), x_final=view.resid_final
     )
     old_pass = replace(new_pass, acc=old_account, target=int(old_ids[0]))
-    a, b = (model.provenance(data={"prompt": prompt, "target": target}, seeds={}) for target in (new, old))
+    a, b = (
+        model.provenance(data={"prompt": recorded(prompt), "target": target}, seeds={})
+        for target in (new, old)
+    )
     return AttributionContrast(
         a=_side(model, new_pass, new),
         b=_side(model, old_pass, old),

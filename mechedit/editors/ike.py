@@ -72,9 +72,8 @@ class PromptedModel(HookedModel):
     ) -> PromptedModel:
         """A model that shares everything with `model` but how a text becomes ids."""
         prompted = derive(cls, model)
-        encode: Callable[[str], tuple[int, ...]] = model._encode
         prompted.prefix, prompted.demonstrations, prompted.left_out = prefix, demonstrations, left_out
-        prompted.__dict__["_encode"] = lru_cache(maxsize=8192)(lambda text: encode(prefix + text.lstrip(" ")))
+        prompted._before = model._before + prefix
         return prompted
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -131,7 +130,7 @@ class IKE(Tuned):
         fitting = _fitting(model, facts, shown)
         left_out = len(shown) - len(fitting)
         if left_out:
-            log.warning("ike: %d of %d demonstrations fit the model's context of %d tokens; the least similar are left out",
+            log.warning("ike: %d of %d demonstrations fit the context of %d tokens; the least similar are left out",
                         len(fitting), len(shown), model.n_ctx)  # fmt: skip
         yield PromptedModel.over(
             model, _prefix(facts, fitting), demonstrations=len(fitting), left_out=left_out

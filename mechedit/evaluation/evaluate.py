@@ -309,6 +309,7 @@ class _Task:
         """For each fact the sha256 of what its numbers depend on (not the batch size, which moves the last digits)."""
         model, facts = self.model, [about.fact for about in self.questions]
         common: list[Any] = [model.hash, str(model.dtype), described(self.editor), sorted(self.families)]
+        common += [model.framing] if model.framing else []
         seed = self.seed if "generation" in self.families else 0
         together = [] if self.mode == "single" else [self.mode, facts_hash(facts)]
         together += [SEQUENCE] if self.mode == "sequential" else []

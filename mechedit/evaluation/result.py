@@ -208,6 +208,7 @@ def gather(
                 "source": model.source,
                 "hash": model.hash,
                 "dtype": str(model.dtype),
+                **model.framing,
             },
             "editor": repr(editor) if dataclasses.is_dataclass(editor) else editor.name,
         },

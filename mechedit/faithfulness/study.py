@@ -245,4 +245,7 @@ def _check(models: Sequence[HookedModel], facts: Sequence[FactEdit], ks: Sequenc
 
 def _digest(model: HookedModel, fact: FactEdit, settings: list[Any]) -> str:
     """sha256 of what a case's numbers depend on."""
-    return settings_digest(model.hash, str(model.dtype), dataclasses.asdict(fact), METHODS, settings)
+    framing = [model.framing] if model.framing else []
+    return settings_digest(
+        model.hash, str(model.dtype), dataclasses.asdict(fact), METHODS, settings, *framing
+    )

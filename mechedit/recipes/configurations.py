@@ -87,6 +87,8 @@ class EvaluationConfig:
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
+    prefix: str | None = None
+    chat: bool | None = None
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -117,6 +119,8 @@ class ComparisonConfig:
     data: str = ""
     device: str = "auto"
     dtype: str = "float32"
+    prefix: str | None = None
+    chat: bool | None = None
 
     def __post_init__(self) -> None:
         for key, names, allowed in (
@@ -153,6 +157,8 @@ class AnatomyConfig:
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
+    prefix: str | None = None
+    chat: bool | None = None
 
     def __post_init__(self) -> None:
         if min(self.limit, self.selection, self.top_k) < 1:
@@ -180,6 +186,8 @@ class FaithfulnessConfig:
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
+    prefix: str | None = None
+    chat: bool | None = None
 
     def __post_init__(self) -> None:
         if self.limit < 2 or self.mean_over < 0 or not self.models:
@@ -199,3 +207,5 @@ class DemoConfig:
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
+    prefix: str | None = None
+    chat: bool | None = None

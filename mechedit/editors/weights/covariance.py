@@ -318,7 +318,7 @@ def _window(model: HookedModel) -> int:
 def _file(model: HookedModel, corpus: Corpus, layer: int, tokens: int | None) -> Path:
     key = {
         "tokenizer": tokenizer_digest(model.tokenizer),
-        "start": model.tokenize("a").tolist(),  # with a BOS or without
+        "start": model.plain_ids("a").tolist(),  # with a BOS or without
         "text": corpus.digest,
         "layer": layer,
         "dtype": str(model.dtype),
