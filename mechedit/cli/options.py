@@ -31,7 +31,7 @@ def command(
             "--chat",
             action="store_true",
             default=None,
-            help="every prompt is the user's message in the model's chat template, and answers open the assistant's turn",
+            help="every prompt is the user's message in the chat template, and answers open the assistant's turn",
         )
     return parser
 

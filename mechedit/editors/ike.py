@@ -168,18 +168,19 @@ def _fitting(
     model: HookedModel, facts: Sequence[FactEdit], demonstrated: Sequence[tuple[FactEdit, str]]
 ) -> Sequence[tuple[FactEdit, str]]:
     """The last of the demonstrated facts: as many as fit beside the longest prompt about `facts` that fits at all."""
-    if model.n_ctx is None:
+    context = model.n_ctx
+    if context is None:
         return demonstrated
 
     def room(first: int, prompt: str) -> int:
         """The tokens of the context that are left behind the prompt."""
-        return model.n_ctx - len(model.tokenize(_prefix(facts, demonstrated[first:]) + prompt))
+        return context - len(model.tokenize(_prefix(facts, demonstrated[first:]) + prompt))
 
     alone = {prompt: room(len(demonstrated), prompt) for fact in facts for prompt in _prompts(fact)}
     if max(alone.values()) < 0:
         raise InputError(
-            f"facts: expected new facts and a prompt of at most {model.n_ctx} tokens, the model's context, found "
-            f"{model.n_ctx - max(alone.values())}; edit fewer at once"
+            f"facts: expected new facts and a prompt of at most {context} tokens, the model's context, found "
+            f"{context - max(alone.values())}; edit fewer at once"
         )
     longest = min((prompt for prompt in alone if alone[prompt] >= 0), key=alone.__getitem__)
     needed = min(ROOM, alone[longest])

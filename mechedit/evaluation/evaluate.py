@@ -34,6 +34,7 @@ from experiments.runs import RunFolder
 from mechedit.data.case_keys import evaluation_key
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors.base import Editor
+from mechedit.editors.ike import PromptedModel
 from mechedit.evaluation.fluency import References, generated_texts
 from mechedit.evaluation.measure import PromptScore, measure
 from mechedit.evaluation.questions import FAMILIES, FactQuestions, Question
@@ -298,8 +299,9 @@ class _Task:
         texts: list[str] = []
         if "generation" in self.families:
             texts = generated_texts(edited, about.fact, seed=self.seed, batch_size=self.batch_size)
-        left_out = getattr(edited, "left_out", 0)
-        shown = (edited.demonstrations, left_out) if left_out else ()
+        shown: tuple[int, ...] = ()
+        if isinstance(edited, PromptedModel) and edited.left_out:
+            shown = (edited.demonstrations, edited.left_out)
         return CaseScores(about.fact, self.base.known[i], prompts, texts, shown)
 
     def _keys(self) -> list[str]:
@@ -312,7 +314,7 @@ class _Task:
         common: list[Any] = [model.hash, str(model.dtype), described(self.editor), sorted(self.families)]
         common += [model.framing] if model.framing else []
         seed = self.seed if "generation" in self.families else 0
-        together = [] if self.mode == "single" else [self.mode, facts_hash(facts)]
+        together: list[Any] = [] if self.mode == "single" else [self.mode, facts_hash(facts)]
         together += [SEQUENCE] if self.mode == "sequential" else []
         parts = ([*common, dataclasses.asdict(fact), seed, *together] for fact in facts)
         return [settings_digest(*part) for part in parts]

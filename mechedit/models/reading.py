@@ -134,6 +134,7 @@ class PromptReader:
         """Reads texts in this frame from now on."""
         self.framing = {}
         self._prefix = _special_prefix(self.tokenizer)
+        self._own_prefix = self._prefix
         # An evaluation asks for the same prompts again and again.
         self._encode = lru_cache(maxsize=8192)(self._encode_text)
         #: A text that is read before every prompt's own (IKE).
