@@ -5,6 +5,7 @@ The oracle of a conversation is `transformers` alone: `apply_chat_template` and 
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from pathlib import Path
@@ -17,6 +18,7 @@ from tokenizers import models as tokenizer_models
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import mechedit as me
+from mechedit.cli import main
 from mechedit.data.facts import FactEdit
 from mechedit.editors import IKE, MEMIT
 from mechedit.editors.weights.subject import subject_end
@@ -383,3 +385,48 @@ def test_smollm2_reads_better_behind_endoftext_and_speaks_in_its_template(smollm
     text = tokenizer.decode(made[0, len(wanted) :], skip_special_tokens=True)
     assert model.generate([messages], max_new_tokens=8) == [text]
     assert "Paris" in text
+
+
+# --- the command line ---------------------------------------------------------------------------------------
+
+
+def test_the_command_line_speaks_in_a_frame(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = chat_folder(tmp_path)
+    prompt = "The mother tongue of Anna Keller is"
+    pairs = [{"prompt": TALK, "target": "French"}, {"prompt": prompt, "target": "French"}]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
+    asked = [{"role": "user", "content": prompt}]
+    wanted = {
+        "--chat": me.attribute(me.load_model(folder, device="cpu"), asked, "French", top_k=1).logp,
+        "--prefix=<|im_end|>": me.attribute(
+            me.load_model(folder, device="cpu", prefix="<|im_end|>"), prompt, "French", top_k=1
+        ).logp,
+    }
+    assert len(set(wanted.values())) == 2
+    common = ["--model", str(folder), "--device", "cpu", "--top-k", "1", "--json"]
+    for option, logp in wanted.items():
+        assert main(["attribute", *common, option, "--prompt", prompt, "--target", "French"]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert shown["logp"] == pytest.approx(logp, abs=1e-5)
+    assert main(["attribute", *common, "--prompts", str(tmp_path / "pairs.json")]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    alone = me.attribute(me.load_model(folder, device="cpu"), TALK, "French", top_k=1).logp
+    assert shown["results"][0]["logp"] == pytest.approx(alone, abs=1e-5)
+
+
+def test_an_evaluation_in_a_frame_is_a_run_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = chat_folder(tmp_path)
+    fact = {"case_id": 1, "prompt": "Anna Keller works as a", "subject": "Anna Keller", "target_new": "king",
+            "ground_truth": "teacher", "rephrase_prompt": "By trade, Anna Keller is a",
+            "locality_prompt": "Tim Duncan plays", "locality_ground_truth": "basketball"}  # fmt: skip
+    (tmp_path / "facts.json").write_text(json.dumps([fact]), encoding="utf-8")
+    call = ["evaluate", "--model", str(folder), "--device", "cpu", "--editor", "no_edit", "--quiet"]
+    call += ["--data", str(tmp_path / "facts.json"), "--out", str(tmp_path / "run")]
+    assert main([*call, "--chat"]) == 0
+    config = (tmp_path / "run" / "config.toml").read_text(encoding="utf-8")
+    assert "chat = true" in config
+    assert "prefix" not in config
+    assert main(call) != 0
+    assert "chat" in capsys.readouterr().err

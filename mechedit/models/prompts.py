@@ -32,6 +32,7 @@ __all__ = [
     "special_ids",
     "special_prefix",
     "text_ids",
+    "warn_of",
 ]
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ def conversation(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
 def text_ids(
     tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool, d_vocab: int
 ) -> tuple[int, ...]:
-    """Ids of a text without what the tokenizer puts in front; plain text with special tokens in it is logged.
+    """Ids of a text without what the tokenizer puts in front.
 
     Args:
         tokenizer: The checkpoint's.
@@ -127,8 +128,6 @@ def text_ids(
             f"text: {text!r} has the token {max(ids)}, the model knows {d_vocab}: "
             "this tokenizer belongs to another model"
         )
-    if not special:
-        _warn(tokenizer, text, ids)
     return tuple(ids)
 
 
@@ -156,8 +155,14 @@ def _is_message(message: Message) -> bool:
     return all(isinstance(message.get(key), str) for key in ("role", "content"))
 
 
-def _warn(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int]) -> None:
-    """Logs special tokens that are written out in a plain text, and words that the tokenizer does not know."""
+def warn_of(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int]) -> None:
+    """Logs special tokens that are written out in a plain text, and words that the tokenizer does not know.
+
+    Args:
+        tokenizer: The checkpoint's.
+        text: The text.
+        ids: Its ids, without what the tokenizer puts in front.
+    """
     names = tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer)))
     written = {name: text.count(name) for name in names if name and name in text}
     if written and list(tokenizer(text, add_special_tokens=False).input_ids) != list(ids):

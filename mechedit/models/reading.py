@@ -22,6 +22,7 @@ from mechedit.models.prompts import (
     special_ids,
     special_prefix,
     text_ids,
+    warn_of,
 )
 from mechedit.models.weights import ModelShape
 from reports.errors import InputError
@@ -65,8 +66,9 @@ class PromptReader:
         if not isinstance(prompt, str) and not is_conversation(prompt):
             return self._checked_ids(prompt)
         written = self.written(prompt)
-        ids = self._encode(written.text, special=True) if written.special else self._encode(written.text)
-        ids = ids if written.special else (*self._prefix, *ids)
+        if not written.special:
+            self._warn(written.text)
+        ids = self._ids(written.text, special=written.special)
         if not ids:
             raise InputError(f"text: expected at least one token, found none in {prompt!r}")
         return torch.tensor(ids, device=self.device)
@@ -104,8 +106,8 @@ class PromptReader:
         ids, written = self.tokenize(prompt), self._readable(prompt)
         if not target[0].isspace() and not written.text[-1:].isspace() and not written.opens:
             target = " " + target
-        head = self._behind(prompt, written, "")
-        whole = self._behind(prompt, written, target)
+        head = self._behind(written, "")
+        whole = self._behind(written, target)
         if not torch.equal(whole[: len(head)], head):
             raise InputError(
                 f"prompt: its tokens change once {target!r} follows {prompt!r}; "
@@ -137,6 +139,7 @@ class PromptReader:
         self._own_prefix = self._prefix
         # An evaluation asks for the same prompts again and again.
         self._encode = lru_cache(maxsize=8192)(self._encode_text)
+        self._warn = lru_cache(maxsize=8192)(lambda text: warn_of(self.tokenizer, text, self._encode(text)))
         #: A text that is read before every prompt's own (IKE).
         self._before = ""
         if prefix is not None and chat:
@@ -156,6 +159,10 @@ class PromptReader:
 
     def _encode_text(self, text: str, *, special: bool = False) -> tuple[int, ...]:
         return text_ids(self.tokenizer, text, special=special, d_vocab=self.shape.d_vocab)
+
+    def _ids(self, text: str, *, special: bool) -> tuple[int, ...]:
+        """Ids of a text as `Written` has it, with what is put in front of a plain one."""
+        return self._encode(text, special=True) if special else (*self._prefix, *self._encode(text))
 
     def _checked_ids(self, prompt: Any) -> torch.Tensor:
         """Ids that a user gives, as a tensor."""
@@ -183,11 +190,9 @@ class PromptReader:
         text = str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
         return Written(text, special=True, opens=ids[-1] in special_ids(self.tokenizer))
 
-    def _behind(self, prompt: Prompt, written: Written, target: str) -> torch.Tensor:
+    def _behind(self, written: Written, target: str) -> torch.Tensor:
         """Ids of the prompt with the target behind it."""
-        if isinstance(prompt, str) and not written.special:
-            return self.tokenize(prompt + target)
-        ids = self._encode(written.text + target, special=True)
+        ids = self._ids(written.text + target, special=written.special)
         return torch.tensor(ids, dtype=torch.long, device=self.device)
 
     def _require_words(self, target: str, ids: Sequence[int], written: Written) -> None:
