@@ -28,10 +28,11 @@ from experiments.progress import track
 from experiments.runs import RunFolder
 from mechedit.attribution.nlka import attributed
 from mechedit.attribution.options import Method, Options
-from mechedit.attribution.passes import TargetTokens, read_passes
+from mechedit.attribution.passes import TargetTokens, read_passes, scored_tokens
 from mechedit.attribution.projection import BLOCK_BYTES, Biases
 from mechedit.attribution.ranking.neurons import Sign
 from mechedit.attribution.result import Attribution
+from mechedit.data.joining import Space
 from mechedit.models.batching import token_batches
 from mechedit.models.hooked import HookedModel
 from mechedit.models.prompts import Prompt, is_conversation, recorded
@@ -50,17 +51,19 @@ _BASES_BYTES = 4 * BLOCK_BYTES
 
 @dataclass(frozen=True, eq=False)
 class _Case:
-    """One pair: its place in the list, its texts, and the ids of prompt and target."""
+    """One pair: its place in the list, its texts, the ids of prompt and target, how many go with its first text."""
 
     index: int
     prompt: Prompt
     target: str
     ids: Tensor
     target_ids: Tensor
+    first: int
+    space: Space
 
     def sequences(self, options: Options) -> list[Tensor]:
         """The ids of each pass: the prompt, and behind it the target's tokens so far."""
-        n = len(self.target_ids) if options.tokens == "sum" else 1
+        n = len(self.target_ids) if options.tokens == "sum" else self.first
         return [torch.cat([self.ids, self.target_ids[:i]]) for i in range(n)]
 
 
@@ -101,6 +104,7 @@ def attribute_many(
     max_tokens: int = MAX_TOKENS,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    space: Space = "auto",
 ) -> Sequence[Attribution]:
     """`attribute` of each prompt with its target, in order.
 
@@ -108,7 +112,7 @@ def attribute_many(
         model: The model, as it is now.
         prompts: Texts, lists of messages, or ids of each.
         targets: As many texts.
-        top_k: As in `attribute`, and so are the next four.
+        top_k: As in `attribute`, and so are sign, method, biases, tokens and space.
         sign: Which scores are ranked first.
         method: How the ranking is found.
         biases: Whether they are part of the logits.
@@ -118,6 +122,7 @@ def attribute_many(
         out: A run folder, one file a pair, which the same call resumes; the results are then read from it one at a
             time (`SavedAttributions`), else they are a list.
         progress: Whether it is shown.
+        space: As in `attribute`.
 
     Raises:
         InputError: As `attribute`, with the index of the pair; there are no pairs, or not as many targets as prompts;
@@ -131,10 +136,9 @@ def attribute_many(
     [' Paris', ' Madrid']
     """
     options = Options(top_k=top_k, sign=sign, method=method, biases=biases, tokens=tokens)
-    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-        raise InputError(f"max_tokens: expected an integer of at least 1, found {max_tokens!r}")
-    cases = _cases(model, prompts, targets, options)
-    run = None if out is None else _run_folder(model, cases, options, out)
+    _check_max_tokens(max_tokens)
+    cases = _cases(model, prompts, targets, options, space)
+    run = None if out is None else _run_folder(model, cases, options, out, space)
     left = [case for case in cases if run is None or run.find_case(case.index) is None]
     results: dict[int, Attribution] = {}
     pairs = _attributions(model, left, options, max_tokens)
@@ -143,11 +147,14 @@ def attribute_many(
             results[case.index] = attr
         else:
             run.write_case(case.index, to_case(attr))
-    if run is None:
-        return [results[case.index] for case in cases]
-    if not run.finished:
+    if run is not None and not run.finished:
         run.finish({"n": len(cases)})
-    return SavedAttributions(run, len(cases))
+    return [results[case.index] for case in cases] if run is None else SavedAttributions(run, len(cases))
+
+
+def _check_max_tokens(max_tokens: object) -> None:
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+        raise InputError(f"max_tokens: expected an integer of at least 1, found {max_tokens!r}")
 
 
 @torch.no_grad()
@@ -173,13 +180,19 @@ def _attributions(
                 yield (
                     case,
                     attributed(
-                        model, case_passes, ids, prompt=case.prompt, target=case.target, options=options
+                        model,
+                        case_passes,
+                        ids,
+                        prompt=case.prompt,
+                        target=case.target,
+                        options=options,
+                        space=case.space,
                     ),
                 )
 
 
 def _cases(
-    model: HookedModel, prompts: Sequence[Prompt], targets: Sequence[str], options: Options
+    model: HookedModel, prompts: Sequence[Prompt], targets: Sequence[str], options: Options, space: Space
 ) -> list[_Case]:
     if isinstance(prompts, str) or is_conversation(prompts):
         raise InputError(f"prompts: expected a list of prompts, found one, {prompts!r:.60}")
@@ -192,10 +205,11 @@ def _cases(
     cases = []
     for index, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
         try:
-            ids, target_ids = model.continuation(prompt, target)
+            ids, target_ids = model.continuation(prompt, target, space=space)
         except InputError as error:
             raise InputError(f"pair {index}: {error}") from error
-        case = _Case(index, prompt, target, ids, target_ids)
+        first = scored_tokens(model, target_ids.tolist(), "first")
+        case = _Case(index, prompt, target, ids, target_ids, first, space)
         longest = len(case.sequences(options)[-1])
         if model.n_ctx is not None and longest > model.n_ctx:
             raise InputError(
@@ -206,7 +220,11 @@ def _cases(
 
 
 def _run_folder(
-    model: HookedModel, cases: Sequence[_Case], options: Options, out: str | os.PathLike[str]
+    model: HookedModel,
+    cases: Sequence[_Case],
+    options: Options,
+    out: str | os.PathLike[str],
+    space: Space,
 ) -> RunFolder:
     """Opened or resumed; its configuration and provenance hold all that the results depend on."""
     if hooked := [name for name, point in model.bridge.hook_dict.items() if point.has_hooks()]:
@@ -222,6 +240,11 @@ def _run_folder(
     # A run is resumed only under the same configuration. Earlier versions had an option `tolerance`, 0 for exact
     # scores: it stays part of the configuration, so that a run that they began can be finished.
     config["tolerance"] = 0.0
+    # Earlier versions scored a bare space alone.
+    config |= {"space": space} if space != "auto" else {}
+    config |= (
+        {"through": "text"} if options.tokens == "first" and any(case.first > 1 for case in cases) else {}
+    )
     return RunFolder.open(out, config, provenance=model.provenance(data={"pairs": digest}, seeds={}))
 
 

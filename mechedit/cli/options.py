@@ -36,6 +36,15 @@ def command(
     return parser
 
 
+def add_space(parser: Any) -> None:
+    """--space."""
+    parser.add_argument(
+        "--space",
+        choices=("auto", "always", "never"),
+        help="whether a space goes before an answer (default auto: by the scripts of prompt and answer)",
+    )
+
+
 def top_k(text: str) -> int | str:
     """A count, or "all"."""
     return text if text == "all" else count(text)

@@ -161,7 +161,7 @@ def _prefix(facts: Sequence[FactEdit], demonstrated: Sequence[tuple[FactEdit, st
     shown = [_demonstrate(fact, kind) for fact, kind in demonstrated]
     shown += [_demonstrate(fact, "copy") for fact in facts[:-1]]
     last = facts[-1]
-    return "\n\n".join([*shown, demonstration(last.rewrite_prompt, last.target_new, "")])
+    return "\n\n".join([*shown, demonstration(last.rewrite_prompt, last.target_new, "", space=last.space)])
 
 
 def _fitting(
@@ -195,8 +195,8 @@ def _prompts(fact: FactEdit) -> tuple[str, ...]:
         *fact.paraphrase_prompts,
         *fact.neighborhood_prompts,
         *fact.generation_prompts,
-        doubt(rewrite, fact.target_new),
-        doubt_old(rewrite, fact.target_new, fact.target_true),
+        doubt(rewrite, fact.target_new, space=fact.space),
+        doubt_old(rewrite, fact.target_new, fact.target_true, space=fact.space),
     )
 
 
@@ -213,11 +213,11 @@ def _demonstrate(fact: FactEdit, kind: str) -> str:
         prompt = fact.paraphrase_prompts[0]
     elif kind == "retain" and fact.neighborhood_prompts:
         prompt, answer = fact.neighborhood_prompts[0], fact.target_true
-    return demonstration(fact.rewrite_prompt, fact.target_new, prompt, answer)
+    return demonstration(fact.rewrite_prompt, fact.target_new, prompt, answer, space=fact.space)
 
 
 def _sentence(fact: FactEdit) -> str:
-    return f"{fact.rewrite_prompt} {fact.target_new}"
+    return fact.stated(fact.target_new)
 
 
 def _embedded_pool(model: HookedModel) -> tuple[FactEdit, ...]:

@@ -32,7 +32,8 @@ from experiments.case_ids import check_case_id
 from experiments.cases import Case, every_case, finished, settings_digest
 from experiments.runs import RunFolder
 from mechedit.data.case_keys import evaluation_key
-from mechedit.data.facts import FactEdit, facts_hash
+from mechedit.data.facts import FactEdit, LoadedFacts, facts_hash
+from mechedit.data.records import fact_fields
 from mechedit.editors.base import Editor
 from mechedit.editors.ike import PromptedModel
 from mechedit.evaluation.fluency import References, generated_texts
@@ -47,6 +48,7 @@ from mechedit.evaluation.result import (
     Mode,
     gather,
 )
+from mechedit.models.deciding import decide, says_object
 from mechedit.models.hooked import HookedModel
 from mechedit.models.scoring import score_pairs
 from reports.errors import InputError
@@ -123,7 +125,12 @@ def evaluate(
     base = unedited or _baseline(model, questions, batch_size)
     task = _Task(model, editor, questions, families, mode, base, batch_size, seed, run, progress)
     cases = task.one_by_one() if mode == "single" else task.together()
-    return gather(model, editor, cases, families=families, mode=mode, references=space)
+    result = gather(model, editor, cases, families=families, mode=mode, references=space)
+    left_out = facts.left_out if isinstance(facts, LoadedFacts) else ()
+    if left_out:
+        note = f"left out {len(left_out)} of {len(left_out) + len(facts)} records; the first: {left_out[0]}"
+        result = dataclasses.replace(result, notes=(*result.notes, note))
+    return result
 
 
 def check_facts(
@@ -163,7 +170,7 @@ def _check_tokens(model: HookedModel, index: int, questions: Sequence[Question])
         fact = question.fact
         for name, target in (("target_new", fact.target_new), ("target_true", question.true)):
             try:
-                model.continuation(question.prompt, target)
+                model.continuation(question.prompt, target, space=fact.space)
             except InputError as error:
                 where = (
                     f"facts: record {index} (case_id {fact.case_id}): {name} behind a {question.role} prompt"
@@ -209,9 +216,19 @@ def _baseline(model: HookedModel, questions: Sequence[FactQuestions], batch_size
 
 
 def known_facts(model: HookedModel, facts: Sequence[FactEdit], *, batch_size: int = 32) -> list[bool]:
-    """For each fact whether greedy decoding of the rewrite prompt would write the true object's tokens."""
-    pairs = [model.continuation(fact.rewrite_prompt, fact.target_true) for fact in facts]
-    return [scored.all_hit == 1.0 for scored in score_pairs(model, pairs, batch_size=batch_size)]
+    """For each fact whether greedy decoding of the rewrite prompt would write the true object's tokens.
+
+    Where the new object begins with the whole true one ("New York|er"), it must not go on to that.
+    """
+    pairs = [model.continuation(fact.rewrite_prompt, fact.target_true, space=fact.space) for fact in facts]
+    known = [scored.all_hit == 1.0 for scored in score_pairs(model, pairs, batch_size=batch_size)]
+    for i, (fact, (_, true)) in enumerate(zip(facts, pairs, strict=True)):
+        if known[i]:
+            prompt, old, new, space = fact.rewrite_prompt, fact.target_true, fact.target_new, fact.space
+            new_ids = model.continuation(prompt, new, space=space)[1]
+            if decide(model.tokenizer, true.tolist(), new_ids.tolist()).begins_old:
+                known[i] = says_object(model, [prompt], old, new, space=space)[0]
+    return known
 
 
 def _neighbourhoods(
@@ -316,8 +333,22 @@ class _Task:
         seed = self.seed if "generation" in self.families else 0
         together: list[Any] = [] if self.mode == "single" else [self.mode, facts_hash(facts)]
         together += [SEQUENCE] if self.mode == "sequential" else []
-        parts = ([*common, dataclasses.asdict(fact), seed, *together] for fact in facts)
-        return [settings_digest(*part) for part in parts]
+        parts = ([*common, fact_fields(fact), seed, *together] for fact in facts)
+        return [settings_digest(*part, *self._read_anew(i)) for i, part in enumerate(parts)]
+
+    def _read_anew(self, i: int) -> list[str]:
+        """What a case says where earlier versions scored it by other tokens, so that none of theirs is continued."""
+        about = self.questions[i]
+        for question in about.read_by(self.families):
+            prompt, space = question.prompt, about.fact.space
+            new, true = (
+                self.model.continuation(prompt, target, space=space)[1].tolist()
+                for target in (about.fact.target_new, question.true)
+            )
+            decided = decide(self.model.tokenizer, new, true)
+            if not decided.one_token or decided.n_old > 1:
+                return ["tokens that decide"]
+        return []
 
     def _read(self, cases: Sequence[Case]) -> list[CaseScores]:
         """The scores of cases of the run folder, which are in the order of the facts."""

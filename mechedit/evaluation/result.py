@@ -211,6 +211,7 @@ def gather(
                 **model.framing,
             },
             "editor": repr(editor) if dataclasses.is_dataclass(editor) else editor.name,
+            "space": sorted({case.fact.space for case in cases}),
         },
     )
 

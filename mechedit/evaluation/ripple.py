@@ -14,8 +14,8 @@ source also finds names in the prompt itself. An edit that failed is what it is 
 not edited is this project's rule (an insertion is no edit), the source edits it and counts it.
 
 *SAKE's reading*, over tests and without generation: only the first query of a test, success where the stripped argmax
-next token starts a name of its first target; only tests whose first condition is so answered by the unedited model;
-only edits after which p(new) > p(old); RS also counts a silent gate.
+next token (behind a bare space: with what follows) starts a name of its first target; only tests whose first condition
+is so answered by the unedited model; only edits after which p(new) > p(old); RS also counts a silent gate.
 
 Conditions of SA are asked of the *edited* model in both. Where such a condition is the test's own query, as RippleEdits
 writes it, it would make every test pass, and is left out: that the edit shows is asked anyway.
@@ -42,6 +42,7 @@ from mechedit.evaluation.evaluate import described, known_facts
 from mechedit.evaluation.measure import measure
 from mechedit.evaluation.metrics import starts_answer
 from mechedit.evaluation.questions import Question
+from mechedit.models.deciding import written_text
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from reports.intervals import bootstrap_mean, wilson
@@ -220,9 +221,8 @@ class _Answers:
         self._next: dict[str, str] = {}
         if prompts:
             texts = model.generate(prompts, max_new_tokens=TOKENS)
-            tokens = model.logits(prompts).argmax(-1).tolist()
             self.text = dict(zip(prompts, texts, strict=True))
-            self._next = {p: str(model.tokenizer.decode([t])) for p, t in zip(prompts, tokens, strict=True)}
+            self._next = dict(zip(prompts, written_text(model, prompts), strict=True))
 
     def answered(self, query: RippleQuery) -> bool:
         return holds(self.text[query.prompt], query.answers)

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from mechedit.data.joining import Space, check_space, gap
 from mechedit.models.prompts import (
     Prompt,
     Written,
@@ -90,11 +91,16 @@ class PromptReader:
             users[-1]["content"] = self._before + users[-1]["content"].lstrip(" ")
         return conversation(self.tokenizer, messages)
 
-    def continuation(self, prompt: Prompt, target: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def continuation(
+        self, prompt: Prompt, target: str, *, space: Space = "auto"
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(ids of the prompt [T], ids of the target [n]): the tokens of prompt + target behind those of the prompt.
 
-        The target gets a leading space if it has none and the prompt does not end in one; never where it opens the
-        assistant's turn of a conversation.
+        Args:
+            prompt: What the target follows: a text, a list of messages, or ids.
+            target: A word or more.
+            space: Whether a space is put between them; "auto" by both (`mechedit.data.joining`), and never where the
+                target opens the assistant's turn of a conversation.
 
         Raises:
             InputError: The target is empty, encodes to nothing, or to a special token (which a word becomes that the
@@ -104,8 +110,9 @@ class PromptReader:
         if not target.strip():
             raise InputError(f"target: expected a word, found {target!r}")
         ids, written = self.tokenize(prompt), self._readable(prompt)
-        if not target[0].isspace() and not written.text[-1:].isspace() and not written.opens:
-            target = " " + target
+        check_space(space)
+        before = prompt if isinstance(prompt, str) and not written.special else written.text
+        target = gap(before, target, "never" if written.opens and space == "auto" else space) + target
         head = self._behind(written, "")
         whole = self._behind(written, target)
         if not torch.equal(whole[: len(head)], head):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mechedit.data.joining import Space
 from mechedit.models.embedded import EMBEDDED
 from reports.errors import InputError
 
@@ -81,6 +82,7 @@ class EvaluationConfig:
     position: Position | None = None
     limit: int | None = None
     skip_malformed: bool = False
+    space: Space | None = None
     mode: Literal["single", "sequential", "batch"] = "single"
     families: tuple[str, ...] = ("probability", "argmax")
     references: str | None = None
@@ -117,6 +119,7 @@ class ComparisonConfig:
     ablation_facts: int = 40
     ripple_facts: int = 60
     data: str = ""
+    space: Space | None = None
     device: str = "auto"
     dtype: str = "float32"
     prefix: str | None = None
@@ -146,6 +149,7 @@ class AnatomyConfig:
 
     Attributes:
         data: A file of facts, or "" for the embedded world's own.
+        space: Whether a space stands before an answer of that file, where its rows do not say it.
     """
 
     model: str = "factworld"
@@ -154,6 +158,7 @@ class AnatomyConfig:
     selection: int = 20
     top_k: int = 20
     data: str = ""
+    space: Space | None = None
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
@@ -175,6 +180,7 @@ class FaithfulnessConfig:
     Attributes:
         mean_over: Prompts of so many other facts are averaged, and ablated neurons set to that mean; 0: set to zero.
         data: A file of facts, or "" for the embedded world's own.
+        space: Whether a space stands before an answer of that file, where its rows do not say it.
     """
 
     models: tuple[str, ...] = tuple(EMBEDDED)
@@ -183,6 +189,7 @@ class FaithfulnessConfig:
     draws: int = 5
     mean_over: int = 0
     data: str = ""
+    space: Space | None = None
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"

@@ -113,7 +113,7 @@ def _files(source: str, files: list[Path]) -> Corpus:
 def _paragraphs(file: Path) -> Iterator[str]:
     lines: list[str] = []
     try:
-        with file.open(encoding="utf-8") as stream:
+        with file.open(encoding="utf-8-sig") as stream:
             for line in stream:
                 if line.strip():
                     lines.append(line)

@@ -68,7 +68,7 @@ class FT(WeightEditor):
     def change(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> WeightChange:
         """The edit as data; the model is left as it is."""
         ready, facts = self.ready(model), as_facts(facts)
-        pairs = [model.continuation(fact.rewrite_prompt, fact.target_new) for fact in facts]
+        pairs = [model.continuation(fact.rewrite_prompt, fact.target_new, space=fact.space) for fact in facts]
         with unsteered(model):
             texts = [torch.cat([prompt, target[:-1]]) for prompt, target in pairs]
             upper = upper_part(model, ready.layer, texts, [0] * len(texts))

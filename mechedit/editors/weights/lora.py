@@ -71,7 +71,7 @@ class LoRA(WeightEditor):
     def change(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> WeightChange:
         """The edit as data; the model is left as it is."""
         ready, facts = self.ready(model), as_facts(facts)
-        pairs = [model.continuation(fact.rewrite_prompt, fact.target_new) for fact in facts]
+        pairs = [model.continuation(fact.rewrite_prompt, fact.target_new, space=fact.space) for fact in facts]
         # The twin's class draws initial values, and so does peft: the caller's random state stays as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(ready.seed)

@@ -130,7 +130,9 @@ def edit_batch(model: HookedModel, facts: Sequence[FactEdit], before: Sequence[s
     for number, fact in enumerate(facts):
         for context in before:
             _, at = subject_end(model, fact.prompt, fact.subject, context=context)
-            prompt, target = model.continuation(context + fact.rewrite_prompt, fact.target_new)
+            prompt, target = model.continuation(
+                context + fact.rewrite_prompt, fact.target_new, space=fact.space
+            )
             share = 1 / (len(before) * len(target))
             first = len(prompt) - 1 - at
             reads += [(len(texts), first + i, int(token), share) for i, token in enumerate(target)]

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mechedit.data.facts import FactEdit
-from mechedit.data.records import EDIT_FIELDS
+from mechedit.data.records import edit_fields
 from mechedit.editors.base import derive, lineage
 from mechedit.editors.defaults import Tuned
 from mechedit.models import weights
@@ -130,7 +130,7 @@ class WeightChange:
             "editor": self.editor,
             "model": self.model,
             "model_hash": self.model_hash,
-            "facts": [{name: getattr(fact, name) for name in EDIT_FIELDS} for fact in self.facts],
+            "facts": [edit_fields(fact) for fact in self.facts],
             "parts": rows,
         }
         with new_folder(folder) as temporary:
