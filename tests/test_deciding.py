@@ -197,6 +197,21 @@ def test_a_lone_target_is_attributed_through_its_first_text(model: HookedModel, 
     assert set(rank(model, prompt, "1945", k=2)) == {"nlka", "dla", "attribution_patching", "activation"}
 
 
+def test_pieces_of_a_character_are_no_text(model: HookedModel) -> None:
+    """Each byte of a Chinese character is a token here: a target is read through its first whole character."""
+    attr = attribute(model, "中国的首都是", "北京", top_k=3)
+    assert (attr.target_token, attr.n_scored, len(attr.target_ids)) == ("北", 3, 6)
+    assert attr.logp == pytest.approx(sum(plain_logp(model, "中国的首都是", list(attr.scored_ids))), abs=1e-4)
+    fact = FactEdit("中国", "{}的首都是", "北京", "罗马")
+    with fitted().apply(model, [fact]) as edited:
+        assert (
+            greedy(edited, fact.rewrite_prompt, 6)
+            == model.continuation(fact.rewrite_prompt, "罗马")[1].tolist()
+        )
+        assert acc(edited, fact) == 1.0
+        assert acc(edited, dataclasses.replace(fact, target_new="北京", target_true="罗马")) == 0.0
+
+
 def test_a_result_of_an_earlier_version_loads(model: HookedModel, tmp_path: Path) -> None:
     attr = attribute(model, YEARS.rewrite_prompt, "Rome", top_k=3)
     place = Path(attr.save(tmp_path / "attr"))

@@ -42,6 +42,7 @@ from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.data.records import fact_fields
 from mechedit.editors import Editor
 from mechedit.evaluation.evaluate import described
+from mechedit.models.deciding import read_anew
 from mechedit.models.hooked import HookedModel
 from reports.anatomy_figures import difference_curve
 from reports.errors import InputError
@@ -260,4 +261,9 @@ def _check(
 def _digest(model: HookedModel, fact: FactEdit, editors: Sequence[tuple[Any, ...]], top_k: int) -> str:
     """sha256 of what a case's numbers depend on."""
     framing = [model.framing] if model.framing else []
-    return settings_digest(model.hash, str(model.dtype), fact_fields(fact), list(editors), top_k, *framing)
+    new, old = fact.target_new, fact.target_true
+    prompts = (fact.rewrite_prompt, *fact.paraphrase_prompts)
+    anew = read_anew(model, ((prompt, new, old) for prompt in prompts), space=fact.space)
+    return settings_digest(
+        model.hash, str(model.dtype), fact_fields(fact), list(editors), top_k, *anew, *framing
+    )

@@ -44,7 +44,7 @@ from mechedit.attribution.ranking.certified import certified
 from mechedit.attribution.ranking.neurons import Ranking, Sign, exhaustive
 from mechedit.attribution.ranking.vocabulary_ranges import vocabulary_ranges
 from mechedit.attribution.result import Attribution
-from mechedit.attribution.tokens import token_strings
+from mechedit.attribution.tokens import joined_tokens, token_strings
 from mechedit.attribution.units import UNITS
 from mechedit.data.joining import Space
 from mechedit.models.hooked import HookedModel
@@ -143,7 +143,7 @@ def attributed(
         tokens=token_strings(model.tokenizer, ids),
         target=target,
         target_id=target_ids[0],
-        target_token="".join(token_strings(model.tokenizer, target_ids[: len(passes)])),
+        target_token=joined_tokens(model.tokenizer, target_ids[: len(passes)]),
         target_ids=target_ids,
         target_scored=options.tokens,
         biases=options.biases,

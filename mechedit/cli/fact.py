@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def chosen_fact(options: argparse.Namespace) -> tuple[FactEdit, str]:
     if not chosen:
         ids = ", ".join(str(fact.case_id) for fact in facts[:5])
         raise InputError(f"case: expected a case_id of {text}, as {ids}, found {options.case!r}")
-    return chosen[0], "" if text == "world" else text
+    fact = chosen[0] if options.space is None else replace(chosen[0], space=options.space)
+    return fact, "" if text == "world" else text
 
 
 def add_fact_options(parser: Any, *, required: bool) -> None:

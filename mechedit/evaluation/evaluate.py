@@ -48,7 +48,7 @@ from mechedit.evaluation.result import (
     Mode,
     gather,
 )
-from mechedit.models.deciding import decide, says_object
+from mechedit.models.deciding import decide, read_anew, says_object
 from mechedit.models.hooked import HookedModel
 from mechedit.models.scoring import score_pairs
 from reports.errors import InputError
@@ -337,18 +337,10 @@ class _Task:
         return [settings_digest(*part, *self._read_anew(i)) for i, part in enumerate(parts)]
 
     def _read_anew(self, i: int) -> list[str]:
-        """What a case says where earlier versions scored it by other tokens, so that none of theirs is continued."""
-        about = self.questions[i]
-        for question in about.read_by(self.families):
-            prompt, space = question.prompt, about.fact.space
-            new, true = (
-                self.model.continuation(prompt, target, space=space)[1].tolist()
-                for target in (about.fact.target_new, question.true)
-            )
-            decided = decide(self.model.tokenizer, new, true)
-            if not decided.one_token or decided.n_old > 1:
-                return ["tokens that decide"]
-        return []
+        fact = self.questions[i].fact
+        asked = self.questions[i].read_by(self.families)
+        pairs = ((question.prompt, fact.target_new, question.true) for question in asked)
+        return read_anew(self.model, pairs, space=fact.space)
 
     def _read(self, cases: Sequence[Case]) -> list[CaseScores]:
         """The scores of cases of the run folder, which are in the order of the facts."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mechedit.attribution.tokens import token_strings
+from mechedit.attribution.tokens import joined_tokens
 from mechedit.evaluation.metrics import (
     below,
     kept_for_specificity,
@@ -199,8 +199,8 @@ def _prompt_score(
         gate_fired=fired,
         share_new=new.share_hit,
         argmax=" ".join(map(str, true.argmax)),
-        scored_new="".join(token_strings(tokenizer, new.ids[: decided.n_new])),
-        scored_true="".join(token_strings(tokenizer, true.ids[: decided.n_old])),
+        scored_new=joined_tokens(tokenizer, new.ids[: decided.n_new]),
+        scored_true=joined_tokens(tokenizer, true.ids[: decided.n_old]),
     )
 
 

@@ -23,6 +23,7 @@ writes it, it would make every test pass, and is left out: that the edit shows i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +43,7 @@ from mechedit.evaluation.evaluate import described, known_facts
 from mechedit.evaluation.measure import measure
 from mechedit.evaluation.metrics import starts_answer
 from mechedit.evaluation.questions import Question
-from mechedit.models.deciding import written_text
+from mechedit.models.deciding import read_anew, written_text
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from reports.intervals import bootstrap_mean, wilson
@@ -127,7 +128,10 @@ def ripple(
     if len(set(keys)) < len(keys):
         raise InputError("facts: a case_id occurs twice; give each its own")
     known = known_facts(model, facts)
-    settings = [[model.hash, str(model.dtype), facts_hash([fact]), described(editor)] for fact in facts]
+    settings = [
+        [model.hash, str(model.dtype), facts_hash([fact]), described(editor), *_read_anew(model, fact)]
+        for fact in facts
+    ]
 
     def make(i: int) -> dict[str, Any]:
         results = _case(model, editor, facts[i]) if known[i] else _not_edited(facts[i])
@@ -136,6 +140,18 @@ def ripple(
     label = f"{editor.name}, ripple"
     cases = every_case(run, keys, make, settings=settings, label=label, progress=progress)
     return _gather(model, editor, facts, cases)
+
+
+def _read_anew(model: HookedModel, fact: FactEdit) -> list[str]:
+    queries = (query for test in fact.ripple for query in (*test.queries, *test.conditions))
+    pairs = [(query.prompt, query.answers[0][0], "") for query in queries]
+    for pair in [(fact.rewrite_prompt, fact.target_new, fact.target_true), *pairs]:
+        with contextlib.suppress(
+            InputError
+        ):  # an answer whose tokens join the prompt's is only looked for as text
+            if anew := read_anew(model, [pair], space=fact.space):
+                return anew
+    return []
 
 
 def check_tests(facts: Sequence[FactEdit]) -> None:

@@ -30,7 +30,7 @@ from mechedit.evaluation.evaluate import known_facts
 from mechedit.faithfulness.ablate import random_like
 from mechedit.faithfulness.intervention import Means, Neurons, logp_without, mean_activations
 from mechedit.faithfulness.rankings import METHODS, rank
-from mechedit.models.deciding import through_text
+from mechedit.models.deciding import read_anew, through_text
 from mechedit.models.hooked import HookedModel
 from reports.ablation_figures import ablation_curve
 from reports.errors import InputError
@@ -250,4 +250,7 @@ def _check(models: Sequence[HookedModel], facts: Sequence[FactEdit], ks: Sequenc
 def _digest(model: HookedModel, fact: FactEdit, settings: list[Any]) -> str:
     """sha256 of what a case's numbers depend on."""
     framing = [model.framing] if model.framing else []
-    return settings_digest(model.hash, str(model.dtype), fact_fields(fact), METHODS, settings, *framing)
+    anew = read_anew(model, [(fact.rewrite_prompt, fact.target_true, "")], space=fact.space)
+    return settings_digest(
+        model.hash, str(model.dtype), fact_fields(fact), METHODS, settings, *anew, *framing
+    )

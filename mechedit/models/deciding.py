@@ -16,7 +16,7 @@ tokens have text and differ, one token decides.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,16 @@ from mechedit.data.joining import Space
 from mechedit.models.bridged import BridgedModel
 from mechedit.models.scoring import score_pairs
 
-__all__ = ["Deciding", "begins", "decide", "divergence", "says_object", "through_text", "written_text"]
+__all__ = [
+    "Deciding",
+    "begins",
+    "decide",
+    "divergence",
+    "read_anew",
+    "says_object",
+    "through_text",
+    "written_text",
+]
 
 _BROKEN = "\ufffd"  # what a piece of a character decodes to
 _LONGEST_GAP = 8  # tokens without text that a model may write in a row before it is not asked any further
@@ -182,6 +191,27 @@ def says_object(
         goes_on = decided[i].begins_old and scored.argmax[n] == scored.ids[n]
         said[i] = scored.argmax[:n] == scored.ids[:n] and not goes_on and scored.next_id is not None
     return said
+
+
+def read_anew(
+    model: BridgedModel, pairs: Iterable[tuple[str, str, str]], *, space: Space = "auto"
+) -> list[str]:
+    """What a digest of settings says where earlier versions, which read one token, scored something else; else nothing.
+
+    Args:
+        model: Any bridged model.
+        pairs: Prompt, object, and the object that it is told from ("" for none) of each.
+        space: As in `BridgedModel.continuation`.
+    """
+    for prompt, new, old in pairs:
+        ids = [
+            model.continuation(prompt, target, space=space)[1].tolist() if target else []
+            for target in (new, old)
+        ]
+        decided = decide(model.tokenizer, *ids)
+        if not decided.one_token or decided.n_old > 1:
+            return ["tokens that decide"]
+    return []
 
 
 @torch.no_grad()
