@@ -48,6 +48,7 @@ from mechedit.attribution.tokens import joined_tokens, token_strings
 from mechedit.attribution.units import UNITS
 from mechedit.data.joining import Space
 from mechedit.models.hooked import HookedModel
+from mechedit.models.prompts import Prompt, recorded
 
 __all__ = ["TOLERANCE", "attribute", "attributed"]
 
@@ -58,7 +59,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 @torch.no_grad()
 def attribute(
     model: HookedModel,
-    prompt: str,
+    prompt: Prompt,
     target: str,
     *,
     top_k: int | Literal["all"] = 300,
@@ -84,7 +85,7 @@ def attribute(
 
     Args:
         model: The model, as it is now.
-        prompt: What the target is predicted behind.
+        prompt: What the target is predicted behind: a text, a list of messages (`mechedit.models.prompts`), or ids.
         target: The text whose first token, or all tokens, are scored.
         top_k: Rows of each neuron frame, or "all".
         sign: "promote" ranks the largest scores first, "suppress" the lowest.
@@ -120,7 +121,7 @@ def attributed(
     passes: Sequence[Pass],
     target_ids: tuple[int, ...],
     *,
-    prompt: str,
+    prompt: Prompt,
     target: str,
     options: Options,
     space: Space = "auto",
@@ -131,7 +132,7 @@ def attributed(
         model: The model that they are of.
         passes: In the order of the tokens.
         target_ids: Those of the whole target.
-        prompt: Text, for the provenance.
+        prompt: As in `attribute`, for the provenance.
         target: Text.
         options: Those of `attribute`.
         space: Likewise.
@@ -149,7 +150,9 @@ def attributed(
         sign=options.sign,
         method=options.method,
         scored_ids=target_ids[: len(passes)],
-        provenance=model.provenance(data={"prompt": prompt, "target": target, "space": space}, seeds={}),
+        provenance=model.provenance(
+            data={"prompt": recorded(prompt), "target": target, "space": space}, seeds={}
+        ),
         **_account(passes),
         **_scores(model, passes, options),
     )

@@ -76,9 +76,8 @@ class FT(WeightEditor):
         view = model.W_out(ready.layer)
         name, stored = weight_name(model, view)
         value = weight if stored.stride() == view.stride() else weight.mT
-        return WeightChange(
-            ready.name, facts, model.hash, {name: (Replaced(value.to(stored.dtype).contiguous()),)}
-        )
+        parts = {name: (Replaced(value.to(stored.dtype).contiguous()),)}
+        return WeightChange(ready.name, facts, model.hash, parts, model.name)
 
     def _train(self, model: HookedModel, upper: Upper, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """W_out [d_mlp, d_model] after training."""

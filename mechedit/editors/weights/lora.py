@@ -78,7 +78,7 @@ class LoRA(WeightEditor):
             twin = shared_twin(model)
             adapted = ready._adapters(twin)
         ready._train(model, adapted, pairs)
-        return WeightChange(ready.name, facts, model.hash, ready._products(twin))
+        return WeightChange(ready.name, facts, model.hash, ready._products(twin), model.name)
 
     def _adapters(self, twin: PreTrainedModel) -> Any:
         with warnings.catch_warnings():
