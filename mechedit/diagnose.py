@@ -117,7 +117,9 @@ def _beside(model: HookedModel, ids: list[Tensor], notes: list[str]) -> Iterator
         notes.append(
             f"no dtype budget: float32 takes {size(n_weights * 4)}, {size(free)} are free on {model.device}"
         )
-    if n_bytes <= SMALL:
+    if not getattr(model.bridge.adapter, "supports_fold_ln", True):
+        notes.append("no folded TransformerLens bridge: TransformerLens folds no norms of this architecture")
+    elif n_bytes <= SMALL:
         yield "folded TransformerLens", lambda: _folded(model, folder, ids)
     else:
         notes.append(

@@ -192,6 +192,8 @@ def test_a_norm_that_does_more_than_its_weight_says(tmp_path: Path) -> None:
             "resid_final",
             {"final_norm(resid_final) @ W_U + b_U = logits", "resid_mid + mlp_out = the next resid_pre"},
         ),
+        ("resid_pre_all", {"norm1(resid_pre) @ W_V + b_V = v"}),
+        ("resid_mid_all", {"act(norm2(resid) @ W_in + b_in) = mlp_post"}),
     ],
 )
 def test_a_view_that_does_not_add_up(point: str, spoils: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +284,7 @@ def test_the_command_says_what_to_change_by_its_status(
 ) -> None:
     folder = str(tiny_folder("gpt2"))
     assert main(["diagnose", "--model", folder]) == 0
-    assert "ok: 26 checks" in capsys.readouterr().out
+    assert "ok: 28 checks" in capsys.readouterr().out
     file = tmp_path / "probes.json"
     file.write_text(json.dumps([{"prompt": p, "target": t} for p, t in PROBES]), encoding="utf-8")
     assert main(["diagnose", "--model", folder, "--dtype", "bfloat16", "--prompts", str(file), "--json"]) == 1

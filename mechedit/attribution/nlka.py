@@ -17,6 +17,10 @@ Source: Yu & Ananiadou, "Neuron-Level Knowledge Attribution in Large Language Mo
 | head (l, h), head at source position | x_pre^l | Σ_pos A[last, pos] · V[pos, h] · W_O[h], one term |
 | FFN value neuron (l, i) | x_mid^l | m_i · W_out[i] |
 | attention value neuron (l, h, j, pos) | x_pre^l | A[last, pos] · V[pos, h, j] · W_O[h, j] |
+
+Where a norm or a factor stands between a sub-layer and the stream, v has passed it with the norm's scale frozen
+(`mechedit.models.outlets`). In a parallel block, whose FFN reads x_pre^l, x_mid^l is x_pre^l + a^l by definition: the
+order inside a block is attention, then FFN, so that layer scores sum to log p as everywhere.
 """
 
 from __future__ import annotations
@@ -193,6 +197,7 @@ def _scores(model: HookedModel, passes: Sequence[Pass], options: Options) -> dic
             "evaluated": sum(ranking.evaluated),
             "evaluated_by_kind": dict(zip(("mlp_neurons", "attn_neurons"), ranking.evaluated, strict=True)),
             "total": ranking.total,
+            "blocks": "parallel: attention, then FFN" if model.shape.parallel else "sequential",
             "tolerance": TOLERANCE[first.projection.dtype],
             **denominators,
         },

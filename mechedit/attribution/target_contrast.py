@@ -28,7 +28,7 @@ from mechedit.attribution.passes import Pass, check_forced, run_pass
 from mechedit.attribution.projection import Biases
 from mechedit.attribution.ranking.neurons import Ranked
 from mechedit.attribution.result import AttributionContrast, Side
-from mechedit.attribution.terms import Kind, position_vectors, product, unit_vectors
+from mechedit.attribution.terms import Kind, position_vectors, unit_vectors
 from mechedit.attribution.tokens import token_strings
 from mechedit.attribution.units import UNITS, joined
 from mechedit.data.joining import Space
@@ -142,7 +142,7 @@ def _heads(forward: Pass, direction: Tensor) -> tuple[pd.DataFrame, pd.DataFrame
 def _neurons(forward: Pass, kind: Kind, direction: Tensor, top_k: int | Literal["all"]) -> pd.DataFrame:
     """The `top_k` neurons of a kind by |direction · v|, of all; equal ones in the order of layer and index."""
     parts = forward.sub_layers(kind)
-    rounded = [part.coefficients.double() * product(part.directions, direction[:, None]) for part in parts]
+    rounded = [part.coefficients.double() * part.product(direction[:, None]) for part in parts]
     layers = [Ranked.of_layer(i, scores.flatten().abs().cpu()) for i, scores in enumerate(rounded)]
     best = Ranked.best(layers, k=None if top_k == "all" else top_k, sign="promote")
     n_rows, columns = parts[0].coefficients.shape

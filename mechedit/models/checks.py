@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mechedit.models.architecture import POINTS
+from mechedit.models.architecture import points
 from mechedit.models.bridged import BridgedModel
 from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import in_block
-from mechedit.models.selfcheck import TOLERANCE, conservation, share_off
+from mechedit.models.selfcheck import TOLERANCE, conservation, reads, share_off
 from mechedit.models.weights import FinalNorm
 from reports.diagnosis import Check
 from reports.errors import InputError
@@ -29,20 +29,20 @@ __all__ = ["folded_norms", "hooks_fire", "identities", "invariance", "special_to
 
 #: A forgotten mask must be off by this many times what padding and batch mates are.
 FAR = 10
-#: The hook points of every block that the package reads or steers.
-USED = (*POINTS, "hook_resid_post")
 
 
 @torch.no_grad()
 def invariance(model: BridgedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
     """Logits behind each probe, alone and unpadded, against the same padded on either side and beside a longer one.
 
-    The control is the padded probe with its mask forgotten: the padding is attended to, and positions shift.
+    The control is the padded probe with its mask forgotten: the padding is attended to, and positions shift. It is read
+    at every token, for behind a sliding window's width the last one may see no padding.
     """
     off: dict[str, list[float]] = {}
     longest = max(probes, key=len)
     for ids in probes:
-        true = model.run(*model.pad([ids]))[0][0, -1]
+        every = model.run(*model.pad([ids]))[0][0]
+        true = every[-1]
         width = min(model.n_ctx or 2 * len(ids) + 3, 2 * len(ids) + 3)
         filler = ids.new_zeros(width)
         left, right = (model.pad([ids, filler], side=side) for side in ("left", "right"))
@@ -52,10 +52,11 @@ def invariance(model: BridgedModel, probes: Sequence[Tensor]) -> Iterator[Check]
             "padded on the right": model.run(right[0][:1], right[1][:1])[0][0, len(ids) - 1],
             "beside a batch mate": model.run(*mates)[0][0, -1],
             "last of its batch": model.run(mates[0].flip(0), mates[1].flip(0))[0][1, -1],
-            "the mask forgotten": model.run(left[0][:1], torch.ones_like(left[1][:1]))[0][0, -1],
         }
         for name, logits in measured.items():
             off.setdefault(name, []).append(share_off(logits, true))
+        forgotten = model.run(left[0][:1], torch.ones_like(left[1][:1]))[0][0, -len(ids) :]
+        off.setdefault("the mask forgotten", []).append(share_off(forgotten, every))
     control = off.pop("the mask forgotten")
     tolerance = TOLERANCE[model.dtype]
     for name, errors in off.items():
@@ -134,14 +135,15 @@ def special_tokens(model: BridgedModel, pairs: Sequence[tuple[str, str]]) -> Ite
 
 def hooks_fire(model: BridgedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
     """Every hook point that the package reads or steers, counted in one pass."""
-    names = [in_block(layer, point) for layer in range(model.shape.n_layers) for point in USED]
+    blocks = model.bridge.blocks
+    names = [in_block(layer, point) for layer, block in enumerate(blocks) for point in points(block)]
     names.append("ln_final.hook_in")
-    points, fired = model.bridge.hook_dict, dict.fromkeys(names, 0)
+    known, fired = model.bridge.hook_dict, dict.fromkeys(names, 0)
 
     def count(name: str) -> None:
         fired[name] += 1
 
-    hooks = [(name, lambda _tensor, hook, name=name: count(name)) for name in names if name in points]
+    hooks = [(name, lambda _tensor, hook, name=name: count(name)) for name in names if name in known]
     with model.bridge.hooks(fwd_hooks=hooks), torch.no_grad():
         model.run(*model.pad(probes[:1]))
     wrong = [name for name in names if fired[name] != 1]
@@ -168,7 +170,7 @@ def folded_norms(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check
     for ids in probes:
         view = model.residual_view(ids)
         logits = _folded(model.final_norm, view.resid_final, model.W_U, model.b_U)
-        norm, x = model.norm2(layer), view.resid_mid[layer]
+        norm, x = model.norm2(layer), (view.resid_pre if model.shape.parallel else view.resid_mid)[layer]
         up, gate = _folded(norm, x, model.W_in(layer), model.b_in(layer)), model.W_gate(layer)
         if gate is None:
             post = model.act_fn(up)
@@ -191,7 +193,8 @@ def identities(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
     """The identities of `mechedit.models.residual`."""
     off: dict[str, list[float]] = {}
     for ids in probes:
-        for identity, (total, expected) in conservation(model, model.residual_view(ids)).items():
+        view = model.residual_view(ids)
+        for identity, (total, expected) in {**conservation(model, view), **reads(model, view)}.items():
             off.setdefault(identity, []).append(share_off(total, expected))
     for identity, errors in off.items():
         yield Check(

@@ -25,6 +25,7 @@ from mechedit.models.architecture import refuse_processed
 from mechedit.models.bridged import BridgedModel, Prompts
 from mechedit.models.generation import generate
 from mechedit.models.loading import load_checkpoint
+from mechedit.models.refusals import refused
 from mechedit.models.residual import ResidualView, view_residual
 from mechedit.models.selfcheck import check_loaded
 
@@ -50,7 +51,7 @@ def load_model(
     file's, the pages of the file come on top, which the system may drop.
 
     A small forward pass checks the result: the bridge's logits equal the plain model's, every hook that this
-    package reads fires, and the sub-layers' outputs add up to the logits.
+    package reads fires, the sub-layers' outputs add up to the logits, and neurons read what they are said to read.
 
     Args:
         name: An embedded model, a folder or an id.
@@ -63,8 +64,8 @@ def load_model(
 
     Raises:
         InputError: No such folder and no id that can be fetched; no tokenizer files; an architecture that cannot be
-            bridged or that is no sequential pre-norm decoder; weights missing; not enough memory (both sizes); a
-            prefix that is no special token, or chat without a chat template.
+            bridged, or a property of it that attribution could not answer for (`docs/models.md`); weights missing;
+            not enough memory (both sizes); a prefix that is no special token, or chat without a chat template.
         IntegrityError: The bridged model does not compute what the plain one does.
 
     >>> load_model("./no/such/folder")
@@ -74,10 +75,11 @@ def load_model(
     """
     loaded = load_checkpoint(str(name), device=device, dtype=dtype)
     shown = str(name) if loaded.source.startswith("embedded:") or "@" in loaded.source else Path(name).name
-    model = HookedModel(
-        loaded.bridge, loaded.tokenizer, name=shown, source=loaded.source, prefix=prefix, chat=chat
-    )
-    check_loaded(model, probe=loaded.probe, reference=loaded.reference)
+    with refused(f"{loaded.bridge.cfg.architecture} cannot be read"):
+        model = HookedModel(
+            loaded.bridge, loaded.tokenizer, name=shown, source=loaded.source, prefix=prefix, chat=chat
+        )
+        check_loaded(model, probe=loaded.probe, reference=loaded.reference)
     return model
 
 

@@ -172,8 +172,7 @@ class Steering:
         used = {(layer, edit.site) for edit in self.edits if edit.steers for layer in edit.maps}
         for layer, name in sorted(used):
             site = SITES[name]
-            if site.base is not None:
-                points.append((f"blocks.{layer}.{site.base}", partial(self.keep, layer, site.base)))
+            points += [(f"blocks.{layer}.{base}", partial(self.keep, layer, base)) for base in site.base]
             points.append((f"blocks.{layer}.{site.write}", partial(self.move, layer, name)))
         return points
 
@@ -182,8 +181,7 @@ class Steering:
     def _displacement(self, edit: SteeringEdit, layer: int, rows: Tensor, written: Tensor) -> Tensor:
         heads = edit.heads.get(layer) if edit.site == "z" else None
         h = part(written, heads)
-        base = SITES[edit.site].base
-        if base is not None:
+        for base in SITES[edit.site].base:
             h = h + self._bases[layer, base][rows]
         displacement = edit.alpha * edit.maps[layer].displacement(h)
         if heads is None:

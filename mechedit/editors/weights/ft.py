@@ -105,7 +105,7 @@ class FT(WeightEditor):
         written = upper.key.to(weight.dtype) @ weight
         bias = model.b_out(self.layer)
         written = written if bias is None else written + bias
-        normed = upper(upper.resid_mid + written.to(upper.resid_mid.dtype))
+        normed = upper(upper.behind(written))
         row, column, tokens, shares = places
         log_p = upper.logits(normed, row, column).log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
         return -(shares * log_p).sum()

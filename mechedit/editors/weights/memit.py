@@ -22,6 +22,9 @@ model is already under (each edit keeps its own in `WeightChange.keys`),
 so that an edit in a sequence also leaves what the earlier ones wrote. The projector is of C of all tokens, as in its
 reference code, and ridge is its L2 = 10. C and P are those of the model before its first edit.
 
+Where a norm or a factor stands between W_out and the stream, δ is added to what W_out writes, z is the layer's output
+then, and R is what W_out must write for the stream to move so.
+
 The rank of each layer's change is the number of facts.
 """
 
@@ -43,7 +46,7 @@ from mechedit.editors.defaults import AUTO, Table
 from mechedit.editors.steering.steer import unsteered
 from mechedit.editors.weights.covariance import Covariance, covariance_for, factored, regularising
 from mechedit.editors.weights.subject import edit_batch, subject_ids
-from mechedit.editors.weights.upper_layers import upper_part
+from mechedit.editors.weights.upper_layers import mlp_output, upper_part
 from mechedit.editors.weights.value_search import Search, find_delta
 from mechedit.editors.weights.weight_edit import (
     LowRank,
@@ -126,7 +129,7 @@ class MEMIT(WeightEditor):
             for layer in range(first, last + 1):
                 keys = ready._keys(model, facts, before, layer)
                 (now,) = last_states(model, bare, [resid_post(last)])
-                rest = (goals - now) / (last - layer + 1)
+                rest = _written(model, layer, bare, (goals - now) / (last - layer + 1))
                 if ready.null_space is None:
                     rows = spread(covariance[layer].regular, keys, lam=ready.lam)
                 else:
@@ -158,13 +161,19 @@ class MEMIT(WeightEditor):
         """For each fact z, the layer's output that says the new object: [n, d_model], fp32."""
         search = Search(self.steps, self.lr, self.weight_decay, self.kl_factor, self.clamp)
         last = self.layers[1]
-        (start,) = last_states(model, bare, [resid_post(last)])
+        start, keys = last_states(model, bare, [resid_post(last), post(last)])
+        outlet, written = model.mlp_outlet(last), mlp_output(model, last, keys)
+        size = (
+            start if outlet.plain else start * (written.norm(dim=-1) / outlet(written).norm(dim=-1))[:, None]
+        )
         goals = []
         for i in range(0, len(facts), BATCH):
             batch = edit_batch(model, facts[i : i + BATCH], before)
             upper = upper_part(model, last, batch.texts, batch.starts)
-            outputs = start[i : i + BATCH]
-            goals.append(outputs + find_delta(upper, batch, outputs, search))
+            own = slice(i, i + BATCH)
+            delta = find_delta(upper, batch, size[own], search)
+            moved = delta if outlet.plain else outlet(written[own] + delta) - outlet(written[own])
+            goals.append(start[own] + moved)
         return torch.cat(goals)
 
     def _keys(
@@ -206,6 +215,20 @@ class AlphaEdit(MEMIT):
     DEFAULTS: ClassVar[Table] = {
         family: {**chosen, "null_space": 2e-2} for family, chosen in MEMIT.DEFAULTS.items()
     }
+
+
+def _written(model: HookedModel, layer: int, bare: Sequence[Tensor], wanted: Tensor) -> Tensor:
+    """What W_out must write more [n, d_model] for the stream to move by `wanted` at the subjects' last tokens.
+
+    Where a norm or a factor stands between the two (`mechedit.models.outlets`), a norm's scale is held still.
+    """
+    outlet = model.mlp_outlet(layer)
+    if outlet.plain:
+        return wanted
+    (keys,) = last_states(model, bare, [post(layer)])
+    written = mlp_output(model, layer, keys)
+    sigma = 1.0 if outlet.norm is None else outlet.norm.scale(written)
+    return outlet.frozen(sigma).back(wanted.to(written.dtype))
 
 
 def spread(C: Tensor, K: Tensor, *, lam: float) -> Tensor:
