@@ -141,7 +141,7 @@ def test_a_target_that_the_tokenizer_does_not_know(tmp_path: Path) -> None:
     model = own_model(tmp_path)
     model.tokenizer.add_special_tokens({"unk_token": " Rome"})
     model._encode = lambda text: tuple(model.tokenizer(text, add_special_tokens=False).input_ids)  # type: ignore[assignment]
-    model.tokenize = lambda text: torch.tensor(model._encode(text))  # type: ignore[method-assign]
+    model.tokenize = lambda prompt: torch.tensor(model._encode(prompt))  # type: ignore[method-assign]
     assert "no special token in a target" in failed(checks.special_tokens(model, PROBES))
 
 
