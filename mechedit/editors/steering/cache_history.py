@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -44,9 +44,9 @@ class History:
     positions: Tensor
     ends: Tensor
     steered: Tensor
-    winners: dict[int, Tensor] = field(default_factory=dict)
+    winners: dict[str, Tensor] = field(default_factory=dict)
     embeds: dict[int, Tensor] = field(default_factory=dict)
-    states: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    states: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, rows: int, device: torch.device) -> History:
@@ -76,7 +76,7 @@ class History:
         self.positions = torch.cat([self.positions, unknown if positions is None else positions], 1)
         self.ids = torch.cat([self.ids, unknown if ids is None else ids], 1)
 
-    def put_states(self, key: tuple[int, int], first: int, states: Tensor) -> None:
+    def put_states(self, key: tuple[str, int], first: int, states: Tensor) -> None:
         """States [B, n, d] of the columns from `first` on."""
         before = self.states.get(key, states[:, :0])[:, :first]
         gap = states.new_full((len(states), first - before.shape[1], states.shape[2]), torch.nan)
@@ -131,7 +131,7 @@ def history_of(cache: Any) -> History | None:
 def keep_history(cache: Any, history: History | None) -> None:
     """Puts a history on a cache, which changes it with itself from now on; None takes it off."""
     if not isinstance(cache, _Recorded):
-        cache.__class__ = _recorded(type(cache))
+        cache.__class__ = _recorded(type(cache))  # type: ignore[arg-type]
     setattr(cache, _NAME, history)
 
 
@@ -159,7 +159,9 @@ def crop(cache: Any, columns: int) -> None:
         and not getattr(layer, "record_past", False)
         for layer, is_static in zip(cache.layers, static, strict=True)
     ]
-    if any(rolling) or not (all(static) or all(getattr(layer, "is_croppable", True) for layer in cache.layers)):
+    if any(rolling) or not (
+        all(static) or all(getattr(layer, "is_croppable", True) for layer in cache.layers)
+    ):
         raise InputError(
             f"past_key_values: more of the prompt follows an end that was steered, and a {type(cache).__name__} of "
             "this length cannot give it back; run all parts of a prompt but the last under steering.prompt_part()"
@@ -172,7 +174,10 @@ def crop(cache: Any, columns: int) -> None:
 
 
 class _Recorded:
-    """What a cache with a history does besides: its history goes with it."""
+    """What a cache with a history does besides: its history goes with it, into copies and files too."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _restored, (type(self).__mro__[2],), dict(vars(self))
 
     def reorder_cache(self: Any, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
@@ -205,6 +210,10 @@ def _select(cache: Any, index: Tensor) -> None:
         history.select(index.nonzero()[:, 0] if index.dtype == torch.bool else index)
 
 
-@lru_cache(maxsize=None)
+def _restored(kind: type) -> Any:
+    return object.__new__(_recorded(kind))
+
+
+@cache
 def _recorded(kind: type) -> type:
     return type(kind.__name__, (_Recorded, kind), {"__module__": kind.__module__})

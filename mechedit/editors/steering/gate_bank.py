@@ -70,18 +70,15 @@ class PromptBatch:
 
 
 class GateGroup(Protocol):
-    """The gates of one kind, of `n` edits in all; B prompts.
-
-    Attributes:
-        readings: The states that `ratios` needs.
-        reads_text: It needs the prompts' ids or texts.
-    """
+    """The gates of one kind, of `n` edits in all; B prompts."""
 
     @property
-    def readings(self) -> tuple[Reading, ...]: ...
+    def readings(self) -> tuple[Reading, ...]:
+        """The states that `ratios` needs."""
 
     @property
-    def reads_text(self) -> bool: ...
+    def reads_text(self) -> bool:
+        """Whether it needs the prompts' ids or texts."""
 
     def screen(self, prompts: PromptBatch) -> Tensor:
         """[n, B]: False where no state could open the edit's gate, or it is none of this group's."""
@@ -166,7 +163,9 @@ class _Hidden:
     def __init__(self, members: Sequence[tuple[int, HiddenGate]], n: int, device: torch.device) -> None:
         self.readings = members[0][1].readings
         self.centres = Centres.of(members, n, device)
-        self.screen = self.centres.screen
+
+    def screen(self, prompts: PromptBatch) -> Tensor:
+        return self.centres.screen(prompts)
 
     def ratios(self, prompts: PromptBatch, states: Mapping[Reading, Tensor], possible: Tensor) -> Tensor:
         return self.centres.nearest(states[self.readings[0]])
@@ -181,7 +180,9 @@ class _Sentence:
     def __init__(self, members: Sequence[tuple[int, SentenceGate]], n: int, device: torch.device) -> None:
         self._embed = members[0][1].embed
         self.centres = Centres.of(members, n, device)
-        self.screen = self.centres.screen
+
+    def screen(self, prompts: PromptBatch) -> Tensor:
+        return self.centres.screen(prompts)
 
     def ratios(self, prompts: PromptBatch, states: Mapping[Reading, Tensor], possible: Tensor) -> Tensor:
         return self.centres.nearest(self._embed(prompts.texts))

@@ -6,11 +6,11 @@ holds. They are
 
 - inside `generate`: the prompt's up to the length that `generate` was given, generated behind it. Chunked prefill,
   reused prefixes, beams, drafts of assisted decoding and `use_cache=False` follow from that;
-- in a pass of the caller's own: *generated*, if it is one column behind a prompt whose end was seen, else the *prompt's*,
-  whose end is each row's last real token;
-- what the caller says: under `prompt_part()` parts of a prompt that goes on (its next pass is the prompt's again, however
-  short), under `generated_tokens()` generated ones, however many. The one case in which it must be said: the last part of
-  a prompt is a single token, or a draft of several generated ones is checked at once.
+- in a pass of the caller's own: *generated*, if it is one column behind a prompt whose end these edits have seen in the
+  cache; else the *prompt's*, whose end is each row's last real token (so is a whole text that is run without a cache);
+- what the caller says: under `prompt_part()` parts of a prompt that goes on (its next pass is the prompt's again,
+  however short), under `generated_tokens()` generated ones, however many. It must be said where the last part of a
+  prompt is a single token, or where several generated ones come in at once, as a draft that is checked.
 
 When more of a prompt comes in behind an end that was steered (a further chunk, the next turn of a conversation), that
 end was none: the cached columns from there on are taken back and run again without steering, before the pass.
@@ -22,12 +22,11 @@ batches and threads on one model do not mix.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -42,11 +41,10 @@ from mechedit.editors.steering.cache_history import (
     keep_history,
     length_of,
 )
+from mechedit.editors.steering.pass_arguments import Call, Prompts, refuse_restarts
 from reports.errors import InputError
 
 __all__ = ["Listener", "Pass", "Passes", "follow"]
-
-_PACKED = ("cu_seq_lens_q", "cu_seqlens", "block_table", "seq_idx")
 
 
 @dataclass(eq=False)
@@ -75,7 +73,7 @@ class Pass:
 class Listener(Protocol):
     """What is told of the passes: a `Steering`."""
 
-    key: int
+    key: str
 
     def open(self, new: Pass) -> bool:
         """Before a pass; whether it needs a look ahead: a pass over the same columns in which nothing is steered."""
@@ -91,63 +89,11 @@ class Listener(Protocol):
 class _Here(threading.local):
     """What one thread is at."""
 
-    prompts: list[int] = field(default_factory=list)  # their lengths in the `generate`s that are running
+    prompts: list[Prompts] = field(default_factory=list)  # of the `generate`s that are running
     begun: bool = False  # the innermost `generate` has made a pass
     declared: Literal["part", "generated"] | None = None
     inside: bool = False  # in a pass that is run for another
     history: History | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """The arguments of a pass."""
-
-    ids: Tensor | None
-    embeds: Tensor | None
-    mask: Any
-    positions: Tensor | None
-    cache: Any
-    arguments: dict[str, Any]
-
-    @classmethod
-    def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-        named = {**dict(zip(_parameters(type(module)), args, strict=False)), **kwargs}
-        ids, embeds = named.get("input_ids"), named.get("inputs_embeds")
-        packed = [name for name in _PACKED if named.get(name) is not None]
-        if packed or torch.compiler.is_compiling():
-            what = f"packed sequences ({packed[0]}: continuous batching)" if packed else "a compiled model"
-            raise InputError(f"hf: expected batches of rows and an uncompiled model under edits, found {what}")
-        if ids is None and embeds is None:
-            raise InputError("input_ids: expected them or inputs_embeds, found neither")
-        positions = named.get("position_ids")
-        if positions is not None and positions.ndim != 2:
-            raise InputError(f"position_ids: expected [batch, tokens], found {list(positions.shape)}")
-        cache = named.get("past_key_values")
-        if cache is not None and not hasattr(cache, "layers"):
-            raise InputError(f"past_key_values: expected a transformers Cache, found {type(cache).__name__}")
-        return cls(ids, embeds, named.get("attention_mask"), positions, cache, named)
-
-    @property
-    def inputs(self) -> Tensor:
-        inputs = self.embeds if self.ids is None else self.ids
-        assert inputs is not None
-        return inputs
-
-    def real(self, first: int) -> Tensor:
-        """Which of the columns up to this pass's last are tokens [B, first + T], of any mask that transformers takes."""
-        rows, end = self.inputs.shape[0], first + self.inputs.shape[1]
-        mask = self.mask
-        if isinstance(mask, dict):  # one for each kind of attention: the widest sees all
-            mask = mask.get("full_attention", next(iter(mask.values())))
-        if mask is None:
-            return torch.ones(rows, end, dtype=torch.bool, device=self.inputs.device)
-        if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
-            raise InputError("attention_mask: expected one of two or four dimensions, found another kind")
-        if mask.ndim == 4:  # what the last query sees: additive (0) or boolean
-            mask = mask[:, 0, -1] if mask.dtype == torch.bool else mask[:, 0, -1] == 0
-        if mask.shape[1] < end:
-            raise InputError(f"attention_mask: expected one of {end} columns (cached ones too), found {mask.shape[1]}")
-        return mask[:, :end].bool().expand(rows, -1)
 
 
 class Passes:
@@ -166,12 +112,14 @@ class Passes:
         if self._here.inside:
             return
         self._here.history = None
-        call = _Call.of(module, args, kwargs)
+        call = Call.of(module, args, kwargs)
         first = length_of(call.cache)
         history = self._history(call, first)
         new = self._read(call, history, first)
         self._take_back(call, history, new)
-        history.extend(new_real := call.real(first)[:, first:], call.ids, call.embeds, _filled(call.positions, new_real))
+        real = self._real(call, first)[:, first:]
+        positions = None if call.positions is None else call.positions.expand(real.shape)
+        history.extend(real, call.ids, call.embeds, positions)
         history.forget(new.new_prompt)
         history.ends = torch.where(new.ends >= 0, new.ends + first, history.ends)
         self._here.history = history
@@ -204,17 +152,14 @@ class Passes:
         finally:
             self._here.declared = before
 
-    def generate(self, generate: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    def generate(self, hf: Any, generate: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """`generate` of the model, of whose passes it is known which columns are the prompt's."""
         config = args[1] if len(args) > 1 else options.get("generation_config")
         if options.get("token_healing", getattr(config, "token_healing", False)):
-            raise InputError("token_healing: expected False under edits, found True: it changes the prompt's end")
-        inputs = options.get("inputs_embeds")
-        ids = options.get("input_ids", args[0] if args else options.get("inputs"))
-        inputs = ids if inputs is None else inputs
-        mask = options.get("attention_mask")
-        known = mask if isinstance(mask, Tensor) and mask.ndim == 2 else inputs
-        self._here.prompts.append(1 if known is None else known.shape[1])
+            raise InputError(
+                "token_healing: expected False under edits, found True: it changes the prompt's end"
+            )
+        self._here.prompts.append(Prompts.of(hf, args, options))
         before = self._here.declared, self._here.begun
         self._here.declared, self._here.begun = None, False
         try:
@@ -225,7 +170,14 @@ class Passes:
 
     # -- pieces --------------------------------------------------------------------------------------------------
 
-    def _history(self, call: _Call, first: int) -> History:
+    def _real(self, call: Call, first: int) -> Tensor:
+        """Which of the columns up to this pass's last are tokens [B, first + T]."""
+        if not self._here.prompts:
+            return call.real(first)
+        rows, length = call.inputs.shape[:2]
+        return self._here.prompts[-1].real(rows, first + length, call.inputs.device)
+
+    def _history(self, call: Call, first: int) -> History:
         """What the cache holds; columns that came in while no edit was attached are unknown."""
         rows, device = call.inputs.shape[0], call.inputs.device
         history = history_of(call.cache) if first else None
@@ -241,34 +193,21 @@ class Passes:
         if any(listener.key not in history.winners for listener in self.listeners):
             history.forget(torch.ones(rows, dtype=torch.bool))  # prompts that these edits have not seen
         if history.length < first:
-            history.extend(call.real(first)[:, history.length : first], None, None, None)
+            known = self._here.prompts[-1].ids if self._here.prompts else None
+            if known is not None:
+                known = known.to(device)[:, history.length : first].repeat_interleave(rows // len(known), 0)
+                known = known if known.shape[1] == first - history.length else None
+            history.extend(self._real(call, first)[:, history.length : first], known, None, None)
             history.forget(torch.ones(rows, dtype=torch.bool))
         return history
 
-    def _read(self, call: _Call, history: History, first: int) -> Pass:
+    def _read(self, call: Call, history: History, first: int) -> Pass:
         """Which of the new columns are what."""
         rows, length = call.inputs.shape[:2]
         ends, nobody = torch.full((rows,), -1), torch.zeros(rows, dtype=torch.bool)
         declared, prompts = self._here.declared, self._here.prompts
         if prompts:
-            behind = max(prompts[-1] - first, 0)  # of the pass's columns, the first that is generated
-            if not behind and not self._here.begun:
-                raise InputError(
-                    f"past_key_values: expected less than the prompt's {prompts[-1]} tokens, found {first}; "
-                    "crop the cache by one, and generate() goes on from the prompt's last token"
-                )
-            self._here.begun = True
-            generated = None
-            if behind < length:
-                generated = (torch.arange(length) >= behind).expand(rows, -1)
-            if 0 < behind <= length:
-                ends = torch.full((rows,), behind - 1)
-                if not bool(call.real(first)[:, first + behind - 1].all()):
-                    raise InputError(
-                        "attention_mask: expected prompts padded on the left, found padding behind one; "
-                        "generate() would go on from the padding (tokenizer.padding_side = 'left')"
-                    )
-            return Pass(history, first, length, ends, generated, nobody if behind <= 0 else ~nobody)
+            return self._read_generate(call, history, first)
         seen = bool((history.ends >= 0).all())
         if declared == "generated" and not seen:
             raise InputError("generated_tokens: expected a prompt before them in past_key_values, found none")
@@ -277,13 +216,39 @@ class Passes:
         real = call.real(first)[:, first:]
         if declared is None and length == 1 and not bool((real[:, 0].cpu() & (history.ends < 0)).any()):
             return Pass(history, first, length, ends, real.cpu(), nobody)
-        _refuse_restarts(call.positions, real)
+        refuse_restarts(call.positions, real)
         places = torch.arange(1, length + 1, device=real.device)
         last = (real * places).amax(1).cpu() - 1
+        lost = (last < 0) & (history.ends < 0) & history.real.any(1).cpu()
+        if declared is None and bool(lost.any()):
+            raise InputError(
+                f"prompt_part: expected every prompt to go on behind it, found that {int(lost.sum())} of {rows} ended "
+                "in it; pad on the left, or run the parts outside of the block"
+            )
         return Pass(history, first, length, ends if declared == "part" else last, None, last >= 0)
 
-    def _take_back(self, call: _Call, history: History, new: Pass) -> None:
-        """Runs the columns again that were steered at the end of a prompt that goes on; other rows are left as they were."""
+    def _read_generate(self, call: Call, history: History, first: int) -> Pass:
+        """Which of the new columns are what, in `generate`."""
+        rows, length = call.inputs.shape[:2]
+        total = self._here.prompts[-1].mask.shape[1]
+        behind = max(total - first, 0)  # of the pass's columns, the first that is generated
+        if not behind and not self._here.begun:
+            raise InputError(
+                f"past_key_values: expected less than the prompt's {total} tokens, found {first}; "
+                "crop the cache by one, and generate() goes on from the prompt's last token"
+            )
+        self._here.begun = True
+        ends = torch.full((rows,), behind - 1 if 0 < behind <= length else -1)
+        if 0 < behind <= length and not bool(self._real(call, first)[:, first + behind - 1].all()):
+            raise InputError(
+                "attention_mask: expected prompts padded on the left, found padding behind one; generate() would go on "
+                "from the padding (tokenizer.padding_side = 'left')"
+            )
+        generated = (torch.arange(length) >= behind).expand(rows, -1) if behind < length else None
+        return Pass(history, first, length, ends, generated, torch.full((rows,), behind > 0))
+
+    def _take_back(self, call: Call, history: History, new: Pass) -> None:
+        """Runs again, unsteered, what was steered at the end of a prompt that goes on; other rows stay as they are."""
         start = int(torch.where(new.new_prompt, history.steered, UNSTEERED).min())
         if start >= new.first:
             return
@@ -314,7 +279,7 @@ class Passes:
                 listener.open(replay)
             base(**arguments)
 
-    def _look_ahead(self, module: nn.Module, call: _Call, looking: Sequence[Listener]) -> None:
+    def _look_ahead(self, module: nn.Module, call: Call, looking: Sequence[Listener]) -> None:
         """A pass over the same columns that steers nothing and leaves the cache alone."""
         cache = None if call.cache is None else copied(call.cache)
         options = {"past_key_values": cache, "use_cache": cache is not None}
@@ -370,7 +335,7 @@ def _hang(hf: Any, base: nn.Module, passes: Passes) -> Callable[[], None]:
     names = [name for name in ("generate", "init_continuous_batching") if hasattr(hf, name)]
     before = {name: vars(hf)[name] for name in names if name in vars(hf)}
     for name in names:
-        own = partial(passes.generate, hf.generate) if name == "generate" else _refuse_continuous_batching
+        own = partial(passes.generate, hf, hf.generate) if name == "generate" else _refuse_continuous_batching
         setattr(hf, name, own)
 
     def undo() -> None:
@@ -388,26 +353,3 @@ def _refuse_continuous_batching(*args: Any, **kwargs: Any) -> None:
         "cache_implementation: expected batches of prompts under edits, found continuous batching, "
         "which packs many prompts into one row; call generate() with batches padded on the left"
     )
-
-
-def _refuse_restarts(positions: Tensor | None, real: Tensor) -> None:
-    """Positions that start again within a row are several sequences in one."""
-    if positions is None or positions.shape[1] != real.shape[1] or positions.shape[1] < 2:
-        return
-    if bool(((positions.diff(dim=1) <= 0) & real[:, 1:] & real[:, :-1]).any()):
-        raise InputError(
-            "position_ids: expected positions that rise along a row, found some that start again: packed sequences, "
-            "each of which has its own prompt; give each a row of its own"
-        )
-
-
-def _filled(positions: Tensor | None, real: Tensor) -> Tensor | None:
-    return None if positions is None else positions.expand(real.shape)
-
-
-@lru_cache(maxsize=None)
-def _parameters(kind: type[nn.Module]) -> tuple[str, ...]:
-    """The names of a forward's positional arguments."""
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = list(inspect.signature(kind.forward).parameters.values())[1:]
-    return tuple(p.name for p in parameters if p.kind in positional)

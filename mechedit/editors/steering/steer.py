@@ -13,9 +13,9 @@ that follow. Which tokens are a prompt's, however they come in, is said by `mech
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -43,8 +43,6 @@ __all__ = ["Position", "SteeredModel", "Steering", "SteeringEdit", "steer", "uns
 log = logging.getLogger(__name__)
 
 Position = Literal["every", "prompt"]
-
-_KEYS = itertools.count()
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +133,7 @@ class Steering:
     ) -> None:
         self.edits = tuple(edit.to(device, dtype) for edit in edits)
         self.bank = GateBank([edit.gate for edit in self.edits], device)
-        self.key = next(_KEYS)
+        self.key = uuid.uuid4().hex
         self._tokenizer = tokenizer
         self._device = device
         self._here = _Here()
@@ -180,10 +178,10 @@ class Steering:
         prompts = PromptBatch([i[kept] for i, kept in zip(ids, real, strict=True)], self._tokenizer)
         turn = _Turn(new, rows, prompts, torch.full((self.bank.n, len(rows)), torch.inf, device=self._device))
         self._here.turn = turn
-        history.winners.setdefault(self.key, torch.full((history.rows,), -1))
         if self.muted:
             turn.moves = False
             return False
+        history.winners.setdefault(self.key, torch.full((history.rows,), -1))
         if len(rows):
             self._ask(turn)
             self._decide(turn)
@@ -193,7 +191,7 @@ class Steering:
 
     @contextlib.contextmanager
     def look_ahead(self, wanted: bool) -> Iterator[None]:
-        """Around a pass over the same columns in which nothing is steered; where it is `wanted`, gates are read in it."""
+        """Around a pass over the same columns that steers nothing; where it is `wanted`, gates are read in it."""
         turn = self._turn()
         assert turn is not None
         moves, turn.looks, turn.moves = turn.moves, wanted, False
@@ -275,7 +273,7 @@ class Steering:
     # -- pieces ------------------------------------------------------------------------------------------------
 
     def _ask(self, turn: _Turn) -> None:
-        """What the text alone says; groups that read states wait for them, unless it leaves none of their gates possible."""
+        """What the text alone says; groups that read states wait for them, unless it closes all of their gates."""
         for group in self.bank.groups:
             possible = group.screen(turn.prompts)
             if not group.readings:
@@ -290,7 +288,7 @@ class Steering:
         """The open edit with the smallest ratio; gates that have not looked yet count as closed."""
         history, rows = turn.new.history, turn.rows
         self._here.ratios = turn.ratios.new_full((self.bank.n, history.rows), torch.inf)
-        self._here.ratios[:, rows.to(self._device)] = turn.ratios
+        self._here.ratios[:, rows.to(self._device)] = turn.ratios.detach()
         if not self.edits:
             return
         best, winner = turn.ratios.min(0)
