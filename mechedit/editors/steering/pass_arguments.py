@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from reports.errors import InputError
 
-__all__ = ["Call", "Prompts", "refuse_restarts"]
+__all__ = ["Call", "GivenPrompts", "refuse_restarts"]
 
 _PACKED = ("cu_seq_lens_q", "cu_seqlens", "block_table", "seq_idx")
 
@@ -81,14 +81,14 @@ class Call:
 
 
 @dataclass(frozen=True, eq=False)
-class Prompts:
+class GivenPrompts:
     """What a `generate` was given: which columns of its L are tokens [B, L], and their ids, where they are known."""
 
     mask: Tensor
     ids: Tensor | None
 
     @classmethod
-    def of(cls, hf: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Prompts:
+    def of(cls, hf: Any, args: tuple[Any, ...], options: dict[str, Any]) -> GivenPrompts:
         """Of the arguments of `generate`: without a mask, padding is what transformers takes for it."""
         ids = options.get("input_ids", args[0] if args else options.get("inputs"))
         embeds, mask = options.get("inputs_embeds"), options.get("attention_mask")

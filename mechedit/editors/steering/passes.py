@@ -41,14 +41,14 @@ from mechedit.editors.steering.cache_history import (
     keep_history,
     length_of,
 )
-from mechedit.editors.steering.pass_arguments import Call, Prompts, refuse_restarts
+from mechedit.editors.steering.pass_arguments import Call, GivenPrompts, refuse_restarts
 from reports.errors import InputError
 
-__all__ = ["Listener", "Pass", "Passes", "follow"]
+__all__ = ["Listener", "Incoming", "Passes", "follow"]
 
 
 @dataclass(eq=False)
-class Pass:
+class Incoming:
     """The columns that a forward pass brings in.
 
     Attributes:
@@ -75,7 +75,7 @@ class Listener(Protocol):
 
     key: str
 
-    def open(self, new: Pass) -> bool:
+    def open(self, new: Incoming) -> bool:
         """Before a pass; whether it needs a look ahead: a pass over the same columns in which nothing is steered."""
 
     def look_ahead(self, wanted: bool) -> contextlib.AbstractContextManager[None]:
@@ -89,7 +89,7 @@ class Listener(Protocol):
 class _Here(threading.local):
     """What one thread is at."""
 
-    prompts: list[Prompts] = field(default_factory=list)  # of the `generate`s that are running
+    prompts: list[GivenPrompts] = field(default_factory=list)  # of the `generate`s that are running
     begun: bool = False  # the innermost `generate` has made a pass
     declared: Literal["part", "generated"] | None = None
     inside: bool = False  # in a pass that is run for another
@@ -159,7 +159,7 @@ class Passes:
             raise InputError(
                 "token_healing: expected False under edits, found True: it changes the prompt's end"
             )
-        self._here.prompts.append(Prompts.of(hf, args, options))
+        self._here.prompts.append(GivenPrompts.of(hf, args, options))
         before = self._here.declared, self._here.begun
         self._here.declared, self._here.begun = None, False
         try:
@@ -201,7 +201,7 @@ class Passes:
             history.forget(torch.ones(rows, dtype=torch.bool))
         return history
 
-    def _read(self, call: Call, history: History, first: int) -> Pass:
+    def _read(self, call: Call, history: History, first: int) -> Incoming:
         """Which of the new columns are what."""
         rows, length = call.inputs.shape[:2]
         ends, nobody = torch.full((rows,), -1), torch.zeros(rows, dtype=torch.bool)
@@ -212,10 +212,10 @@ class Passes:
         if declared == "generated" and not seen:
             raise InputError("generated_tokens: expected a prompt before them in past_key_values, found none")
         if declared == "generated" or (declared is None and length == 1 and seen):
-            return Pass(history, first, length, ends, torch.ones(rows, length, dtype=torch.bool), nobody)
+            return Incoming(history, first, length, ends, torch.ones(rows, length, dtype=torch.bool), nobody)
         real = call.real(first)[:, first:]
         if declared is None and length == 1 and not bool((real[:, 0].cpu() & (history.ends < 0)).any()):
-            return Pass(history, first, length, ends, real.cpu(), nobody)
+            return Incoming(history, first, length, ends, real.cpu(), nobody)
         refuse_restarts(call.positions, real)
         places = torch.arange(1, length + 1, device=real.device)
         last = (real * places).amax(1).cpu() - 1
@@ -225,9 +225,9 @@ class Passes:
                 f"prompt_part: expected every prompt to go on behind it, found that {int(lost.sum())} of {rows} ended "
                 "in it; pad on the left, or run the parts outside of the block"
             )
-        return Pass(history, first, length, ends if declared == "part" else last, None, last >= 0)
+        return Incoming(history, first, length, ends if declared == "part" else last, None, last >= 0)
 
-    def _read_generate(self, call: Call, history: History, first: int) -> Pass:
+    def _read_generate(self, call: Call, history: History, first: int) -> Incoming:
         """Which of the new columns are what, in `generate`."""
         rows, length = call.inputs.shape[:2]
         total = self._here.prompts[-1].mask.shape[1]
@@ -245,9 +245,9 @@ class Passes:
                 "from the padding (tokenizer.padding_side = 'left')"
             )
         generated = (torch.arange(length) >= behind).expand(rows, -1) if behind < length else None
-        return Pass(history, first, length, ends, generated, torch.full((rows,), behind > 0))
+        return Incoming(history, first, length, ends, generated, torch.full((rows,), behind > 0))
 
-    def _take_back(self, call: Call, history: History, new: Pass) -> None:
+    def _take_back(self, call: Call, history: History, new: Incoming) -> None:
         """Runs again, unsteered, what was steered at the end of a prompt that goes on; other rows stay as they are."""
         start = int(torch.where(new.new_prompt, history.steered, UNSTEERED).min())
         if start >= new.first:
@@ -273,7 +273,7 @@ class Passes:
         if bool((positions >= 0).all()):
             arguments["position_ids"] = positions
         history.steered[new.new_prompt] = UNSTEERED
-        replay = Pass(history, start, new.first - start, ends, generated, new.new_prompt, replayed=True)
+        replay = Incoming(history, start, new.first - start, ends, generated, new.new_prompt, replayed=True)
         with self._inside():
             for listener in self.listeners:
                 listener.open(replay)

@@ -29,7 +29,7 @@ from mechedit.data.facts import FactEdit
 from mechedit.editors.base import derive, lineage
 from mechedit.editors.steering.gate_bank import GateBank, GateGroup, PromptBatch
 from mechedit.editors.steering.gates import AlwaysOn, Gate, Reading
-from mechedit.editors.steering.passes import Pass, Passes, follow
+from mechedit.editors.steering.passes import Incoming, Passes, follow
 from mechedit.editors.steering.sites import SITES, Heads, SiteName, part
 from mechedit.editors.steering.transport import AffineMap
 from mechedit.models.batching import batches
@@ -96,7 +96,7 @@ class _Turn:
         moves: The pass that runs is steered.
     """
 
-    new: Pass
+    new: Incoming
     rows: Tensor
     prompts: PromptBatch
     ratios: Tensor
@@ -142,7 +142,7 @@ class Steering:
 
     @property
     def muted(self) -> bool:
-        """Nothing is steered in this thread, and no gate is read."""
+        """Nothing is steered in this thread; gates still say what they would do."""
         return self._here.muted
 
     @muted.setter
@@ -169,7 +169,7 @@ class Steering:
 
     # -- a pass ------------------------------------------------------------------------------------------------
 
-    def open(self, new: Pass) -> bool:
+    def open(self, new: Incoming) -> bool:
         """Before a pass: reads the text; whether a gate reads a layer behind the first steered one."""
         rows = (new.ends >= 0).nonzero()[:, 0] if not new.replayed else new.ends[:0]
         history = new.history
@@ -178,13 +178,14 @@ class Steering:
         prompts = PromptBatch([i[kept] for i, kept in zip(ids, real, strict=True)], self._tokenizer)
         turn = _Turn(new, rows, prompts, torch.full((self.bank.n, len(rows)), torch.inf, device=self._device))
         self._here.turn = turn
-        if self.muted:
-            turn.moves = False
-            return False
-        history.winners.setdefault(self.key, torch.full((history.rows,), -1))
+        if not self.muted:
+            history.winners.setdefault(self.key, torch.full((history.rows,), -1))
         if len(rows):
             self._ask(turn)
             self._decide(turn)
+        if self.muted:  # nothing is steered, so that there is nothing to look ahead of
+            turn.moves = False
+            return False
         self._place(turn)
         readings = [reading for group, _ in turn.pending for reading in group.readings]
         return self._first is not None and any(reading.layer > self._first for reading in readings)
@@ -289,7 +290,7 @@ class Steering:
         history, rows = turn.new.history, turn.rows
         self._here.ratios = turn.ratios.new_full((self.bank.n, history.rows), torch.inf)
         self._here.ratios[:, rows.to(self._device)] = turn.ratios.detach()
-        if not self.edits:
+        if not self.edits or self.muted:
             return
         best, winner = turn.ratios.min(0)
         winner = winner.where(best <= 1, -1).cpu()
@@ -304,6 +305,8 @@ class Steering:
 
     def _place(self, turn: _Turn) -> None:
         """Where in the pass which edit steers."""
+        if self.muted:
+            return
         new, turn.places = turn.new, []
         winners = new.history.winners[self.key]
         for i in sorted(set(winners.tolist()) - {-1}):
