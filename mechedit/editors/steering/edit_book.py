@@ -131,7 +131,7 @@ class EditBook:
     def attach(self, hf: PreTrainedModel, *, tokenizer: Any = None) -> Iterator[Steering]:
         """A plain `transformers` model under all edits: `with book.attach(hf): hf.generate(...)`.
 
-        What comes out is what comes out for each prompt alone, however it comes in (`mechedit.editors.steering.attach`).
+        However prompts come in, what comes out is that of each prompt alone (`mechedit.editors.steering.attach`).
 
         Args:
             hf: The model.
