@@ -198,6 +198,8 @@ def test_pieces_batches_and_padding_give_the_prompt_alone(
     if single and ragged:  # neither rule nor word tells a token of one row from the padding of another
         cuts = [cut for cut in cuts if cut % width != width - 1]
     tell = (tell or (single and not ragged)) and not ragged
+    edges = sorted({0, *(cut % width for cut in cuts)})
+    tell = tell or (1 in (b - a for a, b in pairwise(edges)) and not ragged)  # refused: a row may begin in it
     window = kind == "mistral"
     tell = tell or (window and not ragged)  # a window that has moved on cannot be taken back
     if window and ragged:
@@ -395,6 +397,23 @@ def test_a_draft_is_generated_where_the_caller_says_so() -> None:
             close(hf(torch.tensor([tokens]), past_key_values=kept).logits[0], right[1:])
             with pytest.raises(InputError, match="generated_tokens"):
                 hf(ids)
+
+
+@torch.no_grad()
+def test_a_batch_may_have_empty_rows() -> None:
+    """A row of padding alone has no prompt; what its first token is has to be said."""
+    hf = plain("gpt2")
+    right, tokens = expected("gpt2", "below", "every", PROMPTS[0])
+    ids, mask = padded([PROMPTS[0], PROMPTS[0]])
+    mask[1] = 0
+    more = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1)
+    step = torch.cat([ids, torch.tensor([tokens[:1], tokens[:1]])], 1)
+    with attach(hf, edits_on("gpt2")) as steering:
+        kept = run(hf, ids, mask, None, 0).past_key_values
+        with pytest.raises(InputError, match="all behind them"):
+            run(hf, step, more, kept, ids.shape[1])
+        with steering.generated_tokens():
+            close(run(hf, step, more, kept, ids.shape[1]).logits[0, -1], right[1])
 
 
 @torch.no_grad()

@@ -159,12 +159,14 @@ def crop(cache: Any, columns: int) -> None:
         and not getattr(layer, "record_past", False)
         for layer, is_static in zip(cache.layers, static, strict=True)
     ]
-    if any(rolling) or not (
-        all(static) or all(getattr(layer, "is_croppable", True) for layer in cache.layers)
-    ):
+    dynamic = [
+        getattr(layer, "is_croppable", True) and not hasattr(layer, "_quantize") for layer in cache.layers
+    ]
+    if any(rolling) or not (all(static) or all(dynamic)):
         raise InputError(
             f"past_key_values: more of the prompt follows an end that was steered, and a {type(cache).__name__} of "
-            "this length cannot give it back; run all parts of a prompt but the last under steering.prompt_part()"
+            "this length cannot give it back; begin with an empty cache, or run all parts of a prompt but the last "
+            "under steering.prompt_part()"
         )
     if all(static):
         for layer in cache.layers:

@@ -208,13 +208,18 @@ class Passes:
         declared, prompts = self._here.declared, self._here.prompts
         if prompts:
             return self._read_generate(call, history, first)
-        seen = bool((history.ends >= 0).all())
-        if declared == "generated" and not seen:
+        seen = history.ends >= 0
+        if declared == "generated" and not bool(seen.any()):
             raise InputError("generated_tokens: expected a prompt before them in past_key_values, found none")
-        if declared == "generated" or (declared is None and length == 1 and seen):
+        if declared == "generated" or (declared is None and length == 1 and bool(seen.all())):
             return Incoming(history, first, length, ends, torch.ones(rows, length, dtype=torch.bool), nobody)
         real = call.real(first)[:, first:]
-        if declared is None and length == 1 and not bool((real[:, 0].cpu() & (history.ends < 0)).any()):
+        if declared is None and length == 1 and bool(seen.any()):
+            if bool((real[:, 0].cpu() & ~seen).any()):
+                raise InputError(
+                    "past_key_values: expected rows that are all at their prompts or all behind them, found a single "
+                    "token behind both; run it under steering.prompt_part() or steering.generated_tokens()"
+                )
             return Incoming(history, first, length, ends, real.cpu(), nobody)
         refuse_restarts(call.positions, real)
         places = torch.arange(1, length + 1, device=real.device)
