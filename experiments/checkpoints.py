@@ -22,6 +22,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
+from experiments.gguf_header import read_header
 from experiments.memory import free_bytes, size
 from reports.errors import InputError, first_line
 from reports.parsing import parse
@@ -85,7 +86,9 @@ def pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return chosen
 
 
-def find_folder(name: str, *, embedded: Mapping[str, Path], argument: str = "model") -> tuple[Path, str]:
+def find_folder(
+    name: str, *, embedded: Mapping[str, Path], argument: str = "model", gguf: bool = False
+) -> tuple[Path, str]:
     """Finds the checkpoint's folder, and its source as results state it: embedded:NAME, a path, or ID@REVISION.
 
     Args:
@@ -93,6 +96,7 @@ def find_folder(name: str, *, embedded: Mapping[str, Path], argument: str = "mod
             of a model on the Hugging Face hub.
         embedded: Folder by embedded name.
         argument: The caller's argument, which begins an error's message.
+        gguf: Whether a GGUF file is one, too.
 
     Raises:
         InputError: There is no such checkpoint.
@@ -107,7 +111,9 @@ def find_folder(name: str, *, embedded: Mapping[str, Path], argument: str = "mod
     path = Path(name).expanduser()
     if path.is_dir():
         return path.resolve(), str(path.resolve())
-    known = f"expected {', '.join(embedded)}, a local folder or a Hugging Face id"
+    known = f"expected {', '.join(embedded)}, a local folder{', a GGUF file' * gguf} or a Hugging Face id"
+    if path.exists() and gguf and _is_gguf(path):
+        return path.resolve(), str(path.resolve())
     if path.exists():
         raise InputError(f"{argument}: {known}, found the file {name!r}; give the folder that holds it")
     if not HUB_ID.fullmatch(name):
@@ -120,6 +126,14 @@ def find_folder(name: str, *, embedded: Mapping[str, Path], argument: str = "mod
             f"{argument}: {known}, found {name!r}: no such folder, and it cannot be fetched from the hub ({reason})"
         ) from error
     return fetched, f"{name}@{fetched.name}"
+
+
+def _is_gguf(path: Path) -> bool:
+    """Whether this is a GGUF file, by its name or by how it begins."""
+    if path.suffix.lower() == ".gguf":
+        return True
+    with path.open("rb") as stream:
+        return stream.read(4) == b"GGUF"
 
 
 def weight_files(folder: Path, *, argument: str = "model") -> list[Path]:
@@ -201,6 +215,8 @@ def local_bytes(name: str, *, embedded: Mapping[str, Path], dtype: str) -> int |
     Nothing is fetched.
     """
     folder = embedded.get(name) or Path(name).expanduser()
+    if folder.is_file() and _is_gguf(folder):
+        return read_header(folder).n_elements * pick_dtype(dtype).itemsize
     if not folder.is_dir():
         cached = in_cache(name)
         if cached is None:
@@ -210,7 +226,7 @@ def local_bytes(name: str, *, embedded: Mapping[str, Path], dtype: str) -> int |
 
 
 def source_folder(source: str, *, embedded: Mapping[str, Path]) -> Path | None:
-    """Returns the folder that a source of `find_folder` (or bridge:NAME) names; None where it is not on this machine.
+    """Returns the folder or GGUF file that a source of `find_folder` (or bridge:NAME) names; None where it is not here.
 
     >>> source_folder("embedded:tiny", embedded={"tiny": Path("models/tiny")}).name
     'tiny'
@@ -218,9 +234,9 @@ def source_folder(source: str, *, embedded: Mapping[str, Path]) -> Path | None:
     True
     """
     name = source.removeprefix("bridge:")
-    if name.startswith("embedded:"):
-        return embedded.get(name.removeprefix("embedded:"))
-    if Path(name).is_dir():
+    if name.startswith(("embedded:", "installed:")):
+        return embedded.get(name.partition(":")[2])
+    if Path(name).is_dir() or (Path(name).is_file() and _is_gguf(Path(name))):
         return Path(name)
     model, at, revision = name.rpartition("@")
     return in_cache(model, revision) if at else None

@@ -199,23 +199,25 @@ def gather(
         model=model.name,
         families=families,
         mode=mode,
-        notes=_notes(cases),
+        notes=_notes(cases, model),
         provenance={
             "model": {
                 "name": model.name,
                 "source": model.source,
                 "hash": model.hash,
                 "dtype": str(model.dtype),
+                **model.stored,
             },
             "editor": repr(editor) if dataclasses.is_dataclass(editor) else editor.name,
         },
     )
 
 
-def _notes(cases: Sequence[CaseScores]) -> tuple[str, ...]:
+def _notes(cases: Sequence[CaseScores], model: HookedModel) -> tuple[str, ...]:
     notes = [] if any(case.known for case in cases) else [KNOWS_NONE]
     notes += [NOT_ROMES_PS] if any(case.fact.source_schema == "easyedit" for case in cases) else []
     notes += [OWN_ANSWERS] if any(case.fact.neighborhood_answers for case in cases) else []
+    notes += [f"{model.quantization} weights, dequantised"] if model.quantization else []
     return tuple(notes)
 
 

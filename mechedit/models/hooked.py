@@ -34,10 +34,11 @@ __all__ = ["HookedModel", "load_model"]
 def load_model(
     name: str | Path, *, device: str = "auto", dtype: str | torch.dtype = "float32"
 ) -> HookedModel:
-    """Load an embedded model ("factworld", "factworld-llama"), a local folder or a Hugging Face id.
+    """Load an embedded model ("factworld", "factworld-llama"), a local folder or GGUF file, or a Hugging Face id.
 
-    A local folder causes no network traffic. Weights are read from safetensors only, and a checkpoint's own code is
-    never run.
+    A local folder or file causes no network traffic. Weights are read from safetensors or GGUF only, and a checkpoint's
+    own code is never run. The weights of a GGUF file (extra `gguf`) are dequantised, and `model.quantization` says how
+    they were stored. "smollm2" (extra `real`) is a pre-trained model of 135 million weights, in 4 bits.
 
     Memory at the peak: the weights and, for GPT-2, one more copy of its embeddings, which TransformerLens joins once
     while it looks for hooks. Measured on GPT2-XL's shape: 1.06 times the weights. The smaller the model, the larger
@@ -48,13 +49,14 @@ def load_model(
     package reads fires, and the sub-layers' outputs add up to the logits.
 
     Args:
-        name: An embedded model, a folder or an id.
+        name: An embedded model, a folder, a GGUF file or an id.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
         dtype: "float32", "float64", "bfloat16" or "float16".
 
     Raises:
         InputError: No such folder and no id that can be fetched; no tokenizer files; an architecture that cannot be
-            bridged or that is no sequential pre-norm decoder; weights missing; not enough memory (both sizes).
+            bridged or that is no sequential pre-norm decoder; weights missing; not enough memory (both sizes); a GGUF
+            file that is damaged, or of which transformers would leave something out.
         IntegrityError: The bridged model does not compute what the plain one does.
 
     >>> load_model("./no/such/folder")
@@ -63,7 +65,8 @@ def load_model(
     reports.errors.InputError: model: expected factworld, ..., found './no/such/folder': no such folder
     """
     loaded = load_checkpoint(str(name), device=device, dtype=dtype)
-    shown = str(name) if loaded.source.startswith("embedded:") or "@" in loaded.source else Path(name).name
+    named = loaded.source.startswith(("embedded:", "installed:")) or "@" in loaded.source
+    shown = str(name) if named else Path(name).name
     model = HookedModel(loaded.bridge, loaded.tokenizer, name=shown, source=loaded.source)
     check_loaded(model, probe=loaded.probe, reference=loaded.reference)
     return model

@@ -13,7 +13,7 @@ from experiments.recipe import Plan
 from mechedit.data.case_keys import ablation_key, anatomy_key, attribution_key, evaluation_key, ripple_key
 from mechedit.data.facts import FactEdit, load_facts
 from mechedit.evaluation.questions import FactQuestions
-from mechedit.models.embedded import FOLDERS
+from mechedit.models.embedded import here
 from mechedit.recipes.configurations import (
     CONTROLS,
     RANKINGS,
@@ -100,7 +100,7 @@ def _plan(
         cases=tuple(cases),
         sequences=sequences,
         edits=edits,
-        weights_bytes=local_bytes(model, embedded=FOLDERS, dtype=dtype),
+        weights_bytes=local_bytes(model, embedded=here(), dtype=dtype),
         notes=(EDITS, CHOICE, *notes),
     )
 
