@@ -12,8 +12,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import math
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -22,16 +20,13 @@ from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from experiments.gguf_header import read_header
 from experiments.memory import free_bytes, size
+from experiments.weight_files import HUB_FILES, HUB_ID, in_cache, is_gguf
 from reports.errors import InputError, first_line
-from reports.parsing import parse
 
 __all__ = [
     "digest",
     "find_folder",
-    "in_cache",
-    "local_bytes",
     "pick_device",
     "pick_dtype",
     "progress_bar",
@@ -40,13 +35,9 @@ __all__ = [
     "second_load",
     "source_folder",
     "tokenizer_digest",
-    "weight_elements",
-    "weight_files",
 ]
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-HUB_FILES = ["*.safetensors", "*.json", "merges.txt", "vocab.txt", "*.model"]
 TOKENIZER_FILES = (
     ("tokenizer.json",),
     ("vocab.json", "merges.txt"),
@@ -112,7 +103,7 @@ def find_folder(
     if path.is_dir():
         return path.resolve(), str(path.resolve())
     known = f"expected {', '.join(embedded)}, a local folder{', a GGUF file' * gguf} or a Hugging Face id"
-    if path.exists() and gguf and _is_gguf(path):
+    if path.exists() and gguf and is_gguf(path):
         return path.resolve(), str(path.resolve())
     if path.exists():
         raise InputError(f"{argument}: {known}, found the file {name!r}; give the folder that holds it")
@@ -126,70 +117,6 @@ def find_folder(
             f"{argument}: {known}, found {name!r}: no such folder, and it cannot be fetched from the hub ({reason})"
         ) from error
     return fetched, f"{name}@{fetched.name}"
-
-
-def _is_gguf(path: Path) -> bool:
-    """Whether this is a GGUF file, by its name or by how it begins."""
-    if path.suffix.lower() == ".gguf":
-        return True
-    with path.open("rb") as stream:
-        return stream.read(4) == b"GGUF"
-
-
-def weight_files(folder: Path, *, argument: str = "model") -> list[Path]:
-    """Lists the safetensors files of the checkpoint.
-
-    Raises:
-        InputError: A file is missing, the index is damaged, or the weights have another format.
-    """
-    index = folder / "model.safetensors.index.json"
-    names = {"model.safetensors"}
-    if index.is_file():
-        try:
-            names = set(parse(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(f"{argument}: {index} is no index of safetensors files") from error
-        if strange := [name for name in names if not _is_file_name(name)]:
-            raise InputError(
-                f"{argument}: {index} names {strange[0]!r}, which is no file of its folder; the weights of a model lie "
-                "in the model's own folder"
-            )
-    files = [folder / name for name in sorted(names)]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        pickles = sorted(file.name for file in folder.glob("*.bin"))
-        hint = (
-            f"{', '.join(pickles)} is a pickle and is not read: save the model again with save_pretrained"
-            if pickles
-            else "the weights are missing"
-        )
-        raise InputError(f"{argument}: {folder} has no {', '.join(missing)}; {hint}")
-    return files
-
-
-def _is_file_name(name: object) -> bool:
-    """Whether `name` may name a file of a folder, on the usual file systems."""
-    return isinstance(name, str) and Path(name).name == name != ".." and len(name.encode()) < 256
-
-
-def weight_elements(files: list[Path], *, argument: str = "model") -> int:
-    """Counts the weights, off the headers of the safetensors files: no weight is read.
-
-    Raises:
-        InputError: A header is damaged.
-    """
-    total = 0
-    for file in files:
-        try:
-            with file.open("rb") as stream:
-                length = int.from_bytes(stream.read(8), "little")
-                if length > 100_000_000:  # the format's own limit
-                    raise ValueError("no safetensors header")
-                header = parse(stream.read(length))
-            total += sum(math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{argument}: {file} is damaged: it has no safetensors header") from error
-    return total
 
 
 def require_memory(
@@ -209,22 +136,6 @@ def require_memory(
         )
 
 
-def local_bytes(name: str, *, embedded: Mapping[str, Path], dtype: str) -> int | None:
-    """Returns the bytes of the weights in `dtype`, off this machine's files; None where they are not here.
-
-    Nothing is fetched.
-    """
-    folder = embedded.get(name) or Path(name).expanduser()
-    if folder.is_file() and _is_gguf(folder):
-        return read_header(folder).n_elements * pick_dtype(dtype).itemsize
-    if not folder.is_dir():
-        cached = in_cache(name)
-        if cached is None:
-            return None
-        folder = cached
-    return weight_elements(weight_files(folder)) * pick_dtype(dtype).itemsize
-
-
 def source_folder(source: str, *, embedded: Mapping[str, Path]) -> Path | None:
     """Returns the folder or GGUF file that a source of `find_folder` (or bridge:NAME) names; None where it is not here.
 
@@ -236,7 +147,7 @@ def source_folder(source: str, *, embedded: Mapping[str, Path]) -> Path | None:
     name = source.removeprefix("bridge:")
     if name.startswith(("embedded:", "installed:")):
         return embedded.get(name.partition(":")[2])
-    if Path(name).is_dir() or (Path(name).is_file() and _is_gguf(Path(name))):
+    if Path(name).is_dir() or (Path(name).is_file() and is_gguf(Path(name))):
         return Path(name)
     model, at, revision = name.rpartition("@")
     return in_cache(model, revision) if at else None
@@ -263,19 +174,6 @@ def second_load(
     if n_bytes > free:
         return None, f"no second load: it takes {size(n_bytes)}, {size(free)} are free on {device}"
     return folder, ""
-
-
-def in_cache(name: str, revision: str | None = None) -> Path | None:
-    """Returns the folder of a Hugging Face id in this machine's cache; None where it is not there.
-
-    Nothing is fetched.
-    """
-    try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, local_files_only=True)
-        )
-    except Exception:  # whatever the hub's client raises for what is not in its cache
-        return None
 
 
 def read_tokenizer(folder: Path, *, argument: str = "model", **options: bool) -> PreTrainedTokenizerBase:

@@ -21,8 +21,6 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from reports.errors import InputError, first_line
 
 __all__ = ["GgufHeader", "GgufTensor", "read_header"]
@@ -206,6 +204,7 @@ class _Reader:
 @cache
 def _type(type_id: int) -> tuple[str, int, int]:
     """Name, weights a block and bytes a block of a tensor type that `gguf` can turn into numbers."""
+    import numpy as np  # slow to import, as gguf is, and a plan of other files needs none of it
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
     try:

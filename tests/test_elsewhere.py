@@ -154,7 +154,7 @@ def test_a_text_without_a_word_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text(" \n\n ")
     with pytest.raises(InputError, match=r"^text: expected running text, found no word in .*empty\.txt"):
         running_text(tiny_model("gpt2"), tmp_path / "empty.txt")
-    with pytest.raises(InputError, match="^text: "):
+    with pytest.raises(InputError, match=r"^text: "):
         running_text(tiny_model("gpt2"), tmp_path / "absent.txt")
 
 

@@ -13,8 +13,8 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from transformers import AutoModelForCausalLM
 
-from experiments.checkpoints import local_bytes
 from experiments.gguf_header import read_header
+from experiments.weight_files import local_bytes
 from mechedit.diagnose import diagnose
 from mechedit.models import embedded
 from mechedit.models.hooked import HookedModel, load_model

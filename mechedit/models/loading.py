@@ -39,6 +39,7 @@ from transformers import (
 
 from experiments import checkpoints
 from experiments.gguf_header import read_header
+from experiments.weight_files import weight_elements, weight_files
 from mechedit.models import gguf_file
 from mechedit.models.embedded import EMBEDDED, FOLDERS, INSTALLED
 from reports.errors import InputError, first_line
@@ -103,7 +104,7 @@ def _read_folder(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The plain model and its tokenizer, after what can be checked before a weight is read."""
     _require_architecture(folder)
-    n_bytes = checkpoints.weight_elements(checkpoints.weight_files(folder)) * dtype.itemsize
+    n_bytes = weight_elements(weight_files(folder)) * dtype.itemsize
     checkpoints.require_memory(n_bytes, device=device, dtype=dtype, folder=folder)
     tokenizer = checkpoints.read_tokenizer(folder)
     with checkpoints.progress_bar(shown=n_bytes >= QUIET_BELOW):
