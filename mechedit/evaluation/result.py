@@ -219,23 +219,12 @@ def gather(
         for name, case in zip(ids, cases, strict=True)
         for i, text in enumerate(case.texts)
     ]
-    costs = [
-        {
-            "case_id": name,
-            "KL": case.cost.kl,
-            "Top1": case.cost.top1,
-            "n_prompts": case.cost.n,
-            "known": case.known,
-        }
-        for name, case in zip(ids, cases, strict=True)
-        if case.cost is not None
-    ]
     return Evaluation(
         records=_frame(records, _RECORD_COLUMNS),
         prompts=_frame(prompts, _PROMPT_COLUMNS),
         cases=_frame(facts, _CASE_COLUMNS),
         generations=_frame(texts, _GENERATION_COLUMNS),
-        elsewhere=_frame(costs, _ELSEWHERE_COLUMNS),
+        elsewhere=_costs(cases),
         editor=editor.name,
         model=model.name,
         families=families,
@@ -252,6 +241,21 @@ def gather(
             "editor": repr(editor) if dataclasses.is_dataclass(editor) else editor.name,
         },
     )
+
+
+def _costs(cases: Sequence[CaseScores]) -> pd.DataFrame:
+    rows = [
+        {
+            "case_id": str(case.fact.case_id),
+            "KL": case.cost.kl,
+            "Top1": case.cost.top1,
+            "n_prompts": case.cost.n,
+            "known": case.known,
+        }
+        for case in cases
+        if case.cost is not None
+    ]
+    return _frame(rows, _ELSEWHERE_COLUMNS)
 
 
 def _notes(cases: Sequence[CaseScores], model: HookedModel) -> tuple[str, ...]:
