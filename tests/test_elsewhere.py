@@ -252,3 +252,14 @@ def test_a_saved_result_of_an_earlier_version_loads(tmp_path: Path, factworld_gp
     (tmp_path / "saved" / "result.json").write_text(json.dumps(record))
     with pytest.raises(IntegrityError, match="mode"):
         Evaluation.load(tmp_path / "saved")
+
+
+@pytest.mark.real
+def test_on_a_real_model_no_edit_costs_nothing_and_a_nudge_what_it_says(smollm2: HookedModel) -> None:
+    text = running_text(smollm2)
+    assert text.cost(smollm2) == Cost(0.0, 1.0, N_PASSAGES, text.digest)
+    p = text.logps.double().exp().tolist()
+    with Nudge(0.1).apply(smollm2, ()) as edited:
+        cost = text.cost(edited)
+        q = edited.logits(text.texts).double().softmax(-1).tolist()
+    assert cost.kl == pytest.approx(naive(p, q)[0], rel=1e-3)

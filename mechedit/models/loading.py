@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,7 @@ def _read_gguf(
     """The same of a GGUF file; sizes and architecture are read off its header."""
     header = read_header(file)
     n_bytes = header.n_elements * dtype.itemsize
+    shown = n_bytes >= QUIET_BELOW // 4 and sys.stderr.isatty()
     checkpoints.require_memory(n_bytes, device=device, dtype=dtype, folder=file)
     checkpoints.require_memory(
         gguf_file.load_bytes(header, dtype), device=torch.device("cpu"), dtype=dtype, folder=file
@@ -124,11 +126,9 @@ def _read_gguf(
     config = gguf_file.read_config(header)
     _require_known(config, file)
     tokenizer = gguf_file.read_tokenizer(header)
-    if n_bytes >= QUIET_BELOW // 4:
-        logger.info("dequantising %s: %s", file.name, header.quantization or "float weights")
-    return gguf_file.read_model(
-        header, config, dtype=dtype, attention=ATTENTION, shown=n_bytes >= QUIET_BELOW // 4
-    ), tokenizer
+    logger.info("dequantising %s: %s", file.name, header.quantization or "float weights")
+    hf = gguf_file.read_model(header, config, dtype=dtype, attention=ATTENTION, shown=shown)
+    return hf, tokenizer
 
 
 # ------------------------------------------------------------------------------------------ finding it
