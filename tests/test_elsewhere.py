@@ -259,7 +259,7 @@ def test_on_a_real_model_no_edit_costs_nothing_and_a_nudge_what_it_says(smollm2:
     text = running_text(smollm2)
     assert text.cost(smollm2) == Cost(0.0, 1.0, N_PASSAGES, text.digest)
     p = text.logps.double().exp().tolist()
-    with Nudge(0.1).apply(smollm2, ()) as edited:
+    with Nudge(3.0).apply(smollm2, ()) as edited:
         cost = text.cost(edited)
         q = edited.logits(text.texts).double().softmax(-1).tolist()
-    assert cost.kl == pytest.approx(naive(p, q)[0], rel=1e-3)
+    assert cost.kl == pytest.approx(naive(p, q)[0], rel=1e-2)
