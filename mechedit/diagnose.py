@@ -27,7 +27,7 @@ from experiments.checkpoints import progress_bar, second_load
 from experiments.memory import free_bytes, size, watched
 from mechedit.attribution import attribute
 from mechedit.models import checks
-from mechedit.models.embedded import FOLDERS
+from mechedit.models.embedded import here
 from mechedit.models.hooked import HookedModel, load_model
 from mechedit.models.loading import read_model
 from mechedit.models.prefix_check import best_prefix
@@ -104,7 +104,7 @@ def _beside(model: HookedModel, ids: list[Tensor], notes: list[str]) -> Iterator
     n_weights = sum(weight.numel() for weight in model.hf.parameters())
     n_bytes, free = n_weights * model.dtype.itemsize, free_bytes(model.device)
     folder, why = second_load(
-        model.source, embedded=FOLDERS, n_bytes=n_bytes, device=model.device, loader="load_model"
+        model.source, embedded=here(), n_bytes=n_bytes, device=model.device, loader="load_model"
     )
     if folder is None:
         notes.append(why)
@@ -181,7 +181,11 @@ def _folded(model: HookedModel, folder: Path, ids: list[Tensor]) -> Iterator[Che
     """TransformerLens' own fold_ln, on a bridge of its own."""
     with progress_bar(shown=False):
         bridge = TransformerBridge.boot_transformers(
-            str(folder), tokenizer=copy.deepcopy(model.tokenizer), device=str(model.device), dtype=model.dtype
+            str(folder),
+            hf_model=read_model(folder, dtype=model.dtype) if folder.is_file() else None,
+            tokenizer=copy.deepcopy(model.tokenizer),
+            device=str(model.device),
+            dtype=model.dtype,
         )
     bridge.enable_compatibility_mode(
         center_unembed=False, center_writing_weights=False, fold_value_biases=False, disable_warnings=True

@@ -303,7 +303,7 @@ def test_a_model_that_knows_nothing_gets_no_score_and_no_edit() -> None:
     assert table["value"].isna().all()
     assert (table["n"] == 0).all()
     assert set(table["note"]) == {KNOWS_NONE}
-    assert list(table["metric"])[-4:] == ["Acc", "Gen", "Spec", "S"]
+    assert list(table["metric"])[-6:] == ["Acc", "Gen", "Spec", "S", "KL", "Top1"]
     assert KNOWS_NONE in result.notes
 
 
@@ -350,8 +350,8 @@ def test_doubts_are_scored_when_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(tiny, "N_CTX", 512)  # the weights stay: LLaMA has none that depend on the context
     model = load_model(tiny.build("llama", tmp_path), device="cpu")
     result = quiet(model, Push(), known_facts("llama"), families=("doubt",))
-    assert list(result.summary()["metric"]) == ["DI", "DII"]
-    assert values(result) == {"DI": 1.0, "DII": 1.0}
+    assert list(result.summary()["metric"]) == ["DI", "DII", "KL", "Top1"]
+    assert (values(result)["DI"], values(result)["DII"]) == (1.0, 1.0)
     assert set(result.prompts["role"]) == {"doubt_1", "doubt_2"}
 
 

@@ -186,7 +186,10 @@ def explain(
         subject=fact.subject,
         target_new=fact.target_new,
         target_true=fact.target_true,
-        provenance={"model": {"name": model.name, "hash": model.hash}, "editor": repr(editor)},
+        provenance={
+            "model": {"name": model.name, "hash": model.hash, **model.stored},
+            "editor": repr(editor),
+        },
     )
 
 

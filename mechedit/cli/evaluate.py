@@ -74,4 +74,7 @@ def add(commands: Any) -> None:
         help="of metrics: probability, argmax, token, doubt, generation, ripple",
     )
     p.add_argument("--references", help="JSON file, new object -> list of texts, for RS of generation")
+    p.add_argument(
+        "--text", help="running text for KL and Top1: a file, a folder, a datasets name (default: own)"
+    )
     p.add_argument("--out", help="run folder; the same command again goes on")

@@ -264,7 +264,7 @@ def _gather(
         editor=editor.name,
         model=model.name,
         provenance={
-            "model": {"name": model.name, "source": model.source, "hash": model.hash},
+            "model": {"name": model.name, "source": model.source, "hash": model.hash, **model.stored},
             "editor": repr(editor) if dataclasses.is_dataclass(editor) else editor.name,
         },
     )

@@ -96,6 +96,16 @@ class BridgedModel(PromptReader):
         return longest(self.hf.config)
 
     @property
+    def quantization(self) -> str:
+        """How the weights were stored before they were dequantised, as "4-bit (Q4_1)"; "" where they were not."""
+        return str(getattr(self.hf.config, "dequantized_from", ""))
+
+    @property
+    def stored(self) -> dict[str, str]:
+        """`quantization` as an entry of the model in a provenance; empty where the weights were not quantised."""
+        return {"quantization": self.quantization} if self.quantization else {}
+
+    @property
     def hash(self) -> str:
         """sha256 over the weights' names, dtypes, shapes and bytes, in the order of the names: the checkpoint's own.
 
@@ -115,6 +125,7 @@ class BridgedModel(PromptReader):
             "source": self.source,
             "hash": self.hash,
             "tokenizer": tokenizer_digest(self.tokenizer),
+            **self.stored,
             **self.framing,
         }
 

@@ -86,6 +86,7 @@ class EvaluationConfig:
     mode: Literal["single", "sequential", "batch"] = "single"
     families: tuple[str, ...] = ("probability", "argmax")
     references: str | None = None
+    text: str | None = None
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
@@ -108,6 +109,7 @@ class ComparisonConfig:
 
     Attributes:
         data: A file of facts, or "" for the embedded world's own (which also brings RippleEdits' tests).
+        text: Running text for what an edit costs elsewhere (None: the project's own).
     """
 
     model: str = "factworld"
@@ -119,6 +121,7 @@ class ComparisonConfig:
     ablation_facts: int = 40
     ripple_facts: int = 60
     data: str = ""
+    text: str | None = None
     space: Space | None = None
     device: str = "auto"
     dtype: str = "float32"
