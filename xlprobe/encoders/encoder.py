@@ -1,4 +1,4 @@
-"""Any XLM-R-family encoder: plain Hugging Face modules, states read by forward hooks.
+"""Any encoder of a known architecture: plain Hugging Face modules, states read by forward hooks.
 
 `load_encoder` finds a checkpoint (embedded, a folder, an id of the hub), refuses what cannot be used, loads it once
 and checks it by a small forward pass. The encoder proper (`Encoder.model`: embeddings and blocks, no head) is what
@@ -22,12 +22,24 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from experiments import checkpoints, runs
 from reports.errors import InputError, IntegrityError, first_line
+from xlprobe.encoders.architectures import (
+    ARCHITECTURES,
+    head_prefixes,
+    layer_modules,
+    longest,
+    padding_row,
+    put_head,
+    require_encoder,
+    take_head,
+)
 from xlprobe.encoders.batches import Batch, Sentence, Tokenized
 from xlprobe.encoders.parameters import parameter_table
 
@@ -38,7 +50,6 @@ logger = logging.getLogger(__name__)
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 EMBEDDED = {"langworld": Path(__file__).parent.parent / "langworld" / "model"}
 PROBE = ("One small sentence .", "A second one , which is a little longer than the first .")
-MODEL_TYPES = ("xlm-roberta", "roberta", "camembert", "bert")
 QUIET_BELOW = 2**30  # bytes; reading fewer takes about a second and needs no progress bar
 MAX_LENGTH = 512
 
@@ -59,11 +70,13 @@ def load_encoder(
         name: "langworld", a folder or an id.
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
         dtype: "float32", "float64", "bfloat16" or "float16".
-        attention: The implementation of transformers that computes it.
+        attention: The implementation of transformers that computes it; DeBERTa has "eager" alone, and takes it for
+            "sdpa".
 
     Raises:
         InputError: No such folder and no id that can be fetched; no tokenizer files, or a slow tokenizer; an
-            architecture outside the BERT line; weights missing; not enough memory (with both sizes).
+            architecture that is not in `xlprobe.encoders.architectures`, or a decoder; weights missing; not enough
+            memory (with both sizes).
         IntegrityError: The hooks do not see what the model computes.
 
     >>> load_encoder("./no/such/folder")
@@ -84,6 +97,8 @@ def load_encoder(
     nn.Module.to(model, target)
     encoder = Encoder(model, tokenizer, name=shown, source=source, lm_head=head)
     encoder.self_check()
+    if remark := padding_row(model, tokenizer):
+        logger.warning("%s: %s", shown, remark)
     logger.info("loaded %s (%s, %s, %s)", source, type(model).__name__, precision, target)
     return encoder
 
@@ -99,7 +114,8 @@ class Encoder:
         source: Where it came from.
         lm_head: The head of masked language modelling, or None where the checkpoint has none.
         embeddings: The module whose output is layer 0.
-        blocks: The modules whose outputs are the layers above it.
+        blocks: The modules whose outputs are the layers above it: the blocks, the last of them replaced by the norm
+            behind it where the architecture has one.
 
     >>> encoder = load_encoder("langworld", device="cpu")
     >>> batch = encoder.encode(["one text", "another , longer one"])
@@ -124,7 +140,7 @@ class Encoder:
         self.lm_head = lm_head.to(next(model.parameters()).device) if lm_head is not None else None
         parts: Any = model  # transformers types its submodules as Tensor | Module
         self.embeddings: nn.Module = parts.embeddings
-        self.blocks: Sequence[nn.Module] = list(parts.encoder.layer)
+        self.blocks: Sequence[nn.Module] = layer_modules(model)
         for module in (model, lm_head):
             if module is not None:
                 module.eval().requires_grad_(True)
@@ -161,9 +177,8 @@ class Encoder:
 
     @property
     def max_length(self) -> int:
-        """The longest sequence in tokens: RoBERTa's positions begin behind its padding id, BERT's at 0."""
-        offset = 0 if self.model.config.model_type == "bert" else int(self.model.config.pad_token_id) + 1
-        return min(MAX_LENGTH, int(self.model.config.max_position_embeddings) - offset)
+        """The longest sequence in tokens, special tokens included; at most 512."""
+        return min(MAX_LENGTH, longest(self.model))
 
     @property
     def hash(self) -> str:
@@ -277,7 +292,7 @@ class Encoder:
         else:
             whole = AutoModelForMaskedLM.from_config(self.model.config, dtype=self.dtype)
             setattr(whole, whole.base_model_prefix, self.model)
-            setattr(whole, _head_name(whole), self.lm_head)
+            put_head(whole, self.lm_head)
             whole.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
         return path
@@ -317,26 +332,26 @@ class _Reached(Exception):
 
 
 def _require_architecture(folder: Path) -> None:
-    """Refuse a folder without a config, and an architecture that is not of the BERT line."""
+    """Refuse a folder without a config, and an architecture that is not known here."""
     if not (folder / "config.json").is_file():
         raise InputError(
             f"encoder: {folder} has no config.json; it is no checkpoint in Hugging Face's layout"
         )
+    file = folder / "config.json"
     try:
-        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        settings = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, OSError, TypeError) as error:
+        raise InputError(f"encoder: {file}: {first_line(error)}") from error
+    require_encoder(settings, where=str(file))
+    try:
         AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, OSError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"encoder: {folder / 'config.json'}: {first_line(error)}") from error
-    if model_type not in MODEL_TYPES:
-        raise InputError(
-            f"encoder: unknown architecture {model_type!r} in {folder / 'config.json'}; expected one of "
-            f"{', '.join(MODEL_TYPES)}"
-        )
+    except (ValueError, OSError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
+        raise InputError(f"encoder: {file}: {first_line(error)}") from error
 
 
 def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The fast tokenizer; a byte-level one puts a space before the first word, so that words may come as a list."""
-    options = {"add_prefix_space": True} if _model_type(folder) == "roberta" else {}
+    options = {"add_prefix_space": True} if ARCHITECTURES[_model_type(folder)].byte_level else {}
     tokenizer = checkpoints.read_tokenizer(folder, argument="encoder", **options)
     if not tokenizer.is_fast:
         raise InputError(
@@ -363,6 +378,10 @@ def read_model(
         InputError: The folder cannot be loaded, or a weight of the base model is missing.
     """
     load: Callable[..., Any] = AutoModelForMaskedLM.from_pretrained
+    kind = ARCHITECTURES[_model_type(folder)]
+    if attention == "sdpa" and attention not in kind.attentions:
+        attention = kind.attentions[0]
+    options = {"legacy": False} if _newer_head(folder) else {}
     level = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()  # its report of missing weights: ours follows
     try:
@@ -374,23 +393,29 @@ def read_model(
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **options,
         )
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         raise InputError(f"encoder: {folder} cannot be loaded: {first_line(error)}") from error
     finally:
         hf_logging.set_verbosity(level)
     faults = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    head = _head_name(whole)
-    of_encoder = [name for name in faults if not name.startswith(f"{head}.")]
+    heads = tuple(f"{name}." for name in head_prefixes(whole))
+    of_encoder = [name for name in faults if not name.startswith(heads)]
     if of_encoder:
         raise InputError(
             f"encoder: weights missing from {folder}: {len(of_encoder)} that its config.json asks for, "
             f"the first {of_encoder[0]}; the folder is incomplete or mixes two models"
         )
-    return whole.base_model, None if faults else getattr(whole, head)
+    return whole.base_model, None if faults else take_head(whole)
 
 
-def _head_name(whole: PreTrainedModel) -> str:
-    """The one child of a masked language model that is not its encoder: lm_head, or BERT's cls."""
-    (name,) = (name for name, _ in whole.named_children() if name != whole.base_model_prefix)
-    return name
+def _newer_head(folder: Path) -> bool:
+    """Whether the weights hold DeBERTa's newer head, which transformers reads only where the config says so."""
+    if _model_type(folder) != "deberta-v2":
+        return False
+    names: list[str] = []
+    for file in checkpoints.weight_files(folder, argument="encoder"):
+        with safe_open(file, framework="pt") as weights:
+            names += weights.keys()
+    return any(name.startswith("lm_predictions.") for name in names)
