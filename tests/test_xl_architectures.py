@@ -113,7 +113,7 @@ def saved(arch: Arch, folder: Path, *, pad: str | None = None, **settings: Any) 
 )
 @pytest.mark.parametrize("pad", [0, 3, 40])
 def test_any_padding_id_and_the_longest_sentence(arch: Arch, pad: int, tmp_path: Path) -> None:
-    name = build_tokenizer(arch).convert_ids_to_tokens(pad)
+    name = str(build_tokenizer(arch).convert_ids_to_tokens(pad))
     encoder = load_encoder(saved(arch, tmp_path / "x", pad=name, pad_token_id=pad), device="cpu")
     assert encoder.tokenizer.pad_token_id == pad
     batch = encoder.encode([["Rome"] * 80, ["Paris"]])
@@ -143,7 +143,8 @@ def test_a_padding_row_that_is_a_real_token_is_said(tmp_path: Path, caplog: pyte
 
 def test_debertas_newer_head_is_found_in_the_weights(tmp_path: Path) -> None:
     tokenizer = build_tokenizer("deberta-v2")
-    config = DebertaV2Config(
+    config: Any = DebertaV2Config
+    config = config(
         vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=66, relative_attention=True, position_buckets=8, norm_rel_ebd="layer_norm",
         share_att_key=True, pos_att_type=["p2c", "c2p"], position_biased_input=False, type_vocab_size=0, legacy=False,

@@ -22,7 +22,8 @@ from reports.diagnosis import Check, Diagnosis, Step, gathered
 from reports.errors import InputError
 from xlprobe.encoders.architectures import ARCHITECTURES
 from xlprobe.encoders.batches import Batch, Sentence
-from xlprobe.encoders.encoder import EMBEDDED, Encoder, load_encoder, read_model
+from xlprobe.encoders.encoder import Encoder, load_encoder
+from xlprobe.encoders.loading import EMBEDDED, read_model
 from xlprobe.probes.gradient_stream import Layout, probing
 from xlprobe.probes.invariance import compare, gradient, invariance, random_direction, tolerance
 

@@ -36,8 +36,10 @@ def add(commands: Any) -> None:
     """Add `distances` to the commands."""
     example = "xlprobe distances --encoder xlm-roberta-base --source pud.en --target pud.de --json"
     p = command(commands, "distances", distances, example)
-    p.add_argument("--source", required=True, help="text file, one sentence a line")
-    p.add_argument("--target", required=True, help="the same sentences in the other language")
+    p.add_argument("--source", help="text file, one sentence a line; or CoNLL-U, matched by sent_id")
+    p.add_argument("--target", help="the same sentences in the other language")
+    p.add_argument("--data", help="instead: folder with ud, sib200 and tatoeba, or a recipe with [languages]")
+    p.add_argument("--pair", help="of --data, as ja-kk (default: its first)")
     p.add_argument("--links", help="word alignments in Pharaoh format, for the token level")
     p.add_argument("--max-pairs", type=count, default=2000, help="a sample of as many pairs (default 2000)")
     p.add_argument("--out", help="folder to save the result in")

@@ -134,8 +134,8 @@ def longest(model: PreTrainedModel) -> int:
     """The longest sequence in tokens: RoBERTa's positions begin behind its padding id, the others' at 0."""
     embeddings: Any = model.embeddings
     positions = getattr(embeddings, "position_embeddings", None)
-    start = 0 if getattr(positions, "padding_idx", None) is None else int(positions.padding_idx) + 1
-    return int(model.config.max_position_embeddings) - start
+    first: int | None = getattr(positions, "padding_idx", None)
+    return int(model.config.max_position_embeddings) - (0 if first is None else first + 1)
 
 
 def padding_row(model: PreTrainedModel, tokenizer: Any) -> str:
@@ -162,7 +162,7 @@ def head_prefixes(whole: PreTrainedModel) -> tuple[str, ...]:
     return ("lm_predictions",) if hasattr(whole, "lm_predictions") else kind.heads
 
 
-def take_head(whole: PreTrainedModel) -> nn.Module:
+def take_head(whole: Any) -> nn.Module:
     """The head of a masked language model as one module: states [..., d] to logits [..., vocabulary]."""
     names = head_prefixes(whole)
     parts: list[nn.Module] = [getattr(whole, name) for name in names]

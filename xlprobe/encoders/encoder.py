@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -22,25 +21,14 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as hf_logging
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments import checkpoints, runs
-from reports.errors import InputError, IntegrityError, first_line
-from xlprobe.encoders.architectures import (
-    ARCHITECTURES,
-    head_prefixes,
-    layer_modules,
-    longest,
-    padding_row,
-    put_head,
-    require_encoder,
-    take_head,
-)
+from reports.errors import InputError, IntegrityError
+from xlprobe.encoders.architectures import layer_modules, longest, padding_row, put_head
 from xlprobe.encoders.batches import Batch, Sentence, Tokenized
+from xlprobe.encoders.loading import EMBEDDED, read_model, read_tokenizer, require_architecture
 from xlprobe.encoders.parameters import parameter_table
 
 __all__ = ["Encoder", "load_encoder"]
@@ -48,7 +36,6 @@ __all__ = ["Encoder", "load_encoder"]
 logger = logging.getLogger(__name__)
 
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
-EMBEDDED = {"langworld": Path(__file__).parent.parent / "langworld" / "model"}
 PROBE = ("One small sentence .", "A second one , which is a little longer than the first .")
 QUIET_BELOW = 2**30  # bytes; reading fewer takes about a second and needs no progress bar
 MAX_LENGTH = 512
@@ -86,11 +73,11 @@ def load_encoder(
     """
     target, precision = checkpoints.pick_device(device), checkpoints.pick_dtype(dtype)
     folder, source = checkpoints.find_folder(os.fspath(name), embedded=EMBEDDED, argument="encoder")
-    _require_architecture(folder)
+    require_architecture(folder)
     files = checkpoints.weight_files(folder, argument="encoder")
     n_bytes = checkpoints.weight_elements(files, argument="encoder") * precision.itemsize
     checkpoints.require_memory(n_bytes, device=target, dtype=precision, folder=folder, argument="encoder")
-    tokenizer = _read_tokenizer(folder)
+    tokenizer = read_tokenizer(folder)
     with checkpoints.progress_bar(shown=n_bytes >= QUIET_BELOW):
         model, head = read_model(folder, dtype=precision, attention=attention)
     shown = str(name) if source.startswith("embedded:") or "@" in source else Path(name).name
@@ -287,12 +274,12 @@ class Encoder:
             raise InputError(
                 f"folder: expected a new or an empty folder, found files in {path}; choose another"
             )
-        if self.lm_head is None:
-            self.model.save_pretrained(path)
-        else:
+        whole: PreTrainedModel = self.model
+        if self.lm_head is not None:
             whole = AutoModelForMaskedLM.from_config(self.model.config, dtype=self.dtype)
             setattr(whole, whole.base_model_prefix, self.model)
             put_head(whole, self.lm_head)
+        with checkpoints.progress_bar(shown=False):
             whole.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
         return path
@@ -326,96 +313,3 @@ class Encoder:
 
 class _Reached(Exception):
     """The wanted layer is known: no block above it need run."""
-
-
-# ------------------------------------------------------------------------------------------ loading
-
-
-def _require_architecture(folder: Path) -> None:
-    """Refuse a folder without a config, and an architecture that is not known here."""
-    if not (folder / "config.json").is_file():
-        raise InputError(
-            f"encoder: {folder} has no config.json; it is no checkpoint in Hugging Face's layout"
-        )
-    file = folder / "config.json"
-    try:
-        settings = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, OSError, TypeError) as error:
-        raise InputError(f"encoder: {file}: {first_line(error)}") from error
-    require_encoder(settings, where=str(file))
-    try:
-        AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, OSError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
-        raise InputError(f"encoder: {file}: {first_line(error)}") from error
-
-
-def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The fast tokenizer; a byte-level one puts a space before the first word, so that words may come as a list."""
-    options = {"add_prefix_space": True} if ARCHITECTURES[_model_type(folder)].byte_level else {}
-    tokenizer = checkpoints.read_tokenizer(folder, argument="encoder", **options)
-    if not tokenizer.is_fast:
-        raise InputError(
-            f"encoder: {folder} has no fast tokenizer, which knows the word of each token; expected tokenizer.json"
-        )
-    for token in ("mask_token_id", "pad_token_id"):
-        if getattr(tokenizer, token) is None:
-            raise InputError(f"encoder: the tokenizer of {folder} has no {token.removesuffix('_id')}")
-    return tokenizer
-
-
-def _model_type(folder: Path) -> str:
-    return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
-
-
-def read_model(
-    folder: Path, *, dtype: torch.dtype, attention: str
-) -> tuple[PreTrainedModel, nn.Module | None]:
-    """The base model and its LM head (None where the checkpoint has none).
-
-    Left alone, transformers draws missing weights at random and only logs it.
-
-    Raises:
-        InputError: The folder cannot be loaded, or a weight of the base model is missing.
-    """
-    load: Callable[..., Any] = AutoModelForMaskedLM.from_pretrained
-    kind = ARCHITECTURES[_model_type(folder)]
-    if attention == "sdpa" and attention not in kind.attentions:
-        attention = kind.attentions[0]
-    options = {"legacy": False} if _newer_head(folder) else {}
-    level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # its report of missing weights: ours follows
-    try:
-        whole, report = load(
-            folder,
-            dtype=dtype,
-            attn_implementation=attention,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        raise InputError(f"encoder: {folder} cannot be loaded: {first_line(error)}") from error
-    finally:
-        hf_logging.set_verbosity(level)
-    faults = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    heads = tuple(f"{name}." for name in head_prefixes(whole))
-    of_encoder = [name for name in faults if not name.startswith(heads)]
-    if of_encoder:
-        raise InputError(
-            f"encoder: weights missing from {folder}: {len(of_encoder)} that its config.json asks for, "
-            f"the first {of_encoder[0]}; the folder is incomplete or mixes two models"
-        )
-    return whole.base_model, None if faults else take_head(whole)
-
-
-def _newer_head(folder: Path) -> bool:
-    """Whether the weights hold DeBERTa's newer head, which transformers reads only where the config says so."""
-    if _model_type(folder) != "deberta-v2":
-        return False
-    names: list[str] = []
-    for file in checkpoints.weight_files(folder, argument="encoder"):
-        with safe_open(file, framework="pt") as weights:
-            names += weights.keys()
-    return any(name.startswith("lm_predictions.") for name in names)

@@ -7,14 +7,16 @@ go through the same steps. How an encoder is aligned, tuned and scored stands he
 
 from __future__ import annotations
 
+import math
 import random
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from reports.errors import InputError
 from xlprobe.data.corpora import Bitext, Labelled, Links, Words
 from xlprobe.data.tasks import Kind, Task
 from xlprobe.encoders.encoder import Encoder
@@ -26,6 +28,7 @@ from xlprobe.training.loop import Training, derive
 
 __all__ = ["TASKS", "JointPlan", "Laboratory", "Score", "Sizes"]
 
+SOURCE = "source"  # what a material calls its one source language
 TASKS: dict[str, Kind] = {"pos": "tagging", "topic": "classification"}
 
 
@@ -88,6 +91,14 @@ class Sizes:
     probe_batches: int = 24
     batch: int = 32
 
+    def __post_init__(self) -> None:
+        for key in fields(self):
+            value, least = getattr(self, key.name), 2 if key.name == "probe_batches" else 1
+            if isinstance(value, int) and value < least:
+                raise InputError(f"sizes.{key.name}: expected at least {least}, found {value}")
+            if not (value > 0 and math.isfinite(value)):
+                raise InputError(f"sizes.{key.name}: expected a number above 0, found {value}")
+
 
 class Laboratory(ABC):
     """The material of a study. Its arguments and the seed decide every answer, so a repeated call gives the same.
@@ -110,7 +121,7 @@ class Laboratory(ABC):
         self.encoder = encoder
         self.sizes = sizes
         self.seed = seed
-        self._heads: dict[tuple[str, str], nn.Linear] = {}
+        self._heads: dict[tuple[str, str, str], nn.Linear] = {}
 
     @property
     def data(self) -> dict[str, Any]:
@@ -124,12 +135,24 @@ class Laboratory(ABC):
         """Translation pairs with word links: to align on, or held out from every other use."""
 
     @abstractmethod
-    def _task(self, task: str) -> Task:
-        """The task as it is learned in the source language, with the classes of its head; no tests."""
+    def _task(self, task: str, source: str = SOURCE) -> Task:
+        """The task as it is learned in a source language, with the classes of its head; no tests."""
 
     @abstractmethod
     def _labelled(self, which: Literal["train", "test"], language: str, task: str) -> Labelled:
-        """Sentences with the task's labels, in "source" or in a target language."""
+        """Sentences with the task's labels, in a source or in a target language."""
+
+    def source(self, pair: str) -> str:
+        """The language in which the tasks of a pair are learned."""
+        return SOURCE
+
+    def accepts(self, pair: str) -> bool:
+        """Whether the pair can be studied; `pairs` are those that are studied where none is named."""
+        return pair in self.pairs
+
+    def lacks(self, pair: str, task: str) -> str:
+        """Why the task cannot be studied on the pair, in words; empty where it can."""
+        return ""
 
     def held_out(self, pair: str) -> Bitext:
         """Parallel text that no other method uses."""
@@ -144,16 +167,22 @@ class Laboratory(ABC):
         return align(self.encoder, bitext, objective=objective, training=training, progress=False)
 
     def finetuned(
-        self, encoder: Encoder, task: str, *, seed: int, joint: JointPlan | None = None
+        self,
+        encoder: Encoder,
+        task: str,
+        *,
+        seed: int,
+        joint: JointPlan | None = None,
+        source: str = SOURCE,
     ) -> TaskModel:
-        """A model of the task on a copy of `encoder`, trained on the source language, with `joint` on both losses."""
+        """A model of the task on a copy of `encoder`, trained on a source language, with `joint` on both losses."""
         alignment = None
         if joint is not None:
             bitext = self._bitext(joint.pair, shuffled=False)
             alignment = Joint(bitext, joint.objective, weight=joint.weight, aggregator=joint.aggregator)
         return finetune(
             encoder,
-            self._task(task),
+            self._task(task, source),
             training=self._training(self.sizes.finetune_steps, self.sizes.finetune_lr, derive(seed, "task")),
             alignment=alignment,
             freeze=joint.frozen if joint is not None else (),
@@ -170,16 +199,18 @@ class Laboratory(ABC):
 
     # -- losses, for their gradients ---------------------------------------------------------------------
 
-    def task_loss(self, encoder: Encoder, task: str, *, pair: str | None = None) -> Loss:
-        """The task's loss on the source language, or on the pair's target language.
+    def task_loss(
+        self, encoder: Encoder, task: str, *, pair: str | None = None, source: str = SOURCE
+    ) -> Loss:
+        """The task's loss on its source language, or on the pair's target language.
 
         Its head is trained on the frozen encoder first: a random head's gradients say nothing.
         """
-        language = "source" if pair is None else pair.split("-")[1]
+        language = source if pair is None else pair.split("-")[1]
         corpus = self._labelled("train", language, task)
-        labels = self._task(task).labels  # the head's: the target language may have others, or fewer
+        labels = self._task(task, source).labels  # the head's: the target language may have others, or fewer
         model = TaskModel(encoder, Task(TASKS[task], train=corpus, test={}, labels=labels))
-        model.head = self._head(encoder, task)
+        model.head = self._head(encoder, task, source)
         return Loss(f"{task} in {language}", self._probed(len(corpus)), model, (model.head,))
 
     def alignment_loss(self, encoder: Encoder, pair: str, objective: str, *, shuffled: bool = False) -> Loss:
@@ -204,14 +235,16 @@ class Laboratory(ABC):
         size = self.sizes.batch
         return torch.arange(min(n, size * self.sizes.probe_batches)).split(size)
 
-    def _head(self, encoder: Encoder, task: str) -> nn.Linear:
+    def _head(self, encoder: Encoder, task: str, source: str) -> nn.Linear:
         """The task's head, trained on the frozen encoder; each is trained once."""
-        key = (encoder.hash, task)
+        key = (encoder.hash, task, source)
         if key not in self._heads:
             sizes = self.sizes
             training = Training(steps=sizes.head_steps, batch=sizes.batch, lr=1e-2, seed=derive(0, "head"))
             layers = range(encoder.n_layers + 1)
-            model = finetune(encoder, self._task(task), training=training, freeze=layers, progress=False)
+            model = finetune(
+                encoder, self._task(task, source), training=training, freeze=layers, progress=False
+            )
             self._heads[key] = model.head
         return self._heads[key]
 

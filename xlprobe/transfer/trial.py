@@ -49,7 +49,7 @@ def advice_trial(
     tasks = list(dict.fromkeys(study.gradients["task"]))
     facts = laboratory.encoder.provenance(data=laboratory.data, seeds={str(s): s for s in range(seeds)})
     run = RunFolder.open(out, {"study": study.laboratory, "pairs": pairs, "seeds": seeds}, provenance=facts)
-    todo = [(p, t, s) for p in pairs for t in tasks for s in range(seeds)]
+    todo = [(p, t, s) for p in pairs for t in tasks if not laboratory.lacks(p, t) for s in range(seeds)]
     keys = [f"{pair}-{task}-{seed}" for pair, task, seed in todo]
     cases = every_case(
         run, keys, lambda i: _case(laboratory, study, *todo[i]), label="advice", progress=progress
@@ -80,7 +80,9 @@ def _case(laboratory: Laboratory, study: Study, pair: str, task: str, seed: int)
     plans |= {name: JointPlan(objective, pair, aggregator=name) for name in AGGREGATORS}
     scores = {}
     for way, plan in plans.items():
-        model = laboratory.finetuned(laboratory.encoder, task, seed=seed, joint=plan)
+        model = laboratory.finetuned(
+            laboratory.encoder, task, seed=seed, joint=plan, source=laboratory.source(pair)
+        )
         scores[way] = asdict(laboratory.score(model, task, pair))
     return {"advice": asdict(advice), "objective": objective, "scores": scores}
 
