@@ -8,7 +8,9 @@ from typing import Any
 from experiments.cli.options import count
 from experiments.cli.output import print_json
 from reports.errors import InputError
-from xlprobe.cli.options import command, load
+from xlprobe.cli.options import command, load, refuse_beside
+
+LANGUAGE, PAIRS = "words", 1600  # without --source
 
 
 def align(options: argparse.Namespace) -> None:
@@ -20,6 +22,7 @@ def align(options: argparse.Namespace) -> None:
     from xlprobe.training.loop import Training
 
     out = Path(options.out)
+    refuse_beside(options, "source", needed_by=("target", "links"), instead_of=("language", "pairs"))
     if (out / "model").exists():
         raise InputError(f"out: {out / 'model'} holds a finished encoder; name another folder or remove it")
     encoder = load(options)
@@ -63,13 +66,12 @@ def read_pairs(options: argparse.Namespace) -> Any:
     from xlprobe.langworld.world import bitext
 
     if options.source is None:
-        pairs = bitext(options.language, options.pairs + options.held_out, seed=options.seed)
+        n = (options.pairs or PAIRS) + options.held_out
+        pairs = bitext(options.language or LANGUAGE, n, seed=options.seed)
     else:
         pairs = load_bitext(options.source, options.target, links=options.links)
     if len(pairs) <= options.held_out:
-        raise InputError(
-            f"held-out: expected fewer than the {len(pairs)} pairs of {options.source}, found {options.held_out}"
-        )
+        raise InputError(f"held-out: expected fewer than the {len(pairs)} pairs, found {options.held_out}")
     return pairs
 
 
@@ -104,10 +106,8 @@ def add(commands: Any) -> None:
     p.add_argument("--source", help="text file, a sentence a line, or a TSV of both sides")
     p.add_argument("--target", help="the same sentences in the other language")
     p.add_argument("--links", help="word alignments in Pharaoh format (default: the encoder's own)")
-    p.add_argument(
-        "--language", default="words", help="of the embedded ones, without --source (default words)"
-    )
-    p.add_argument("--pairs", type=count, default=1600, help="of the embedded language (default 1600)")
+    p.add_argument("--language", help="of the embedded ones, without --source (default words)")
+    p.add_argument("--pairs", type=count, help="of the embedded language (default 1600)")
     p.add_argument(
         "--held-out", type=count, default=200, help="first pairs, kept for retrieval (default 200)"
     )

@@ -25,6 +25,7 @@ def distances(options: argparse.Namespace) -> None:
             {
                 "encoder": measured.encoder,
                 "n_cut": measured.n_cut,
+                "n_left_out": measured.n_left_out,
                 "layers": measured.layers.to_dict("records"),
             }
         )

@@ -9,7 +9,7 @@ from experiments.cli.options import count
 from experiments.cli.output import as_table, print_json
 from reports.errors import InputError
 from xlprobe.cli.align import layers
-from xlprobe.cli.options import command, load
+from xlprobe.cli.options import command, load, refuse_beside
 
 
 def finetune(options: argparse.Namespace) -> None:
@@ -43,12 +43,13 @@ def read_task(options: argparse.Namespace) -> Any:
     """The task of --train and --test files, or of the embedded languages.
 
     Raises:
-        InputError: --train without --test.
+        InputError: --train without --test, or --test without --train.
     """
     from xlprobe.data.corpora import load_conllu, load_sib200
     from xlprobe.data.tasks import Task
     from xlprobe.langworld.world import task
 
+    refuse_beside(options, "train", needed_by=("test",), instead_of=())
     if options.train is None:
         return task(options.task, seed=options.seed)
     if not options.test:

@@ -31,6 +31,25 @@ def command(
     return parser
 
 
+def refuse_beside(
+    options: argparse.Namespace, main: str, *, needed_by: tuple[str, ...], instead_of: tuple[str, ...]
+) -> None:
+    """Refuse options that would be ignored: `needed_by` without `main`, `instead_of` beside it.
+
+    Raises:
+        InputError: Such an option is given.
+    """
+    given = getattr(options, main) is not None
+    for name in needed_by:
+        if getattr(options, name) is not None and not given:
+            raise InputError(f"{name}: --{name} says nothing without --{main}; name the file of --{main} too")
+    for name in instead_of:
+        if getattr(options, name) is not None and given:
+            raise InputError(
+                f"{name}: --{name} is of the embedded languages, --{main} names files; leave one of them out"
+            )
+
+
 def load(options: argparse.Namespace) -> Any:
     """The encoder of --encoder, --device, --dtype and --attention."""
     from xlprobe.encoders.encoder import load_encoder

@@ -1,7 +1,8 @@
 """Text of users: Universal Dependencies, SIB-200, bitext, word links; every fault is named with file and line.
 
 - `load_conllu`: words and universal tags of a CoNLL-U file. Ranges (26-27) and empty nodes (8.1) are no words; a row
-  without ten columns is an error.
+  without ten columns is an error. Sentences without words (`_`, their text was withheld) or with a word without a tag
+  (`_`) are left out and counted; a file of such sentences alone is refused.
 - `load_sib200`: texts with topics of a TSV, read without quoting, for its texts hold lone quotation marks.
 - `load_bitext`: translation pairs from two line-aligned files, a TSV, or a `datasets` name.
 - `load_links`: word alignments in Pharaoh format (`0-0 1-2`), and `dictionary_links` from a bilingual dictionary.
@@ -10,14 +11,15 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import logging
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import overload
 
 import pandas as pd
 
@@ -36,6 +38,8 @@ __all__ = [
     "text_lines",
 ]
 
+logger = logging.getLogger(__name__)
+
 Words = tuple[str, ...]
 Links = tuple[tuple[int, int], ...]
 _PHARAOH = re.compile(r"[0-9]{1,9}-[0-9]{1,9}")
@@ -51,7 +55,7 @@ class Labelled:
         ids: The corpus's own name of each sentence, by which parallel corpora are matched.
 
     Raises:
-        InputError: The three are not of one length.
+        InputError: The three are not of one length, or a label is empty.
     """
 
     words: tuple[Words, ...]
@@ -62,6 +66,9 @@ class Labelled:
         if not len(self.words) == len(self.labels) == len(self.ids):
             sizes = f"{len(self.words)}, {len(self.labels)} and {len(self.ids)}"
             raise InputError(f"labels: expected words, labels and ids of one length, found {sizes}")
+        for number, labels in enumerate(self.labels):
+            if "" in labels:
+                raise InputError(f"labels: sentence {number} ({self.ids[number]}) has an empty label")
 
     def __len__(self) -> int:
         return len(self.words)
@@ -101,9 +108,34 @@ class Bitext:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, rows: slice) -> Bitext:
+    def __iter__(self) -> Iterator[tuple[Words, Words]]:
+        return iter(zip(self.source, self.target, strict=True))
+
+    @overload
+    def __getitem__(self, rows: int) -> tuple[Words, Words]: ...
+
+    @overload
+    def __getitem__(self, rows: slice) -> Bitext: ...
+
+    def __getitem__(self, rows: int | slice) -> tuple[Words, Words] | Bitext:
+        """A pair (source words, target words) by its number, or the bitext of a slice."""
+        if not isinstance(rows, slice):
+            return self.source[rows], self.target[rows]
         links = None if self.links is None else self.links[rows]
         return Bitext(self.source[rows], self.target[rows], links)
+
+    @property
+    def n_duplicates(self) -> int:
+        """The number of pairs of which a side stands in an earlier pair too, on either side.
+
+        >>> Bitext((("a",), ("b",), ("a",)), (("x",), ("y",), ("z",))).n_duplicates
+        1
+        """
+        seen, count = set[Words](), 0
+        for pair in self:
+            count += any(side in seen for side in pair)
+            seen.update(pair)
+        return count
 
 
 # ------------------------------------------------------------------------------------------ labelled text
@@ -113,7 +145,7 @@ def load_conllu(path: str | Path) -> Labelled:
     r"""Words (FORM) and universal tags (UPOS) of a CoNLL-U file; `ids` are its `sent_id`s.
 
     Raises:
-        InputError: A row without ten columns, or no sentences.
+        InputError: A row without ten columns, no sentences, or none with words and tags.
 
     >>> import tempfile
     >>> row = "1\tHi\thi\tINTJ\t_\t_\t0\troot\t_\t_"
@@ -141,6 +173,7 @@ def load_conllu(path: str | Path) -> Labelled:
             words, tags, name = [], [], ""
     if not sentences:
         raise InputError(f"{path}: expected CoNLL-U sentences, found none")
+    sentences = _annotated(path, sentences)
     return Labelled(
         tuple(tuple(w) for w, _, _ in sentences),
         tuple(tuple(t) for _, t, _ in sentences),
@@ -148,18 +181,43 @@ def load_conllu(path: str | Path) -> Labelled:
     )
 
 
+def _annotated(
+    path: str | Path, sentences: list[tuple[list[str], list[str], str]]
+) -> list[tuple[list[str], list[str], str]]:
+    """The sentences that have words, and a tag for each; the others are counted in the log."""
+    withheld = any(len(words) > 1 and set(words) == {"_"} for words, _, _ in sentences)
+    wordless = [withheld and set(words) == {"_"} for words, _, _ in sentences]
+    untagged = [not blank and "_" in tags for (_, tags, _), blank in zip(sentences, wordless, strict=True)]
+    kept = [s for s, a, b in zip(sentences, wordless, untagged, strict=True) if not (a or b)]
+    if not kept:
+        lacks = (
+            "words (FORM is _: the treebank comes without its text)" if all(wordless) else "tags (UPOS is _)"
+        )
+        raise InputError(
+            f"{path}: expected words with universal tags, found {len(sentences)} sentences without {lacks}"
+        )
+    for what, n in (("words (FORM is _)", sum(wordless)), ("a tag of every word (UPOS is _)", sum(untagged))):
+        if n:
+            logger.warning("%s: %d of %d sentences are left out, without %s", path, n, len(sentences), what)
+    return kept
+
+
 def load_sib200(path: str | Path) -> Labelled:
     """Texts (split at spaces) and topics of a SIB-200 file with the columns index_id, category, text.
 
     Raises:
-        InputError: Another header, or a row without three columns.
+        InputError: Another header, a row without three columns, or one without topic or text.
     """
-    rows = list(csv.reader(text_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = [
+        line.split("\t") if line else [] for line in text_lines(path)
+    ]  # no quoting: texts hold lone marks
     if not rows or rows[0] != ["index_id", "category", "text"]:
         raise InputError(f"{path}: expected the columns index_id, category, text, found {rows[:1]}")
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != 3:
             raise InputError(f"{path}: line {number}: expected 3 columns, found {len(row)}")
+        if not (row[1].strip() and row[2].strip()):
+            raise InputError(f"{path}: line {number}: expected a category and a text, found {row[1:]}")
     return Labelled(
         tuple(tuple(text.split()) for _, _, text in rows[1:]),
         tuple((label,) for _, label, _ in rows[1:]),
@@ -307,13 +365,15 @@ def overlap(texts: Mapping[str, Sequence[str | Sequence[str]]]) -> pd.DataFrame:
 
 
 def text_lines(path: str | Path) -> list[str]:
-    r"""Lines of a UTF-8 file, without their ends (only \n ends a line: texts hold other separators).
+    r"""Lines of a UTF-8 file, without their ends (only \n and \r\n end a line: texts hold other separators).
 
     Raises:
         InputError: The file cannot be read, or is not UTF-8.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = (
+            Path(path).read_bytes().decode("utf-8-sig")
+        )  # as it is: Python would take a lone \r for a line's end
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: expected a readable UTF-8 file ({error})") from error
-    return text.removesuffix("\n").split("\n")
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]

@@ -115,7 +115,7 @@ class Tokenized:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self._known: dict[tuple[int, Hashable], tuple[Tensor, Tensor]] = {}
+        self._known: dict[tuple[int, Hashable], tuple[Tensor, Tensor, int]] = {}
 
     def encode(self, sentences: Sequence[Sentence], *, max_length: int) -> Batch:
         """The batch of `sentences`, cut off at `max_length` tokens, special tokens included.
@@ -132,11 +132,7 @@ class Tokenized:
         split = not isinstance(sentences[0], str)
         if any(isinstance(sentence, str) == split for sentence in sentences):
             raise InputError("sentences: expected all texts or all word lists, found both")
-        keys = [(max_length, tuple(sentence) if split else sentence) for sentence in sentences]
-        fresh = list(dict.fromkeys(key for key in keys if key not in self._known))
-        rows_of = dict(zip(fresh, self._rows([key[1] for key in fresh], max_length), strict=True))
-        rows = [self._known.get(key) or rows_of[key] for key in keys]
-        self._known.update(list(rows_of.items())[: max(0, self.LIMIT - len(self._known))])
+        rows = self._tokenized(sentences, max_length)
         ids, numbers = [row[0] for row in rows], [row[1] for row in rows]
         pad = int(self.tokenizer.pad_token_id)
         return Batch(
@@ -145,8 +141,22 @@ class Tokenized:
             pad_sequence(list(numbers), batch_first=True, padding_value=-1),
         )
 
-    def _rows(self, sentences: Sequence[Any], max_length: int) -> list[tuple[Tensor, Tensor]]:
-        """(token ids [T], word of each [T]) of every sentence, unpadded."""
+    def lost(self, sentences: Sequence[Sentence], *, max_length: int) -> list[int]:
+        """How many tokens of each sentence are cut off."""
+        return [row[2] for row in self._tokenized(sentences, max_length)]
+
+    def _tokenized(self, sentences: Sequence[Sentence], max_length: int) -> list[tuple[Tensor, Tensor, int]]:
+        """The rows of all sentences, known or new."""
+        split = not isinstance(sentences[0], str)
+        keys = [(max_length, tuple(sentence) if split else sentence) for sentence in sentences]
+        fresh = list(dict.fromkeys(key for key in keys if key not in self._known))
+        rows_of = dict(zip(fresh, self._rows([key[1] for key in fresh], max_length), strict=True))
+        rows = [self._known.get(key) or rows_of[key] for key in keys]
+        self._known.update(list(rows_of.items())[: max(0, self.LIMIT - len(self._known))])
+        return rows
+
+    def _rows(self, sentences: Sequence[Any], max_length: int) -> list[tuple[Tensor, Tensor, int]]:
+        """(token ids [T], word of each [T], tokens cut off) of every sentence, unpadded."""
         if not sentences:
             return []
         split = not isinstance(sentences[0], str)
@@ -160,5 +170,7 @@ class Tokenized:
         rows = []
         for i, ids in enumerate(encoded["input_ids"]):
             numbers = [-1 if word is None else word for word in encoded.word_ids(i)]
-            rows.append((torch.tensor(ids), torch.tensor(numbers)))
+            behind = encoded.encodings[i].overflowing
+            cut = sum(len(part.ids) - sum(part.special_tokens_mask) for part in behind)
+            rows.append((torch.tensor(ids), torch.tensor(numbers), cut))
         return rows

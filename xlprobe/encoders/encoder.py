@@ -198,6 +198,10 @@ class Encoder:
         """The batch of texts, or of word lists; longer sentences are cut off at `max_length` tokens (`Tokenized`)."""
         return self._tokenized.encode(sentences, max_length=min(max_length or MAX_LENGTH, self.max_length))
 
+    def lost(self, sentences: Sequence[Sentence], *, max_length: int | None = None) -> list[int]:
+        """How many tokens of each sentence `encode` cuts off."""
+        return self._tokenized.lost(sentences, max_length=min(max_length or MAX_LENGTH, self.max_length))
+
     def forward(self, batch: Batch) -> Tensor:
         """The last layer's states [B, T, d], which a task head takes."""
         batch = batch.to(self.device)

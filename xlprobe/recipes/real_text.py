@@ -195,11 +195,12 @@ def pretrain_on(
 def encoder_folder(
     data: DataFolder | LanguageTable, out: str | Path, plan: Pretraining, *, progress: bool = True
 ) -> str:
-    """The folder of the encoder of the study in `out`, pre-trained once, in `out`-encoder."""
-    folder = Path(f"{out}-encoder")
-    if not (folder / "model").is_dir():
-        pretrain_on(data, folder, plan, progress=progress)
-    return str(folder / "model")
+    """The folder of the encoder of the study in `out`, pre-trained once, in `out`-encoder.
+
+    Raises:
+        InputError: That folder holds an encoder of another text or plan.
+    """
+    return str(pretrain_on(data, Path(f"{out}-encoder"), plan, progress=progress))
 
 
 def text_report(data: DataFolder | LanguageTable, run_folder: str | Path, *, pretrained: bool) -> list[str]:

@@ -9,24 +9,30 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from reports.errors import InputError
-from xlprobe.data.corpora import Bitext
+from xlprobe.data.corpora import Bitext, Links
 from xlprobe.encoders.batches import sentence_means
+from xlprobe.encoders.coverage import heed
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.similarity import retrieval_hits
-from xlprobe.training.links import argmax_links, usable_links
+from xlprobe.training.identity import bitext_facts, encoder_facts
+from xlprobe.training.links import argmax_links, require_words, usable_links
 from xlprobe.training.loop import Training, derive, train
 from xlprobe.training.objectives import OBJECTIVES, Pair, linked_words, objective_loss, probe_layer
 
 __all__ = ["ALIGNABLE", "AlignmentLoss", "align", "freeze_layers", "l2_loss", "retrieval"]
+
+logger = logging.getLogger(__name__)
 
 ALIGNABLE = (*OBJECTIVES, "l2")
 WORDS = ("token", "l2")  # objectives that need word links
@@ -44,7 +50,7 @@ def align(
     held_out: Bitext | None = None,
     check_every: int = 50,
     patience: int = 3,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     progress: bool = True,
 ) -> Encoder:
     """An aligned copy of `encoder`, which remains unchanged.
@@ -59,11 +65,13 @@ def align(
         held_out: Pairs for the early stop; without them there is none.
         check_every: Steps between two checks of the early stop.
         patience: Checks in a row without a rise that end the training.
-        folder: Where checkpoints go, from which the same call goes on.
+        folder: Where checkpoints go, from which the same call goes on; once it has ended, the same call gives the same
+            encoder again, and any other training is refused there.
         progress: Show a progress bar.
 
     Raises:
-        InputError: No such objective, no LM head for mlm and tlm, no pairs, or no usable word link.
+        InputError: No such objective, no LM head for mlm and tlm, no pairs, no usable word link, words of a language
+            that is written without spaces, or `folder` holds another training.
         TrainingError: The loss is not finite.
 
     >>> from xlprobe.encoders.encoder import load_encoder
@@ -73,18 +81,20 @@ def align(
     >>> aligned.hash != encoder.hash
     True
     """
+    layers = sorted(set(freeze))
     copy = encoder.copy()
     module = AlignmentLoss(copy, bitext, objective, seed=training.seed)
-    frozen = freeze_layers(copy, freeze)
-    stop = _Stop(copy, held_out, check_every, patience) if held_out is not None else None
+    frozen = freeze_layers(copy, layers)
+    stop = _stop(copy, held_out, check_every, patience)
     # Not by length: negatives of a contrastive loss are to be a fair sample of the pairs.
     train(
         module,
         training,
         n_items=len(module.pairs),
         device=copy.device,
-        folder=folder,
+        folder=None if folder is None else Path(folder),
         watch=stop,
+        facts=None if folder is None else module.facts(encoder) | _stop_facts(stop) | {"freeze": layers},
         label="+".join(module.weights),
         progress=progress,
     )
@@ -138,7 +148,7 @@ class AlignmentLoss(nn.Module):
         self, encoder: Encoder, bitext: Bitext, objective: str | Mapping[str, float], *, seed: int = 0
     ) -> None:
         super().__init__()
-        self.encoder, self.model = encoder, encoder.model
+        self.encoder, self.model, self.bitext = encoder, encoder.model, bitext
         self.weights = _weights(objective)
         needs_head = {"mlm", "tlm"} & set(self.weights)
         if needs_head and encoder.lm_head is None:
@@ -148,12 +158,19 @@ class AlignmentLoss(nn.Module):
             )
         self.lm_head = encoder.lm_head if needs_head else None
         self.pairs = _pairs(encoder, bitext, words=any(name in WORDS for name in self.weights))
+        if "tlm" in self.weights:
+            heed(encoder, [[*a, *b] for a, b, _ in self.pairs], "bitext, both sides at once")
         self.projection = _projection(encoder.d_model, seed) if "token" in self.weights else None
         self.start = (
             [parameter.detach().clone() for parameter in encoder.model.parameters()]
             if "l2" in self.weights
             else []
         )
+
+    def facts(self, encoder: Encoder) -> dict[str, Any]:
+        """What a training on this loss depends on (`xlprobe.training.identity`), begun at `encoder`."""
+        data = bitext_facts(self.bitext)
+        return {"objective": self.weights, "bitext": data, "encoder": encoder_facts(encoder)}
 
     def forward(self, rows: Tensor) -> Tensor:
         """The loss of the pairs with the numbers `rows` [n], a scalar."""
@@ -177,7 +194,7 @@ def l2_loss(encoder: Encoder, pairs: Sequence[Pair]) -> Tensor:
         InputError: No word of the pairs is linked.
     """
     batch = encoder.encode([list(p[0]) for p in pairs] + [list(p[1]) for p in pairs]).to(encoder.device)
-    x, y = linked_words(encoder.state(batch, probe_layer(encoder.n_layers)), batch, pairs)
+    x, y, _ = linked_words(encoder.state(batch, probe_layer(encoder.n_layers)), batch, pairs)
     if not len(x):
         raise InputError("pairs: objective l2 needs at least one linked word in a batch, found none")
     return ((x - y) ** 2).sum(1).mean()
@@ -193,6 +210,7 @@ class _Stop:
     patience: int
     best: float = -math.inf
     waited: int = 0
+    checks: list[float] = field(default_factory=list)
     kept: list[Tensor] = field(default_factory=list)
 
     def __call__(self, step: int, loss: float) -> bool:
@@ -206,7 +224,18 @@ class _Stop:
             self.kept = [parameter.detach().clone() for parameter in self.encoder.model.parameters()]
         else:
             self.waited += 1
+        self.checks.append(score)
         return self.waited >= self.patience
+
+    def state(self) -> tuple[dict[str, Any], list[Tensor]]:
+        """See `Watch`."""
+        return {"checks": self.checks, "waited": self.waited}, self.kept
+
+    def load(self, facts: Mapping[str, Any], tensors: list[Tensor]) -> None:
+        """See `Watch`."""
+        self.checks, self.waited = list(facts["checks"]), int(facts["waited"])
+        self.best = max(self.checks, default=-math.inf)
+        self.kept = [tensor.to(self.encoder.device) for tensor in tensors]
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -215,6 +244,25 @@ class _Stop:
             return
         for parameter, best in zip(self.encoder.model.parameters(), self.kept, strict=True):
             parameter.copy_(best)
+
+
+def _stop(encoder: Encoder, held_out: Bitext | None, every: int, patience: int) -> _Stop | None:
+    for name, value in (("check_every", every), ("patience", patience)):
+        if value < 1:
+            raise InputError(f"{name}: expected at least 1, found {value}")
+    if held_out is None:
+        return None
+    if not len(held_out):
+        raise InputError("held_out: expected at least one pair, found none")
+    heed(encoder, [*held_out.source, *held_out.target], "held_out")
+    return _Stop(encoder, held_out, every, patience)
+
+
+def _stop_facts(stop: _Stop | None) -> dict[str, Any]:
+    if stop is None:
+        return {"early_stop": None}
+    held_out = bitext_facts(stop.held_out)
+    return {"early_stop": {"held_out": held_out, "check_every": stop.every, "patience": stop.patience}}
 
 
 def _weights(objective: str | Mapping[str, float]) -> dict[str, float]:
@@ -232,11 +280,23 @@ def _weights(objective: str | Mapping[str, float]) -> dict[str, float]:
 def _pairs(encoder: Encoder, bitext: Bitext, *, words: bool) -> list[Pair]:
     if not len(bitext):
         raise InputError("bitext: expected at least one pair, found none")
-    if not words:
-        return [(a, b, ()) for a, b in zip(bitext.source, bitext.target, strict=True)]
-    linked = bitext if bitext.links is not None else argmax_links(encoder, bitext)
-    pairs: list[Pair] = list(zip(linked.source, linked.target, usable_links(linked), strict=True))
-    kept = [pair for pair in pairs if pair[2]]
+    seen = heed(encoder, [*bitext.source, *bitext.target], "bitext")
+    empty = {number % len(bitext) for number in seen.empty}
+    if len(empty) == len(bitext):
+        raise InputError("bitext: the tokenizer leaves nothing of one side of every pair")
+    if repeated := bitext.n_duplicates:
+        logger.warning(
+            "bitext: %d of %d pairs share a side with an earlier pair; they are no negatives of it",
+            repeated,
+            len(bitext),
+        )
+    links: Sequence[Links] = ((),) * len(bitext)
+    if words:
+        require_words(bitext)
+        linked = bitext if bitext.links is not None else argmax_links(encoder, bitext)
+        links = usable_links(linked)
+    pairs: list[Pair] = list(zip(bitext.source, bitext.target, links, strict=True))
+    kept = [pair for i, pair in enumerate(pairs) if i not in empty and (pair[2] or not words)]
     if not kept:
         raise InputError("links: no one-to-one link between unlike words in any pair; give other links")
     return kept

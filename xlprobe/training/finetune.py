@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 import torch
@@ -24,13 +24,16 @@ from reports.results import Result
 from xlprobe.data.corpora import Bitext, Labelled
 from xlprobe.data.tasks import Task
 from xlprobe.encoders.batches import Batch, sentence_means
+from xlprobe.encoders.coverage import heed
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.training.alignment import AlignmentLoss, freeze_layers
-from xlprobe.training.conflict import Aggregator, combine
+from xlprobe.training.conflict import Aggregator, check_weight, combine
+from xlprobe.training.identity import bitext_facts, encoder_facts, task_facts
 from xlprobe.training.loop import Training, derive, train
 
 __all__ = ["Joint", "TaskModel", "TransferScores", "finetune", "finetune_seeds", "macro_f1"]
 
+JOINT_WEIGHT = 0.1
 DEFAULT = Training(steps=150, batch=32, lr=2e-3, warmup=10)
 
 
@@ -41,27 +44,36 @@ class Joint:
     Attributes:
         bitext: The pairs to align on.
         objective: As for `align`.
-        weight: What the alignment's loss is multiplied by; it counts for the aggregator "sum" alone.
+        weight: What the alignment's loss is multiplied by, for the aggregator "sum" alone (None: 0.1).
         schedule: "during" takes both losses in each step, "alternate" takes turns.
         aggregator: How the two losses of a step become one: "sum", or conflicts settled by TorchJD
             (`xlprobe.training.conflict`).
 
     Raises:
-        InputError: An aggregator other than "sum" with the schedule "alternate".
+        InputError: Another schedule or aggregator, a weight that is not above 0, or an aggregator other than "sum" with
+            a weight or with the schedule "alternate".
     """
 
     bitext: Bitext
     objective: str | Mapping[str, float]
-    weight: float = 0.1
+    weight: float | None = None
     schedule: Literal["during", "alternate"] = "during"
     aggregator: Aggregator | Literal["sum"] = "sum"
 
     def __post_init__(self) -> None:
+        if self.schedule not in ("during", "alternate"):
+            raise InputError(f"schedule: expected during or alternate, found {self.schedule!r}")
+        check_weight(self.weight, self.aggregator)
         if self.schedule == "alternate" and self.aggregator != "sum":
             raise InputError(
                 f"aggregator: {self.aggregator} needs both losses in one step; expected the schedule during, found "
                 "alternate"
             )
+
+    @property
+    def share(self) -> float:
+        """The weight, or its default."""
+        return JOINT_WEIGHT if self.weight is None else self.weight
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -69,7 +81,8 @@ class TransferScores(Result):
     """Scores of several fine-tunings.
 
     Attributes:
-        scores: Frame seed, language, accuracy, low, high (95 %, Wilson), macro_f1, n.
+        scores: Frame seed, language, accuracy, low, high (95 %, Wilson), macro_f1, n, lost (of them, words that the
+            encoder never saw).
         encoder: Name of the encoder.
         task: Kind of the task.
     """
@@ -100,10 +113,10 @@ class TaskModel(nn.Module):
             torch.manual_seed(derive(seed, "head"))
             self.head = nn.Linear(encoder.d_model, len(task.labels)).to(encoder.device, encoder.dtype)
         self.batch = encoder.encode(task.train.words)
-        counts = self._counts(self.batch)
+        index = {label: i for i, label in enumerate(task.labels)}
         self.targets = [
-            [task.labels.index(label) for label in labels][:n]
-            for labels, n in zip(task.train.labels, counts, strict=True)
+            [index[labels[place]] for place in places]
+            for labels, places in zip(task.train.labels, self._places(self.batch), strict=True)
         ]
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -122,32 +135,50 @@ class TaskModel(nn.Module):
 
     @torch.no_grad()
     def predict(self, sentences: Sequence[Sequence[str]], *, batch_size: int = 128) -> list[list[str]]:
-        """The label of each word, or of each text; words that were cut off have none."""
+        """The label of each word, or of each text.
+
+        Words behind the last one that has a token were cut off and have no label; a word before it of which the
+        tokenizer leaves nothing has an empty one.
+        """
         batch = self.encoder.encode(sentences)
         labels: list[list[str]] = [[] for _ in sentences]
         for rows, part in batch.chunks(batch_size):
-            best = [self.task.labels[i] for i in self.logits(part).argmax(-1).tolist()]
-            start = 0
-            for row, n in zip(rows.tolist(), self._counts(part), strict=True):
-                labels[row], start = best[start : start + n], start + n
+            best = iter(self.logits(part).argmax(-1).tolist())
+            for row, places in zip(rows.tolist(), self._places(part), strict=True):
+                labels[row] = [""] * (places[-1] + 1 if places else 0)
+                for place in places:
+                    labels[row][place] = self.task.labels[next(best)]
         return labels
 
     def score(self, corpus: Labelled) -> dict[str, float]:
-        """The accuracy, macro_f1 and n over all words (or texts); a word that was cut off counts as wrong."""
+        """The accuracy, macro_f1 and n over all words (or texts), and `lost`: how many of them the encoder never saw.
+
+        Such a word, cut off or without a token, counts as wrong.
+        """
         answers = [answer for sentence in self.answers(corpus) for answer in sentence]
         right = sum(guess == label for guess, label in answers)
-        return {"accuracy": right / len(answers), "macro_f1": macro_f1(answers), "n": len(answers)}
+        lost = sum(not guess for guess, _ in answers)
+        return {
+            "accuracy": right / len(answers),
+            "macro_f1": macro_f1(answers),
+            "n": len(answers),
+            "lost": lost,
+        }
 
     def answers(self, corpus: Labelled) -> list[list[tuple[str, str]]]:
-        """(predicted, true) of each word, or of each text, by sentence; the prediction of a cut-off word is empty."""
+        """(predicted, true) of each word, or of each text, by sentence; the prediction of a lost word is empty."""
+        heed(self.encoder, corpus.words, "asked")
         return [
             list(zip([*guesses, *[""] * (len(labels) - len(guesses))], labels, strict=True))
             for guesses, labels in zip(self.predict(corpus.words), corpus.labels, strict=True)
         ]
 
-    def _counts(self, batch: Batch) -> list[int]:
-        counts: list[int] = batch.firsts.sum(1).tolist() if self.task.kind == "tagging" else [1] * len(batch)
-        return counts
+    def _places(self, batch: Batch) -> list[list[int]]:
+        """The numbers of the words that are asked in each sentence, those with a token; 0 for a text."""
+        if self.task.kind != "tagging":
+            return [[0]] * len(batch)
+        counts: list[int] = batch.firsts.sum(1).tolist()
+        return [part.tolist() for part in batch.word_ids[batch.firsts].split(counts)]
 
 
 def finetune(
@@ -157,7 +188,7 @@ def finetune(
     training: Training = DEFAULT,
     alignment: Joint | None = None,
     freeze: Iterable[int] = (),
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     progress: bool = True,
 ) -> TaskModel:
     """A task model on a copy of `encoder`, trained on the task's source language.
@@ -169,11 +200,12 @@ def finetune(
             lr 1e-5, batch 32, 40 epochs.
         alignment: An alignment loss beside the task's.
         freeze: Layers that are not trained (0: the embeddings).
-        folder: Where checkpoints go, from which the same call goes on.
+        folder: Where checkpoints go, from which the same call goes on; any other training is refused there.
         progress: Show a progress bar.
 
     Raises:
-        InputError: A layer that does not exist, or a fault of the alignment (see `align`).
+        InputError: A layer that does not exist, a fault of the alignment (see `align`), or `folder` holds another
+            training.
         TrainingError: The loss is not finite; the last checkpoint is kept.
 
     >>> from xlprobe.encoders.encoder import load_encoder
@@ -188,16 +220,20 @@ def finetune(
     1.0
     """
     model = TaskModel(encoder.copy(), task, seed=training.seed)
+    heed(encoder, task.train.words, "train")
     joint = None if alignment is None else _JointLoss(model, alignment, training.seed)
-    frozen = freeze_layers(model.encoder, freeze)
+    layers = sorted(set(freeze))
+    frozen = freeze_layers(model.encoder, layers)
+    facts = {"task": task_facts(task), "joint": joint.facts() if joint else None, "freeze": layers}
     train(
         joint or model,
         training,
         n_items=len(task.train),
         lengths=model.batch.lengths,
         device=encoder.device,
-        folder=folder,
+        folder=None if folder is None else Path(folder),
         before=joint.begin if joint else None,
+        facts=None if folder is None else facts | {"encoder": encoder_facts(encoder)},
         label=task.kind,
         progress=progress,
     )
@@ -234,8 +270,10 @@ def finetune_seeds(
             score = model.score(corpus)
             n = int(score["n"])
             low, high = wilson(round(score["accuracy"] * n), n)
-            rows.append((seed, language, score["accuracy"], low, high, score["macro_f1"], n))
-    columns = ["seed", "language", "accuracy", "low", "high", "macro_f1", "n"]
+            rows.append(
+                (seed, language, score["accuracy"], low, high, score["macro_f1"], n, int(score["lost"]))
+            )
+    columns = ["seed", "language", "accuracy", "low", "high", "macro_f1", "n", "lost"]
     return TransferScores(pd.DataFrame(rows, columns=columns), encoder.name, task.kind)
 
 
@@ -270,13 +308,24 @@ class _JointLoss(nn.Module):
         """Note the step's number, which decides whose turn it is: a resumed run knows it, unlike a count of calls."""
         self.step = step
 
+    def facts(self) -> dict[str, Any]:
+        """What the alignment adds to what a fine-tuning depends on."""
+        joint = self.joint
+        return {
+            "objective": self.alignment.weights,
+            "bitext": bitext_facts(joint.bitext),
+            "weight": joint.share if joint.aggregator == "sum" else None,
+            "schedule": joint.schedule,
+            "aggregator": joint.aggregator,
+        }
+
     def forward(self, rows: Tensor) -> Tensor:
         pairs, joint = rows % len(self.alignment.pairs), self.joint
         if joint.aggregator != "sum":
             losses = [self.task(rows), self.alignment(pairs)]
             return combine(losses, list(self.task.encoder.model.parameters()), joint.aggregator)
         if joint.schedule == "during":
-            both: Tensor = self.task(rows) + joint.weight * self.alignment(pairs)
+            both: Tensor = self.task(rows) + joint.share * self.alignment(pairs)
             return both
-        turn: Tensor = self.task(rows) if self.step % 2 == 0 else joint.weight * self.alignment(pairs)
+        turn: Tensor = self.task(rows) if self.step % 2 == 0 else joint.share * self.alignment(pairs)
         return turn

@@ -14,7 +14,7 @@ probe holds no half gradient of the first side while it waits for the second.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,18 +42,27 @@ def probe_layer(n_layers: int) -> int:
     return round(2 * n_layers / 3)
 
 
-def contrastive(x: Tensor, y: Tensor, *, temperature: float = TEMPERATURE) -> Tensor:
+def contrastive(
+    x: Tensor, y: Tensor, *, temperature: float = TEMPERATURE, same: Tensor | None = None
+) -> Tensor:
     """The loss of matched rows x, y [n, d], in nats: each of the 2n vectors finds its partner among the other 2n − 1.
+
+    Args:
+        x: Vectors of one side.
+        y: Their partners.
+        temperature: What cosines are divided by.
+        same: Which rows are the same pair again [n, n], bool; such rows are no negatives of each other.
 
     >>> x = torch.eye(3)
     >>> bool(contrastive(x, x) < contrastive(x, x.roll(1, 0)))
     True
     """
-    z = normalize(torch.cat([x, y]), dim=1)
-    scores = (z @ z.T / temperature).masked_fill(
-        torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf
-    )
-    n = len(x)
+    z, n = normalize(torch.cat([x, y]), dim=1), len(x)
+    itself = torch.eye(2 * n, dtype=torch.bool, device=z.device)
+    if same is not None:
+        others = (same & ~torch.eye(n, dtype=torch.bool, device=same.device)).to(z.device)
+        itself = itself | others.repeat(2, 2)
+    scores = (z @ z.T / temperature).masked_fill(itself, -torch.inf)
     partner = torch.cat([torch.arange(n, 2 * n), torch.arange(n)]).to(z.device)
     return cross_entropy(scores.float(), partner)
 
@@ -85,15 +94,34 @@ def objective_loss(
     states = encoder.state(batch, probe_layer(encoder.n_layers))
     if objective == "sentence":
         means = sentence_means(states, batch)
-        return contrastive(means[: len(pairs)], means[len(pairs) :])
-    x, y = linked_words(states, batch, pairs)
+        same = _same([(tuple(pair[0]), tuple(pair[1])) for pair in pairs])
+        return contrastive(means[: len(pairs)], means[len(pairs) :], same=same)
+    x, y, places = linked_words(states, batch, pairs)
     if len(x) < 2:
         raise InputError(f"pairs: objective token needs at least 2 linked words in a batch, found {len(x)}")
-    return contrastive(*(head(side) if head is not None else side for side in (x, y)))
+    same = _same([((tuple(pairs[i][0]), a), (tuple(pairs[i][1]), b)) for i, a, b in places])
+    x, y = (head(side) if head is not None else side for side in (x, y))
+    return contrastive(x, y, same=same)
 
 
-def linked_words(states: Tensor, batch: Batch, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
-    """Source and target vectors [m, d] of all linked words but those that were cut off.
+def _same(keys: Sequence[tuple[Hashable, Hashable]]) -> Tensor | None:
+    """Which rows share a side with which [n, n], bool; None where every row is alone.
+
+    A sentence (or the word at one place of it) that occurs again, on either side, is no wrong answer to itself.
+    """
+    number: dict[Hashable, int] = {}
+    sides = torch.tensor([[number.setdefault(side, len(number)) for side in pair] for pair in keys])
+    a, b = sides.T
+    if len(number) == len(keys) + int((a != b).sum()):
+        return None
+    same: Tensor = (a[:, None] == a) | (b[:, None] == b) | (a[:, None] == b) | (b[:, None] == a)
+    return same
+
+
+def linked_words(
+    states: Tensor, batch: Batch, pairs: Sequence[Pair]
+) -> tuple[Tensor, Tensor, list[tuple[int, int, int]]]:
+    """Source and target vectors [m, d] of all linked words but those without a token, and (pair, word, word) of each.
 
     Args:
         states: One layer's states [2B, T, d].
@@ -106,7 +134,8 @@ def linked_words(states: Tensor, batch: Batch, pairs: Sequence[Pair]) -> tuple[T
     rows = rows[(rows[:, 2:] < means.shape[1]).all(1)]
     x, y = means[rows[:, 0], rows[:, 2]], means[rows[:, 1], rows[:, 3]]
     known = (x.isfinite() & y.isfinite()).all(1)
-    return x[known], y[known]
+    places = [(i, a, b) for i, _, a, b in rows[known].tolist()]
+    return x[known], y[known], places
 
 
 def _masked(encoder: Encoder, sentences: list[list[str]]) -> Tensor:

@@ -22,7 +22,7 @@ from xlprobe.data.tasks import Kind, Task
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.gradient_stream import Loss
 from xlprobe.training.alignment import AlignmentLoss, align
-from xlprobe.training.conflict import Aggregator
+from xlprobe.training.conflict import Aggregator, check_weight
 from xlprobe.training.finetune import Joint, TaskModel, finetune, macro_f1
 from xlprobe.training.loop import Training, derive
 
@@ -57,7 +57,7 @@ class JointPlan:
     Attributes:
         objective: The alignment objective.
         pair: The language pair whose bitext is aligned.
-        weight: What the alignment's loss is multiplied by; it counts for the aggregator "sum" alone.
+        weight: What the alignment's loss is multiplied by, for the aggregator "sum" alone (None: 0.1).
         aggregator: "sum" adds the two losses; "upgrad", "pcgrad" and "cagrad" let TorchJD settle conflicts
             (`xlprobe.training.conflict`).
         frozen: Layers that are not trained (0: the embeddings).
@@ -65,9 +65,12 @@ class JointPlan:
 
     objective: str
     pair: str
-    weight: float = 0.1
+    weight: float | None = None
     aggregator: Aggregator | Literal["sum"] = "sum"
     frozen: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight, self.aggregator)
 
 
 @dataclass(frozen=True)
