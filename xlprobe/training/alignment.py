@@ -21,14 +21,15 @@ from torch import Tensor, nn
 
 from reports.errors import InputError
 from xlprobe.data.corpora import Bitext, Links
-from xlprobe.encoders.batches import sentence_means
 from xlprobe.encoders.coverage import heed
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.similarity import retrieval_hits
+from xlprobe.training.cached_contrast import Pooling, Vectors, pooled
+from xlprobe.training.defaults import align_training, heed_collapse, spread
 from xlprobe.training.identity import bitext_facts, encoder_facts
 from xlprobe.training.links import argmax_links, require_words, usable_links
 from xlprobe.training.loop import Training, derive, train
-from xlprobe.training.objectives import OBJECTIVES, Pair, linked_words, objective_loss, probe_layer
+from xlprobe.training.objectives import OBJECTIVES, PLAIN, Pair, linked_vectors, objective_loss
 
 __all__ = ["ALIGNABLE", "AlignmentLoss", "align", "freeze_layers", "l2_loss", "retrieval"]
 
@@ -36,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 ALIGNABLE = (*OBJECTIVES, "l2")
 WORDS = ("token", "l2")  # objectives that need word links
-DEFAULT = Training(steps=80, batch=24, lr=2e-3, warmup=10)
 PULL = 1.0  # weight of ‖θ − θ₀‖², added to the distance of aligned words
 
 
@@ -45,7 +45,9 @@ def align(
     bitext: Bitext,
     *,
     objective: str | Mapping[str, float] = "sentence",
-    training: Training = DEFAULT,
+    training: Training | None = None,
+    layer: int | None = None,
+    pooling: Pooling = "mean",
     freeze: Iterable[int] = (),
     held_out: Bitext | None = None,
     check_every: int = 50,
@@ -59,8 +61,9 @@ def align(
         encoder: The encoder to start from.
         bitext: The pairs to align on.
         objective: mlm, sentence, token, tlm, l2, or weights of several ({"sentence": 1.0, "mlm": 0.5}).
-        training: The default suits the embedded encoder; XLM-R base takes lr 2e-5 and a batch of 512, or 1e-4 and 128
-            [Xhelili et al. 2024].
+        training: By default what suits the encoder's size (`xlprobe.training.defaults`).
+        layer: The layer that is aligned (0: the embeddings); by default the one two thirds up.
+        pooling: A sentence is the "mean" of its tokens or its "first" token; a word that of its sub-words.
         freeze: Layers that are not trained (0: the embeddings).
         held_out: Pairs for the early stop; without them there is none.
         check_every: Steps between two checks of the early stop.
@@ -83,9 +86,12 @@ def align(
     """
     layers = sorted(set(freeze))
     copy = encoder.copy()
-    module = AlignmentLoss(copy, bitext, objective, seed=training.seed)
+    training = training or align_training(encoder, len(bitext))
+    vectors = Vectors(layer, pooling, training.micro)
+    module = AlignmentLoss(copy, bitext, objective, seed=training.seed, vectors=vectors)
+    before = spread(encoder, bitext.source, vectors)
     frozen = freeze_layers(copy, layers)
-    stop = _stop(copy, held_out, check_every, patience)
+    stop = _stop(copy, held_out, check_every, patience, vectors)
     # Not by length: negatives of a contrastive loss are to be a fair sample of the pairs.
     train(
         module,
@@ -102,6 +108,7 @@ def align(
         stop.restore()
     for parameter in frozen:
         parameter.requires_grad_(True)
+    heed_collapse(before, copy, bitext.source, vectors, training)
     return copy
 
 
@@ -124,15 +131,21 @@ def freeze_layers(encoder: Encoder, layers: Iterable[int]) -> list[nn.Parameter]
 
 
 @torch.no_grad()
-def retrieval(encoder: Encoder, bitext: Bitext, *, batch_size: int = 128) -> float:
-    """Weak retrieval (0 to 1), both directions, of mean-pooled sentences in the layer where alignment is made."""
-    sides = []
+def retrieval(
+    encoder: Encoder,
+    bitext: Bitext,
+    *,
+    layer: int | None = None,
+    pooling: Pooling = "mean",
+    batch_size: int = 128,
+) -> float:
+    """Weak retrieval (0 to 1), both directions, of sentences in the layer where alignment is made."""
+    sides, at = [], Vectors(layer).at(encoder)
     for sentences in (bitext.source, bitext.target):
         batch = encoder.encode(sentences)
         means = torch.empty(len(sentences), encoder.d_model)
         for rows, part in batch.chunks(batch_size):
-            states = encoder.state(part, probe_layer(encoder.n_layers)).float().cpu()
-            means[rows] = sentence_means(states, part)
+            means[rows] = pooled(encoder.state(part, at).float().cpu(), part, pooling)
         sides.append(means)
     return float(retrieval_hits(*sides).mean())
 
@@ -145,9 +158,17 @@ class AlignmentLoss(nn.Module):
     """
 
     def __init__(
-        self, encoder: Encoder, bitext: Bitext, objective: str | Mapping[str, float], *, seed: int = 0
+        self,
+        encoder: Encoder,
+        bitext: Bitext,
+        objective: str | Mapping[str, float],
+        *,
+        seed: int = 0,
+        vectors: Vectors = PLAIN,
     ) -> None:
         super().__init__()
+        vectors.at(encoder)
+        self.vectors = vectors
         self.encoder, self.model, self.bitext = encoder, encoder.model, bitext
         self.weights = _weights(objective)
         needs_head = {"mlm", "tlm"} & set(self.weights)
@@ -170,7 +191,8 @@ class AlignmentLoss(nn.Module):
     def facts(self, encoder: Encoder) -> dict[str, Any]:
         """What a training on this loss depends on (`xlprobe.training.identity`), begun at `encoder`."""
         data = bitext_facts(self.bitext)
-        return {"objective": self.weights, "bitext": data, "encoder": encoder_facts(encoder)}
+        looked_at = {"layer": self.vectors.at(encoder), "pooling": self.vectors.pooling}
+        return {"objective": self.weights, "bitext": data, "encoder": encoder_facts(encoder)} | looked_at
 
     def forward(self, rows: Tensor) -> Tensor:
         """The loss of the pairs with the numbers `rows` [n], a scalar."""
@@ -180,21 +202,21 @@ class AlignmentLoss(nn.Module):
 
     def _loss(self, name: str, pairs: list[Pair]) -> Tensor:
         if name != "l2":
-            return objective_loss(self.encoder, name, pairs, head=self.projection)
+            return objective_loss(self.encoder, name, pairs, head=self.projection, vectors=self.vectors)
         drift = sum(
             ((now - then) ** 2).sum() for now, then in zip(self.model.parameters(), self.start, strict=True)
         )
-        return l2_loss(self.encoder, pairs) + PULL * drift
+        return l2_loss(self.encoder, pairs, vectors=self.vectors) + PULL * drift
 
 
-def l2_loss(encoder: Encoder, pairs: Sequence[Pair]) -> Tensor:
+def l2_loss(encoder: Encoder, pairs: Sequence[Pair], *, vectors: Vectors = PLAIN) -> Tensor:
     """Mean over aligned words of ‖f(w) − f(w')‖², in the layer where alignment is made [Cao et al. 2020].
 
     Raises:
         InputError: No word of the pairs is linked.
     """
     batch = encoder.encode([list(p[0]) for p in pairs] + [list(p[1]) for p in pairs]).to(encoder.device)
-    x, y, _ = linked_words(encoder.state(batch, probe_layer(encoder.n_layers)), batch, pairs)
+    x, y, _ = linked_vectors(encoder, batch, pairs, vectors)
     if not len(x):
         raise InputError("pairs: objective l2 needs at least one linked word in a batch, found none")
     return ((x - y) ** 2).sum(1).mean()
@@ -208,6 +230,7 @@ class _Stop:
     held_out: Bitext
     every: int
     patience: int
+    vectors: Vectors = PLAIN
     best: float = -math.inf
     waited: int = 0
     checks: list[float] = field(default_factory=list)
@@ -217,7 +240,8 @@ class _Stop:
         if (step + 1) % self.every:
             return False
         self.encoder.model.eval()
-        score = retrieval(self.encoder, self.held_out)
+        layer, pooling = self.vectors.layer, self.vectors.pooling
+        score = retrieval(self.encoder, self.held_out, layer=layer, pooling=pooling)
         self.encoder.model.train()
         if score > self.best:
             self.best, self.waited = score, 0
@@ -246,7 +270,9 @@ class _Stop:
             parameter.copy_(best)
 
 
-def _stop(encoder: Encoder, held_out: Bitext | None, every: int, patience: int) -> _Stop | None:
+def _stop(
+    encoder: Encoder, held_out: Bitext | None, every: int, patience: int, vectors: Vectors
+) -> _Stop | None:
     for name, value in (("check_every", every), ("patience", patience)):
         if value < 1:
             raise InputError(f"{name}: expected at least 1, found {value}")
@@ -255,7 +281,7 @@ def _stop(encoder: Encoder, held_out: Bitext | None, every: int, patience: int) 
     if not len(held_out):
         raise InputError("held_out: expected at least one pair, found none")
     heed(encoder, [*held_out.source, *held_out.target], "held_out")
-    return _Stop(encoder, held_out, every, patience)
+    return _Stop(encoder, held_out, every, patience, vectors)
 
 
 def _stop_facts(stop: _Stop | None) -> dict[str, Any]:

@@ -27,8 +27,6 @@ _UNSPACED = re.compile(
     "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff"
     "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
-    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
 
 
 def mutual_argmax(x: Tensor, y: Tensor) -> Links:

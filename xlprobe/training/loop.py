@@ -64,6 +64,8 @@ class Training:
         clip: Norm to which gradients are clipped; 0 leaves them as they are.
         seed: Decides order, masks and dropout.
         precision: Of autocast: "no", "bf16" or "fp16".
+        micro: Sentences that go through the encoder at once, the gradient being that of the whole step
+            (`xlprobe.training.cached_contrast`); 0: all of a step.
 
     Raises:
         InputError: A number out of its range.
@@ -78,9 +80,10 @@ class Training:
     clip: float = 1.0
     seed: int = 0
     precision: Precision = "no"
+    micro: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch", 1), ("warmup", 0)):
+        for name, least in (("steps", 1), ("batch", 1), ("warmup", 0), ("micro", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name}: expected at least {least}, found {getattr(self, name)}")
         if not (self.lr > 0 and math.isfinite(self.lr)):

@@ -8,8 +8,8 @@
 | `tlm` | masked language modelling on the pair as one text, in random order | Pan et al. 2021 |
 
 Contrastive: `½ mean −log softmax(z_i · z_j / τ)` over all other vectors of *both* languages, self masked, cosine,
-τ 0.1, in a layer two thirds up (XLM-R base: 8 of 12). Both sides go through the encoder in one batch, so a gradient
-probe holds no half gradient of the first side while it waits for the second.
+τ 0.1, in a layer two thirds up (XLM-R base: 8 of 12) unless another is chosen. Both sides go through the encoder in
+one batch, so a gradient probe holds no half gradient of the first side while it waits for the second.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from reports.errors import InputError
-from xlprobe.encoders.batches import Batch, sentence_means, word_means
+from xlprobe.encoders.batches import Batch, word_means
 from xlprobe.encoders.encoder import Encoder
-from xlprobe.training.pretrain import mask_tokens, mlm_loss
+from xlprobe.training.cached_contrast import Vectors, in_parts, probe_layer, sentence_vectors, words_of
+from xlprobe.training.pretrain import IGNORE, mask_tokens, mlm_loss
 
 __all__ = ["OBJECTIVES", "Pair", "contrastive", "linked_words", "objective_loss", "probe_layer"]
 
@@ -31,15 +32,7 @@ OBJECTIVES = ("mlm", "sentence", "token", "tlm")
 #: source words, target words, one-to-one links (source word, target word)
 Pair = tuple[Sequence[str], Sequence[str], Sequence[tuple[int, int]]]
 TEMPERATURE = 0.1
-
-
-def probe_layer(n_layers: int) -> int:
-    """The layer two thirds up, where alignment is made and measured.
-
-    >>> probe_layer(12), probe_layer(4)
-    (8, 3)
-    """
-    return round(2 * n_layers / 3)
+PLAIN = Vectors()
 
 
 def contrastive(
@@ -68,7 +61,12 @@ def contrastive(
 
 
 def objective_loss(
-    encoder: Encoder, objective: str, pairs: Sequence[Pair], *, head: nn.Module | None = None
+    encoder: Encoder,
+    objective: str,
+    pairs: Sequence[Pair],
+    *,
+    head: nn.Module | None = None,
+    vectors: Vectors = PLAIN,
 ) -> Tensor:
     """The loss of one batch of pairs; masks and orders come from torch's global generator.
 
@@ -77,26 +75,26 @@ def objective_loss(
         objective: One of `OBJECTIVES`.
         pairs: The batch.
         head: The projection of `token`.
+        vectors: Layer, pooling, and how many sentences go through the encoder at once.
 
     Raises:
         InputError: Another objective, or `token` on pairs with fewer than 2 linked words.
     """
     sides = [list(pair[0]) for pair in pairs] + [list(pair[1]) for pair in pairs]
     if objective == "mlm":
-        return _masked(encoder, sides)
+        return _masked(encoder, sides, vectors.micro)
     if objective == "tlm":
         swap = (torch.rand(len(pairs)) < 0.5).tolist()
         whole = [[*b, *a] if swapped else [*a, *b] for (a, b, _), swapped in zip(pairs, swap, strict=True)]
-        return _masked(encoder, whole)
+        return _masked(encoder, whole, vectors.micro)
     if objective not in OBJECTIVES:
         raise InputError(f"objective: expected mlm, sentence, token or tlm, found {objective!r}")
     batch = encoder.encode(sides).to(encoder.device)
-    states = encoder.state(batch, probe_layer(encoder.n_layers))
     if objective == "sentence":
-        means = sentence_means(states, batch)
+        means = sentence_vectors(encoder, batch, vectors)
         same = _same([(tuple(pair[0]), tuple(pair[1])) for pair in pairs])
         return contrastive(means[: len(pairs)], means[len(pairs) :], same=same)
-    x, y, places = linked_words(states, batch, pairs)
+    x, y, places = linked_vectors(encoder, batch, pairs, vectors)
     if len(x) < 2:
         raise InputError(f"pairs: objective token needs at least 2 linked words in a batch, found {len(x)}")
     same = _same([((tuple(pairs[i][0]), a), (tuple(pairs[i][1]), b)) for i, a, b in places])
@@ -116,6 +114,33 @@ def _same(keys: Sequence[tuple[Hashable, Hashable]]) -> Tensor | None:
         return None
     same: Tensor = (a[:, None] == a) | (b[:, None] == b) | (a[:, None] == b) | (b[:, None] == a)
     return same
+
+
+def linked_vectors(
+    encoder: Encoder, batch: Batch, pairs: Sequence[Pair], vectors: Vectors = PLAIN
+) -> tuple[Tensor, Tensor, list[tuple[int, int, int]]]:
+    """As `linked_words`, of the encoder's own states, in parts where `vectors` says so."""
+    layer, n = vectors.at(encoder), len(pairs)
+    words = words_of(batch, vectors.pooling)
+    batch = Batch(batch.input_ids, batch.attention_mask, words)
+    if not vectors.micro or vectors.micro >= len(batch):
+        return linked_words(encoder.state(batch, layer), batch, pairs)
+    width = int(words.max()) + 1
+    places = [(i, a, b) for i, pair in enumerate(pairs) for a, b in pair[2] if max(a, b) < width]
+    at = torch.tensor(places, dtype=torch.int64, device=words.device).view(len(places), 3)
+    wanted = torch.zeros(2 * n, width, dtype=torch.bool, device=words.device)
+    wanted[at[:, 0], at[:, 1]] = wanted[at[:, 0] + n, at[:, 2]] = True
+
+    def of(part: Batch, rows: Tensor) -> Tensor:
+        means = word_means(encoder.state(part, layer), part.word_ids)
+        means = nn.functional.pad(means, (0, 0, 0, width - means.shape[1]), value=torch.nan)
+        return means[wanted[rows]]
+
+    taken = torch.cat(in_parts(of, batch, vectors.micro))
+    number = wanted.flatten().cumsum(0).view(2 * n, width) - 1
+    x, y = taken[number[at[:, 0], at[:, 1]]], taken[number[at[:, 0] + n, at[:, 2]]]
+    known = (x.isfinite() & y.isfinite()).all(1)
+    return x[known], y[known], [(i, a, b) for i, a, b in at[known].tolist()]
 
 
 def linked_words(
@@ -138,6 +163,15 @@ def linked_words(
     return x[known], y[known], places
 
 
-def _masked(encoder: Encoder, sentences: list[list[str]]) -> Tensor:
+def _masked(encoder: Encoder, sentences: list[list[str]], micro: int) -> Tensor:
     masked, labels = mask_tokens(encoder.encode(sentences).to(encoder.device), encoder.tokenizer)
-    return mlm_loss(encoder, masked, labels)
+    if not micro or micro >= len(masked):
+        return mlm_loss(encoder, masked, labels)
+
+    def of(part: Batch, rows: Tensor) -> Tensor:
+        chosen = labels[rows, : part.input_ids.shape[1]]
+        n = (chosen != IGNORE).sum()
+        return mlm_loss(encoder, part, chosen) * n if n else labels.new_zeros((), dtype=torch.float32)
+
+    total = torch.stack(in_parts(of, masked, micro)).sum()
+    return total / (labels != IGNORE).sum()
