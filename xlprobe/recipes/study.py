@@ -24,7 +24,7 @@ from xlprobe.langworld.lexicon import LANGUAGES
 from xlprobe.recipes.page import write_page
 from xlprobe.training.alignment import ALIGNABLE
 from xlprobe.training.conflict import AGGREGATORS, weights_of
-from xlprobe.transfer.laboratory import TASKS, Laboratory, Sizes
+from xlprobe.transfer.laboratory import LATER, TASKS, Laboratory, Sizes
 from xlprobe.transfer.result import Study
 from xlprobe.transfer.study import StudyConfig, case_ids, chosen, transfer_study
 from xlprobe.transfer.trial import advice_trial
@@ -112,6 +112,9 @@ def run_study(
     checked(recipe)
     laboratory, describe = recipe.material(Path(out), progress=progress)
     settings = recorded(recipe.experiment, recipe)
+    settings["sizes"] = {
+        key: value for key, value in settings["sizes"].items() if value != LATER.get(key, ...)
+    }
     study = transfer_study(laboratory, recipe.plan, out, progress=progress, recipe=settings)
     title = "What alignment does to transfer"
     report = write_page(study, out, model=repr(laboratory.encoder), title=title, **describe())

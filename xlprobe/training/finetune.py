@@ -9,13 +9,13 @@ turns. The seed alone decides data order, head and dropout, so two runs on the C
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from reports.errors import InputError
@@ -23,18 +23,22 @@ from reports.intervals import wilson
 from reports.results import Result
 from xlprobe.data.corpora import Bitext, Labelled
 from xlprobe.data.tasks import Task
-from xlprobe.encoders.batches import Batch, sentence_means
 from xlprobe.encoders.coverage import heed
 from xlprobe.encoders.encoder import Encoder
+from xlprobe.training import scores
 from xlprobe.training.alignment import AlignmentLoss, freeze_layers
+from xlprobe.training.cached_contrast import Pooling, Vectors
 from xlprobe.training.conflict import Aggregator, check_weight, combine
+from xlprobe.training.defaults import heed_collapse, spread, task_training
 from xlprobe.training.identity import bitext_facts, encoder_facts, task_facts
-from xlprobe.training.loop import Training, derive, train
+from xlprobe.training.loop import Training
+from xlprobe.training.loop import train as fit
+from xlprobe.training.selection import Selection
+from xlprobe.training.task_model import TaskModel
 
 __all__ = ["Joint", "TaskModel", "TransferScores", "finetune", "finetune_seeds", "macro_f1"]
 
 JOINT_WEIGHT = 0.1
-DEFAULT = Training(steps=150, batch=32, lr=2e-3, warmup=10)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Joint:
         schedule: "during" takes both losses in each step, "alternate" takes turns.
         aggregator: How the two losses of a step become one: "sum", or conflicts settled by TorchJD
             (`xlprobe.training.conflict`).
+        layer: As for `align`.
+        pooling: As for `align`.
 
     Raises:
         InputError: Another schedule or aggregator, a weight that is not above 0, or an aggregator other than "sum" with
@@ -59,6 +65,8 @@ class Joint:
     weight: float | None = None
     schedule: Literal["during", "alternate"] = "during"
     aggregator: Aggregator | Literal["sum"] = "sum"
+    layer: int | None = None
+    pooling: Pooling = "mean"
 
     def __post_init__(self) -> None:
         if self.schedule not in ("during", "alternate"):
@@ -103,91 +111,19 @@ class TransferScores(Result):
         ).reset_index()
 
 
-class TaskModel(nn.Module):
-    """An encoder with a linear head for a task; `model(rows)` is the loss of the training sentences `rows`, in nats."""
-
-    def __init__(self, encoder: Encoder, task: Task, *, seed: int = 0) -> None:
-        super().__init__()
-        self.encoder, self.task, self.model = encoder, task, encoder.model
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "head"))
-            self.head = nn.Linear(encoder.d_model, len(task.labels)).to(encoder.device, encoder.dtype)
-        self.batch = encoder.encode(task.train.words)
-        index = {label: i for i, label in enumerate(task.labels)}
-        self.targets = [
-            [index[labels[place]] for place in places]
-            for labels, places in zip(task.train.labels, self._places(self.batch), strict=True)
-        ]
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Mean cross entropy over the questions of the sentences with the numbers `rows` [n]."""
-        targets = torch.tensor([label for i in rows.tolist() for label in self.targets[i]])
-        logits = self.logits(self.batch[rows]).float()
-        return nn.functional.cross_entropy(logits, targets.to(logits.device))
-
-    def logits(self, batch: Batch) -> Tensor:
-        """The logits [questions, labels]: a question a word (tagging) or a text, in the order of the sentences."""
-        batch = batch.to(self.encoder.device)
-        states = self.encoder.forward(batch)
-        tagging = self.task.kind == "tagging"
-        logits: Tensor = self.head(states[batch.firsts] if tagging else sentence_means(states, batch))
-        return logits
-
-    @torch.no_grad()
-    def predict(self, sentences: Sequence[Sequence[str]], *, batch_size: int = 128) -> list[list[str]]:
-        """The label of each word, or of each text.
-
-        Words behind the last one that has a token were cut off and have no label; a word before it of which the
-        tokenizer leaves nothing has an empty one.
-        """
-        batch = self.encoder.encode(sentences)
-        labels: list[list[str]] = [[] for _ in sentences]
-        for rows, part in batch.chunks(batch_size):
-            best = iter(self.logits(part).argmax(-1).tolist())
-            for row, places in zip(rows.tolist(), self._places(part), strict=True):
-                labels[row] = [""] * (places[-1] + 1 if places else 0)
-                for place in places:
-                    labels[row][place] = self.task.labels[next(best)]
-        return labels
-
-    def score(self, corpus: Labelled) -> dict[str, float]:
-        """The accuracy, macro_f1 and n over all words (or texts), and `lost`: how many of them the encoder never saw.
-
-        Such a word, cut off or without a token, counts as wrong.
-        """
-        answers = [answer for sentence in self.answers(corpus) for answer in sentence]
-        right = sum(guess == label for guess, label in answers)
-        lost = sum(not guess for guess, _ in answers)
-        return {
-            "accuracy": right / len(answers),
-            "macro_f1": macro_f1(answers),
-            "n": len(answers),
-            "lost": lost,
-        }
-
-    def answers(self, corpus: Labelled) -> list[list[tuple[str, str]]]:
-        """(predicted, true) of each word, or of each text, by sentence; the prediction of a lost word is empty."""
-        heed(self.encoder, corpus.words, "asked")
-        return [
-            list(zip([*guesses, *[""] * (len(labels) - len(guesses))], labels, strict=True))
-            for guesses, labels in zip(self.predict(corpus.words), corpus.labels, strict=True)
-        ]
-
-    def _places(self, batch: Batch) -> list[list[int]]:
-        """The numbers of the words that are asked in each sentence, those with a token; 0 for a text."""
-        if self.task.kind != "tagging":
-            return [[0]] * len(batch)
-        counts: list[int] = batch.firsts.sum(1).tolist()
-        return [part.tolist() for part in batch.word_ids[batch.firsts].split(counts)]
-
-
 def finetune(
     encoder: Encoder,
     task: Task,
     *,
-    training: Training = DEFAULT,
+    training: Training | None = None,
     alignment: Joint | None = None,
+    train: Literal["all", "head"] = "all",
     freeze: Iterable[int] = (),
+    pooling: Pooling = "mean",
+    dev: Labelled | None = None,
+    metric: str = "accuracy",
+    check_every: int = 50,
+    patience: int = 3,
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> TaskModel:
@@ -196,10 +132,15 @@ def finetune(
     Args:
         encoder: The encoder to start from, which remains unchanged.
         task: What to learn.
-        training: The default suits the embedded encoder; for XLM-R base: tagging lr 2e-5, batch 32, 10 epochs; SIB-200
-            lr 1e-5, batch 32, 40 epochs.
+        training: By default what suits the encoder's size (`xlprobe.training.defaults`).
         alignment: An alignment loss beside the task's.
+        train: "all" trains encoder and head, "head" the head alone.
         freeze: Layers that are not trained (0: the embeddings).
+        pooling: A text is the "mean" of its tokens, or its "first" token.
+        dev: Sentences by which the best state is kept; without them it is the last.
+        metric: The score that decides on `dev`: accuracy, macro_f1 or span_f1 (`xlprobe.training.scores`).
+        check_every: Steps between two scores of `dev`.
+        patience: Scores of `dev` in a row without a rise that end the training.
         folder: Where checkpoints go, from which the same call goes on; any other training is refused there.
         progress: Show a progress bar.
 
@@ -219,27 +160,55 @@ def finetune(
     >>> model.score(corpus)["accuracy"]
     1.0
     """
-    model = TaskModel(encoder.copy(), task, seed=training.seed)
+    layers = _frozen(encoder, train, freeze, alignment)
+    head_only = len(layers) > encoder.n_layers
+    training = training or task_training(encoder, len(task.train), head_only=head_only)
+    model = TaskModel(encoder.copy(), task, seed=training.seed, pooling=pooling, micro=training.micro)
     heed(encoder, task.train.words, "train")
     joint = None if alignment is None else _JointLoss(model, alignment, training.seed)
-    layers = sorted(set(freeze))
     frozen = freeze_layers(model.encoder, layers)
-    facts = {"task": task_facts(task), "joint": joint.facts() if joint else None, "freeze": layers}
-    train(
+    best = None if dev is None else Selection(model, dev, check_every, patience, metric)
+    facts: dict[str, Any] = {
+        "task": task_facts(task),
+        "joint": joint.facts() if joint else None,
+        "freeze": layers,
+    }
+    facts |= {"pooling": pooling} if pooling != "mean" else {}
+    facts |= {"selection": best.facts()} if best is not None else {}
+    before = math.nan if head_only else spread(encoder, task.train.words, Vectors(pooling=pooling))
+    fit(
         joint or model,
         training,
         n_items=len(task.train),
-        lengths=model.batch.lengths,
+        lengths=model.lengths,
         device=encoder.device,
         folder=None if folder is None else Path(folder),
         before=joint.begin if joint else None,
+        watch=best,
         facts=None if folder is None else facts | {"encoder": encoder_facts(encoder)},
         label=task.kind,
         progress=progress,
     )
+    if best is not None:
+        best.restore()
     for parameter in frozen:
         parameter.requires_grad_(True)
+    if not head_only:
+        heed_collapse(before, model.encoder, task.train.words, Vectors(pooling=pooling), training)
     return model
+
+
+def _frozen(encoder: Encoder, train: str, freeze: Iterable[int], alignment: Joint | None) -> list[int]:
+    """The layers that are not trained."""
+    layers = sorted(set(freeze))
+    if train not in ("all", "head"):
+        raise InputError(f"train: expected all or head, found {train!r}")
+    if train == "all":
+        return layers
+    if layers or alignment is not None:
+        given = "freeze" if layers else "alignment"
+        raise InputError(f"{given}: the head alone is trained (train='head'), which leaves nothing for it")
+    return list(range(encoder.n_layers + 1))
 
 
 def finetune_seeds(
@@ -247,25 +216,36 @@ def finetune_seeds(
     task: Task,
     *,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
-    training: Training = DEFAULT,
-    alignment: Joint | None = None,
-    freeze: Iterable[int] = (),
-    progress: bool = True,
+    training: Training | None = None,
+    folder: str | Path | None = None,
+    models: str | Path | None = None,
+    **options: Any,
 ) -> TransferScores:
     """One fine-tuning a seed, scored in every test language; one seed alone says nothing of its noise.
 
-    The arguments are those of `finetune`; `seeds` take the place of the training's seed.
+    Args:
+        encoder: The encoder to start from.
+        task: What to learn and ask.
+        seeds: They take the place of the training's seed.
+        training: As for `finetune`.
+        folder: Where checkpoints go, a folder a seed.
+        models: Where the models are kept (`TaskModel.save`), a folder a seed.
+        options: The others of `finetune`.
     """
-    rows, frozen = [], tuple(freeze)
+    rows: list[tuple[Any, ...]] = []
+    head_only = options.get("train") == "head"
+    training = training or task_training(encoder, len(task.train), head_only=head_only)
+    options["freeze"] = tuple(options.get("freeze", ()))
     for seed in seeds:
         model = finetune(
             encoder,
             task,
             training=replace(training, seed=seed),
-            alignment=alignment,
-            freeze=frozen,
-            progress=progress,
+            folder=None if folder is None else Path(folder) / f"seed-{seed}",
+            **options,
         )
+        if models is not None:
+            model.save(Path(models) / f"seed-{seed}")
         for language, corpus in task.test.items():
             score = model.score(corpus)
             n = int(score["n"])
@@ -282,15 +262,10 @@ def macro_f1(pairs: Sequence[tuple[str, str]]) -> float:
 
     An empty prediction is a miss of its true label and no label of its own.
 
-    >>> macro_f1([("a", "a"), ("a", "b"), ("b", "b"), ("b", "b")])  # F1 2/3 and 4/5
-    0.7333333333333334
+    >>> round(macro_f1([("a", "a"), ("a", "b"), ("b", "b"), ("b", "b")]), 6)  # F1 2/3 and 4/5
+    0.733333
     """
-    labels = sorted({label for pair in pairs for label in pair if label})
-    scores = [
-        2 * sum(a == b == label for a, b in pairs) / sum((a == label) + (b == label) for a, b in pairs)
-        for label in labels
-    ]
-    return sum(scores) / len(scores)
+    return scores.macro_f1([pairs])
 
 
 class _JointLoss(nn.Module):
@@ -299,9 +274,12 @@ class _JointLoss(nn.Module):
     def __init__(self, task: TaskModel, joint: Joint, seed: int) -> None:
         super().__init__()
         self.task, self.joint = task, joint
+        vectors = Vectors(joint.layer, joint.pooling, task.micro)
         # The projection of conflict-aware training has always had the seed 0; saved trials go on with it.
         seed = seed if joint.aggregator == "sum" else 0
-        self.alignment = AlignmentLoss(task.encoder, joint.bitext, joint.objective, seed=seed)
+        self.alignment = AlignmentLoss(
+            task.encoder, joint.bitext, joint.objective, seed=seed, vectors=vectors
+        )
         self.step = 0
 
     def begin(self, step: int) -> None:
@@ -317,6 +295,8 @@ class _JointLoss(nn.Module):
             "weight": joint.share if joint.aggregator == "sum" else None,
             "schedule": joint.schedule,
             "aggregator": joint.aggregator,
+            "layer": self.alignment.vectors.at(self.task.encoder),
+            "pooling": joint.pooling,
         }
 
     def forward(self, rows: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from xlprobe.data.tasks import Kind, Task
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.gradient_stream import Loss
 from xlprobe.training.alignment import AlignmentLoss, align
+from xlprobe.training.cached_contrast import Pooling, Vectors
 from xlprobe.training.conflict import Aggregator, check_weight
 from xlprobe.training.finetune import Joint, TaskModel, finetune, macro_f1
 from xlprobe.training.loop import Training, derive
@@ -29,6 +30,8 @@ from xlprobe.training.loop import Training, derive
 __all__ = ["TASKS", "JointPlan", "Laboratory", "Score", "Sizes"]
 
 SOURCE = "source"  # what a material calls its one source language
+#: Sizes that came later, with the values at which a study is the one that it was before: provenance leaves them out.
+LATER: dict[str, Any] = {"layer": None, "pooling": "mean", "micro": 0, "tuned": "all"}
 TASKS: dict[str, Kind] = {"pos": "tagging", "topic": "classification"}
 
 
@@ -75,7 +78,10 @@ class JointPlan:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sentences of each set, steps of each training, sentences (or pairs) of a batch.
+    """Sentences of each set, steps of each training, sentences (or pairs) of a batch; what of the encoder is used.
+
+    `layer` and `pooling` say which vectors are aligned, `micro` how many sentences go through the encoder at once,
+    `tuned` whether fine-tuning trains "all" or the "head".
 
     `finetune_lr` was chosen for the embedded languages among 5e-4 to 4e-3, by accuracy on sentences of the training
     split that were not trained on: 5e-4 leaves topics of the source language at 31 %, 2e-3 at 69 %. Topics of unaligned
@@ -93,14 +99,23 @@ class Sizes:
     finetune_lr: float = 2e-3
     probe_batches: int = 24
     batch: int = 32
+    layer: int | None = None
+    pooling: Pooling = "mean"
+    micro: int = 0
+    tuned: Literal["all", "head"] = "all"
 
     def __post_init__(self) -> None:
         for key in fields(self):
             value, least = getattr(self, key.name), 2 if key.name == "probe_batches" else 1
+            if value is None or isinstance(value, str) or key.name in ("layer", "micro"):
+                continue
             if isinstance(value, int) and value < least:
                 raise InputError(f"sizes.{key.name}: expected at least {least}, found {value}")
             if not (value > 0 and math.isfinite(value)):
                 raise InputError(f"sizes.{key.name}: expected a number above 0, found {value}")
+        Vectors(self.layer, self.pooling, self.micro)
+        if self.tuned not in ("all", "head"):
+            raise InputError(f"sizes.tuned: expected all or head, found {self.tuned!r}")
 
 
 class Laboratory(ABC):
@@ -129,7 +144,8 @@ class Laboratory(ABC):
     @property
     def data(self) -> dict[str, Any]:
         """Where the text comes from and how much of it is used, for provenance."""
-        return {"source": self.origin, "seed": self.seed, **asdict(self.sizes)}
+        sizes = {key: value for key, value in asdict(self.sizes).items() if value != LATER.get(key, ...)}
+        return {"source": self.origin, "seed": self.seed, **sizes}
 
     # -- text --------------------------------------------------------------------------------------------
 
@@ -167,7 +183,8 @@ class Laboratory(ABC):
         """A copy of the encoder, aligned on the pair; `shuffled` with translations that do not belong together."""
         training = self._training(self.sizes.align_steps, self.sizes.align_lr, derive(seed, "align"))
         bitext = self._bitext(pair, shuffled=shuffled)
-        return align(self.encoder, bitext, objective=objective, training=training, progress=False)
+        options: dict[str, Any] = {"layer": self.sizes.layer, "pooling": self.sizes.pooling}
+        return align(self.encoder, bitext, objective=objective, training=training, progress=False, **options)
 
     def finetuned(
         self,
@@ -182,12 +199,20 @@ class Laboratory(ABC):
         alignment = None
         if joint is not None:
             bitext = self._bitext(joint.pair, shuffled=False)
-            alignment = Joint(bitext, joint.objective, weight=joint.weight, aggregator=joint.aggregator)
+            alignment = Joint(
+                bitext,
+                joint.objective,
+                weight=joint.weight,
+                aggregator=joint.aggregator,
+                layer=self.sizes.layer,
+                pooling=self.sizes.pooling,
+            )
         return finetune(
             encoder,
             self._task(task, source),
             training=self._training(self.sizes.finetune_steps, self.sizes.finetune_lr, derive(seed, "task")),
             alignment=alignment,
+            train=self.sizes.tuned if joint is None else "all",
             freeze=joint.frozen if joint is not None else (),
             progress=False,
         )
@@ -218,7 +243,9 @@ class Laboratory(ABC):
 
     def alignment_loss(self, encoder: Encoder, pair: str, objective: str, *, shuffled: bool = False) -> Loss:
         """The objective's loss on the pair's bitext; the number of a batch decides its masks and orders."""
-        module = AlignmentLoss(encoder, self._bitext(pair, shuffled=shuffled), objective)
+        vectors = Vectors(self.sizes.layer, self.sizes.pooling)
+        bitext = self._bitext(pair, shuffled=shuffled)
+        module = AlignmentLoss(encoder, bitext, objective, vectors=vectors)
 
         def of(batch: tuple[int, Tensor]) -> Tensor:
             with torch.random.fork_rng(devices=[]):
@@ -231,7 +258,8 @@ class Laboratory(ABC):
         return Loss(name, list(enumerate(self._probed(len(module.pairs)))), of, heads)
 
     def _training(self, steps: int, lr: float, seed: int) -> Training:
-        return Training(steps=steps, batch=self.sizes.batch, lr=lr, warmup=10, seed=seed)
+        micro = self.sizes.micro
+        return Training(steps=steps, batch=self.sizes.batch, lr=lr, warmup=10, seed=seed, micro=micro)
 
     def _probed(self, n: int) -> tuple[Tensor, ...]:
         """The batches of a gradient, as numbers of the first of `n` items."""
