@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from experiments.cli.options import subcommand
+from experiments.cli.options import count, subcommand
 from reports.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,15 @@ def refuse_beside(
             raise InputError(
                 f"{name}: --{name} is of the embedded languages, --{main} names files; leave one of them out"
             )
+
+
+def training_arguments(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add what every training takes; what is not given is chosen by the encoder's size."""
+    parser.add_argument("--steps", type=count, help=f"training steps (default: {default})")
+    parser.add_argument("--epochs", type=float, help="instead of --steps")
+    parser.add_argument("--batch", type=count, help="items of a step")
+    parser.add_argument("--lr", type=float, help="learning rate")
+    parser.add_argument("--micro", type=count, help="sentences at once; the gradient is that of the batch")
 
 
 def load(options: argparse.Namespace) -> Any:

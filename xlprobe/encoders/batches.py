@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from reports.errors import InputError
 
-__all__ = ["Batch", "Sentence", "Tokenized", "sentence_means", "word_means"]
+__all__ = ["SEPARATOR", "Batch", "Sentence", "Tokenized", "sentence_means", "word_means"]
 
+SEPARATOR = "\x1e"  # the word between the two texts of a pair: the tokenizer's own separator stands there
 Sentence = str | Sequence[str]  # a text, or the words of one
 
 
@@ -155,13 +156,18 @@ class Tokenized:
         self._known.update(list(rows_of.items())[: max(0, self.LIMIT - len(self._known))])
         return rows
 
+    def _marked(self, words: Sequence[str]) -> list[str]:
+        """The words with the tokenizer's separator between the two texts of a pair."""
+        mark = str(self.tokenizer.sep_token)
+        return [mark if word == SEPARATOR else word for word in words]
+
     def _rows(self, sentences: Sequence[Any], max_length: int) -> list[tuple[Tensor, Tensor, int]]:
         """(token ids [T], word of each [T], tokens cut off) of every sentence, unpadded."""
         if not sentences:
             return []
         split = not isinstance(sentences[0], str)
         encoded = self.tokenizer(
-            [list(sentence) for sentence in sentences] if split else list(sentences),
+            [self._marked(sentence) for sentence in sentences] if split else list(sentences),
             is_split_into_words=split,
             truncation=True,
             max_length=max_length,
