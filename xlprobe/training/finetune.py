@@ -113,6 +113,7 @@ class TaskModel(nn.Module):
             torch.manual_seed(derive(seed, "head"))
             self.head = nn.Linear(encoder.d_model, len(task.labels)).to(encoder.device, encoder.dtype)
         self.batch = encoder.encode(task.train.words)
+        heed(encoder, task.train.words, "train")
         index = {label: i for i, label in enumerate(task.labels)}
         self.targets = [
             [index[labels[place]] for place in places]
@@ -220,7 +221,6 @@ def finetune(
     1.0
     """
     model = TaskModel(encoder.copy(), task, seed=training.seed)
-    heed(encoder, task.train.words, "train")
     joint = None if alignment is None else _JointLoss(model, alignment, training.seed)
     layers = sorted(set(freeze))
     frozen = freeze_layers(model.encoder, layers)

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from reports.errors import InputError
 from xlprobe.data.corpora import Bitext, Links
 from xlprobe.encoders.batches import word_means
+from xlprobe.encoders.coverage import heed
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.training.objectives import probe_layer
 
@@ -26,8 +27,6 @@ LONGEST_MEAN = 8  # letters of a word; segmented Thai has about 4, Khmer 5, Chin
 _UNSPACED = re.compile(
     "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff"
     "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
-    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 
 
@@ -47,6 +46,7 @@ def mutual_argmax(x: Tensor, y: Tensor) -> Links:
 def argmax_links(encoder: Encoder, bitext: Bitext, *, batch_size: int = 64) -> Bitext:
     """The bitext with the encoder's own links."""
     layer = probe_layer(encoder.n_layers)
+    heed(encoder, [*bitext.source, *bitext.target], "links")
     links: list[Links] = []
     for start in range(0, len(bitext), batch_size):
         part = bitext[start : start + batch_size]

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.cases import every_case
+from experiments.cases import every_case, settings_digest
 from experiments.forks import forked
 from experiments.runs import RunFolder
 from reports.errors import InputError
@@ -38,6 +38,8 @@ from xlprobe.transfer.result import Study, table_of
 __all__ = ["SHUFFLED", "StudyConfig", "effects_of", "paired_differences", "transfer_study"]
 
 SHUFFLED = "shuffled"
+#: Rises whenever the same study gives other numbers, so that cases of two versions are not mixed.
+METHOD = 2
 KEPT = 2**28  # bytes of mean gradients that cases share
 _METRICS = ("cosine", "weak_retrieval", "strong_retrieval", "cka")
 
@@ -115,10 +117,19 @@ def transfer_study(
     keys, means = case_ids(config, pairs, tasks), dict[str, Mean]()
 
     def make(i: int) -> dict[str, Any]:
-        return _case(laboratory, keys[i], pairs, tasks, means)
+        return _case(laboratory, keys[i], pairs, tasks, means) | {"settings": method}
 
+    method = settings_digest("study", METHOD)
     with forked(workers if laboratory.encoder.device.type == "cpu" else 1):
-        every_case(run, keys, make, together=_shared, label="study", progress=progress)
+        every_case(
+            run,
+            keys,
+            make,
+            settings=[method] * len(keys),
+            together=_shared,
+            label="study",
+            progress=progress,
+        )
     study = _gathered(run, laboratory, config, pairs, tasks)
     run.write_result(study, "study")
     return study
