@@ -125,7 +125,9 @@ def test_one_or_two_cells_show_nothing(n: int) -> None:
     frame = frame.assign(high=frame["delta_score"] + 0.5, task_halves=0.1)
     verdicts = claims(frame, predict(frame))
     assert [verdict["answer"] for verdict in verdicts] == ["not shown"] * 3
-    for verdict, asked in zip(verdicts, ("10 cells", "batches", "2" if n == 1 else "times as many"), strict=True):
+    for verdict, asked in zip(
+        verdicts, ("10 cells", "batches", "2" if n == 1 else "times as many"), strict=True
+    ):
         assert "would take" in verdict["evidence"]
         assert asked in verdict["evidence"]
 
