@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -463,5 +464,11 @@ def test_result_round_trip(tmp_path: Path) -> None:
     again = Gradients.load(grads.save(tmp_path / "grads"))
     assert again.equals(grads)
     assert again.encoder["cosine"] == grads.encoder["cosine"]
+    known = grads.cells["scope"].isin(["cell", "layer", "group", "encoder"])  # as an earlier version saved it
+    older = grads.cells[known].drop(columns=["task_reach", "align_reach"])
+    old = Gradients.load(replace(grads, cells=older).save(tmp_path / "old"))
+    assert old.encoder["cosine"] == grads.encoder["cosine"]
+    with pytest.raises(InputError, match="expected one of cell, layer, group, encoder, found 'whole'"):
+        old.scope("whole")
     with pytest.raises(InputError, match="scope"):
         again.scope("head")

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -25,7 +26,9 @@ from xlprobe.training.alignment import AlignmentLoss, align
 from xlprobe.training.finetune import Joint, TaskModel, finetune
 from xlprobe.training.links import argmax_links, require_words
 from xlprobe.training.objectives import contrastive, objective_loss
-from xlprobe.transfer.laboratory import JointPlan
+from xlprobe.transfer.laboratory import JointPlan, Sizes
+from xlprobe.transfer.study import StudyConfig, transfer_study
+from xlprobe.transfer.world_lab import WorldLab
 
 NOTHING = ("\u200b", "\u0007", "\u00ad\u200b")  # zero-width space, a control character, soft hyphen
 
@@ -276,8 +279,8 @@ def test_pairs_that_share_a_side_are_no_negatives_of_each_other(repeat: str) -> 
     loss = float(
         objective_loss(encoder, "sentence", [(a, b, ()) for a, b in zip(source, target, strict=True)])
     )
-    assert loss == pytest.approx(naive_without(*vectors, keys), abs=1e-4)
-    assert loss != pytest.approx(naive_contrastive(*vectors, 0.1), abs=1e-3)
+    assert loss == pytest.approx(naive_without(vectors[0], vectors[1], keys), abs=1e-4)
+    assert loss != pytest.approx(naive_contrastive(vectors[0], vectors[1], 0.1), abs=1e-3)
     assert Bitext(tuple(source), tuple(target)).n_duplicates == 1
 
 
@@ -349,6 +352,29 @@ def test_another_schedule_is_refused_and_the_default_weight_stays() -> None:
 def test_an_early_stop_that_never_looks_is_refused(option: dict[str, object]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(option))}: expected at least"):
         align(tiny_encoder(), PAIRS, training=replace(SHORT), progress=False, **option)  # type: ignore[arg-type]
+
+
+def test_options_of_an_early_stop_are_not_ignored(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(InputError, match="held_out: check_every and patience are the early stop's"):
+        align(tiny_encoder(), PAIRS, training=SHORT, patience=2, progress=False)
+    align(tiny_encoder(), PAIRS, training=SHORT, held_out=PAIRS, progress=False)
+    assert "the early stop never looks, for 50 is more than the 6 steps" in caplog.text
+
+
+def test_a_study_is_refused_before_its_first_case_where_a_pair_has_no_words(tmp_path: Path) -> None:
+    class Unspaced(WorldLab):
+        """Its targets are written without spaces."""
+
+        def _parallel(self, which: Literal["bitext", "held_out"], pair: str) -> Bitext:
+            pairs = super()._parallel(which, pair)
+            return Bitext(pairs.source, (("我喜欢你们的音乐",),) * len(pairs))
+
+    laboratory = Unspaced(tiny_encoder(), Sizes(bitext=8, train=8, test=8, held_out=8))
+    with pytest.raises(InputError, match="written without spaces"):
+        transfer_study(
+            laboratory, StudyConfig(("source-words",), ("mlm", "token")), tmp_path / "run", progress=False
+        )
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

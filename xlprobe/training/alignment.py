@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 ALIGNABLE = (*OBJECTIVES, "l2")
 WORDS = ("token", "l2")  # objectives that need word links
 DEFAULT = Training(steps=80, batch=24, lr=2e-3, warmup=10)
+CHECK_EVERY, PATIENCE = 50, 3
 PULL = 1.0  # weight of ‖θ − θ₀‖², added to the distance of aligned words
 
 
@@ -48,8 +49,8 @@ def align(
     training: Training = DEFAULT,
     freeze: Iterable[int] = (),
     held_out: Bitext | None = None,
-    check_every: int = 50,
-    patience: int = 3,
+    check_every: int = CHECK_EVERY,
+    patience: int = PATIENCE,
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> Encoder:
@@ -71,7 +72,8 @@ def align(
 
     Raises:
         InputError: No such objective, no LM head for mlm and tlm, no pairs, no usable word link, words of a language
-            that is written without spaces, or `folder` holds another training.
+            that is written without spaces, options of an early stop without held-out pairs, or `folder` holds another
+            training.
         TrainingError: The loss is not finite.
 
     >>> from xlprobe.encoders.encoder import load_encoder
@@ -86,6 +88,12 @@ def align(
     module = AlignmentLoss(copy, bitext, objective, seed=training.seed)
     frozen = freeze_layers(copy, layers)
     stop = _stop(copy, held_out, check_every, patience)
+    if stop is not None and check_every > training.steps:
+        logger.warning(
+            "check_every: the early stop never looks, for %d is more than the %d steps",
+            check_every,
+            training.steps,
+        )
     # Not by length: negatives of a contrastive loss are to be a fair sample of the pairs.
     train(
         module,
@@ -251,6 +259,10 @@ def _stop(encoder: Encoder, held_out: Bitext | None, every: int, patience: int) 
         if value < 1:
             raise InputError(f"{name}: expected at least 1, found {value}")
     if held_out is None:
+        if (every, patience) != (CHECK_EVERY, PATIENCE):
+            raise InputError(
+                "held_out: check_every and patience are the early stop's, which needs held-out pairs"
+            )
         return None
     if not len(held_out):
         raise InputError("held_out: expected at least one pair, found none")

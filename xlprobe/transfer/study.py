@@ -93,8 +93,8 @@ def transfer_study(
         recipe: What config.toml is to say, so that the folder can be run again.
 
     Raises:
-        InputError: A pair or task that the laboratory lacks, or `out` holds something else or a study with another
-            configuration.
+        InputError: A pair or task that the laboratory lacks, an objective for which a pair's text is not made, or `out`
+            holds something else or a study with another configuration.
         TrainingError: A loss is not finite; finished cases are kept.
 
     >>> import tempfile
@@ -110,6 +110,9 @@ def transfer_study(
     [{'pair': 'source-half', 'objective': 'sentence', 'task': 'topic', 'n': 8}]
     """
     pairs, tasks = _chosen(laboratory, config)
+    for pair in pairs:
+        for objective in config.objectives:
+            laboratory.check(pair, objective)
     seeds = {str(seed): seed for seed in range(config.seeds)}
     facts = laboratory.encoder.provenance(data=laboratory.data, seeds=seeds)
     settings = recipe or {"laboratory": laboratory.name, **asdict(config)}
