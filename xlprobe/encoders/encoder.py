@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreT
 from transformers.utils import logging as hf_logging
 
 from experiments import checkpoints, runs
+from experiments.weight_files import weight_elements, weight_files
 from reports.errors import InputError, IntegrityError, first_line
 from xlprobe.encoders.batches import Batch, Sentence, Tokenized
 from xlprobe.encoders.parameters import parameter_table
@@ -74,8 +75,8 @@ def load_encoder(
     target, precision = checkpoints.pick_device(device), checkpoints.pick_dtype(dtype)
     folder, source = checkpoints.find_folder(os.fspath(name), embedded=EMBEDDED, argument="encoder")
     _require_architecture(folder)
-    files = checkpoints.weight_files(folder, argument="encoder")
-    n_bytes = checkpoints.weight_elements(files, argument="encoder") * precision.itemsize
+    files = weight_files(folder, argument="encoder")
+    n_bytes = weight_elements(files, argument="encoder") * precision.itemsize
     checkpoints.require_memory(n_bytes, device=target, dtype=precision, folder=folder, argument="encoder")
     tokenizer = _read_tokenizer(folder)
     with checkpoints.progress_bar(shown=n_bytes >= QUIET_BELOW):

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
-from experiments.checkpoints import local_bytes
 from experiments.recipe import Plan, recorded
+from experiments.weight_files import local_bytes
 from xlprobe.encoders.encoder import EMBEDDED, Encoder, load_encoder
 from xlprobe.langworld.lexicon import LANGUAGES
 from xlprobe.recipes.page import write_page
