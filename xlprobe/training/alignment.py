@@ -66,14 +66,12 @@ def align(
         held_out: Pairs for the early stop; without them there is none.
         check_every: Steps between two checks of the early stop.
         patience: Checks in a row without a rise that end the training.
-        folder: Where checkpoints go, from which the same call goes on; once it has ended, the same call gives the same
-            encoder again, and any other training is refused there.
+        folder: Where checkpoints go, from which the same call goes on, and gives its end again once it has ended.
         progress: Show a progress bar.
 
     Raises:
         InputError: No such objective, no LM head for mlm and tlm, no pairs, no usable word link, words of a language
-            that is written without spaces, options of an early stop without held-out pairs, or `folder` holds another
-            training.
+            written without spaces, an early stop's options without held-out pairs, or another training in `folder`.
         TrainingError: The loss is not finite.
 
     >>> from xlprobe.encoders.encoder import load_encoder
@@ -83,17 +81,10 @@ def align(
     >>> aligned.hash != encoder.hash
     True
     """
-    layers = sorted(set(freeze))
-    copy = encoder.copy()
+    layers, copy = sorted(set(freeze)), encoder.copy()
     module = AlignmentLoss(copy, bitext, objective, seed=training.seed)
     frozen = freeze_layers(copy, layers)
-    stop = _stop(copy, held_out, check_every, patience)
-    if stop is not None and check_every > training.steps:
-        logger.warning(
-            "check_every: the early stop never looks, for %d is more than the %d steps",
-            check_every,
-            training.steps,
-        )
+    stop = _stop(copy, held_out, check_every, patience, training.steps)
     # Not by length: negatives of a contrastive loss are to be a fair sample of the pairs.
     train(
         module,
@@ -108,8 +99,8 @@ def align(
     )
     if stop is not None:
         stop.restore()
-    for parameter in frozen:
-        parameter.requires_grad_(True)
+    for weight in frozen:
+        weight.requires_grad_(True)
     return copy
 
 
@@ -254,7 +245,7 @@ class _Stop:
             parameter.copy_(best)
 
 
-def _stop(encoder: Encoder, held_out: Bitext | None, every: int, patience: int) -> _Stop | None:
+def _stop(encoder: Encoder, held_out: Bitext | None, every: int, patience: int, steps: int) -> _Stop | None:
     for name, value in (("check_every", every), ("patience", patience)):
         if value < 1:
             raise InputError(f"{name}: expected at least 1, found {value}")
@@ -266,6 +257,10 @@ def _stop(encoder: Encoder, held_out: Bitext | None, every: int, patience: int) 
         return None
     if not len(held_out):
         raise InputError("held_out: expected at least one pair, found none")
+    if every > steps:
+        logger.warning(
+            "check_every: the early stop never looks, for %d is more than the %d steps", every, steps
+        )
     heed(encoder, [*held_out.source, *held_out.target], "held_out")
     return _Stop(encoder, held_out, every, patience)
 

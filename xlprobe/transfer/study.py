@@ -110,9 +110,6 @@ def transfer_study(
     [{'pair': 'source-half', 'objective': 'sentence', 'task': 'topic', 'n': 8}]
     """
     pairs, tasks = _chosen(laboratory, config)
-    for pair in pairs:
-        for objective in config.objectives:
-            laboratory.check(pair, objective)
     seeds = {str(seed): seed for seed in range(config.seeds)}
     facts = laboratory.encoder.provenance(data=laboratory.data, seeds=seeds)
     settings = recipe or {"laboratory": laboratory.name, **asdict(config)}
@@ -120,19 +117,11 @@ def transfer_study(
     keys, means = case_ids(config, pairs, tasks), dict[str, Mean]()
 
     def make(i: int) -> dict[str, Any]:
-        return _case(laboratory, keys[i], pairs, tasks, means) | {"settings": method}
+        return _case(laboratory, keys[i], pairs, tasks, means) | {"settings": methods[i]}
 
-    method = settings_digest("study", METHOD)
+    methods = [settings_digest("study", METHOD)] * len(keys)
     with forked(workers if laboratory.encoder.device.type == "cpu" else 1):
-        every_case(
-            run,
-            keys,
-            make,
-            settings=[method] * len(keys),
-            together=_shared,
-            label="study",
-            progress=progress,
-        )
+        every_case(run, keys, make, settings=methods, together=_shared, label="study", progress=progress)
     study = _gathered(run, laboratory, config, pairs, tasks)
     run.write_result(study, "study")
     return study
@@ -155,6 +144,9 @@ def _chosen(laboratory: Laboratory, config: StudyConfig) -> tuple[list[str], lis
         if strange := [name for name in wanted if name not in known]:
             raise InputError(f"{what}: expected some of {', '.join(known)}, found {strange[0]!r}")
         chosen.append(list(wanted) or list(known))
+    for pair in chosen[0]:
+        for objective in config.objectives:
+            laboratory.check(pair, objective)
     return chosen[0], chosen[1]
 
 
