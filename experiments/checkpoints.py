@@ -12,8 +12,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import math
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -23,14 +21,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from experiments.memory import free_bytes, size
+from experiments.weight_files import HUB_FILES, HUB_ID, in_cache
 from reports.errors import InputError, first_line
-from reports.parsing import parse
 
 __all__ = [
     "digest",
     "find_folder",
-    "in_cache",
-    "local_bytes",
     "pick_device",
     "pick_dtype",
     "progress_bar",
@@ -39,13 +35,9 @@ __all__ = [
     "second_load",
     "source_folder",
     "tokenizer_digest",
-    "weight_elements",
-    "weight_files",
 ]
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-HUB_FILES = ["*.safetensors", "*.json", "merges.txt", "vocab.txt", "*.model"]
 TOKENIZER_FILES = (
     ("tokenizer.json",),
     ("vocab.json", "merges.txt"),
@@ -122,62 +114,6 @@ def find_folder(name: str, *, embedded: Mapping[str, Path], argument: str = "mod
     return fetched, f"{name}@{fetched.name}"
 
 
-def weight_files(folder: Path, *, argument: str = "model") -> list[Path]:
-    """Lists the safetensors files of the checkpoint.
-
-    Raises:
-        InputError: A file is missing, the index is damaged, or the weights have another format.
-    """
-    index = folder / "model.safetensors.index.json"
-    names = {"model.safetensors"}
-    if index.is_file():
-        try:
-            names = set(parse(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(f"{argument}: {index} is no index of safetensors files") from error
-        if strange := [name for name in names if not _is_file_name(name)]:
-            raise InputError(
-                f"{argument}: {index} names {strange[0]!r}, which is no file of its folder; the weights of a model lie "
-                "in the model's own folder"
-            )
-    files = [folder / name for name in sorted(names)]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        pickles = sorted(file.name for file in folder.glob("*.bin"))
-        hint = (
-            f"{', '.join(pickles)} is a pickle and is not read: save the model again with save_pretrained"
-            if pickles
-            else "the weights are missing"
-        )
-        raise InputError(f"{argument}: {folder} has no {', '.join(missing)}; {hint}")
-    return files
-
-
-def _is_file_name(name: object) -> bool:
-    """Whether `name` may name a file of a folder, on the usual file systems."""
-    return isinstance(name, str) and Path(name).name == name != ".." and len(name.encode()) < 256
-
-
-def weight_elements(files: list[Path], *, argument: str = "model") -> int:
-    """Counts the weights, off the headers of the safetensors files: no weight is read.
-
-    Raises:
-        InputError: A header is damaged.
-    """
-    total = 0
-    for file in files:
-        try:
-            with file.open("rb") as stream:
-                length = int.from_bytes(stream.read(8), "little")
-                if length > 100_000_000:  # the format's own limit
-                    raise ValueError("no safetensors header")
-                header = parse(stream.read(length))
-            total += sum(math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{argument}: {file} is damaged: it has no safetensors header") from error
-    return total
-
-
 def require_memory(
     n_bytes: int, *, device: torch.device, dtype: torch.dtype, folder: Path, argument: str = "model"
 ) -> None:
@@ -193,20 +129,6 @@ def require_memory(
             f"{str(dtype).removeprefix('torch.')}, {size(free)} are free on {device}; "
             "use a smaller model, dtype='bfloat16' or another device"
         )
-
-
-def local_bytes(name: str, *, embedded: Mapping[str, Path], dtype: str) -> int | None:
-    """Returns the bytes of the weights in `dtype`, off this machine's files; None where they are not here.
-
-    Nothing is fetched.
-    """
-    folder = embedded.get(name) or Path(name).expanduser()
-    if not folder.is_dir():
-        cached = in_cache(name)
-        if cached is None:
-            return None
-        folder = cached
-    return weight_elements(weight_files(folder)) * pick_dtype(dtype).itemsize
 
 
 def source_folder(source: str, *, embedded: Mapping[str, Path]) -> Path | None:
@@ -247,19 +169,6 @@ def second_load(
     if n_bytes > free:
         return None, f"no second load: it takes {size(n_bytes)}, {size(free)} are free on {device}"
     return folder, ""
-
-
-def in_cache(name: str, revision: str | None = None) -> Path | None:
-    """Returns the folder of a Hugging Face id in this machine's cache; None where it is not there.
-
-    Nothing is fetched.
-    """
-    try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, local_files_only=True)
-        )
-    except Exception:  # whatever the hub's client raises for what is not in its cache
-        return None
 
 
 def read_tokenizer(folder: Path, *, argument: str = "model", **options: bool) -> PreTrainedTokenizerBase:

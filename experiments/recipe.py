@@ -20,17 +20,18 @@ import difflib
 import itertools
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments import config
-from experiments.runs import check_case_id
+from experiments.case_ids import check_case_id
 from reports.errors import InputError
 from reports.parsing import parse_toml
 
-__all__ = ["Cell", "Experiment", "Plan", "read", "recorded"]
+__all__ = ["Cell", "Experiment", "Plan", "describe", "read", "recorded"]
 
 
 @dataclass(frozen=True)
@@ -174,3 +175,16 @@ def _slug(value: Any) -> str:
     if isinstance(value, dict):
         return ".".join(f"{key}-{_slug(item)}" for key, item in value.items())
     return re.sub(r"[^A-Za-z0-9._-]+", "-", str(value)).strip("-") or "none"
+
+
+def describe(cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+    """Yields for each cell: folder, experiment, config (resolved), cases, sequences, edits, weights_bytes, notes."""
+    for cell in cells:
+        plan = cell.experiment.plan(cell.config)
+        yield {
+            "folder": cell.folder,
+            "experiment": cell.experiment.name,
+            "config": tomllib.loads(cell.to_toml()),
+            **{key: value for key, value in asdict(plan).items() if key != "cases"},
+            "cases": len(plan.cases),
+        }

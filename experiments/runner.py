@@ -5,9 +5,7 @@ The programs hand in their experiments; what is printed is theirs to print.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +15,7 @@ from experiments.recipe import Cell, Experiment, read
 from experiments.runs import RunFolder
 from reports.errors import InputError
 
-__all__ = ["describe", "run_again", "run_cells"]
-
-
-def describe(cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
-    """Yields for each cell: folder, experiment, config (resolved), cases, sequences, edits, weights_bytes, notes."""
-    for cell in cells:
-        plan = cell.experiment.plan(cell.config)
-        yield {
-            "folder": cell.folder,
-            "experiment": cell.experiment.name,
-            "config": tomllib.loads(cell.to_toml()),
-            **{key: value for key, value in asdict(plan).items() if key != "cases"},
-            "cases": len(plan.cases),
-        }
+__all__ = ["run_again", "run_cells"]
 
 
 def run_cells(

@@ -20,7 +20,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import tomllib
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from typing import Any
 import pandas as pd
 import tomli_w
 
+from experiments.case_ids import check_case_id
 from experiments.lock import LOCK, FolderLock, lock
 from experiments.provenance import provenance
 from reports.codec import encode
@@ -39,13 +39,12 @@ from reports.parsing import parse_toml
 from reports.reading import read_object
 from reports.results import Result
 
-__all__ = ["SAME", "RunFolder", "check_case_id", "provenance"]
+__all__ = ["SAME", "RunFolder", "provenance"]
 
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 2
 _CONFIG, _PROVENANCE, _MANIFEST = "config.toml", "provenance.json", "manifest.json"
-_CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 SAME = ("model", "data", "seeds", "device", "dtype", "attn_implementation")  # must agree on resume
 _ABSENT = object()
 
@@ -222,26 +221,6 @@ class RunFolder:
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
-
-
-def check_case_id(case_id: int | str) -> str:
-    """Returns `case_id` as the stem of a file name.
-
-    Raises:
-        InputError: It has other characters than letters, digits, `.`, `_` and `-`, more than 128 of them, or no letter
-            or
-            digit first: no id can leave the folder or hide a file.
-
-    >>> check_case_id(42)
-    '42'
-    """
-    text = str(case_id)
-    if not _CASE_ID.fullmatch(text):
-        raise InputError(
-            "case_id: expected at most 128 letters, digits, '.', '_' or '-', a letter or digit first, "
-            f"found {_show(text)}"
-        )
-    return text
 
 
 # --- checks -----------------------------------------------------------------------------------------

@@ -26,9 +26,10 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from experiments import again, checkpoints, config, recipe
+from experiments import again, config, recipe
 from experiments.recipe import Experiment, Plan
 from experiments.runs import RunFolder
+from experiments.weight_files import weight_elements, weight_files
 from mechedit.cli.fact import chosen_fact
 from mechedit.cli.pairs import read_pairs
 from mechedit.data.facts import FactEdit, load_facts
@@ -388,7 +389,7 @@ PARSERS: dict[str, Parser] = {
     "weight-change": Parser(saved(_change), lambda folder: WeightChange.load(folder, MODEL)),
     "circuit": _json(example.circuit(3), graph.read),
     "viewer-list": _json({"graphs": [{"slug": "a", "scan": "tiny"}]}, viewer._listed),
-    "checkpoint": Parser(saved(_weights), lambda f: checkpoints.weight_elements(checkpoints.weight_files(f))),
+    "checkpoint": Parser(saved(_weights), lambda f: weight_elements(weight_files(f))),
 }
 
 

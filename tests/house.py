@@ -1,7 +1,7 @@
 """The house, read off the source: which package, room and file imports which, and a picture of it.
 
-`python -m tests.house docs/house.svg` (`make house`) draws the picture that `docs/architecture.md` shows. The rules that
-`tests/test_house.py` holds stand on the same reading, so the picture cannot show another house than the tested one.
+`python -m tests.house docs/house.svg` (`make house`) draws the picture that `docs/architecture.md` shows. The rules of
+`tests/test_house.py` stand on the same reading, so the picture cannot show another house than the tested one.
 """
 
 from __future__ import annotations
@@ -67,9 +67,8 @@ def _named(module: str, node: ast.AST) -> Iterator[str]:
         base = ".".join([*parent, *([node.module] if node.module else [])])
         yield base
         yield from (f"{base}.{alias.name}" for alias in node.names)
-    elif isinstance(node, ast.Call) and ast.unparse(node.func) in IMPORTERS and node.args:
-        if isinstance(node.args[0], ast.Constant):
-            yield str(node.args[0].value)
+    elif isinstance(node, ast.Call) and ast.unparse(node.func) in IMPORTERS:
+        yield from (str(word.value) for word in node.args[:1] if isinstance(word, ast.Constant))
 
 
 def graph(modules: Mapping[str, str]) -> dict[str, set[str]]:

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from experiments import recipe
-from experiments.checkpoints import weight_files
 from experiments.runs import RunFolder
+from experiments.weight_files import weight_files
 from mechedit.editors import EditBook, WeightChange
 from reports import batch, overview
 from reports.errors import InputError, IntegrityError, MechEditError

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from experiments.again import compare_runs
-from experiments.recipe import Cell, Experiment, Plan, read, recorded
-from experiments.runner import describe, run_again, run_cells
+from experiments.recipe import Cell, Experiment, Plan, describe, read, recorded
+from experiments.runner import run_again, run_cells
 from experiments.runs import RunFolder, provenance
 from reports.errors import InputError
 from tests.test_runs import start

@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import pandas as pd
 import pytest
 
-from experiments.runs import RunFolder, check_case_id, provenance
+from experiments.case_ids import check_case_id
+from experiments.runs import RunFolder, provenance
 from reports.errors import InputError, IntegrityError
 from reports.results import Result
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.xl_tiny import build, tiny_encoder
 from xlprobe.data.corpora import Bitext
 from xlprobe.data.tasks import Task
 from xlprobe.encoders.encoder import Encoder, load_encoder
-from xlprobe.training.alignment import align, retrieval
+from xlprobe.training.alignment import AlignmentLoss, align, retrieval
 from xlprobe.training.finetune import Joint, finetune
 from xlprobe.training.loop import Training, train
 
@@ -143,39 +144,29 @@ def test_an_ended_training_gives_its_best_weights_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [3, 5, 7])
-def test_a_killed_early_stop_ends_as_one_that_was_not(at: int, tmp_path: Path) -> None:
+def test_a_killed_early_stop_ends_as_one_that_was_not(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the early stop has seen, best weights and patience, goes on with the run."""
     plan = Training(steps=12, batch=8, lr=5e-2, decay=0.01)
-
-    call: dict[str, Any] = {
-        "training": plan,
-        "held_out": PAIRS,
-        "check_every": 2,
-        "patience": 99,
-        "progress": False,
-    }
+    call: dict[str, Any] = {"training": plan, "held_out": PAIRS, "check_every": 2, "patience": 99}
+    call["progress"] = False
     whole = align(tiny_encoder(), PAIRS, **call)
-    import xlprobe.training.alignment as module
+    original, calls = AlignmentLoss.forward, [0]
 
-    original, calls = module.AlignmentLoss.forward, [0]
-
-    def forward(self: Any, rows: Tensor) -> Tensor:
+    def forward(self: AlignmentLoss, rows: Tensor) -> Tensor:
         calls[0] += 1
         if calls[0] == at + 1:
             raise KeyboardInterrupt
         return original(self, rows)
 
-    every = train.__kwdefaults__["save_every"]
-    train.__kwdefaults__["save_every"] = 1
-    module.AlignmentLoss.forward = forward  # type: ignore[method-assign]
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            align(tiny_encoder(), PAIRS, **call, folder=tmp_path)
-        assert align(tiny_encoder(), PAIRS, **call, folder=tmp_path).hash == whole.hash
-        assert align(tiny_encoder(), PAIRS, **call, folder=tmp_path).hash == whole.hash
-    finally:
-        module.AlignmentLoss.forward = original  # type: ignore[method-assign]
-        train.__kwdefaults__["save_every"] = every
+    monkeypatch.setattr(AlignmentLoss, "forward", forward)
+    monkeypatch.setattr("xlprobe.training.alignment.train", partial(train, save_every=1))
+    with pytest.raises(KeyboardInterrupt):
+        align(tiny_encoder(), PAIRS, **call, folder=tmp_path)
+    assert align(tiny_encoder(), PAIRS, **call, folder=tmp_path).hash == whole.hash
+    assert calls == [12 + 1]  # each step once, and the one that was killed
+    assert align(tiny_encoder(), PAIRS, **call, folder=tmp_path).hash == whole.hash
 
 
 class Line(nn.Module):
@@ -202,7 +193,7 @@ def test_weights_of_half_precision_move_as_those_of_float32_do(dtype: torch.dtyp
     """Oracle: the same training of a float32 copy, rounded once; a step of 2e-5 alone would be lost in bfloat16."""
     plan = Training(steps=40, batch=8, lr=2e-5)
     half = tiny_encoder().copy()
-    half.model.to(dtype)
+    nn.Module.to(half.model, dtype)
     wide = half.copy()
     wide.model.float()
     trained, expected = (align(e, PAIRS, training=plan, progress=False) for e in (half, wide))
@@ -221,7 +212,7 @@ def test_weights_of_half_precision_move_as_those_of_float32_do(dtype: torch.dtyp
 
 def test_half_precision_goes_on_where_it_stopped(tmp_path: Path) -> None:
     half = tiny_encoder().copy()
-    half.model.to(torch.bfloat16)
+    nn.Module.to(half.model, torch.bfloat16)
     call: dict[str, Any] = {"training": SHORT, "folder": tmp_path, "progress": False}
     first = align(half, PAIRS, **call)
     assert align(half, PAIRS, **call).hash == first.hash

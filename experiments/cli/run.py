@@ -14,6 +14,8 @@ from reports.errors import InputError
 
 __all__ = ["add_arguments", "run"]
 
+RAY_ALONE = ("workers", "address", "gpus_per_worker")
+
 
 def run(options: argparse.Namespace, program: str) -> int:
     """Runs the experiment of a recipe, goes on with it, says what it would do, or does a run again.
@@ -26,16 +28,15 @@ def run(options: argparse.Namespace, program: str) -> int:
         The exit status.
     """
     recipe, settings = _split(options.words)
-    engine = _engine(options, program)
+    _check_engine(options)
     if (recipe is None) == (options.again is None):
         raise InputError("recipe: expected one recipe, or a run folder behind --again")
     if options.again is not None:
         if settings or options.seed is not None or options.dry_run:
             raise InputError("again: the run is done as it was; leave settings, --seed and --dry-run out")
-        return _again(options, program, engine)
+        return _again(options, program, _engine(options, program))
     assert recipe is not None
-    from experiments.recipe import read
-    from experiments.runner import describe, run_cells
+    from experiments.recipe import describe, read
 
     settings += [] if options.seed is None else [f"seed={options.seed}"]
     cells = read(recipe, pkgutil.resolve_name(program)(), settings=settings)
@@ -46,6 +47,9 @@ def run(options: argparse.Namespace, program: str) -> int:
             for cell, plan in zip(cells, results, strict=True):
                 print("\n".join(_lines(cell.folder, cell.to_toml(), plan)))
     else:
+        from experiments.runner import run_cells
+
+        engine = _engine(options, program)
         out = Path(options.out or f"runs/{Path(recipe).stem}")
         for result in run_cells(cells, out, engine=engine, progress=not options.quiet):
             results.append(result)
@@ -56,18 +60,23 @@ def run(options: argparse.Namespace, program: str) -> int:
     return 0
 
 
+def _check_engine(options: argparse.Namespace) -> None:
+    """Refuses options that the engine which --engine names does not take."""
+    given = [name for name in RAY_ALONE if getattr(options, name) is not None]
+    if given and options.engine != "ray":
+        raise InputError(
+            f"{given[0].replace('_', '-')}: --engine local takes none: it is one process; say --engine ray too"
+        )
+
+
 def _engine(options: argparse.Namespace, program: str) -> Any:
     """What --engine names, with the options that only Ray takes."""
     from experiments.engine import Ray, local
 
-    given = {name: getattr(options, name) for name in ("workers", "address", "gpus_per_worker")}
-    given = {name: value for name, value in given.items() if value is not None}
-    if options.engine == "ray":
-        return Ray(program, **given)
-    if given:
-        name = next(iter(given)).replace("_", "-")
-        raise InputError(f"{name}: --engine local takes none: it is one process; say --engine ray too")
-    return local
+    if options.engine != "ray":
+        return local
+    given = {name: getattr(options, name) for name in RAY_ALONE}
+    return Ray(program, **{name: value for name, value in given.items() if value is not None})
 
 
 def _split(words: list[str]) -> tuple[str | None, list[str]]:

@@ -21,8 +21,9 @@ from typing import Any, ClassVar
 import pandas as pd
 from matplotlib.axes import Axes
 
+from experiments.case_ids import check_case_id
 from experiments.cases import Case, every_case, settings_digest
-from experiments.runs import RunFolder, check_case_id
+from experiments.runs import RunFolder
 from mechedit.anatomy.claims import agreement_table, claim_table
 from mechedit.anatomy.failures import weakened
 from mechedit.anatomy.features import POOLED, Runs, gather

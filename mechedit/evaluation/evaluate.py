@@ -28,8 +28,9 @@ from typing import Any, get_args
 
 from tqdm.auto import tqdm
 
+from experiments.case_ids import check_case_id
 from experiments.cases import Case, every_case, finished, settings_digest
-from experiments.runs import RunFolder, check_case_id
+from experiments.runs import RunFolder
 from mechedit.data.case_keys import evaluation_key
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors.base import Editor

@@ -20,8 +20,9 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 
+from experiments.case_ids import check_case_id
 from experiments.cases import Case, every_case, settings_digest
-from experiments.runs import RunFolder, check_case_id
+from experiments.runs import RunFolder
 from mechedit.attribution.terms import KINDS
 from mechedit.data.case_keys import ablation_key
 from mechedit.data.facts import FactEdit, facts_hash

@@ -36,6 +36,7 @@ from transformers import (
 )
 
 from experiments import checkpoints
+from experiments.weight_files import weight_elements, weight_files
 from mechedit.models.embedded import EMBEDDED, FOLDERS
 from reports.errors import InputError, first_line
 
@@ -80,7 +81,7 @@ def load_checkpoint(name: str, *, device: str = "auto", dtype: str | torch.dtype
     target, precision = checkpoints.pick_device(device), checkpoints.pick_dtype(dtype)
     folder, source = _find_folder(name)
     _require_architecture(folder)
-    n_bytes = checkpoints.weight_elements(checkpoints.weight_files(folder)) * precision.itemsize
+    n_bytes = weight_elements(weight_files(folder)) * precision.itemsize
     checkpoints.require_memory(n_bytes, device=target, dtype=precision, folder=folder)
     tokenizer = checkpoints.read_tokenizer(folder)
     with checkpoints.progress_bar(shown=n_bytes >= QUIET_BELOW):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.checkpoints import local_bytes
 from experiments.recipe import Plan
+from experiments.weight_files import local_bytes
 from mechedit.data.case_keys import ablation_key, anatomy_key, attribution_key, evaluation_key, ripple_key
 from mechedit.data.facts import FactEdit, load_facts
 from mechedit.evaluation.questions import FactQuestions

@@ -1,5 +1,4 @@
-"""The command line: `xlprobe demo | pretrain | align | finetune | distances | gradients | study | run | langworld |
-diagnose | report`.
+"""The command line; `xlprobe --help` lists the commands.
 
 Every command prints a table, or one JSON object with `--json`. Exit status: 0 done, 1 failed, 2 wrong usage
 (one line on standard error), 130 interrupted.

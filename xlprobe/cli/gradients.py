@@ -38,7 +38,7 @@ def gradients(options: argparse.Namespace) -> None:
         return
     print(f"{probe.task}; {probe.alignment}")
     columns = ["layer", "group", "cosine", "low", "high", "corrected", "task_halves", "align_halves", "ratio"]
-    for scope in ("encoder", "layer", "group"):
+    for scope in ("encoder", "whole", "layer", "group"):
         print(f"\n{scope}\n{as_table(probe.scope(scope)[columns])}")
 
 

@@ -42,9 +42,7 @@ class Coverage:
         """One line on what is lost of `what`; empty where nothing is."""
         parts = []
         if self.cut:
-            lost = (
-                f", {self.words_cut} of {self.words} words with their labels are lost" if self.words else ""
-            )
+            lost = f", {self.words_cut} of {self.words} words are lost" if self.words else ""
             parts.append(f"{len(self.cut)} of {self.n} sentences are cut off at {max_length} tokens{lost}")
         if self.words_empty:
             parts.append(f"the tokenizer leaves nothing of {self.words_empty} of {self.words} words")

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments import checkpoints, runs
+from experiments.weight_files import weight_elements, weight_files
 from reports.errors import InputError, IntegrityError
 from xlprobe.encoders.architectures import layer_modules, longest, padding_row, put_head
 from xlprobe.encoders.batches import Batch, Sentence, Tokenized
@@ -74,8 +75,8 @@ def load_encoder(
     target, precision = checkpoints.pick_device(device), checkpoints.pick_dtype(dtype)
     folder, source = checkpoints.find_folder(os.fspath(name), embedded=EMBEDDED, argument="encoder")
     require_architecture(folder)
-    files = checkpoints.weight_files(folder, argument="encoder")
-    n_bytes = checkpoints.weight_elements(files, argument="encoder") * precision.itemsize
+    files = weight_files(folder, argument="encoder")
+    n_bytes = weight_elements(files, argument="encoder") * precision.itemsize
     checkpoints.require_memory(n_bytes, device=target, dtype=precision, folder=folder, argument="encoder")
     tokenizer = read_tokenizer(folder)
     with checkpoints.progress_bar(shown=n_bytes >= QUIET_BELOW):

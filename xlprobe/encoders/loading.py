@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreT
 from transformers.utils import logging as hf_logging
 
 from experiments import checkpoints
+from experiments.weight_files import HUB_ID, in_cache, weight_elements, weight_files
 from reports.errors import InputError, first_line
 from xlprobe.encoders.architectures import ARCHITECTURES, head_prefixes, require_encoder, take_head
 
@@ -36,14 +37,14 @@ def check_encoder(name: str, *, device: str = "auto", dtype: str | torch.dtype =
     """
     target, precision = checkpoints.pick_device(device), checkpoints.pick_dtype(dtype)
     folder = None
-    if name not in EMBEDDED and not Path(name).expanduser().exists() and checkpoints.HUB_ID.fullmatch(name):
-        folder = checkpoints.in_cache(name)
+    if name not in EMBEDDED and not Path(name).expanduser().exists() and HUB_ID.fullmatch(name):
+        folder = in_cache(name)
         if folder is None:
             return True
     folder = folder or checkpoints.find_folder(name, embedded=EMBEDDED, argument="encoder")[0]
     require_architecture(folder)
-    files = checkpoints.weight_files(folder, argument="encoder")
-    n_bytes = checkpoints.weight_elements(files, argument="encoder") * precision.itemsize
+    files = weight_files(folder, argument="encoder")
+    n_bytes = weight_elements(files, argument="encoder") * precision.itemsize
     checkpoints.require_memory(n_bytes, device=target, dtype=precision, folder=folder, argument="encoder")
     read_tokenizer(folder)
     heads = ("lm_predictions.", *(f"{name}." for name in ARCHITECTURES[_model_type(folder)].heads))
@@ -139,7 +140,7 @@ def _newer_head(folder: Path) -> bool:
 def _weight_names(folder: Path) -> list[str]:
     """The names of the weights in the checkpoint's files."""
     names: list[str] = []
-    for file in checkpoints.weight_files(folder, argument="encoder"):
+    for file in weight_files(folder, argument="encoder"):
         with safe_open(file, framework="pt") as weights:
             names += weights.keys()
     return names

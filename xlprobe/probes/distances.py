@@ -10,7 +10,7 @@ the task: a distance on the alignment's own text says how well it was memorised.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -130,12 +130,7 @@ def distances(
     >>> found.value("weak_retrieval", layer=0)
     1.0
     """
-    _check(parallel)
-    seen = coverage(encoder, [*parallel.source, *parallel.target])
-    empty = {number % len(parallel.source) for number in seen.empty}
-    there = [i for i in range(len(parallel.source)) if i not in empty]
-    if len(there) < 4:
-        raise InputError(f"parallel: expected at least 4 pairs with tokens on both sides, found {len(there)}")
+    there = _checked(encoder, parallel)
     keep = [there[i] for i in _sample(len(there), max_pairs, seed)]
     source, target = ([side[i] for i in keep] for side in (parallel.source, parallel.target))
     links = None if parallel.links is None else [_usable(parallel, i) for i in keep]
@@ -147,6 +142,16 @@ def distances(
         levels["token"] = _both_there(left[1], right[1], max_pairs, seed)
         if (n := levels["token"][0].shape[1]) < 4:
             raise InputError(f"links: expected at least 4 one-to-one links of unlike words, found {n}")
+    return Distances(
+        _rows(levels, metrics, seed),
+        encoder.name,
+        n_cut=_cut(encoder, source, target),
+        provenance=provenance or {},
+        n_left_out=len(parallel.source) - len(keep),
+    )
+
+
+def _rows(levels: Mapping[str, tuple[Tensor, Tensor]], metrics: Sequence[str], seed: int) -> pd.DataFrame:
     rows = [
         {"layer": layer, "level": level, "metric": metric, "matched": gap.matched, "random": gap.random}
         | {"gap": gap.gap, "low": gap.low, "high": gap.high, "n": gap.n}
@@ -154,13 +159,7 @@ def distances(
         for layer, (x, y) in enumerate(zip(*sides, strict=True))
         for metric, gap in measure(x, y, metrics=metrics, seed=seed).items()
     ]
-    return Distances(
-        pd.DataFrame(rows),
-        encoder.name,
-        n_cut=_cut(encoder, source, target),
-        provenance=provenance or {},
-        n_left_out=len(parallel.source) - len(keep),
-    )
+    return pd.DataFrame(rows)
 
 
 def _cut(encoder: Encoder, source: Sequence[Sentence], target: Sequence[Sentence]) -> int:
@@ -236,7 +235,8 @@ def _sample(n: int, most: int, seed: int) -> list[int]:
     return sorted(order[:most].tolist())
 
 
-def _check(parallel: Parallel) -> None:
+def _checked(encoder: Encoder, parallel: Parallel) -> list[int]:
+    """The numbers of the pairs of which the tokenizer leaves something on both sides."""
     n, m = len(parallel.source), len(parallel.target)
     if n != m:
         raise InputError(f"parallel: expected as many target as source sentences, found {m} and {n}")
@@ -244,3 +244,9 @@ def _check(parallel: Parallel) -> None:
         raise InputError(f"parallel: expected at least 4 pairs, found {n}")
     if parallel.links is not None and len(parallel.links) != n:
         raise InputError(f"parallel: expected links for each of {n} pairs, found {len(parallel.links)}")
+    empty = {number % n for number in coverage(encoder, [*parallel.source, *parallel.target]).empty}
+    if n - len(empty) < 4:
+        raise InputError(
+            f"parallel: expected at least 4 pairs with tokens on both sides, found {n - len(empty)}"
+        )
+    return [i for i in range(n) if i not in empty]

@@ -29,6 +29,8 @@ from xlprobe.data.languages import LanguageFiles, LanguageTable
 from xlprobe.data.tasks import Task
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.recipes.study import Material, StudyBase
+from xlprobe.training.alignment import WORDS
+from xlprobe.training.links import require_words
 from xlprobe.training.loop import Training
 from xlprobe.training.pretrain import Shape, pretrain
 from xlprobe.transfer.file_lab import FileLab, FileSizes
@@ -112,6 +114,8 @@ class RealTextRecipe(StudyBase):
         """See `StudyBase`."""
         data = self.folder()
         for pair in pairs:
+            if any(name in WORDS for name in self.objectives):
+                require_words(data.bitext(pair)[: self.sizes.bitext])
             data.bitext(pair)
             data.held_out(pair)
             for task in tasks:

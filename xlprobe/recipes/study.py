@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
-from experiments.checkpoints import local_bytes
 from experiments.recipe import Plan, recorded
+from experiments.weight_files import local_bytes
 from reports.errors import InputError
 from xlprobe.encoders.encoder import Encoder, load_encoder
 from xlprobe.encoders.loading import EMBEDDED, check_encoder

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 ALIGNABLE = (*OBJECTIVES, "l2")
 WORDS = ("token", "l2")  # objectives that need word links
+CHECK_EVERY, PATIENCE = 50, 3
 PULL = 1.0  # weight of ‖θ − θ₀‖², added to the distance of aligned words
 
 
@@ -50,8 +51,8 @@ def align(
     pooling: Pooling = "mean",
     freeze: Iterable[int] = (),
     held_out: Bitext | None = None,
-    check_every: int = 50,
-    patience: int = 3,
+    check_every: int = CHECK_EVERY,
+    patience: int = PATIENCE,
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> Encoder:
@@ -68,13 +69,12 @@ def align(
         held_out: Pairs for the early stop; without them there is none.
         check_every: Steps between two checks of the early stop.
         patience: Checks in a row without a rise that end the training.
-        folder: Where checkpoints go, from which the same call goes on; once it has ended, the same call gives the same
-            encoder again, and any other training is refused there.
+        folder: Where checkpoints go, from which the same call goes on, and gives its end again once it has ended.
         progress: Show a progress bar.
 
     Raises:
         InputError: No such objective, no LM head for mlm and tlm, no pairs, no usable word link, words of a language
-            that is written without spaces, or `folder` holds another training.
+            written without spaces, an early stop's options without held-out pairs, or another training in `folder`.
         TrainingError: The loss is not finite.
 
     >>> from xlprobe.encoders.encoder import load_encoder
@@ -84,14 +84,13 @@ def align(
     >>> aligned.hash != encoder.hash
     True
     """
-    layers = sorted(set(freeze))
-    copy = encoder.copy()
+    layers, copy = sorted(set(freeze)), encoder.copy()
     training = training or align_training(encoder, len(bitext))
     vectors = Vectors(layer, pooling, training.micro)
     module = AlignmentLoss(copy, bitext, objective, seed=training.seed, vectors=vectors)
     before = spread(encoder, bitext.source, vectors)
     frozen = freeze_layers(copy, layers)
-    stop = _stop(copy, held_out, check_every, patience, vectors)
+    stop = _stop(copy, held_out, check_every, patience, training.steps, vectors)
     # Not by length: negatives of a contrastive loss are to be a fair sample of the pairs.
     train(
         module,
@@ -106,8 +105,8 @@ def align(
     )
     if stop is not None:
         stop.restore()
-    for parameter in frozen:
-        parameter.requires_grad_(True)
+    for weight in frozen:
+        weight.requires_grad_(True)
     heed_collapse(before, copy, bitext.source, vectors, training)
     return copy
 
@@ -271,15 +270,23 @@ class _Stop:
 
 
 def _stop(
-    encoder: Encoder, held_out: Bitext | None, every: int, patience: int, vectors: Vectors
+    encoder: Encoder, held_out: Bitext | None, every: int, patience: int, steps: int, vectors: Vectors
 ) -> _Stop | None:
     for name, value in (("check_every", every), ("patience", patience)):
         if value < 1:
             raise InputError(f"{name}: expected at least 1, found {value}")
     if held_out is None:
+        if (every, patience) != (CHECK_EVERY, PATIENCE):
+            raise InputError(
+                "held_out: check_every and patience are the early stop's, which needs held-out pairs"
+            )
         return None
     if not len(held_out):
         raise InputError("held_out: expected at least one pair, found none")
+    if every > steps:
+        logger.warning(
+            "check_every: the early stop never looks, for %d is more than the %d steps", every, steps
+        )
     heed(encoder, [*held_out.source, *held_out.target], "held_out")
     return _Stop(encoder, held_out, every, patience, vectors)
 

@@ -23,7 +23,6 @@ from reports.intervals import wilson
 from reports.results import Result
 from xlprobe.data.corpora import Bitext, Labelled
 from xlprobe.data.tasks import Task
-from xlprobe.encoders.coverage import heed
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.training import scores
 from xlprobe.training.alignment import AlignmentLoss, freeze_layers
@@ -164,7 +163,6 @@ def finetune(
     head_only = len(layers) > encoder.n_layers
     training = training or task_training(encoder, len(task.train), head_only=head_only)
     model = TaskModel(encoder.copy(), task, seed=training.seed, pooling=pooling, micro=training.micro)
-    heed(encoder, task.train.words, "train")
     joint = None if alignment is None else _JointLoss(model, alignment, training.seed)
     frozen = freeze_layers(model.encoder, layers)
     best = None if dev is None else Selection(model, dev, check_every, patience, metric)

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from reports.errors import InputError
 from xlprobe.data.corpora import Bitext, Links
 from xlprobe.encoders.batches import word_means
+from xlprobe.encoders.coverage import heed
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.training.objectives import probe_layer
 
@@ -45,6 +46,7 @@ def mutual_argmax(x: Tensor, y: Tensor) -> Links:
 def argmax_links(encoder: Encoder, bitext: Bitext, *, batch_size: int = 64) -> Bitext:
     """The bitext with the encoder's own links."""
     layer = probe_layer(encoder.n_layers)
+    heed(encoder, [*bitext.source, *bitext.target], "links")
     links: list[Links] = []
     for start in range(0, len(bitext), batch_size):
         part = bitext[start : start + batch_size]
@@ -70,10 +72,11 @@ def require_words(bitext: Bitext) -> None:
     reports.errors.InputError: bitext: the target side is written without spaces ('私はここにいます。'), ...
     """
     for name, side in (("source", bitext.source), ("target", bitext.target)):
-        runs = [sizes for words in side if (sizes := [n for word in words if (n := _letters(word))])]
+        spoken = [[word for word in words if any(map(str.isalnum, word))] for words in side]
+        runs = [list(map(_letters, words)) for words in spoken if any(map(_letters, words))]
         if len(runs) <= len(side) / 2:
             continue
-        whole = sum(len(sizes) == 1 and sizes[0] >= 3 for sizes in runs)
+        whole = sum(len(run) == 1 and run[0] >= 3 for run in runs)
         mean = sum(map(sum, runs)) / sum(map(len, runs))
         if whole > len(runs) / 2 or mean > LONGEST_MEAN:
             example = max((word for words in side for word in words), key=_letters)

@@ -213,7 +213,7 @@ def train(
     accelerator = _accelerator(training.precision, device)
     sampler = Sampler(n_items, training.batch, training.seed, lengths)
     if folder and not claimed:
-        claim(folder, _facts(module, training, n_items, accelerator.num_processes) | dict(facts or {}))
+        claim(folder, dict(facts or {}) | _facts(module, training, n_items, accelerator.num_processes))
     with _wide(module):
         return _loop(
             accelerator,

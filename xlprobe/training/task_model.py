@@ -55,6 +55,7 @@ class TaskModel(nn.Module):
             head = nn.Linear(encoder.d_model, len(task.labels))
             self.head = head.to(encoder.device, encoder.dtype)
         self.batch: Batch | None = encoder.encode(task.train.words)
+        heed(encoder, task.train.words, "train")
         index = {label: i for i, label in enumerate(task.labels)}
         self.targets = [
             [index[labels[place]] for place in places]

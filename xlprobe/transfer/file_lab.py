@@ -99,9 +99,12 @@ class FileLab(Laboratory):
         if which == "held_out":
             return self.text.held_out(pair)
         if pair not in self._linked:
-            pairs = self.text.bitext(pair)[: self.sizes.bitext]
-            self._linked[pair] = argmax_links(self.encoder, pairs)
+            self._linked[pair] = argmax_links(self.encoder, self._text(pair))
         return self._linked[pair]
+
+    def _text(self, pair: str) -> Bitext:
+        """Without the links, which take the encoder."""
+        return self.text.bitext(pair)[: self.sizes.bitext]
 
     def _task(self, task: str, source: str = SOURCE) -> Task:
         """Its classes are those of all languages, so that any of them can be asked."""

@@ -21,10 +21,11 @@ from xlprobe.data.corpora import Bitext, Labelled, Links, Words
 from xlprobe.data.tasks import Kind, Task
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.gradient_stream import Loss
-from xlprobe.training.alignment import AlignmentLoss, align
+from xlprobe.training.alignment import WORDS, AlignmentLoss, align
 from xlprobe.training.cached_contrast import Pooling, Vectors
 from xlprobe.training.conflict import Aggregator, check_weight
 from xlprobe.training.finetune import Joint, TaskModel, finetune, macro_f1
+from xlprobe.training.links import require_words
 from xlprobe.training.loop import Training, derive
 
 __all__ = ["TASKS", "JointPlan", "Laboratory", "Score", "Sizes"]
@@ -172,6 +173,19 @@ class Laboratory(ABC):
     def lacks(self, pair: str, task: str) -> str:
         """Why the task cannot be studied on the pair, in words; empty where it can."""
         return ""
+
+    def check(self, pair: str, objective: str) -> None:
+        """Refuse, before any training, an objective for which the pair's text is not made.
+
+        Raises:
+            InputError: An objective of words, and a side without spaces between them.
+        """
+        if objective in WORDS:
+            require_words(self._text(pair))
+
+    def _text(self, pair: str) -> Bitext:
+        """The pairs to align on, with or without links."""
+        return self._parallel("bitext", pair)
 
     def held_out(self, pair: str) -> Bitext:
         """Parallel text that no other method uses."""

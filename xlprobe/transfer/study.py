@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.cases import every_case
+from experiments.cases import every_case, settings_digest
 from experiments.forks import forked
 from experiments.runs import RunFolder
 from reports.errors import InputError
@@ -50,6 +50,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 SHUFFLED = "shuffled"
+#: Rises whenever the same study gives other numbers, so that cases of two versions are not mixed.
+METHOD = 2
 KEPT = 2**28  # bytes of mean gradients that cases share
 _METRICS = ("cosine", "weak_retrieval", "strong_retrieval", "cka")
 
@@ -103,8 +105,8 @@ def transfer_study(
         recipe: What config.toml is to say, so that the folder can be run again.
 
     Raises:
-        InputError: A pair or task that the laboratory lacks, or `out` holds something else or a study with another
-            configuration.
+        InputError: A pair or task that the laboratory lacks, an objective for which a pair's text is not made, or `out`
+            holds something else or a study with another configuration.
         TrainingError: A loss is not finite; finished cases are kept.
 
     >>> import tempfile
@@ -130,10 +132,11 @@ def transfer_study(
         logger.warning("left out: %s", gap)
 
     def make(i: int) -> dict[str, Any]:
-        return _case(laboratory, keys[i], pairs, tasks, means)
+        return _case(laboratory, keys[i], pairs, tasks, means) | {"settings": methods[i]}
 
+    methods = [settings_digest("study", METHOD)] * len(keys)
     with forked(workers if laboratory.encoder.device.type == "cpu" else 1):
-        every_case(run, keys, make, together=_shared, label="study", progress=progress)
+        every_case(run, keys, make, settings=methods, together=_shared, label="study", progress=progress)
     study = _gathered(run, laboratory, config, pairs, tasks)
     run.write_result(study, "study")
     return study
@@ -180,10 +183,12 @@ def gaps(laboratory: Laboratory, pairs: Sequence[str], tasks: Sequence[str]) -> 
 
 
 def _chosen(laboratory: Laboratory, config: StudyConfig) -> tuple[list[str], list[str]]:
-    return (
-        chosen("pairs", config.pairs, laboratory.pairs, laboratory.accepts),
-        chosen("tasks", config.tasks, laboratory.tasks, laboratory.tasks.__contains__),
-    )
+    pairs = chosen("pairs", config.pairs, laboratory.pairs, laboratory.accepts)
+    tasks = chosen("tasks", config.tasks, laboratory.tasks, laboratory.tasks.__contains__)
+    for pair in pairs:
+        for objective in config.objectives:
+            laboratory.check(pair, objective)
+    return pairs, tasks
 
 
 def chosen(
