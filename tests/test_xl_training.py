@@ -232,7 +232,7 @@ def test_the_best_state_of_a_dev_set_is_kept() -> None:
     options: dict[str, Any] = {"training": training, "dev": TAGS, "check_every": 1, "progress": False}
     model = finetune(tiny_encoder(), task, patience=12, **options)
     watched = TaskModel(tiny_encoder().copy(), task)
-    watch = Selection(watched, TAGS, every=1, patience=12)
+    watch = Selection(watched, TAGS, check_every=1, patience=12)
     train(watched, training, n_items=14, lengths=watched.lengths, watch=watch, progress=False)
     seen = watch.checks
     assert model.score(TAGS)["accuracy"] == max(seen) > min(seen)

@@ -91,24 +91,36 @@ def align(
     before = spread(encoder, bitext.source, vectors)
     frozen = freeze_layers(copy, layers)
     stop = _stop(copy, held_out, check_every, patience, training.steps, vectors)
-    # Not by length: negatives of a contrastive loss are to be a fair sample of the pairs.
-    train(
-        module,
-        training,
-        n_items=len(module.pairs),
-        device=copy.device,
-        folder=None if folder is None else Path(folder),
-        watch=stop,
-        facts=None if folder is None else module.facts(encoder) | _stop_facts(stop) | {"freeze": layers},
-        label="+".join(module.weights),
-        progress=progress,
-    )
+    facts = module.facts(encoder) | _stop_facts(stop) | {"freeze": layers} if folder is not None else None
+    _run(module, training, stop, facts, folder, progress)
     if stop is not None:
         stop.restore()
     for weight in frozen:
         weight.requires_grad_(True)
     heed_collapse(before, copy, bitext.source, vectors, training)
     return copy
+
+
+def _run(
+    module: AlignmentLoss,
+    training: Training,
+    stop: _Stop | None,
+    facts: dict[str, Any] | None,
+    folder: str | Path | None,
+    progress: bool,
+) -> None:
+    """The steps; not by length, for negatives of a contrastive loss are to be a fair sample of the pairs."""
+    train(
+        module,
+        training,
+        n_items=len(module.pairs),
+        device=module.encoder.device,
+        folder=None if folder is None else Path(folder),
+        watch=stop,
+        facts=facts,
+        label="+".join(module.weights),
+        progress=progress,
+    )
 
 
 def freeze_layers(encoder: Encoder, layers: Iterable[int]) -> list[nn.Parameter]:

@@ -120,11 +120,9 @@ def finetune(
     freeze: Iterable[int] = (),
     pooling: Pooling = "mean",
     dev: Labelled | None = None,
-    metric: str = "accuracy",
-    check_every: int = 50,
-    patience: int = 3,
     folder: str | Path | None = None,
     progress: bool = True,
+    **selection: Any,
 ) -> TaskModel:
     """A task model on a copy of `encoder`, trained on the task's source language.
 
@@ -137,15 +135,12 @@ def finetune(
         freeze: Layers that are not trained (0: the embeddings).
         pooling: A text is the "mean" of its tokens, or its "first" token.
         dev: Sentences by which the best state is kept; without them it is the last.
-        metric: The score that decides on `dev`: accuracy, macro_f1 or span_f1 (`xlprobe.training.scores`).
-        check_every: Steps between two scores of `dev`.
-        patience: Scores of `dev` in a row without a rise that end the training.
         folder: Where checkpoints go, from which the same call goes on; any other training is refused there.
         progress: Show a progress bar.
+        selection: With `dev`: metric, check_every and patience (`xlprobe.training.selection.Selection`).
 
     Raises:
-        InputError: A layer that does not exist, a fault of the alignment (see `align`), or `folder` holds another
-            training.
+        InputError: As `align`, or `folder` holds another training.
         TrainingError: The loss is not finite; the last checkpoint is kept.
 
     >>> from xlprobe.encoders.encoder import load_encoder
@@ -163,9 +158,25 @@ def finetune(
     head_only = len(layers) > encoder.n_layers
     training = training or task_training(encoder, len(task.train), head_only=head_only)
     model = TaskModel(encoder.copy(), task, seed=training.seed, pooling=pooling, micro=training.micro)
+    best = None if dev is None else Selection(model, dev, **selection)
+    return _trained(model, encoder, task, training, alignment, layers, best, folder, progress)
+
+
+def _trained(
+    model: TaskModel,
+    encoder: Encoder,
+    task: Task,
+    training: Training,
+    alignment: Joint | None,
+    layers: list[int],
+    best: Selection | None,
+    folder: str | Path | None,
+    progress: bool,
+) -> TaskModel:
+    """The model, trained in place and restored to its best state."""
+    pooling, head_only = model.pooling, len(layers) > encoder.n_layers
     joint = None if alignment is None else _JointLoss(model, alignment, training.seed)
     frozen = freeze_layers(model.encoder, layers)
-    best = None if dev is None else Selection(model, dev, check_every, patience, metric)
     facts: dict[str, Any] = {
         "task": task_facts(task),
         "joint": joint.facts() if joint else None,

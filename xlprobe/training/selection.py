@@ -20,12 +20,12 @@ __all__ = ["Selection"]
 
 @dataclass
 class Selection:
-    """Called after every step: each `every` steps the development set is scored, and the best weights are kept.
+    """Called after every step: each `check_every` steps the development set is scored, and the best weights are kept.
 
     Attributes:
         model: The task model, with `answers`.
         dev: The development set.
-        every: Steps between two checks.
+        check_every: Steps between two checks.
         patience: Checks in a row without a rise that end the training.
         metric: Which score decides (`xlprobe.training.scores`).
         checks: The scores so far.
@@ -36,7 +36,7 @@ class Selection:
 
     model: Any
     dev: Labelled
-    every: int = 50
+    check_every: int = 50
     patience: int = 3
     metric: str = "accuracy"
     checks: list[float] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Selection:
     kept: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for name in ("every", "patience"):
+        for name in ("check_every", "patience"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, found {getattr(self, name)}")
         if self.metric not in SCORES:
@@ -54,7 +54,7 @@ class Selection:
 
     def __call__(self, step: int, loss: float) -> bool:
         """See `xlprobe.training.loop.Watch`."""
-        if (step + 1) % self.every:
+        if (step + 1) % self.check_every:
             return False
         self.model.eval()
         score = SCORES[self.metric](self.model.answers(self.dev))
@@ -69,7 +69,12 @@ class Selection:
     def facts(self) -> dict[str, Any]:
         """What the training depends on through it (`xlprobe.training.identity`)."""
         text = settings_digest(self.dev.words, self.dev.labels)
-        return {"dev": text, "metric": self.metric, "check_every": self.every, "patience": self.patience}
+        return {
+            "dev": text,
+            "metric": self.metric,
+            "check_every": self.check_every,
+            "patience": self.patience,
+        }
 
     def state(self) -> tuple[dict[str, Any], list[Tensor]]:
         """See `xlprobe.training.loop.Watch`."""
