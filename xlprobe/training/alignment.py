@@ -83,8 +83,7 @@ def align(
     """
     layers, copy = sorted(set(freeze)), encoder.copy()
     module = AlignmentLoss(copy, bitext, objective, seed=training.seed)
-    frozen = freeze_layers(copy, layers)
-    stop = _stop(copy, held_out, check_every, patience, training.steps)
+    frozen, stop = freeze_layers(copy, layers), _stop(copy, held_out, check_every, patience, training.steps)
     # Not by length: negatives of a contrastive loss are to be a fair sample of the pairs.
     train(
         module,
