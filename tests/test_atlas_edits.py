@@ -155,7 +155,6 @@ def with_test(fact: FactEdit, axis: Any, prompt: str, answer: str) -> FactEdit:
 
 
 EDIT_BREAKERS: list[tuple[EditRule, FactEdit]] = [
-    (bad_object, replace(LYON, target_new="France")),
     (bad_object, replace(LYON, target_new="Mumbai")),
     (bad_object, replace(LYON, target_true="Italy", target_new="Spain")),
     (bad_object, replace(FRANCE, target_new="Paramaribo")),
@@ -223,6 +222,8 @@ def test_edits_fill_every_field_and_axis() -> None:
     """Every field of a record is used by some edit, and every axis but FN, which needs a subject with two objects."""
     empty = FactEdit("Ann", "{} speaks", "Dutch", "Greek")
     for field in dataclasses.fields(FactEdit):
+        if field.name == "space":  # both texts decide
+            continue
         assert any(getattr(fact, field.name) != getattr(empty, field.name) for fact in every_edit())
     axes = {test.axis for fact in every_edit() for test in fact.ripple}
     assert axes == {"RS", "LG", "SA", "CI", "CII"}
@@ -281,3 +282,8 @@ def alike() -> Atlas:
 def test_a_wrong_argument_is_named(call: Callable[[], object], words: str) -> None:
     with pytest.raises(InputError, match=words):
         call()
+
+
+def test_a_new_object_that_is_the_old_one_cannot_be_built() -> None:
+    with pytest.raises(InputError, match="target_new: expected another object than target_true"):
+        replace(LYON, target_new="France")

@@ -32,8 +32,10 @@ from experiments.case_ids import check_case_id
 from experiments.cases import Case, every_case, finished, settings_digest
 from experiments.runs import RunFolder
 from mechedit.data.case_keys import evaluation_key
-from mechedit.data.facts import FactEdit, facts_hash
+from mechedit.data.facts import FactEdit, LoadedFacts, facts_hash
+from mechedit.data.records import fact_fields
 from mechedit.editors.base import Editor
+from mechedit.editors.ike import PromptedModel
 from mechedit.evaluation.fluency import References, generated_texts
 from mechedit.evaluation.measure import PromptScore, measure
 from mechedit.evaluation.questions import FAMILIES, FactQuestions, Question
@@ -46,6 +48,7 @@ from mechedit.evaluation.result import (
     Mode,
     gather,
 )
+from mechedit.models.deciding import decide, read_anew, says_object
 from mechedit.models.hooked import HookedModel
 from mechedit.models.scoring import score_pairs
 from reports.errors import InputError
@@ -64,6 +67,10 @@ __all__ = [
     "evaluate",
     "known_facts",
 ]
+
+
+#: What a sequence of edits is: 2 since every edit takes C of the model before the first one.
+SEQUENCE = 2
 
 
 def evaluate(
@@ -118,7 +125,12 @@ def evaluate(
     base = unedited or _baseline(model, questions, batch_size)
     task = _Task(model, editor, questions, families, mode, base, batch_size, seed, run, progress)
     cases = task.one_by_one() if mode == "single" else task.together()
-    return gather(model, editor, cases, families=families, mode=mode, references=space)
+    result = gather(model, editor, cases, families=families, mode=mode, references=space)
+    left_out = facts.left_out if isinstance(facts, LoadedFacts) else ()
+    if left_out:
+        note = f"left out {len(left_out)} of {len(left_out) + len(facts)} records; the first: {left_out[0]}"
+        result = dataclasses.replace(result, notes=(*result.notes, note))
+    return result
 
 
 def check_facts(
@@ -158,7 +170,7 @@ def _check_tokens(model: HookedModel, index: int, questions: Sequence[Question])
         fact = question.fact
         for name, target in (("target_new", fact.target_new), ("target_true", question.true)):
             try:
-                model.continuation(question.prompt, target)
+                model.continuation(question.prompt, target, space=fact.space)
             except InputError as error:
                 where = (
                     f"facts: record {index} (case_id {fact.case_id}): {name} behind a {question.role} prompt"
@@ -204,9 +216,19 @@ def _baseline(model: HookedModel, questions: Sequence[FactQuestions], batch_size
 
 
 def known_facts(model: HookedModel, facts: Sequence[FactEdit], *, batch_size: int = 32) -> list[bool]:
-    """For each fact whether greedy decoding of the rewrite prompt would write the true object's tokens."""
-    pairs = [model.continuation(fact.rewrite_prompt, fact.target_true) for fact in facts]
-    return [scored.all_hit == 1.0 for scored in score_pairs(model, pairs, batch_size=batch_size)]
+    """For each fact whether greedy decoding of the rewrite prompt would write the true object's tokens.
+
+    Where the new object begins with the whole true one ("New York|er"), it must not go on to that.
+    """
+    pairs = [model.continuation(fact.rewrite_prompt, fact.target_true, space=fact.space) for fact in facts]
+    known = [scored.all_hit == 1.0 for scored in score_pairs(model, pairs, batch_size=batch_size)]
+    for i, (fact, (_, true)) in enumerate(zip(facts, pairs, strict=True)):
+        if known[i]:
+            prompt, old, new, space = fact.rewrite_prompt, fact.target_true, fact.target_new, fact.space
+            new_ids = model.continuation(prompt, new, space=space)[1]
+            if decide(model.tokenizer, true.tolist(), new_ids.tolist()).begins_old:
+                known[i] = says_object(model, [prompt], old, new, space=space)[0]
+    return known
 
 
 def _neighbourhoods(
@@ -294,7 +316,10 @@ class _Task:
         texts: list[str] = []
         if "generation" in self.families:
             texts = generated_texts(edited, about.fact, seed=self.seed, batch_size=self.batch_size)
-        return CaseScores(about.fact, self.base.known[i], prompts, texts)
+        shown: tuple[int, ...] = ()
+        if isinstance(edited, PromptedModel) and edited.left_out:
+            shown = (edited.demonstrations, edited.left_out)
+        return CaseScores(about.fact, self.base.known[i], prompts, texts, shown)
 
     def _keys(self) -> list[str]:
         keys = [evaluation_key(self.editor.name, about.fact, self.mode) for about in self.questions]
@@ -304,15 +329,29 @@ class _Task:
         """For each fact the sha256 of what its numbers depend on (not the batch size, which moves the last digits)."""
         model, facts = self.model, [about.fact for about in self.questions]
         common: list[Any] = [model.hash, str(model.dtype), described(self.editor), sorted(self.families)]
+        common += [model.framing] if model.framing else []
         seed = self.seed if "generation" in self.families else 0
-        together = [] if self.mode == "single" else [self.mode, facts_hash(facts)]
-        parts = ([*common, dataclasses.asdict(fact), seed, *together] for fact in facts)
-        return [settings_digest(*part) for part in parts]
+        together: list[Any] = [] if self.mode == "single" else [self.mode, facts_hash(facts)]
+        together += [SEQUENCE] if self.mode == "sequential" else []
+        parts = ([*common, fact_fields(fact), seed, *together] for fact in facts)
+        return [settings_digest(*part, *self._read_anew(i)) for i, part in enumerate(parts)]
+
+    def _read_anew(self, i: int) -> list[str]:
+        fact = self.questions[i].fact
+        asked = self.questions[i].read_by(self.families)
+        pairs = ((question.prompt, fact.target_new, question.true) for question in asked)
+        return read_anew(self.model, pairs, space=fact.space)
 
     def _read(self, cases: Sequence[Case]) -> list[CaseScores]:
         """The scores of cases of the run folder, which are in the order of the facts."""
         return [
-            CaseScores(about.fact, known, [PromptScore(**score) for score in case["prompts"]], case["texts"])
+            CaseScores(
+                about.fact,
+                known,
+                [PromptScore(**score) for score in case["prompts"]],
+                case["texts"],
+                case.get("demonstrations", ()),
+            )
             for about, known, case in zip(self.questions, self.base.known, cases, strict=True)
         ]
 
@@ -326,6 +365,7 @@ def _record(scores: CaseScores, settings: str) -> Case:
         "settings": settings,
         "prompts": [dataclasses.asdict(score) for score in scores.prompts],
         "texts": list(scores.texts),
+        **({"demonstrations": list(scores.demonstrations)} if scores.demonstrations else {}),
     }
 
 

@@ -60,8 +60,8 @@ class FactQuestions:
             "rewrite": (rewrite,),
             "paraphrase": fact.paraphrase_prompts,
             "neighborhood": fact.neighborhood_prompts,
-            "doubt_1": (prompts.doubt(rewrite, fact.target_new),),
-            "doubt_2": (prompts.doubt_old(rewrite, fact.target_new, fact.target_true),),
+            "doubt_1": (prompts.doubt(rewrite, fact.target_new, space=fact.space),),
+            "doubt_2": (prompts.doubt_old(rewrite, fact.target_new, fact.target_true, space=fact.space),),
         }
         answers = {"neighborhood": fact.neighborhood_answers} if fact.neighborhood_answers else {}
         return [

@@ -32,7 +32,12 @@ def run_evaluation(
     Raises:
         InputError: Something cannot be evaluated, which is found before anything is written; and as `evaluate`.
     """
-    facts = load_facts(config.data, limit=config.limit, skip_malformed=config.skip_malformed)
+    facts = load_facts(
+        config.data,
+        limit=config.limit,
+        skip_malformed=config.skip_malformed,
+        space=config.space or "auto",
+    )
     if "ripple" in config.families:
         check_tests(facts)
     model = load(config)
@@ -81,7 +86,7 @@ def _references(config: EvaluationConfig) -> dict[str, list[str]] | None:
     if config.references is None:
         return None
     try:
-        references = parse(Path(config.references).read_text(encoding="utf-8"))
+        references = parse(Path(config.references).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(f"references: expected a JSON file, found {config.references} ({error})") from error
     lists = references.values() if isinstance(references, dict) else [None]

@@ -75,7 +75,12 @@ def plan_demo(config: DemoConfig) -> Plan:
 
 def plan_evaluation(config: EvaluationConfig) -> Plan:
     """Of `mechedit.recipes.evaluate.run_evaluation`."""
-    facts = load_facts(config.data, limit=config.limit, skip_malformed=config.skip_malformed)
+    facts = load_facts(
+        config.data,
+        limit=config.limit,
+        skip_malformed=config.skip_malformed,
+        space=config.space or "auto",
+    )
     cases = [evaluation_key(config.editor, fact, config.mode) for fact in facts]
     if "ripple" in config.families:
         cases += [ripple_key(config.editor, fact) for fact in facts]

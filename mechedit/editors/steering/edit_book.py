@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from experiments.checkpoints import digest
 from mechedit.data.facts import FactEdit
-from mechedit.data.records import EDIT_FIELDS
+from mechedit.data.records import EDIT_FIELDS, edit_fields
 from mechedit.editors.steering.attach import attach
 from mechedit.editors.steering.gates import AlwaysOn, Gate, HiddenGate, SentenceGate, Whitening
 from mechedit.editors.steering.sentence_encoder import sentence_encoder
@@ -240,7 +240,7 @@ def _record(
             tensors[f"{name}.map.{layer}.{field}"] = getattr(fitted, field)
     return {
         "name": name,
-        "fact": {field: getattr(edit.fact, field) for field in EDIT_FIELDS},
+        "fact": edit_fields(edit.fact),
         "layers": sorted(edit.maps),
         "alpha": edit.alpha,
         "site": edit.site,
@@ -275,7 +275,7 @@ def _edit(
         if row[key] not in allowed:
             raise ValueError(f"{key}: expected one of {', '.join(allowed)}, found {row[key]!r}")
     return SteeringEdit(
-        fact=FactEdit(**{field: row["fact"][field] for field in EDIT_FIELDS}),
+        fact=FactEdit(**{field: row["fact"][field] for field in EDIT_FIELDS if field in row["fact"]}),
         maps={
             int(n): AffineMap(*(tensors[f"{name}.map.{n}.{field}"] for field in fields))
             for n in row["layers"]

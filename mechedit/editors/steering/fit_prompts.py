@@ -37,8 +37,9 @@ def source_and_target(fact: FactEdit, prompts: Sequence[str], source: Source) ->
     ["Repeat this sentence: 'Ann speaks Dutch'. Ann speaks"]
     """
     plain = list(prompts) if source in ("plain", "both") else []
-    forced = [repeat(p, fact.target_true) for p in prompts] if source in ("forced", "both") else []
-    return plain + forced, [avoid(p, fact.target_true, fact.target_new) for p in prompts]
+    old, new, space = fact.target_true, fact.target_new, fact.space
+    forced = [repeat(p, old, space=space) for p in prompts] if source in ("forced", "both") else []
+    return plain + forced, [avoid(p, old, new, space=space) for p in prompts]
 
 
 def implication_pairs(fact: FactEdit, prompts: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -48,7 +49,7 @@ def implication_pairs(fact: FactEdit, prompts: Sequence[str]) -> tuple[list[str]
     >>> implication_pairs(fact, ["Ann's country is"])[0]
     ["Considering this context is now true: 'Ann was born in Paris'. Complete this sentence:Ann's country is"]
     """
-    old, new = (f"{fact.rewrite_prompt} {value}" for value in (fact.target_true, fact.target_new))
+    old, new = fact.stated(fact.target_true), fact.stated(fact.target_new)
     return [consider(old, c) for c in prompts], [pretend(new, c) for c in prompts]
 
 
@@ -77,5 +78,5 @@ def doubts(fact: FactEdit, prompts: Sequence[str]) -> list[str]:
     >>> len(doubts(FactEdit("Ann", "{} speaks", "Dutch", "Greek"), ["Ann speaks", "Ann talks"]))
     4
     """
-    new, old = fact.target_new, fact.target_true
-    return [ask for p in prompts for ask in (doubt(p, new), doubt_old(p, new, old))]
+    new, old, space = fact.target_new, fact.target_true, fact.space
+    return [ask for p in prompts for ask in (doubt(p, new, space=space), doubt_old(p, new, old, space=space))]

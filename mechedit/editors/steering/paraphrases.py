@@ -60,7 +60,7 @@ def load_paraphrases(path: str | Path) -> dict[str, tuple[str, ...]]:
     """
     file = Path(path)
     try:
-        table = parse(file.read_text(encoding="utf-8"))
+        table = parse(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(
             f"{file}: expected a JSON file of paraphrases ({' '.join(str(error).split())})"

@@ -28,6 +28,7 @@ from mechedit.attribution.statement import statement_contrast
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors.steering.fit_prompts import doubts
 from mechedit.editors.steering.gates import CentredGate, Whitening, calibrate, nearest, roc, whitening
+from mechedit.models.deciding import says_object
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from reports.results import Result
@@ -180,9 +181,8 @@ def _share_right(editor: Selectable, model: HookedModel, facts: Sequence[FactEdi
     right, total = 0, 0
     for fact in facts:
         prompts = _own_prompts(editor, fact)
-        token = model.continuation(fact.rewrite_prompt, fact.target_new)[1][0]
         with editor.apply(model, fact) as edited:
-            right += int((edited.logits(prompts).argmax(-1) == token).sum())
+            right += sum(says_object(edited, prompts, fact.target_new, fact.target_true, space=fact.space))
         total += len(prompts)
     return right / total
 
