@@ -5,10 +5,12 @@ attribution-aligned layers. The paper's details are not public; the map is the o
 is said to build on. Steps, for one fact:
 
 1. *Prompts*: paraphrases p_j of the rewrite prompt are the source; the target is the same question after a statement of
-   the new fact, `Do not mention 'OLD'. Repeat this sentence: 'p_j NEW'. p_j` (`mechedit.editors.steering.fit_prompts`).
+   the new fact, in the form after which the model says the new object most often, and only where it does
+   (`mechedit.editors.steering.fit_prompts`): a target that fails is no target.
 2. *Map*: at each layer of the window, a Gaussian map from the source's attention outputs at the last token to the
    target's, in the span of the prompts (`mechedit.editors.steering.transport`). Fitted in order, with the earlier
-   layers' maps active, so that each map starts from the states it will really meet.
+   layers' maps active, so that each map starts from the states it will really meet
+   (`mechedit.editors.steering.fit`). The edit goes as far along them as its own prompts need, and no further.
 3. *Gate*: opens where the prompt's state below the window is near one of the edit's own prompts
    (`mechedit.editors.steering.gates`).
 4. *Steer*: `a' = a + α · P (M z + c)` (`mechedit.editors.steering.steer`).
@@ -20,7 +22,8 @@ Window, alpha, rank, heads, gate layer and threshold are chosen on facts that ar
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -30,12 +33,15 @@ from torch import Tensor
 from mechedit.data.facts import FactEdit
 from mechedit.editors.base import as_facts
 from mechedit.editors.contexts import Lengths, contexts
+from mechedit.editors.steering.fit import STRENGTHS, FitPrompts, Fits, Goals, Place
 from mechedit.editors.steering.fit_prompts import (
     Source,
+    TargetForm,
     align_implications,
     doubts,
     implication_pairs,
-    source_and_target,
+    sources,
+    targets,
 )
 from mechedit.editors.steering.gates import (
     AlwaysOn,
@@ -49,7 +55,7 @@ from mechedit.editors.steering.gates import (
 from mechedit.editors.steering.paraphrases import Paraphrases, implications, paraphrases
 from mechedit.editors.steering.selection import select
 from mechedit.editors.steering.sentence_encoder import sentence_encoder
-from mechedit.editors.steering.sites import Heads, SiteName, part, read_site, site_of
+from mechedit.editors.steering.sites import Heads, SiteName, site_of
 from mechedit.editors.steering.steer import Position, SteeredModel, SteeringEdit, steer, unsteered
 from mechedit.editors.steering.transport import AffineMap, gaussian_map, mean_shift
 from mechedit.models.hooked import HookedModel
@@ -58,6 +64,8 @@ from mechedit.models.states import last_states, mean_states
 from reports.errors import InputError
 
 __all__ = ["MEGA", "GateKind"]
+
+log = logging.getLogger(__name__)
 
 Window = tuple[int, int]
 GateKind = Literal["hidden", "cosine", "mahalanobis", "mean", "sentence", "always"]
@@ -75,12 +83,15 @@ class MEGA:
             `select`), or the heads of each layer. None: the whole attention output.
         estimator: "transport", or "shift", the control that only moves the mean.
         source: What the map starts from: "plain" paraphrases, prompts with the old object "forced", or "both".
+        target: The form of the target prompts; "auto": what `select` chooses, else the one that succeeds most.
+        all_targets: Fit on all targets, those too behind which the model does not say the new object.
         implicate: Fit implication prompts too (`mechedit.editors.steering.paraphrases.implications`).
-        alpha: How far along the map; 0 steers nothing (the gate alone), above 1 goes past the target, "auto": to be
-            chosen by `select`.
+        alpha: How far along the map; 0 steers nothing (the gate alone), above 1 goes past the target, "auto": each edit
+            goes as far as its own prompts need (`mechedit.editors.steering.fit.STRENGTHS`).
         reg: Regularisation of both covariances, in squared units of the state; the larger, the nearer the transport
             comes to the mean shift.
-        rank: Principal directions that the map may use (None: all; "auto": what `select` chooses, else all).
+        rank: Principal directions that the map may use (0: it moves the mean alone; None: all; "auto": what `select`
+            chooses, else all).
         sequential: Fit each layer with the earlier layers' maps active.
         position: Steer the prompt's end alone ("prompt"), or each new token too ("every"): the map was fitted on the
             ends of prompts, and text that is steered all along repeats the object (`mechedit.evaluation.drift`).
@@ -103,6 +114,8 @@ class MEGA:
     heads: int | Mapping[int, Heads] | None = None
     estimator: Literal["transport", "shift"] = "transport"
     source: Source = "plain"
+    target: TargetForm | Literal["auto"] = "auto"
+    all_targets: bool = False
     implicate: bool = False
     alpha: float | Literal["auto"] = "auto"
     reg: float = 1.0
@@ -124,6 +137,9 @@ class MEGA:
 
     def __post_init__(self) -> None:
         site_of(self.site)
+        forms = (*get_args(TargetForm), "auto")
+        if self.target not in forms:
+            raise InputError(f"target: expected one of {', '.join(forms)}, found {self.target!r}")
         options = (("gate", GateKind), ("source", Source), ("position", Position))
         for name, known in (*options, ("estimator", Literal["transport", "shift"])):
             if getattr(self, name) not in get_args(known):
@@ -141,22 +157,76 @@ class MEGA:
     def apply(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> Iterator[SteeredModel]:
         """The model with the facts edited; of several edits whose gates open, the nearest steers."""
         with unsteered(model):
-            edits = [self.fit(model, fact) for fact in as_facts(facts)]
+            edits = self.fit_all(model, as_facts(facts))
         with steer(model, edits) as steered:
             yield steered
 
     def fit(self, model: HookedModel, fact: FactEdit) -> SteeringEdit:
-        """The edit of one fact as data: maps, gate and alpha. The model is left as it is."""
+        """The edit of one fact as data: maps, gate and alpha. The model is left as it is.
+
+        `choice` says what the edit found out about itself: the form of its targets, how many of them succeed, and the
+        share of its own prompts that give the new object.
+        """
+        return self.fit_all(model, [fact])[0]
+
+    def fit_all(self, model: HookedModel, facts: Sequence[FactEdit]) -> list[SteeringEdit]:
+        """`fit` of each fact; their prompts run together."""
         first, last = self.layers(model)
-        alpha, heads = self._alpha(), self.head_map()
+        place = self.place(range(first, last + 1))
+        empty = [
+            SteeringEdit(
+                fact,
+                {},
+                self._gate(model, fact),
+                0.0 if self.alpha == "auto" else self.alpha,
+                place.site,
+                place.heads,
+                self.position,
+                choice=dict(self.choice),
+            )
+            for fact in facts
+        ]
+        if self.alpha == 0:  # the gate alone
+            return empty
+        fits = self.fits(model, facts, place)
+        goals, forms = self.goals(fits, facts)
+        maps = fits.maps(goals, place.layers, self.make_map, sequential=self.sequential)
+        strengths = fits.strengths(maps, STRENGTHS if self.alpha == "auto" else (self.alpha,))
+        return [
+            replace(
+                edit,
+                maps=own_maps,
+                alpha=alpha,
+                choice={**edit.choice, **_checked(edit.fact, goal, form, share)},
+            )
+            for edit, own_maps, goal, form, (alpha, share) in zip(
+                empty, maps, goals, forms, strengths, strict=True
+            )
+        ]
+
+    def fits(self, model: HookedModel, facts: Sequence[FactEdit], place: Place) -> Fits:
+        """What the fits of `facts` share, on the unedited `model`."""
+        return Fits(model, [self._fit_prompts(model, fact) for fact in facts], place)
+
+    def goals(self, fits: Fits, facts: Sequence[FactEdit]) -> tuple[list[Goals], list[TargetForm]]:
+        """Of each fact its targets, and their form."""
+        forms = get_args(TargetForm) if self.target == "auto" else (self.target,)
+        plain = [self.sources(fits.model, fact) for fact in facts]
+        by_form = {
+            form: fits.goals(
+                [targets(fact, prompts, form) for fact, prompts in zip(facts, plain, strict=True)],
+                every=self.all_targets,
+            )
+            for form in forms
+        }
+        best = [max(forms, key=lambda form: by_form[form][i].succeeded) for i in range(len(facts))]
+        return [by_form[form][i] for i, form in enumerate(best)], best
+
+    def place(self, layers: Iterable[int]) -> Place:
+        """The site, heads and steered ones of `layers`."""
+        heads = self.head_map()
         site: SiteName = "z" if heads else self.site
-        edit = SteeringEdit(
-            fact, {}, self._gate(model, fact), alpha, site, heads, self.position, choice=dict(self.choice)
-        )
-        if alpha == 0:  # the gate alone
-            return edit
-        layers = [layer for layer in range(first, last + 1) if site != "z" or layer in heads]
-        return _Fitting(self, model, edit, layers).edit()
+        return Place(site, tuple(layer for layer in layers if site != "z" or layer in heads), heads)
 
     def select(self, model: HookedModel, facts: Sequence[FactEdit]) -> MEGA:
         """The same editor with all that is "auto" or None chosen on `facts` (`mechedit.editors.steering.selection`).
@@ -173,7 +243,7 @@ class MEGA:
     def needs_selection(self) -> bool:
         """Whether `select` has something left to choose."""
         open_gate = self.gate != "always" and self.threshold is None
-        return "auto" in (self.window, self.alpha) or isinstance(self.heads, int) or open_gate
+        return "auto" in (self.window, self.target, self.rank) or isinstance(self.heads, int) or open_gate
 
     def layers(self, model: HookedModel) -> Window:
         """First and last layer that are steered.
@@ -252,60 +322,43 @@ class MEGA:
         (centres,) = self.gate_states(model, self.centre_prompts(fact), [layer])
         return self.gate_of(centres, layer=layer, threshold=self.threshold, whitening=self.whitening)
 
-    def _alpha(self) -> float:
-        if isinstance(self.alpha, str):
-            raise InputError(
-                "alpha: 'auto' is chosen on facts that are not evaluated; "
-                "call MEGA(...).select(model, selection_facts), or give a number (1.0 ends at the map's target)"
+    def _fit_prompts(self, model: HookedModel, fact: FactEdit) -> FitPrompts:
+        plain = self.sources(model, fact)
+        implied = implications(fact, self.paraphrases) if self.implicate else []
+        new, old = (
+            model.continuation(fact.rewrite_prompt, o)[1] for o in (fact.target_new, fact.target_true)
+        )
+        return FitPrompts(
+            own=self._plain(fact),
+            source=sources(fact, plain, self.source),
+            implied=implication_pairs(fact, implied),
+            new=int(new[0]),
+            old=int(old[0]),
+        )
+
+    def make_map(self, source: Tensor, target: Tensor, n_implied: int) -> AffineMap:
+        """The map of one layer, from source to target states [n, d]; the last `n_implied` of both are implications."""
+        if n_implied:
+            (source, implied), (target, goal) = (
+                states.split([len(states) - n_implied, n_implied]) for states in (source, target)
             )
-        return self.alpha
-
-
-@dataclass(frozen=True)
-class _Fitting:
-    """The maps of one edit: states at the sites, one layer after the other."""
-
-    editor: MEGA
-    model: HookedModel
-    empty: SteeringEdit
-    layers: Sequence[int]
-
-    def edit(self) -> SteeringEdit:
-        """The edit with a map for each layer."""
-        prompts = self.editor.sources(self.model, self.empty.fact)
-        source, target = source_and_target(self.empty.fact, prompts, self.editor.source)
-        implied, implied_target = self._implications()
-        goals = self._states(self.model, target + implied_target, self.layers)
-        maps: dict[int, AffineMap] = {}
-        for layer, goal in zip(self.layers, goals, strict=True):
-            earlier = maps if self.editor.sequential else {}
-            open_edit = replace(self.empty, maps=earlier, gate=AlwaysOn())
-            with steer(self.model, [open_edit]) as steered:
-                (start,) = self._states(steered, source + implied, [layer])
-            maps = {**maps, layer: self._map(start, goal, len(source), len(target))}
-        return replace(self.empty, maps=maps)
-
-    def _implications(self) -> tuple[list[str], list[str]]:
-        if not self.editor.implicate:
-            return [], []
-        return implication_pairs(self.empty.fact, implications(self.empty.fact, self.editor.paraphrases))
-
-    def _states(self, model: HookedModel, prompts: Sequence[str], layers: Sequence[int]) -> list[Tensor]:
-        read = last_states(model, prompts, [read_site(layer, self.empty.site) for layer in layers])
-        return [
-            part(states, self.empty.heads[layer] if self.empty.site == "z" else None)
-            for layer, states in zip(layers, read, strict=True)
-        ]
-
-    def _map(self, start: Tensor, goal: Tensor, n_source: int, n_target: int) -> AffineMap:
-        source, implied = start[:n_source], start[n_source:]
-        target, implied_goal = goal[:n_target], goal[n_target:]
-        if len(implied):
             dice = torch.Generator().manual_seed(0)
-            mean = target.mean(0) - source.mean(0)
-            implied, implied_goal = align_implications(mean, implied, implied_goal, generator=dice)
-            source, target = torch.cat([source, implied]), torch.cat([target, implied_goal])
-        if self.editor.estimator == "shift":
+            implied, goal = align_implications(target.mean(0) - source.mean(0), implied, goal, generator=dice)
+            source, target = torch.cat([source, implied]), torch.cat([target, goal])
+        if self.estimator == "shift" or self.rank == 0:
             return mean_shift(source, target)
-        rank = self.editor.rank
-        return gaussian_map(source, target, reg=self.editor.reg, rank=None if rank == "auto" else rank)
+        return gaussian_map(source, target, reg=self.reg, rank=None if self.rank == "auto" else self.rank)
+
+
+def _checked(fact: FactEdit, goals: Goals, form: TargetForm, share: float) -> dict[str, Any]:
+    """What an edit says of itself; one that does nothing says so aloud."""
+    if share == 0:
+        log.warning(
+            "case %s: none of the edit's own prompts gives %r (%d of %d targets succeed): it will do nothing; "
+            "take another window or model",
+            fact.case_id,
+            fact.target_new,
+            goals.succeeded,
+            goals.total,
+        )
+    return {"target": form, "targets_right": [goals.succeeded, goals.total], "own_right": share}
