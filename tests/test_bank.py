@@ -8,16 +8,8 @@ import pytest
 import torch
 
 from mechedit.editors.steering.gate_bank import GateBank, PromptBatch
-from mechedit.editors.steering.gates import (
-    AlwaysOn,
-    Distance,
-    Gate,
-    HiddenGate,
-    Reading,
-    nearest,
-    roc,
-    whitening,
-)
+from mechedit.editors.steering.gates import (AlwaysOn, Distance, HiddenGate, Reading, nearest, roc, whitening)
+from mechedit.editors.steering.asked_gate import Gate
 from reports.errors import InputError
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -159,7 +159,9 @@ def crop(cache: Any, columns: int) -> None:
         and not getattr(layer, "record_past", False)
         for layer, is_static in zip(cache.layers, static, strict=True)
     ]
-    if any(rolling) or not (all(static) or all(getattr(layer, "is_croppable", True) for layer in cache.layers)):
+    if any(rolling) or not (
+        all(static) or all(getattr(layer, "is_croppable", True) for layer in cache.layers)
+    ):
         raise InputError(
             f"past_key_values: more of the prompt follows an end that was steered, and a {type(cache).__name__} of "
             "this length cannot give it back; run all parts of a prompt but the last under steering.prompt_part()"
@@ -205,6 +207,6 @@ def _select(cache: Any, index: Tensor) -> None:
         history.select(index.nonzero()[:, 0] if index.dtype == torch.bool else index)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _recorded(kind: type) -> type:
     return type(kind.__name__, (_Recorded, kind), {"__module__": kind.__module__})

@@ -163,6 +163,14 @@ class Fits:
             start = end
         return found
 
+    def successes(self, targets: Sequence[Sequence[str]]) -> list[int]:
+        """Of each fact, behind how many of its target prompts the model says the new object."""
+        logits = PromptEnds(self.model, list(chain.from_iterable(targets))).logits()
+        said = iter(logits.argmax(-1).tolist())
+        return [
+            sum(next(said) == one.new for _ in mine) for mine, one in zip(targets, self.prompts, strict=True)
+        ]
+
     @torch.no_grad()
     def maps(
         self, goals: Sequence[Goals], layers: Sequence[int], make: MapMaker, *, sequential: bool = True
@@ -291,14 +299,15 @@ def _hooks(place: Place, move: Move) -> list[Hook]:
     `move` goes from a layer and the states h [B, d] there to rows and their displacements.
     """
     site = SITES[place.site]
-    bases: dict[int, Tensor] = {}
+    bases: dict[tuple[int, str], Tensor] = {}
 
-    def keep(layer: int, states: Tensor, hook: object) -> None:
-        bases[layer] = states[:, -1].detach()
+    def keep(layer: int, base: str, states: Tensor, hook: object) -> None:
+        bases[layer, base] = states[:, -1].detach()
 
     def write(layer: int, states: Tensor, hook: object) -> Tensor:
         h = place.part(layer, states[:, -1])
-        h = h if site.base is None else h + bases[layer]
+        for base in site.base:
+            h = h + bases[layer, base]
         written = states.clone()
         for rows, displacement in move(layer, h):
             if place.site == "z":
@@ -310,7 +319,6 @@ def _hooks(place: Place, move: Move) -> list[Hook]:
 
     hooks: list[Hook] = []
     for layer in place.layers:
-        if site.base is not None:
-            hooks.append((in_block(layer, site.base), partial(keep, layer)))
+        hooks += [(in_block(layer, base), partial(keep, layer, base)) for base in site.base]
         hooks.append((in_block(layer, site.write), partial(write, layer)))
     return hooks

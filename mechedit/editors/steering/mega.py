@@ -33,6 +33,7 @@ from torch import Tensor
 from mechedit.data.facts import FactEdit
 from mechedit.editors.base import as_facts
 from mechedit.editors.contexts import Lengths, contexts
+from mechedit.editors.steering.asked_gate import AskedGate, Gate, RelationSpace
 from mechedit.editors.steering.fit import STRENGTHS, FitPrompts, Fits, Goals, Place
 from mechedit.editors.steering.fit_prompts import (
     Source,
@@ -47,12 +48,12 @@ from mechedit.editors.steering.gates import (
     AlwaysOn,
     CentredGate,
     Distance,
-    Gate,
     HiddenGate,
     SentenceGate,
     Whitening,
 )
 from mechedit.editors.steering.paraphrases import Paraphrases, implications, paraphrases
+from mechedit.editors.steering.relation_prompts import own_relations
 from mechedit.editors.steering.selection import select
 from mechedit.editors.steering.sentence_encoder import sentence_encoder
 from mechedit.editors.steering.sites import Heads, SiteName, site_of
@@ -68,7 +69,8 @@ __all__ = ["MEGA", "GateKind"]
 log = logging.getLogger(__name__)
 
 Window = tuple[int, int]
-GateKind = Literal["hidden", "cosine", "mahalanobis", "mean", "sentence", "always"]
+GateKind = Literal["asked", "hidden", "cosine", "mahalanobis", "mean", "sentence", "always"]
+TRIED = 3  # targets of a fact by which the forms are held against each other
 _DISTANCE: dict[str, Distance] = {"cosine": "cosine", "mahalanobis": "mahalanobis"}
 
 
@@ -95,7 +97,8 @@ class MEGA:
         sequential: Fit each layer with the earlier layers' maps active.
         position: Steer the prompt's end alone ("prompt"), or each new token too ("every"): the map was fitted on the
             ends of prompts, and text that is steered all along repeats the object (`mechedit.evaluation.drift`).
-        gate: "hidden" (Euclidean), "cosine" or "mahalanobis" distance of the last token's state, "mean" (Euclidean, of
+        gate: "asked" (the subject is named and the relation is asked, `mechedit.editors.steering.asked_gate`), or a state
+            near one of the edit's own prompts: "hidden" (Euclidean), "cosine" or "mahalanobis" distance of the last token's state, "mean" (Euclidean, of
             the mean state), "sentence" (a sentence encoder's embedding, `gate_model`), or "always".
         gate_layer: Whose input the gate reads.
         threshold: The distance within which the gate opens.
@@ -103,6 +106,7 @@ class MEGA:
         doubted: The gate's centres hold the doubt forms too, over the paraphrases (never over the rewrite prompt).
         gate_model: Folder or id of the sentence gate's encoder.
         whitening: Of the Mahalanobis gate; chosen by `select`.
+        relations: The space of relations of the gate "asked"; learned by `select`.
         prompts: How many paraphrases are used at the most (None: all).
         contexts: (number, tokens) of texts that the model writes itself; each paraphrase is used behind each, too.
         paraphrases: Rewrite template or relation -> other templates; None: the embedded world's and CounterFact's.
@@ -129,6 +133,7 @@ class MEGA:
     doubted: bool = True
     gate_model: str | None = None
     whitening: Whitening | None = field(default=None, repr=False, compare=False)
+    relations: RelationSpace | None = field(default=None, repr=False, compare=False)
     prompts: int | None = None
     contexts: Lengths = ()
     paraphrases: Paraphrases | None = field(default=None, repr=False)
@@ -210,17 +215,23 @@ class MEGA:
 
     def goals(self, fits: Fits, facts: Sequence[FactEdit]) -> tuple[list[Goals], list[TargetForm]]:
         """Of each fact its targets, and their form."""
-        forms = get_args(TargetForm) if self.target == "auto" else (self.target,)
         plain = [self.sources(fits.model, fact) for fact in facts]
-        by_form = {
-            form: fits.goals(
-                [targets(fact, prompts, form) for fact, prompts in zip(facts, plain, strict=True)],
-                every=self.all_targets,
+        best: list[TargetForm] = [self.target] * len(facts)  # type: ignore[list-item]
+        if self.target == "auto":
+            counts = self.successes(fits, facts)
+            best = [max(counts, key=lambda form: counts[form][i]) for i in range(len(facts))]
+        texts = [targets(*one) for one in zip(facts, plain, best, strict=True)]
+        return fits.goals(texts, every=self.all_targets), best
+
+    def successes(self, fits: Fits, facts: Sequence[FactEdit]) -> dict[TargetForm, list[int]]:
+        """For each form how many of the first `TRIED` targets of each fact succeed."""
+        plain = [self.sources(fits.model, fact)[:TRIED] for fact in facts]
+        return {
+            form: fits.successes(
+                [targets(fact, prompts, form) for fact, prompts in zip(facts, plain, strict=True)]
             )
-            for form in forms
+            for form in get_args(TargetForm)
         }
-        best = [max(forms, key=lambda form: by_form[form][i].succeeded) for i in range(len(facts))]
-        return [by_form[form][i] for i, form in enumerate(best)], best
 
     def place(self, layers: Iterable[int]) -> Place:
         """The site, heads and steered ones of `layers`."""
@@ -279,14 +290,15 @@ class MEGA:
     def sources(self, model: HookedModel, fact: FactEdit) -> list[str]:
         """The paraphrases that the edit is fitted on, the rewrite prompt first, then those behind contexts."""
         before = contexts(model, self.contexts) if self.contexts else ("",)
-        return [text + prompt for text in before for prompt in self._plain(fact)]
+        return [text + prompt for text in before for prompt in self.plain_prompts(fact)]
 
-    def _plain(self, fact: FactEdit) -> list[str]:
+    def plain_prompts(self, fact: FactEdit) -> list[str]:
+        """The prompts that ask for the fact, the rewrite prompt first."""
         return paraphrases(fact, self.paraphrases)[: self.prompts]
 
     def centre_prompts(self, fact: FactEdit) -> list[str]:
         """The prompts whose states are the gate's centres."""
-        plain = self._plain(fact)
+        plain = self.plain_prompts(fact)
         return plain + (doubts(fact, plain[1:]) if self.doubted else [])
 
     # -- pieces --------------------------------------------------------------------------------------------
@@ -313,6 +325,8 @@ class MEGA:
     def _gate(self, model: HookedModel, fact: FactEdit) -> Gate:
         if self.gate == "always":
             return AlwaysOn()
+        if self.gate == "asked":
+            return self._asked_gate(model, fact)
         if self.threshold is None or (self.gate_layer is None and self.gate != "sentence"):
             raise InputError(
                 f"threshold: expected one, and a gate_layer, for the {self.gate} gate, found None; "
@@ -322,6 +336,28 @@ class MEGA:
         (centres,) = self.gate_states(model, self.centre_prompts(fact), [layer])
         return self.gate_of(centres, layer=layer, threshold=self.threshold, whitening=self.whitening)
 
+    def _asked_gate(self, model: HookedModel, fact: FactEdit) -> AskedGate:
+        if self.threshold is None or self.relations is None:
+            raise InputError(
+                "relations: expected what select() learns of them, found None; "
+                "call MEGA(...).select(model, selection_facts) first, or take gate='always'"
+            )
+        (states,) = last_states(model, self.plain_prompts(fact), [resid_pre(self.relations.layer)])
+        objects = [
+            text
+            for value in (fact.target_new, fact.target_true)
+            for text in (f" {value.strip()}", value.strip())
+        ]
+        encoded = (model.tokenizer(text, add_special_tokens=False).input_ids for text in objects)
+        return AskedGate(
+            names=(fact.subject, *fact.aliases),
+            centre=self.relations.coordinates(states).mean(0),
+            threshold=self.threshold,
+            own=own_relations(fact) or (fact.prompt,),
+            objects=tuple(dict.fromkeys(tuple(ids) for ids in encoded)),
+            space=self.relations,
+        )
+
     def _fit_prompts(self, model: HookedModel, fact: FactEdit) -> FitPrompts:
         plain = self.sources(model, fact)
         implied = implications(fact, self.paraphrases) if self.implicate else []
@@ -329,7 +365,7 @@ class MEGA:
             model.continuation(fact.rewrite_prompt, o)[1] for o in (fact.target_new, fact.target_true)
         )
         return FitPrompts(
-            own=self._plain(fact),
+            own=self.plain_prompts(fact),
             source=sources(fact, plain, self.source),
             implied=implication_pairs(fact, implied),
             new=int(new[0]),

@@ -27,7 +27,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -116,7 +116,9 @@ class _Call:
         packed = [name for name in _PACKED if named.get(name) is not None]
         if packed or torch.compiler.is_compiling():
             what = f"packed sequences ({packed[0]}: continuous batching)" if packed else "a compiled model"
-            raise InputError(f"hf: expected batches of rows and an uncompiled model under edits, found {what}")
+            raise InputError(
+                f"hf: expected batches of rows and an uncompiled model under edits, found {what}"
+            )
         if ids is None and embeds is None:
             raise InputError("input_ids: expected them or inputs_embeds, found neither")
         positions = named.get("position_ids")
@@ -146,7 +148,9 @@ class _Call:
         if mask.ndim == 4:  # what the last query sees: additive (0) or boolean
             mask = mask[:, 0, -1] if mask.dtype == torch.bool else mask[:, 0, -1] == 0
         if mask.shape[1] < end:
-            raise InputError(f"attention_mask: expected one of {end} columns (cached ones too), found {mask.shape[1]}")
+            raise InputError(
+                f"attention_mask: expected one of {end} columns (cached ones too), found {mask.shape[1]}"
+            )
         return mask[:, :end].bool().expand(rows, -1)
 
 
@@ -171,7 +175,9 @@ class Passes:
         history = self._history(call, first)
         new = self._read(call, history, first)
         self._take_back(call, history, new)
-        history.extend(new_real := call.real(first)[:, first:], call.ids, call.embeds, _filled(call.positions, new_real))
+        history.extend(
+            new_real := call.real(first)[:, first:], call.ids, call.embeds, _filled(call.positions, new_real)
+        )
         history.forget(new.new_prompt)
         history.ends = torch.where(new.ends >= 0, new.ends + first, history.ends)
         self._here.history = history
@@ -208,7 +214,9 @@ class Passes:
         """`generate` of the model, of whose passes it is known which columns are the prompt's."""
         config = args[1] if len(args) > 1 else options.get("generation_config")
         if options.get("token_healing", getattr(config, "token_healing", False)):
-            raise InputError("token_healing: expected False under edits, found True: it changes the prompt's end")
+            raise InputError(
+                "token_healing: expected False under edits, found True: it changes the prompt's end"
+            )
         inputs = options.get("inputs_embeds")
         ids = options.get("input_ids", args[0] if args else options.get("inputs"))
         inputs = ids if inputs is None else inputs
@@ -405,7 +413,7 @@ def _filled(positions: Tensor | None, real: Tensor) -> Tensor | None:
     return None if positions is None else positions.expand(real.shape)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parameters(kind: type[nn.Module]) -> tuple[str, ...]:
     """The names of a forward's positional arguments."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -22,10 +22,46 @@ __all__ = ["near_relations"]
 LEAST = 0.35  # below this likeness two templates share too little
 AS_NEAR = 0.9  # relations within this share of the nearest's likeness are as near
 _SAYS_NOTHING = frozenset(
-    (
-        "the a an of is was are were in on at to by for from with and that which who whom whose it its this as has "
-        "have had be been being does do did what where s"
-    ).split()  # noqa: SIM905
+    [
+        "the",
+        "a",
+        "an",
+        "of",
+        "is",
+        "was",
+        "are",
+        "were",
+        "in",
+        "on",
+        "at",
+        "to",
+        "by",
+        "for",
+        "from",
+        "with",
+        "and",
+        "that",
+        "which",
+        "who",
+        "whom",
+        "whose",
+        "it",
+        "its",
+        "this",
+        "as",
+        "has",
+        "have",
+        "had",
+        "be",
+        "been",
+        "being",
+        "does",
+        "do",
+        "did",
+        "what",
+        "where",
+        "s",
+    ]
 )
 _ENDINGS = ("ing", "ers", "ies", "er", "ed", "es", "ly", "s", "y")
 

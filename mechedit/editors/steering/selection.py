@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -27,9 +27,11 @@ import torch
 
 from mechedit.attribution.statement import statement_contrast
 from mechedit.data.facts import FactEdit, facts_hash
+from mechedit.editors.steering.asked_gate import RelationSpace
 from mechedit.editors.steering.fit import STRENGTHS, Fits, Goals, Place
 from mechedit.editors.steering.fit_prompts import TargetForm, doubts
 from mechedit.editors.steering.gates import CentredGate, Whitening, calibrate, nearest, roc, whitening
+from mechedit.editors.steering.relation_prompts import learn_asked
 from mechedit.editors.steering.transport import AffineMap
 from mechedit.models.ends import PromptEnds
 from mechedit.models.hooked import HookedModel
@@ -71,6 +73,9 @@ class Selectable(Protocol):
     @property
     def whitening(self) -> Whitening | None: ...
     @property
+    def relations(self) -> RelationSpace | None: ...
+    def plain_prompts(self, fact: FactEdit) -> list[str]: ...
+    @property
     def doubted(self) -> bool: ...
     @property
     def max_fpr(self) -> float | None: ...
@@ -81,6 +86,7 @@ class Selectable(Protocol):
     def place(self, layers: Iterable[int]) -> Place: ...
     def fits(self, model: HookedModel, facts: Sequence[FactEdit], place: Place) -> Fits: ...
     def goals(self, fits: Fits, facts: Sequence[FactEdit]) -> tuple[list[Goals], list[TargetForm]]: ...
+    def successes(self, fits: Fits, facts: Sequence[FactEdit]) -> dict[TargetForm, list[int]]: ...
     def make_map(self, source: torch.Tensor, target: torch.Tensor, n_implied: int) -> AffineMap: ...
     def head_map(self) -> dict[int, tuple[int, ...]]: ...
     def centre_prompts(self, fact: FactEdit) -> list[str]: ...
@@ -127,7 +133,12 @@ def select(editor: S, model: HookedModel, facts: Sequence[FactEdit]) -> S:
             windows = _widened(*windows[0], model.shape.n_layers)
         chosen, share = _best_map(chosen, model, facts, windows)
         choice |= {"right_ungated": share}
-    if editor.gate != "always" and editor.threshold is None:
+    if editor.gate == "asked" and (editor.threshold is None or editor.relations is None):
+        own = [editor.plain_prompts(fact) for fact in facts]
+        space, threshold, rates = learn_asked(model, facts, own, max_fpr=editor.max_fpr)
+        chosen = replace(chosen, relations=space, threshold=threshold, gate_layer=space.layer)
+        choice |= rates
+    elif editor.gate != "always" and editor.threshold is None:
         chosen, rates = _calibrated(chosen, model, facts)
         choice |= rates
     settings = {
@@ -197,7 +208,7 @@ def _best_map(
     """
     layers = range(min(first for first, _ in windows), max(last for _, last in windows) + 1)
     fits = editor.fits(model, facts, editor.place(layers))
-    goals, form = _best_form(editor, fits, facts)
+    goals, editor = _best_form(editor, fits, facts)
     trial = _Trial(model, facts, fits, goals, [_own_prompts(editor, fact) for fact in facts])
     ranks = RANKS if editor.rank == "auto" else (editor.rank,)
     best: tuple[float, S] | None = None
@@ -205,7 +216,7 @@ def _best_map(
         if best is not None and best[0] == 1.0:
             break
         window = candidate[0] if best is None or candidate[0] is not None else best[1].window
-        chosen = replace(editor, target=form, window=window, rank=candidate[1])
+        chosen = replace(editor, window=window, rank=candidate[1])
         share = trial.share_right(chosen)
         if best is None or share > best[0]:
             best = share, chosen
@@ -213,12 +224,12 @@ def _best_map(
     return best[1], best[0]
 
 
-def _best_form(editor: S, fits: Fits, facts: Sequence[FactEdit]) -> tuple[list[Goals], TargetForm]:
-    """The form of target that succeeds most often over all facts, with its targets."""
-    forms = get_args(TargetForm) if editor.target == "auto" else (editor.target,)
-    by_form = {form: replace(editor, target=form).goals(fits, facts)[0] for form in forms}
-    best = max(forms, key=lambda form: sum(goals.succeeded for goals in by_form[form]))
-    return by_form[best], best
+def _best_form(editor: S, fits: Fits, facts: Sequence[FactEdit]) -> tuple[list[Goals], S]:
+    """The editor with the form of target that succeeds most often over all facts, and the facts' targets."""
+    if editor.target == "auto":
+        counts = editor.successes(fits, facts)
+        editor = replace(editor, target=max(counts, key=lambda form: sum(counts[form])))
+    return editor.goals(fits, facts)[0], editor
 
 
 class _Trial:
