@@ -1,8 +1,9 @@
 """Other ways to ask for the same fact, and questions that follow from it: what an editor is fitted on.
 
 A paraphrase of a template is another template of the same relation. They come from the user's own table, else from
-those of this package: the embedded world's by template, CounterFact's 34 relations by relation id. A fact's evaluation
-prompts are always left out, so nothing is fitted on what it is measured by. Nothing is asked of any service.
+those of this package: the embedded world's by template, CounterFact's 34 relations by relation id, the atlas' by name.
+A fact's evaluation prompts are always left out, so nothing is fitted on what it is measured by. Nothing is asked of any
+service.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from mechedit.data import atlas
 from mechedit.data.facts import FactEdit
 from mechedit.editors.steering.relations import near_relations
 from mechedit.factworld.world import HOPS, RELATIONS
@@ -108,9 +110,10 @@ def relation_templates() -> dict[str, Sequence[str]]:
 
 @cache
 def _built_in() -> dict[str, Sequence[str]]:
-    return relation_templates() | {
+    world = {
         template: relation.templates for relation in RELATIONS.values() for template in relation.templates
     }
+    return relation_templates() | world | atlas.paraphrase_table()
 
 
 @cache
@@ -119,4 +122,4 @@ def _hops() -> dict[str, tuple[str, ...]]:
     for hop in HOPS.values():
         for template in RELATIONS[hop.path[0]].templates:
             table[template] = (*table.get(template, ()), *hop.templates)
-    return table
+    return {**table, **atlas.implication_table()}

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mechedit.data import atlas
 from mechedit.data.facts import FactEdit
 from mechedit.editors.steering.asked_gate import SOFTNESS, RelationSpace, learn_relations
 from mechedit.editors.steering.gates import calibrate
@@ -35,9 +36,12 @@ FOREIGN = 8  # prompts a fact that the threshold stands on
 
 
 def relation_table(fact: FactEdit) -> Mapping[str, Sequence[str]]:
-    """Relation to templates: the embedded world's for a fact of it, else this package's own for CounterFact's relations."""
+    """Relation to templates: the embedded world's or the atlas' for a fact of theirs, else those of CounterFact."""
     world = {name: relation.templates for name, relation in RELATIONS.items()}
-    return world if any(fact.prompt in templates for templates in world.values()) else relation_templates()
+    for table in (world, atlas.paraphrase_table()):
+        if any(fact.prompt in templates for templates in table.values()):
+            return table
+    return relation_templates()
 
 
 def own_relations(fact: FactEdit) -> tuple[str, ...]:
