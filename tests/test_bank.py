@@ -7,17 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mechedit.editors.steering.asked_gate import Gate
 from mechedit.editors.steering.gate_bank import GateBank, PromptBatch
-from mechedit.editors.steering.gates import (
-    AlwaysOn,
-    Distance,
-    Gate,
-    HiddenGate,
-    Reading,
-    nearest,
-    roc,
-    whitening,
-)
+from mechedit.editors.steering.gates import AlwaysOn, Distance, HiddenGate, Reading, nearest, roc, whitening
 from reports.errors import InputError
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.data.joining import Space, gap, joined
 from mechedit.data.records import edit_fields
 from mechedit.editors.ike import IKE
-from mechedit.editors.steering.fit_prompts import doubts, implication_pairs, source_and_target
+from mechedit.editors.steering.fit_prompts import TARGETS, doubts, implication_pairs, sources, targets
 from mechedit.editors.weights.subject import edit_batch
 from mechedit.evaluation.questions import FactQuestions
 from mechedit.models.scoring import score_pairs
@@ -114,8 +114,9 @@ def test_scores_are_those_of_plain_transformers_on_the_text_as_written(prompt: s
 def test_every_text_of_a_fact_is_joined_in_the_same_way() -> None:
     fact = FactEdit("中国", "{}的首都是", "北京", "罗马", paraphrase_prompts=("中国的首府是",))
     spaced = dataclasses.replace(fact, space="always")
-    (source,), (target,) = source_and_target(fact, [fact.rewrite_prompt], "forced")
-    texts = [fact.stated("北京"), source, target, *doubts(fact, [fact.rewrite_prompt])]
+    forced = sources(fact, [fact.rewrite_prompt], "forced")
+    goals = [text for form in TARGETS for text in targets(fact, [fact.rewrite_prompt], form)]
+    texts = [fact.stated("北京"), *forced, *goals, *doubts(fact, [fact.rewrite_prompt])]
     texts += [*implication_pairs(fact, ["c"])[0], *implication_pairs(fact, ["c"])[1]]
     texts += [question.prompt for question in FactQuestions(fact).read_by(["doubt"])]
     texts += [prompts.demonstration(fact.rewrite_prompt, "罗马", fact.paraphrase_prompts[0], "罗马")]

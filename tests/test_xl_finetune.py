@@ -116,7 +116,7 @@ def test_a_joint_run_that_was_stopped_ends_as_one_that_was_not(schedule: str, tm
             loss,
             plan,
             n_items=len(POS.train),
-            lengths=part.batch.lengths,
+            lengths=part.batch.lengths if part.batch else None,
             folder=tmp_path,
             save_every=3,
             before=loss.begin,

@@ -28,7 +28,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mechedit.editors.steering.gates import AlwaysOn, CentredGate, Gate, HiddenGate, Reading, SentenceGate
+from mechedit.editors.steering.asked_gate import AskedGate, Gate, names_subject
+from mechedit.editors.steering.gates import AlwaysOn, CentredGate, HiddenGate, Reading, SentenceGate
 from reports.errors import InputError
 
 __all__ = ["GROUPS", "Centres", "GateBank", "GateGroup", "PromptBatch"]
@@ -188,11 +189,37 @@ class _Sentence:
         return self.centres.nearest(self._embed(prompts.texts))
 
 
+class _Asked:
+    """Gates that read the text and the states of all tokens."""
+
+    reads_text = True
+
+    def __init__(self, members: Sequence[tuple[int, AskedGate]], n: int, device: torch.device) -> None:
+        self.readings = members[0][1].readings
+        self._gates, self._n, self._device = dict(members), n, device
+
+    def screen(self, prompts: PromptBatch) -> Tensor:
+        possible = torch.zeros(self._n, len(prompts), dtype=torch.bool, device=self._device)
+        for i, gate in self._gates.items():
+            named = [names_subject(text, gate.names) for text in prompts.texts]
+            possible[i] = torch.tensor(named, dtype=torch.bool, device=self._device)
+        return possible
+
+    def ratios(self, prompts: PromptBatch, states: Mapping[Reading, Tensor], possible: Tensor) -> Tensor:
+        found = torch.full(possible.shape, torch.inf, device=possible.device)
+        for i, gate in self._gates.items():
+            for row in possible[i].nonzero()[:, 0].tolist():
+                ids = prompts.ids[row]
+                found[i, row] = gate.ratio(gate.score(ids, states[self.readings[0]][row, : len(ids)]))
+        return found.where(found <= 1, torch.inf)
+
+
 #: Who stacks the gates of a class: (members with the numbers of their edits, how many edits, device) -> group.
 GROUPS: dict[type, Callable[[Any, int, torch.device], GateGroup]] = {
     AlwaysOn: _Always,
     HiddenGate: _Hidden,
     SentenceGate: _Sentence,
+    AskedGate: _Asked,
 }
 
 

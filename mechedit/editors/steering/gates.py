@@ -29,7 +29,6 @@ __all__ = [
     "AlwaysOn",
     "CentredGate",
     "Distance",
-    "Gate",
     "HiddenGate",
     "Pool",
     "Reading",
@@ -42,7 +41,7 @@ __all__ = [
 ]
 
 Distance = Literal["euclidean", "cosine", "mahalanobis"]
-Pool = Literal["last", "mean"]
+Pool = Literal["last", "mean", "all"]
 Embed = Callable[[Sequence[str]], Tensor]
 
 
@@ -52,7 +51,7 @@ class Reading:
 
     Attributes:
         layer: Whose input it is.
-        pool: That of the prompt's last token, or the mean over its tokens.
+        pool: That of the prompt's last token, the mean over its tokens, or those of all its tokens.
     """
 
     layer: int
@@ -167,7 +166,6 @@ class SentenceGate:
 
 
 CentredGate = HiddenGate | SentenceGate  # opens near the edit's own prompts
-Gate = AlwaysOn | CentredGate
 
 
 def whitening(sample: Tensor, *, reg: float = 1e-2) -> Whitening:

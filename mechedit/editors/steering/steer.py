@@ -27,8 +27,9 @@ from torch import Tensor
 
 from mechedit.data.facts import FactEdit
 from mechedit.editors.base import derive, lineage
+from mechedit.editors.steering.asked_gate import Gate
 from mechedit.editors.steering.gate_bank import GateBank, GateGroup, PromptBatch
-from mechedit.editors.steering.gates import AlwaysOn, Gate, Reading
+from mechedit.editors.steering.gates import AlwaysOn, Reading
 from mechedit.editors.steering.passes import Incoming, Passes, follow
 from mechedit.editors.steering.sites import SITES, Heads, SiteName, part
 from mechedit.editors.steering.transport import AffineMap
@@ -221,14 +222,16 @@ class Steering:
         if turn is None or not turn.looks:
             return
         history, key = turn.new.history, (self.key, layer)
-        if Reading(layer, "mean") in self.bank.readings:
+        if {Reading(layer, "mean"), Reading(layer, "all")} & {*self.bank.readings}:
             history.put_states(key, turn.new.first, states)
         if not turn.pending:
             return
         rows = turn.rows.to(states.device)
         turn.states[Reading(layer, "last")] = states[rows, turn.new.ends[turn.rows].to(states.device)]
         if key in history.states:
-            turn.states[Reading(layer, "mean")] = _mean(history.states[key], turn)
+            kept, inside = _of_prompts(history.states[key], turn)
+            turn.states[Reading(layer, "mean")] = kept.sum(1) / inside.to(kept).sum(1, keepdim=True)
+            turn.states[Reading(layer, "all")] = _to_the_left(kept, inside)
         ready = [pair for pair in turn.pending if all(r in turn.states for r in pair[0].readings)]
         for group, possible in ready:
             self._join(turn, group.ratios(turn.prompts, turn.states, possible), possible)
@@ -337,18 +340,24 @@ def _displacement(edit: SteeringEdit, layer: int, written: Tensor, bases: Sequen
     return whole
 
 
-def _mean(states: Tensor, turn: _Turn) -> Tensor:
-    """The mean over the tokens of each prompt that ends in this pass, those that are cached included."""
+def _of_prompts(states: Tensor, turn: _Turn) -> tuple[Tensor, Tensor]:
+    """States [n, T, d] of the prompts that end in this pass, cached ones included, and which are their own [n, T]."""
     history, rows = turn.new.history, turn.rows.to(states.device)
     columns = torch.arange(states.shape[1], device=states.device)
     inside = history.real[rows] & (columns <= history.ends[turn.rows].to(states.device)[:, None])
     kept = states[rows].where(inside[:, :, None], 0)
     if bool(kept.isnan().any()):
         raise InputError(
-            "past_key_values: expected the whole prompt, whose mean state a gate reads, found tokens that were cached "
+            "past_key_values: expected the whole prompt, whose states a gate reads, found tokens that were cached "
             "before the edits were attached; begin with an empty cache"
         )
-    return kept.sum(1) / inside.to(states).sum(1, keepdim=True)
+    return kept, inside
+
+
+def _to_the_left(states: Tensor, inside: Tensor) -> Tensor:
+    """States [n, T, d] with those that are `inside` first, in order."""
+    order = (~inside).to(torch.int8).argsort(dim=1, stable=True)
+    return states.gather(1, order[:, :, None].expand_as(states))
 
 
 class SteeredModel(HookedModel):
