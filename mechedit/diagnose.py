@@ -1,7 +1,7 @@
 """Can a number measured on this model be trusted? Every check is a row: measured, tolerance, and what to change.
 
 1. The model alone (`mechedit.models.checks`): padding and batch mates (with the forgotten mask as the control), BOS,
-   hooks, folded norms, conservation.
+   hooks, folded norms, conservation; whether a special token in front of a text helps (`mechedit.models.prefix_check`).
 2. Beside a second load of the same checkpoint: logits against `transformers` alone, in eager and in sdpa attention;
    against float64 (float32 where float64 does not fit), which is the error that the dtype costs; against a
    TransformerLens bridge with its norms folded, where the model is small.
@@ -30,6 +30,7 @@ from mechedit.models import checks
 from mechedit.models.embedded import FOLDERS
 from mechedit.models.hooked import HookedModel, load_model
 from mechedit.models.loading import read_model
+from mechedit.models.prefix_check import best_prefix
 from mechedit.models.selfcheck import TOLERANCE, share_off
 from reports.diagnosis import Check, Diagnosis, Step, gathered
 from reports.errors import InputError
@@ -77,6 +78,7 @@ def diagnose(model: HookedModel, probes: Sequence[tuple[str, str]] = PROBES) -> 
         ("completeness gap", lambda: _gap(model, probes)),
         ("padding", lambda: checks.invariance(model, ids)),
         ("BOS", lambda: checks.special_tokens(model, probes)),
+        ("special token in front", lambda: best_prefix(model, notes)),
         ("hooks fire once", lambda: checks.hooks_fire(model, ids)),
         ("folded norms", lambda: checks.folded_norms(model, ids)),
         ("conservation", lambda: checks.identities(model, ids)),
@@ -115,7 +117,9 @@ def _beside(model: HookedModel, ids: list[Tensor], notes: list[str]) -> Iterator
         notes.append(
             f"no dtype budget: float32 takes {size(n_weights * 4)}, {size(free)} are free on {model.device}"
         )
-    if n_bytes <= SMALL:
+    if not getattr(model.bridge.adapter, "supports_fold_ln", True):
+        notes.append("no folded TransformerLens bridge: TransformerLens folds no norms of this architecture")
+    elif n_bytes <= SMALL:
         yield "folded TransformerLens", lambda: _folded(model, folder, ids)
     else:
         notes.append(

@@ -284,8 +284,7 @@ def _terms(model: HookedModel, prompt: str, place: _Place) -> _Terms:
     sublayers = {(int(r.layer), str(r.module)): float(r.score) for r in layers.itertuples()}
     heads = torch.stack([term.heads().double() @ direction for term in terms])
     neurons = [
-        term.mlp.coefficients[:, 0].double()
-        * (term.mlp.directions @ direction.to(term.mlp.directions.dtype)).double()
+        term.mlp.coefficients[:, 0].double() * term.mlp.product(direction[:, None])[:, 0].double()
         for term in terms
     ]
     margin = float(view.logits[wanted].double() - view.logits[against].double())

@@ -260,7 +260,10 @@ def _check(
 
 def _digest(model: HookedModel, fact: FactEdit, editors: Sequence[tuple[Any, ...]], top_k: int) -> str:
     """sha256 of what a case's numbers depend on."""
+    framing = [model.framing] if model.framing else []
     new, old = fact.target_new, fact.target_true
     prompts = (fact.rewrite_prompt, *fact.paraphrase_prompts)
     anew = read_anew(model, ((prompt, new, old) for prompt in prompts), space=fact.space)
-    return settings_digest(model.hash, str(model.dtype), fact_fields(fact), list(editors), top_k, *anew)
+    return settings_digest(
+        model.hash, str(model.dtype), fact_fields(fact), list(editors), top_k, *anew, *framing
+    )

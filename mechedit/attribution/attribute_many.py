@@ -35,6 +35,7 @@ from mechedit.attribution.result import Attribution
 from mechedit.data.joining import Space
 from mechedit.models.batching import token_batches
 from mechedit.models.hooked import HookedModel
+from mechedit.models.prompts import Prompt, is_conversation, recorded
 from mechedit.models.residual import view_residuals
 from reports.codec import decode, encode
 from reports.errors import InputError, IntegrityError
@@ -53,7 +54,7 @@ class _Case:
     """One pair: its place in the list, its texts, the ids of prompt and target, how many go with its first text."""
 
     index: int
-    prompt: str
+    prompt: Prompt
     target: str
     ids: Tensor
     target_ids: Tensor
@@ -92,7 +93,7 @@ class SavedAttributions(Sequence[Attribution]):
 
 def attribute_many(
     model: HookedModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     targets: Sequence[str],
     *,
     top_k: int | Literal["all"] = 300,
@@ -109,7 +110,7 @@ def attribute_many(
 
     Args:
         model: The model, as it is now.
-        prompts: Texts.
+        prompts: Texts, lists of messages, or ids of each.
         targets: As many texts.
         top_k: As in `attribute`, and so are sign, method, biases, tokens and space.
         sign: Which scores are ranked first.
@@ -176,16 +177,27 @@ def _attributions(
             for i in chosen:
                 case, case_passes = cases[i], [next(passes) for _ in sequences[i]]
                 ids = tuple(case.target_ids.tolist())
-                texts = {"prompt": case.prompt, "target": case.target}
-                yield case, attributed(model, case_passes, ids, **texts, options=options, space=case.space)
+                yield (
+                    case,
+                    attributed(
+                        model,
+                        case_passes,
+                        ids,
+                        prompt=case.prompt,
+                        target=case.target,
+                        options=options,
+                        space=case.space,
+                    ),
+                )
 
 
 def _cases(
-    model: HookedModel, prompts: Sequence[str], targets: Sequence[str], options: Options, space: Space
+    model: HookedModel, prompts: Sequence[Prompt], targets: Sequence[str], options: Options, space: Space
 ) -> list[_Case]:
-    for name, texts in (("prompts", prompts), ("targets", targets)):
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise InputError(f"{name}: expected a list of texts, found {texts!r:.60}")
+    if isinstance(prompts, str) or is_conversation(prompts):
+        raise InputError(f"prompts: expected a list of prompts, found one, {prompts!r:.60}")
+    if isinstance(targets, str) or not all(isinstance(text, str) for text in targets):
+        raise InputError(f"targets: expected a list of texts, found {targets!r:.60}")
     if not prompts or len(prompts) != len(targets):
         raise InputError(
             f"prompts, targets: expected as many of each, at least one; found {len(prompts)} and {len(targets)}"
@@ -220,7 +232,9 @@ def _run_folder(
             f"out: expected a model without hooks, found one at {hooked[0]}: a run folder could not tell its results "
             "from the unedited model's; leave out=None and save each result"
         )
-    pairs = [[case.prompt, case.target, case.ids.tolist(), case.target_ids.tolist()] for case in cases]
+    pairs = [
+        [recorded(case.prompt), case.target, case.ids.tolist(), case.target_ids.tolist()] for case in cases
+    ]
     digest = settings_digest(*pairs)
     config: dict[str, Any] = {"command": "attribute_many", "n": len(cases), **asdict(options)}
     # A run is resumed only under the same configuration. Earlier versions had an option `tolerance`, 0 for exact

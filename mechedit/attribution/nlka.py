@@ -17,6 +17,10 @@ Source: Yu & Ananiadou, "Neuron-Level Knowledge Attribution in Large Language Mo
 | head (l, h), head at source position | x_pre^l | Σ_pos A[last, pos] · V[pos, h] · W_O[h], one term |
 | FFN value neuron (l, i) | x_mid^l | m_i · W_out[i] |
 | attention value neuron (l, h, j, pos) | x_pre^l | A[last, pos] · V[pos, h, j] · W_O[h, j] |
+
+Where a norm or a factor stands between a sub-layer and the stream, v has passed it with the norm's scale frozen
+(`mechedit.models.outlets`). In a parallel block, whose FFN reads x_pre^l, x_mid^l is x_pre^l + a^l by definition: the
+order inside a block is attention, then FFN, so that layer scores sum to log p as everywhere.
 """
 
 from __future__ import annotations
@@ -48,6 +52,7 @@ from mechedit.attribution.tokens import joined_tokens, token_strings
 from mechedit.attribution.units import UNITS
 from mechedit.data.joining import Space
 from mechedit.models.hooked import HookedModel
+from mechedit.models.prompts import Prompt, recorded
 
 __all__ = ["TOLERANCE", "attribute", "attributed"]
 
@@ -58,7 +63,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 @torch.no_grad()
 def attribute(
     model: HookedModel,
-    prompt: str,
+    prompt: Prompt,
     target: str,
     *,
     top_k: int | Literal["all"] = 300,
@@ -84,7 +89,7 @@ def attribute(
 
     Args:
         model: The model, as it is now.
-        prompt: What the target is predicted behind.
+        prompt: What the target is predicted behind: a text, a list of messages (`mechedit.models.prompts`), or ids.
         target: The text whose first token, or all tokens, are scored.
         top_k: Rows of each neuron frame, or "all".
         sign: "promote" ranks the largest scores first, "suppress" the lowest.
@@ -120,7 +125,7 @@ def attributed(
     passes: Sequence[Pass],
     target_ids: tuple[int, ...],
     *,
-    prompt: str,
+    prompt: Prompt,
     target: str,
     options: Options,
     space: Space = "auto",
@@ -131,7 +136,7 @@ def attributed(
         model: The model that they are of.
         passes: In the order of the tokens.
         target_ids: Those of the whole target.
-        prompt: Text, for the provenance.
+        prompt: As in `attribute`, for the provenance.
         target: Text.
         options: Those of `attribute`.
         space: Likewise.
@@ -149,7 +154,9 @@ def attributed(
         sign=options.sign,
         method=options.method,
         scored_ids=target_ids[: len(passes)],
-        provenance=model.provenance(data={"prompt": prompt, "target": target, "space": space}, seeds={}),
+        provenance=model.provenance(
+            data={"prompt": recorded(prompt), "target": target, "space": space}, seeds={}
+        ),
         **_account(passes),
         **_scores(model, passes, options),
     )
@@ -190,6 +197,7 @@ def _scores(model: HookedModel, passes: Sequence[Pass], options: Options) -> dic
             "evaluated": sum(ranking.evaluated),
             "evaluated_by_kind": dict(zip(("mlp_neurons", "attn_neurons"), ranking.evaluated, strict=True)),
             "total": ranking.total,
+            "blocks": "parallel: attention, then FFN" if model.shape.parallel else "sequential",
             "tolerance": TOLERANCE[first.projection.dtype],
             **denominators,
         },

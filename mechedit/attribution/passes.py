@@ -24,6 +24,7 @@ from mechedit.attribution.terms import Kind, LayerTerms, SubLayer, layer_terms
 from mechedit.data.joining import Space
 from mechedit.models.deciding import through_text
 from mechedit.models.hooked import HookedModel
+from mechedit.models.prompts import Prompt
 from mechedit.models.residual import ResidualView
 from mechedit.models.scoring import score_pairs
 from reports.errors import InputError
@@ -119,7 +120,7 @@ def scored_tokens(model: HookedModel, target_ids: Sequence[int], tokens: TargetT
 
 def run_passes(
     model: HookedModel,
-    prompt: str,
+    prompt: Prompt,
     target: str,
     *,
     tokens: TargetTokens,

@@ -28,6 +28,7 @@ from mechedit.attribution.terms import KINDS, Kind, LayerTerms, layer_terms
 from mechedit.data.joining import Space
 from mechedit.models.deciding import through_text
 from mechedit.models.hooked import HookedModel
+from mechedit.models.prompts import Prompt
 
 __all__ = ["LayerScores", "ScoredPass", "layer_scores"]
 
@@ -55,7 +56,7 @@ class LayerScores:
 
 
 def layer_scores(
-    model: HookedModel, prompt: str, targets: Sequence[str], *, space: Space = "auto"
+    model: HookedModel, prompt: Prompt, targets: Sequence[str], *, space: Space = "auto"
 ) -> list[LayerScores]:
     """Layer and head scores of several targets from one forward pass, with biases kept and without neurons."""
     scored = ScoredPass(model, prompt, targets, space=space)
@@ -72,7 +73,7 @@ class ScoredPass:
 
     @torch.no_grad()
     def __init__(
-        self, model: HookedModel, prompt: str, targets: Sequence[str], *, space: Space = "auto"
+        self, model: HookedModel, prompt: Prompt, targets: Sequence[str], *, space: Space = "auto"
     ) -> None:
         pairs = [model.continuation(prompt, target, space=space) for target in targets]
         # An object alone is scored at its first token with text, behind the bare space before it.

@@ -28,12 +28,13 @@ from mechedit.attribution.passes import Pass, check_forced, run_pass
 from mechedit.attribution.projection import Biases
 from mechedit.attribution.ranking.neurons import Ranked
 from mechedit.attribution.result import AttributionContrast, Side
-from mechedit.attribution.terms import Kind, position_vectors, product, unit_vectors
+from mechedit.attribution.terms import Kind, position_vectors, unit_vectors
 from mechedit.attribution.tokens import token_strings
 from mechedit.attribution.units import UNITS, joined
 from mechedit.data.joining import Space
 from mechedit.models.deciding import divergence
 from mechedit.models.hooked import HookedModel
+from mechedit.models.prompts import Prompt, recorded
 from reports.errors import InputError
 
 __all__ = ["contrast"]
@@ -44,7 +45,7 @@ _ROWS = 4096  # vectors that are made at a time
 @torch.no_grad()
 def contrast(
     model: HookedModel,
-    prompt: str,
+    prompt: Prompt,
     new: str,
     old: str,
     *,
@@ -79,7 +80,7 @@ def contrast(
     check_top_k(top_k)
     new_pass, old_pass = _two_sides(model, prompt, new, old, biases=biases, space=space)
     ids = new_pass.view.ids
-    data = {"prompt": prompt, "space": space}
+    data = {"prompt": recorded(prompt), "space": space}
     a, b = (model.provenance(data={**data, "target": target}, seeds={}) for target in (new, old))
     return AttributionContrast(
         a=_side(model, new_pass, new),
@@ -94,7 +95,7 @@ def contrast(
 
 
 def _two_sides(
-    model: HookedModel, prompt: str, new: str, old: str, *, biases: Biases, space: Space
+    model: HookedModel, prompt: Prompt, new: str, old: str, *, biases: Biases, space: Space
 ) -> tuple[Pass, Pass]:
     """One forward pass, accounted for the first token in which the targets differ, of either."""
     ids, new_ids = model.continuation(prompt, new, space=space)
@@ -141,7 +142,7 @@ def _heads(forward: Pass, direction: Tensor) -> tuple[pd.DataFrame, pd.DataFrame
 def _neurons(forward: Pass, kind: Kind, direction: Tensor, top_k: int | Literal["all"]) -> pd.DataFrame:
     """The `top_k` neurons of a kind by |direction · v|, of all; equal ones in the order of layer and index."""
     parts = forward.sub_layers(kind)
-    rounded = [part.coefficients.double() * product(part.directions, direction[:, None]) for part in parts]
+    rounded = [part.coefficients.double() * part.product(direction[:, None]) for part in parts]
     layers = [Ranked.of_layer(i, scores.flatten().abs().cpu()) for i, scores in enumerate(rounded)]
     best = Ranked.best(layers, k=None if top_k == "all" else top_k, sign="promote")
     n_rows, columns = parts[0].coefficients.shape

@@ -6,7 +6,9 @@ Source: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141), section 3; weights as the
    direction is one row of W_O, its coefficient the product in brackets. With grouped keys and values (GQA),
    head h reads KV head `h // (H // K)`.
 2. FFN: `f = Σ_i m_i · W_out[i, :] + b_out`, with m the activation (gated: act(gate) · up).
-3. What a hook added on top is the difference between what really entered the residual stream and the sum
+3. Where a norm or a factor stands between a sub-layer and the stream (`mechedit.models.outlets`), every term passes it
+   with the norm's scale frozen: v = G(coefficient · direction), and the sums above become G of them.
+4. What a hook added on top is the difference between what really entered the residual stream and the sum
    above: the steering term. It is a component of its own, so that neither heads nor neurons are credited with
    it.
 
@@ -17,7 +19,7 @@ head and no neuron: they are added whatever the prompt says.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -26,6 +28,7 @@ from torch.nn.functional import pad
 
 from mechedit.attribution.projection import BLOCK_BYTES
 from mechedit.models.hooked import HookedModel
+from mechedit.models.outlets import Gain
 from mechedit.models.residual import ResidualView
 
 __all__ = [
@@ -58,12 +61,22 @@ class SubLayer:
         steering: What a hook added [d_model]; None without a hook.
         directions: A unit's direction a row [n, d_model].
         coefficients: What each direction is multiplied by [n, m].
+        gain: What a term passes on its way into the stream: unit (i, j) adds gain(coefficients[i, j] · directions[i]).
     """
 
     output: Tensor
     steering: Tensor | None
     directions: Tensor
     coefficients: Tensor
+    gain: Gain = field(default_factory=Gain)
+
+    def product(self, keys: Tensor) -> Tensor:
+        """`gain(directions) @ keys` [n, m] for keys [d_model, m]; no row of the weights is copied."""
+        return product(self.directions, self.gain.pull(keys.T).T)
+
+    def written(self) -> Tensor:
+        """`gain(directions)` [n, d_model]: the directions themselves where nothing stands behind them, else a copy."""
+        return self.gain(self.directions)
 
 
 @dataclass(frozen=True)
@@ -91,13 +104,13 @@ class LayerTerms:
         """`Σ_pos Σ_j A[h, last, pos] · V[pos, h, j] · W_O[h, j, :]`, [n_heads, d_model]."""
         coefficients = self.attn.coefficients.sum(dim=1).unflatten(0, (self.n_heads, -1))
         directions = self.attn.directions.to(coefficients).unflatten(0, (self.n_heads, -1))
-        return torch.einsum("hj,hjd->hd", coefficients, directions)
+        return self.attn.gain(torch.einsum("hj,hjd->hd", coefficients, directions))
 
     def positions(self, head: int) -> Tensor:
         """The terms of one head's sum, one for each source position, [T, d_model]."""
         coefficients = self.attn.coefficients.unflatten(0, (self.n_heads, -1))[head]
         directions = self.attn.directions.unflatten(0, (self.n_heads, -1))[head]
-        return coefficients.T @ directions.to(coefficients)
+        return self.attn.gain(coefficients.T @ directions.to(coefficients))
 
 
 def layer_terms(model: HookedModel, view: ResidualView) -> Iterator[LayerTerms]:
@@ -112,9 +125,23 @@ def layer_terms(model: HookedModel, view: ResidualView) -> Iterator[LayerTerms]:
         weighted = view.pattern[layer].double()[:, :, None] * values.transpose(0, 1)  # [H, T, d_head]
         coefficients = weighted.transpose(1, 2).flatten(0, 1)  # [H · d_head, T]
         W_O = model.W_O(layer).flatten(0, 1)
-        attn = _sub_layer(view.attn_out[layer], W_O, coefficients, model.b_O(layer))
+        attn = _sub_layer(
+            view.attn_out[layer],
+            W_O,
+            coefficients,
+            model.b_O(layer),
+            gain=view.attn_gain(model, layer),
+            shift=model.attn_outlet(layer).shift,
+        )
         activation = view.mlp_post[layer, -1].double()[:, None]
-        mlp = _sub_layer(view.mlp_out[layer], model.W_out(layer), activation, model.b_out(layer))
+        mlp = _sub_layer(
+            view.mlp_out[layer],
+            model.W_out(layer),
+            activation,
+            model.b_out(layer),
+            gain=view.mlp_gain(model, layer),
+            shift=model.mlp_outlet(layer).shift,
+        )
         x_pre, x_mid = view.resid_pre[layer].double(), view.resid_mid[layer].double()
         yield LayerTerms(layer, x_pre, x_mid, attn, mlp, shape.n_heads)
 
@@ -124,24 +151,36 @@ def _working(weights: Tensor) -> torch.dtype:
     return torch.promote_types(weights.dtype, torch.float32)
 
 
-def _sub_layer(added: Tensor, directions: Tensor, coefficients: Tensor, bias: Tensor | None) -> SubLayer:
+def _sub_layer(
+    added: Tensor,
+    directions: Tensor,
+    coefficients: Tensor,
+    bias: Tensor | None,
+    *,
+    gain: Gain,
+    shift: Tensor | None,
+) -> SubLayer:
     """What was `added` [d_model] to the residual, split into the sub-layer's own sum and the steering term."""
     weights = coefficients.sum(dim=1)
     precision = torch.finfo(added.dtype)
     limit = (_ULPS if precision.bits > 16 else _ULPS_HALF) * precision.eps
+    coefficients = coefficients.to(_working(directions))
+
+    def passed(x: Tensor) -> Tensor:
+        """What becomes of a sum over the terms on its way into the stream."""
+        x = x if bias is None else x + bias.to(x.device).double()
+        return gain(x) if shift is None else gain(x) + shift.to(x.device)
+
     # The terms' size is at least the sum's: where a quick sum is near enough, the careful one is too.
-    bias = None if bias is None else bias.to(weights.device).double()
-    quick = (weights.to(directions.device, directions.dtype) @ directions).to(weights.device).double()
-    quick = quick if bias is None else quick + bias
+    quick = passed((weights.to(directions.device, directions.dtype) @ directions).to(weights.device).double())
     if (added.double() - quick).norm() <= limit * quick.norm():
-        return SubLayer(added.double(), None, directions, coefficients.to(_working(directions)))
+        return SubLayer(added.double(), None, directions, coefficients, gain)
     output, size = _weighted_sum(weights, directions)
-    if bias is not None:
-        output, size = output + bias, size + bias.abs()
+    output, size = passed(output), gain(size if bias is None else size + bias.to(size.device).double().abs())
     steering = added.double() - output
     if steering.norm() <= limit * size.norm():
-        return SubLayer(added.double(), None, directions, coefficients.to(_working(directions)))
-    return SubLayer(output, steering, directions, coefficients.to(_working(directions)))
+        return SubLayer(added.double(), None, directions, coefficients, gain)
+    return SubLayer(output, steering, directions, coefficients, gain)
 
 
 def _weighted_sum(weights: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,7 +234,8 @@ def _vectors(sub_layer: SubLayer, index: Tensor, columns: int) -> Tensor:
     row, column = index // columns, index % columns
     coefficients = sub_layer.coefficients
     chosen = pad(coefficients, (0, columns - coefficients.shape[1]))[row, column]
-    return chosen[:, None] * sub_layer.directions[row.to(sub_layer.directions.device)].to(chosen)
+    directions = sub_layer.directions[row.to(sub_layer.directions.device)].to(chosen)
+    return sub_layer.gain(chosen[:, None] * directions)
 
 
 def position_vectors(terms: Sequence[LayerTerms], layer: Tensor, head: Tensor, pos: Tensor) -> Tensor:

@@ -74,7 +74,9 @@ def vocabulary(model: HookedModel, neurons: pd.DataFrame, *, top: int = 10) -> p
 
 
 def _vector(model: HookedModel, layer: int, *place: int) -> torch.Tensor:
-    return model.W_out(layer)[place] if len(place) == 1 else model.W_O(layer)[place]
+    if len(place) == 1:
+        return model.mlp_outlet(layer).frozen()(model.W_out(layer)[place])
+    return model.attn_outlet(layer).frozen()(model.W_O(layer)[place])
 
 
 def _check(model: HookedModel, units: pd.DataFrame) -> None:

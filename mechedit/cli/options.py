@@ -8,7 +8,7 @@ from typing import Any
 from experiments.cli.options import count, subcommand
 
 #: What says which model runs where; a recipe may say it too.
-PLACE = ("model", "device", "dtype")
+PLACE = ("model", "device", "dtype", "prefix", "chat")
 
 
 def command(
@@ -23,6 +23,15 @@ def command(
         parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default auto)")
         parser.add_argument(
             "--dtype", default="float32", help="float32, float64, bfloat16, float16 (default float32)"
+        )
+        parser.add_argument(
+            "--prefix", metavar="TOKEN", help="a special token in front of every prompt, as '<|endoftext|>'"
+        )
+        parser.add_argument(
+            "--chat",
+            action="store_true",
+            default=None,
+            help="every prompt is the user's message in the chat template, and answers open the assistant's turn",
         )
     return parser
 

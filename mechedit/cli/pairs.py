@@ -16,12 +16,12 @@ _COLUMNS = ["prompt", "target"]
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
-def read_pairs(path: str) -> tuple[list[str], list[str]]:
+def read_pairs(path: str) -> tuple[list[Any], list[str]]:
     """Prompts and targets of a file.
 
     Args:
-        path: A `.json` or `.jsonl` file of {"prompt": ..., "target": ...}, as an array or one a
-            line, or a `.csv` or `.tsv` file with the header prompt, target (in any order).
+        path: A `.json` or `.jsonl` file of {"prompt": ..., "target": ...}, as an array or one a line; a prompt may
+            be a list of messages; or a `.csv` or `.tsv` file with the header prompt, target (in any order).
 
     Raises:
         InputError: The file is not readable, or a record is not as it should be; names the file and the record.
@@ -61,6 +61,8 @@ def _check(record: object, where: str) -> None:
     if not isinstance(record, dict) or sorted(record) != _COLUMNS:
         kind = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
         raise InputError(f"{where}: expected an object with prompt and target, found {kind or 'none'}")
-    for name in _COLUMNS:
+    messages = record["prompt"]
+    conversation = isinstance(messages, list) and all(isinstance(message, dict) for message in messages)
+    for name in ["target"] if conversation and messages else _COLUMNS:
         if not isinstance(record[name], str) or not record[name].strip():
             raise InputError(f"{where}: {name}: expected a text, found {record[name]!r}")

@@ -35,6 +35,7 @@ from mechedit.data.case_keys import evaluation_key
 from mechedit.data.facts import FactEdit, LoadedFacts, facts_hash
 from mechedit.data.records import fact_fields
 from mechedit.editors.base import Editor
+from mechedit.editors.ike import PromptedModel
 from mechedit.evaluation.fluency import References, generated_texts
 from mechedit.evaluation.measure import PromptScore, measure
 from mechedit.evaluation.questions import FAMILIES, FactQuestions, Question
@@ -66,6 +67,10 @@ __all__ = [
     "evaluate",
     "known_facts",
 ]
+
+
+#: What a sequence of edits is: 2 since every edit takes C of the model before the first one.
+SEQUENCE = 2
 
 
 def evaluate(
@@ -311,7 +316,10 @@ class _Task:
         texts: list[str] = []
         if "generation" in self.families:
             texts = generated_texts(edited, about.fact, seed=self.seed, batch_size=self.batch_size)
-        return CaseScores(about.fact, self.base.known[i], prompts, texts)
+        shown: tuple[int, ...] = ()
+        if isinstance(edited, PromptedModel) and edited.left_out:
+            shown = (edited.demonstrations, edited.left_out)
+        return CaseScores(about.fact, self.base.known[i], prompts, texts, shown)
 
     def _keys(self) -> list[str]:
         keys = [evaluation_key(self.editor.name, about.fact, self.mode) for about in self.questions]
@@ -321,8 +329,10 @@ class _Task:
         """For each fact the sha256 of what its numbers depend on (not the batch size, which moves the last digits)."""
         model, facts = self.model, [about.fact for about in self.questions]
         common: list[Any] = [model.hash, str(model.dtype), described(self.editor), sorted(self.families)]
+        common += [model.framing] if model.framing else []
         seed = self.seed if "generation" in self.families else 0
-        together = [] if self.mode == "single" else [self.mode, facts_hash(facts)]
+        together: list[Any] = [] if self.mode == "single" else [self.mode, facts_hash(facts)]
+        together += [SEQUENCE] if self.mode == "sequential" else []
         parts = ([*common, fact_fields(fact), seed, *together] for fact in facts)
         return [settings_digest(*part, *self._read_anew(i)) for i, part in enumerate(parts)]
 
@@ -335,7 +345,13 @@ class _Task:
     def _read(self, cases: Sequence[Case]) -> list[CaseScores]:
         """The scores of cases of the run folder, which are in the order of the facts."""
         return [
-            CaseScores(about.fact, known, [PromptScore(**score) for score in case["prompts"]], case["texts"])
+            CaseScores(
+                about.fact,
+                known,
+                [PromptScore(**score) for score in case["prompts"]],
+                case["texts"],
+                case.get("demonstrations", ()),
+            )
             for about, known, case in zip(self.questions, self.base.known, cases, strict=True)
         ]
 
@@ -349,6 +365,7 @@ def _record(scores: CaseScores, settings: str) -> Case:
         "settings": settings,
         "prompts": [dataclasses.asdict(score) for score in scores.prompts],
         "texts": list(scores.texts),
+        **({"demonstrations": list(scores.demonstrations)} if scores.demonstrations else {}),
     }
 
 

@@ -65,12 +65,14 @@ class CaseScores:
         known: Whether the unedited model answers it.
         prompts: Its prompts, scored.
         texts: What the edited model writes behind its generation prompts.
+        demonstrations: How many IKE showed, and how many more did not fit the context; () where all fit.
     """
 
     fact: FactEdit
     known: bool
     prompts: Sequence[PromptScore] = ()
     texts: Sequence[str] = ()
+    demonstrations: Sequence[int] = ()
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -206,6 +208,7 @@ def gather(
                 "source": model.source,
                 "hash": model.hash,
                 "dtype": str(model.dtype),
+                **model.framing,
             },
             "editor": repr(editor) if dataclasses.is_dataclass(editor) else editor.name,
             "space": sorted({case.fact.space for case in cases}),
@@ -217,6 +220,12 @@ def _notes(cases: Sequence[CaseScores]) -> tuple[str, ...]:
     notes = [] if any(case.known for case in cases) else [KNOWS_NONE]
     notes += [NOT_ROMES_PS] if any(case.fact.source_schema == "easyedit" for case in cases) else []
     notes += [OWN_ANSWERS] if any(case.fact.neighborhood_answers for case in cases) else []
+    if short := [case.demonstrations for case in cases if case.demonstrations]:
+        shown, asked = sorted({n for n, _ in short}), max(n + left_out for n, left_out in short)
+        notes.append(
+            f"{' to '.join(map(str, dict.fromkeys((shown[0], shown[-1]))))} of {asked} demonstrations fit the model's "
+            f"context, in {len(short)} of {len(cases)} facts"
+        )
     return tuple(notes)
 
 

@@ -125,13 +125,21 @@ def logp_without(
     for start in range(0, len(sets), batch_size):
         batch = sets[start : start + batch_size]
         rows = ids.expand(len(batch), -1)
-        with model.hooks(_hooks(model, batch, means)):
+        hooks, patterns = _hooks(model, batch, means)
+        with model.hooks(hooks):
             logits = model.run(rows, torch.ones_like(rows), logits_to_keep=1)[0][:, -1]
+            # Where a pattern is told only behind its use (GPT-J), the pass before has it, one layer more each time.
+            for _ in [one for one in patterns if one.get("late")]:
+                logits = model.run(rows, torch.ones_like(rows), logits_to_keep=1)[0][:, -1]
         scores.append(logits.double().log_softmax(dim=-1)[:, target])
     return torch.cat(scores) if scores else torch.empty(0, dtype=torch.float64)
 
 
-def _hooks(model: HookedModel, batch: Sequence[Neurons], means: Means | None) -> list[Hook]:
+def _hooks(
+    model: HookedModel, batch: Sequence[Neurons], means: Means | None
+) -> tuple[list[Hook], list[dict[str, Any]]]:
+    """The hooks, and what they see of each layer whose attention neurons are taken."""
+    patterns: list[dict[str, Any]] = []
     mlp: dict[int, list[tuple[int, ...]]] = defaultdict(list)
     attn: dict[int, list[tuple[int, ...]]] = defaultdict(list)
     for row, neurons in enumerate(batch):
@@ -148,13 +156,14 @@ def _hooks(model: HookedModel, batch: Sequence[Neurons], means: Means | None) ->
     for layer, places in attn.items():
         row, head, dim, pos = torch.tensor(places, device=model.device).T
         mean = None if means is None else means.attn[layer, head // group, dim]
-        seen: dict[str, Tensor] = {}
+        seen: dict[str, Any] = {}
+        patterns.append(seen)
         hooks += [
             (in_block(layer, "attn.hook_v"), partial(_keep, seen, "v")),
             (in_block(layer, "attn.hook_pattern"), partial(_keep, seen, "A")),
             (in_block(layer, "attn.hook_z"), partial(_take_values, (row, head, dim, pos), group, mean, seen)),
         ]
-    return hooks
+    return hooks, patterns
 
 
 def _set_mlp(row: Tensor, neuron: Tensor, value: Tensor | None, acts: Tensor, hook: object) -> Tensor:
@@ -163,7 +172,7 @@ def _set_mlp(row: Tensor, neuron: Tensor, value: Tensor | None, acts: Tensor, ho
     return changed
 
 
-def _keep(seen: dict[str, Tensor], name: str, tensor: Tensor, hook: object) -> None:
+def _keep(seen: dict[str, Any], name: str, tensor: Tensor, hook: object) -> None:
     seen[name] = tensor
 
 
@@ -171,10 +180,13 @@ def _take_values(
     place: tuple[Tensor, ...],
     group: int,
     mean: Tensor | None,
-    seen: dict[str, Tensor],
+    seen: dict[str, Any],
     z: Tensor,
     hook: object,
-) -> Tensor:
+) -> Tensor | None:
+    if "A" not in seen:
+        seen["late"] = True
+        return None
     row, head, dim, pos = place
     v = seen["v"][row, pos, head // group, dim]
     excess = v if mean is None else v - mean.to(v)

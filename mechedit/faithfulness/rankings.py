@@ -6,14 +6,13 @@ neuron's coefficient (m_i; A[h, last, pos] · V[pos, h, j]) and v its row of W_o
 | method | score | source |
 |---|---|---|
 | nlka | logp(t | base + c v) − logp(t | base), certified | Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141) |
-| dla | c · (LN v) · W_U[:, t], the final norm's scale frozen | direct logit attribution, by TransformerLens |
+| dla | (B c v)[t], the final norm's scale frozen | direct logit attribution, linear in v |
 | attribution_patching | c · ∂ log p(t) / ∂c | gradient × activation (arXiv 2310.10348), by TransformerLens |
 | activation | |c| | magnitude, blind to the target |
 | random | as many of each layer as NLKA's, drawn anew for each k | the null |
 
-TransformerLens gives the projected neurons (`ActivationCache.stack_neuron_results`, `apply_ln_to_stack`) and the
-gradients (`tools.analysis.attribution_patching`); the raw weights of the final norm go into the direction here, because
-nothing is folded in this package's models.
+The gradients are TransformerLens' (`tools.analysis.attribution_patching`). Its own direct attribution knows neither a
+norm behind a sub-layer nor raw weights of the final norm, so that one is a dot product here (`SubLayer.product`).
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from torch import Tensor
 from transformer_lens.tools.analysis.attribution_patching import cache_activation_and_gradient
 
 from mechedit.attribution import Attribution, attribute
+from mechedit.attribution.projection import Projection
 from mechedit.attribution.terms import LayerTerms, layer_terms
 from mechedit.data.joining import Space
 from mechedit.faithfulness.intervention import Neurons, top_neurons
@@ -72,12 +72,16 @@ def peer_scores(model: HookedModel, attr: Attribution) -> dict[str, NeuronScores
     """The scores of "dla", "attribution_patching" and "activation" at the prompt and target of `attr`."""
     ids = torch.tensor(attr.ids, device=model.device)
     with torch.no_grad():
-        terms = list(layer_terms(model, model.residual_view(ids)))
+        view = model.residual_view(ids)
+        terms = list(layer_terms(model, view))
+        projection = Projection.freeze(
+            model.final_norm, model.W_U, model.b_U, x_final=view.resid_final, biases="drop"
+        )
     c = _coefficients(terms)
     token = attr.target_ids[attr.n_scored - 1]  # the last one scored, behind `ids`
     gradient = _gradients(model, ids, token)
     return {
-        "dla": _direct(model, ids, token, c),
+        "dla": _direct(terms, projection.column(token), c),
         "attribution_patching": NeuronScores(c.mlp * gradient.mlp, c.attn * gradient.attn),
         "activation": NeuronScores(c.mlp.abs(), c.attn.abs()),
     }
@@ -92,17 +96,13 @@ def _coefficients(terms: list[LayerTerms]) -> NeuronScores:
 
 
 @torch.no_grad()
-def _direct(model: HookedModel, ids: Tensor, target: int, c: NeuronScores) -> NeuronScores:
-    """Scores c · (LN v) · W_U[:, t]; TransformerLens centres and divides by the final norm's cached scale."""
-    n_layers = model.shape.n_layers
-    names = [*map(post, range(n_layers)), "ln_final.hook_scale"]
-    _, cache = model.bridge.run_with_cache(ids[None], names_filter=names)
-    direction = model.final_norm.weight * model.W_U[:, target]
-    mlp = cache.stack_neuron_results(-1, pos_slice=-1, apply_ln=True, project_output_onto=direction)
-    rows = torch.stack([model.W_O(layer) for layer in range(n_layers)])  # [L, H, d_head, d_model]
-    normed = cache.apply_ln_to_stack(rows.flatten(0, 2)[:, None], pos_slice=-1)[:, 0]
-    attn = (normed @ direction).view(rows.shape[:3])
-    return NeuronScores(cast(Tensor, mlp).reshape(c.mlp.shape), attn[..., None] * c.attn)
+def _direct(terms: list[LayerTerms], direction: Tensor, c: NeuronScores) -> NeuronScores:
+    """C · v · B_t of every neuron, direction = B_t [d_model]."""
+    mlp, attn = (
+        torch.stack([getattr(term, kind).product(direction[:, None])[:, 0] for term in terms])
+        for kind in ("mlp", "attn")
+    )
+    return NeuronScores(mlp.to(c.mlp) * c.mlp, attn.view(c.attn.shape[:3]).to(c.attn)[..., None] * c.attn)
 
 
 def _gradients(model: HookedModel, ids: Tensor, target: int) -> NeuronScores:

@@ -249,5 +249,8 @@ def _check(models: Sequence[HookedModel], facts: Sequence[FactEdit], ks: Sequenc
 
 def _digest(model: HookedModel, fact: FactEdit, settings: list[Any]) -> str:
     """sha256 of what a case's numbers depend on."""
+    framing = [model.framing] if model.framing else []
     anew = read_anew(model, [(fact.rewrite_prompt, fact.target_true, "")], space=fact.space)
-    return settings_digest(model.hash, str(model.dtype), fact_fields(fact), METHODS, settings, *anew)
+    return settings_digest(
+        model.hash, str(model.dtype), fact_fields(fact), METHODS, settings, *anew, *framing
+    )

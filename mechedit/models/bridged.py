@@ -2,7 +2,8 @@
 
 What it takes care of, because TransformerLens' bridge does not:
 
-- text becomes ids as the checkpoint's tokenizer does it; the bridge would add a BOS of its own;
+- text becomes ids as the checkpoint's tokenizer does it (`mechedit.models.prompts`); the bridge would add a BOS of its
+  own;
 - a batch is always padded with its mask and with positions that follow the mask;
 - target tokens are read off prompt + target, because `tok(" Paris")` alone is another segmentation;
 - hooks are checked (`mechedit.models.hooking`).
@@ -14,30 +15,31 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from dataclasses import replace
 from typing import Any, Literal, Self, cast
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.activations import ACT2FN
 
 from experiments.checkpoints import digest, tokenizer_digest
 from experiments.provenance import provenance
-from mechedit.data.joining import Space, gap
 from mechedit.models import weights
 from mechedit.models.architecture import require_parts
 from mechedit.models.batching import batches
+from mechedit.models.fused import share_fused
 from mechedit.models.hooking import Hook, attach
+from mechedit.models.masks import finite_masks
+from mechedit.models.outlets import Outlet
+from mechedit.models.reading import PromptReader, Prompts
+from mechedit.models.refusals import longest
 from mechedit.models.weights import FinalNorm
 from reports.errors import InputError
 
 __all__ = ["BridgedModel", "Prompts"]
 
-Prompts = Sequence[str] | Sequence[torch.Tensor]
 
-
-class BridgedModel:
+class BridgedModel(PromptReader):
     """A decoder with hooks, its tokenizer and its raw weights; users hold a `HookedModel`.
 
     Attributes:
@@ -47,10 +49,18 @@ class BridgedModel:
         hf: The Hugging Face module that the bridge has put its hooks into.
         tokenizer: The checkpoint's own.
         shape: The decoder's sizes.
+        framing: What every text is put into (`mechedit.models.reading`).
     """
 
     def __init__(
-        self, bridge: TransformerBridge, tokenizer: PreTrainedTokenizerBase, *, name: str, source: str
+        self,
+        bridge: TransformerBridge,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        source: str,
+        prefix: str | None = None,
+        chat: bool = False,
     ) -> None:
         self.name = name
         self.source = source
@@ -60,10 +70,9 @@ class BridgedModel:
         self.hf.eval().requires_grad_(False)
         bridge.eval().requires_grad_(False)
         require_parts(bridge)
+        share_fused(bridge)
         self.shape = weights.shape(bridge)
-        self._prefix = _special_prefix(tokenizer)
-        # An evaluation asks for the same prompts again and again.
-        self._encode = lru_cache(maxsize=8192)(self._encode_text)
+        self._read_by(prefix, chat)
         self._hash: tuple[tuple[int, ...], str] | None = None
 
     def __repr__(self) -> str:
@@ -84,7 +93,7 @@ class BridgedModel:
     @property
     def n_ctx(self) -> int | None:
         """The longest sequence the checkpoint's config allows, or None where it says nothing."""
-        return getattr(self.hf.config, "max_position_embeddings", None)
+        return longest(self.hf.config)
 
     @property
     def hash(self) -> str:
@@ -100,12 +109,13 @@ class BridgedModel:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Name, source and hashes of model and tokenizer: the "model" of `provenance`."""
+        """Name, source, hashes of model and tokenizer, and `framing`: the "model" of `provenance`."""
         return {
             "name": self.name,
             "source": self.source,
             "hash": self.hash,
             "tokenizer": tokenizer_digest(self.tokenizer),
+            **self.framing,
         }
 
     def provenance(self, *, data: dict[str, Any], seeds: dict[str, Any]) -> dict[str, Any]:
@@ -125,46 +135,6 @@ class BridgedModel:
         )
 
     # -------------------------------------------------------------------------------------- text and ids
-
-    def tokenize(self, text: str) -> torch.Tensor:
-        """Ids [T] of `text`, as `tokenizer(text)` gives them: with BOS only if the tokenizer itself adds one.
-
-        Special tokens written inside the text are text.
-
-        Raises:
-            InputError: Nothing is left to run the model on.
-        """
-        ids = [*self._prefix, *self._encode(text)]
-        if not ids:
-            raise InputError(f"text: expected at least one token, found none in {text!r}")
-        return torch.tensor(ids, device=self.device)
-
-    def continuation(
-        self, prompt: str, target: str, *, space: Space = "auto"
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(ids of the prompt [T], ids of the target [n]): the tokens of prompt + target behind those of the prompt.
-
-        Args:
-            prompt: What the target follows.
-            target: A word or more.
-            space: Whether a space is put between them; "auto" by both (`mechedit.data.joining`).
-
-        Raises:
-            InputError: The target is empty or encodes to nothing, or the prompt's own tokens change once the target
-                follows, for then no position of the prompt predicts the target.
-        """
-        if not target.strip():
-            raise InputError(f"target: expected a word, found {target!r}")
-        target = gap(prompt, target, space) + target
-        ids, whole = self.tokenize(prompt), self.tokenize(prompt + target)
-        if not torch.equal(whole[: len(ids)], ids):
-            raise InputError(
-                f"prompt: its tokens change once {target!r} follows {prompt!r}; "
-                "end the prompt in a whole word, without a space behind it"
-            )
-        if len(whole) == len(ids):
-            raise InputError(f"target: {target!r} encodes to no token behind {prompt!r}")
-        return ids, whole[len(ids) :]
 
     def pad(
         self, sequences: Sequence[torch.Tensor], *, side: Literal["left", "right"] = "left"
@@ -215,10 +185,10 @@ class BridgedModel:
             raise InputError(f"prompt: expected at most {self.n_ctx} tokens, found {length}; shorten it")
         positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, length - ids.shape[1] :]
         options = {"use_cache": False, **options}
-        visible = _double_mask(mask, ids.shape[1]) if self.dtype == torch.float64 else mask
-        logits, cache = self.bridge(
-            ids, attention_mask=visible, position_ids=positions, return_type="logits_and_cache", **options
-        )
+        with finite_masks(self.bridge) if self.dtype == torch.float64 else contextlib.nullcontext():
+            logits, cache = self.bridge(
+                ids, attention_mask=mask, position_ids=positions, return_type="logits_and_cache", **options
+            )
         return logits, cache
 
     @torch.no_grad()
@@ -251,10 +221,6 @@ class BridgedModel:
         """
         with attach(self.bridge, hooks):
             yield self
-
-    def encode(self, prompts: Prompts) -> list[torch.Tensor]:
-        """Ids of each prompt; prompts that are ids already pass through."""
-        return [self.tokenize(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
     # -------------------------------------------------------------------------------------- raw weights
 
@@ -290,12 +256,27 @@ class BridgedModel:
         return weights.bias(self._mlp(layer).out)
 
     def norm1(self, layer: int) -> FinalNorm:
-        """The norm before attention."""
-        return weights.norm(self._block(layer).ln1)
+        """The norm that attention reads the stream through; of kind "none" where there is none (OLMo-2)."""
+        return self._norm(self._block(layer), "ln1") or weights.no_norm(self.W_U[:, 0])
 
     def norm2(self, layer: int) -> FinalNorm:
-        """The norm before the MLP."""
-        return weights.norm(self._block(layer).ln2)
+        """The norm that the MLP reads through; a parallel block may have one for both (GPT-J)."""
+        own = self._norm(self._block(layer), "ln2")
+        shared = self.norm1(layer) if self.shape.parallel else weights.no_norm(self.W_U[:, 0])
+        return own or shared
+
+    def attn_outlet(self, layer: int) -> Outlet:
+        """What attention's output passes on its way into the stream (`mechedit.models.outlets`)."""
+        return self._outlet(layer, "ln1_post")
+
+    def mlp_outlet(self, layer: int) -> Outlet:
+        """What the MLP's output passes on its way into the stream."""
+        return self._outlet(layer, "ln2_post")
+
+    def b_V(self, layer: int) -> torch.Tensor | None:
+        """[n_kv_heads, d_head], or None."""
+        bias = weights.bias(self._attn(layer).v)
+        return None if bias is None else bias.unflatten(0, (self.shape.n_kv_heads, self.shape.d_head))
 
     def b_in(self, layer: int) -> torch.Tensor | None:
         """[d_mlp], or None."""
@@ -307,10 +288,8 @@ class BridgedModel:
 
     @property
     def act_fn(self) -> torch.nn.Module:
-        """The MLP's activation function, by the name it has in the checkpoint's config."""
-        names = ("hidden_activation", "hidden_act", "activation_function")
-        configured = (getattr(self.hf.config, name, None) for name in names)
-        return cast(torch.nn.Module, ACT2FN[next(filter(None, configured))])
+        """The MLP's activation function, as its module has it."""
+        return weights.activation(self._mlp(0))
 
     @property
     def W_U(self) -> torch.Tensor:
@@ -319,59 +298,40 @@ class BridgedModel:
 
     @property
     def b_U(self) -> torch.Tensor | None:
-        """[d_vocab], or None."""
-        return weights.bias(self.bridge.unembed)
+        """[d_vocab], or None; times the factor of the logits, if the model has one."""
+        bias, scale = weights.bias(self.bridge.unembed), self.shape.logit_scale
+        return bias if bias is None or scale == 1 else bias * scale
 
     @property
     def final_norm(self) -> FinalNorm:
-        """The norm before the unembedding."""
-        return weights.norm(self.bridge.ln_final)
+        """The norm before the unembedding; a factor of the logits (Granite, Cohere) is in its weight and bias.
+
+        So the logits are final_norm(x) @ W_U + b_U of every model.
+        """
+        norm, scale = self._norm(self.bridge, "ln_final"), self.shape.logit_scale
+        assert norm is not None  # `require_parts`
+        if scale == 1:
+            return norm
+        bias = None if norm.bias is None else norm.bias * scale
+        return replace(norm, weight=norm.weight * scale, bias=bias)
 
     # -------------------------------------------------------------------------------------- inside
-
-    def _encode_text(self, text: str) -> tuple[int, ...]:
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        if ids and max(ids) >= self.shape.d_vocab:
-            raise InputError(
-                f"text: {text!r} has the token {max(ids)}, the model knows {self.shape.d_vocab}: "
-                "this tokenizer belongs to another model"
-            )
-        return tuple(ids)
 
     def _block(self, layer: int) -> Any:
         if not 0 <= layer < self.shape.n_layers:
             raise InputError(f"layer: expected 0 to {self.shape.n_layers - 1}, found {layer}")
         return self.bridge.blocks[layer]
 
+    def _norm(self, parent: Any, name: str) -> FinalNorm | None:
+        """The norm of this name, or None."""
+        return weights.norm(getattr(parent, name), like=self.W_U[:, 0]) if hasattr(parent, name) else None
+
+    def _outlet(self, layer: int, norm: str) -> Outlet:
+        block = self._block(layer)
+        return Outlet(self._norm(block, norm), float(getattr(block, "residual_contribution_scale", 1.0)))
+
     def _attn(self, layer: int) -> Any:
         return self._block(layer).attn
 
     def _mlp(self, layer: int) -> Any:
         return self._block(layer).mlp
-
-
-def _double_mask(mask: torch.Tensor, n_queries: int) -> torch.Tensor:
-    """Additive causal mask [B, 1, n_queries, T] of mask [B, T], with float32's lowest number where nothing is seen.
-
-    Hugging Face's own has float64's lowest, but LLaMA's softmax runs in float32: there it is −inf, and the row of a
-    padding token, which sees nothing at all, becomes nan, which its value then spreads to the tokens behind it.
-    """
-    length = mask.shape[1]
-    causal = torch.ones(n_queries, length, dtype=torch.bool, device=mask.device).tril(length - n_queries)
-    seen = causal & mask[:, None, None, :].bool()
-    lowest = torch.finfo(torch.float32).min
-    return torch.zeros(seen.shape, dtype=torch.float64, device=mask.device).masked_fill(~seen, lowest)
-
-
-def _special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special tokens that the tokenizer itself puts before a text, mostly BOS or nothing."""
-    bare = tokenizer("a", add_special_tokens=False).input_ids
-    full = tokenizer("a").input_ids
-    if not bare:
-        raise InputError("tokenizer: expected a vocabulary, found one that encodes 'a' to nothing")
-    if full[len(full) - len(bare) :] != bare:
-        raise InputError(
-            "tokenizer: it puts a special token behind every text, so that no prompt ends in its own last token; "
-            "load it with add_eos_token=False"
-        )
-    return full[: len(full) - len(bare)]

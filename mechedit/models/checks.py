@@ -10,37 +10,39 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mechedit.models.architecture import POINTS
+from mechedit.models.architecture import points
 from mechedit.models.bridged import BridgedModel
 from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import in_block
-from mechedit.models.selfcheck import TOLERANCE, conservation, share_off
+from mechedit.models.selfcheck import TOLERANCE, conservation, reads, share_off
 from mechedit.models.weights import FinalNorm
 from reports.diagnosis import Check
+from reports.errors import InputError
 
 __all__ = ["folded_norms", "hooks_fire", "identities", "invariance", "special_tokens"]
 
 #: A forgotten mask must be off by this many times what padding and batch mates are.
 FAR = 10
-#: The hook points of every block that the package reads or steers.
-USED = (*POINTS, "hook_resid_post")
 
 
 @torch.no_grad()
 def invariance(model: BridgedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
     """Logits behind each probe, alone and unpadded, against the same padded on either side and beside a longer one.
 
-    The control is the padded probe with its mask forgotten: the padding is attended to, and positions shift.
+    The control is the padded probe with its mask forgotten: the padding is attended to, and positions shift. It is read
+    at every token, for behind a sliding window's width the last one may see no padding.
     """
     off: dict[str, list[float]] = {}
     longest = max(probes, key=len)
     for ids in probes:
-        true = model.run(*model.pad([ids]))[0][0, -1]
+        every = model.run(*model.pad([ids]))[0][0]
+        true = every[-1]
         width = min(model.n_ctx or 2 * len(ids) + 3, 2 * len(ids) + 3)
         filler = ids.new_zeros(width)
         left, right = (model.pad([ids, filler], side=side) for side in ("left", "right"))
@@ -50,10 +52,11 @@ def invariance(model: BridgedModel, probes: Sequence[Tensor]) -> Iterator[Check]
             "padded on the right": model.run(right[0][:1], right[1][:1])[0][0, len(ids) - 1],
             "beside a batch mate": model.run(*mates)[0][0, -1],
             "last of its batch": model.run(mates[0].flip(0), mates[1].flip(0))[0][1, -1],
-            "the mask forgotten": model.run(left[0][:1], torch.ones_like(left[1][:1]))[0][0, -1],
         }
         for name, logits in measured.items():
             off.setdefault(name, []).append(share_off(logits, true))
+        forgotten = model.run(left[0][:1], torch.ones_like(left[1][:1]))[0][0, -len(ids) :]
+        off.setdefault("the mask forgotten", []).append(share_off(forgotten, every))
     control = off.pop("the mask forgotten")
     tolerance = TOLERANCE[model.dtype]
     for name, errors in off.items():
@@ -82,9 +85,8 @@ def special_tokens(model: BridgedModel, pairs: Sequence[tuple[str, str]]) -> Ite
     tokenizer, n = model.tokenizer, len(pairs)
     bos, declared = tokenizer.bos_token_id, _declared_bos(tokenizer)
     encoded = [model.tokenize(prompt).tolist() for prompt, _ in pairs]
-    differing = sum(
-        ids != list(tokenizer(prompt).input_ids) for ids, (prompt, _) in zip(encoded, pairs, strict=True)
-    )
+    wanted = [_framed_ids(model, prompt) for prompt, _ in pairs]
+    differing = sum(ids != expected for ids, expected in zip(encoded, wanted, strict=True))
     yield Check(
         "prompts as the tokenizer's",
         differing,
@@ -93,6 +95,8 @@ def special_tokens(model: BridgedModel, pairs: Sequence[tuple[str, str]]) -> Ite
         "the tokenizer gives other ids from call to call: save it again with save_pretrained",
         n=n,
     )
+    if model.framing:  # what the tokenizer puts in front by itself
+        declared, encoded = declared if "prefix" in model.framing else None, [model.tokenizer("a").input_ids]
     leading = max(_leading(ids, bos) for ids in encoded)
     shown = repr(tokenizer.bos_token)
     yield Check(
@@ -131,14 +135,15 @@ def special_tokens(model: BridgedModel, pairs: Sequence[tuple[str, str]]) -> Ite
 
 def hooks_fire(model: BridgedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
     """Every hook point that the package reads or steers, counted in one pass."""
-    names = [in_block(layer, point) for layer in range(model.shape.n_layers) for point in USED]
+    blocks = model.bridge.blocks
+    names = [in_block(layer, point) for layer, block in enumerate(blocks) for point in points(block)]
     names.append("ln_final.hook_in")
-    points, fired = model.bridge.hook_dict, dict.fromkeys(names, 0)
+    known, fired = model.bridge.hook_dict, dict.fromkeys(names, 0)
 
     def count(name: str) -> None:
         fired[name] += 1
 
-    hooks = [(name, lambda _tensor, hook, name=name: count(name)) for name in names if name in points]
+    hooks = [(name, lambda _tensor, hook, name=name: count(name)) for name in names if name in known]
     with model.bridge.hooks(fwd_hooks=hooks), torch.no_grad():
         model.run(*model.pad(probes[:1]))
     wrong = [name for name in names if fired[name] != 1]
@@ -165,7 +170,7 @@ def folded_norms(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check
     for ids in probes:
         view = model.residual_view(ids)
         logits = _folded(model.final_norm, view.resid_final, model.W_U, model.b_U)
-        norm, x = model.norm2(layer), view.resid_mid[layer]
+        norm, x = model.norm2(layer), (view.resid_pre if model.shape.parallel else view.resid_mid)[layer]
         up, gate = _folded(norm, x, model.W_in(layer), model.b_in(layer)), model.W_gate(layer)
         if gate is None:
             post = model.act_fn(up)
@@ -188,7 +193,8 @@ def identities(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
     """The identities of `mechedit.models.residual`."""
     off: dict[str, list[float]] = {}
     for ids in probes:
-        for identity, (total, expected) in conservation(model, model.residual_view(ids)).items():
+        view = model.residual_view(ids)
+        for identity, (total, expected) in {**conservation(model, view), **reads(model, view)}.items():
             off.setdefault(identity, []).append(share_off(total, expected))
     for identity, errors in off.items():
         yield Check(
@@ -203,10 +209,7 @@ def identities(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
 
 def _targets(model: BridgedModel, pairs: Sequence[tuple[str, str]]) -> Iterator[Check]:
     """No special token in a target."""
-    special = set(model.tokenizer.all_special_ids)
-    bad = [
-        target for prompt, target in pairs if special & set(model.continuation(prompt, target)[1].tolist())
-    ]
+    bad = [target for prompt, target in pairs if not _is_text(model, prompt, target)]
     yield Check(
         "no special token in a target",
         len(bad),
@@ -215,6 +218,26 @@ def _targets(model: BridgedModel, pairs: Sequence[tuple[str, str]]) -> Iterator[
         f"{bad[:1]} holds one: the tokenizer puts it behind a text, or does not know the word",
         n=len(pairs),
     )
+
+
+def _is_text(model: BridgedModel, prompt: str, target: str) -> bool:
+    """Whether the target's tokens are words."""
+    try:
+        ids = model.continuation(prompt, target)[1].tolist()
+    except InputError:
+        return False
+    return not set(model.tokenizer.all_special_ids) & set(ids)
+
+
+def _framed_ids(model: BridgedModel, prompt: str) -> list[int]:
+    """The ids that the tokenizer itself gives a prompt, in the model's frame."""
+    tokenizer = model.tokenizer
+    if "chat" in model.framing:
+        messages = [{"role": "user", "content": prompt}]
+        chat: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        return list(chat["input_ids"])
+    front = tokenizer(model.framing["prefix"], add_special_tokens=False).input_ids if model.framing else []
+    return [*front, *tokenizer(prompt).input_ids]
 
 
 def _declared_bos(tokenizer: PreTrainedTokenizerBase) -> bool | None:

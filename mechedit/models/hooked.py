@@ -25,6 +25,7 @@ from mechedit.models.architecture import refuse_processed
 from mechedit.models.bridged import BridgedModel, Prompts
 from mechedit.models.generation import generate
 from mechedit.models.loading import load_checkpoint
+from mechedit.models.refusals import refused
 from mechedit.models.residual import ResidualView, view_residual
 from mechedit.models.selfcheck import check_loaded
 
@@ -32,7 +33,12 @@ __all__ = ["HookedModel", "load_model"]
 
 
 def load_model(
-    name: str | Path, *, device: str = "auto", dtype: str | torch.dtype = "float32"
+    name: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype = "float32",
+    prefix: str | None = None,
+    chat: bool = False,
 ) -> HookedModel:
     """Load an embedded model ("factworld", "factworld-llama"), a local folder or a Hugging Face id.
 
@@ -45,16 +51,21 @@ def load_model(
     file's, the pages of the file come on top, which the system may drop.
 
     A small forward pass checks the result: the bridge's logits equal the plain model's, every hook that this
-    package reads fires, and the sub-layers' outputs add up to the logits.
+    package reads fires, the sub-layers' outputs add up to the logits, and neurons read what they are said to read.
 
     Args:
         name: An embedded model, a folder or an id.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
         dtype: "float32", "float64", "bfloat16" or "float16".
+        prefix: A special token (or several) that stands in front of every text, as "<|endoftext|>": some models know
+            more behind it; `mechedit diagnose` says which.
+        chat: Every text is the user's message of a conversation, in the tokenizer's own chat template, and what is
+            scored behind it opens the assistant's turn.
 
     Raises:
         InputError: No such folder and no id that can be fetched; no tokenizer files; an architecture that cannot be
-            bridged or that is no sequential pre-norm decoder; weights missing; not enough memory (both sizes).
+            bridged, or a property of it that attribution could not answer for (`docs/models.md`); weights missing;
+            not enough memory (both sizes); a prefix that is no special token, or chat without a chat template.
         IntegrityError: The bridged model does not compute what the plain one does.
 
     >>> load_model("./no/such/folder")
@@ -64,8 +75,11 @@ def load_model(
     """
     loaded = load_checkpoint(str(name), device=device, dtype=dtype)
     shown = str(name) if loaded.source.startswith("embedded:") or "@" in loaded.source else Path(name).name
-    model = HookedModel(loaded.bridge, loaded.tokenizer, name=shown, source=loaded.source)
-    check_loaded(model, probe=loaded.probe, reference=loaded.reference)
+    with refused(f"{loaded.bridge.cfg.architecture} cannot be read"):
+        model = HookedModel(
+            loaded.bridge, loaded.tokenizer, name=shown, source=loaded.source, prefix=prefix, chat=chat
+        )
+        check_loaded(model, probe=loaded.probe, reference=loaded.reference)
     return model
 
 
@@ -116,7 +130,7 @@ class HookedModel(BridgedModel):
         the last position as −1 and never count from the left.
 
         Args:
-            prompts: Texts, or ids [T] of each.
+            prompts: Texts, lists of messages, or ids [T] of each.
             max_new_tokens: The largest number of tokens of a text.
             top_k: How many of the likeliest tokens are drawn from; None is greedy.
             seed: Seeds the generator of every prompt, with its place in the list.

@@ -26,19 +26,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments import checkpoints
 from experiments.weight_files import weight_elements, weight_files
+from mechedit.models import refusals
+from mechedit.models.adapters import objection
 from mechedit.models.embedded import EMBEDDED, FOLDERS
-from reports.errors import InputError, first_line
+from mechedit.models.masks import narrow_windows
+from reports.errors import InputError
 
 __all__ = ["Checkpoint", "load_checkpoint", "read_model"]
 
@@ -88,11 +85,19 @@ def load_checkpoint(name: str, *, device: str = "auto", dtype: str | torch.dtype
         hf = read_model(folder, dtype=precision)
     hf.eval().requires_grad_(False)
     torch.nn.Module.to(hf, target)
-    probe, reference = _probe_logits(hf)
+    hf.config.architectures = [type(hf).__name__]  # a config may name none
+    with refusals.refused(f"{type(hf).__name__} in {folder} cannot be run"):
+        probe, reference = _probe_logits(hf)
+    if not bool(reference.isfinite().all()):
+        raise InputError(
+            f"model: {type(hf).__name__} in {folder} computes logits that are not finite in "
+            f"{str(precision).removeprefix('torch.')}: its weights are damaged, or overflow (in float32 they do not)"
+        )
     # The bridge changes its tokenizer (BOS, padding token): it gets a copy, and ours stays as the checkpoint has it.
-    bridge = TransformerBridge.boot_transformers(
-        str(folder), hf_model=hf, tokenizer=copy.deepcopy(tokenizer), device=target, dtype=precision
-    )
+    with refusals.refused(f"{type(hf).__name__} in {folder} cannot be bridged by TransformerLens"):
+        bridge = TransformerBridge.boot_transformers(
+            str(folder), hf_model=hf, tokenizer=copy.deepcopy(tokenizer), device=target, dtype=precision
+        )
     logger.info("loaded %s (%s, %s, %s)", source, type(hf).__name__, precision, target)
     return Checkpoint(source, bridge, tokenizer, probe, reference)
 
@@ -113,19 +118,13 @@ def _find_folder(name: str) -> tuple[Path, str]:
 
 
 def _require_architecture(folder: Path) -> None:
-    """Refuse a folder without a config, and an architecture that the bridge does not know."""
-    if not (folder / "config.json").is_file():
-        raise InputError(f"model: {folder} has no config.json; it is no checkpoint in Hugging Face's layout")
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, OSError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"model: {folder / 'config.json'}: {first_line(error)}") from error
-    architecture = next(iter(config.architectures or []), "none named")
-    if architecture not in SUPPORTED_ARCHITECTURES:
-        raise InputError(
-            f"model: unknown architecture {architecture!r} in {folder / 'config.json'}; expected a decoder that "
-            "TransformerLens can bridge, such as GPT2LMHeadModel or LlamaForCausalLM"
-        )
+    """Refuse a folder without a config, a property that is in the way, and what the bridge does not know."""
+    config = refusals.read_config(folder)
+    architecture = refusals.architecture_of(config)
+    with refusals.refused(f"{architecture} in {folder} cannot be bridged by TransformerLens"):
+        why = refusals.refusal(config) or objection(config, architecture)
+    if why is not None:
+        raise InputError(f"model: {architecture} in {folder} is not supported: {why}")
 
 
 def read_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
@@ -137,7 +136,7 @@ def read_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
         InputError: The folder cannot be read, or weights are missing.
     """
     load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
-    try:
+    with refusals.refused(f"{folder} cannot be loaded"):
         model, report = load(
             folder,
             dtype=dtype,
@@ -147,8 +146,6 @@ def read_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (ValueError, OSError, RuntimeError) as error:
-        raise InputError(f"model: {folder} cannot be loaded: {first_line(error)}") from error
     faults = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if faults:
         raise InputError(
@@ -170,4 +167,5 @@ def _probe_logits(hf: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
     """Six token ids spread over the vocabulary [6], and the logits of the plain model on them [6, d_vocab]."""
     embeddings = next(hf.get_input_embeddings().parameters())
     probe = torch.linspace(0, embeddings.shape[0] - 1, 6).long().to(embeddings.device)
-    return probe, hf(probe[None], use_cache=False).logits[0]
+    with narrow_windows(hf.config):
+        return probe, hf(probe[None], use_cache=False).logits[0]

@@ -2,29 +2,49 @@
 
 Checked, in this order:
 
-1. the parts are there: two norms, attention with v and o, an MLP with in and out, in every block;
-2. the bridge's logits equal the plain Hugging Face model's, alone and in a padded batch;
+1. the parts are there: attention with v and o, an MLP with in and out, in every block;
+2. the bridge's logits equal the plain Hugging Face model's, alone and in a padded batch, with sliding windows made so
+   narrow that they count;
 3. every hook point that `ResidualView` reads fires (`HookedModel.hooks` fails otherwise), and z too;
 4. the view adds up (see `mechedit.models.residual`): sub-layers to the residual stream, heads to attn_out, neurons to
-   mlp_out, the final norm and W_U to the logits.
+   mlp_out, the final norm and W_U to the logits;
+5. values and neurons read the stream as their norms and weights say.
 
-Any architecture that passes is a sequential pre-norm decoder in the raw coordinates that attribution and edits
-assume. Parallel blocks, scaled residuals, norms that store weight − 1 and soft-capped logits fail at 1 or 4.
+An architecture that passes is one whose numbers mean what attribution and edits take them for, whatever its name. One
+that does not is refused with the property that an identity failed for (`PROPERTIES`).
 """
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import torch
 
 from mechedit.models.bridged import BridgedModel
 from mechedit.models.hooking import in_block
+from mechedit.models.masks import narrow_windows
 from mechedit.models.residual import ResidualView, view_residual
+from mechedit.models.weights import FinalNorm, bias, matrix
 from reports.errors import InputError, IntegrityError
 
 __all__ = ["TOLERANCE", "check_loaded", "conservation", "share_off"]
 
-#: Largest difference allowed, as a share of the largest value compared; fp32 agrees to about 1e-6.
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+#: Largest difference allowed, as a share of the largest value compared; fp32 agrees to about 1e-6. Of a float64 model
+#: transformers computes norms, rotations and softmax in fp32.
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+# What a model does for which an identity fails.
+PROPERTIES = {
+    "resid_pre + attn_out = resid_mid": "something besides attention writes to its residual stream before the MLP",
+    "resid_mid + mlp_out = the next resid_pre": "something besides attention and MLP writes to its residual stream",
+    "heads + b_O = attn_out": "its attention's output is not the sum of its heads'",
+    "mlp_post @ W_out + b_out = mlp_out": "its MLP's output is not the sum of its neurons'",
+    "final_norm(resid_final) @ W_U + b_U = logits": "its logits are not linear in the normed residual stream",
+    "norm1(resid_pre) @ W_V + b_V = v": "its values are not linear in the normed residual stream",
+    "act(norm2(resid) @ W_in + b_in) = mlp_post": "its neurons are no activation of the normed residual stream",
+}
 
 
 def check_loaded(
@@ -48,13 +68,14 @@ def check_loaded(
     names = [in_block(layer, "attn.hook_z") for layer in range(model.shape.n_layers)]
     with model.hooks([(name, lambda t, hook: z.append(t)) for name in names]):
         view = view_residual(model, ids)
-    for identity, (total, expected) in conservation(model, view).items():
-        error = share_off(total, expected)
-        if not error <= TOLERANCE[model.dtype]:
-            raise InputError(
-                f"model: unknown architecture {model.shape.architecture}: expected a sequential pre-norm decoder, but "
-                f"{identity} does not hold (off by {error:.1e} of the largest value)"
-            )
+    for identities in (conservation, reads):
+        for identity, (total, expected) in identities(model, view).items():
+            error = share_off(total, expected)
+            if not error <= TOLERANCE[model.dtype]:
+                raise InputError(
+                    f"model: {model.shape.architecture} is not supported: {PROPERTIES[identity]} ({identity} is off by "
+                    f"{error:.1e} of the largest value)"
+                )
 
 
 def conservation(model: BridgedModel, view: ResidualView) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -64,8 +85,10 @@ def conservation(model: BridgedModel, view: ResidualView) -> dict[str, tuple[tor
     """
     layers = range(model.shape.n_layers)
     following = torch.cat([view.resid_pre[1:], view.resid_final[None]])
-    heads = torch.stack([_heads_output(model, view, layer) for layer in layers])
-    neurons = torch.stack([_plus(view.mlp_post[i, -1] @ model.W_out(i), model.b_out(i)) for i in layers])
+    heads = torch.stack([model.attn_outlet(i)(_heads_output(model, view, i)) for i in layers])
+    neurons = torch.stack(
+        [model.mlp_outlet(i)(_plus(view.mlp_post[i, -1] @ model.W_out(i), model.b_out(i))) for i in layers]
+    )
     return {
         "resid_pre + attn_out = resid_mid": (view.resid_pre + view.attn_out, view.resid_mid),
         "resid_mid + mlp_out = the next resid_pre": (view.resid_mid + view.mlp_out, following),
@@ -78,6 +101,34 @@ def conservation(model: BridgedModel, view: ResidualView) -> dict[str, tuple[tor
     }
 
 
+@torch.no_grad()
+def reads(model: BridgedModel, view: ResidualView) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """What the sub-layers read, by name: (what their norms and weights make of the stream, what the model had).
+
+    They say what a key is (`mechedit.attribution.circuits.keys`).
+    """
+    layers = range(model.shape.n_layers)
+    v = torch.stack(
+        [_read(model.norm1(i), view.resid_pre_all[i], model.bridge.blocks[i].attn.v) for i in layers]
+    )
+    inputs = view.resid_pre_all if model.shape.parallel else view.resid_mid_all
+    posts = []
+    for i in layers:
+        mlp, normed = model.bridge.blocks[i].mlp, inputs[i]
+        post = _read(model.norm2(i), normed, getattr(mlp, "in"))
+        gate = None if not model.shape.gated else model.act_fn(_read(model.norm2(i), normed, mlp.gate))
+        posts.append(model.act_fn(post) if gate is None else gate * post)
+    return {
+        "norm1(resid_pre) @ W_V + b_V = v": (v, view.v.flatten(2)),
+        "act(norm2(resid) @ W_in + b_in) = mlp_post": (torch.stack(posts), view.mlp_post),
+    }
+
+
+def _read(norm: FinalNorm, x: torch.Tensor, projection: Any) -> torch.Tensor:
+    """norm(x) @ W + b of a bridged projection."""
+    return _plus(norm(x) @ matrix(projection), bias(projection))
+
+
 def _heads_output(model: BridgedModel, view: ResidualView, layer: int) -> torch.Tensor:
     """Σ_{h,t} pattern[h, t] · v[t, h // (H // K)] @ W_O[h] + b_O, [d_model], at the last position."""
     group = model.shape.n_heads // model.shape.n_kv_heads
@@ -88,9 +139,10 @@ def _heads_output(model: BridgedModel, view: ResidualView, layer: int) -> torch.
 
 @torch.no_grad()
 def _check_logits(model: BridgedModel, ids: torch.Tensor, reference: torch.Tensor) -> None:
-    alone = model.forward(ids[None], torch.ones_like(ids)[None])[0]
     half = len(ids) // 2
-    padded = model.run(*model.pad([ids, ids[:half]]), logits_to_keep=1)[0][:, -1]
+    with narrow_windows(model.hf.config):  # as the reference is
+        alone = model.forward(ids[None], torch.ones_like(ids)[None])[0]
+        padded = model.run(*model.pad([ids, ids[:half]]), logits_to_keep=1)[0][:, -1]
     pairs = {"alone": (alone, reference), "in a padded batch": (padded, reference[[-1, half - 1]])}
     for where, (logits, expected) in pairs.items():
         error = share_off(logits, expected)
@@ -103,9 +155,12 @@ def _check_logits(model: BridgedModel, ids: torch.Tensor, reference: torch.Tenso
 
 def share_off(value: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference as a share of the largest expected value; nan and inf fail every comparison with <=."""
-    difference = (value.double() - expected.double()).abs().max()
-    return float(difference / expected.double().abs().max())
+    difference, size = (
+        float((value.double() - expected.double()).abs().max()),
+        float(expected.double().abs().max()),
+    )
+    return 0.0 if difference == size == 0 else difference / size if size else math.inf
 
 
-def _plus(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return x if bias is None else x + bias
+def _plus(x: torch.Tensor, constant: torch.Tensor | None) -> torch.Tensor:
+    return x if constant is None else x + constant

@@ -29,7 +29,8 @@ def last_states(
     Args:
         model: Any bridged model.
         prompts: Texts, or ids [T] of each.
-        points: TransformerLens names whose activation is [batch, pos, ...], as "blocks.3.hook_attn_out".
+        points: TransformerLens names whose activation is [batch, pos, ...], as "blocks.3.hook_attn_out"; hook_resid_mid
+            is one of them in parallel blocks too.
         batch_size: Prompts that run together.
     """
     return _states(model, prompts, points, batch_size, _last)
@@ -51,19 +52,32 @@ def _states(
     pool: Callable[[Tensor, Tensor], Tensor],
 ) -> list[Tensor]:
     """`pool` of (states [B, T, ...], mask [B, T]) at each point, in the order of the prompts."""
-    kept: list[list[Tensor]] = [[] for _ in points]
+    parts = [_parts(model, point) for point in points]
+    kept: dict[str, list[Tensor]] = {one: [] for own in parts for one in own}
     ids = model.encode(prompts)
     order = []
     for batch in batches([len(sequence) for sequence in ids], batch_size):
         padded, mask = model.pad([ids[i] for i in batch])
-        hooks = [
-            (point, partial(_keep, store, mask, pool)) for point, store in zip(points, kept, strict=True)
-        ]
+        hooks = [(point, partial(_keep, store, mask, pool)) for point, store in kept.items()]
         with model.hooks(hooks):
             model.run(padded, mask, logits_to_keep=1)
         order += batch
     places = torch.tensor(order).argsort().to(model.device)
-    return [torch.cat(store)[places] for store in kept]
+    found = {point: torch.cat(store)[places] for point, store in kept.items()}
+    return [
+        torch.stack([found[one] for one in own]).sum(0) if len(own) > 1 else found[own[0]] for own in parts
+    ]
+
+
+def _parts(model: BridgedModel, point: str) -> tuple[str, ...]:
+    """The hook points whose sum is asked for.
+
+    A parallel block has no hook_resid_mid; what it stands for is defined (`mechedit.models.residual`).
+    """
+    block, name = point.rsplit(".", 1)
+    if model.shape.parallel and name == "hook_resid_mid":
+        return f"{block}.hook_resid_pre", f"{block}.hook_attn_out"
+    return (point,)
 
 
 def _keep(

@@ -14,7 +14,20 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["FinalNorm", "ModelShape", "bias", "checkpoint_weights", "matrix", "norm", "shape"]
+from mechedit.models.norms import norm_form
+from reports.errors import InputError
+
+__all__ = [
+    "FinalNorm",
+    "ModelShape",
+    "activation",
+    "bias",
+    "checkpoint_weights",
+    "matrix",
+    "no_norm",
+    "norm",
+    "shape",
+]
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,8 @@ class ModelShape:
         architecture: Hugging Face's class name.
         norm: LayerNorm or RMSNorm.
         gated: Whether the MLP multiplies act(gate) by up (LLaMA).
+        parallel: Whether the MLP reads the block's input and not what attention leaves (GPT-J).
+        logit_scale: What the model multiplies its logits by (Granite, Cohere).
     """
 
     n_layers: int
@@ -44,6 +59,8 @@ class ModelShape:
     architecture: str
     norm: Literal["layer", "rms"]
     gated: bool
+    parallel: bool = False
+    logit_scale: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +68,7 @@ class FinalNorm:
     """A norm of the decoder: the final one, or one of a block.
 
     kind "layer": (x − mean x) / σ · weight + bias, σ = sqrt(var x + eps), the biased variance;
-    kind "rms": x / σ · weight, σ = sqrt(mean x² + eps).
+    kind "rms": x / σ · weight, σ = sqrt(mean x² + eps); kind "none", no norm: x · weight, σ = 1.
 
     Attributes:
         weight: Raw [d].
@@ -67,7 +84,7 @@ class FinalNorm:
     weight: torch.Tensor
     bias: torch.Tensor | None
     eps: float
-    kind: Literal["layer", "rms"]
+    kind: Literal["layer", "rms", "none"]
 
     def centre(self, x: torch.Tensor) -> torch.Tensor:
         """Subtract the mean from x [..., d] for a LayerNorm; an RMSNorm leaves it."""
@@ -75,6 +92,8 @@ class FinalNorm:
 
     def scale(self, x: torch.Tensor) -> torch.Tensor:
         """σ of x [..., d], as [..., 1]."""
+        if self.kind == "none":
+            return torch.ones_like(x[..., :1])
         return (self.centre(x).pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -92,20 +111,50 @@ def matrix(component: Any) -> torch.Tensor:
 
 def bias(component: Any) -> torch.Tensor | None:
     """Bias of a bridged projection; the buffer of zeros that the bridge gives to an unembedding is none."""
-    bias = component.original_component._parameters.get("bias")
+    module = component.original_component
+    bias = None if "bias" in module._buffers else getattr(module, "bias", None)
     return None if bias is None else bias.detach()
 
 
-def norm(component: Any) -> FinalNorm:
-    """A bridged norm, with the eps of the module it wraps."""
+def norm(component: Any, *, like: torch.Tensor | None = None) -> FinalNorm:
+    """A bridged norm, by what the module computes (`mechedit.models.norms`).
+
+    Its weight is a view where the module stores the weight itself; where it stores none, ones beside `like`.
+    """
     module = component.original_component
-    bias = getattr(module, "bias", None)
+    form, weight, bias = norm_form(module), getattr(module, "weight", None), getattr(module, "bias", None)
+    if weight is None:
+        weight = torch.ones(module.normalized_shape)
+        weight = weight if like is None else weight.to(like)
+    elif form.offset:
+        weight = weight.detach() + form.offset
     return FinalNorm(
-        weight=module.weight.detach(),
-        bias=None if bias is None else bias.detach(),
-        eps=float(module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps),
-        kind="layer" if isinstance(module, torch.nn.LayerNorm) else "rms",
+        weight=weight.detach(), bias=None if bias is None else bias.detach(), eps=form.eps, kind=form.kind
     )
+
+
+def no_norm(like: torch.Tensor) -> FinalNorm:
+    """What a sub-layer reads through where there is no norm before it (OLMo-2): x itself. like [d]."""
+    return FinalNorm(weight=torch.ones_like(like), bias=None, eps=0.0, kind="none")
+
+
+def activation(mlp: Any) -> torch.nn.Module:
+    """The function between a bridged MLP's projections: its one module without weights.
+
+    Raises:
+        InputError: There is none, or several.
+    """
+    found = [
+        module
+        for module in mlp.original_component.children()
+        if not isinstance(module, torch.nn.Dropout) and not any(True for _ in module.parameters())
+    ]
+    if len(found) != 1:
+        raise InputError(
+            f"model: {type(mlp.original_component).__name__} is not supported: expected one activation function "
+            f"without weights between the MLP's projections, found {len(found)}"
+        )
+    return found[0]
 
 
 def shape(bridge: TransformerBridge) -> ModelShape:
@@ -120,9 +169,17 @@ def shape(bridge: TransformerBridge) -> ModelShape:
         d_mlp=matrix(mlp.out).shape[0],
         d_vocab=matrix(bridge.unembed).shape[1],
         architecture=str(cfg.architecture),
-        norm=norm(bridge.ln_final).kind,
+        norm=norm_form(bridge.ln_final.original_component).kind,
         gated=hasattr(mlp, "gate"),
+        parallel="hook_resid_mid" not in bridge.blocks[0].hook_aliases,
+        logit_scale=_logit_scale(bridge.original_model.config),
     )
+
+
+def _logit_scale(config: Any) -> float:
+    """What the checkpoint's config says that logits are multiplied by. Whether they are is checked after loading."""
+    scale, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    return (1.0 if scale is None else float(scale)) / (1.0 if divisor is None else float(divisor))
 
 
 def checkpoint_weights(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -89,6 +89,8 @@ class EvaluationConfig:
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
+    prefix: str | None = None
+    chat: bool | None = None
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -120,6 +122,8 @@ class ComparisonConfig:
     space: Space | None = None
     device: str = "auto"
     dtype: str = "float32"
+    prefix: str | None = None
+    chat: bool | None = None
 
     def __post_init__(self) -> None:
         for key, names, allowed in (
@@ -158,6 +162,8 @@ class AnatomyConfig:
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
+    prefix: str | None = None
+    chat: bool | None = None
 
     def __post_init__(self) -> None:
         if min(self.limit, self.selection, self.top_k) < 1:
@@ -187,6 +193,8 @@ class FaithfulnessConfig:
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
+    prefix: str | None = None
+    chat: bool | None = None
 
     def __post_init__(self) -> None:
         if self.limit < 2 or self.mean_over < 0 or not self.models:
@@ -206,3 +214,5 @@ class DemoConfig:
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
+    prefix: str | None = None
+    chat: bool | None = None

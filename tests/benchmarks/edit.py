@@ -93,7 +93,7 @@ def bench_edit(
 def mlp_out(model: HookedModel, layer: int, facts: Sequence[FactEdit]) -> Tensor:
     """v0 [F, d]: the layer's MLP output at the end of each rewrite prompt's subject."""
     cut = [subject_ids(model, fact.prompt, fact.subject) for fact in facts]
-    (states,) = last_states(model, cut, [f"blocks.{layer}.hook_mlp_out"])
+    (states,) = last_states(model, cut, [f"blocks.{layer}.mlp.hook_out"])
     return states
 
 
@@ -117,7 +117,7 @@ def plain_delta(
         return changed
 
     for step in range(search.steps):
-        with model.hooks([(f"blocks.{layer}.hook_mlp_out", add)]), torch.enable_grad():
+        with model.hooks([(f"blocks.{layer}.mlp.hook_out", add)]), torch.enable_grad():
             log_p = model.forward(ids, mask).log_softmax(-1)
         now = log_p[-1, len(drift_ids) - 1]
         drift = now.detach() if drift is None else drift

@@ -4,7 +4,8 @@ Source: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141), section 3.
 
 1. An attention value neuron (l, h, j, pos) reads x_pre^l[pos] with the key k = W_V^l[:, h, j] ⊙ γ_ln1^l (grouped
    heads: the column of the head's group); an FFN value neuron (l, i) reads x_mid^l at the last position with
-   k = W_in^l[:, i] ⊙ γ_ln2^l. A gated FFN neuron has two keys, up and gate.
+   k = W_in^l[:, i] ⊙ γ_ln2^l, in a parallel block x_pre^l. A gated FFN neuron has two keys, up and gate. Where a
+   sub-layer reads the stream itself (OLMo-2), γ and σ are 1.
 2. Its read is x · k. LayerNorm takes the mean off x, which is the same as taking it off the key: `centre` does
    so, and then (x · k) / σ is what the neuron's input really is, but for the constant of the biases.
 3. x is a sum of sources, so a source c has the share (c · k) / (x · k) of the read, and the shares sum to 1.
@@ -47,6 +48,7 @@ class Keys:
         weight: The part of the score that the key stands for [n]: a half for each of a gated neuron's two.
         mid: Whether x is the residual before the FFN, else before attention [n].
         slope: ∂ log coefficient / ∂ read [n]; 0 where the coefficient is 0.
+        own: Whether it reads its own layer's attention [n]: an FFN's does, but for parallel blocks.
     """
 
     layer: Tensor
@@ -57,6 +59,7 @@ class Keys:
     weight: Tensor
     mid: Tensor
     slope: Tensor
+    own: Tensor
 
     @property
     def read(self) -> Tensor:
@@ -78,8 +81,7 @@ class Keys:
     def after(self, layer: int, *, attention: bool) -> Tensor:
         """Which keys [n] read what this layer's attention (or else its FFN) has written."""
         later = self.layer > layer
-        # An FFN reads behind its own layer's attention.
-        return later | (self.mid & (self.layer == layer)) if attention else later
+        return later | (self.own & (self.layer == layer)) if attention else later
 
     def join(self, following: Keys) -> Keys:
         """These keys, then the following ones."""
@@ -105,7 +107,7 @@ def attention_keys(model: HookedModel, view: ResidualView, values: Ranked, *, ce
     slope = _inverse(v * _scale(norms, x))
     weight, mid = torch.ones_like(values.score), torch.zeros_like(pos, dtype=torch.bool)
     key = _keys(columns, _gamma(norms)[layer], norms[0], centre=centre)
-    return Keys(layer, pos, key, x, values.score, weight, mid, slope)
+    return Keys(layer, pos, key, x, values.score, weight, mid, slope, mid)
 
 
 def mlp_keys(
@@ -125,7 +127,8 @@ def mlp_keys(
     if gated:
         parts.append(_by_layer(_columns(model.W_gate, model.b_gate, values.index), layer))
     pos = torch.full_like(layer, len(view.ids) - 1) if pos is None else pos
-    x = view.resid_mid_all[layer, pos].double()
+    stream = view.resid_pre_all if model.shape.parallel else view.resid_mid_all
+    x = stream[layer, pos].double()
     norms = [model.norm2(i) for i in range(model.shape.n_layers)]
     sigma, gamma = _scale(norms, x), _gamma(norms)[layer]
     bias = torch.stack([_zero_or(norm.bias, norm.weight) for norm in norms])[layer]
@@ -141,7 +144,8 @@ def mlp_keys(
     key = _keys(rows, gamma.repeat(times, 1), norms[0], centre=centre)
     layer, score = layer.repeat(times), values.score.repeat(times)
     weight, mid = torch.full_like(score, 1 / times), torch.ones_like(layer, dtype=torch.bool)
-    return Keys(layer, pos.repeat(times), key, x.repeat(times, 1), score, weight, mid, slope)
+    own = mid & (not model.shape.parallel)
+    return Keys(layer, pos.repeat(times), key, x.repeat(times, 1), score, weight, mid, slope, own)
 
 
 def _columns(

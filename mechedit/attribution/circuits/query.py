@@ -30,6 +30,7 @@ from mechedit.attribution.circuits.keys import GUARD, Keys
 from mechedit.attribution.ranking.neurons import Ranked, Sign
 from mechedit.attribution.terms import LayerTerms, product
 from mechedit.models.hooked import HookedModel
+from mechedit.models.outlets import Gain
 from mechedit.models.residual import ResidualView
 
 __all__ = ["N_VALUES", "Source", "key_account", "key_weights", "layer_reads", "query_layers", "query_neurons"]
@@ -65,16 +66,24 @@ def layer_reads(
     for term in terms:
         i = term.layer
         x_pre, x_mid = (part[i, keys.pos].double() for part in (view.resid_pre_all, view.resid_mid_all))
-        attn = _neurons(term.attn.directions, view.z[i, keys.pos], keys, keys.after(i, attention=True))
+        gain, outlet = view.attn_gain(model, i, keys.pos), model.attn_outlet(i)
+        attn = _neurons(term.attn.directions, view.z[i, keys.pos], keys, keys.after(i, attention=True), gain)
         added = ((x_mid - x_pre) * k).sum(dim=1)
-        sources += _split(term, "attn", keys, added, attn, bias=model.b_O(i), x=x_mid)
+        sources += _split(
+            term, "attn", keys, added, attn, _constant(k, gain, model.b_O(i), outlet.shift), x=x_mid
+        )
         if i + 1 == len(terms):  # nothing reads the last FFN
             nothing = attn.new_zeros(len(term.mlp.directions), len(keys.pos))
             return [*sources, Source(i, "mlp", torch.zeros_like(added), nothing)]
         after = view.resid_pre_all[i + 1, keys.pos].double()
-        mlp = _neurons(term.mlp.directions, view.mlp_post[i, keys.pos], keys, keys.after(i, attention=False))
+        gain, outlet = view.mlp_gain(model, i, keys.pos), model.mlp_outlet(i)
+        mlp = _neurons(
+            term.mlp.directions, view.mlp_post[i, keys.pos], keys, keys.after(i, attention=False), gain
+        )
         added = ((after - x_mid) * k).sum(dim=1)
-        sources += _split(term, "mlp", keys, added, mlp, bias=model.b_out(i), x=after)
+        sources += _split(
+            term, "mlp", keys, added, mlp, _constant(k, gain, model.b_out(i), outlet.shift), x=after
+        )
     return sources
 
 
@@ -130,15 +139,22 @@ def key_account(keys: Keys, of: Tensor, *, guard: bool) -> dict[str, Any]:
     }
 
 
-def _neurons(directions: Tensor, coefficients: Tensor, keys: Keys, sees: Tensor) -> Tensor:
-    """`c_i · W[i] · k` [rows, n] of coefficients [n, rows] at the keys' positions; 0 for keys that lie before."""
+def _neurons(directions: Tensor, coefficients: Tensor, keys: Keys, sees: Tensor, gain: Gain) -> Tensor:
+    """`G(c_i · W[i]) · k` [rows, n] of coefficients [n, rows] at the keys' positions; 0 for keys that lie before."""
+    key = gain.pull(keys.key)
     if bool(sees.all()):
-        reads = product(directions, keys.key.T)
+        reads = product(directions, key.T)
         return reads.mul_(coefficients.T)
     out = keys.key.new_zeros(len(directions), len(sees))
     if bool(sees.any()):
-        out[:, sees] = product(directions, keys.key[sees].T).mul_(coefficients[sees].T).to(out)
+        out[:, sees] = product(directions, key[sees].T).mul_(coefficients[sees].T).to(out)
     return out
+
+
+def _constant(k: Tensor, gain: Gain, bias: Tensor | None, shift: Tensor | None) -> Tensor | float:
+    """What keys k [n, d_model] read of a sub-layer's bias and of its norm's, [n]."""
+    read = 0.0 if bias is None else gain.pull(k) @ bias.to(k)
+    return read if shift is None else read + k @ shift.to(k)
 
 
 def _split(
@@ -147,15 +163,13 @@ def _split(
     keys: Keys,
     added: Tensor,
     neurons: Tensor,
+    constant: Tensor | float,
     *,
-    bias: Tensor | None,
     x: Tensor,
 ) -> list[Source]:
     """What was `added` [n] as the sub-layer's own read and what a hook put on top; 0 where a key lies before."""
     sees = keys.after(term.layer, attention=module == "attn").to(added)
-    read = neurons.sum(dim=0, dtype=torch.float64)
-    if bias is not None:
-        read = read + sees * (keys.key.double() @ bias.double())
+    read = neurons.sum(dim=0, dtype=torch.float64) + sees * constant
     added = added * sees
     size = neurons.norm(1, dim=0).double() + x.norm(dim=1) * keys.key.double().norm(dim=1)
     limit = _limit(term) * sees * size

@@ -29,7 +29,7 @@ from torch.nn.functional import pad
 from mechedit.attribution.layers import PLACE
 from mechedit.attribution.passes import Pass, base_rows
 from mechedit.attribution.ranking.neurons import Ranked, Ranking, Sign
-from mechedit.attribution.terms import KINDS, Kind, SubLayer, product, unit_vectors
+from mechedit.attribution.terms import KINDS, Kind, SubLayer, unit_vectors
 
 __all__ = ["MARGIN", "Ranges", "certified", "chord_bound", "jensen_bound"]
 
@@ -119,12 +119,13 @@ def _bounds(forward: Pass, kind: Kind, sign: Sign, ranges: Ranges | None) -> Ten
     for i, part in enumerate(forward.sub_layers(kind)):
         coefficients = part.coefficients.double()
         both = torch.stack([column, forward.acc.means[i, PLACE[kind]]], dim=1)
-        u_target, mu = product(part.directions, both).double().unbind(1)
+        u_target, mu = part.product(both).double().unbind(1)
         if sign == "promote":
             bounds.append(coefficients * jensen_bound(u_target, mu)[:, None])
             continue
         assert ranges is not None, "suppress needs the rows' ranges"
-        rows = getattr(ranges, kind)[i].to(coefficients.device).double() / forward.projection.sigma
+        scale = forward.projection.sigma * part.gain.sigma
+        rows = getattr(ranges, kind)[i].to(coefficients.device).double() / scale
         ends = coefficients[:, :, None] * rows[:, None, :]
         u_target, mu = coefficients * u_target[:, None], coefficients * mu[:, None]
         bounds.append(-chord_bound(u_target, mu, ends.amin(-1), ends.amax(-1)))

@@ -119,5 +119,5 @@ def _layer_scores(forward: Pass, layer: int, kind: Kind) -> Tensor:
     part = forward.sub_layers(kind)[layer]
     log_p = forward.acc.log_p[layer, PLACE[kind]]
     return inc_scaled(
-        forward.projection, log_p, part.directions, part.coefficients, target=forward.target
+        forward.projection, log_p, part.written(), part.coefficients, target=forward.target
     ).cpu()

@@ -22,6 +22,7 @@ from mechedit.attribution.projection import Projection
 from mechedit.attribution.ranking.certified import Ranges
 from mechedit.models.cache import cache_folder
 from mechedit.models.hooked import HookedModel
+from mechedit.models.outlets import Gain
 from reports.files import whole_file
 
 __all__ = ["compute_ranges", "vocabulary_ranges"]
@@ -36,7 +37,13 @@ _memory: dict[str, Ranges] = {}
 def vocabulary_ranges(model: HookedModel) -> Ranges:
     """The model's `Ranges`: from memory, from disk, or computed and kept."""
     dtype = str(model.dtype).removeprefix("torch.")
-    name = f"ranges-{SCHEMA_VERSION}-{dtype}-{model.final_norm.kind}-{model.hash}.safetensors"
+    scales = (
+        model.shape.logit_scale,
+        model.attn_outlet(0).factor,
+        model.mlp_outlet(0).factor,
+    )  # no weights say them
+    said = "" if scales == (1, 1, 1) else "-".join(f"{scale!r}" for scale in scales) + "-"
+    name = f"ranges-{SCHEMA_VERSION}-{dtype}-{model.final_norm.kind}-{said}{model.hash}.safetensors"
     key = f"{name} {model.device}"
     if key not in _memory:
         _memory[key] = _from_disk(model, name)
@@ -68,16 +75,16 @@ def compute_ranges(model: HookedModel) -> Ranges:
     mlp: list[Tensor] = []
     # disable=None: the bar shows on a terminal only
     for layer in tqdm(range(model.shape.n_layers), desc="vocabulary ranges", disable=None, leave=False):
-        attn.append(_rows(unscaled, model.W_O(layer).flatten(0, 1)))
-        mlp.append(_rows(unscaled, model.W_out(layer)))
+        attn.append(_rows(unscaled, model.W_O(layer).flatten(0, 1), model.attn_outlet(layer).frozen()))
+        mlp.append(_rows(unscaled, model.W_out(layer), model.mlp_outlet(layer).frozen()))
     return Ranges(torch.stack(attn), torch.stack(mlp))
 
 
-def _rows(projection: Projection, directions: Tensor) -> Tensor:
+def _rows(projection: Projection, directions: Tensor, gain: Gain) -> Tensor:
     directions = directions.to(projection.W_U.device)
     height = projection.rows(bytes_each=2 * 4)
     ends = []
     for block in directions.split(height):
-        u = projection.directions(block)
+        u = projection.directions(gain(block))
         ends.append(torch.stack([u.amin(-1), u.amax(-1)], dim=-1))
     return torch.cat(ends)

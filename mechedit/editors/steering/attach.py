@@ -1,38 +1,35 @@
-"""Steering edits on a plain `transformers` model: nobody needs TransformerLens to serve an edit.
+"""Steering edits on a plain `transformers` model: nobody needs a hooked one to serve an edit.
 
 The same `Steering` (mechedit.editors.steering.steer) as on a hooked model, hung into the modules by forward hooks:
 
 | hook point | module |
 |---|---|
 | resid_pre | the decoder layer's input |
-| attn_out, mlp_out | the attention's and the MLP's output |
-| resid_mid | the input of the norm before the MLP |
+| attn_out, mlp_out | the output of attention and MLP, behind the norm and the factor that follow it |
 | z | the input of the attention's output projection |
 
-Modules are found by the names that decoders of the GPT-2, LLaMA, Qwen, Mistral and GPT-NeoX kind give them.
+What an architecture calls its modules is what TransformerLens' adapter for it says.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mechedit.editors.steering.passes import follow
 from mechedit.editors.steering.steer import Steering, SteeringEdit
-from reports.errors import InputError
+from mechedit.models.adapters import adapter_of
+from reports.errors import InputError, first_line
 
 __all__ = ["attach"]
 
 Fn = Callable[[Tensor], Tensor | None]
-
-LAYERS = ("transformer.h", "model.layers", "gpt_neox.layers")
-ATTENTION = ("attn", "self_attn", "attention")
-PROJECTION = ("c_proj", "o_proj", "dense")
-SECOND_NORM = ("ln_2", "post_attention_layernorm")
 
 
 @contextlib.contextmanager
@@ -41,81 +38,92 @@ def attach(
 ) -> Iterator[Steering]:
     """`hf` under the edits, for the length of the block: `generate`, the logits, anything that calls its forward.
 
-    Outputs equal those of `steer` on the hooked model to rounding. Hooks are removed however the block is left.
+    Outputs equal those of `steer` on the hooked model to rounding, and those of each prompt alone, however it comes in:
+    in any batch and padding (`generate` takes padding on the left alone, as ever), in chunks, behind a reused prefix,
+    with beams or drafts, as ids or embeddings, with a dynamic, static or no cache, in several threads. How it is known
+    where a prompt ends, and what a loop of your own must say: `mechedit.editors.steering.passes`. Hooks are removed
+    however the block is left. A cache that was filled in the block keeps what was steered.
 
     Args:
-        hf: The model. Batches are padded on the left, as for generation: the last position is steered.
+        hf: The model, on one device.
         edits: Fitted on this model.
-        tokenizer: The model's own; sentence gates alone need it.
+        tokenizer: The model's own; gates that read text need it.
 
     Raises:
-        InputError: The model's modules are not found, or a sentence gate has no tokenizer.
+        InputError: The model's modules are not found, it is spread over devices, or a gate that reads text has no
+            tokenizer. In a pass: what cannot be served (continuous batching and other packed rows, compiled models,
+            text or a mean state of a prompt whose beginning was cached before the block).
     """
     weight = next(hf.parameters())
     steering = Steering(edits, device=weight.device, dtype=weight.dtype, tokenizer=tokenizer)
-    if steering.bank.by_text and tokenizer is None:
+    if steering.bank.reads_text and tokenizer is None:
         raise InputError(
             "tokenizer: expected the model's own, found None; a sentence gate reads the prompt's text"
         )
-    blocks = _find(hf, LAYERS, "decoder layers")
-    handles = [hf.register_forward_pre_hook(steering.begin, with_kwargs=True)]
-    try:
+    devices = sorted({str(parameter.device) for parameter in hf.parameters()})
+    if len(devices) > 1:
+        raise InputError(f"hf: expected a model on one device, found {', '.join(devices)}; load it on one")
+    modules = _Modules.of(hf)
+    with contextlib.ExitStack() as hooks:
+        steering.passes = hooks.enter_context(follow(hf, steering))
         for name, fn in steering.points():
             _, layer, point = name.split(".", 2)
-            handles.append(_HANGERS[point](blocks[int(layer)], fn))
+            hooks.callback(modules.hang(point, int(layer), fn).remove)
         yield steering
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _find(module: nn.Module, paths: Sequence[str], what: str) -> Any:
-    for path in paths:
-        inner: Any = module
-        for name in path.split("."):
-            inner = getattr(inner, name, None)
-        if inner is not None:
-            return inner
-    raise InputError(
-        f"hf: expected {what} at {' or '.join(paths)}, found none in {type(module).__name__}; "
-        "steer it through mechedit.load_model"
-    )
+@dataclass(frozen=True)
+class _Modules:
+    """Where a plain model computes what the hook points have.
 
+    Attributes:
+        blocks: The decoder layers.
+        attn_out: Name within a layer of what puts out attention's output, behind any norm.
+        mlp_out: The same of the MLP's.
+        projection: Name of the attention's output projection.
+        d_head: Width of a head.
+        factor: What the model multiplies a sub-layer's output by before it adds it.
+    """
 
-def _attention(block: nn.Module) -> nn.Module:
-    return _find(block, ATTENTION, "an attention module")
+    blocks: Any
+    attn_out: str
+    mlp_out: str
+    projection: str
+    d_head: int
+    factor: float
 
+    @classmethod
+    def of(cls, hf: Any) -> _Modules:
+        """Errors: `InputError` for a model that TransformerLens has no adapter for."""
+        try:
+            adapter = adapter_of(hf.config, type(hf).__name__)
+            block = adapter.component_mapping["blocks"]
+            parts, attn = block.submodules, block.submodules["attn"]
+            behind = [parts.get(f"ln{i}_post", parts[name]).name for i, name in ((1, "attn"), (2, "mlp"))]
+            return cls(
+                hf.get_submodule(block.name),
+                behind[0],
+                behind[1] or parts["mlp"].submodules["out"].name,  # an MLP without a module of its own (OPT)
+                f"{attn.name}.{attn.submodules['o'].name}",
+                int(adapter.cfg.d_head),
+                float(getattr(block, "residual_contribution_scale", 1.0)),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"hf: expected decoder layers of attention and MLP, found none in {type(hf).__name__} "
+                f"({first_line(error)}); steer it through mechedit.load_model"
+            ) from error
 
-def _hang_input(block: nn.Module, fn: Fn) -> Any:
-    return block.register_forward_pre_hook(partial(_before, fn), with_kwargs=True)
-
-
-def _hang_second_norm(block: nn.Module, fn: Fn) -> Any:
-    return _hang_input(_find(block, SECOND_NORM, "the norm before the MLP"), fn)
-
-
-def _hang_attention(block: nn.Module, fn: Fn) -> Any:
-    return _attention(block).register_forward_hook(partial(_after, fn))
-
-
-def _hang_mlp(block: nn.Module, fn: Fn) -> Any:
-    return _find(block, ("mlp",), "an MLP").register_forward_hook(partial(_after, fn))
-
-
-def _hang_z(block: nn.Module, fn: Fn) -> Any:
-    attention = _attention(block)
-    width = int(getattr(attention, "head_dim", None) or getattr(attention, "head_size"))  # noqa: B009
-    projection = _find(attention, PROJECTION, "the output projection")
-    return projection.register_forward_pre_hook(partial(_before_heads, fn, width))
-
-
-_HANGERS: dict[str, Callable[[nn.Module, Fn], Any]] = {
-    "hook_resid_pre": _hang_input,
-    "hook_resid_mid": _hang_second_norm,
-    "hook_attn_out": _hang_attention,
-    "hook_mlp_out": _hang_mlp,
-    "attn.hook_z": _hang_z,
-}
+    def hang(self, point: str, layer: int, fn: Fn) -> Any:
+        """Hangs `fn` where a decoder layer computes what a hook point has; the handle."""
+        block = self.blocks[layer]
+        if point == "hook_resid_pre":
+            return block.register_forward_pre_hook(partial(_before, fn), with_kwargs=True)
+        if point == "attn.hook_z":
+            heads = partial(_before_heads, fn, self.d_head)
+            return block.get_submodule(self.projection).register_forward_pre_hook(heads)
+        name = {"hook_attn_out": self.attn_out, "hook_mlp_out": self.mlp_out}[point]
+        return block.get_submodule(name).register_forward_hook(partial(_after, fn, self.factor))
 
 
 def _before(fn: Fn, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -123,11 +131,18 @@ def _before(fn: Fn, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     fn(args[0] if args else kwargs["hidden_states"])
 
 
-def _after(fn: Fn, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    """Attention modules return a tuple, MLPs a tensor."""
-    moved = fn(output[0] if isinstance(output, tuple) else output)
+def _after(fn: Fn, factor: float, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    """Attention modules return a tuple, MLPs and norms a tensor; the model goes on to multiply it by `factor`."""
+    added = output[0] if isinstance(output, tuple) else output
+    if added.ndim != 3:
+        raise InputError(
+            f"hf: expected {type(module).__name__} to write [batch, tokens, width], found {tuple(added.shape)}; "
+            "steer this model through mechedit.load_model"
+        )
+    moved = fn(added if factor == 1 else factor * added)
     if moved is None:
         return None
+    moved = moved if factor == 1 else moved / factor
     return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
 

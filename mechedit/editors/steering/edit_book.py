@@ -131,8 +131,14 @@ class EditBook:
     def attach(self, hf: PreTrainedModel, *, tokenizer: Any = None) -> Iterator[Steering]:
         """A plain `transformers` model under all edits: `with book.attach(hf): hf.generate(...)`.
 
+        However prompts come in, what comes out is that of each prompt alone (`mechedit.editors.steering.attach`).
+
+        Args:
+            hf: The model.
+            tokenizer: Its own; gates that read text need it.
+
         Raises:
-            InputError: The edits were fitted on another model.
+            InputError: The edits were fitted on another model; in a pass, what cannot be served.
         """
         _check_hash(self.model_hash, digest(dict(weights.checkpoint_weights(hf))))
         with attach(hf, list(self.edits.values()), tokenizer=tokenizer) as steering:

@@ -15,7 +15,7 @@ of all edits decides all gates of a batch (`mechedit.editors.steering.gate_bank`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -32,6 +32,7 @@ __all__ = [
     "Gate",
     "HiddenGate",
     "Pool",
+    "Reading",
     "SentenceGate",
     "Whitening",
     "calibrate",
@@ -45,9 +46,24 @@ Pool = Literal["last", "mean"]
 Embed = Callable[[Sequence[str]], Tensor]
 
 
+@dataclass(frozen=True, order=True)
+class Reading:
+    """A state that a gate reads, in a pass in which nothing is steered.
+
+    Attributes:
+        layer: Whose input it is.
+        pool: That of the prompt's last token, or the mean over its tokens.
+    """
+
+    layer: int
+    pool: Pool
+
+
 @dataclass(frozen=True)
 class AlwaysOn:
     """Opens for every prompt: the ungated row of every comparison."""
+
+    kind = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +112,16 @@ class HiddenGate:
     pool: Pool = "last"
     whitening: Whitening | None = None
 
+    @property
+    def kind(self) -> Hashable:
+        """Gates of one kind are asked at once (`mechedit.editors.steering.gate_bank`)."""
+        return (self.layer, self.pool, self.distance, id(self.whitening))
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """The state that it reads."""
+        return (Reading(self.layer, self.pool),)
+
     def coordinates(self, states: Tensor) -> Tensor:
         """The states [B, d] where the distance is Euclidean: as they are, of length 1, or whitened.
 
@@ -129,6 +155,11 @@ class SentenceGate:
     threshold: float
     model: str
     embed: Embed = field(repr=False)
+
+    @property
+    def kind(self) -> Hashable:
+        """Gates of one kind are asked at once (`mechedit.editors.steering.gate_bank`)."""
+        return self.model
 
     def coordinates(self, states: Tensor) -> Tensor:
         """The embeddings themselves."""

@@ -34,19 +34,19 @@ class Site:
     Attributes:
         read: It has h.
         write: It is changed.
-        base: What must be added to `write` to give h.
+        base: What (a sum) must be added to `write` to give h.
     """
 
     read: str
     write: str
-    base: str | None = None
+    base: tuple[str, ...] = ()
 
 
 SITES: dict[SiteName, Site] = {
     "attn_out": Site("hook_attn_out", "hook_attn_out"),
-    "resid_mid": Site("hook_resid_mid", "hook_attn_out", base="hook_resid_pre"),
+    "resid_mid": Site("hook_resid_mid", "hook_attn_out", base=("hook_resid_pre",)),
     "mlp_out": Site("hook_mlp_out", "hook_mlp_out"),
-    "resid_post": Site("hook_resid_post", "hook_mlp_out", base="hook_resid_mid"),
+    "resid_post": Site("hook_resid_post", "hook_mlp_out", base=("hook_resid_pre", "hook_attn_out")),
     "z": Site("attn.hook_z", "attn.hook_z"),
 }
 

@@ -76,9 +76,8 @@ class FT(WeightEditor):
         view = model.W_out(ready.layer)
         name, stored = weight_name(model, view)
         value = weight if stored.stride() == view.stride() else weight.mT
-        return WeightChange(
-            ready.name, facts, model.hash, {name: (Replaced(value.to(stored.dtype).contiguous()),)}
-        )
+        parts = {name: (Replaced(value.to(stored.dtype).contiguous()),)}
+        return WeightChange(ready.name, facts, model.hash, parts, model.name)
 
     def _train(self, model: HookedModel, upper: Upper, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """W_out [d_mlp, d_model] after training."""
@@ -106,7 +105,7 @@ class FT(WeightEditor):
         written = upper.key.to(weight.dtype) @ weight
         bias = model.b_out(self.layer)
         written = written if bias is None else written + bias
-        normed = upper(upper.resid_mid + written.to(upper.resid_mid.dtype))
+        normed = upper(upper.behind(written))
         row, column, tokens, shares = places
         log_p = upper.logits(normed, row, column).log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
         return -(shares * log_p).sum()

@@ -25,9 +25,10 @@ from mechedit.data.facts import FactEdit
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import AUTO, Table
 from mechedit.editors.weights.subject import target_places
-from mechedit.editors.weights.weight_edit import LowRank, WeightChange, WeightEditor
+from mechedit.editors.weights.weight_edit import LowRank, WeightChange, WeightEditor, weight_name
 from mechedit.models import weights
 from mechedit.models.hooked import HookedModel
+from reports.errors import InputError, first_line
 
 __all__ = ["LoRA"]
 
@@ -41,7 +42,8 @@ class LoRA(WeightEditor):
         alpha: Of the adapters.
         steps: Adam's, at most.
         lr: Adam's.
-        targets: The modules that get an adapter, by the last part of their name in the checkpoint.
+        targets: The modules that get an adapter, by their name in the checkpoint or its last part; AUTO: those that
+            make queries and values (`query_value_modules`).
         stop: The loss below which it stops, nats a token.
         seed: Of A's initial values (B is 0).
 
@@ -62,10 +64,10 @@ class LoRA(WeightEditor):
     name: str = "lora"
 
     DEFAULTS: ClassVar[Table] = {
-        "gpt2-xl": {"steps": 70, "lr": 5e-3, "targets": ("c_attn",)},
-        "llama-2-7b": {"steps": 70, "lr": 5e-3, "targets": ("q_proj", "v_proj")},
-        "factworld": {"steps": 70, "lr": 5e-3, "targets": ("c_attn",)},
-        "factworld-llama": {"steps": 70, "lr": 5e-3, "targets": ("q_proj", "v_proj")},
+        "gpt2-xl": {"steps": 70, "lr": 5e-3},
+        "llama-2-7b": {"steps": 70, "lr": 5e-3},
+        "factworld": {"steps": 70, "lr": 5e-3},
+        "factworld-llama": {"steps": 70, "lr": 5e-3},
     }
 
     def change(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> WeightChange:
@@ -76,19 +78,25 @@ class LoRA(WeightEditor):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(ready.seed)
             twin = shared_twin(model)
-            adapted = ready._adapters(twin)
+            adapted = ready._adapters(twin, ready.targets or query_value_modules(model))
         ready._train(model, adapted, pairs)
-        return WeightChange(ready.name, facts, model.hash, ready._products(twin))
+        return WeightChange(ready.name, facts, model.hash, ready._products(twin), model.name)
 
-    def _adapters(self, twin: PreTrainedModel) -> Any:
+    def _adapters(self, twin: PreTrainedModel, targets: Sequence[str]) -> Any:
         with warnings.catch_warnings():
             # peft sets it itself for GPT-2's Conv1D, and says so.
             warnings.filterwarnings("ignore", message="fan_in_fan_out")
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
             config = LoraConfig(
-                r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, target_modules=list(self.targets)
+                r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, target_modules=list(targets)
             )
-            return get_peft_model(twin, config)
+            try:
+                return get_peft_model(twin, config)
+            except ValueError as error:
+                raise InputError(
+                    f"targets: expected linear modules of {type(twin).__name__}, found {', '.join(targets)}: "
+                    f"{first_line(error)}"
+                ) from error
 
     def _train(self, model: HookedModel, adapted: Any, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         ids, mask = model.pad([torch.cat([prompt, target[:-1]]) for prompt, target in pairs], side="right")
@@ -116,6 +124,19 @@ class LoRA(WeightEditor):
                 pair = (a.mT, scale * b.mT) if module.fan_in_fan_out else (scale * b, a)
                 parts[f"{name}.weight"] = (LowRank(*(side.float().contiguous() for side in pair)),)
         return parts
+
+
+def query_value_modules(model: HookedModel) -> list[str]:
+    """Names in the checkpoint of the modules that make queries and values, of every layer: one where they are fused.
+
+    Found by what they are in the bridged attention, whatever the architecture calls them.
+    """
+    names = []
+    for block in model.bridge.blocks:
+        parts = [block.attn.qkv] if hasattr(block.attn, "qkv") else [block.attn.q, block.attn.v]
+        stored = [weight_name(model, part.original_component.weight)[0] for part in parts]
+        names += [name.removesuffix(".weight") for name in stored]
+    return names
 
 
 def shared_twin(model: HookedModel) -> PreTrainedModel:

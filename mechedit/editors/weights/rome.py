@@ -29,7 +29,7 @@ from mechedit.editors.defaults import AUTO, Table
 from mechedit.editors.steering.steer import unsteered
 from mechedit.editors.weights.covariance import Covariance, covariance_for
 from mechedit.editors.weights.subject import edit_batch, subject_ids
-from mechedit.editors.weights.upper_layers import upper_part
+from mechedit.editors.weights.upper_layers import mlp_output, upper_part
 from mechedit.editors.weights.value_search import Search, find_delta
 from mechedit.editors.weights.weight_edit import (
     LowRank,
@@ -117,7 +117,7 @@ class ROME(WeightEditor):
                     earlier.enter_context(
                         weight_edit(model, WeightChange(self.name, (fact,), digest, done[-1]))
                     )
-        return WeightChange(ready.name, facts, digest, combine(done))
+        return WeightChange(ready.name, facts, digest, combine(done), model.name)
 
     def associate(self, model: HookedModel, fact: FactEdit) -> Association:
         """k* and v* of one fact, and the change of rank one that they ask for."""
@@ -142,8 +142,7 @@ class ROME(WeightEditor):
             cut = [subject_ids(model, fact.prompt, fact.subject, context=c) for c in before]
             (keys,) = last_states(model, cut, [post(self.layer)])
             k = keys.mean(0).to(torch.promote_types(keys.dtype, torch.float32))
-            bias = model.b_out(self.layer)
-            v0 = k @ model.W_out(self.layer).to(k.dtype) + (0 if bias is None else bias)
+            v0 = mlp_output(model, self.layer, k)
             batch = edit_batch(model, [fact], before)
             upper = upper_part(model, self.layer, batch.texts, batch.starts)
             delta = find_delta(upper, batch, v0[None], search)[0]

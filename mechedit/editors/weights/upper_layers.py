@@ -24,9 +24,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mechedit.models.hooked import HookedModel
-from mechedit.models.hooking import post, resid_post
+from mechedit.models.hooking import post, resid_post, resid_pre
 
-__all__ = ["Upper", "upper_part"]
+__all__ = ["Upper", "mlp_output", "upper_part"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Upper:
         resid_mid: The residual stream before the layer's MLP [B, n, d].
         key: What its W_out multiplies [B, n, d_mlp].
         resid_post: The residual stream after the MLP [B, n, d].
+        first: What W_out writes at the first position, its product and b_out [B, d].
         calls: The call of each block above.
     """
 
@@ -88,7 +89,22 @@ class Upper:
     resid_mid: Tensor
     key: Tensor
     resid_post: Tensor
+    first: Tensor
     calls: tuple[_Call, ...]
+
+    def behind(self, written: Tensor) -> Tensor:
+        """The layer's output [B, n, d] if its MLP wrote `written` [B, n, d]."""
+        outlet = self.model.mlp_outlet(self.layer)
+        return self.resid_mid + outlet(written).to(self.resid_mid.dtype)
+
+    def moved(self, delta: Tensor) -> Tensor:
+        """The layer's output [B, n, d] if its MLP wrote `delta` [B, d] more at the first position."""
+        resid, outlet = self.resid_post, self.model.mlp_outlet(self.layer)
+        if outlet.plain:
+            first = resid[:, :1] + delta[:, None].to(resid.dtype)
+        else:
+            first = self.resid_mid[:, :1] + outlet(self.first + delta)[:, None].to(resid.dtype)
+        return torch.cat([first, resid[:, 1:]], dim=1)
 
     def __call__(self, resid: Tensor) -> Tensor:
         """The final norm's output [B, n, d] if the layer's output were `resid` [B, n, d]; differentiable."""
@@ -99,7 +115,7 @@ class Upper:
 
     def logits(self, normed: Tensor, row: Tensor, column: Tensor) -> Tensor:
         """fp32 logits [N, d_vocab] at the N places (row, column) of `normed`."""
-        logits = normed[row, column] @ self.model.W_U
+        logits = self.model.shape.logit_scale * (normed[row, column] @ self.model.W_U)
         bias = self.model.b_U
         return (logits if bias is None else logits + bias).float()
 
@@ -111,6 +127,7 @@ class Upper:
             resid_mid=self.resid_mid[index],
             key=self.key[index],
             resid_post=self.resid_post[index],
+            first=self.first[index],
             calls=tuple(call.rows(index, n_rows) for call in self.calls),
         )
 
@@ -136,8 +153,10 @@ def upper_part(model: HookedModel, layer: int, texts: Sequence[Tensor], starts: 
         _, cache = model.run(ids[:, :before], mask[:, :before], use_cache=True, logits_to_keep=1)
     kept: dict[str, Tensor] = {}
     seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    # before the MLP: a parallel block has no such point, and the sum is it in every block
     points = {
-        "resid_mid": f"blocks.{layer}.hook_resid_mid",
+        "resid_pre": resid_pre(layer),
+        "attn_out": f"blocks.{layer}.hook_attn_out",
         "key": post(layer),
         "resid_post": resid_post(layer),
     }
@@ -154,7 +173,16 @@ def upper_part(model: HookedModel, layer: int, texts: Sequence[Tensor], starts: 
         for handle in handles:
             handle.remove()
     calls = tuple(_Call(args, kwargs, *pair) for (args, kwargs), pair in zip(seen, past, strict=True))
-    return Upper(model, layer, calls=calls, **kept)
+    resid_mid = kept.pop("resid_pre") + kept.pop("attn_out")
+    first = mlp_output(model, layer, kept["key"][:, 0])
+    return Upper(model, layer, resid_mid=resid_mid, first=first, calls=calls, **kept)
+
+
+def mlp_output(model: HookedModel, layer: int, keys: Tensor) -> Tensor:
+    """What the layer's W_out writes for keys [..., d_mlp]: k W_out + b_out [..., d_model], fp32 at least."""
+    keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
+    written, bias = keys @ model.W_out(layer).to(keys.dtype), model.b_out(layer)
+    return written if bias is None else written + bias
 
 
 def _keys_values(cache: Any, layer: int) -> tuple[Tensor | None, Tensor | None]:

@@ -9,7 +9,8 @@ at the subject's last token, and found by Adam on
 
 with δ cut back to ‖δ‖ ≤ clamp · ‖v0‖ after each step, for at most `steps` evaluations of L, or until L < `stop`. ROME's
 v0 is the MLP's output there, MEMIT's the layer's; where δ is added the two are the same, since the MLP's output is
-added to the layer's. The KL is the paper's: the reference code reads it at the subject's last token instead.
+added to the layer's. Where a norm or a factor stands between the two (`mechedit.models.outlets`), δ is added to what
+W_out writes. The KL is the paper's: the reference code reads it at the subject's last token instead.
 
 Facts do not touch each other: Adam works entry by entry, so the δ of 32 facts optimised in one batch are those of 32
 runs. Only what δ can change is run (`mechedit.editors.weights.upper_layers`).
@@ -95,9 +96,7 @@ def losses(
     upper: Upper, batch: EditBatch, delta: Tensor, scale: Tensor, drift: Tensor, search: Search
 ) -> Tensor:
     """L(δ) of each fact [F]; a fact whose rows are not in `batch` gets what nobody should read."""
-    resid = upper.resid_post
-    first = resid[:, :1] + delta[batch.fact][:, None].to(resid.dtype)
-    normed = upper(torch.cat([first, resid[:, 1:]], dim=1))
+    normed = upper(upper.moved(delta[batch.fact]))
     log_p = _log_probs(upper, normed, batch.row, batch.column).gather(-1, batch.token[:, None])[:, 0]
     nll = torch.zeros_like(scale).index_add(0, batch.fact[batch.row], -batch.weight * log_p)
     decay = search.weight_decay * delta.norm(dim=-1) / scale**2
