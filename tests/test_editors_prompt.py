@@ -57,7 +57,7 @@ def test_ike_is_the_same_text_put_before_every_prompt(model: HookedModel) -> Non
         assert torch.equal(ids, wanted[0])
         assert torch.equal(target, wanted[1])
         attr = attribute(edited, FACT.rewrite_prompt, FACT.target_new, top_k=3)
-        assert list(attr.ids[: len(ids)]) == ids.tolist()
+        assert attr.ids[: attr.prompt_length] == tuple(ids.tolist())
         assert abs(attr.completeness_gap) < 1e-4
         assert edited.hash == digest
         assert not torch.equal(model.logits(PROMPTS), edited.logits(PROMPTS))
