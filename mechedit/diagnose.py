@@ -1,7 +1,7 @@
 """Can a number measured on this model be trusted? Every check is a row: measured, tolerance, and what to change.
 
 1. The model alone (`mechedit.models.checks`): padding and batch mates (with the forgotten mask as the control), BOS,
-   hooks, folded norms, conservation.
+   hooks, folded norms, conservation; whether a special token in front of a text helps (`mechedit.models.prefix_check`).
 2. Beside a second load of the same checkpoint: logits against `transformers` alone, in eager and in sdpa attention;
    against float64 (float32 where float64 does not fit), which is the error that the dtype costs; against a
    TransformerLens bridge with its norms folded, where the model is small.
@@ -27,9 +27,10 @@ from experiments.checkpoints import progress_bar, second_load
 from experiments.memory import free_bytes, size, watched
 from mechedit.attribution import attribute
 from mechedit.models import checks
-from mechedit.models.embedded import FOLDERS
+from mechedit.models.embedded import here
 from mechedit.models.hooked import HookedModel, load_model
 from mechedit.models.loading import read_model
+from mechedit.models.prefix_check import best_prefix
 from mechedit.models.selfcheck import TOLERANCE, share_off
 from reports.diagnosis import Check, Diagnosis, Step, gathered
 from reports.errors import InputError
@@ -77,6 +78,7 @@ def diagnose(model: HookedModel, probes: Sequence[tuple[str, str]] = PROBES) -> 
         ("completeness gap", lambda: _gap(model, probes)),
         ("padding", lambda: checks.invariance(model, ids)),
         ("BOS", lambda: checks.special_tokens(model, probes)),
+        ("special token in front", lambda: best_prefix(model, notes)),
         ("hooks fire once", lambda: checks.hooks_fire(model, ids)),
         ("folded norms", lambda: checks.folded_norms(model, ids)),
         ("conservation", lambda: checks.identities(model, ids)),
@@ -102,7 +104,7 @@ def _beside(model: HookedModel, ids: list[Tensor], notes: list[str]) -> Iterator
     n_weights = sum(weight.numel() for weight in model.hf.parameters())
     n_bytes, free = n_weights * model.dtype.itemsize, free_bytes(model.device)
     folder, why = second_load(
-        model.source, embedded=FOLDERS, n_bytes=n_bytes, device=model.device, loader="load_model"
+        model.source, embedded=here(), n_bytes=n_bytes, device=model.device, loader="load_model"
     )
     if folder is None:
         notes.append(why)
@@ -179,7 +181,11 @@ def _folded(model: HookedModel, folder: Path, ids: list[Tensor]) -> Iterator[Che
     """TransformerLens' own fold_ln, on a bridge of its own."""
     with progress_bar(shown=False):
         bridge = TransformerBridge.boot_transformers(
-            str(folder), tokenizer=copy.deepcopy(model.tokenizer), device=str(model.device), dtype=model.dtype
+            str(folder),
+            hf_model=read_model(folder, dtype=model.dtype) if folder.is_file() else None,
+            tokenizer=copy.deepcopy(model.tokenizer),
+            device=str(model.device),
+            dtype=model.dtype,
         )
     bridge.enable_compatibility_mode(
         center_unembed=False, center_writing_weights=False, fold_value_biases=False, disable_warnings=True

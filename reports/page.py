@@ -89,6 +89,7 @@ def _context(folder: Path) -> dict[str, Any]:
     circuit: Circuit | None = read_circuit(path) if path.is_file() else None
     looks = attention.read(folder, circuit.tokens if circuit else ())
     provenance = folder / "provenance.json"
+    rows = sections.flat(read_object(provenance)) if provenance.is_file() else None
     made: dict[str, Any] = {
         "layers": _section(folder, "contrast.parquet", sections.layers, frames["contrast"], window),
         "heads": _section(folder, "heads.parquet", sections.heads, frames["heads"]),
@@ -100,12 +101,16 @@ def _context(folder: Path) -> dict[str, Any]:
         "study": _study(folder, window),
         "faithfulness": _faithfulness(folder),
         "gates": _gates(folder),
-        "provenance": sections.flat(read_object(provenance)) if provenance.is_file() else None,
+        "provenance": rows,
         "config": read_lines(folder / "config.toml"),
     }
     parts = ("provenance", "config") if made["study"] or made["faithfulness"] else tuple(_PARTS)
     absent = [_PARTS[name] for name in parts if made[name] is None]
-    return {"summary": summary, "window": window, "absent": ", ".join(absent), **made}
+    stored = sorted(
+        {value for key, value in rows or () if key.startswith("model.") and key.endswith("quantization")}
+    )
+    weights = f"{', '.join(stored)}, dequantised" if stored else ""
+    return {"summary": summary, "window": window, "weights": weights, "absent": ", ".join(absent), **made}
 
 
 def _gates(folder: Path) -> dict[str, Any] | None:

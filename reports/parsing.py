@@ -6,9 +6,10 @@ import json
 import math
 import re
 import tomllib
+from collections.abc import Callable
 from typing import Any
 
-__all__ = ["parse", "parse_toml"]
+__all__ = ["json_rows", "parse", "parse_toml"]
 
 #: Levels of nesting: a reader that calls itself twice a level stays within Python's limit.
 DEEPEST = 100
@@ -47,6 +48,44 @@ def parse(text: str | bytes) -> Any:
     if "\\u" in text:  # an escape may be half a surrogate pair, which no file and no page can hold
         json.dumps(value, ensure_ascii=False).encode()
     return value
+
+
+def json_rows(text: str, read: Callable[[str], Any] = parse) -> Any:
+    r"""Reads the rows of a JSON text: an array, JSON Lines (one object a line), or one object, which is one row.
+
+    Args:
+        text: The text, whatever its file is called.
+        read: What reads JSON.
+
+    Raises:
+        ValueError: It is none of these; what an array or JSON Lines hold is not looked at.
+
+    >>> json_rows('{"a": 1}\r\n{"a": 2}'), json_rows('[{"a": 1}]'), json_rows("")
+    ([{'a': 1}, {'a': 2}], [{'a': 1}], [])
+    """
+    if not text.strip():
+        return []
+    try:
+        value = read(text)
+        return [value] if isinstance(value, dict) and value else value
+    except ValueError:
+        numbered = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        if len(numbered) < 2 or not _reads(numbered[0][1], read):
+            raise
+    rows = []
+    for number, line in numbered:
+        try:
+            rows.append(read(line))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+    return rows
+
+
+def _reads(line: str, read: Callable[[str], Any]) -> bool:
+    try:
+        return isinstance(read(line), dict)
+    except ValueError:
+        return False
 
 
 def parse_toml(text: str) -> dict[str, Any]:

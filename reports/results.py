@@ -222,11 +222,18 @@ def _decode_result(cls: type[R], path: Path, record: dict[str, Any]) -> R:
     if "provenance" in names:
         values["provenance"] = record.get("provenance", {})
     frames = record.get("frames", {})
-    if different := names ^ {*values, *frames}:
+    later = {field.name for field in dataclasses.fields(typing.cast(Any, cls)) if _has_default(field)}
+    if different := (names ^ {*values, *frames}) - (later & names):
         raise IntegrityError(f"{path}: fields stored and those of {cls.__name__} differ: {sorted(different)}")
     arguments = {name: decode(value, hints[name]) for name, value in values.items()}
     arguments |= {name: _read_frame(path, name, entry) for name, entry in frames.items()}
     return cls(**arguments)
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    """Whether a result that an earlier version saved may lack the field."""
+    missing = dataclasses.MISSING
+    return field.default is not missing or field.default_factory is not missing
 
 
 def _read_frame(path: Path, name: str, entry: dict[str, Any]) -> pd.DataFrame:

@@ -47,7 +47,10 @@ _FAMILIES = (
         (("rel_tok", "Rel"), ("rel_all", "Rel, all"), ("gen_tok", "Gen"), ("gen_all", "Gen, all")),
     ),
     ("Token match, locality", (("loc_tok", "Loc"), ("loc_all", "Loc, all"))),
+    ("Running text", (("top1", "Top-1 kept"), ("kl", "KL, nats"))),
 )
+#: No fractions: in nats, so neither in per cent nor in a chart of shares.
+_NATS = ("kl",)
 _ROWS = 25
 _MODULES = {"attn": "attention", "mlp": "MLP", "steer": "steering term"}
 
@@ -72,14 +75,14 @@ def result(summary: dict[str, Any]) -> dict[str, Any]:
     keys = [key for family in families for key, _ in family["metrics"]]
     rows = []
     for editor in editors:
-        cells = [_cell(editor[key]) if key in editor else None for key in keys]
+        cells = [(_nats if key in _NATS else _cell)(editor[key]) if key in editor else None for key in keys]
         rows.append({"label": str(editor.get("label") or editor["name"]), "cells": cells})
-    shown = [pair for family in families for pair in family["metrics"]][:4]
+    shown = [pair for family in families for pair in family["metrics"] if pair[0] not in _NATS][:4]
     return {"families": families, "rows": rows, "forest": _forest(editors, shown), "known": summary.get("n")}
 
 
 def metric_names() -> dict[str, str]:
-    """Returns for the key of each metric of a summary a name that it shares with no other.
+    """Returns for the key of each fraction of a summary a name that it shares with no other.
 
     >>> names = metric_names()
     >>> names["gen"], names["gen_tok"], len(set(names.values())) == len(names)
@@ -87,7 +90,7 @@ def metric_names() -> dict[str, str]:
     """
     first = {key: label for family, metrics in _FAMILIES[:3] for key, label in metrics}
     rest = {key: f"{label} ({family.lower()})" for family, metrics in _FAMILIES[3:] for key, label in metrics}
-    return first | rest
+    return {key: label for key, label in (first | rest).items() if key not in _NATS}
 
 
 def layers(frame: pd.DataFrame, window: tuple[int, int] | None) -> dict[str, Any] | None:
@@ -273,6 +276,13 @@ def _cell(cell: Any) -> dict[str, str]:
         "interval": interval,
         "n": "" if n is None else str(int(n)),
     }
+
+
+def _nats(cell: Any) -> dict[str, str]:
+    values = {key: _float(cell.get(key)) for key in ("value", "low", "high")}
+    texts = {key: f"{value:.3f}" if math.isfinite(value) else "" for key, value in values.items()}
+    interval = f"{texts['low']} – {texts['high']}" if texts["low"] and texts["high"] else ""
+    return {"value": texts["value"] or "undefined", "interval": interval, "n": str(int(cell.get("n", 0)))}
 
 
 def _float(value: Any) -> float:

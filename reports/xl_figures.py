@@ -20,8 +20,8 @@ from reports.text import visible
 
 __all__ = ["cosine_heatmap", "distance_curves", "norm_curves", "outcome_scatter"]
 
-_GROUPS = ("query", "key", "value", "output", "ffn_in", "ffn_out", "norms", "embeddings")
-_GROUP_LABELS = {"ffn_in": "FFN in", "ffn_out": "FFN out"}
+_GROUPS = ("query", "key", "value", "query_key_value", "output", "ffn_in", "ffn_out", "norms", "embeddings")
+_GROUP_LABELS = {"query_key_value": "query, key, value", "ffn_in": "FFN in", "ffn_out": "FFN out"}
 _COLOURS = ("pos", "neg", "new", "old", "ink", "muted")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 2)))

@@ -171,10 +171,12 @@ def _gradients(cells: pd.DataFrame, gradients: pd.DataFrame, norms: pd.DataFrame
                 f"{row.random_sd:.4f}",
                 f"{row.norm_ratio:.3g}",
                 f"{row.n_task:.0f} / {row.n_align:.0f}",
+                *([_signed(row.whole_cosine)] if "whole_cosine" in cells else []),
             ]
         )
     head = ["Pair, objective, task", "Cosine", "Corrected", "Task halves", "Alignment halves"]
     head += ["Source–target", "Shuffled", "Random sd", "Norm ratio", "Batches"]
+    head += ["Cosine, all layers"] if "whole_cosine" in cells else []
     maps = []
     whole = gradients[gradients["scope"] == "cell"]
     for index, ((objective, task), part) in enumerate(whole.groupby(["objective", "task"], sort=False)):

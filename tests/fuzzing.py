@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from experiments import again, config, recipe
+from experiments.gguf_header import read_header
 from experiments.recipe import Experiment, Plan
 from experiments.runs import RunFolder
 from experiments.weight_files import weight_elements, weight_files
@@ -44,6 +45,7 @@ from reports import graph, overview, viewer
 from reports.diagnosis import Check, Diagnosis
 from reports.errors import LONGEST, MechEditError
 from tests import reports_example as example
+from tests.gguf_files import hf_model, write
 from tests.test_facts import FLAT, ORIGINAL
 from tests.test_schemas import ZSRE, ripple_row
 from xlprobe.cli.options import read_lines, read_parallel
@@ -331,6 +333,12 @@ def _parquet() -> bytes:
     return stream.getvalue()
 
 
+def _gguf() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / "a.gguf", hf_model("llama"))
+        return (Path(folder) / "a.gguf").read_bytes()
+
+
 def _said(folder: Path) -> object:
     """KEY=VALUE as the operating system hands it over: bytes that are no UTF-8 arrive as lone surrogates."""
     text = (folder / "said").read_bytes().decode("utf-8", "surrogateescape")
@@ -389,6 +397,7 @@ PARSERS: dict[str, Parser] = {
     "weight-change": Parser(saved(_change), lambda folder: WeightChange.load(folder, MODEL)),
     "circuit": _json(example.circuit(3), graph.read),
     "viewer-list": _json({"graphs": [{"slug": "a", "scan": "tiny"}]}, viewer._listed),
+    "gguf": Parser({"a.gguf": _gguf()}, lambda folder: read_header(folder / "a.gguf")),
     "checkpoint": Parser(saved(_weights), lambda f: weight_elements(weight_files(f))),
 }
 

@@ -305,7 +305,7 @@ def test_what_changed_adds_up(factworld_gpt2: HookedModel, facts: list[FactEdit]
 
 def test_facts_that_cannot_be_told_apart_or_are_not_known_are_left_out(factworld_gpt2: HookedModel) -> None:
     fact = edits(1, seed=4)[0]
-    same = FactEdit(fact.subject, fact.prompt, fact.target_true, fact.target_true)
+    same = FactEdit(fact.subject, fact.prompt, fact.target_true, f"{fact.target_true} again")
     unknown = FactEdit(fact.subject, fact.prompt, "basketball", "Paris")
     assert "same token" in measure_fact(factworld_gpt2, same, [], top_k=1)["skipped"]
     assert "does not know" in measure_fact(factworld_gpt2, unknown, [], top_k=1)["skipped"]

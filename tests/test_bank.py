@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mechedit.editors.steering.gate_bank import GateBank
-from mechedit.editors.steering.gates import AlwaysOn, Distance, Gate, HiddenGate, nearest, roc, whitening
+from mechedit.editors.steering.asked_gate import Gate
+from mechedit.editors.steering.gate_bank import GateBank, PromptBatch
+from mechedit.editors.steering.gates import AlwaysOn, Distance, HiddenGate, Reading, nearest, roc, whitening
 from reports.errors import InputError
 
+CPU = torch.device("cpu")
 DISTANCES: tuple[Distance, ...] = ("euclidean", "cosine", "mahalanobis")
 
 
@@ -24,6 +26,17 @@ def random_gates(n: int, *, distance: Distance = "euclidean", d: int = 16) -> li
     ]
 
 
+def batch(rows: int) -> PromptBatch:
+    return PromptBatch([torch.tensor([1])] * rows, None)
+
+
+def asked(bank: GateBank, states: torch.Tensor) -> torch.Tensor:
+    """What the bank's one group says of these states."""
+    (group,) = bank.groups
+    prompts = batch(len(states))
+    return group.ratios(prompts, {group.readings[0]: states}, group.screen(prompts))
+
+
 def naive(gates: list[HiddenGate], states: torch.Tensor) -> torch.Tensor:
     ratios = torch.stack(
         [nearest(gate.coordinates(states), gate.coordinates(gate.centres)) / gate.threshold for gate in gates]
@@ -35,9 +48,8 @@ def naive(gates: list[HiddenGate], states: torch.Tensor) -> torch.Tensor:
 def test_the_bank_says_what_each_gate_says(distance: Distance) -> None:
     gates = random_gates(40, distance=distance)
     states = torch.randn(9, 16, generator=torch.Generator().manual_seed(7))
-    bank = GateBank(gates, torch.device("cpu"))
-    (group,) = bank.by_layer[2]
-    ratios, expected = group.ratios(states, bank.n), naive(gates, states)
+    bank = GateBank(gates, CPU)
+    ratios, expected = asked(bank, states), naive(gates, states)
     assert 0 < (expected <= 1).sum() < expected.numel()
     torch.testing.assert_close(ratios, expected, atol=1e-5, rtol=1e-5)
     wrong = naive([replace(gate, threshold=gate.threshold * 1.01) for gate in gates], states)
@@ -47,9 +59,9 @@ def test_the_bank_says_what_each_gate_says(distance: Distance) -> None:
 def test_an_edits_ratio_has_the_same_bits_whoever_else_is_there() -> None:
     gates = random_gates(100)
     states = torch.randn(5, 16, generator=torch.Generator().manual_seed(7))
-    whole = GateBank(gates, torch.device("cpu")).by_layer[2][0].ratios(states, 100)
+    whole = asked(GateBank(gates, CPU), states)
     without = [gate for i, gate in enumerate(gates) if i != 41]
-    rest = GateBank(without, torch.device("cpu")).by_layer[2][0].ratios(states, 99)
+    rest = asked(GateBank(without, CPU), states)
     assert torch.equal(torch.cat([whole[:41], whole[42:]]), rest)
 
 
@@ -58,16 +70,22 @@ def test_a_state_far_from_the_origin_is_still_told_apart() -> None:
     centre = torch.full((1, 16), 2500.0)
     gate = HiddenGate(0, centre, 1e-2)
     states = torch.cat([centre, centre + 0.1])
-    bank = GateBank([gate], torch.device("cpu"))
-    assert bank.by_layer[0][0].ratios(states, 1).isfinite().tolist() == [[True, False]]
+    assert asked(GateBank([gate], CPU), states).isfinite().tolist() == [[True, False]]
 
 
-def test_edits_that_ask_nothing_are_open_from_the_start() -> None:
-    gates: list[Gate] = [AlwaysOn(), *random_gates(1)]
-    assert GateBank(gates, torch.device("cpu")).start(2, torch.device("cpu")).tolist() == [
-        [0, 0],
-        [torch.inf] * 2,
-    ]
+def test_edits_that_ask_nothing_are_open_for_every_prompt() -> None:
+    gates: list[Gate] = [AlwaysOn(), *random_gates(1), AlwaysOn()]
+    always, hidden = GateBank(gates, CPU).groups
+    prompts = batch(2)
+    assert (always.readings, hidden.readings) == ((), (Reading(2, "last"),))
+    assert always.ratios(prompts, {}, always.screen(prompts)).tolist() == [[0, 0], [torch.inf] * 2, [0, 0]]
+    assert hidden.screen(prompts).tolist() == [[False] * 2, [True] * 2, [False] * 2]
+
+
+def test_a_text_is_refused_where_it_is_not_known() -> None:
+    for prompts in (PromptBatch([torch.tensor([3])], None), PromptBatch([torch.tensor([-1, 3])], object())):
+        with pytest.raises(InputError, match="input_ids"):
+            prompts.texts  # noqa: B018
 
 
 def test_whitened_distance_is_mahalanobis() -> None:

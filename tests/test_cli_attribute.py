@@ -127,7 +127,7 @@ def test_a_file_of_prompts_is_attributed_into_a_run_folder(
     [
         ("x.json", "{", ("x.json", "json")),
         ("x.json", "[]", ("x.json", "at least one")),
-        ("x.json", '{"prompt": "a", "target": "b"}', ("x.json", "array", "dict")),
+        ("x.json", '"prompt"', ("x.json", "array", "str")),
         ("x.json", '[{"prompt": "a"}]', ("record 0", "prompt and target")),
         ("x.json", '[{"prompt": "a", "target": "b", "more": 1}]', ("record 0", "more")),
         (

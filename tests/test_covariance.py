@@ -190,7 +190,7 @@ def test_a_text_is_streamed() -> None:
 
 def test_without_a_text_the_longest_in_the_cache_serves(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_model("gpt2")
-    module._covariance_for.cache_clear()
+    module._KNOWN.clear()
     covariances(model, CORPUS, layers=[1], tokens=30, progress=False)
     longest = covariances(model, CORPUS, layers=[1], progress=False)[1]
     with caplog.at_level(logging.WARNING):
@@ -199,7 +199,7 @@ def test_without_a_text_the_longest_in_the_cache_serves(caplog: pytest.LogCaptur
         stored = covariance_for(model, 0)
     assert "mechedit covariance" in caplog.text
     assert stored.n_tokens == 2 * model.shape.d_mlp
-    module._covariance_for.cache_clear()
+    module._KNOWN.clear()
 
 
 def test_the_embedded_models_bring_theirs(factworld_gpt2: HookedModel) -> None:

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import processors
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mechedit as me
 from experiments import checkpoints
 from mechedit.cli import main
 from mechedit.models import checks
 from mechedit.models.hooked import HookedModel, load_model
+from mechedit.models.prefix_check import NEUTRAL, best_prefix
 from reports.diagnosis import Check, Diagnosis
 from reports.errors import InputError
 from tests.tiny import END, Arch, build, tiny_folder, tiny_model
@@ -105,6 +107,30 @@ def test_other_ids_than_the_tokenizers_own(tmp_path: Path) -> None:
     assert failed(checks.special_tokens(model, PROBES)) == {"prompts as the tokenizer's"}
 
 
+def test_a_model_that_is_lost_without_a_token_in_front(tmp_path: Path) -> None:
+    """Trained on the neutral text behind END alone; loaded with it in front, the same check is quiet."""
+    folder = build("gpt2", tmp_path / "model")
+    plain, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor([[0, *tokenizer(NEUTRAL).input_ids][: plain.config.n_positions]])
+    adam = torch.optim.Adam(plain.parameters(), lr=3e-3)
+    for _ in range(120):
+        adam.zero_grad()
+        plain(ids, labels=ids).loss.backward()
+        adam.step()
+    plain.save_pretrained(folder)
+    notes: list[str] = []
+    (check,) = best_prefix(load_model(folder, device="cpu"), notes)
+    assert failed([check]) == {"special token in front"}
+    assert f"prefix={END!r}" in check.change
+    assert f"{END} lowers the perplexity" in notes[0]
+    notes = []
+    (check,) = best_prefix(load_model(folder, device="cpu", prefix=END), notes)
+    assert (check.ok, notes) == (True, [])
+    (check,) = best_prefix(tiny_model("gpt2"), notes)  # random weights read nothing
+    assert (check.ok, notes, check.measured) == (True, [], 0.0)
+    assert "by guessing" in check.said
+
+
 def test_a_bos_id_of_another_model(tmp_path: Path) -> None:
     model = own_model(tmp_path)
     model.hf.config.bos_token_id = 7
@@ -115,7 +141,7 @@ def test_a_target_that_the_tokenizer_does_not_know(tmp_path: Path) -> None:
     model = own_model(tmp_path)
     model.tokenizer.add_special_tokens({"unk_token": " Rome"})
     model._encode = lambda text: tuple(model.tokenizer(text, add_special_tokens=False).input_ids)  # type: ignore[assignment]
-    model.tokenize = lambda text: torch.tensor(model._encode(text))  # type: ignore[method-assign]
+    model.tokenize = lambda prompt: torch.tensor(model._encode(prompt))  # type: ignore[method-assign]
     assert "no special token in a target" in failed(checks.special_tokens(model, PROBES))
 
 
@@ -258,7 +284,7 @@ def test_the_command_says_what_to_change_by_its_status(
 ) -> None:
     folder = str(tiny_folder("gpt2"))
     assert main(["diagnose", "--model", folder]) == 0
-    assert "ok: 27 checks" in capsys.readouterr().out
+    assert "ok: 28 checks" in capsys.readouterr().out
     file = tmp_path / "probes.json"
     file.write_text(json.dumps([{"prompt": p, "target": t} for p, t in PROBES]), encoding="utf-8")
     assert main(["diagnose", "--model", folder, "--dtype", "bfloat16", "--prompts", str(file), "--json"]) == 1

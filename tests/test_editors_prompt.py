@@ -14,6 +14,7 @@ from mechedit.data.prompts import avoid, repeat
 from mechedit.editors import IKE, MEGA, SAKE
 from mechedit.editors.steering.steer import SteeringEdit, steer
 from mechedit.editors.steering.transport import gaussian_map, mean_shift
+from mechedit.evaluation.evaluate import Baseline
 from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import resid_post
 from mechedit.models.states import last_states
@@ -56,7 +57,7 @@ def test_ike_is_the_same_text_put_before_every_prompt(model: HookedModel) -> Non
         assert torch.equal(ids, wanted[0])
         assert torch.equal(target, wanted[1])
         attr = attribute(edited, FACT.rewrite_prompt, FACT.target_new, top_k=3)
-        assert len(attr.ids) == len(ids)
+        assert attr.ids[: attr.prompt_length] == tuple(ids.tolist())
         assert abs(attr.completeness_gap) < 1e-4
         assert edited.hash == digest
         assert not torch.equal(model.logits(PROMPTS), edited.logits(PROMPTS))
@@ -80,6 +81,40 @@ def test_ike_shows_copy_update_and_retain_the_nearest_last() -> None:
     assert copy.split(" plays")[0].removeprefix("New Fact: ") in copy.split("Prompt: ")[1]
     assert IKE(demonstrations=0, pool=POOL).prefix(model, FACT) == question
     assert IKE(demonstrations=9, pool=POOL).prefix(model, FACT).count("New Fact") == 4
+
+
+def test_ike_shows_as_many_demonstrations_as_fit(caplog: pytest.LogCaptureFixture) -> None:
+    """By hand: with one more the longest prompt would not fit; the least similar ones are gone."""
+    model = tiny_model("llama")
+    assert model.n_ctx == 128
+    with IKE(demonstrations=1, pool=POOL).apply(model, FACT) as edited:
+        assert (edited.demonstrations, edited.left_out) == (1, 0)
+    assert not caplog.records
+    ike = IKE(demonstrations=3, pool=POOL)
+    with caplog.at_level("WARNING"), ike.apply(model, FACT) as edited:
+        assert edited.logits([FACT.rewrite_prompt]).isfinite().all()
+        assert ike.prefix(model, FACT).endswith(edited.prefix)
+        assert edited.prefix.count("New Fact") == 1 + edited.demonstrations
+        assert edited.demonstrations + edited.left_out == 3
+        more = "\n\n".join(ike.prefix(model, FACT).split("\n\n")[-2 - edited.demonstrations :])
+        assert len(model.tokenize(more + FACT.rewrite_prompt)) + 32 > 128
+        assert len(edited.tokenize(FACT.rewrite_prompt)) + 32 <= 128
+    assert f"{edited.demonstrations} of 3 demonstrations fit the context of 128 tokens" in caplog.text
+    many = [replace(FACT, subject=f"Anna Keller {i}") for i in range(9)]
+    with pytest.raises(InputError, match="edit fewer"), IKE(demonstrations=0).apply(model, many):
+        pass
+
+
+def test_an_evaluation_says_how_many_demonstrations_fitted() -> None:
+    model = tiny_model("llama")
+    facts = [replace(FACT, case_id=i) for i in range(2)]
+    known = Baseline([True, True], [{}, {}])  # or nothing would be edited
+    ike = IKE(demonstrations=3, pool=POOL)
+    with ike.apply(model, facts[0]) as edited:
+        shown = edited.demonstrations
+    (note,) = me.evaluate(model, ike, facts, progress=False, unedited=known).notes
+    assert note == f"{shown} of 3 demonstrations fit the model's context, in 2 of 2 facts"
+    assert me.evaluate(model, IKE(demonstrations=0), facts, progress=False, unedited=known).notes == ()
 
 
 def test_the_nearest_fact_is_demonstrated() -> None:

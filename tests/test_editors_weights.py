@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from mechedit.data.facts import FactEdit
-from mechedit.editors import FT, FTL, MEMIT, NAMES, ROME, LoRA, WeightChange, by_name
+from mechedit.editors import FT, FTL, MEMIT, NAMES, ROME, AlphaEdit, LoRA, WeightChange, by_name
 from mechedit.editors.contexts import contexts
 from mechedit.editors.steering.steer import SteeringEdit, steer
 from mechedit.editors.steering.transport import mean_shift
 from mechedit.editors.weights.corpus import text_corpus
-from mechedit.editors.weights.covariance import Covariance, covariances
+from mechedit.editors.weights.covariance import Covariance, covariance_for, covariances
 from mechedit.editors.weights.lora import shared_twin
 from mechedit.editors.weights.memit import null_space_spread, spread
 from mechedit.editors.weights.subject import edit_batch, subject_end, subject_ids
 from mechedit.editors.weights.upper_layers import upper_part
 from mechedit.editors.weights.value_search import Search, find_delta
-from mechedit.editors.weights.weight_edit import Replaced
+from mechedit.editors.weights.weight_edit import Replaced, unedited
 from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import post
 from mechedit.models.states import last_states
@@ -193,6 +193,146 @@ def test_alphaedit_leaves_the_kept_keys_alone() -> None:
     assert (kept.mT @ plain).abs().max() > 1e-3
     with pytest.raises(InputError, match="null_space"):
         null_space_spread(torch.eye(12).double(), keys, below=0.5, ridge=1.0)
+
+
+@pytest.mark.parametrize("dead", [1, 9])
+def test_memit_where_c_has_no_inverse_is_the_limit_of_a_vanishing_ridge(
+    dead: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a known null space: C is blind to `dead` of 12 directions, and the keys lie in it in part."""
+    generator = torch.Generator().manual_seed(1)
+    basis, _ = torch.linalg.qr(torch.randn(12, 12, generator=generator, dtype=torch.float64))
+    seen = basis[:, dead:]
+    c = seen @ torch.diag(torch.linspace(1, 3, 12 - dead).double()) @ seen.mT
+    keys = torch.randn(12, 2, generator=generator, dtype=torch.float64)
+    with caplog.at_level("WARNING"):
+        rows = spread(c, keys, lam=50.0)
+    assert ("no inverse" in caplog.text) == (dead > 2)  # the keys fill one blind direction
+    blind = keys - seen @ (seen.mT @ keys)
+    if dead > 2:  # the null space alone can hold the change: C costs it nothing
+        torch.testing.assert_close(rows, torch.linalg.pinv(blind).mT, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(keys.mT @ rows, torch.eye(2).double(), atol=1e-5, rtol=0)
+    tiny = 1e-7 * torch.eye(12, dtype=torch.float64)
+    limit = torch.linalg.solve(50.0 * (c + tiny) + keys @ keys.mT, keys)
+    torch.testing.assert_close(rows, limit, atol=1e-5, rtol=1e-4)
+    # What a plain solve makes of it, if it says anything at all, is rounding.
+    try:
+        plain = torch.linalg.solve(50.0 * c + keys @ keys.mT, keys)
+    except RuntimeError:
+        return
+    assert (plain - limit).norm() > 1e-3 or dead == 1
+
+
+def test_what_no_ridge_can_help_is_refused() -> None:
+    keys = torch.randn(12, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with pytest.raises(InputError, match=r"lam: .*larger lam"):
+        spread(torch.eye(12).double(), 1e9 * keys, lam=1e-6)
+    for c, word in ((torch.zeros(12, 12), "zero"), (torch.full((12, 12), torch.nan), "not finite")):
+        with pytest.raises(InputError, match=word):
+            spread(c.double(), keys, lam=1.0)
+    with pytest.raises(InputError, match="ridge"):
+        null_space_spread(torch.zeros(12, 12).double(), keys[:, [0, 0]], below=0.5, ridge=0.0)
+
+
+def test_memit_adds_romes_ridge_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """On the keys of a few tokens: the edit holds, and is of ROME's size, not of rounding's."""
+    model = tiny_model("gpt2")
+    few = text_corpus(SENTENCES[:1], source="one sentence")
+    c = covariances(model, few, layers=range(2), progress=False)
+    assert c[1].condition == float("inf")
+    memit = MEMIT(layers=(1, 1), steps=4, contexts=LENGTHS, covariances=c, lam=100.0)
+    with caplog.at_level("WARNING"):
+        change = memit.change(model, FACTS)
+    assert "layer 1" in caplog.text
+    (parts,) = change.parts.values()
+    left: Tensor = parts[0].left.double()  # type: ignore[union-attr]
+    keys = memit.ready(model)._keys(model, FACTS, contexts(model, LENGTHS), 1)
+    torch.testing.assert_close(keys.mT @ left, torch.eye(3).double(), atol=1e-3, rtol=0)
+    assert left.norm() < 2 * torch.linalg.pinv(keys - _seen(c[1].moment, keys)).norm()
+
+
+def _seen(moment: Tensor, keys: Tensor) -> Tensor:
+    """The part of the keys in the range of `moment`."""
+    values, vectors = torch.linalg.eigh(moment)
+    seen = vectors[:, values > 1e-9 * values[-1]]
+    return seen @ (seen.mT @ keys)
+
+
+def test_alphaedit_in_sequence_is_the_published_closed_form() -> None:
+    """(P (K_p K_pᵀ + K Kᵀ) + ridge·I)⁻¹ P K, solved as it is written; the earlier edits' keys stay where they are."""
+    generator = torch.Generator().manual_seed(2)
+    kept, earlier, keys = (torch.randn(12, n, generator=generator, dtype=torch.float64) for n in (5, 4, 3))
+    values, vectors = torch.linalg.eigh(kept @ kept.mT)
+    p = vectors[:, values < 1e-8] @ vectors[:, values < 1e-8].mT
+    both = earlier @ earlier.mT + keys @ keys.mT
+    for ridge in (0.5, 1e-6):
+        wanted = torch.linalg.solve(p @ both + ridge * torch.eye(12).double(), p @ keys)
+        rows = null_space_spread(kept @ kept.mT, keys, below=1e-8, ridge=ridge, earlier=earlier)
+        torch.testing.assert_close(rows, wanted, atol=1e-6, rtol=1e-6)
+        alone = null_space_spread(kept @ kept.mT, keys, below=1e-8, ridge=ridge)
+        assert (earlier.mT @ rows).norm() < 0.7 * (earlier.mT @ alone).norm()
+    torch.testing.assert_close(earlier.mT @ rows, torch.zeros(4, 3).double(), atol=1e-5, rtol=0)
+
+
+def test_an_edit_by_alphaedit_keeps_the_keys_of_those_it_is_upon(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    c = of_text(model)
+    alpha = AlphaEdit(layers=(0, 1), steps=3, contexts=LENGTHS, covariances=c, null_space=1e9, ridge=1e-3)
+    first = alpha.change(model, FACT)
+    assert set(first.keys) == {0, 1}
+    with first.apply(model) as once:
+        before = contexts(once, LENGTHS)
+        ready = alpha.ready(once)
+        fresh = ready._keys(once, [FACT], before, 0)
+        torch.testing.assert_close(ready._earlier(once, before, 0), first.keys[0])
+        second = alpha.change(once, OTHER)
+        for layer in (0,):
+            K = ready._keys(once, [OTHER], before, layer)
+            torch.testing.assert_close(second.keys[layer], K)
+            rows = second.parts[list(second.parts)[layer]][0].right.mT.double()  # type: ignore[union-attr]
+            free = torch.eye(len(K)).double()
+            wanted = torch.linalg.inv(first.keys[layer] @ first.keys[layer].mT + K @ K.mT + 1e-3 * free) @ K
+            torch.testing.assert_close(rows, wanted, atol=1e-4, rtol=1e-4)
+        alone = replace(alpha, name="memit").change(once, OTHER)
+        with second.apply(once) as both:
+            assert [e.shape[1] for e in (ready._earlier(both, before, 0),) if e is not None] == [2]
+            moved = (first.keys[0].mT.float() @ (model.W_out(0))).clone()
+        with alone.apply(once):
+            further = (first.keys[0].mT.float() @ (model.W_out(0))).clone()
+        here = first.keys[0].mT.float() @ model.W_out(0)
+        assert (moved - here).norm() < 0.5 * (further - here).norm()
+    first.save(tmp_path / "first")
+    loaded = WeightChange.load(tmp_path / "first", model)
+    torch.testing.assert_close(loaded.keys[1], first.keys[1], atol=0, rtol=0)
+    bare = WeightChange(
+        first.editor, first.facts, first.model_hash, first.parts
+    )  # as an older version saved it
+    with bare.apply(model) as once:
+        torch.testing.assert_close(ready._earlier(once, before, 0), fresh)
+
+
+def test_c_is_that_of_the_model_before_its_first_edit() -> None:
+    model = tiny_model("gpt2-untied")
+    edit = FT(layer=0, steps=2, lr=1e-2).change(model, FACT)
+    weights = model.W_out(0).clone()
+    with edit.apply(model) as once, edit.apply(once) as twice:
+        changed = model.W_out(0).clone()
+        with unedited(twice):
+            assert torch.equal(model.W_out(0), weights)
+        assert torch.equal(model.W_out(0), changed)
+        of_edited = covariance_for(twice, 1)
+        assert torch.equal(model.W_out(0), changed)
+    assert torch.equal(model.W_out(0), weights)
+    assert torch.equal(covariance_for(model, 1).moment, of_edited.moment)
+
+
+def test_alphaedit_is_itself_for_every_model(factworld_gpt2: HookedModel) -> None:
+    for model in (tiny_model("gpt2"), tiny_model("llama"), factworld_gpt2):
+        ready = by_name("alphaedit").ready(model)  # type: ignore[attr-defined]
+        assert type(ready) is AlphaEdit
+        assert (ready.name, ready.null_space) == ("alphaedit", 2e-2)
+        assert ready.lam == MEMIT().ready(model).lam
+    assert MEMIT().ready(tiny_model("gpt2")).null_space is None
 
 
 def test_one_layer_of_memit_is_its_formula(model: HookedModel) -> None:
@@ -416,3 +556,25 @@ def test_a_change_round_trips_without_bits_lost(tmp_path: Path) -> None:
         wanted = edited.logits([FACT.rewrite_prompt])
     with WeightChange.load(tmp_path / "kept", model).apply(model) as edited:
         assert torch.equal(edited.logits([FACT.rewrite_prompt]), wanted)
+
+
+def test_a_change_of_another_model_is_refused_in_one_good_line(tmp_path: Path) -> None:
+    """Whatever differs: the weights' values alone, their names and shapes, or the file behind the record."""
+    model = tiny_model("llama")
+    ROME(layer=1, steps=1, contexts=LENGTHS, covariance=of_text(model)[1]).change(model, FACT).save(
+        tmp_path / "a"
+    )
+    for another in (tiny_model("llama-gqa"), tiny_model("gpt2"), tiny_model("llama", bos=True)):
+        if another.hash == model.hash:
+            continue
+        with pytest.raises(
+            InputError, match=r"^change: .*change.json was made for llama .hash .*found "
+        ) as caught:
+            WeightChange.load(tmp_path / "a", another)
+        assert f"found {another.name} (hash {another.hash[:12]})" in str(caught.value)
+        assert str(caught.value).count("change: ") == 1
+    (tmp_path / "a" / "change.safetensors").unlink()
+    with pytest.raises(InputError, match="was made for llama"):
+        WeightChange.load(tmp_path / "a", tiny_model("gpt2"))
+    with pytest.raises(InputError, match=r"expected change.json and change.safetensors"):
+        WeightChange.load(tmp_path / "a", model)

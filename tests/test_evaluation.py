@@ -303,7 +303,7 @@ def test_a_model_that_knows_nothing_gets_no_score_and_no_edit() -> None:
     assert table["value"].isna().all()
     assert (table["n"] == 0).all()
     assert set(table["note"]) == {KNOWS_NONE}
-    assert list(table["metric"])[-4:] == ["Acc", "Gen", "Spec", "S"]
+    assert list(table["metric"])[-6:] == ["Acc", "Gen", "Spec", "S", "KL", "Top1"]
     assert KNOWS_NONE in result.notes
 
 
@@ -336,9 +336,13 @@ def test_nan_stays_nan_and_is_counted() -> None:
     assert (clean["n_nan"] == 0).all()
 
 
-def test_an_edit_to_the_same_object_ties_and_so_fails() -> None:
-    same = [replace(fact, target_new=fact.target_true) for fact in known_facts()]
-    found = values(quiet(tiny_model("gpt2"), NoEdit(), same))
+def test_an_edit_to_the_same_object_is_refused_for_it_would_tie_and_so_fail() -> None:
+    fact = known_facts()[0]
+    with pytest.raises(InputError, match="target_new: expected another object than target_true"):
+        replace(fact, target_new=fact.target_true)
+    same = replace(fact)
+    object.__setattr__(same, "target_new", same.target_true)  # what is refused, measured all the same
+    found = values(quiet(tiny_model("gpt2"), NoEdit(), [same]))
     assert (found["ES"], found["NS"], found["Spec"], found["EM"]) == (0.0, 0.0, 0.0, 0.0)
 
 
@@ -346,8 +350,8 @@ def test_doubts_are_scored_when_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(tiny, "N_CTX", 512)  # the weights stay: LLaMA has none that depend on the context
     model = load_model(tiny.build("llama", tmp_path), device="cpu")
     result = quiet(model, Push(), known_facts("llama"), families=("doubt",))
-    assert list(result.summary()["metric"]) == ["DI", "DII"]
-    assert values(result) == {"DI": 1.0, "DII": 1.0}
+    assert list(result.summary()["metric"]) == ["DI", "DII", "KL", "Top1"]
+    assert (values(result)["DI"], values(result)["DII"]) == (1.0, 1.0)
     assert set(result.prompts["role"]) == {"doubt_1", "doubt_2"}
 
 

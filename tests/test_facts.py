@@ -175,18 +175,21 @@ def test_a_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: s
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("facts.json", "", "not readable as json"),
+        ("facts.json", "", "at least one record, found none"),
+        ("facts.json", "[\n{]", "not readable as json"),
         ("facts.json", "[]", "at least one record, found none"),
         ("facts.jsonl", "\n\n", "at least one record, found none"),
         ("facts.json", "{}", "expected a JSON array of records, found dict"),
-        ("facts.json", '{"a": 1}\n{"a": 2}', "not readable as json"),
+        ("facts.json", '{"a": 1}\n{"a": 2}', "record 0: expected CounterFact's keys"),
+        ("facts.json", '{"a": 1}\n{"a": ', "line 2"),
         ("facts.jsonl", '{"a": 1}\n{"a": ', "line 2"),
         ("facts.json", "[" * 100_000, "not readable as json"),
         ("facts.json", "[1]", "record 0: expected an object, found int 1"),
         ("facts.json", "[{}]", "record 0: expected CounterFact's keys"),
         ("facts.json", '[{"a": 1}]', "found a"),
         ("facts.csv", "case_id,prompt", "expected a .json, .jsonl, .parquet file, found .csv"),
-        ("facts", "[]", "found no suffix"),
+        ("facts", "x", "found no suffix"),
+        ("facts.txt", "[]", "at least one record, found none"),
         ("facts.parquet", "no parquet", "not readable as parquet"),
     ],
 )
@@ -209,7 +212,6 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "field", "value", "says"),
     [
-        (ORIGINAL, "case_id", ..., "case_id: expected a value, found none"),
         (ORIGINAL, "case_id", 1.5, "case_id: expected an integer or a text, found float 1.5"),
         (ORIGINAL, "case_id", True, "case_id: expected an integer or a text, found bool True"),
         (ORIGINAL, "requested_rewrite", ..., "requested_rewrite: expected a value, found none"),
@@ -253,11 +255,30 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
         (FLAT, "target_new", "", "target_new: expected a text, found an empty one"),
         (FLAT, "target_new", {"str": "English"}, "target_new: expected a text, found dict"),
         (FLAT, "target_new", "\ud800", "target_new: expected valid Unicode"),
-        (FLAT, "rephrase_prompt", ..., "rephrase_prompt: expected a value, found none"),
         (FLAT, "rephrase_prompt", ["a", ""], "rephrase_prompt[1]: expected a text, found an empty"),
-        (FLAT, "locality_prompt", ..., "locality_prompt: expected a value, found none"),
-        (FLAT, "locality_ground_truth", 3, "locality_ground_truth: expected a text, found int 3"),
-        (FLAT, "case_id", ..., "case_id: expected a value, found none"),
+        (FLAT, "locality_ground_truth", 3, "locality_ground_truth: expected a list of texts, found int 3"),
+        (
+            FLAT,
+            "locality_ground_truth",
+            ["a", "b"],
+            "locality_ground_truth: expected one answer or one for each of",
+        ),
+        (FLAT, "ground_truth", [], "ground_truth: expected at least one, found none"),
+        (FLAT, "locality", [], "locality: expected an object, found list"),
+        (FLAT, "locality", {"near": [3]}, "locality.near[0]: expected an object, found int 3"),
+        (FLAT, "space", "no", "space: expected one of auto, always, never, found 'no'"),
+        (
+            FLAT,
+            "rephrase_prompt",
+            "{} speaks",
+            "paraphrase_prompts[0]: expected the subject in the place of {}",
+        ),
+        (
+            ORIGINAL,
+            "neighborhood_prompts",
+            ["{} is"],
+            "neighborhood_prompts[0]: expected the subject in the place",
+        ),
     ],
 )
 def test_a_malformed_record_names_file_index_and_field(
@@ -399,7 +420,7 @@ def test_files_of_other_schemas_are_refused(shared_dir: Path) -> None:
 
 
 @pytest.mark.shared
-def test_the_real_zsre_file_has_two_records_without_a_new_object(
+def test_the_real_zsre_file_has_records_that_say_nothing(
     shared_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = shared_dir / "data" / "facts" / "zsre_mend_train-1k.json"
@@ -407,9 +428,14 @@ def test_the_real_zsre_file_has_two_records_without_a_new_object(
         load_facts(file)
     with caplog.at_level(logging.WARNING):
         facts = load_facts(file, skip_malformed=True)
-    assert len(facts) == 998
-    assert [record.getMessage().partition("record ")[2][:3] for record in caplog.records] == ["534", "723"]
     rows = json.loads(file.read_text(encoding="utf-8"))
+    same = [row for row in rows if row["alt"] in row["answers"]]  # in 17 of them it is the first answer
+    assert (len(facts), len(same), len(facts.left_out)) == (977, 21, 23)
+    assert [record.getMessage().partition("record ")[2][:3] for record in caplog.records[:2]] == [
+        "534",
+        "723",
+    ]
+    assert "left out 21 of 1000 records" in caplog.records[2].getMessage()
     for fact in facts:
         row = rows[int(fact.case_id)]
         assert (fact.rewrite_prompt, fact.target_new) == (row["src"], row["alt"])

@@ -107,7 +107,7 @@ def test_generation_is_a_family_of_the_evaluation(factworld_gpt2: HookedModel) -
         factworld_gpt2, NoEdit(), facts, families=families, references=references, progress=False
     )
     table = result.summary().set_index("metric")
-    assert list(table.index) == ["Acc", "Gen", "Spec", "GE", "RS"]
+    assert list(table.index) == ["Acc", "Gen", "Spec", "GE", "RS", "KL", "Top1"]
     by_hand = [record_entropy(generated_texts(factworld_gpt2, fact)) for fact in facts]
     assert table.loc["GE", "value"] == pytest.approx(sum(by_hand) / 3)
     assert table.loc["GE", "interval"] == "bootstrap"

@@ -13,7 +13,7 @@ import torch
 import mechedit as me
 from mechedit.data.facts import FactEdit
 from mechedit.editors import MEGA
-from mechedit.editors.steering.fit_prompts import align_implications, doubts, source_and_target
+from mechedit.editors.steering.fit_prompts import TARGETS, align_implications, doubts, sources, targets
 from mechedit.editors.steering.gates import SentenceGate
 from mechedit.editors.steering.paraphrases import implications, load_paraphrases, paraphrases
 from mechedit.editors.steering.selection import GateROC, _named, gate_roc
@@ -48,6 +48,8 @@ def outputs(model: HookedModel, editor: MEGA, fact: FactEdit) -> torch.Tensor:
         {"heads": {5: (0, 1)}},
         {"estimator": "shift"},
         {"source": "forced"},
+        {"target": "correction"},
+        {"rank": 0},
         {"source": "both"},
         {"implicate": True},
         {"alpha": 1.5},
@@ -147,8 +149,8 @@ def test_heads_are_named_by_their_contrast_within_the_window() -> None:
 def test_what_is_not_chosen_yet_is_refused_with_the_call(factworld_gpt2: HookedModel, fact: FactEdit) -> None:
     for mega, word in (
         (MEGA(), "window"),
-        (MEGA(window=(5, 6)), "alpha"),
-        (MEGA(window=(5, 6), alpha=1.0), "threshold"),
+        (MEGA(window=(5, 6), gate="hidden"), "threshold"),
+        (MEGA(window=(5, 6), gate="asked"), "relations"),
         (MEGA(window=(5, 6), alpha=1.0, gate="always", heads=2), "heads"),
     ):
         with pytest.raises(InputError, match=f"{word}.*select"):
@@ -190,12 +192,14 @@ def test_a_sentence_gate_reads_the_text(
 
 def test_families_are_those_of_the_source() -> None:
     fact = FactEdit("Ann", "{} speaks", "Dutch", "Greek")
-    plain, goal = source_and_target(fact, ["Ann speaks", "Ann talks"], "plain")
-    forced, _ = source_and_target(fact, ["Ann speaks", "Ann talks"], "forced")
-    both, same = source_and_target(fact, ["Ann speaks", "Ann talks"], "both")
+    prompts = ["Ann speaks", "Ann talks"]
+    plain, forced, both = (sources(fact, prompts, kind) for kind in ("plain", "forced", "both"))
     assert both == plain + forced
-    assert same == goal
-    assert goal[1] == "Do not mention 'Dutch'. Repeat this sentence: 'Ann talks Greek'. Ann talks"
+    assert targets(fact, prompts, "avoid")[1] == (
+        "Do not mention 'Dutch'. Repeat this sentence: 'Ann talks Greek'. Ann talks"
+    )
+    assert targets(fact, prompts, "new_fact")[0] == "New Fact: Ann speaks Greek\nPrompt: Ann speaks"
+    assert all(text.endswith("Ann talks") for form in TARGETS for text in targets(fact, prompts, form)[1:])
 
 
 def test_implications_that_point_like_the_edit_are_kept() -> None:

@@ -17,7 +17,6 @@ from mechedit.evaluation.measure import METRICS, PromptScore, record_values
 from mechedit.evaluation.metrics import (
     below,
     bootstrap_harmonic_mean,
-    divergence,
     harmonic_mean,
     kept_for_specificity,
     margin,
@@ -26,6 +25,7 @@ from mechedit.evaluation.metrics import (
     unchanged,
 )
 from mechedit.evaluation.questions import FactQuestions
+from mechedit.models.deciding import divergence
 from mechedit.models.scoring import scored_row
 from reports.errors import InputError
 

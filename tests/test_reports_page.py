@@ -342,3 +342,12 @@ def test_the_gallery_is_drawn_from_a_run_and_is_the_same_twice(tmp_path: Path) -
     with pytest.raises(InputError, match=r"window\.parquet"):
         gallery(run, tmp_path / "c")
     assert not (tmp_path / "c").exists()
+
+
+def test_quantised_weights_stand_at_the_top_of_the_page(tmp_path: Path) -> None:
+    folder = example.write_run(tmp_path / "run")
+    assert "dequantised" not in build(folder).read_text(encoding="utf-8")
+    record = json.loads((folder / "provenance.json").read_text())
+    record["model"] = {"name": "m", "quantization": "4-bit (Q4_1)"}
+    (folder / "provenance.json").write_text(json.dumps(record))
+    assert "<dt>weights</dt><dd>4-bit (Q4_1), dequantised</dd>" in build(folder).read_text(encoding="utf-8")

@@ -226,25 +226,24 @@ def test_alignment_raises_retrieval_and_the_early_stop_keeps_the_best() -> None:
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None:
     encoder = tiny_encoder()
     whole = encoder.copy()
-    train(AlignmentLoss(whole, PAIRS, "token"), SHORT, n_items=24, progress=False)
+    whole_losses = train(AlignmentLoss(whole, PAIRS, "token"), SHORT, n_items=24, progress=False)
     part = encoder.copy()
     module = AlignmentLoss(part, PAIRS, "token")
-    train(
-        module,
-        SHORT,
-        n_items=24,
-        folder=tmp_path,
-        save_every=3,
-        watch=lambda step, _: step == 3,
-        progress=False,
-    )
+
+    def interrupt(step: int, _: float) -> bool:
+        if step == 3:
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        train(module, SHORT, n_items=24, folder=tmp_path, save_every=3, watch=interrupt, progress=False)
     again = encoder.copy()
     losses = train(
         AlignmentLoss(again, PAIRS, "token"), SHORT, n_items=24, folder=tmp_path, save_every=3, progress=False
     )
-    assert len(losses) == 3
+    assert losses == whole_losses
     assert again.hash == whole.hash != part.hash
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(InputError, match=r"training\.steps is 6 there and 7 here"):
         align(encoder, PAIRS, training=Training(steps=7, batch=8, lr=1e-3), folder=tmp_path, progress=False)
 
 
@@ -262,7 +261,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_state(tmp_path: Path) -> 
     with pytest.raises(TrainingError, match=r"found nan at step 3; the last checkpoint is kept in .*smaller"):
         train(module, SHORT, n_items=8, folder=tmp_path, save_every=2, progress=False)
     assert bool(module.weight.isfinite().all())
-    assert len(train(module, SHORT, n_items=8, folder=tmp_path, progress=False)) == 4
+    again = Bad()
+    again.calls = 4  # behind the bad one
+    losses = train(again, SHORT, n_items=8, folder=tmp_path, progress=False)
+    assert (again.calls, len(losses)) == (8, 6)  # four steps more
 
 
 def test_every_item_comes_once_an_epoch_also_by_length() -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from xlprobe.cli import main
+from xlprobe.data.formats import load_iob2
 from xlprobe.encoders.encoder import load_encoder
+from xlprobe.training.task_model import TaskModel
 
 ROW = "{}\t{}\t_\t{}\t_\t_\t0\troot\t_\t_"
 
@@ -79,3 +81,42 @@ def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         main(argv)
     assert "example: xlprobe" in capsys.readouterr().out
+
+
+def test_finetune_on_entities_with_a_dev_set_beside_an_alignment_and_kept(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "x.iob2"
+    file.write_text("this O\nriver B-LOC\n\nmy O\nrobot B-PER\n\n" * 4)
+    (tmp_path / "pairs.txt").write_text("this river ||| de brel\nmy robot ||| drei zuda\n")
+    argv = (
+        "finetune",
+        "--task",
+        "ner",
+        "--train",
+        file,
+        "--test",
+        f"x={file}",
+        "--seeds",
+        "1",
+        "--device",
+        "cpu",
+    )
+    small = ("--steps", "30", "--batch", "4", "--micro", "2", "--lr", "3e-3")
+    more = ("--dev", file, "--metric", "span_f1", "--check-every", "10", "--save-model", tmp_path / "kept")
+    found = run(capsys, *argv, *small, *more, "--align-source", tmp_path / "pairs.txt", "--weight", "0.5")
+    assert found["languages"][0]["accuracy"] == 1.0
+    model = TaskModel.load(tmp_path / "kept" / "seed-0", device="cpu")
+    assert model.predict([["this", "river"]]) == [["O", "B-LOC"]]
+    assert model.score(load_iob2(file))["macro_f1"] == 1.0
+    refused(capsys, "weight: --weight says nothing without --align-source", *argv, "--weight", "0.5")
+    refused(capsys, "column: --task ner takes none", *argv, "--column", "xpos")
+    refused(capsys, "epochs: expected epochs or steps, found both", *argv, "--steps", "2", "--epochs", "1")
+    refused(capsys, "train: expected a file of the task ner", "finetune", "--task", "ner")
+
+
+def test_align_in_parts_on_another_layer(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    argv = ("align", "--steps", "3", "--batch", "8", "--micro", "4", "--layer", "2", "--pooling", "first")
+    found = run(capsys, *argv, "--pairs", "16", "--held-out", "8", "--device", "cpu", "--out", tmp_path / "x")
+    assert found["retrieval"]["n"] == 8
+    refused(capsys, "layer: expected 0 to 4, found 9", "align", "--layer", "9", "--out", tmp_path / "y")

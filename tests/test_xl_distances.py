@@ -199,7 +199,7 @@ def test_special_tokens_are_left_out() -> None:
 def test_more_pairs_than_asked_are_sampled_and_counted() -> None:
     found = distances(tiny_encoder(), parallel(links=None), max_pairs=5, progress=False)
     assert set(found.layers["n"]) == {5}
-    assert found.n_cut == 1
+    assert (found.n_left_out, found.n_cut) == (1, 0)
 
 
 def test_round_trip_and_plot(tmp_path: Path) -> None:

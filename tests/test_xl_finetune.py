@@ -22,6 +22,7 @@ from xlprobe.training.finetune import (
     finetune_seeds,
     macro_f1,
 )
+from xlprobe.training.identity import encoder_facts, task_facts
 from xlprobe.training.loop import Training, train
 
 NOUNS, VERBS = ["Anna", "Berlin", "Rome", "Paris", "teacher"], ["speaks", "plays", "lived", "works", "stands"]
@@ -98,18 +99,31 @@ def test_a_joint_run_that_was_stopped_ends_as_one_that_was_not(schedule: str, tm
 
     whole, part = run(None), TaskModel(tiny_encoder().copy(), POS, seed=plan.seed)
     loss = _JointLoss(part, joint, plan.seed)
-    n, lengths, stop = len(POS.train), part.batch.lengths, lambda step, _: step == 2
-    train(
-        loss,
-        plan,
-        n_items=n,
-        lengths=lengths,
-        folder=tmp_path,
-        save_every=3,
-        before=loss.begin,
-        watch=stop,
-        progress=False,
-    )
+
+    def interrupt(step: int, _: float) -> bool:
+        if step == 3:
+            raise KeyboardInterrupt
+        return False
+
+    facts = {
+        "task": task_facts(POS),
+        "joint": loss.facts(),
+        "freeze": [],
+        "encoder": encoder_facts(tiny_encoder()),
+    }
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            loss,
+            plan,
+            n_items=len(POS.train),
+            lengths=part.batch.lengths if part.batch else None,
+            folder=tmp_path,
+            save_every=3,
+            before=loss.begin,
+            watch=interrupt,
+            facts=facts,
+            progress=False,
+        )
     assert part.encoder.hash != whole.encoder.hash
     assert run(tmp_path).encoder.hash == whole.encoder.hash
 

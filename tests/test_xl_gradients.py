@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,74 @@ def test_pieces_recombine_to_the_whole_encoder() -> None:
         norms = [math.sqrt((rows[name] ** 2).sum()) for name in ("task_norm", "align_norm")]
         assert product / math.prod(norms) == pytest.approx(whole["cosine"], abs=1e-12)
         assert int(rows["numel"].sum()) == whole["numel"]
+
+
+def sentence_loss(encoder: Encoder, layer: int, seed: int) -> Loss:
+    """As `loss_of`, but on the states of one layer: it reaches no block above."""
+    direction = torch.randn(
+        encoder.d_model, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    pairs = [encoder.encode(pair) for pair in itertools.combinations(TEXTS, 2)][:8]
+
+    def of(batch: Any) -> Tensor:
+        return (encoder.state(batch, layer)[batch.content] @ direction.to(encoder.dtype)).square().mean()
+
+    return Loss("sentence", pairs, of)
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_the_encoders_row_is_over_the_blocks_that_both_losses_reach(layer: int) -> None:
+    """Against lists of gradients: the shared blocks, all of them, and the blocks up to each layer."""
+    encoder = double()
+    task, align = loss_of(encoder, "task", 0), sentence_loss(encoder, layer, 1)
+    grads = gradients(encoder, task=task, alignment=align, steps=(), progress=False)
+    flat = {loss.name: torch.stack(naive(encoder, loss)).mean(0) for loss in (task, align)}
+    table = encoder.parameter_table()
+    at = torch.tensor(table["layer"].repeat(table["numel"]).to_numpy())
+    query = torch.tensor((table["group"] == "query").repeat(table["numel"]).to_numpy())
+
+    def expected(keep: Tensor) -> dict[str, float]:
+        a, b = flat["task"][keep], flat["sentence"][keep]
+        return {"cosine": cosine(a, b), "ratio": float(b.norm() / a.norm()), "task_norm": float(a.norm())}
+
+    whole = grads.scope("whole")
+    rows = [
+        (grads.encoder, (at > 0) & (at <= layer), 1.0),
+        (whole[whole["group"] == "all"].iloc[0], at > 0, layer / 3),
+        (grads.scope("group").query("group == 'query'").iloc[0], query & (at <= layer), 1.0),
+        (whole[whole["group"] == "query"].iloc[0], query, layer / 3),
+        *(
+            (grads.scope("through").query("layer == @n").iloc[0], (at > 0) & (at <= n), None)
+            for n in (1, 2, 3)
+        ),
+    ]
+    for row, keep, reach in rows:
+        for name, value in expected(keep).items():
+            assert row[name] == pytest.approx(value, rel=1e-9), (row["scope"], name)
+        assert row["numel"] == int(keep.sum())
+        assert row["task_reach"] == 1.0
+        if reach is not None:
+            assert row["align_reach"] == pytest.approx(reach)
+    assert abs(grads.encoder["cosine"]) > abs(rows[1][0]["cosine"]) * 1.02  # the two are told apart
+    # what is measured on the batches' spread, by the same gradients on the shared blocks alone
+    keep = (at > 0) & (at <= layer)
+    each = {loss.name: torch.stack(naive(encoder, loss))[:, keep] for loss in (task, align)}
+    halves = each["task"] @ each["task"].T
+    p = float((halves.sum() - halves.trace()) / (8 * 7))
+    q = float(halves.trace() / 8)
+    assert grads.encoder["task_halves"] == pytest.approx(p / (q / 4 + 3 / 4 * p), rel=1e-9)
+
+
+def test_losses_that_share_no_parameter_have_no_cosine() -> None:
+    encoder = double()
+    model: Any = encoder.model
+    weight = model.encoder.layer[2].output.dense.weight
+    pairs = [encoder.encode([text]) for text in TEXTS]
+    top = Loss("top", pairs, lambda batch: (weight * len(batch.input_ids)).square().mean())
+    grads = gradients(encoder, task=top, alignment=sentence_loss(encoder, 1, 0), steps=(), progress=False)
+    assert math.isnan(grads.encoder["cosine"])
+    assert grads.encoder["numel"] == 0
+    assert grads.scope("whole")["cosine"].iloc[0] == pytest.approx(0)
 
 
 class Linear:
@@ -395,5 +464,11 @@ def test_result_round_trip(tmp_path: Path) -> None:
     again = Gradients.load(grads.save(tmp_path / "grads"))
     assert again.equals(grads)
     assert again.encoder["cosine"] == grads.encoder["cosine"]
+    known = grads.cells["scope"].isin(["cell", "layer", "group", "encoder"])  # as an earlier version saved it
+    older = grads.cells[known].drop(columns=["task_reach", "align_reach"])
+    old = Gradients.load(replace(grads, cells=older).save(tmp_path / "old"))
+    assert old.encoder["cosine"] == grads.encoder["cosine"]
+    with pytest.raises(InputError, match="expected one of cell, layer, group, encoder, found 'whole'"):
+        old.scope("whole")
     with pytest.raises(InputError, match="scope"):
         again.scope("head")

@@ -95,6 +95,13 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
     encoder = load_encoder(folder, device="cpu")
     assert encoder.n_layers == 4
     assert encoder.lm_head is not None
+    before = (folder / "model.safetensors").read_bytes()
+    assert train_langworld(tmp_path, steps=3, sentences=60, progress=False) == folder  # it is given again
+    assert (folder / "model.safetensors").read_bytes() == before
+    for other in ({"steps": 4, "sentences": 60}, {"steps": 3, "sentences": 60, "seed": 1}):
+        with pytest.raises(InputError, match="holds another training"):
+            train_langworld(tmp_path, **other, progress=False)
+    (tmp_path / "training.json").unlink()
     with pytest.raises(InputError, match="finished model"):
         train_langworld(tmp_path, steps=3, sentences=60, progress=False)
 

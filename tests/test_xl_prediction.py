@@ -17,6 +17,7 @@ from reports.errors import InputError
 from xlprobe.training.conflict import AGGREGATORS, Aggregator, combine, weights_of
 from xlprobe.transfer.claims import claims
 from xlprobe.transfer.prediction import leave_one_pair_out, predict, spearman
+from xlprobe.transfer.verdict import needed
 
 PAIRS = ("de", "tr", "hi", "ru")
 
@@ -91,8 +92,11 @@ def test_claims_hold_where_the_numbers_say_so() -> None:
 
 def test_claims_do_not_hold_where_the_numbers_deny_them() -> None:
     frame = cells(slope=3.0).assign(gradient_cosine=0.4)
-    same = frame.assign(delta_score=frame["delta_retrieval"] * 1e-3, low=-1.0, high=1.0)
+    same = frame.assign(delta_score=frame["delta_retrieval"] * 1e-3, low=-0.005, high=0.005)
     assert answers(same) == ["does not hold", "does not hold", "does not hold"]
+    wide = same.assign(low=-1.0, high=1.0)  # such intervals hold both answers
+    assert answers(wide)[2] == "not shown"
+    assert "test sentences" in claims(wide, predict(wide))[2]["evidence"]
 
 
 def test_a_correlation_that_predicts_no_held_out_pair_does_not_deny_the_first_claim() -> None:
@@ -113,6 +117,58 @@ def test_claims_are_not_shown_by_a_study_that_is_too_small_or_too_noisy() -> Non
     frame = frame.assign(objective=list("abcd"))
     assert answers(frame) == ["not shown", "not shown", "not shown"]
     assert "4 cells are mostly noise" in claims(frame, predict(frame))[1]["evidence"]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_one_or_two_cells_show_nothing(n: int) -> None:
+    frame = cells(slope=0.0, n=1).head(n).assign(delta_score=[0.3, -0.2][:n], low=[-0.2, -0.7][:n])
+    frame = frame.assign(high=frame["delta_score"] + 0.5, task_halves=0.1)
+    verdicts = claims(frame, predict(frame))
+    assert [verdict["answer"] for verdict in verdicts] == ["not shown"] * 3
+    for verdict, asked in zip(
+        verdicts, ("10 cells", "batches", "2" if n == 1 else "times as many"), strict=True
+    ):
+        assert "would take" in verdict["evidence"]
+        assert asked in verdict["evidence"]
+
+
+def test_a_difference_among_many_is_no_difference() -> None:
+    """Noise alone: of 60 cells some two intervals of 95 % lie apart in nearly every draw, which shows nothing."""
+    holds = overlaps = 0
+    for seed in range(20):
+        y = 0.05 * np.random.default_rng(seed).normal(size=60)
+        frame = cells(slope=0.0, n=15).assign(delta_score=y, low=y - 0.098, high=y + 0.098, n=400)
+        holds += answers(frame)[2] == "holds"
+        overlaps += bool((y - 0.098).max() > (y + 0.098).min())
+    assert overlaps >= 15
+    assert holds <= 2
+
+
+def test_cosines_whose_interval_holds_both_answers_are_open() -> None:
+    frame = cells(slope=0.0, n=8).assign(cosine_low=-0.3, cosine_high=0.32)
+    verdict = claims(frame, predict(frame))[1]
+    assert verdict["answer"] == "not shown"
+    assert "narrower intervals" in verdict["evidence"]
+    assert answers(frame.assign(cosine_low=-0.05, cosine_high=0.07))[1] == "holds"
+    assert answers(frame.assign(gradient_cosine=0.4, cosine_low=0.2, cosine_high=0.6))[1] == "does not hold"
+
+
+def test_a_rank_correlation_of_few_cells_shows_nothing() -> None:
+    frame = cells(slope=-3.0, noise=0.0, n=1)
+    row = predict(frame).iloc[0]
+    assert row["high"] < 0  # four cells in order: the bootstrap is sure
+    assert claims(frame, predict(frame))[0]["answer"] == "not shown"
+
+
+def test_what_it_would_take_is_enough() -> None:
+    """Oracle: an interval of a mean with the stated n lies on one side of 0, one with half of it does not."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(0.1, 1.0, size=100)
+    half = 1.96 * x.std(ddof=1) / 10
+    n = needed(half, [abs(x.mean())], n=100)
+    assert 1.96 * x.std(ddof=1) / math.sqrt(n) == pytest.approx(abs(x.mean()))
+    assert 1.96 * x.std(ddof=1) / math.sqrt(n / 2) > abs(x.mean())
+    assert math.isinf(needed(half, [-1.0, 0.0]))
 
 
 # -- conflict-aware weights ------------------------------------------------------------------------------------

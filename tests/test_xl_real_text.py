@@ -287,7 +287,7 @@ def test_it_goes_on_where_it_stopped_and_refuses_other_text(
     assert case.read_bytes() == before
     other = write_data(tmp_path, seed=1)
     assert main([*map(str, argv), "--data", str(other)]) == 2
-    assert "choose another folder" in capsys.readouterr().err
+    assert "-encoder holds another training: text" in capsys.readouterr().err
 
 
 def test_pretrain_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
@@ -305,8 +305,11 @@ def test_pretrain_makes_an_encoder_that_a_study_can_name(
     found = json.loads(capsys.readouterr().out)
     assert found["sentences"] == {"en": EWT + PAIRS, "de": PAIRS, "ru": PAIRS}
     assert (Path(found["model"]) / "model.safetensors").is_file()
+    assert main([*argv, "--out", str(tmp_path / "e"), "--quiet"]) == 0  # the same again gives the same model
+    assert capsys.readouterr().out.strip() == found["model"]
+    argv[-1] = "3"
     assert main([*argv, "--out", str(tmp_path / "e"), "--quiet"]) == 2
-    assert "holds a finished model" in capsys.readouterr().err
+    assert "holds another training: training.steps is 2 there and 3 here" in capsys.readouterr().err
 
 
 def test_langworld_takes_no_data_and_an_unknown_size_is_named(

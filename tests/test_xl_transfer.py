@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +18,11 @@ from experiments import config
 from reports.errors import InputError
 from tests.xl_tiny import tiny_encoder
 from xlprobe.recipes.study import StudyRecipe
-from xlprobe.training.objectives import Pair, contrastive, objective_loss
+from xlprobe.training.objectives import Pair, contrastive, objective_loss, probe_layer
 from xlprobe.transfer.advice import SHARE, advise
 from xlprobe.transfer.laboratory import JointPlan, Score, Sizes
+from xlprobe.transfer.prediction import predict
+from xlprobe.transfer.reach import common_rows
 from xlprobe.transfer.result import Study
 from xlprobe.transfer.study import StudyConfig, paired_differences, transfer_study
 from xlprobe.transfer.trial import WAYS, advice_trial
@@ -198,6 +202,99 @@ def test_advice_follows_the_gradients() -> None:
     assert (neutral.objective, neutral.verdict) == ("token", "neutral")
     against = advise(gradients(token=(-0.2, -0.3, -0.1)), task="pos")
     assert (against.objective, against.weight, against.layers) == ("none", 0.0, ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        (
+            {"task_halves": 0.2, "align_halves": 0.9, "task_batches": 70.0, "align_batches": 3.0},
+            "noise: .* 70 batches",
+        ),
+        (
+            {"task_halves": 0.9, "align_halves": -0.1, "task_batches": 7.0, "align_batches": math.inf},
+            "no number of",
+        ),
+    ],
+)
+def test_advice_from_noise_is_not_shown(changes: dict[str, float], match: str) -> None:
+    found = advise(gradients(token=(0.2, 0.1, 0.3)).assign(**changes), task="pos")
+    assert found.verdict == "not shown"
+    assert re.search(match, found.reason)
+    assert found.freeze == ()
+
+
+def test_advice_whose_interval_holds_both_answers_is_not_shown() -> None:
+    wide = gradients(token=(0.15, -0.15, 0.45))
+    found = advise(wide.assign(n_task=24, n_align=20), task="pos")
+    assert (found.objective, found.verdict) == ("token", "not shown")
+    assert "about 96 batches" in found.reason  # (0.3 / 0.15)² · 24
+    assert "4 times as many batches" in advise(wide, task="pos").reason
+
+
+def test_objectives_of_unlike_reach_are_compared_where_both_reach() -> None:
+    """mlm is the closer one below, and is pulled down by a block that token never touches."""
+    rows = [
+        ("token", "encoder", -1, 0.2, 1.0),
+        ("mlm", "encoder", -1, 0.1, 1.0),
+        ("token", "layer", 1, 0.2, 1.0),
+        ("token", "layer", 2, math.nan, 0.0),
+        ("mlm", "layer", 1, 0.3, 1.0),
+        ("mlm", "layer", 2, -0.1, 1.0),
+        ("token", "through", 1, 0.2, 1.0),
+        ("token", "through", 2, 0.15, 0.5),
+        ("mlm", "through", 1, 0.3, 1.0),
+        ("mlm", "through", 2, 0.1, 1.0),
+    ]
+    frame = pd.DataFrame(rows, columns=["objective", "scope", "layer", "cosine", "align_reach"])
+    frame = frame.assign(low=frame["cosine"] - 0.05, high=frame["cosine"] + 0.05, ratio=2.0, task_reach=1.0)
+    frame = frame.assign(pair="a", task="pos")
+    assert common_rows(frame)[1] == 1
+    found = advise(frame, task="pos")
+    assert (found.objective, found.verdict) == ("mlm", "agrees")
+    assert "over layers 1 to 1, which all objectives reach (+0.300): cosine +0.100" in found.reason
+    old = frame[frame["scope"] != "through"].drop(
+        columns=["align_reach", "task_reach"]
+    )  # of an earlier version
+    assert advise(old, task="pos").objective == "token"
+
+
+def test_predictors_take_what_all_objectives_reach(laboratory: WorldLab, tmp_path: Path) -> None:
+    plan = StudyConfig(("source-half",), ("mlm", "sentence"), ("pos", "topic"), seeds=1, shuffled=False)
+    study = transfer_study(laboratory, plan, tmp_path / "run", progress=False)
+    cells = study.cells
+    depth = probe_layer(laboratory.encoder.n_layers)
+    assert 0 < depth < laboratory.encoder.n_layers
+    rows = study.gradients.query("scope == 'through' and layer == @depth").set_index(
+        ["pair", "objective", "task"]
+    )
+    whole = study.gradients.query("scope == 'whole' and group == 'all'").set_index(
+        ["pair", "objective", "task"]
+    )
+    for cell in cells.itertuples():
+        key = (cell.pair, cell.objective, cell.task)
+        assert cell.common_cosine == rows.loc[key, "cosine"]
+        assert cell.whole_cosine == whole.loc[key, "cosine"]
+    unlike = cells[cells["objective"] == "sentence"]
+    assert (unlike["gradient_cosine"] != unlike["whole_cosine"]).all()
+    assert (unlike["gradient_cosine"] == unlike["common_cosine"]).all()
+    advice = study.advice("pos")
+    best = cells[cells["task"] == "pos"].sort_values("common_cosine").iloc[-1]
+    assert advice.objective in (best["objective"], "none")
+    used = predict(cells.assign(gradient_cosine=cells["common_cosine"], norm_ratio=cells["common_ratio"]))
+    pd.testing.assert_frame_equal(study.predictors, used)
+
+
+def test_cases_of_an_earlier_method_are_not_mixed_in(
+    folder: Path, laboratory: WorldLab, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "old")
+    case = tmp_path / "old" / "cases" / "none-0.json"
+    stored = json.loads(case.read_text())
+    del stored["settings"]
+    case.write_text(json.dumps(stored))
+    with pytest.raises(InputError, match=r"'none-0' in .* choose another folder"):
+        transfer_study(laboratory, PLAN, tmp_path / "old", progress=False)
 
 
 def test_a_conflicting_layer_is_frozen_and_pairs_are_averaged() -> None:

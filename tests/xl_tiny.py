@@ -1,7 +1,7 @@
 """Tiny random encoders of real architectures, saved as real checkpoint folders, for the tests of xlprobe.
 
-XLM-R with a unigram tokenizer, RoBERTa with a byte-level BPE, BERT with WordPiece; every parameter is random, norms
-and biases too (see `tests.tiny.randomise`).
+XLM-R (and XLM-R XL, DeBERTa) with a unigram tokenizer, RoBERTa (and ModernBERT) with a byte-level BPE, BERT (and
+DistilBERT) with WordPiece; every parameter is random, norms and biases too (see `tests.tiny.randomise`).
 """
 
 from __future__ import annotations
@@ -21,20 +21,31 @@ from tokenizers import (
     models,
     normalizers,
     pre_tokenizers,
+    processors,
     trainers,
 )
 from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertTokenizer,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
+    DebertaV2Tokenizer,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaTokenizer,
     XLMRobertaConfig,
     XLMRobertaForMaskedLM,
     XLMRobertaTokenizer,
+    XLMRobertaXLConfig,
+    XLMRobertaXLForMaskedLM,
 )
 
 from tests.tiny import SENTENCES
@@ -42,7 +53,7 @@ from tests.tiny import SENTENCES
 if TYPE_CHECKING:
     from xlprobe.encoders.encoder import Encoder
 
-Arch = Literal["xlm-roberta", "roberta", "bert"]
+Arch = Literal["xlm-roberta", "roberta", "bert", "distilbert", "xlm-roberta-xl", "modernbert", "deberta-v2"]
 ARCHS: tuple[Arch, ...] = get_args(Arch)
 VOCABULARY = 300
 TEXTS = [
@@ -54,9 +65,13 @@ TEXTS = [
 
 def build_tokenizer(arch: Arch) -> PreTrainedTokenizerBase:
     """The architecture's own kind of tokenizer, trained on a few sentences."""
-    if arch == "xlm-roberta":
+    if arch in ("xlm-roberta", "xlm-roberta-xl"):
         return XLMRobertaTokenizer(vocab=_unigram_vocabulary())
-    if arch == "roberta":
+    if arch == "deberta-v2":
+        special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+        vocabulary = [(name, 0.0) for name in special] + _unigram_vocabulary()[5:]
+        return DebertaV2Tokenizer(vocab=vocabulary, unk_id=3)
+    if arch in ("roberta", "modernbert"):
         core = Tokenizer(models.BPE())
         core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -72,6 +87,8 @@ def build_tokenizer(arch: Arch) -> PreTrainedTokenizerBase:
         )
         saved = _model_of(core)
         merges: Any = [tuple(m) for m in saved["merges"]]  # what it takes, whatever its annotation says
+        if arch == "modernbert":
+            return _modernbert_tokenizer(core)
         return RobertaTokenizer(vocab=saved["vocab"], merges=merges)
     core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     core.normalizer, core.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
@@ -81,6 +98,22 @@ def build_tokenizer(arch: Arch) -> PreTrainedTokenizerBase:
         trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False),
     )
     return BertTokenizer(vocab=_model_of(core)["vocab"])
+
+
+def _modernbert_tokenizer(core: Tokenizer) -> PreTrainedTokenizerBase:
+    """A byte-level tokenizer as ModernBERT's: of no class of its own, with [CLS] and [SEP]."""
+    first, last = (core.token_to_id(name) for name in ("<s>", "</s>"))
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", first), ("</s>", last)]
+    )
+    names = {
+        "cls_token": "<s>",
+        "pad_token": "<pad>",
+        "sep_token": "</s>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+    }
+    return PreTrainedTokenizerFast(tokenizer_object=core, **names)
 
 
 def _model_of(core: Tokenizer) -> dict[str, Any]:
@@ -108,7 +141,9 @@ def _unigram_vocabulary() -> list[tuple[str, float]]:
     return [(name, 0.0) for name in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")] + scored
 
 
-def random_hf(arch: Arch, *, vocabulary: int, n_layers: int, d_model: int) -> PreTrainedModel:
+def random_hf(
+    arch: Arch, *, vocabulary: int, n_layers: int, d_model: int, **settings: Any
+) -> PreTrainedModel:
     """A fresh masked language model, every parameter random (torch's global generator)."""
     from tests.tiny import randomise
 
@@ -122,11 +157,35 @@ def random_hf(arch: Arch, *, vocabulary: int, n_layers: int, d_model: int) -> Pr
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }
+    shared |= settings
     model: PreTrainedModel
     if arch == "bert":
-        model = BertForMaskedLM(BertConfig(pad_token_id=0, **shared))
+        model = BertForMaskedLM(BertConfig(**{"pad_token_id": 0, **shared}))
+    elif arch == "distilbert":
+        renamed = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
+        renamed |= {"intermediate_size": "hidden_dim", "hidden_dropout_prob": "dropout"}
+        renamed |= {"attention_probs_dropout_prob": "attention_dropout"}
+        named = {renamed.get(key, key): value for key, value in shared.items()}
+        model = DistilBertForMaskedLM(DistilBertConfig(**{"pad_token_id": 0, **named}))
     elif arch == "roberta":
         model = RobertaForMaskedLM(RobertaConfig(type_vocab_size=1, layer_norm_eps=1e-5, **shared))
+    elif arch == "xlm-roberta-xl":
+        model = XLMRobertaXLForMaskedLM(XLMRobertaXLConfig(type_vocab_size=1, layer_norm_eps=1e-5, **shared))
+    elif arch == "modernbert":
+        special = {
+            "cls_token_id": 0,
+            "pad_token_id": 1,
+            "sep_token_id": 2,
+            "bos_token_id": 0,
+            "eos_token_id": 2,
+        }
+        windows = {"local_attention": 6, "global_attn_every_n_layers": 2}
+        model = ModernBertForMaskedLM(ModernBertConfig(**{**special, **windows, **shared}))
+    elif arch == "deberta-v2":
+        relative = {"relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm"}
+        relative |= {"share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+        sizes = {"type_vocab_size": 0, "pad_token_id": 0}
+        model = DebertaV2ForMaskedLM(DebertaV2Config(**{**relative, **sizes, **shared}))
     else:
         model = XLMRobertaForMaskedLM(XLMRobertaConfig(type_vocab_size=1, layer_norm_eps=1e-5, **shared))
     randomise(model)

@@ -37,18 +37,31 @@ _refuse_shadows()
 from experiments.face import lazy
 
 if TYPE_CHECKING:
-    from xlprobe.data.corpora import Bitext, Labelled
+    from xlprobe.data.corpora import (
+        Bitext,
+        Labelled,
+        dictionary_links,
+        load_bitext,
+        load_conllu,
+        load_links,
+        load_sib200,
+    )
     from xlprobe.data.data_folder import DataFolder
+    from xlprobe.data.formats import load_iob2, load_tags, load_texts
+    from xlprobe.data.languages import LanguageFiles, LanguageTable
+    from xlprobe.data.parallel import match_conllu
     from xlprobe.data.tasks import Task
     from xlprobe.diagnose import Diagnosis, diagnose
     from xlprobe.encoders.encoder import Encoder, load_encoder
     from xlprobe.probes.distances import Distances, distances
     from xlprobe.probes.gradient_stream import Loss
     from xlprobe.probes.gradients import Gradients, gradients
-    from xlprobe.training.alignment import align
-    from xlprobe.training.finetune import TaskModel, finetune
-    from xlprobe.transfer.file_lab import FileLab
-    from xlprobe.transfer.laboratory import Laboratory
+    from xlprobe.training.alignment import align, retrieval
+    from xlprobe.training.finetune import Joint, TransferScores, finetune, finetune_seeds
+    from xlprobe.training.loop import Training
+    from xlprobe.training.task_model import TaskModel
+    from xlprobe.transfer.file_lab import FileLab, FileSizes
+    from xlprobe.transfer.laboratory import Laboratory, Sizes
     from xlprobe.transfer.result import Study
     from xlprobe.transfer.study import StudyConfig, transfer_study
     from xlprobe.transfer.world_lab import WorldLab
@@ -60,21 +73,39 @@ __all__ = [
     "Distances",
     "Encoder",
     "FileLab",
+    "FileSizes",
     "Gradients",
+    "Joint",
     "Labelled",
     "Laboratory",
+    "LanguageFiles",
+    "LanguageTable",
     "Loss",
+    "Sizes",
     "Study",
     "StudyConfig",
     "Task",
     "TaskModel",
+    "Training",
+    "TransferScores",
     "WorldLab",
     "align",
     "diagnose",
+    "dictionary_links",
     "distances",
     "finetune",
+    "finetune_seeds",
     "gradients",
+    "load_bitext",
+    "load_conllu",
     "load_encoder",
+    "load_iob2",
+    "load_links",
+    "load_sib200",
+    "load_tags",
+    "load_texts",
+    "match_conllu",
+    "retrieval",
     "transfer_study",
 ]
 
@@ -82,8 +113,23 @@ _NAMES = {
     "xlprobe.data.corpora": (
         "Bitext",
         "Labelled",
+        "dictionary_links",
+        "load_bitext",
+        "load_conllu",
+        "load_links",
+        "load_sib200",
     ),
     "xlprobe.data.data_folder": ("DataFolder",),
+    "xlprobe.data.formats": (
+        "load_iob2",
+        "load_tags",
+        "load_texts",
+    ),
+    "xlprobe.data.languages": (
+        "LanguageFiles",
+        "LanguageTable",
+    ),
+    "xlprobe.data.parallel": ("match_conllu",),
     "xlprobe.data.tasks": ("Task",),
     "xlprobe.diagnose": (
         "Diagnosis",
@@ -102,13 +148,26 @@ _NAMES = {
         "Gradients",
         "gradients",
     ),
-    "xlprobe.training.alignment": ("align",),
-    "xlprobe.training.finetune": (
-        "TaskModel",
-        "finetune",
+    "xlprobe.training.alignment": (
+        "align",
+        "retrieval",
     ),
-    "xlprobe.transfer.file_lab": ("FileLab",),
-    "xlprobe.transfer.laboratory": ("Laboratory",),
+    "xlprobe.training.finetune": (
+        "Joint",
+        "TransferScores",
+        "finetune",
+        "finetune_seeds",
+    ),
+    "xlprobe.training.loop": ("Training",),
+    "xlprobe.training.task_model": ("TaskModel",),
+    "xlprobe.transfer.file_lab": (
+        "FileLab",
+        "FileSizes",
+    ),
+    "xlprobe.transfer.laboratory": (
+        "Laboratory",
+        "Sizes",
+    ),
     "xlprobe.transfer.result": ("Study",),
     "xlprobe.transfer.study": (
         "StudyConfig",

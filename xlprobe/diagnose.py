@@ -20,8 +20,10 @@ from experiments.checkpoints import second_load
 from experiments.memory import free_bytes, size, watched
 from reports.diagnosis import Check, Diagnosis, Step, gathered
 from reports.errors import InputError
+from xlprobe.encoders.architectures import ARCHITECTURES
 from xlprobe.encoders.batches import Batch, Sentence
-from xlprobe.encoders.encoder import EMBEDDED, Encoder, load_encoder, read_model
+from xlprobe.encoders.encoder import Encoder, load_encoder
+from xlprobe.encoders.loading import EMBEDDED, read_model
 from xlprobe.probes.gradient_stream import Layout, probing
 from xlprobe.probes.invariance import compare, gradient, invariance, random_direction, tolerance
 
@@ -164,7 +166,7 @@ def _plain(encoder: Encoder, folder: Path, batch: Batch) -> Iterator[Check]:
     plain, _ = read_model(folder, dtype=encoder.dtype, attention="eager")
     torch.nn.Module.to(plain.eval(), encoder.device)
     states, placed = encoder.states(batch), batch.to(encoder.device)
-    for attention in ("eager", "sdpa"):
+    for attention in ARCHITECTURES[encoder.model.config.model_type].attentions:
         plain.set_attn_implementation(attention)
         output = plain(
             input_ids=placed.input_ids, attention_mask=placed.attention_mask, output_hidden_states=True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
-from typing import Literal
+from typing import Any, Literal
 
 from mechedit.attribution.exact_scores import with_units
 from mechedit.attribution.nlka import attribute, attributed
@@ -14,6 +14,7 @@ from mechedit.attribution.projection import Biases
 from mechedit.attribution.ranking.neurons import Sign
 from mechedit.attribution.result import AttributionContrast, subtract
 from mechedit.data.facts import FactEdit
+from mechedit.data.joining import Space
 from mechedit.editors import Editor
 from mechedit.models.hooked import HookedModel
 
@@ -61,7 +62,7 @@ def edit_contrast(
     target = fact.target_new if target is None else target
     options = Options(top_k=top_k, sign=sign, biases=biases, tokens=tokens)
     edited = editor.apply(model, [fact])
-    return under_edit(model, edited, prompt, target, label=editor.name, options=options)
+    return under_edit(model, edited, prompt, target, label=editor.name, options=options, space=fact.space)
 
 
 def under_edit(
@@ -72,6 +73,7 @@ def under_edit(
     *,
     label: str,
     options: Options,
+    space: Space = "auto",
 ) -> AttributionContrast:
     """`edit_contrast` of an edit that has been made already.
 
@@ -82,14 +84,16 @@ def under_edit(
         target: What is scored behind it.
         label: Of the edited side.
         options: Of both attributions.
+        space: As in `attribute`.
 
     Raises:
         InputError: As `edit_contrast`.
     """
-    passes, target_ids = run_passes(model, prompt, target, tokens=options.tokens, biases=options.biases)
-    before = attributed(model, passes, target_ids, prompt=prompt, target=target, options=options)
+    reading: dict[str, Any] = {"tokens": options.tokens, "biases": options.biases, "space": space}
+    passes, target_ids = run_passes(model, prompt, target, **reading)
+    before = attributed(model, passes, target_ids, prompt=prompt, target=target, options=options, space=space)
     with edited as changed:
-        after = attribute(changed, prompt, target, also=before, **asdict(options))
+        after = attribute(changed, prompt, target, also=before, space=space, **asdict(options))
     # Terms are views of the weights: once the edit is undone, they are again those of the unedited model.
     change = subtract(after, with_units(before, passes, after))
     return replace(change, a=replace(change.a, label=label), b=replace(change.b, label="unedited"))

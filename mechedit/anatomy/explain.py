@@ -2,10 +2,12 @@
 
 For each prompt (rewrite, paraphrases, neighbours), steps:
 
-1. *Text*: the greedy continuation, before and after the edit. Wanted is the new object's first token on the rewrite
-   prompt and its paraphrases, and on a neighbour the next token of the unedited model.
-2. *Margin*: logit(wanted) − logit(against). Against is what the edited model writes instead; where it writes what is
-   wanted, the token that it would have written otherwise.
+1. *Text*: the greedy continuation, before and after the edit. Wanted are the new object's tokens on the rewrite prompt
+   and its paraphrases, as many as tell it from the old one (`mechedit.models.deciding`), and on a neighbour as many of
+   those that the unedited model writes. Mostly that is one token.
+2. *Margin*: logit(wanted) − logit(against) at one of them, behind those before it: the first that the edited model does
+   not write, else the one in which the objects differ. Against is what the edited model writes instead; where it writes
+   what is wanted, the token that it would have written otherwise.
 3. *Units*: with the final norm's scale σ frozen the margin is linear in the residual stream,
 
        margin = Σ over sub-layers of (B_wanted − B_against) · v + rest,
@@ -28,11 +30,14 @@ import torch
 from torch import Tensor
 
 from mechedit.attribution.layers import contrast_scores
+from mechedit.attribution.passes import check_forced
 from mechedit.attribution.projection import Projection
 from mechedit.attribution.terms import layer_terms
 from mechedit.data.facts import FactEdit
 from mechedit.editors import Editor
+from mechedit.models.deciding import decide
 from mechedit.models.hooked import HookedModel
+from mechedit.models.scoring import score_pairs
 from reports.errors import InputError
 from reports.results import Result
 
@@ -52,8 +57,8 @@ class Explanation(Result):
     """The result of `explain`.
 
     Attributes:
-        texts: role, index, prompt, before, after (the texts), wanted, against (tokens), ok, changed, margin_before,
-            margin_after (logits).
+        texts: role, index, prompt, before, after (the texts), wanted, against (tokens), behind (wanted tokens before
+            them, mostly none), ok, changed, margin_before, margin_after (logits).
         units: role, index, kind ("sublayer", "head", "neuron", "rest"), layer, unit, before, after, delta (logits of
             the margin); of neurons those of largest |delta| and of lowest after.
         editor: Its name.
@@ -114,9 +119,10 @@ class Explanation(Result):
         role, index = str(row["role"]), int(row["index"])
         verdict = "ok" if row["ok"] else "FAILED"
         helped = _listed(self.helped(role, index, k=3), "delta")
+        behind = f" behind {row['behind']!r}" if row.get("behind") else ""
         line = (
             f"{role} {verdict}: {row['prompt']} | before:{row['before']} | after:{row['after']}"
-            f"\n  {row['wanted']!r} against {row['against']!r}: logits {row['margin_before']:+.2f} before, "
+            f"\n  {row['wanted']!r} against {row['against']!r}{behind}: logits {row['margin_before']:+.2f} before, "
             f"{row['margin_after']:+.2f} after; rose most at {helped}"
         )
         if not row["ok"]:
@@ -152,23 +158,23 @@ def explain(
     prompts += [("paraphrase", i, prompt) for i, prompt in enumerate(fact.paraphrase_prompts)]
     prompts += [("neighborhood", i, p) for i, p in enumerate(fact.neighborhood_prompts[:neighbours])]
     inputs = [prompt for _, _, prompt in prompts]
-    new, old = (
-        int(model.continuation(fact.rewrite_prompt, t)[1][0]) for t in (fact.target_new, fact.target_true)
-    )
-    before, next_before = _written(model, inputs, max_new_tokens)
+    wants = [_wanted(model, fact, role, prompt) for role, _, prompt in prompts]
+    before = model.generate(inputs, max_new_tokens=max_new_tokens)
+    said_before = [_likeliest(model, p, want) for p, want in zip(inputs, wants, strict=True)]
     with editor.apply(model, [fact]) as edited:
-        after, next_after = _written(edited, inputs, max_new_tokens)
-        tokens = [
-            _pair(role, was, now, new, old)
-            for (role, _, _), was, now in zip(prompts, next_before, next_after, strict=True)
+        after = edited.generate(inputs, max_new_tokens=max_new_tokens)
+        said_after = [_likeliest(edited, p, want) for p, want in zip(inputs, wants, strict=True)]
+        places = [
+            _place(want, was, now) for want, was, now in zip(wants, said_before, said_after, strict=True)
         ]
-        terms_after = [_terms(edited, p, pair) for p, pair in zip(inputs, tokens, strict=True)]
-    terms_before = [_terms(model, p, pair) for p, pair in zip(inputs, tokens, strict=True)]
+        terms_after = [_terms(edited, p, place) for p, place in zip(inputs, places, strict=True)]
+    terms_before = [_terms(model, p, place) for p, place in zip(inputs, places, strict=True)]
     texts, units = [], []
     for i, (role, index, prompt) in enumerate(prompts):
-        wanted, against = (_token(model, token) for token in tokens[i])
+        wanted, against = (_token(model, token) for token in (places[i].wanted, places[i].against))
         row = {"role": role, "index": index, "prompt": prompt, "before": before[i], "after": after[i]}
-        row |= {"wanted": wanted, "against": against, "ok": next_after[i] == tokens[i][0]}
+        row |= {"wanted": wanted, "against": against, "behind": _text(model, places[i].behind)}
+        row |= {"ok": places[i].ok}
         row |= {"changed": before[i] != after[i], "margin_before": terms_before[i].margin}
         texts.append({**row, "margin_after": terms_after[i].margin})
         units.append(_units(terms_before[i], terms_after[i]).assign(role=role, index=index))
@@ -180,19 +186,80 @@ def explain(
         subject=fact.subject,
         target_new=fact.target_new,
         target_true=fact.target_true,
-        provenance={"model": {"name": model.name, "hash": model.hash}, "editor": repr(editor)},
+        provenance={
+            "model": {"name": model.name, "hash": model.hash, **model.stored},
+            "editor": repr(editor),
+        },
     )
 
 
-def _written(model: HookedModel, prompts: Sequence[str], max_new_tokens: int) -> tuple[list[str], list[int]]:
-    """Greedy texts and next tokens."""
-    return model.generate(prompts, max_new_tokens=max_new_tokens), model.logits(prompts).argmax(-1).tolist()
+@dataclass(frozen=True)
+class _Wanted:
+    """The tokens that are wanted behind a prompt, and those of the two objects; the last of `tokens` decides.
+
+    `ends` is the token that must not follow, where the new object is the beginning of the old one.
+    """
+
+    tokens: tuple[int, ...]
+    new: tuple[int, ...]
+    old: tuple[int, ...]
+    ends: int | None = None
 
 
-def _pair(role: str, before: int, after: int, new: int, old: int) -> tuple[int, int]:
-    """(wanted, against): the first token that differs of after, before and the two objects."""
-    wanted = before if role == "neighborhood" else new
-    return wanted, next((token for token in (after, before, old, new) if token != wanted), wanted)
+@dataclass(frozen=True)
+class _Place:
+    """Where the margin is taken: behind which tokens, and between which two; whether all wanted ones are written."""
+
+    behind: tuple[int, ...]
+    wanted: int
+    against: int
+    ok: bool
+
+
+def _wanted(model: HookedModel, fact: FactEdit, role: str, prompt: str) -> _Wanted:
+    """The deciding tokens of the new object, or of what the unedited model writes behind a neighbour."""
+    new, old = (
+        tuple(model.continuation(prompt, t, space=fact.space)[1].tolist())
+        for t in (fact.target_new, fact.target_true)
+    )
+    decided = decide(model.tokenizer, new, old)
+    if role != "neighborhood":
+        ends = old[len(new)] if decided.begins_old else None
+        return _Wanted(new[: decided.n_new], new, old, ends)
+    length = max(decided.n_new, decided.n_old)
+    written: tuple[int, ...] = ()
+    while len(written) < length or (
+        len(written) < length + 4 and not str(model.tokenizer.decode(list(written))).strip(" ")
+    ):
+        written = (*written, _likeliest(model, prompt, _Wanted((*written, 0), new, old))[-1])
+    return _Wanted(written, new, old)
+
+
+def _likeliest(model: HookedModel, prompt: str, want: _Wanted) -> list[int]:
+    """The likeliest token in the place of each wanted one, teacher-forced, and of `ends`, where there is one."""
+    ids = model.tokenize(prompt)
+    if len(want.tokens) == 1 and want.ends is None:
+        return [int(model.logits([ids])[0].argmax())]
+    forced = torch.tensor([*want.tokens, *([] if want.ends is None else [want.ends])], device=ids.device)
+    return list(score_pairs(model, [(ids, forced)])[0].argmax)
+
+
+def _place(want: _Wanted, before: Sequence[int], after: Sequence[int]) -> _Place:
+    """The first wanted token that is not written, else the first in which the objects differ.
+
+    Against it is the first token that differs of after, before and the two objects.
+    """
+    n = len(want.tokens)
+    missed = [i for i in range(n) if after[i] != want.tokens[i]]
+    goes_on = not missed and want.ends is not None and after[n] == want.ends
+    differ = next(
+        (i for i, pair in enumerate(zip(want.new, want.old, strict=False)) if pair[0] != pair[1]), n - 1
+    )
+    at = missed[0] if missed else min(differ, n - 1)
+    wanted = want.tokens[at]
+    others = (after[at], before[at], *(ids[at] for ids in (want.old, want.new) if at < len(ids)))
+    against = next((token for token in others if token != wanted), wanted)
+    return _Place(want.tokens[:at], wanted, against, not missed and not goes_on)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,9 +273,11 @@ class _Terms:
 
 
 @torch.no_grad()
-def _terms(model: HookedModel, prompt: str, pair: tuple[int, int]) -> _Terms:
-    wanted, against = pair
-    view = model.residual_view(model.tokenize(prompt))
+def _terms(model: HookedModel, prompt: str, place: _Place) -> _Terms:
+    wanted, against, ids = place.wanted, place.against, model.tokenize(prompt)
+    view = model.residual_view(torch.cat([ids, ids.new_tensor(place.behind)]))
+    if place.behind:
+        check_forced(model, ids, [*place.behind, wanted], float(view.logits.double().log_softmax(-1)[wanted]))
     projection = Projection.freeze(
         model.final_norm, model.W_U, model.b_U, x_final=view.resid_final, biases="drop"
     )
@@ -253,6 +322,10 @@ def _units(before: _Terms, after: _Terms) -> pd.DataFrame:
 def _listed(units: pd.DataFrame, column: str) -> str:
     named = [f"{unit} ({value:+.2f})" for unit, value in zip(units["unit"], units[column], strict=True)]
     return ", ".join(named) or "none"
+
+
+def _text(model: HookedModel, ids: Sequence[int]) -> str:
+    return str(model.tokenizer.decode(list(ids))) if ids else ""
 
 
 def _token(model: HookedModel, token: int) -> str:

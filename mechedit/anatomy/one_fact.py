@@ -9,7 +9,8 @@ For each fact, steps:
    neurons of the old object in the edited one: exact scores on both sides.
 
 A case is plain data, written to a run folder as it is. A fact that the unedited model does not know, or whose objects
-start with the same token, is left out, with the reason: there is no old fact to overrule, or nothing to tell apart.
+start with the same token or with a bare space, is left out, with the reason: there is no old fact to overrule, or the
+one pass that is read here does not tell the objects apart.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from mechedit.attribution.terms import KINDS
 from mechedit.data.facts import FactEdit
 from mechedit.editors import Editor
 from mechedit.evaluation.evaluate import known_facts
+from mechedit.models.deciding import decide, says_object
 from mechedit.models.hooked import HookedModel
 
 __all__ = ["OBJECTS", "Setting", "measure_fact", "settings_for"]
@@ -77,13 +79,16 @@ def measure_fact(model: HookedModel, fact: FactEdit, settings: Sequence[Setting]
     Raises:
         InputError: A target encodes to nothing.
     """
-    targets = [fact.target_new, fact.target_true]
-    new, old = (int(model.continuation(fact.rewrite_prompt, t)[1][0]) for t in targets)
-    if new == old:
+    targets, space = [fact.target_new, fact.target_true], fact.space
+    ids = [model.continuation(fact.rewrite_prompt, t, space=space)[1].tolist() for t in targets]
+    decided = decide(model.tokenizer, *ids)
+    if decided.shared:
         return {"skipped": "both objects start with the same token", "before": {}, "runs": []}
+    if decided.n_new > 1 or decided.n_old > 1:
+        return {"skipped": "an object starts with a token without text", "before": {}, "runs": []}
     if not known_facts(model, [fact])[0]:
         return {"skipped": "the unedited model does not know it", "before": {}, "runs": []}
-    before = ScoredPass(model, fact.rewrite_prompt, targets)
+    before = ScoredPass(model, fact.rewrite_prompt, targets, space=space)
     state = _state(before)
     state["top"] = {name: _tops(before, target, top_k) for target, name in enumerate(OBJECTS)}
     runs = [_run(model, before, state, fact, setting, top_k) for setting in settings]
@@ -99,7 +104,8 @@ def _run(
     top_k: int,
 ) -> dict[str, Any]:
     with setting.editor.apply(model, [fact]) as edited:
-        after = ScoredPass(edited, fact.rewrite_prompt, [fact.target_new, fact.target_true])
+        targets = [fact.target_new, fact.target_true]
+        after = ScoredPass(edited, fact.rewrite_prompt, targets, space=fact.space)
         success = after.next_token == after.tokens[NEW]
         strict = success and _starts_everywhere(edited, fact)
         state, tops = _state(after), after.top(NEW, top_k)
@@ -127,11 +133,9 @@ def _run(
 
 
 def _starts_everywhere(model: HookedModel, fact: FactEdit) -> bool:
-    """Whether the next token starts the new object on every paraphrase."""
-    if not fact.paraphrase_prompts:
-        return True
-    tokens = [int(model.continuation(prompt, fact.target_new)[1][0]) for prompt in fact.paraphrase_prompts]
-    return bool(model.logits(fact.paraphrase_prompts).argmax(-1).tolist() == tokens)
+    """Whether the new object follows every paraphrase, as far as its tokens tell it from the old one."""
+    prompts, new, old = fact.paraphrase_prompts, fact.target_new, fact.target_true
+    return all(says_object(model, prompts, new, old, space=fact.space))
 
 
 def _state(scored: ScoredPass) -> dict[str, Any]:

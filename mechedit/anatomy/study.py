@@ -13,7 +13,6 @@ Steps:
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -40,8 +39,10 @@ from mechedit.anatomy.tables import (
 from mechedit.attribution.window import best_window, window_scores
 from mechedit.data.case_keys import anatomy_key
 from mechedit.data.facts import FactEdit, facts_hash
+from mechedit.data.records import fact_fields
 from mechedit.editors import Editor
 from mechedit.evaluation.evaluate import described
+from mechedit.models.deciding import read_anew
 from mechedit.models.hooked import HookedModel
 from reports.anatomy_figures import difference_curve
 from reports.errors import InputError
@@ -249,8 +250,8 @@ def _check(
                     f"{split}: record {index}: case_id {fact.case_id!r} occurs twice; give each its own"
                 )
             for prompt in (fact.rewrite_prompt, *fact.paraphrase_prompts):
-                model.continuation(prompt, fact.target_new)
-            model.continuation(fact.rewrite_prompt, fact.target_true)
+                model.continuation(prompt, fact.target_new, space=fact.space)
+            model.continuation(fact.rewrite_prompt, fact.target_true, space=fact.space)
     if shared := {fact.subject for fact in facts} & {fact.subject for fact in selection}:
         raise InputError(
             f"selection: expected other subjects than those of facts, found {sorted(shared)[0]!r} in both"
@@ -259,4 +260,10 @@ def _check(
 
 def _digest(model: HookedModel, fact: FactEdit, editors: Sequence[tuple[Any, ...]], top_k: int) -> str:
     """sha256 of what a case's numbers depend on."""
-    return settings_digest(model.hash, str(model.dtype), dataclasses.asdict(fact), list(editors), top_k)
+    framing = [model.framing] if model.framing else []
+    new, old = fact.target_new, fact.target_true
+    prompts = (fact.rewrite_prompt, *fact.paraphrase_prompts)
+    anew = read_anew(model, ((prompt, new, old) for prompt in prompts), space=fact.space)
+    return settings_digest(
+        model.hash, str(model.dtype), fact_fields(fact), list(editors), top_k, *anew, *framing
+    )

@@ -28,12 +28,14 @@ from experiments.progress import track
 from experiments.runs import RunFolder
 from mechedit.attribution.nlka import attributed
 from mechedit.attribution.options import Method, Options
-from mechedit.attribution.passes import TargetTokens, read_passes
+from mechedit.attribution.passes import TargetTokens, read_passes, scored_tokens
 from mechedit.attribution.projection import BLOCK_BYTES, Biases
 from mechedit.attribution.ranking.neurons import Sign
 from mechedit.attribution.result import Attribution
+from mechedit.data.joining import Space
 from mechedit.models.batching import token_batches
 from mechedit.models.hooked import HookedModel
+from mechedit.models.prompts import Prompt, is_conversation, recorded
 from mechedit.models.residual import view_residuals
 from reports.codec import decode, encode
 from reports.errors import InputError, IntegrityError
@@ -49,17 +51,19 @@ _BASES_BYTES = 4 * BLOCK_BYTES
 
 @dataclass(frozen=True, eq=False)
 class _Case:
-    """One pair: its place in the list, its texts, and the ids of prompt and target."""
+    """One pair: its place in the list, its texts, the ids of prompt and target, how many go with its first text."""
 
     index: int
-    prompt: str
+    prompt: Prompt
     target: str
     ids: Tensor
     target_ids: Tensor
+    first: int
+    space: Space
 
     def sequences(self, options: Options) -> list[Tensor]:
         """The ids of each pass: the prompt, and behind it the target's tokens so far."""
-        n = len(self.target_ids) if options.tokens == "sum" else 1
+        n = len(self.target_ids) if options.tokens == "sum" else self.first
         return [torch.cat([self.ids, self.target_ids[:i]]) for i in range(n)]
 
 
@@ -89,7 +93,7 @@ class SavedAttributions(Sequence[Attribution]):
 
 def attribute_many(
     model: HookedModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     targets: Sequence[str],
     *,
     top_k: int | Literal["all"] = 300,
@@ -100,14 +104,15 @@ def attribute_many(
     max_tokens: int = MAX_TOKENS,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    space: Space = "auto",
 ) -> Sequence[Attribution]:
     """`attribute` of each prompt with its target, in order.
 
     Args:
         model: The model, as it is now.
-        prompts: Texts.
+        prompts: Texts, lists of messages, or ids of each.
         targets: As many texts.
-        top_k: As in `attribute`, and so are the next four.
+        top_k: As in `attribute`, and so are sign, method, biases, tokens and space.
         sign: Which scores are ranked first.
         method: How the ranking is found.
         biases: Whether they are part of the logits.
@@ -117,6 +122,7 @@ def attribute_many(
         out: A run folder, one file a pair, which the same call resumes; the results are then read from it one at a
             time (`SavedAttributions`), else they are a list.
         progress: Whether it is shown.
+        space: As in `attribute`.
 
     Raises:
         InputError: As `attribute`, with the index of the pair; there are no pairs, or not as many targets as prompts;
@@ -130,10 +136,9 @@ def attribute_many(
     [' Paris', ' Madrid']
     """
     options = Options(top_k=top_k, sign=sign, method=method, biases=biases, tokens=tokens)
-    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-        raise InputError(f"max_tokens: expected an integer of at least 1, found {max_tokens!r}")
-    cases = _cases(model, prompts, targets, options)
-    run = None if out is None else _run_folder(model, cases, options, out)
+    _check_max_tokens(max_tokens)
+    cases = _cases(model, prompts, targets, options, space)
+    run = None if out is None else _run_folder(model, cases, options, out, space)
     left = [case for case in cases if run is None or run.find_case(case.index) is None]
     results: dict[int, Attribution] = {}
     pairs = _attributions(model, left, options, max_tokens)
@@ -142,11 +147,14 @@ def attribute_many(
             results[case.index] = attr
         else:
             run.write_case(case.index, to_case(attr))
-    if run is None:
-        return [results[case.index] for case in cases]
-    if not run.finished:
+    if run is not None and not run.finished:
         run.finish({"n": len(cases)})
-    return SavedAttributions(run, len(cases))
+    return [results[case.index] for case in cases] if run is None else SavedAttributions(run, len(cases))
+
+
+def _check_max_tokens(max_tokens: object) -> None:
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+        raise InputError(f"max_tokens: expected an integer of at least 1, found {max_tokens!r}")
 
 
 @torch.no_grad()
@@ -169,16 +177,27 @@ def _attributions(
             for i in chosen:
                 case, case_passes = cases[i], [next(passes) for _ in sequences[i]]
                 ids = tuple(case.target_ids.tolist())
-                texts = {"prompt": case.prompt, "target": case.target}
-                yield case, attributed(model, case_passes, ids, **texts, options=options)
+                yield (
+                    case,
+                    attributed(
+                        model,
+                        case_passes,
+                        ids,
+                        prompt=case.prompt,
+                        target=case.target,
+                        options=options,
+                        space=case.space,
+                    ),
+                )
 
 
 def _cases(
-    model: HookedModel, prompts: Sequence[str], targets: Sequence[str], options: Options
+    model: HookedModel, prompts: Sequence[Prompt], targets: Sequence[str], options: Options, space: Space
 ) -> list[_Case]:
-    for name, texts in (("prompts", prompts), ("targets", targets)):
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise InputError(f"{name}: expected a list of texts, found {texts!r:.60}")
+    if isinstance(prompts, str) or is_conversation(prompts):
+        raise InputError(f"prompts: expected a list of prompts, found one, {prompts!r:.60}")
+    if isinstance(targets, str) or not all(isinstance(text, str) for text in targets):
+        raise InputError(f"targets: expected a list of texts, found {targets!r:.60}")
     if not prompts or len(prompts) != len(targets):
         raise InputError(
             f"prompts, targets: expected as many of each, at least one; found {len(prompts)} and {len(targets)}"
@@ -186,10 +205,11 @@ def _cases(
     cases = []
     for index, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
         try:
-            ids, target_ids = model.continuation(prompt, target)
+            ids, target_ids = model.continuation(prompt, target, space=space)
         except InputError as error:
             raise InputError(f"pair {index}: {error}") from error
-        case = _Case(index, prompt, target, ids, target_ids)
+        first = scored_tokens(model, target_ids.tolist(), "first")
+        case = _Case(index, prompt, target, ids, target_ids, first, space)
         longest = len(case.sequences(options)[-1])
         if model.n_ctx is not None and longest > model.n_ctx:
             raise InputError(
@@ -200,7 +220,11 @@ def _cases(
 
 
 def _run_folder(
-    model: HookedModel, cases: Sequence[_Case], options: Options, out: str | os.PathLike[str]
+    model: HookedModel,
+    cases: Sequence[_Case],
+    options: Options,
+    out: str | os.PathLike[str],
+    space: Space,
 ) -> RunFolder:
     """Opened or resumed; its configuration and provenance hold all that the results depend on."""
     if hooked := [name for name, point in model.bridge.hook_dict.items() if point.has_hooks()]:
@@ -208,12 +232,19 @@ def _run_folder(
             f"out: expected a model without hooks, found one at {hooked[0]}: a run folder could not tell its results "
             "from the unedited model's; leave out=None and save each result"
         )
-    pairs = [[case.prompt, case.target, case.ids.tolist(), case.target_ids.tolist()] for case in cases]
+    pairs = [
+        [recorded(case.prompt), case.target, case.ids.tolist(), case.target_ids.tolist()] for case in cases
+    ]
     digest = settings_digest(*pairs)
     config: dict[str, Any] = {"command": "attribute_many", "n": len(cases), **asdict(options)}
     # A run is resumed only under the same configuration. Earlier versions had an option `tolerance`, 0 for exact
     # scores: it stays part of the configuration, so that a run that they began can be finished.
     config["tolerance"] = 0.0
+    # Earlier versions scored a bare space alone.
+    config |= {"space": space} if space != "auto" else {}
+    config |= (
+        {"through": "text"} if options.tokens == "first" and any(case.first > 1 for case in cases) else {}
+    )
     return RunFolder.open(out, config, provenance=model.provenance(data={"pairs": digest}, seeds={}))
 
 

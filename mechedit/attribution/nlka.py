@@ -5,7 +5,8 @@ Source: Yu & Ananiadou, "Neuron-Level Knowledge Attribution in Large Language Mo
 
 1. One forward pass over the prompt; everything is read at its last position.
 2. The target token is the first token of the *continuation*: the tokens of prompt + target after those of the
-   prompt.
+   prompt. Where that is a bare space (" 1945" is " |1|9|4|5" to some tokenizers), the tokens through the first one with
+   text are scored, each in a pass of its own, and summed.
 3. The projection B with the final norm inside and its scale frozen (`projection.py`).
 4. Each unit's vector v and base (`terms.py`): `inc(base, v) = logp(t | base + v) − logp(t | base)`
    (`scores.py`).
@@ -47,9 +48,11 @@ from mechedit.attribution.ranking.certified import certified
 from mechedit.attribution.ranking.neurons import Ranking, Sign, exhaustive
 from mechedit.attribution.ranking.vocabulary_ranges import vocabulary_ranges
 from mechedit.attribution.result import Attribution
-from mechedit.attribution.tokens import token_strings
+from mechedit.attribution.tokens import joined_tokens, token_strings
 from mechedit.attribution.units import UNITS
+from mechedit.data.joining import Space
 from mechedit.models.hooked import HookedModel
+from mechedit.models.prompts import Prompt, recorded
 
 __all__ = ["TOLERANCE", "attribute", "attributed"]
 
@@ -60,7 +63,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 @torch.no_grad()
 def attribute(
     model: HookedModel,
-    prompt: str,
+    prompt: Prompt,
     target: str,
     *,
     top_k: int | Literal["all"] = 300,
@@ -69,6 +72,7 @@ def attribute(
     biases: Biases = "keep",
     tokens: TargetTokens = "first",
     also: Attribution | None = None,
+    space: Space = "auto",
 ) -> Attribution:
     """Scores every layer, head and neuron by what it adds to log p(target | prompt), in nats.
 
@@ -85,7 +89,7 @@ def attribute(
 
     Args:
         model: The model, as it is now.
-        prompt: What the target is predicted behind.
+        prompt: What the target is predicted behind: a text, a list of messages (`mechedit.models.prompts`), or ids.
         target: The text whose first token, or all tokens, are scored.
         top_k: Rows of each neuron frame, or "all".
         sign: "promote" ranks the largest scores first, "suppress" the lowest.
@@ -93,11 +97,12 @@ def attribute(
             "exhaustive" scores all of them; the ranking is the same (`certificate`).
         biases: "keep" has the final norm's bias and b_U in every logit, so that logp is the model's own; "drop" leaves
             both out and takes no guard against tiny denominators of query neurons, as the reference does.
-        tokens: "first" scores the first token of the continuation; "sum" adds the scores of all its tokens, each
-            behind those before it (teacher-forced, a forward pass a token). Then log p is the sum, `ids` are those of
-            the last pass, where query neurons are read, and `promotes` is read at the first.
+        tokens: "first" scores the first token of the continuation (with a bare space before it); "sum" adds the scores
+            of all its tokens, each behind those before it (teacher-forced, a forward pass a token). Then log p is the
+            sum, `ids` are those of the last pass, where query neurons are read, and `promotes` is read at the first.
         also: A result for the same prompt whose units are scored too, exactly, behind the top k, so that every row of
             a difference `a - b` is known.
+        space: Whether a space goes before the target: "always", "never", or "auto" by both texts.
 
     Raises:
         InputError: An option is unknown or top_k < 1, the target is empty or changes the prompt's tokens, the forward
@@ -109,8 +114,8 @@ def attribute(
     (True, 5)
     """
     options = Options(top_k=top_k, sign=sign, method=method, biases=biases, tokens=tokens)
-    passes, target_ids = run_passes(model, prompt, target, tokens=tokens, biases=biases)
-    attr = attributed(model, passes, target_ids, prompt=prompt, target=target, options=options)
+    passes, target_ids = run_passes(model, prompt, target, tokens=tokens, biases=biases, space=space)
+    attr = attributed(model, passes, target_ids, prompt=prompt, target=target, options=options, space=space)
     return attr if also is None else with_units(attr, passes, also)
 
 
@@ -120,9 +125,10 @@ def attributed(
     passes: Sequence[Pass],
     target_ids: tuple[int, ...],
     *,
-    prompt: str,
+    prompt: Prompt,
     target: str,
     options: Options,
+    space: Space = "auto",
 ) -> Attribution:
     """`attribute` of passes that have been run, one for each token of the target that is scored.
 
@@ -130,9 +136,10 @@ def attributed(
         model: The model that they are of.
         passes: In the order of the tokens.
         target_ids: Those of the whole target.
-        prompt: Text, for the provenance.
+        prompt: As in `attribute`, for the provenance.
         target: Text.
         options: Those of `attribute`.
+        space: Likewise.
     """
     ids = passes[-1].view.ids.tolist()
     return Attribution(
@@ -140,13 +147,16 @@ def attributed(
         tokens=token_strings(model.tokenizer, ids),
         target=target,
         target_id=target_ids[0],
-        target_token="".join(token_strings(model.tokenizer, target_ids[: len(passes)])),
+        target_token=joined_tokens(model.tokenizer, target_ids[: len(passes)]),
         target_ids=target_ids,
         target_scored=options.tokens,
         biases=options.biases,
         sign=options.sign,
         method=options.method,
-        provenance=model.provenance(data={"prompt": prompt, "target": target}, seeds={}),
+        scored_ids=target_ids[: len(passes)],
+        provenance=model.provenance(
+            data={"prompt": recorded(prompt), "target": target, "space": space}, seeds={}
+        ),
         **_account(passes),
         **_scores(model, passes, options),
     )

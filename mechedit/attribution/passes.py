@@ -1,12 +1,14 @@
 """One forward pass for each target token that is scored, read at its last position.
 
-A target of several tokens is scored for its first one, or for all of them teacher-forced: token j is predicted
+A target of several tokens is scored for its first one (where that is a bare space, for those through the first one with
+text: `mechedit.models.deciding`), or for all of them teacher-forced: token j is predicted
 behind prompt + tokens before j, log p(target) is the sum, and a unit's score is the sum of its scores in the passes.
 Each pass has its own σ, frozen.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +21,26 @@ from mechedit.attribution.layers import PLACE, Account, AccountInputs, accounts
 from mechedit.attribution.projection import Biases, Projection
 from mechedit.attribution.scores import inc_rows
 from mechedit.attribution.terms import Kind, LayerTerms, SubLayer, layer_terms
+from mechedit.data.joining import Space
+from mechedit.models.deciding import through_text
 from mechedit.models.hooked import HookedModel
+from mechedit.models.prompts import Prompt
 from mechedit.models.residual import ResidualView
+from mechedit.models.scoring import score_pairs
 from reports.errors import InputError
 
-__all__ = ["Pass", "TargetTokens", "base_rows", "read_passes", "run_pass", "run_passes"]
+__all__ = [
+    "Pass",
+    "TargetTokens",
+    "base_rows",
+    "check_forced",
+    "read_passes",
+    "run_pass",
+    "run_passes",
+    "scored_tokens",
+]
+
+log = logging.getLogger(__name__)
 
 TargetTokens = Literal["first", "sum"]
 
@@ -96,18 +113,53 @@ def read_passes(
     return [Pass(view, part.projection, list(part.terms), acc, part.target) for view, part, acc in rows]
 
 
+def scored_tokens(model: HookedModel, target_ids: Sequence[int], tokens: TargetTokens) -> int:
+    """How many tokens of a target are scored: all for the "sum", else those through the first one with text."""
+    return len(target_ids) if tokens == "sum" else through_text(model.tokenizer, target_ids)
+
+
 def run_passes(
-    model: HookedModel, prompt: str, target: str, *, tokens: TargetTokens, biases: Biases
+    model: HookedModel,
+    prompt: Prompt,
+    target: str,
+    *,
+    tokens: TargetTokens,
+    biases: Biases,
+    space: Space = "auto",
 ) -> tuple[list[Pass], tuple[int, ...]]:
-    """The passes of the first target token or of all, and the ids of the whole target.
+    """The passes of the first target token (with text) or of all, and the ids of the whole target.
 
     Raises:
         InputError: The target is empty or changes the prompt's tokens, or a forward pass is not finite.
     """
-    ids, target_ids = model.continuation(prompt, target)
-    scored = target_ids[: 1 if tokens == "first" else None].tolist()
+    ids, target_ids = model.continuation(prompt, target, space=space)
+    scored = target_ids[: scored_tokens(model, target_ids.tolist(), tokens)].tolist()
     passes = []
     for n, token in enumerate(scored):
         view = model.residual_view(torch.cat([ids, target_ids[:n]]))
         passes.append(run_pass(model, view, token, biases=biases))
+    if len(passes) > 1 and biases == "keep":
+        check_forced(model, ids, scored, passes[-1].acc.logp)
     return passes, tuple(target_ids.tolist())
+
+
+def check_forced(model: HookedModel, ids: Tensor, scored: Sequence[int], logp: float) -> None:
+    """Warns where hooks make the last scored token another one's: what steers each position is in one pass in the last.
+
+    Args:
+        model: The model, under its hooks.
+        ids: Those of the prompt [T].
+        scored: The target's tokens up to the last one that is scored.
+        logp: The log-probability of that one in the pass that is attributed.
+    """
+    if not any(point.has_hooks() for point in model.bridge.hook_dict.values()):
+        return
+    reached = float(score_pairs(model, [(ids, torch.tensor(list(scored)))])[0].logps[-1])
+    if abs(reached - logp) > 1e-2 * max(1.0, abs(logp)):
+        log.warning(
+            "log p of the target's token %d is %.4f in the pass that is attributed and %.4f in generation: a steering "
+            "edit moves the last position of a pass alone; attribute a target of one token",
+            len(scored),
+            logp,
+            reached,
+        )

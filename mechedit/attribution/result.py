@@ -63,7 +63,7 @@ class Attribution(Result):
         target_id: Its first token.
         target_token: The tokens that were scored, as text.
         target_ids: All its tokens.
-        target_scored: "first" token of the target, or the "sum" over its tokens.
+        target_scored: "first" token of the target (with a bare space before it), or the "sum" over its tokens.
         logp: logp(t | x_final).
         embedding_logp: logp(t | x_pre^0).
         prior_logp: logp(t | 0), what the constants alone predict.
@@ -91,6 +91,7 @@ class Attribution(Result):
             neurons, and `pass`, the one of `passes` that they were read in: the last), reads (`edges` kept, of
             `edges_total`, whose |score| is `total` by kind).
         provenance: Model, prompt, target, versions.
+        scored_ids: The ids of the tokens that were scored; () in results of earlier versions (`n_scored`).
     """
 
     kind: ClassVar[str] = "attribution"
@@ -123,11 +124,17 @@ class Attribution(Result):
     promotes: pd.DataFrame
     certificate: dict[str, Any]
     provenance: dict[str, Any] = field(default_factory=dict)
+    scored_ids: tuple[int, ...] = ()
+
+    @property
+    def n_scored(self) -> int:
+        """How many tokens of the target were scored."""
+        return len(self.scored_ids) or (len(self.target_ids) if self.target_scored == "sum" else 1)
 
     @property
     def prompt_length(self) -> int:
         """How many tokens the prompt has: `ids` without those of the target that a later one was scored behind."""
-        return len(self.ids) - (len(self.target_ids) - 1 if self.target_scored == "sum" else 0)
+        return len(self.ids) - self.n_scored + 1
 
     def __sub__(self, other: object) -> AttributionContrast:
         """Edited less unedited, or new target less old, unit by unit: see `AttributionContrast`."""
@@ -196,7 +203,7 @@ class Attribution(Result):
 def attribution_json(attr: Attribution) -> dict[str, Any]:
     """The result as plain lists and numbers: frames become rows (dicts by column name), for `json.dumps`.
 
-    Keys: ids, tokens, target, target_id, target_token, target_scored, logp, embedding_logp, prior_logp,
+    Keys: ids, tokens, target, target_id, target_token, target_scored, scored_ids, logp, embedding_logp, prior_logp,
     completeness_gap, sigma, biases, sign, method, certificate, and each frame of `UNITS` and `promotes`.
     """
     texts = ("target", "target_id", "target_token", "target_scored")
@@ -204,6 +211,7 @@ def attribution_json(attr: Attribution) -> dict[str, Any]:
     options = ("biases", "sign", "method")
     data: dict[str, Any] = {"ids": list(attr.ids), "tokens": list(attr.tokens)}
     data |= {name: getattr(attr, name) for name in (*texts, *numbers, *options)}
+    data["scored_ids"] = list(attr.target_ids[: attr.n_scored])
     data["certificate"] = dict(attr.certificate)
     return data | {name: getattr(attr, name).to_dict("records") for name in (*UNITS, "promotes")}
 
@@ -374,6 +382,8 @@ def _check(a: Attribution, b: Attribution) -> None:
     check_exact({"a": a.certificate, "b": b.certificate})
     options = ("biases", "target_scored", "sign")
     facts = [{name: getattr(side, name) for name in options} | _flat(side.provenance) for side in (a, b)]
+    for of_side in facts:
+        of_side.setdefault("data.space", "auto")  # earlier versions had no other
     differing = [
         key for key in {**facts[0], **facts[1]} if facts[0].get(key, math.nan) != facts[1].get(key, math.nan)
     ]

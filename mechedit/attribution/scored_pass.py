@@ -25,7 +25,10 @@ from mechedit.attribution.passes import Pass
 from mechedit.attribution.projection import Projection
 from mechedit.attribution.ranking.certified import certified
 from mechedit.attribution.terms import KINDS, Kind, LayerTerms, layer_terms
+from mechedit.data.joining import Space
+from mechedit.models.deciding import through_text
 from mechedit.models.hooked import HookedModel
+from mechedit.models.prompts import Prompt
 
 __all__ = ["LayerScores", "ScoredPass", "layer_scores"]
 
@@ -52,23 +55,31 @@ class LayerScores:
     rest: float
 
 
-def layer_scores(model: HookedModel, prompt: str, targets: Sequence[str]) -> list[LayerScores]:
+def layer_scores(
+    model: HookedModel, prompt: Prompt, targets: Sequence[str], *, space: Space = "auto"
+) -> list[LayerScores]:
     """Layer and head scores of several targets from one forward pass, with biases kept and without neurons."""
-    scored = ScoredPass(model, prompt, targets)
+    scored = ScoredPass(model, prompt, targets, space=space)
     return [scored.layers(i) for i in range(len(targets))]
 
 
 class ScoredPass:
     """One prompt's forward pass on a model as it is now, to be scored for the first tokens of `targets`.
 
+    One target whose first token is a bare space is scored at the first token with text behind it.
+
     Directions are views of the weights: under a weight edit everything must be read before the edit is undone.
     """
 
     @torch.no_grad()
-    def __init__(self, model: HookedModel, prompt: str, targets: Sequence[str]) -> None:
-        pairs = [model.continuation(prompt, target) for target in targets]
-        view = model.residual_view(pairs[0][0])
-        self.tokens = [int(target[0]) for _, target in pairs]
+    def __init__(
+        self, model: HookedModel, prompt: Prompt, targets: Sequence[str], *, space: Space = "auto"
+    ) -> None:
+        pairs = [model.continuation(prompt, target, space=space) for target in targets]
+        # An object alone is scored at its first token with text, behind the bare space before it.
+        lead = through_text(model.tokenizer, pairs[0][1].tolist()) - 1 if len(pairs) == 1 else 0
+        view = model.residual_view(torch.cat([pairs[0][0], pairs[0][1][:lead]]))
+        self.tokens = [int(target[lead]) for _, target in pairs]
         self.next_token = int(view.logits.argmax())
         self._view = view
         self._projection = Projection.freeze(

@@ -2,8 +2,8 @@
 
 1. For every fact two prompts state the new object before the rewrite prompt: once for this subject (the statement
    should be followed), once for another fact's subject (it should be ignored).
-2. Each is attributed for the new object (NLKA layer scores, nats); it is a success where the next token starts the new
-   object.
+2. Each is attributed for the new object (NLKA layer scores, nats); it is a success where the tokens that tell the new
+   object from the old one follow (`mechedit.models.deciding`).
 3. `difference` is the mean of the successes minus the mean of the failures, per layer and module, with a bootstrap
    interval over prompts.
 4. The window is the contiguous run of layers whose attention differences, less their mean over all layers, sum
@@ -23,6 +23,7 @@ from mechedit.attribution.scored_pass import layer_scores
 from mechedit.attribution.window import best_window, window_scores
 from mechedit.data.facts import FactEdit
 from mechedit.data.prompts import avoid
+from mechedit.models.deciding import says_object
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from reports.results import Result
@@ -86,11 +87,12 @@ def statement_contrast(model: HookedModel, facts: Sequence[FactEdit], *, seed: i
         stranger = next(subject for subject in subjects if subject != fact.subject)
         for subject in (fact.subject, stranger):
             statement = fact.prompt.replace("{}", subject)
-            prompt = avoid(statement, fact.target_true, fact.target_new, fact.rewrite_prompt)
-            (scores,) = layer_scores(model, prompt, [fact.target_new])
+            old, new, space = fact.target_true, fact.target_new, fact.space
+            prompt = avoid(statement, old, new, fact.rewrite_prompt, space=space)
+            (scores,) = layer_scores(model, prompt, [new], space=space)
             frames.append(scores.layers)
             heads.append(scores.heads)
-            success.append(int(model.logits([prompt])[0].argmax()) == scores.token)
+            success.append(says_object(model, [prompt], new, old, space=space)[0])
     outcome = np.array(success)
     if outcome.all() or not outcome.any():
         observed = "every statement succeeded" if outcome.all() else "no statement succeeded"

@@ -5,6 +5,8 @@ With σ frozen and the same base the softmax drops out:
     inc(new) − inc(old) = (B_new − B_old) · v
 
 linear in v, so *all* neurons are ranked by a dot product each, and the shown ones are scored for both targets besides.
+Targets that begin alike (" New| York", " New| Delhi") are told apart by the first token that differs, behind those that
+they share.
 
 Source of the scores: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141), section 3.
 """
@@ -22,14 +24,17 @@ from mechedit.attribution.exact_scores import frame_scores
 from mechedit.attribution.frames import attn_frame, head_frame, head_places, neuron_frame
 from mechedit.attribution.layers import account, contrast_scores
 from mechedit.attribution.options import check_top_k
-from mechedit.attribution.passes import Pass, run_pass
+from mechedit.attribution.passes import Pass, check_forced, run_pass
 from mechedit.attribution.projection import Biases
 from mechedit.attribution.ranking.neurons import Ranked
 from mechedit.attribution.result import AttributionContrast, Side
 from mechedit.attribution.terms import Kind, position_vectors, unit_vectors
 from mechedit.attribution.tokens import token_strings
 from mechedit.attribution.units import UNITS, joined
+from mechedit.data.joining import Space
+from mechedit.models.deciding import divergence
 from mechedit.models.hooked import HookedModel
+from mechedit.models.prompts import Prompt, recorded
 from reports.errors import InputError
 
 __all__ = ["contrast"]
@@ -40,12 +45,13 @@ _ROWS = 4096  # vectors that are made at a time
 @torch.no_grad()
 def contrast(
     model: HookedModel,
-    prompt: str,
+    prompt: Prompt,
     new: str,
     old: str,
     *,
     top_k: int | Literal["all"] = 300,
     biases: Biases = "keep",
+    space: Space = "auto",
 ) -> AttributionContrast:
     """What adds to the new target against the old one: `inc(new) − inc(old) = (B_new − B_old) · v` of every unit, nats.
 
@@ -56,13 +62,14 @@ def contrast(
     Args:
         model: The model, as it is now.
         prompt: What the targets are predicted behind.
-        new: The target of side a; the first token of its continuation is scored.
+        new: The target of side a; the first token of its continuation that is not old's is scored.
         old: The target of side b, likewise.
         top_k: Rows of each neuron frame, or "all".
         biases: As in `attribute`.
+        space: As in `attribute`.
 
     Raises:
-        InputError: As `attribute`, and where both targets start with the same token.
+        InputError: As `attribute`, and where one target is the beginning of the other.
 
     >>> import mechedit as me
     >>> model = me.load_model("factworld")
@@ -71,17 +78,10 @@ def contrast(
     (5, True)
     """
     check_top_k(top_k)
-    ids, new_ids = model.continuation(prompt, new)
-    _, old_ids = model.continuation(prompt, old)
-    if new_ids[0] == old_ids[0]:
-        raise InputError(f"old: expected another first token than new, found {old!r} and {new!r} start alike")
-    view = model.residual_view(ids)
-    new_pass = run_pass(model, view, int(new_ids[0]), biases=biases)
-    old_account = account(
-        new_pass.projection, new_pass.terms, target=int(old_ids[0]), x_final=view.resid_final
-    )
-    old_pass = replace(new_pass, acc=old_account, target=int(old_ids[0]))
-    a, b = (model.provenance(data={"prompt": prompt, "target": target}, seeds={}) for target in (new, old))
+    new_pass, old_pass = _two_sides(model, prompt, new, old, biases=biases, space=space)
+    ids = new_pass.view.ids
+    data = {"prompt": recorded(prompt), "space": space}
+    a, b = (model.provenance(data={**data, "target": target}, seeds={}) for target in (new, old))
     return AttributionContrast(
         a=_side(model, new_pass, new),
         b=_side(model, old_pass, old),
@@ -92,6 +92,26 @@ def contrast(
         provenance={"a": a, "b": b},
         **_frames(new_pass, old_pass, top_k),
     )
+
+
+def _two_sides(
+    model: HookedModel, prompt: Prompt, new: str, old: str, *, biases: Biases, space: Space
+) -> tuple[Pass, Pass]:
+    """One forward pass, accounted for the first token in which the targets differ, of either."""
+    ids, new_ids = model.continuation(prompt, new, space=space)
+    _, old_ids = model.continuation(prompt, old, space=space)
+    shared = divergence(new_ids.tolist(), old_ids.tolist()) - 1
+    if shared == min(len(new_ids), len(old_ids)):
+        raise InputError(
+            f"old: expected another object than new, found that {old!r} and {new!r} start alike to the end of one"
+        )
+    view = model.residual_view(torch.cat([ids, new_ids[:shared]]))
+    new_pass = run_pass(model, view, int(new_ids[shared]), biases=biases)
+    if shared:
+        check_forced(model, ids, new_ids[: shared + 1].tolist(), new_pass.acc.logp)
+    old_token = int(old_ids[shared])
+    old_account = account(new_pass.projection, new_pass.terms, target=old_token, x_final=view.resid_final)
+    return new_pass, replace(new_pass, acc=old_account, target=old_token)
 
 
 def _frames(new: Pass, old: Pass, top_k: int | Literal["all"]) -> dict[str, pd.DataFrame]:

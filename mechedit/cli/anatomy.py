@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.cli.options import configured, count
 from experiments.cli.output import as_table, print_json
-from mechedit.cli.options import PLACE, command
+from mechedit.cli.options import PLACE, add_space, command
 from mechedit.recipes.configurations import AnatomyConfig
 
 
@@ -43,7 +43,7 @@ def anatomy(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> AnatomyConfig:
-    names = (*PLACE, "limit", "selection", "data", "seed")
+    names = (*PLACE, "limit", "selection", "data", "space", "seed")
     editors = options.editors
     if editors is not None:
         editors = tuple(name.strip() for name in editors.split(","))
@@ -65,6 +65,7 @@ def add(commands: Any) -> None:
     p.add_argument("--editors", help="names, as ft,rome,memit,ike,sake,mega (the default)")
     p.add_argument("--limit", type=count, help="facts to edit (default 60)")
     p.add_argument("--selection", type=count, help="other facts, by which the window is chosen (default 20)")
+    add_space(p)
     p.add_argument("--data", help="file of facts (default: the embedded world's own)")
     p.add_argument(
         "--out", default="runs/anatomy", help="run folder (default runs/anatomy); the same command goes on"

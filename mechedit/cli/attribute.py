@@ -69,7 +69,8 @@ def _mode(options: argparse.Namespace) -> str:
 
 
 def _ranking(options: argparse.Namespace, mode: str) -> dict[str, Any]:
-    return {"top_k": options.top_k, **{name: getattr(options, name) for name in TAKES[mode]}}
+    space = {} if mode in ("edited", "editor") else {"space": options.space or "auto"}
+    return {"top_k": options.top_k, **{name: getattr(options, name) for name in TAKES[mode]}, **space}
 
 
 # --- one prompt, and many ---------------------------------------------------------------------------
@@ -155,7 +156,13 @@ def _saved_edit(options: argparse.Namespace) -> Any:
     saved: Any = WeightChange.load(folder, model) if change else EditBook.load(folder)
     ranking = Options(**_ranking(options, "edited"))
     return under_edit(
-        model, saved.apply(model), options.prompt, options.target, label=folder.name, options=ranking
+        model,
+        saved.apply(model),
+        options.prompt,
+        options.target,
+        label=folder.name,
+        options=ranking,
+        space=options.space or "auto",
     )
 
 
@@ -216,7 +223,10 @@ def add(commands: Any) -> None:
     )
     p.add_argument("--biases", choices=("keep", "drop"), default="keep", help="drop reproduces the reference")
     p.add_argument(
-        "--tokens", choices=("first", "sum"), default="first", help="the target's first token, or all of them"
+        "--tokens",
+        choices=("first", "sum"),
+        default="first",
+        help="the target's first token (with a bare space before it), or all of them",
     )
     difference = p.add_argument_group("the difference between two")
     difference.add_argument("--contrast", metavar="TARGET", help="an old target, to set --target against")

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.cli.options import configured, count
 from experiments.cli.output import as_table, print_json
-from mechedit.cli.options import PLACE, command
+from mechedit.cli.options import PLACE, add_space, command
 from mechedit.recipes.configurations import ComparisonConfig
 
 
@@ -33,7 +33,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> ComparisonConfig:
-    names = (*PLACE, "limit", "selection", "data", "ablation_facts", "ripple_facts", "seeds")
+    names = (*PLACE, "limit", "selection", "data", "text", "space", "ablation_facts", "ripple_facts", "seeds")
     lists = {
         name: tuple(part.strip() for part in text.split(",") if part.strip())
         for name in ("editors", "ablations")
@@ -67,6 +67,10 @@ def add(commands: Any) -> None:
     p.add_argument("--seeds", type=_seeds, help="as 0,1,2 (the default)")
     p.add_argument("--ablation-facts", type=count, help="facts of the ablations (default 40)")
     p.add_argument("--ripple-facts", type=count, help="facts of RippleEdits' axes (default 60)")
+    p.add_argument(
+        "--text", help="running text for KL and Top1: a file, a folder, a datasets name (default: own)"
+    )
+    add_space(p)
     p.add_argument("--data", help="file of facts (default: the embedded world's own)")
     p.add_argument(
         "--out", default="runs/mega", help="run folder (default runs/mega); the same command goes on"

@@ -10,7 +10,7 @@ from typing import Any
 from experiments.cli.options import count
 from experiments.cli.output import as_table, print_json
 from mechedit.cli.editor import add_editor_options
-from mechedit.cli.options import command
+from mechedit.cli.options import add_space, command
 from mechedit.recipes.configurations import MODES, EvaluationConfig
 
 
@@ -65,6 +65,7 @@ def add(commands: Any) -> None:
         help="facts of CounterFact, EasyEdit, zsRE or RippleEdits: a file or a datasets name",
     )
     p.add_argument("--limit", type=count, help="facts to edit (default: all)")
+    add_space(p)
     p.add_argument("--skip-malformed", action="store_true", help="leave malformed records out and say which")
     p.add_argument("--mode", choices=tuple(MODES), default="single", help="how several facts are edited")
     p.add_argument(
@@ -73,4 +74,7 @@ def add(commands: Any) -> None:
         help="of metrics: probability, argmax, token, doubt, generation, ripple",
     )
     p.add_argument("--references", help="JSON file, new object -> list of texts, for RS of generation")
+    p.add_argument(
+        "--text", help="running text for KL and Top1: a file, a folder, a datasets name (default: own)"
+    )
     p.add_argument("--out", help="run folder; the same command again goes on")

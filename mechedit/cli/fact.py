@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mechedit.cli.options import add_space
 from mechedit.data.facts import FactEdit, load_facts
 from mechedit.factworld import edits
 from reports.errors import InputError
@@ -19,17 +21,22 @@ def chosen_fact(options: argparse.Namespace) -> tuple[FactEdit, str]:
     text = options.fact.strip()
     if text.startswith("{"):
         try:
-            return FactEdit(**parse(text)), ""
+            return FactEdit(**{"space": options.space or "auto", **parse(text)}), ""
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"fact: expected an object with subject, prompt, target_true, target_new ({error})"
             ) from error
-    facts = edits(20, seed=options.seed) if text == "world" else load_facts(Path(text))
+    facts = (
+        edits(20, seed=options.seed)
+        if text == "world"
+        else load_facts(Path(text), space=options.space or "auto")
+    )
     chosen = [fact for fact in facts if options.case in (None, str(fact.case_id))]
     if not chosen:
         ids = ", ".join(str(fact.case_id) for fact in facts[:5])
         raise InputError(f"case: expected a case_id of {text}, as {ids}, found {options.case!r}")
-    return chosen[0], "" if text == "world" else text
+    fact = chosen[0] if options.space is None else replace(chosen[0], space=options.space)
+    return fact, "" if text == "world" else text
 
 
 def add_fact_options(parser: Any, *, required: bool) -> None:
@@ -40,4 +47,5 @@ def add_fact_options(parser: Any, *, required: bool) -> None:
         help='a JSON object {"subject": ..., "prompt": "... {} ...", "target_true": ..., "target_new": ...}, '
         "a file of facts, or world: one of the embedded world",
     )
+    add_space(parser)
     parser.add_argument("--case", help="case_id in the file (default: its first)")

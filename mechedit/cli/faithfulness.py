@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.cli.options import configured, count
 from experiments.cli.output import as_table, print_json
-from mechedit.cli.options import command
+from mechedit.cli.options import add_space, command
 from mechedit.recipes.configurations import FaithfulnessConfig
 
 
@@ -46,7 +46,7 @@ def faithfulness(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> FaithfulnessConfig:
-    names = ("limit", "ks", "draws", "mean_over", "data", "seed", "device", "dtype")
+    names = ("limit", "ks", "draws", "mean_over", "data", "space", "seed", "device", "dtype")
     models = options.model
     if models is not None:
         models = tuple(name.strip() for name in models.split(","))
@@ -71,6 +71,7 @@ def add(commands: Any) -> None:
         type=int,
         help="set neurons to their mean over so many other facts (default 0: to zero)",
     )
+    add_space(p)
     p.add_argument("--data", help="file of facts (default: the embedded world's own)")
     p.add_argument(
         "--out",

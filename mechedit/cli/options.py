@@ -8,7 +8,7 @@ from typing import Any
 from experiments.cli.options import count, subcommand
 
 #: What says which model runs where; a recipe may say it too.
-PLACE = ("model", "device", "dtype")
+PLACE = ("model", "device", "dtype", "prefix", "chat")
 
 
 def command(
@@ -24,7 +24,25 @@ def command(
         parser.add_argument(
             "--dtype", default="float32", help="float32, float64, bfloat16, float16 (default float32)"
         )
+        parser.add_argument(
+            "--prefix", metavar="TOKEN", help="a special token in front of every prompt, as '<|endoftext|>'"
+        )
+        parser.add_argument(
+            "--chat",
+            action="store_true",
+            default=None,
+            help="every prompt is the user's message in the chat template, and answers open the assistant's turn",
+        )
     return parser
+
+
+def add_space(parser: Any) -> None:
+    """--space."""
+    parser.add_argument(
+        "--space",
+        choices=("auto", "always", "never"),
+        help="whether a space goes before an answer (default auto: by the scripts of prompt and answer)",
+    )
 
 
 def top_k(text: str) -> int | str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
 from reports.errors import InputError
-from reports.parsing import parse
+from reports.parsing import json_rows
 
 __all__ = ["read_pairs"]
 
@@ -15,25 +16,25 @@ _COLUMNS = ["prompt", "target"]
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
-def read_pairs(path: str) -> tuple[list[str], list[str]]:
+def read_pairs(path: str) -> tuple[list[Any], list[str]]:
     """Prompts and targets of a file.
 
     Args:
-        path: A `.json` array of {"prompt": ..., "target": ...}, or a `.csv` or `.tsv` file with the header prompt,
-            target (in any order).
+        path: A `.json` or `.jsonl` file of {"prompt": ..., "target": ...}, as an array or one a line; a prompt may
+            be a list of messages; or a `.csv` or `.tsv` file with the header prompt, target (in any order).
 
     Raises:
         InputError: The file is not readable, or a record is not as it should be; names the file and the record.
     """
     file = Path(path)
     suffix = file.suffix.lower()
-    if suffix not in (".json", *_DELIMITERS):
+    if suffix not in (".json", ".jsonl", *_DELIMITERS):
         raise InputError(
             f"prompts: expected a .json, .csv or .tsv file, found {suffix or 'no suffix'} in {path}"
         )
     try:
         text = file.read_text(encoding="utf-8-sig")
-        records = parse(text) if suffix == ".json" else _rows(text, _DELIMITERS[suffix])
+        records = _rows(text, _DELIMITERS[suffix]) if suffix in _DELIMITERS else json_rows(text)
     except FileNotFoundError as error:
         raise InputError(f"prompts: expected a file, found none at {path}") from error
     except (OSError, ValueError, csv.Error) as error:
@@ -47,7 +48,7 @@ def read_pairs(path: str) -> tuple[list[str], list[str]]:
 
 
 def _rows(text: str, delimiter: str) -> list[dict[str, Any]]:
-    header, *rows = list(csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)) or [[]]
+    header, *rows = list(csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)) or [[]]
     if sorted(header) != _COLUMNS:
         raise ValueError(f"expected the header prompt, target, found {', '.join(header) or 'none'}")
     for number, row in enumerate(rows, start=2):
@@ -60,6 +61,8 @@ def _check(record: object, where: str) -> None:
     if not isinstance(record, dict) or sorted(record) != _COLUMNS:
         kind = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
         raise InputError(f"{where}: expected an object with prompt and target, found {kind or 'none'}")
-    for name in _COLUMNS:
+    messages = record["prompt"]
+    conversation = isinstance(messages, list) and all(isinstance(message, dict) for message in messages)
+    for name in ["target"] if conversation and messages else _COLUMNS:
         if not isinstance(record[name], str) or not record[name].strip():
             raise InputError(f"{where}: {name}: expected a text, found {record[name]!r}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.cli.options import count
 from experiments.cli.output import as_table, print_json
-from mechedit.cli.options import command
+from mechedit.cli.options import add_space, command
 
 
 def tune(options: argparse.Namespace) -> None:
@@ -21,7 +21,11 @@ def tune(options: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)  # as `mechedit demo`
     model = load(options)
-    facts = load_facts(options.data, limit=options.n) if options.data else search.selection_split(options.n)
+    facts = (
+        load_facts(options.data, limit=options.n, space=options.space or "auto")
+        if options.data
+        else search.selection_split(options.n)
+    )
     grid = dict(options.grid)
     table = search.tune(model, options.editor, grid, facts=facts, progress=not options.quiet)
     if options.json:
@@ -49,4 +53,5 @@ def add(commands: Any) -> None:
     p.add_argument("--editor", required=True, help="ft, rome, memit, ... (mechedit.editors.NAMES)")
     p.add_argument("--grid", type=setting, nargs="+", required=True, help="FIELD=VALUE;VALUE for each field")
     p.add_argument("--n", type=count, default=40, help="facts to choose by (default 40)")
+    add_space(p)
     p.add_argument("--data", help="facts of your own to choose by (default: the embedded world's)")

@@ -5,7 +5,8 @@ Steps of `load_facts`:
 1. read the rows of a JSON, JSONL or Parquet file, or of a `datasets` name or folder;
 2. detect the schema by the first row's keys (`mechedit.data.schemas`);
 3. build one `FactEdit` a row; a row that is not as its schema says is an `InputError` with file, index and
-   field, or is left out and logged where the caller says so.
+   field, or is left out and logged where the caller says so; one that no score could say anything about (its new object
+   is the old one) is left out, counted (`LoadedFacts.left_out`) and logged.
 
 EasyEdit's `rephrase_prompt` is one of CounterFact's *generation* prompts, so a score on it is not ROME's
 paraphrase score: `source_schema` says so, the loader logs it, and an evaluation carries the note.
@@ -13,19 +14,24 @@ paraphrase score: `source_schema` says so, the loader logs it, and an evaluation
 
 from __future__ import annotations
 
+import codecs
+import dataclasses
 import json
 import logging
 import os
 import re
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
-from mechedit.data.records import FactEdit, RippleQuery, RippleTest, clip_line, facts_hash
-from mechedit.data.schemas import BUILDERS, Schema, detect, from_row
+from mechedit.data.joining import Space, check_space
+from mechedit.data.records import FactEdit, RippleQuery, RippleTest, Unmeasurable, clip_line, facts_hash
+from mechedit.data.schemas import BUILDERS, Schema, asked_neighbours, detect, from_row
 from reports.errors import InputError
+from reports.parsing import json_rows
 
-__all__ = ["FactEdit", "RippleQuery", "RippleTest", "Schema", "facts_hash", "load_facts"]
+__all__ = ["FactEdit", "LoadedFacts", "RippleQuery", "RippleTest", "Schema", "facts_hash", "load_facts"]
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +45,11 @@ def load_facts(
     limit: int | None = None,
     schema: Schema | None = None,
     skip_malformed: bool = False,
-) -> list[FactEdit]:
+    space: Space = "auto",
+) -> LoadedFacts:
     """The edits in a file, or in a data set that `datasets` can load.
 
-    A `.json` file holds one array of objects, `.jsonl` one object a line, `.parquet` one row an edit.
+    A JSON file holds one array of objects or one object a line, whatever its suffix; `.parquet` one row an edit.
 
     Args:
         path_or_dataset_name: A file; whatever is no path is taken for a `datasets` name, `owner/name` or
@@ -50,6 +57,8 @@ def load_facts(
         limit: Takes the first rows, and only those are checked.
         schema: "counterfact", "easyedit", "ripple" (RippleEdits) or "zsre"; detected from the first row if None.
         skip_malformed: Leaves a malformed row out and logs it, for files that are known to hold some.
+        space: Whether a space stands before an answer ("auto", "always", "never"), where a row's own `space` does not
+            say it.
 
     Raises:
         InputError: The source is missing, unreadable or empty, or a row is malformed; names source, index and field.
@@ -69,27 +78,69 @@ def load_facts(
         raise InputError(f"limit: expected at least 1 or None, found {limit!r}")
     if schema is not None and schema not in get_args(Schema):
         raise InputError(f"schema: expected one of {', '.join(get_args(Schema))}, found {schema!r}")
+    check_space(space)
     rows = _rows(source, limit)
     if not rows:
         raise InputError(f"{source}: expected at least one record, found none")
     schema = schema or detect(rows[0], source)
-    facts = []
-    for index, row in enumerate(rows):
-        try:
-            facts.append(from_row(BUILDERS[schema], row, index, where=f"{source}: record {index}"))
-        except InputError as error:
-            if not skip_malformed:
-                raise
-            log.warning("left out: %s", error)
+    facts, left_out = _built(rows, schema, source, skip_malformed=skip_malformed, space=space)
     if not facts:
-        raise InputError(f"{source}: expected at least one record that is as its schema says, found none")
+        reason = f"; the first: {left_out[0]}" if left_out else ""
+        raise InputError(f"{source}: expected at least one record that can be measured, found none{reason}")
     if schema == "easyedit":
         log.warning(
             "%s: EasyEdit's rephrase_prompt is one of CounterFact's generation prompts; "
             "PS and Gen on it are not ROME's paraphrase scores",
             source,
         )
-    return facts
+    return LoadedFacts(facts, left_out)
+
+
+class LoadedFacts(list[FactEdit]):
+    """The facts of a file, and what was left out of it.
+
+    Attributes:
+        left_out: One line a row that is no fact, saying which and why.
+    """
+
+    def __init__(self, facts: Iterable[FactEdit] = (), left_out: Sequence[str] = ()) -> None:
+        super().__init__(facts)
+        self.left_out = tuple(left_out)
+
+
+def _built(
+    rows: Sequence[Any], schema: Schema, source: str, *, skip_malformed: bool, space: Space
+) -> tuple[list[FactEdit], list[str]]:
+    """The facts of the rows, and a line for each row that is none."""
+    facts: list[FactEdit] = []
+    left_out: list[str] = []
+    unmeasurable = unanswered = 0
+    for index, row in enumerate(rows):
+        try:
+            fact = from_row(BUILDERS[schema], row, index, where=f"{source}: record {index}")
+        except InputError as error:
+            if not skip_malformed and not isinstance(error, Unmeasurable):
+                raise
+            left_out.append(str(error))
+            if isinstance(error, Unmeasurable):
+                unmeasurable += 1
+            else:
+                log.warning("left out: %s", error)
+            continue
+        facts.append(fact if space == "auto" or "space" in row else dataclasses.replace(fact, space=space))
+        unanswered += asked_neighbours(schema, row) - len(fact.neighborhood_prompts)
+    if unmeasurable:
+        first = next(line for line in left_out if "target_true" in line)
+        log.warning(
+            "%s: left out %d of %d records: no score could tell whether the edit took; the first: %s",
+            source,
+            unmeasurable,
+            len(rows),
+            first,
+        )
+    if unanswered:
+        log.warning("%s: left out %d neighbourhood prompts that have no answer", source, unanswered)
+    return facts, left_out
 
 
 # --- rows of a source -------------------------------------------------------------------------------
@@ -110,33 +161,30 @@ def _rows(source: str, limit: int | None) -> list[Any]:
 
 
 def _file_rows(path: Path) -> list[Any]:
-    if path.suffix.lower() not in _SUFFIXES:
-        raise InputError(
-            f"{path}: expected a {', '.join(_SUFFIXES)} file, found {path.suffix or 'no suffix'}"
-        )
+    suffix = path.suffix.lower()
     try:
-        if path.suffix.lower() == ".parquet":
+        if suffix == ".parquet":
             import pyarrow.parquet as pq
 
             return pq.read_table(path).to_pylist()
-        text = path.read_text(encoding="utf-8-sig")
-        rows = _lines(text) if path.suffix.lower() == ".jsonl" else json.loads(text)
+        if suffix not in _SUFFIXES and not _looks_like_json(path):
+            raise InputError(
+                f"{path}: expected a {', '.join(_SUFFIXES)} file, found {path.suffix or 'no suffix'}"
+            )
+        rows = json_rows(path.read_text(encoding="utf-8-sig"), json.loads)
     except (OSError, ValueError, LookupError, RuntimeError) as error:  # each is one that Arrow raises
-        raise InputError(f"{path}: not readable as {path.suffix[1:].lower()} ({_one_line(error)})") from error
+        if isinstance(error, InputError):
+            raise
+        kind = suffix[1:] if suffix in _SUFFIXES else "json"
+        raise InputError(f"{path}: not readable as {kind} ({_one_line(error)})") from error
     if not isinstance(rows, list):
         raise InputError(f"{path}: expected a JSON array of records, found {type(rows).__name__}")
     return rows
 
 
-def _lines(text: str) -> list[Any]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from error
-    return rows
+def _looks_like_json(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"[", b"{")
 
 
 def _dataset_rows(source: str, limit: int | None, *, is_folder: bool) -> list[Any]:

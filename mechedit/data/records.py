@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, get_args
 
+from mechedit.data.joining import Space, check_space, gap, joined
 from reports.errors import InputError
 
 __all__ = [
@@ -21,16 +23,28 @@ __all__ = [
     "FactEdit",
     "RippleQuery",
     "RippleTest",
+    "Unmeasurable",
     "check_text",
     "check_texts",
     "clip_line",
+    "edit_fields",
+    "fact_fields",
     "facts_hash",
+    "normalised",
     "shown",
 ]
 
 # What a saved edit keeps of its fact; the prompts that test the fact stay with whoever measures it.
-EDIT_FIELDS = ("subject", "prompt", "target_true", "target_new", "case_id", "relation")
+EDIT_FIELDS = ("subject", "prompt", "target_true", "target_new", "case_id", "relation", "space")
+# Prompts that an answer follows.
+_ASKED = ("prompt", "paraphrase_prompts", "neighborhood_prompts")
+# Prompts that are asked as they are.
+_FILLED = ("paraphrase_prompts", "neighborhood_prompts", "generation_prompts", "attribute_prompts")
 Axis = Literal["RS", "LG", "SA", "CI", "CII", "FN"]
+
+
+class Unmeasurable(InputError):
+    """A fact that is well-formed, but that no score could say anything about."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +93,7 @@ class RippleTest:
 class FactEdit:
     """One edit: the model shall answer `target_new` where it answers `target_true`.
 
-    Targets are bare ("French"); the space before them is added where they are scored.
+    Targets are bare ("French"); whether a space goes before them is decided where they are scored.
 
     Attributes:
         prompt: Holds exactly one `{}`, the place of `subject`.
@@ -89,10 +103,14 @@ class FactEdit:
         aliases: Other names of the subject.
         target_new_aliases: Other spellings of the new object.
         ripple: RippleEdits' tests.
+        space: Whether a space stands between a prompt and its answer: "always", "never", or "auto", which asks both
+            (`mechedit.data.joining`).
         source_schema: The schema that it was loaded from ("" if built by hand).
 
     Raises:
-        InputError: A text is empty, the prompt has not one `{}`, or a value is of another type; names the field.
+        InputError: A text is empty, the prompt has not one `{}`, another prompt still has one, or a value is of another
+            type; names the field.
+        Unmeasurable: The new object, or a spelling of it, is the old one: no score could tell whether the edit took.
 
     >>> fact = FactEdit("Danielle Darrieux", "The mother tongue of {} is", "French", "English")
     >>> fact.rewrite_prompt
@@ -115,6 +133,7 @@ class FactEdit:
     target_new_aliases: tuple[str, ...] = ()
     ripple: tuple[RippleTest, ...] = ()
     source_schema: str = ""
+    space: Space = "auto"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -130,6 +149,11 @@ class FactEdit:
                 check_text(str(value), "case_id", empty=True)
             else:
                 check_text(value, field.name, empty=field.name in ("relation", "source_schema"))
+        check_space(self.space)
+        self._check_prompts()
+        self._check_objects()
+
+    def _check_prompts(self) -> None:
         if self.prompt.count("{}") != 1:
             raise InputError(
                 f"prompt: expected one {{}} in the place of the subject, found {self.prompt.count('{}')} "
@@ -140,11 +164,35 @@ class FactEdit:
                 f"neighborhood_answers: expected none or one for each of the {len(self.neighborhood_prompts)} "
                 f"neighborhood_prompts, found {len(self.neighborhood_answers)}"
             )
+        for field in _FILLED:
+            for i, text in enumerate(getattr(self, field)):
+                if "{}" in text:
+                    raise InputError(
+                        f"{field}[{i}]: expected the subject in the place of {{}}, found {shown(text)}"
+                    )
+
+    def _check_objects(self) -> None:
+        old = normalised(self.target_true)
+        for i, name in enumerate((self.target_new, *self.target_new_aliases)):
+            if normalised(name) == old:
+                field = f"target_new_aliases[{i - 1}]" if i else "target_new"
+                raise Unmeasurable(
+                    f"{field}: expected another object than target_true, found {shown(name)} in both"
+                )
+        for i, answer in enumerate(self.neighborhood_answers):
+            if normalised(answer) == normalised(self.target_new):
+                raise Unmeasurable(
+                    f"neighborhood_answers[{i}]: expected another object than target_new, found {shown(answer)} in both"
+                )
 
     @property
     def rewrite_prompt(self) -> str:
         """The prompt with the subject in its place."""
         return self.prompt.replace("{}", self.subject)
+
+    def stated(self, answer: str) -> str:
+        """The rewrite prompt with an answer behind it."""
+        return joined(self.rewrite_prompt, answer, self.space)
 
 
 def facts_hash(facts: Sequence[FactEdit]) -> str:
@@ -153,8 +201,34 @@ def facts_hash(facts: Sequence[FactEdit]) -> str:
     >>> facts_hash([]) == facts_hash([FactEdit("Ann", "{} speaks", "Dutch", "Greek")])
     False
     """
-    rows = [dataclasses.asdict(fact) for fact in facts]
+    rows = [fact_fields(fact) for fact in facts]
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def fact_fields(fact: FactEdit) -> dict[str, Any]:
+    """Every field of a fact as plain data, for a digest.
+
+    `space` is left out where it changes nothing against a space before every answer, as it always was: "auto" between
+    words of scripts with spaces.
+    """
+    fields = dataclasses.asdict(fact)
+    prompts = {name: (fact.rewrite_prompt,) if name == "prompt" else getattr(fact, name) for name in _ASKED}
+    answers = (fact.target_new, fact.target_true, *fact.neighborhood_answers, *fact.target_new_aliases)
+    pairs = [(prompt, answer) for texts in prompts.values() for prompt in texts for answer in answers]
+    if fact.space == "auto" and all(gap(*pair) == gap(*pair, "always") for pair in pairs):
+        del fields["space"]
+    return fields
+
+
+def edit_fields(fact: FactEdit) -> dict[str, Any]:
+    """What a saved edit keeps of its fact; `FactEdit(**...)` makes it again."""
+    fields = {name: getattr(fact, name) for name in EDIT_FIELDS}
+    return {name: value for name, value in fields.items() if (name, value) != ("space", "auto")}
+
+
+def normalised(text: str) -> str:
+    """`text` in Unicode's composed form (NFC), white space single and none at the ends."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def check_text(value: Any, field: str, *, empty: bool = False) -> str:

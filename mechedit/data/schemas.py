@@ -2,18 +2,22 @@
 
 - counterfact [kmeng01/rome].
 - easyedit [zjunlp/EasyEdit], CounterFact made flat: its rephrase prompt is one of CounterFact's generation prompts.
+  KnowEdit's rows are of this kind: the true object may be a list of names, and neighbours lie in `locality`, by kind.
 - zsre [MEND's slices, in zjunlp/EasyEdit]: the new object is `alt`, the true one `answers[0]`; the neighbour is an
   unrelated question (`loc`) with an answer of its own. (ROME's loader edits towards `answers[0]` instead.)
 - ripple [edenbiran/RippleEdits]: names of subject and objects are not in the file, only Wikidata ids; they are read
   off the prompts (`edit.subject`, where a file has it, says the subject's name).
 
-A row that is not as its schema says is an `InputError` that names the field.
+A row that is not as its schema says is an `InputError` that names the field. Any row may have a `case_id` (else it is
+the row's number) and say how its answers are spaced (`space`).
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from mechedit.data.records import (
@@ -21,20 +25,23 @@ from mechedit.data.records import (
     FactEdit,
     RippleQuery,
     RippleTest,
+    Unmeasurable,
     check_text,
     check_texts,
     clip_line,
+    normalised,
     shown,
 )
 from reports.errors import InputError
 
-__all__ = ["AXES", "BUILDERS", "Schema", "detect", "from_row"]
+__all__ = ["AXES", "BUILDERS", "Schema", "asked_neighbours", "detect", "from_row"]
 
 Schema = Literal["counterfact", "easyedit", "ripple", "zsre"]
 Row = dict[str, Any]
 _DETECTED_BY: dict[str, Schema] = {
     "requested_rewrite": "counterfact",
     "ground_truth": "easyedit",
+    "target_new": "easyedit",
     "edit": "ripple",
     "alt": "zsre",
 }
@@ -78,9 +85,10 @@ def from_row(build: Callable[[Row, int], FactEdit], row: Any, index: int, *, whe
     """The fact of one row; an error of it names `where` and the field."""
     _object(row, where)
     try:
-        return build(row, index)
+        fact = build(row, index)
+        return fact if row.get("space") is None else replace(fact, space=row["space"])
     except InputError as error:
-        raise InputError(f"{where}: field {error}") from error
+        raise type(error)(f"{where}: field {error}") from error
 
 
 # --- the schemas ------------------------------------------------------------------------------------
@@ -93,7 +101,7 @@ def _counterfact(row: Row, index: int) -> FactEdit:
         prompt=_text_at(row, f"{rewrite}.prompt"),
         target_true=_text_at(row, f"{rewrite}.target_true.str"),
         target_new=_text_at(row, f"{rewrite}.target_new.str"),
-        case_id=_at(row, "case_id"),
+        case_id=_optional(row, "case_id", index),
         relation=_optional(row[rewrite], "relation_id", ""),
         paraphrase_prompts=_at(row, "paraphrase_prompts"),
         neighborhood_prompts=_at(row, "neighborhood_prompts"),
@@ -104,17 +112,18 @@ def _counterfact(row: Row, index: int) -> FactEdit:
 
 
 def _easyedit(row: Row, index: int) -> FactEdit:
-    subject, prompt, true = (_text_at(row, field) for field in ("subject", "prompt", "ground_truth"))
-    neighbours = _one_or_more(row, "locality_prompt")
-    answer = _optional(row, "locality_ground_truth", true)
-    answers = () if answer == true else (check_text(answer, "locality_ground_truth"),) * len(neighbours)
+    subject, prompt = _text_at(row, "subject"), _text_at(row, "prompt")
+    names, new = _names(row, "ground_truth"), _text_at(row, "target_new")
+    prompt, subject = _template(prompt, subject)
+    _check_other(new, names, "target_new")
+    neighbours, answers = _neighbours(row, names[0])
     return FactEdit(
         subject=subject,
-        prompt=_template(prompt, subject),
-        target_true=true,
-        target_new=_text_at(row, "target_new"),
-        case_id=_at(row, "case_id"),
-        paraphrase_prompts=_one_or_more(row, "rephrase_prompt"),
+        prompt=prompt,
+        target_true=names[0],
+        target_new=new,
+        case_id=_optional(row, "case_id", index),
+        paraphrase_prompts=_some(row, "rephrase_prompt") or _some(row, "rephrase"),
         neighborhood_prompts=neighbours,
         neighborhood_answers=answers,
         source_schema="easyedit",
@@ -122,20 +131,19 @@ def _easyedit(row: Row, index: int) -> FactEdit:
 
 
 def _zsre(row: Row, index: int) -> FactEdit:
-    subject = _text_at(row, "subject")
-    answers = _one_or_more(row, "answers")
-    if not answers:
-        raise InputError("answers: expected at least one, found none")
-    question = _text_at(row, "loc").rstrip()
+    answers, new = _names(row, "answers"), _text_at(row, "alt")
+    prompt, subject = _template(_text_at(row, "src"), _text_at(row, "subject"), field="src")
+    _check_other(new, answers, "alt")
+    questions = [question.rstrip() for question in _some(row, "loc")]
     return FactEdit(
         subject=subject,
-        prompt=_template(_text_at(row, "src"), subject, field="src"),
+        prompt=prompt,
         target_true=answers[0],
-        target_new=_text_at(row, "alt"),
+        target_new=new,
         case_id=_optional(row, "case_id", index),
-        paraphrase_prompts=(_text_at(row, "rephrase"),),
-        neighborhood_prompts=(question if question.endswith("?") else f"{question}?",),
-        neighborhood_answers=(_text_at(row, "loc_ans"),),
+        paraphrase_prompts=_some(row, "rephrase"),
+        neighborhood_prompts=tuple(text if text.endswith("?") else f"{text}?" for text in questions),
+        neighborhood_answers=_some(row, "loc_ans") if questions else (),
         source_schema="zsre",
     )
 
@@ -149,10 +157,10 @@ def _ripple(row: Row, index: int) -> FactEdit:
     old = _text_at(row, "edit.original_fact.prompt").rstrip(". ")
     tests = [test for key, axis in AXES.items() for test in _tests(row, key, axis)]
     prompt = _stem(new, old, [query for test in tests for query in test.queries if test.axis == "SA"])
-    subject = _subject(row, prompt)
+    template, subject = _template(prompt, _subject(row, prompt), field="edit.prompt")
     return FactEdit(
         subject=subject,
-        prompt=_template(prompt, subject, field="edit.prompt"),
+        prompt=template,
         target_true=check_text(old[len(prompt) :].strip(), "edit.original_fact.prompt"),
         target_new=check_text(new[len(prompt) :].strip(), "edit.prompt"),
         case_id=_optional(row, "case_id", index),
@@ -290,13 +298,104 @@ def _prompts_about(row: Row, subject_id: Any) -> tuple[list[str], list[str]]:
 # --- fields -----------------------------------------------------------------------------------------
 
 
-def _template(prompt: str, subject: str, *, field: str = "prompt") -> str:
-    """`prompt` with `{}` for the subject: its first occurrence as a whole word, else its first occurrence."""
+def _template(prompt: str, subject: str, *, field: str = "prompt") -> tuple[str, str]:
+    """`prompt` with `{}` for the subject (its first occurrence as a whole word, else its first), and the subject.
+
+    One that is written in another form of Unicode is brought into the composed form (NFC), and the prompt with it.
+    """
+    if subject not in prompt:
+        prompt, subject = (unicodedata.normalize("NFC", text) for text in (prompt, subject))
     if subject not in prompt:
         raise InputError(f"{field}: expected it to hold the subject {shown(subject)}, found {shown(prompt)}")
     whole = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)
     start = whole.start() if whole else prompt.index(subject)
-    return prompt[:start] + "{}" + prompt[start + len(subject) :]
+    return prompt[:start] + "{}" + prompt[start + len(subject) :], subject
+
+
+def _names(row: Row, field: str) -> tuple[str, ...]:
+    """The names of an object, the first of which is asked for: a text or a list of them."""
+    names = _one_or_more(row, field)
+    if not names:
+        raise InputError(f"{field}: expected at least one, found none")
+    return names
+
+
+def _check_other(new: str, names: Sequence[str], field: str) -> None:
+    """Refuses a new object that is one of the names of the true one."""
+    if normalised(new) in {normalised(name) for name in names}:
+        raise Unmeasurable(f"{field}: expected another object than target_true, found {shown(new)} in both")
+
+
+def _some(row: Row, field: str) -> tuple[str, ...]:
+    """The texts of an optional field."""
+    return () if row.get(field) is None else _one_or_more(row, field)
+
+
+def asked_neighbours(schema: Schema, row: Row) -> int:
+    """How many neighbourhood prompts a row has that became a fact, with an answer or not."""
+    if schema != "easyedit" or row.get("locality") is None:
+        return {"zsre": len(_some(row, "loc")), "easyedit": len(_some(row, "locality_prompt"))}.get(
+            schema, len(_optional(row, "neighborhood_prompts", ()))
+        )
+    return len(_some(row, "locality_prompt")) + sum(1 for _ in _localities(row))
+
+
+def _neighbours(row: Row, true: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The neighbourhood prompts of a flat row and their answers, none where all are the true object."""
+    prompts = list(_some(row, "locality_prompt"))
+    given = _some(row, "locality_ground_truth") or (true,)
+    if len(given) not in (1, len(prompts)):
+        raise InputError(
+            f"locality_ground_truth: expected one answer or one for each of the {len(prompts)} prompts, "
+            f"found {len(given)}"
+        )
+    answers = list(given) * len(prompts) if len(given) == 1 else list(given)
+    for prompt, names in _localities(row):
+        if names:
+            prompts.append(prompt)
+            answers.append(names[0])
+    return tuple(prompts), () if set(answers) <= {true} else tuple(answers)
+
+
+def _localities(row: Row) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each prompt of `locality` with the names of its answer.
+
+    By kind either lists of prompts and answers (EasyEdit), or a list of objects of one prompt each (KnowEdit).
+    """
+    kinds = _optional(row, "locality", {})
+    _object(kinds, "locality")
+    for kind, asked in kinds.items():
+        where = f"locality.{kind}"
+        for i, item in enumerate(
+            asked if isinstance(asked, list | tuple) else () if asked is None else [asked]
+        ):
+            place = f"{where}[{i}]" if isinstance(asked, list | tuple) else where
+            _object(item, place)
+            prompts = _texts(item.get("prompt"), f"{place}.prompt")
+            answers = item.get("ground_truth")
+            if len(prompts) == 1:
+                yield prompts[0], tuple(_flat(answers, f"{place}.ground_truth"))
+                continue
+            listed = _list(answers, f"{place}.ground_truth")
+            if len(listed) != len(prompts):
+                raise InputError(
+                    f"{place}.ground_truth: expected {len(prompts)}, one for each prompt, found {len(listed)}"
+                )
+            for j, (prompt, names) in enumerate(zip(prompts, listed, strict=True)):
+                yield prompt, tuple(_flat(names, f"{place}.ground_truth[{j}]"))
+
+
+def _texts(value: Any, field: str) -> tuple[str, ...]:
+    return (check_text(value, field),) if isinstance(value, str) else check_texts(value, field)
+
+
+def _flat(value: Any, field: str) -> Iterator[str]:
+    """The texts in lists of lists; empty ones are no answer."""
+    if isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _flat(item, f"{field}[{i}]")
+    elif value is not None and value != "":
+        yield check_text(value, field)
 
 
 def _at(row: Row, field: str) -> Any:
@@ -323,8 +422,7 @@ def _text_at(row: Row, field: str) -> str:
 
 
 def _one_or_more(row: Row, field: str) -> tuple[str, ...]:
-    value = _at(row, field)
-    return (check_text(value, field),) if isinstance(value, str) else check_texts(value, field)
+    return _texts(_at(row, field), field)
 
 
 def _list(value: Any, field: str) -> Sequence[Any]:

@@ -9,7 +9,7 @@ from mechedit.editors.steering.sake import SAKE
 from mechedit.editors.steering.steer import SteeredModel, SteeringEdit
 from mechedit.editors.weights.ft import FT, FTL
 from mechedit.editors.weights.lora import LoRA
-from mechedit.editors.weights.memit import MEMIT
+from mechedit.editors.weights.memit import MEMIT, AlphaEdit
 from mechedit.editors.weights.rome import ROME
 from mechedit.editors.weights.weight_edit import EditedModel, WeightChange
 
@@ -22,6 +22,7 @@ __all__ = [
     "NAMES",
     "ROME",
     "SAKE",
+    "AlphaEdit",
     "EditBook",
     "EditedModel",
     "Editor",

@@ -32,7 +32,8 @@ def _contexts(model: HookedModel, digest: str, lengths: Lengths) -> tuple[str, .
     texts = [""]
     for n, tokens in lengths:
         starts = [STARTS[i % len(STARTS)] for i in range(n)]
-        written = model.generate(starts, max_new_tokens=tokens, top_k=5, seed=len(texts))
+        prompts = [model.plain_ids(start) for start in starts]
+        written = model.generate(prompts, max_new_tokens=tokens, top_k=5, seed=len(texts))
         joined = (f"{start}{text}" for start, text in zip(starts, written, strict=True))
         # A context is one line, and braces would be taken for the subject's place.
         texts += [re.sub(r"[\s{}]+", " ", text).strip().removesuffix(".") + ". " for text in joined]

@@ -11,6 +11,9 @@ model reads, before every prompt x,
 2. *Kinds*, 1 copy : 3 update : 4 retain as in the paper: the prompt after the demonstrated fact is the same (a = o), a
    paraphrase (a = o), or a neighbour's (a = what was true before).
 
+Where the demonstrations asked for do not fit the model's context beside the fact's own prompts and `ROOM` tokens of an
+answer, the least similar are left out, which is logged and counted (`PromptedModel.left_out`).
+
 The edited model is one whose `tokenize` puts the demonstrations before a text. So whatever is asked of it in words,
 `logits`, `generate`, `continuation`, `attribute`, sees them; ids that are passed in are taken as they are.
 """
@@ -18,6 +21,7 @@ The edited model is one whose `tokenize` puts the demonstrations before a text. 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -28,7 +32,7 @@ import torch
 from torch import Tensor
 
 from mechedit.data.facts import FactEdit
-from mechedit.data.prompts import demonstration
+from mechedit.data.prompts import demonstration, doubt, doubt_old
 from mechedit.editors.base import as_facts, derive
 from mechedit.editors.defaults import AUTO, Table, Tuned
 from mechedit.factworld import edits
@@ -42,22 +46,34 @@ __all__ = ["IKE", "PromptedModel"]
 
 KINDS = ("copy", "update", "retain", "update", "retain", "update", "retain", "retain")
 EMBEDDED_POOL = 64
+ROOM = 32  # tokens of the context that are kept for what is written behind a prompt
+
+log = logging.getLogger(__name__)
 
 Embed = Callable[[list[str]], Any]
 
 
 class PromptedModel(HookedModel):
-    """A `HookedModel` that reads `prefix` before every text: the same interface, the same weights. Made by IKE."""
+    """A `HookedModel` that reads `prefix` before every text: the same interface, the same weights. Made by IKE.
+
+    Attributes:
+        prefix: The text.
+        demonstrations: How many demonstrations it shows.
+        left_out: How many more were asked for, and did not fit the model's context.
+    """
 
     prefix: str
+    demonstrations: int = 0
+    left_out: int = 0
 
     @classmethod
-    def over(cls, model: HookedModel, prefix: str) -> PromptedModel:
+    def over(
+        cls, model: HookedModel, prefix: str, *, demonstrations: int = 0, left_out: int = 0
+    ) -> PromptedModel:
         """A model that shares everything with `model` but how a text becomes ids."""
         prompted = derive(cls, model)
-        encode: Callable[[str], tuple[int, ...]] = model._encode
-        prompted.prefix = prefix
-        prompted.__dict__["_encode"] = lru_cache(maxsize=8192)(lambda text: encode(prefix + text.lstrip(" ")))
+        prompted.prefix, prompted.demonstrations, prompted.left_out = prefix, demonstrations, left_out
+        prompted._before = model._before + prefix
         return prompted
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -104,16 +120,26 @@ class IKE(Tuned):
 
     @contextlib.contextmanager
     def apply(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> Iterator[PromptedModel]:
-        """The model with the demonstrations before every prompt, for the length of the block."""
-        yield PromptedModel.over(model, self.prefix(model, facts))
+        """The model with the demonstrations before every prompt, as many as fit, for the length of the block.
+
+        Raises:
+            InputError: The new facts alone leave no room for a prompt in the model's context.
+        """
+        facts = as_facts(facts)
+        shown = self.ready(model)._retrieve(model, facts)
+        fitting = _fitting(model, facts, shown)
+        left_out = len(shown) - len(fitting)
+        if left_out:
+            log.warning("ike: %d of %d demonstrations fit the context of %d tokens; the least similar are left out",
+                        len(fitting), len(shown), model.n_ctx)  # fmt: skip
+        yield PromptedModel.over(
+            model, _prefix(facts, fitting), demonstrations=len(fitting), left_out=left_out
+        )
 
     def prefix(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> str:
-        """What is put before a prompt: demonstrations, a copy of each further fact, and the last new fact."""
-        ready, facts = self.ready(model), as_facts(facts)
-        shown = [_demonstrate(fact, kind) for fact, kind in ready._retrieve(model, facts)]
-        shown += [_demonstrate(fact, "copy") for fact in facts[:-1]]
-        last = facts[-1]
-        return "\n\n".join([*shown, demonstration(last.rewrite_prompt, last.target_new, "")])
+        """All that is to stand before a prompt: demonstrations, a copy of each further fact, and the last new fact."""
+        facts = as_facts(facts)
+        return _prefix(facts, self.ready(model)._retrieve(model, facts))
 
     def _retrieve(self, model: HookedModel, facts: Sequence[FactEdit]) -> list[tuple[FactEdit, str]]:
         """Demonstrated facts and their kinds, the nearest last."""
@@ -131,6 +157,49 @@ class IKE(Tuned):
         return chosen[::-1]
 
 
+def _prefix(facts: Sequence[FactEdit], demonstrated: Sequence[tuple[FactEdit, str]]) -> str:
+    shown = [_demonstrate(fact, kind) for fact, kind in demonstrated]
+    shown += [_demonstrate(fact, "copy") for fact in facts[:-1]]
+    last = facts[-1]
+    return "\n\n".join([*shown, demonstration(last.rewrite_prompt, last.target_new, "", space=last.space)])
+
+
+def _fitting(
+    model: HookedModel, facts: Sequence[FactEdit], demonstrated: Sequence[tuple[FactEdit, str]]
+) -> Sequence[tuple[FactEdit, str]]:
+    """The last of the demonstrated facts: as many as fit beside the longest prompt about `facts` that fits at all."""
+    context = model.n_ctx
+    if context is None:
+        return demonstrated
+
+    def room(first: int, prompt: str) -> int:
+        """The tokens of the context that are left behind the prompt."""
+        return context - len(model.tokenize(_prefix(facts, demonstrated[first:]) + prompt))
+
+    alone = {prompt: room(len(demonstrated), prompt) for fact in facts for prompt in _prompts(fact)}
+    if max(alone.values()) < 0:
+        raise InputError(
+            f"facts: expected new facts and a prompt of at most {context} tokens, the model's context, found "
+            f"{context - max(alone.values())}; edit fewer at once"
+        )
+    longest = min((prompt for prompt in alone if alone[prompt] >= 0), key=alone.__getitem__)
+    needed = min(ROOM, alone[longest])
+    return demonstrated[next(i for i in range(len(demonstrated) + 1) if room(i, longest) >= needed) :]
+
+
+def _prompts(fact: FactEdit) -> tuple[str, ...]:
+    """Every prompt that an evaluation of the fact may put behind the demonstrations."""
+    rewrite = fact.rewrite_prompt
+    return (
+        rewrite,
+        *fact.paraphrase_prompts,
+        *fact.neighborhood_prompts,
+        *fact.generation_prompts,
+        doubt(rewrite, fact.target_new, space=fact.space),
+        doubt_old(rewrite, fact.target_new, fact.target_true, space=fact.space),
+    )
+
+
 def _mentions(fact: FactEdit, subjects: set[str]) -> bool:
     """Whether a demonstration of `fact` would speak of one of the subjects."""
     prompts = (fact.rewrite_prompt, *fact.paraphrase_prompts[:1], *fact.neighborhood_prompts[:1])
@@ -144,11 +213,11 @@ def _demonstrate(fact: FactEdit, kind: str) -> str:
         prompt = fact.paraphrase_prompts[0]
     elif kind == "retain" and fact.neighborhood_prompts:
         prompt, answer = fact.neighborhood_prompts[0], fact.target_true
-    return demonstration(fact.rewrite_prompt, fact.target_new, prompt, answer)
+    return demonstration(fact.rewrite_prompt, fact.target_new, prompt, answer, space=fact.space)
 
 
 def _sentence(fact: FactEdit) -> str:
-    return f"{fact.rewrite_prompt} {fact.target_new}"
+    return fact.stated(fact.target_new)
 
 
 def _embedded_pool(model: HookedModel) -> tuple[FactEdit, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from mechedit.data.facts import FactEdit
@@ -13,7 +12,7 @@ from mechedit.editors.steering.mega import MEGA
 from mechedit.editors.steering.sake import SAKE
 from mechedit.editors.weights.ft import FT, FTL
 from mechedit.editors.weights.lora import LoRA
-from mechedit.editors.weights.memit import MEMIT
+from mechedit.editors.weights.memit import MEMIT, AlphaEdit
 from mechedit.editors.weights.rome import ROME
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
@@ -26,7 +25,7 @@ _EDITORS: Mapping[str, Callable[..., Editor]] = {
     "lora": LoRA,
     "rome": ROME,
     "memit": MEMIT,
-    "alphaedit": partial(MEMIT, null_space=2e-2, name="alphaedit"),
+    "alphaedit": AlphaEdit,
     "ike": IKE,
     "sake": SAKE,
     "mega": MEGA,

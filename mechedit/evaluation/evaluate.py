@@ -6,7 +6,8 @@ Steps of `evaluate`:
 2. once, on the unedited model: which facts it knows (it would greedily write the true object behind the rewrite
    prompt), and what it says on the neighbourhood prompts;
 3. for each fact: edit, score all its prompts for the new and the true object in padded batches, undo; or all facts
-   edited one upon the other or at once, and then scored;
+   edited one upon the other or at once, and then scored; each edited model also reads running text that has nothing to
+   do with the fact (`mechedit.evaluation.elsewhere`: KL, Top1);
 4. reduce prompts to records, records to a table with n and 95 % intervals (`Evaluation.summary`).
 
 What is reported [our choice, where the sources are silent]: scores are over the facts that the *unedited*
@@ -22,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -32,8 +34,11 @@ from experiments.case_ids import check_case_id
 from experiments.cases import Case, every_case, finished, settings_digest
 from experiments.runs import RunFolder
 from mechedit.data.case_keys import evaluation_key
-from mechedit.data.facts import FactEdit, facts_hash
+from mechedit.data.facts import FactEdit, LoadedFacts, facts_hash
+from mechedit.data.records import fact_fields
 from mechedit.editors.base import Editor
+from mechedit.editors.ike import PromptedModel
+from mechedit.evaluation.elsewhere import Cost, RunningText, running_text
 from mechedit.evaluation.fluency import References, generated_texts
 from mechedit.evaluation.measure import PromptScore, measure
 from mechedit.evaluation.questions import FAMILIES, FactQuestions, Question
@@ -46,6 +51,7 @@ from mechedit.evaluation.result import (
     Mode,
     gather,
 )
+from mechedit.models.deciding import decide, read_anew, says_object
 from mechedit.models.hooked import HookedModel
 from mechedit.models.scoring import score_pairs
 from reports.errors import InputError
@@ -66,6 +72,10 @@ __all__ = [
 ]
 
 
+#: What a sequence of edits is: 2 since every edit takes C of the model before the first one.
+SEQUENCE = 2
+
+
 def evaluate(
     model: HookedModel,
     editor: Editor,
@@ -79,6 +89,7 @@ def evaluate(
     progress: bool = True,
     run: RunFolder | None = None,
     unedited: Baseline | None = None,
+    text: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
     """Edit the facts by `editor`, score their prompts, undo, and gather the scores.
 
@@ -99,6 +110,7 @@ def evaluate(
         run: Each case is written as it ends, as `<editor>-<case_id>`, and read instead of measured where it exists.
             (The facts of the other modes stand or fall together.)
         unedited: `baseline(model, facts)`, where several editors are evaluated on the same facts.
+        text: File, folder or data set of running text for KL and Top1 (None: the project's own, or `unedited`'s).
 
     Raises:
         InputError: There are no facts, or two of one case_id, or a family or mode is unknown, a target encodes to
@@ -115,10 +127,15 @@ def evaluate(
     if mode not in get_args(Mode):
         raise InputError(f"mode: expected one of {', '.join(get_args(Mode))}, found {mode!r}")
     space = References(references) if references is not None else None
-    base = unedited or _baseline(model, questions, batch_size)
+    base = unedited or _baseline(model, questions, batch_size, text)
     task = _Task(model, editor, questions, families, mode, base, batch_size, seed, run, progress)
     cases = task.one_by_one() if mode == "single" else task.together()
-    return gather(model, editor, cases, families=families, mode=mode, references=space)
+    result = gather(model, editor, cases, families=families, mode=mode, references=space)
+    left_out = facts.left_out if isinstance(facts, LoadedFacts) else ()
+    if left_out:
+        note = f"left out {len(left_out)} of {len(left_out) + len(facts)} records; the first: {left_out[0]}"
+        result = dataclasses.replace(result, notes=(*result.notes, note))
+    return result
 
 
 def check_facts(
@@ -158,7 +175,7 @@ def _check_tokens(model: HookedModel, index: int, questions: Sequence[Question])
         fact = question.fact
         for name, target in (("target_new", fact.target_new), ("target_true", question.true)):
             try:
-                model.continuation(question.prompt, target)
+                model.continuation(question.prompt, target, space=fact.space)
             except InputError as error:
                 where = (
                     f"facts: record {index} (case_id {fact.case_id}): {name} behind a {question.role} prompt"
@@ -185,28 +202,59 @@ class Baseline:
     Attributes:
         known: Whether the model answers each fact.
         neighbourhoods: For each fact a `Neighbour` by neighbourhood prompt.
+        elsewhere: What the model says on running text; None: not measured.
     """
 
     known: list[bool]
     neighbourhoods: list[dict[str, Neighbour]]
+    elsewhere: RunningText | None = None
 
 
-def baseline(model: HookedModel, facts: Sequence[FactEdit], *, batch_size: int = 32) -> Baseline:
-    """The `Baseline` of `facts`; where the model knows none of them their neighbourhoods are not measured."""
-    return _baseline(model, [FactQuestions(fact) for fact in facts], batch_size)
+def baseline(
+    model: HookedModel,
+    facts: Sequence[FactEdit],
+    *,
+    batch_size: int = 32,
+    text: str | os.PathLike[str] | None = None,
+) -> Baseline:
+    """The `Baseline` of `facts`; where the model knows none of them nothing else is measured.
+
+    Args:
+        model: The unedited model.
+        facts: The edits.
+        batch_size: Prompts of one forward pass.
+        text: As of `evaluate`.
+    """
+    return _baseline(model, [FactQuestions(fact) for fact in facts], batch_size, text)
 
 
-def _baseline(model: HookedModel, questions: Sequence[FactQuestions], batch_size: int) -> Baseline:
+def _baseline(
+    model: HookedModel,
+    questions: Sequence[FactQuestions],
+    batch_size: int,
+    text: str | os.PathLike[str] | None,
+) -> Baseline:
     known = known_facts(model, [about.fact for about in questions], batch_size=batch_size)
     if not any(known):
         return Baseline(known, [{} for _ in questions])
-    return Baseline(known, list(_neighbourhoods(model, questions, batch_size)))
+    near = list(_neighbourhoods(model, questions, batch_size))
+    return Baseline(known, near, running_text(model, text))
 
 
 def known_facts(model: HookedModel, facts: Sequence[FactEdit], *, batch_size: int = 32) -> list[bool]:
-    """For each fact whether greedy decoding of the rewrite prompt would write the true object's tokens."""
-    pairs = [model.continuation(fact.rewrite_prompt, fact.target_true) for fact in facts]
-    return [scored.all_hit == 1.0 for scored in score_pairs(model, pairs, batch_size=batch_size)]
+    """For each fact whether greedy decoding of the rewrite prompt would write the true object's tokens.
+
+    Where the new object begins with the whole true one ("New York|er"), it must not go on to that.
+    """
+    pairs = [model.continuation(fact.rewrite_prompt, fact.target_true, space=fact.space) for fact in facts]
+    known = [scored.all_hit == 1.0 for scored in score_pairs(model, pairs, batch_size=batch_size)]
+    for i, (fact, (_, true)) in enumerate(zip(facts, pairs, strict=True)):
+        if known[i]:
+            prompt, old, new, space = fact.rewrite_prompt, fact.target_true, fact.target_new, fact.space
+            new_ids = model.continuation(prompt, new, space=space)[1]
+            if decide(model.tokenizer, true.tolist(), new_ids.tolist()).begins_old:
+                known[i] = says_object(model, [prompt], old, new, space=space)[0]
+    return known
 
 
 def _neighbourhoods(
@@ -279,22 +327,28 @@ class _Task:
             for group in [facts] if self.mode == "batch" else [[fact] for fact in facts]:
                 edited = stack.enter_context(self.editor.apply(edited, group))
                 bar.update(len(group))
+            first = self.base.known.index(True)  # one edited model, so one cost
             for i in range(len(facts)):
-                yield self._measured(edited, i)
+                yield self._measured(edited, i, cost=i == first)
                 bar.update()
         bar.close()
 
     def _unmeasured(self, i: int) -> CaseScores:
         return CaseScores(self.questions[i].fact, self.base.known[i])
 
-    def _measured(self, edited: HookedModel, i: int) -> CaseScores:
+    def _measured(self, edited: HookedModel, i: int, *, cost: bool = True) -> CaseScores:
         about, base = self.questions[i], self.base.neighbourhoods[i]
         scores = measure(edited, about.read_by(self.families), batch_size=self.batch_size)
         prompts = [_with_base(score, base) if score.role == "neighborhood" else score for score in scores]
         texts: list[str] = []
         if "generation" in self.families:
             texts = generated_texts(edited, about.fact, seed=self.seed, batch_size=self.batch_size)
-        return CaseScores(about.fact, self.base.known[i], prompts, texts)
+        elsewhere = self.base.elsewhere
+        costs = elsewhere.cost(edited) if cost and elsewhere is not None else None
+        shown: tuple[int, ...] = ()
+        if isinstance(edited, PromptedModel) and edited.left_out:
+            shown = (edited.demonstrations, edited.left_out)
+        return CaseScores(about.fact, self.base.known[i], prompts, texts, shown, costs)
 
     def _keys(self) -> list[str]:
         keys = [evaluation_key(self.editor.name, about.fact, self.mode) for about in self.questions]
@@ -304,28 +358,53 @@ class _Task:
         """For each fact the sha256 of what its numbers depend on (not the batch size, which moves the last digits)."""
         model, facts = self.model, [about.fact for about in self.questions]
         common: list[Any] = [model.hash, str(model.dtype), described(self.editor), sorted(self.families)]
+        common += [model.framing] if model.framing else []
         seed = self.seed if "generation" in self.families else 0
-        together = [] if self.mode == "single" else [self.mode, facts_hash(facts)]
-        parts = ([*common, dataclasses.asdict(fact), seed, *together] for fact in facts)
-        return [settings_digest(*part) for part in parts]
+        together: list[Any] = [] if self.mode == "single" else [self.mode, facts_hash(facts)]
+        together += [SEQUENCE] if self.mode == "sequential" else []
+        text = self.base.elsewhere  # the project's own adds nothing: cases of earlier versions stay valid
+        together += [text.digest] if text is not None and text.source else []
+        parts = ([*common, fact_fields(fact), seed, *together] for fact in facts)
+        return [settings_digest(*part, *self._read_anew(i)) for i, part in enumerate(parts)]
+
+    def _read_anew(self, i: int) -> list[str]:
+        fact = self.questions[i].fact
+        asked = self.questions[i].read_by(self.families)
+        pairs = ((question.prompt, fact.target_new, question.true) for question in asked)
+        return read_anew(self.model, pairs, space=fact.space)
 
     def _read(self, cases: Sequence[Case]) -> list[CaseScores]:
         """The scores of cases of the run folder, which are in the order of the facts."""
         return [
-            CaseScores(about.fact, known, [PromptScore(**score) for score in case["prompts"]], case["texts"])
+            CaseScores(
+                about.fact,
+                known,
+                [PromptScore(**score) for score in case["prompts"]],
+                case["texts"],
+                case.get("demonstrations", ()),
+                self._cost_of(case),
+            )
             for about, known, case in zip(self.questions, self.base.known, cases, strict=True)
         ]
+
+    def _cost_of(self, case: Case) -> Cost | None:
+        """What a case of the run folder has cost; None where it was measured on other passages, or not at all."""
+        text = self.base.elsewhere
+        cost = Cost(**case["elsewhere"]) if "elsewhere" in case else None
+        return cost if cost is not None and text is not None and cost.digest == text.digest else None
 
 
 def _record(scores: CaseScores, settings: str) -> Case:
     """What the run folder keeps of a case."""
-    return {
+    cost = {} if scores.cost is None else {"elsewhere": dataclasses.asdict(scores.cost)}
+    return cost | {
         "case_id": scores.fact.case_id,
         "subject": scores.fact.subject,
         "known": scores.known,
         "settings": settings,
         "prompts": [dataclasses.asdict(score) for score in scores.prompts],
         "texts": list(scores.texts),
+        **({"demonstrations": list(scores.demonstrations)} if scores.demonstrations else {}),
     }
 
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from mechedit.attribution.tokens import joined_tokens
 from mechedit.evaluation.metrics import (
     below,
-    divergence,
     kept_for_specificity,
     margin,
     specific,
-    starts_answer,
     unchanged,
 )
 from mechedit.evaluation.questions import Question
+from mechedit.models.deciding import Deciding, begins, decide
 from mechedit.models.scoring import Scored, score_pairs
 
 __all__ = [
@@ -47,16 +47,20 @@ class PromptScore:
         nll_true: Nats per token of the true answer.
         hit_new: Whether every token of the new object is the argmax, teacher-forced (1.0, 0.0, NaN).
         hit_true: The same of the true answer.
-        p_new: Probability of as many tokens as it takes to tell the objects apart (`metrics.divergence`).
+        p_new: Probability of the tokens that decide (`scored_new`).
         p_true: The same of the true answer.
         next_token: The decoded argmax; None where the logits hold a NaN.
-        starts_new: Whether that token starts the new object (1.0, 0.0, NaN).
+        starts_new: Whether the argmax tokens are the deciding ones of the new object, or of a spelling of it (1.0, 0.0,
+            NaN).
         gate_fired: None without a gate.
         share_new: The share of the new object's tokens that are the argmax.
         argmax: The argmax in the place of each token of the true answer, ids joined by spaces.
         base_p_new: `p_new` on the unedited model, of neighbourhood prompts.
         base_p_true: `p_true` on the unedited model, of neighbourhood prompts.
         base_argmax: `argmax` on the unedited model, of neighbourhood prompts.
+        scored_new: The tokens of the new object that decide (`mechedit.models.deciding`), as text, with the space
+            before them; "" in results of earlier versions.
+        scored_true: The same of the true answer.
     """
 
     role: str
@@ -76,6 +80,8 @@ class PromptScore:
     base_p_new: float = math.nan
     base_p_true: float = math.nan
     base_argmax: str = ""
+    scored_new: str = ""
+    scored_true: str = ""
 
 
 @dataclass(frozen=True)
@@ -140,12 +146,13 @@ def measure(model: Any, questions: Sequence[Question], *, batch_size: int = 32) 
     """
     if not questions:
         return []
-    new = [model.continuation(q.prompt, q.fact.target_new) for q in questions]
-    true = [model.continuation(q.prompt, q.true) for q in questions]
+    new = [model.continuation(q.prompt, q.fact.target_new, space=q.fact.space) for q in questions]
+    true = [model.continuation(q.prompt, q.true, space=q.fact.space) for q in questions]
     scores = score_pairs(model, new + true, batch_size=batch_size)
     fired = model.gate_fired([q.prompt for q in questions]) or [None] * len(questions)
     rows = zip(questions, scores[: len(new)], scores[len(new) :], fired, strict=True)
-    return [_prompt_score(model, *row) for row in rows]
+    measured = [_prompt_score(model, *row) for row in rows]
+    return _with_aliases(model, questions, measured, scores, batch_size=batch_size)
 
 
 def record_values(scores: Sequence[PromptScore], families: Sequence[str]) -> list[dict[str, Any]]:
@@ -174,9 +181,9 @@ def record_values(scores: Sequence[PromptScore], families: Sequence[str]) -> lis
 def _prompt_score(
     model: Any, question: Question, new: Scored, true: Scored, fired: bool | None
 ) -> PromptScore:
-    fact = question.fact
-    depth = divergence(new.ids, true.ids)
-    token = None if new.next_id is None else str(model.tokenizer.decode([new.next_id])).strip()
+    fact, tokenizer = question.fact, model.tokenizer
+    decided = decide(tokenizer, new.ids, true.ids)
+    token = None if new.next_id is None else str(tokenizer.decode([new.next_id])).strip()
     return PromptScore(
         role=question.role,
         index=question.index,
@@ -185,11 +192,47 @@ def _prompt_score(
         nll_true=true.nll,
         hit_new=new.all_hit,
         hit_true=true.all_hit,
-        p_new=math.exp(float(new.logps[:depth].sum())),
-        p_true=math.exp(float(true.logps[:depth].sum())),
+        p_new=math.exp(float(new.logps[: decided.n_new].sum())),
+        p_true=math.exp(float(true.logps[: decided.n_old].sum())),
         next_token=token,
-        starts_new=starts_answer(token, (fact.target_new, *fact.target_new_aliases)),
+        starts_new=_begun(tokenizer, new, true, decided, (fact.target_new, question.true)),
         gate_fired=fired,
         share_new=new.share_hit,
         argmax=" ".join(map(str, true.argmax)),
+        scored_new=joined_tokens(tokenizer, new.ids[: decided.n_new]),
+        scored_true=joined_tokens(tokenizer, true.ids[: decided.n_old]),
     )
+
+
+def _begun(tokenizer: Any, new: Scored, true: Scored, decided: Deciding, texts: tuple[str, str]) -> float:
+    """`begins` of teacher-forced scores."""
+    n = decided.n_new
+    goes_on = decided.begins_old and true.argmax[n] == true.ids[n]
+    if new.logps[:n].isnan().any():
+        return math.nan
+    return begins(tokenizer, new.argmax, decided, texts, goes_on=goes_on)
+
+
+def _with_aliases(
+    model: Any,
+    questions: Sequence[Question],
+    measured: Sequence[PromptScore],
+    scores: Sequence[Scored],
+    *,
+    batch_size: int,
+) -> list[PromptScore]:
+    """`measured`, where a prompt is also answered by another spelling of the new object."""
+    asked = [
+        (i, name, model.continuation(question.prompt, name, space=question.fact.space))
+        for i, (question, score) in enumerate(zip(questions, measured, strict=True))
+        for name in question.fact.target_new_aliases
+        if score.starts_new == 0.0
+    ]
+    results = list(measured)
+    named = score_pairs(model, [pair for _, _, pair in asked], batch_size=batch_size)
+    for (i, name, _), alias in zip(asked, named, strict=True):
+        true = scores[len(questions) + i]
+        decided = decide(model.tokenizer, alias.ids, true.ids)
+        if _begun(model.tokenizer, alias, true, decided, (name, questions[i].true)) == 1.0:
+            results[i] = replace(results[i], starts_new=1.0)
+    return results

@@ -4,7 +4,8 @@ Three families that are not comparable with each other:
 
 - probability [kmeng01/rome, kmeng01/memit]: ES, EM, PS, PM, NS, NM, their `_acc` and S compare
   nll(o | x) = −(1/|o|) Σ_j log p(o_j | x, o_<j) of the new and of the true object;
-- argmax [SAKE, arXiv 2503.01751]: Acc, Gen, Spec, DI, DII look at the decoded next token;
+- argmax [SAKE, arXiv 2503.01751]: Acc, Gen, Spec, DI, DII look at what is decoded next: as many tokens, teacher-forced,
+  as tell the new object from the old one (`mechedit.models.deciding`), mostly one;
 - token match [zjunlp/EasyEdit]: the share of the object's tokens that are the argmax, teacher-forced; locality is the
   share *unchanged* by the edit. One of three tokens reads as "33 % success", so each stands beside its strict form, in
   which all tokens must be right (`_all`).
@@ -96,23 +97,6 @@ def unchanged(before: Sequence[int], after: Sequence[int]) -> float:
     if len(before) != len(after):
         raise InputError(f"after: expected {len(before)} tokens as before, found {len(after)}")
     return sum(a == b for a, b in zip(before, after, strict=True)) / len(before) if before else math.nan
-
-
-def divergence(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens of two objects it takes to tell them apart: index of the first difference, plus one.
-
-    The p(new) and p(old) of Spec are the probabilities of that many tokens (our reading). Where the first
-    tokens differ, that is the next-token probability of the source; where they agree (" San| Diego", " San|
-    Jose"), the source compares a number with itself. Wrong where one object begins with the whole other one:
-    the shorter can then only win.
-
-    >>> divergence([5, 7], [6]), divergence([5, 7], [5, 8, 9]), divergence([5], [5, 8])
-    (1, 2, 2)
-    """
-    for index, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return index + 1
-    return min(len(a), len(b)) + 1
 
 
 def harmonic_mean(values: Sequence[float]) -> float:

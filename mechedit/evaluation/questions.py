@@ -9,7 +9,7 @@ from functools import cached_property
 from mechedit.data import prompts
 from mechedit.data.records import FactEdit
 
-__all__ = ["FAMILIES", "FactQuestions", "Question"]
+__all__ = ["FAMILIES", "N_PASSAGES", "FactQuestions", "Question"]
 
 #: The roles of prompts that a family scores; the texts of "generation" are no scored prompts
 #: (`mechedit.evaluation.fluency`).
@@ -20,6 +20,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "doubt": ("doubt_1", "doubt_2"),
     "generation": (),
 }
+#: Passages of running text that every edited model reads (`mechedit.evaluation.elsewhere`).
+N_PASSAGES = 24
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class FactQuestions:
             "rewrite": (rewrite,),
             "paraphrase": fact.paraphrase_prompts,
             "neighborhood": fact.neighborhood_prompts,
-            "doubt_1": (prompts.doubt(rewrite, fact.target_new),),
-            "doubt_2": (prompts.doubt_old(rewrite, fact.target_new, fact.target_true),),
+            "doubt_1": (prompts.doubt(rewrite, fact.target_new, space=fact.space),),
+            "doubt_2": (prompts.doubt_old(rewrite, fact.target_new, fact.target_true, space=fact.space),),
         }
         answers = {"neighborhood": fact.neighborhood_answers} if fact.neighborhood_answers else {}
         return [

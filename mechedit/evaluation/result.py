@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 
 from mechedit.data.facts import FactEdit
 from mechedit.editors.base import Editor
+from mechedit.evaluation.elsewhere import Cost
 from mechedit.evaluation.fluency import References, record_entropy
 from mechedit.evaluation.measure import METRICS, PromptScore, record_values
 from mechedit.evaluation.metrics import bootstrap_harmonic_mean, harmonic_mean
@@ -26,13 +27,23 @@ from reports.forests import forest
 from reports.intervals import bootstrap_mean, wilson
 from reports.results import Result
 
-__all__ = ["KNOWS_NONE", "NOT_ROMES_PS", "OWN_ANSWERS", "CaseScores", "Evaluation", "Mode", "gather"]
+__all__ = [
+    "KNOWS_NONE",
+    "NOT_ROMES_PS",
+    "OWN_ANSWERS",
+    "CaseScores",
+    "ELSEWHERE",
+    "Evaluation",
+    "Mode",
+    "gather",
+]
 
 Mode = Literal["single", "sequential", "batch"]
 KNOWS_NONE = "the unedited model knows none of these facts: no score"
 NOT_ROMES_PS = "EasyEdit's rephrase prompts are CounterFact's generation prompts: not ROME's paraphrase score"
 OWN_ANSWERS = "neighbours have answers of their own, not the edited fact's: not ROME's neighbourhood score"
 GENERATION = ("GE", "RS")
+ELSEWHERE = ("KL", "Top1")
 _S_PARTS = ("ES", "PS", "NS")
 _RECORD_COLUMNS = {
     "case_id": "str",
@@ -43,6 +54,13 @@ _RECORD_COLUMNS = {
     "known": "bool",
 }
 _CASE_COLUMNS = {"case_id": "str", "subject": "str", "known": "bool"}
+_ELSEWHERE_COLUMNS = {
+    "case_id": "str",
+    "KL": "float64",
+    "Top1": "float64",
+    "n_prompts": "int64",
+    "known": "bool",
+}
 _GENERATION_COLUMNS = {"case_id": "str", "index": "int64", "text": "str"}
 _PROMPT_TYPES = {
     "str": "str",
@@ -65,12 +83,16 @@ class CaseScores:
         known: Whether the unedited model answers it.
         prompts: Its prompts, scored.
         texts: What the edited model writes behind its generation prompts.
+        cost: What the edit costs on running text; None where that was not measured.
+        demonstrations: How many IKE showed, and how many more did not fit the context; () where all fit.
     """
 
     fact: FactEdit
     known: bool
     prompts: Sequence[PromptScore] = ()
     texts: Sequence[str] = ()
+    demonstrations: Sequence[int] = ()
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -90,6 +112,8 @@ class Evaluation(Result):
         families: The families of metrics that were scored.
         mode: Whether each fact was edited alone.
         notes: What a reader of any score must know.
+        elsewhere: What each edit costs on running text: columns case_id, KL (nats per token), Top1, n_prompts
+            (passages), known; no row where that was not measured, as in results of earlier versions.
     """
 
     kind: ClassVar[str] = "evaluation"
@@ -103,6 +127,7 @@ class Evaluation(Result):
     mode: str = "single"
     notes: tuple[str, ...] = ()
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    elsewhere: pd.DataFrame = dataclasses.field(default_factory=lambda: _frame([], _ELSEWHERE_COLUMNS))
 
     @property
     def n_total(self) -> int:
@@ -121,7 +146,8 @@ class Evaluation(Result):
         n_total, note. The value is the mean over the n records that have a prompt of that kind; S is the harmonic mean
         of the values of ES, PS, NS. A NaN among the records makes the value NaN and is counted in n_nan. The interval
         is Wilson's where each record gives one success or failure (ES, Acc, ...), else a bootstrap over records, which
-        has no width where all agree. With n_known = 0 every value is NaN and n is 0.
+        has no width where all agree. With n_known = 0 every value is NaN and n is 0. KL (nats per token) and Top1 are
+        what an edit costs on running text (`mechedit.evaluation.elsewhere`), n_prompts there counts passages.
 
         Args:
             over: Which facts count: those that the unedited model knows, or "all".
@@ -137,6 +163,9 @@ class Evaluation(Result):
         rows = {name: _summary_row(name, records[records["metric"] == name]) for name in names}
         if "probability" in self.families:
             rows["S"] = _harmonic_row(rows, records)
+        costs = self.elsewhere if over == "all" else self.elsewhere[self.elsewhere["known"]]
+        for name in ELSEWHERE:
+            rows[name] = _summary_row(name, costs.assign(value=costs[name], n_dropped=0))
         table = pd.DataFrame(list(rows.values())).assign(n_known=self.n_known, n_total=self.n_total)
         return table.assign(note=[self._note(name) for name in rows])
 
@@ -195,27 +224,53 @@ def gather(
         prompts=_frame(prompts, _PROMPT_COLUMNS),
         cases=_frame(facts, _CASE_COLUMNS),
         generations=_frame(texts, _GENERATION_COLUMNS),
+        elsewhere=_costs(cases),
         editor=editor.name,
         model=model.name,
         families=families,
         mode=mode,
-        notes=_notes(cases),
+        notes=_notes(cases, model),
         provenance={
             "model": {
                 "name": model.name,
                 "source": model.source,
                 "hash": model.hash,
                 "dtype": str(model.dtype),
+                **model.stored,
+                **model.framing,
             },
             "editor": repr(editor) if dataclasses.is_dataclass(editor) else editor.name,
+            "space": sorted({case.fact.space for case in cases}),
         },
     )
 
 
-def _notes(cases: Sequence[CaseScores]) -> tuple[str, ...]:
+def _costs(cases: Sequence[CaseScores]) -> pd.DataFrame:
+    rows = [
+        {
+            "case_id": str(case.fact.case_id),
+            "KL": case.cost.kl,
+            "Top1": case.cost.top1,
+            "n_prompts": case.cost.n,
+            "known": case.known,
+        }
+        for case in cases
+        if case.cost is not None
+    ]
+    return _frame(rows, _ELSEWHERE_COLUMNS)
+
+
+def _notes(cases: Sequence[CaseScores], model: HookedModel) -> tuple[str, ...]:
     notes = [] if any(case.known for case in cases) else [KNOWS_NONE]
     notes += [NOT_ROMES_PS] if any(case.fact.source_schema == "easyedit" for case in cases) else []
     notes += [OWN_ANSWERS] if any(case.fact.neighborhood_answers for case in cases) else []
+    notes += [f"{model.quantization} weights, dequantised"] if model.quantization else []
+    if short := [case.demonstrations for case in cases if case.demonstrations]:
+        shown, asked = sorted({n for n, _ in short}), max(n + left_out for n, left_out in short)
+        notes.append(
+            f"{' to '.join(map(str, dict.fromkeys((shown[0], shown[-1]))))} of {asked} demonstrations fit the model's "
+            f"context, in {len(short)} of {len(cases)} facts"
+        )
     return tuple(notes)
 
 

@@ -14,8 +14,8 @@ source also finds names in the prompt itself. An edit that failed is what it is 
 not edited is this project's rule (an insertion is no edit), the source edits it and counts it.
 
 *SAKE's reading*, over tests and without generation: only the first query of a test, success where the stripped argmax
-next token starts a name of its first target; only tests whose first condition is so answered by the unedited model;
-only edits after which p(new) > p(old); RS also counts a silent gate.
+next token (behind a bare space: with what follows) starts a name of its first target; only tests whose first condition
+is so answered by the unedited model; only edits after which p(new) > p(old); RS also counts a silent gate.
 
 Conditions of SA are asked of the *edited* model in both. Where such a condition is the test's own query, as RippleEdits
 writes it, it would make every test pass, and is left out: that the edit shows is asked anyway.
@@ -23,6 +23,7 @@ writes it, it would make every test pass, and is left out: that the edit shows i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ from mechedit.evaluation.evaluate import described, known_facts
 from mechedit.evaluation.measure import measure
 from mechedit.evaluation.metrics import starts_answer
 from mechedit.evaluation.questions import Question
+from mechedit.models.deciding import read_anew, written_text
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from reports.intervals import bootstrap_mean, wilson
@@ -126,7 +128,10 @@ def ripple(
     if len(set(keys)) < len(keys):
         raise InputError("facts: a case_id occurs twice; give each its own")
     known = known_facts(model, facts)
-    settings = [[model.hash, str(model.dtype), facts_hash([fact]), described(editor)] for fact in facts]
+    settings = [
+        [model.hash, str(model.dtype), facts_hash([fact]), described(editor), *_read_anew(model, fact)]
+        for fact in facts
+    ]
 
     def make(i: int) -> dict[str, Any]:
         results = _case(model, editor, facts[i]) if known[i] else _not_edited(facts[i])
@@ -135,6 +140,18 @@ def ripple(
     label = f"{editor.name}, ripple"
     cases = every_case(run, keys, make, settings=settings, label=label, progress=progress)
     return _gather(model, editor, facts, cases)
+
+
+def _read_anew(model: HookedModel, fact: FactEdit) -> list[str]:
+    queries = (query for test in fact.ripple for query in (*test.queries, *test.conditions))
+    pairs = [(query.prompt, query.answers[0][0], "") for query in queries]
+    for pair in [(fact.rewrite_prompt, fact.target_new, fact.target_true), *pairs]:
+        with contextlib.suppress(
+            InputError
+        ):  # an answer whose tokens join the prompt's is only looked for as text
+            if anew := read_anew(model, [pair], space=fact.space):
+                return anew
+    return []
 
 
 def check_tests(facts: Sequence[FactEdit]) -> None:
@@ -220,9 +237,8 @@ class _Answers:
         self._next: dict[str, str] = {}
         if prompts:
             texts = model.generate(prompts, max_new_tokens=TOKENS)
-            tokens = model.logits(prompts).argmax(-1).tolist()
             self.text = dict(zip(prompts, texts, strict=True))
-            self._next = {p: str(model.tokenizer.decode([t])) for p, t in zip(prompts, tokens, strict=True)}
+            self._next = dict(zip(prompts, written_text(model, prompts), strict=True))
 
     def answered(self, query: RippleQuery) -> bool:
         return holds(self.text[query.prompt], query.answers)
@@ -248,7 +264,7 @@ def _gather(
         editor=editor.name,
         model=model.name,
         provenance={
-            "model": {"name": model.name, "source": model.source, "hash": model.hash},
+            "model": {"name": model.name, "source": model.source, "hash": model.hash, **model.stored},
             "editor": repr(editor) if dataclasses.is_dataclass(editor) else editor.name,
         },
     )

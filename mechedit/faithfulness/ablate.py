@@ -204,6 +204,7 @@ def _sets(
         sign="suppress" if attr.sign == "promote" else "promote",
         biases=attr.biases,  # type: ignore[arg-type]
         tokens=attr.target_scored,  # type: ignore[arg-type]
+        space=data.get("space", "auto"),
     )
     s = model.shape
     sizes = {"d_mlp": s.d_mlp, "heads": (s.n_heads, s.d_head), "length": len(attr.ids)}
@@ -220,7 +221,7 @@ def _logp(
     model: HookedModel, attr: Attribution, sets: Sequence[Neurons], *, means: Means | None, batch_size: int
 ) -> torch.Tensor:
     """The target's log p without each set [n], summed over the teacher-forced passes of its scored tokens."""
-    scored = attr.target_ids[: 1 if attr.target_scored == "first" else None]
+    scored = attr.target_ids[: attr.n_scored]
     length = len(attr.ids) - len(scored) + 1
     total = torch.zeros(len(sets), dtype=torch.float64)
     for n, token in enumerate(scored):

@@ -27,6 +27,7 @@ from transformer_lens.tools.analysis.attribution_patching import cache_activatio
 from mechedit.attribution import Attribution, attribute
 from mechedit.attribution.projection import Projection
 from mechedit.attribution.terms import LayerTerms, layer_terms
+from mechedit.data.joining import Space
 from mechedit.faithfulness.intervention import Neurons, top_neurons
 from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import in_block, post, resid_pre
@@ -49,7 +50,9 @@ class NeuronScores:
     attn: Tensor
 
 
-def rank(model: HookedModel, prompt: str, target: str, *, k: int) -> dict[str, Neurons]:
+def rank(
+    model: HookedModel, prompt: str, target: str, *, k: int, space: Space = "auto"
+) -> dict[str, Neurons]:
     """The k best neurons of each kind, best first, of every method but "random".
 
     Raises:
@@ -60,7 +63,7 @@ def rank(model: HookedModel, prompt: str, target: str, *, k: int) -> dict[str, N
     >>> list(ranked), len(ranked["dla"].mlp), len(ranked["dla"].attn)
     (['nlka', 'dla', 'attribution_patching', 'activation'], 3, 3)
     """
-    attr = attribute(model, prompt, target, top_k=k)
+    attr = attribute(model, prompt, target, top_k=k, space=space)
     peers = {name: _largest(scores, k) for name, scores in peer_scores(model, attr).items()}
     return {"nlka": top_neurons(attr, k), **peers}
 
@@ -75,9 +78,10 @@ def peer_scores(model: HookedModel, attr: Attribution) -> dict[str, NeuronScores
             model.final_norm, model.W_U, model.b_U, x_final=view.resid_final, biases="drop"
         )
     c = _coefficients(terms)
-    gradient = _gradients(model, ids, attr.target_id)
+    token = attr.target_ids[attr.n_scored - 1]  # the last one scored, behind `ids`
+    gradient = _gradients(model, ids, token)
     return {
-        "dla": _direct(terms, projection.column(attr.target_id), c),
+        "dla": _direct(terms, projection.column(token), c),
         "attribution_patching": NeuronScores(c.mlp * gradient.mlp, c.attn * gradient.attn),
         "activation": NeuronScores(c.mlp.abs(), c.attn.abs()),
     }

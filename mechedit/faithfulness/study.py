@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,10 +25,12 @@ from experiments.runs import RunFolder
 from mechedit.attribution.terms import KINDS
 from mechedit.data.case_keys import ablation_key
 from mechedit.data.facts import FactEdit, facts_hash
+from mechedit.data.records import fact_fields
 from mechedit.evaluation.evaluate import known_facts
 from mechedit.faithfulness.ablate import random_like
 from mechedit.faithfulness.intervention import Means, Neurons, logp_without, mean_activations
 from mechedit.faithfulness.rankings import METHODS, rank
+from mechedit.models.deciding import read_anew, through_text
 from mechedit.models.hooked import HookedModel
 from reports.ablation_figures import ablation_curve
 from reports.errors import InputError
@@ -190,8 +191,10 @@ def _case(
 ) -> Case:
     """The rows kind, method, k, Δ of one fact; of "random" the mean over its draws."""
     fact, rng = facts[i], np.random.default_rng((plan.seed, int(digests[i][:8], 16)))
-    ids, target = model.continuation(fact.rewrite_prompt, fact.target_true)
-    ranked = rank(model, fact.rewrite_prompt, fact.target_true, k=max(plan.ks))
+    ids, target = model.continuation(fact.rewrite_prompt, fact.target_true, space=fact.space)
+    lead = through_text(model.tokenizer, target.tolist()) - 1  # a bare space is read, and not scored
+    ids, target = torch.cat([ids, target[:lead]]), target[lead:]
+    ranked = rank(model, fact.rewrite_prompt, fact.target_true, k=max(plan.ks), space=fact.space)
     s = model.shape
     sizes: dict[str, Any] = {"d_mlp": s.d_mlp, "heads": (s.n_heads, s.d_head), "length": len(ids)}
     labels, sets = [], [Neurons()]
@@ -246,4 +249,8 @@ def _check(models: Sequence[HookedModel], facts: Sequence[FactEdit], ks: Sequenc
 
 def _digest(model: HookedModel, fact: FactEdit, settings: list[Any]) -> str:
     """sha256 of what a case's numbers depend on."""
-    return settings_digest(model.hash, str(model.dtype), dataclasses.asdict(fact), METHODS, settings)
+    framing = [model.framing] if model.framing else []
+    anew = read_anew(model, [(fact.rewrite_prompt, fact.target_true, "")], space=fact.space)
+    return settings_digest(
+        model.hash, str(model.dtype), fact_fields(fact), METHODS, settings, *anew, *framing
+    )

@@ -2,7 +2,8 @@
 
 What it takes care of, because TransformerLens' bridge does not:
 
-- text becomes ids as the checkpoint's tokenizer does it; the bridge would add a BOS of its own;
+- text becomes ids as the checkpoint's tokenizer does it (`mechedit.models.prompts`); the bridge would add a BOS of its
+  own;
 - a batch is always padded with its mask and with positions that follow the mask;
 - target tokens are read off prompt + target, because `tok(" Paris")` alone is another segmentation;
 - hooks are checked (`mechedit.models.hooking`).
@@ -15,7 +16,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -31,16 +31,15 @@ from mechedit.models.fused import share_fused
 from mechedit.models.hooking import Hook, attach
 from mechedit.models.masks import finite_masks
 from mechedit.models.outlets import Outlet
+from mechedit.models.reading import PromptReader, Prompts
 from mechedit.models.refusals import longest
 from mechedit.models.weights import FinalNorm
 from reports.errors import InputError
 
 __all__ = ["BridgedModel", "Prompts"]
 
-Prompts = Sequence[str] | Sequence[torch.Tensor]
 
-
-class BridgedModel:
+class BridgedModel(PromptReader):
     """A decoder with hooks, its tokenizer and its raw weights; users hold a `HookedModel`.
 
     Attributes:
@@ -50,10 +49,18 @@ class BridgedModel:
         hf: The Hugging Face module that the bridge has put its hooks into.
         tokenizer: The checkpoint's own.
         shape: The decoder's sizes.
+        framing: What every text is put into (`mechedit.models.reading`).
     """
 
     def __init__(
-        self, bridge: TransformerBridge, tokenizer: PreTrainedTokenizerBase, *, name: str, source: str
+        self,
+        bridge: TransformerBridge,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        source: str,
+        prefix: str | None = None,
+        chat: bool = False,
     ) -> None:
         self.name = name
         self.source = source
@@ -65,9 +72,7 @@ class BridgedModel:
         require_parts(bridge)
         share_fused(bridge)
         self.shape = weights.shape(bridge)
-        self._prefix = _special_prefix(tokenizer)
-        # An evaluation asks for the same prompts again and again.
-        self._encode = lru_cache(maxsize=8192)(self._encode_text)
+        self._read_by(prefix, chat)
         self._hash: tuple[tuple[int, ...], str] | None = None
 
     def __repr__(self) -> str:
@@ -91,6 +96,16 @@ class BridgedModel:
         return longest(self.hf.config)
 
     @property
+    def quantization(self) -> str:
+        """How the weights were stored before they were dequantised, as "4-bit (Q4_1)"; "" where they were not."""
+        return str(getattr(self.hf.config, "dequantized_from", ""))
+
+    @property
+    def stored(self) -> dict[str, str]:
+        """`quantization` as an entry of the model in a provenance; empty where the weights were not quantised."""
+        return {"quantization": self.quantization} if self.quantization else {}
+
+    @property
     def hash(self) -> str:
         """sha256 over the weights' names, dtypes, shapes and bytes, in the order of the names: the checkpoint's own.
 
@@ -104,12 +119,14 @@ class BridgedModel:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Name, source and hashes of model and tokenizer: the "model" of `provenance`."""
+        """Name, source, hashes of model and tokenizer, and `framing`: the "model" of `provenance`."""
         return {
             "name": self.name,
             "source": self.source,
             "hash": self.hash,
             "tokenizer": tokenizer_digest(self.tokenizer),
+            **self.stored,
+            **self.framing,
         }
 
     def provenance(self, *, data: dict[str, Any], seeds: dict[str, Any]) -> dict[str, Any]:
@@ -129,42 +146,6 @@ class BridgedModel:
         )
 
     # -------------------------------------------------------------------------------------- text and ids
-
-    def tokenize(self, text: str) -> torch.Tensor:
-        """Ids [T] of `text`, as `tokenizer(text)` gives them: with BOS only if the tokenizer itself adds one.
-
-        Special tokens written inside the text are text.
-
-        Raises:
-            InputError: Nothing is left to run the model on.
-        """
-        ids = [*self._prefix, *self._encode(text)]
-        if not ids:
-            raise InputError(f"text: expected at least one token, found none in {text!r}")
-        return torch.tensor(ids, device=self.device)
-
-    def continuation(self, prompt: str, target: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """(ids of the prompt [T], ids of the target [n]): the tokens of prompt + target behind those of the prompt.
-
-        The target gets a leading space if it has none and the prompt does not end in one.
-
-        Raises:
-            InputError: The target is empty or encodes to nothing, or the prompt's own tokens change once the target
-                follows, for then no position of the prompt predicts the target.
-        """
-        if not target.strip():
-            raise InputError(f"target: expected a word, found {target!r}")
-        if not target[0].isspace() and not prompt[-1:].isspace():
-            target = " " + target
-        ids, whole = self.tokenize(prompt), self.tokenize(prompt + target)
-        if not torch.equal(whole[: len(ids)], ids):
-            raise InputError(
-                f"prompt: its tokens change once {target!r} follows {prompt!r}; "
-                "end the prompt in a whole word, without a space behind it"
-            )
-        if len(whole) == len(ids):
-            raise InputError(f"target: {target!r} encodes to no token behind {prompt!r}")
-        return ids, whole[len(ids) :]
 
     def pad(
         self, sequences: Sequence[torch.Tensor], *, side: Literal["left", "right"] = "left"
@@ -251,10 +232,6 @@ class BridgedModel:
         """
         with attach(self.bridge, hooks):
             yield self
-
-    def encode(self, prompts: Prompts) -> list[torch.Tensor]:
-        """Ids of each prompt; prompts that are ids already pass through."""
-        return [self.tokenize(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
     # -------------------------------------------------------------------------------------- raw weights
 
@@ -351,15 +328,6 @@ class BridgedModel:
 
     # -------------------------------------------------------------------------------------- inside
 
-    def _encode_text(self, text: str) -> tuple[int, ...]:
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        if ids and max(ids) >= self.shape.d_vocab:
-            raise InputError(
-                f"text: {text!r} has the token {max(ids)}, the model knows {self.shape.d_vocab}: "
-                "this tokenizer belongs to another model"
-            )
-        return tuple(ids)
-
     def _block(self, layer: int) -> Any:
         if not 0 <= layer < self.shape.n_layers:
             raise InputError(f"layer: expected 0 to {self.shape.n_layers - 1}, found {layer}")
@@ -378,17 +346,3 @@ class BridgedModel:
 
     def _mlp(self, layer: int) -> Any:
         return self._block(layer).mlp
-
-
-def _special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special tokens that the tokenizer itself puts before a text, mostly BOS or nothing."""
-    bare = tokenizer("a", add_special_tokens=False).input_ids
-    full = tokenizer("a").input_ids
-    if not bare:
-        raise InputError("tokenizer: expected a vocabulary, found one that encodes 'a' to nothing")
-    if full[len(full) - len(bare) :] != bare:
-        raise InputError(
-            "tokenizer: it puts a special token behind every text, so that no prompt ends in its own last token; "
-            "load it with add_eos_token=False"
-        )
-    return full[: len(full) - len(bare)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from mechedit.models.hooking import in_block
 from mechedit.models.selfcheck import TOLERANCE, conservation, reads, share_off
 from mechedit.models.weights import FinalNorm
 from reports.diagnosis import Check
+from reports.errors import InputError
 
 __all__ = ["folded_norms", "hooks_fire", "identities", "invariance", "special_tokens"]
 
@@ -83,9 +85,8 @@ def special_tokens(model: BridgedModel, pairs: Sequence[tuple[str, str]]) -> Ite
     tokenizer, n = model.tokenizer, len(pairs)
     bos, declared = tokenizer.bos_token_id, _declared_bos(tokenizer)
     encoded = [model.tokenize(prompt).tolist() for prompt, _ in pairs]
-    differing = sum(
-        ids != list(tokenizer(prompt).input_ids) for ids, (prompt, _) in zip(encoded, pairs, strict=True)
-    )
+    wanted = [_framed_ids(model, prompt) for prompt, _ in pairs]
+    differing = sum(ids != expected for ids, expected in zip(encoded, wanted, strict=True))
     yield Check(
         "prompts as the tokenizer's",
         differing,
@@ -94,6 +95,8 @@ def special_tokens(model: BridgedModel, pairs: Sequence[tuple[str, str]]) -> Ite
         "the tokenizer gives other ids from call to call: save it again with save_pretrained",
         n=n,
     )
+    if model.framing:  # what the tokenizer puts in front by itself
+        declared, encoded = declared if "prefix" in model.framing else None, [model.tokenizer("a").input_ids]
     leading = max(_leading(ids, bos) for ids in encoded)
     shown = repr(tokenizer.bos_token)
     yield Check(
@@ -206,10 +209,7 @@ def identities(model: HookedModel, probes: Sequence[Tensor]) -> Iterator[Check]:
 
 def _targets(model: BridgedModel, pairs: Sequence[tuple[str, str]]) -> Iterator[Check]:
     """No special token in a target."""
-    special = set(model.tokenizer.all_special_ids)
-    bad = [
-        target for prompt, target in pairs if special & set(model.continuation(prompt, target)[1].tolist())
-    ]
+    bad = [target for prompt, target in pairs if not _is_text(model, prompt, target)]
     yield Check(
         "no special token in a target",
         len(bad),
@@ -218,6 +218,26 @@ def _targets(model: BridgedModel, pairs: Sequence[tuple[str, str]]) -> Iterator[
         f"{bad[:1]} holds one: the tokenizer puts it behind a text, or does not know the word",
         n=len(pairs),
     )
+
+
+def _is_text(model: BridgedModel, prompt: str, target: str) -> bool:
+    """Whether the target's tokens are words."""
+    try:
+        ids = model.continuation(prompt, target)[1].tolist()
+    except InputError:
+        return False
+    return not set(model.tokenizer.all_special_ids) & set(ids)
+
+
+def _framed_ids(model: BridgedModel, prompt: str) -> list[int]:
+    """The ids that the tokenizer itself gives a prompt, in the model's frame."""
+    tokenizer = model.tokenizer
+    if "chat" in model.framing:
+        messages = [{"role": "user", "content": prompt}]
+        chat: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        return list(chat["input_ids"])
+    front = tokenizer(model.framing["prefix"], add_special_tokens=False).input_ids if model.framing else []
+    return [*front, *tokenizer(prompt).input_ids]
 
 
 def _declared_bos(tokenizer: PreTrainedTokenizerBase) -> bool | None:

@@ -33,12 +33,18 @@ __all__ = ["HookedModel", "load_model"]
 
 
 def load_model(
-    name: str | Path, *, device: str = "auto", dtype: str | torch.dtype = "float32"
+    name: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype = "float32",
+    prefix: str | None = None,
+    chat: bool = False,
 ) -> HookedModel:
-    """Load an embedded model ("factworld", "factworld-llama"), a local folder or a Hugging Face id.
+    """Load an embedded model ("factworld", "factworld-llama"), a local folder or GGUF file, or a Hugging Face id.
 
-    A local folder causes no network traffic. Weights are read from safetensors only, and a checkpoint's own code is
-    never run.
+    A local folder or file causes no network traffic. Weights are read from safetensors or GGUF only, and a checkpoint's
+    own code is never run. The weights of a GGUF file (extra `gguf`) are dequantised, and `model.quantization` says how
+    they were stored. "smollm2" (extra `real`) is a pre-trained model of 135 million weights, in 4 bits.
 
     Memory at the peak: the weights and, for GPT-2, one more copy of its embeddings, which TransformerLens joins once
     while it looks for hooks. Measured on GPT2-XL's shape: 1.06 times the weights. The smaller the model, the larger
@@ -49,14 +55,19 @@ def load_model(
     package reads fires, the sub-layers' outputs add up to the logits, and neurons read what they are said to read.
 
     Args:
-        name: An embedded model, a folder or an id.
+        name: An embedded model, a folder, a GGUF file or an id.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
         dtype: "float32", "float64", "bfloat16" or "float16".
+        prefix: A special token (or several) that stands in front of every text, as "<|endoftext|>": some models know
+            more behind it; `mechedit diagnose` says which.
+        chat: Every text is the user's message of a conversation, in the tokenizer's own chat template, and what is
+            scored behind it opens the assistant's turn.
 
     Raises:
         InputError: No such folder and no id that can be fetched; no tokenizer files; an architecture that cannot be
             bridged, or a property of it that attribution could not answer for (`docs/models.md`); weights missing;
-            not enough memory (both sizes).
+            not enough memory (both sizes); a GGUF file that is damaged, or of which transformers would leave something
+            out; a prefix that is no special token, or chat without a chat template.
         IntegrityError: The bridged model does not compute what the plain one does.
 
     >>> load_model("./no/such/folder")
@@ -65,9 +76,12 @@ def load_model(
     reports.errors.InputError: model: expected factworld, ..., found './no/such/folder': no such folder
     """
     loaded = load_checkpoint(str(name), device=device, dtype=dtype)
-    shown = str(name) if loaded.source.startswith("embedded:") or "@" in loaded.source else Path(name).name
+    named = loaded.source.startswith(("embedded:", "installed:")) or "@" in loaded.source
+    shown = str(name) if named else Path(name).name
     with refused(f"{loaded.bridge.cfg.architecture} cannot be read"):
-        model = HookedModel(loaded.bridge, loaded.tokenizer, name=shown, source=loaded.source)
+        model = HookedModel(
+            loaded.bridge, loaded.tokenizer, name=shown, source=loaded.source, prefix=prefix, chat=chat
+        )
         check_loaded(model, probe=loaded.probe, reference=loaded.reference)
     return model
 
@@ -119,7 +133,7 @@ class HookedModel(BridgedModel):
         the last position as −1 and never count from the left.
 
         Args:
-            prompts: Texts, or ids [T] of each.
+            prompts: Texts, lists of messages, or ids [T] of each.
             max_new_tokens: The largest number of tokens of a text.
             top_k: How many of the likeliest tokens are drawn from; None is greedy.
             seed: Seeds the generator of every prompt, with its place in the list.

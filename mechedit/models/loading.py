@@ -1,10 +1,11 @@
 """From a name to a checkpoint in memory: find it, check it, load it once, wrap it.
 
-A checkpoint is a folder in Hugging Face's layout: config.json, safetensors, tokenizer files. Steps:
+A checkpoint is a folder in Hugging Face's layout (config.json, safetensors, tokenizer files), or one GGUF file that
+holds all of it (`mechedit.models.gguf_file`). Steps:
 
-1. find the folder: an embedded name, a local folder, else a model id of the Hugging Face hub;
+1. find it: an embedded or installed name, a local folder or GGUF file, else a model id of the Hugging Face hub;
 2. refuse what can be refused before a weight is read: no tokenizer files, no safetensors, an architecture that
-   TransformerLens does not know, weights larger than the free memory (read off the safetensors headers);
+   TransformerLens does not know, weights larger than the free memory (read off the headers);
 3. load the plain Hugging Face model, once, and take its logits on a few tokens as the reference;
 4. hand it over to TransformerLens' `TransformerBridge`, which puts hooks into this same module tree: there is no
    second copy of the weights, and GPT-2's q, k and v are views of its fused projection.
@@ -12,14 +13,15 @@ A checkpoint is a folder in Hugging Face's layout: config.json, safetensors, tok
 Attention is loaded with Hugging Face's `eager` implementation, because the fused ones (sdpa, flash) never hold
 the attention pattern, which attribution needs; it is also the order of operations that the bridge follows.
 
-Two decisions about safety: weights are read from safetensors only (other formats are pickles and run code when
-read), and code that a checkpoint brings along is never run (`trust_remote_code=False` throughout).
+Two decisions about safety: weights are read from safetensors and GGUF only (other formats are pickles and run code
+when read), and code that a checkpoint brings along is never run (`trust_remote_code=False` throughout).
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +29,14 @@ from typing import Any, cast
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments import checkpoints
+from experiments.gguf_header import read_header
 from experiments.weight_files import weight_elements, weight_files
-from mechedit.models import refusals
+from mechedit.models import gguf_file, refusals
 from mechedit.models.adapters import objection
-from mechedit.models.embedded import EMBEDDED, FOLDERS
+from mechedit.models.embedded import EMBEDDED, FOLDERS, INSTALLED
 from mechedit.models.masks import narrow_windows
 from reports.errors import InputError
 
@@ -77,12 +80,10 @@ def load_checkpoint(name: str, *, device: str = "auto", dtype: str | torch.dtype
     """
     target, precision = checkpoints.pick_device(device), checkpoints.pick_dtype(dtype)
     folder, source = _find_folder(name)
-    _require_architecture(folder)
-    n_bytes = weight_elements(weight_files(folder)) * precision.itemsize
-    checkpoints.require_memory(n_bytes, device=target, dtype=precision, folder=folder)
-    tokenizer = checkpoints.read_tokenizer(folder)
-    with checkpoints.progress_bar(shown=n_bytes >= QUIET_BELOW):
-        hf = read_model(folder, dtype=precision)
+    if folder.is_file():
+        hf, tokenizer = _read_gguf(folder, target, precision)
+    else:
+        hf, tokenizer = _read_folder(folder, target, precision)
     hf.eval().requires_grad_(False)
     torch.nn.Module.to(hf, target)
     hf.config.architectures = [type(hf).__name__]  # a config may name none
@@ -102,13 +103,46 @@ def load_checkpoint(name: str, *, device: str = "auto", dtype: str | torch.dtype
     return Checkpoint(source, bridge, tokenizer, probe, reference)
 
 
+def _read_folder(
+    folder: Path, device: torch.device, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The plain model and its tokenizer, after what can be checked before a weight is read."""
+    _require_architecture(folder)
+    n_bytes = weight_elements(weight_files(folder)) * dtype.itemsize
+    checkpoints.require_memory(n_bytes, device=device, dtype=dtype, folder=folder)
+    tokenizer = checkpoints.read_tokenizer(folder)
+    with checkpoints.progress_bar(shown=n_bytes >= QUIET_BELOW):
+        return read_model(folder, dtype=dtype), tokenizer
+
+
+def _read_gguf(
+    file: Path, device: torch.device, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The same of a GGUF file; sizes and architecture are read off its header."""
+    header = read_header(file)
+    n_bytes = header.n_elements * dtype.itemsize
+    shown = n_bytes >= QUIET_BELOW // 4 and sys.stderr.isatty()
+    checkpoints.require_memory(n_bytes, device=device, dtype=dtype, folder=file)
+    checkpoints.require_memory(
+        gguf_file.load_bytes(header, dtype), device=torch.device("cpu"), dtype=dtype, folder=file
+    )
+    config = gguf_file.read_config(header)
+    _require_supported(config, file)
+    tokenizer = gguf_file.read_tokenizer(header)
+    logger.info("dequantising %s: %s", file.name, header.quantization or "float weights")
+    hf = gguf_file.read_model(header, config, dtype=dtype, attention=ATTENTION, shown=shown)
+    return hf, tokenizer
+
+
 # ------------------------------------------------------------------------------------------ finding it
 
 
 def _find_folder(name: str) -> tuple[Path, str]:
-    """The checkpoint's folder and its source: `experiments.checkpoints.find_folder` with the embedded models."""
+    """The checkpoint's folder or file and its source: `experiments.checkpoints.find_folder` with the named models."""
+    if name in INSTALLED:
+        return INSTALLED[name].path(name), f"installed:{name}"
     try:
-        return checkpoints.find_folder(name, embedded=FOLDERS)
+        return checkpoints.find_folder(name, embedded=FOLDERS, gguf=True)
     except InputError as error:
         if name not in EMBEDDED:
             raise
@@ -119,22 +153,30 @@ def _find_folder(name: str) -> tuple[Path, str]:
 
 def _require_architecture(folder: Path) -> None:
     """Refuse a folder without a config, a property that is in the way, and what the bridge does not know."""
-    config = refusals.read_config(folder)
+    _require_supported(refusals.read_config(folder), folder)
+
+
+def _require_supported(config: PretrainedConfig, where: Path) -> None:
+    """Refuse a property that is in the way, and what the bridge does not know."""
     architecture = refusals.architecture_of(config)
-    with refusals.refused(f"{architecture} in {folder} cannot be bridged by TransformerLens"):
+    with refusals.refused(f"{architecture} in {where} cannot be bridged by TransformerLens"):
         why = refusals.refusal(config) or objection(config, architecture)
     if why is not None:
-        raise InputError(f"model: {architecture} in {folder} is not supported: {why}")
+        raise InputError(f"model: {architecture} in {where} is not supported: {why}")
 
 
 def read_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
-    """The plain Hugging Face model.
+    """The plain Hugging Face model of a folder or a GGUF file.
 
     A weight that is missing or of another shape is refused; transformers would draw it at random and only log it.
 
     Raises:
         InputError: The folder cannot be read, or weights are missing.
     """
+    if folder.is_file():
+        header = read_header(folder)
+        config = gguf_file.read_config(header)
+        return gguf_file.read_model(header, config, dtype=dtype, attention=ATTENTION, shown=False)
     load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
     with refusals.refused(f"{folder} cannot be loaded"):
         model, report = load(

@@ -41,7 +41,12 @@ def run_anatomy(
     """
     editors = [by_name(name) for name in config.editors]
     facts, selection = facts_and_selection(
-        config.data, embedded=config.model, limit=config.limit, selection=config.selection, seed=config.seed
+        config.data,
+        embedded=config.model,
+        limit=config.limit,
+        selection=config.selection,
+        seed=config.seed,
+        space=config.space,
     )
     if not any(known_facts(model, facts)):
         raise InputError(f"facts: {model.name} knows none of the {len(facts)}, so there is nothing to edit")

@@ -12,6 +12,7 @@ Steps:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from mechedit.editors.registry import select
 from mechedit.editors.steering.selection import gate_roc
 from mechedit.editors.steering.variants import ABLATIONS, CONTROLS, variant
 from mechedit.evaluation.evaluate import Evaluation, baseline, evaluate
+from mechedit.evaluation.result import ELSEWHERE
 from mechedit.evaluation.ripple import RippleEvaluation, ripple
 from mechedit.models.hooked import HookedModel
 from mechedit.recipes.configurations import ComparisonConfig
@@ -50,6 +52,8 @@ CELLS = {
     "ps": "PS",
     "ns": "NS",
     "s": "S",
+    "kl": "KL",
+    "top1": "Top1",
 }
 LABELS = {
     "mega": "MEGA",
@@ -92,7 +96,9 @@ class EditorComparison(Result):
     def wide(self, part: str = "editor") -> pd.DataFrame:
         """One row an editor, one column a metric, in the order of the run."""
         rows = self.table[self.table["part"] == part]
-        return rows.pivot(index="editor", columns="metric", values="value").reindex(rows["editor"].unique())
+        wide = rows.pivot(index="editor", columns="metric", values="value").reindex(rows["editor"].unique())
+        absent = {name: math.nan for name in ELSEWHERE if name not in wide}  # results of earlier versions
+        return wide.assign(**absent)
 
 
 def run_comparison(
@@ -140,7 +146,7 @@ class _Study:
             {"seed": seed, "key": key, "value": str(value)} for key, value in mega.choice.items()
         ]
         self.editors[seed] = [self._editor(name, mega, seed, selection) for name in self.config.editors]
-        unedited = baseline(self.model, facts)
+        unedited = baseline(self.model, facts, text=self.config.text)
         for editor in self.editors[seed]:
             self._evaluate("editor", seed, editor, facts, unedited)
 
@@ -150,7 +156,7 @@ class _Study:
         mega = next(e for e in self.editors[seed] if e.name == "mega")
         assert isinstance(mega, MEGA)
         facts = facts[: self.config.ablation_facts]
-        unedited = baseline(self.model, facts)
+        unedited = baseline(self.model, facts, text=self.config.text)
         ready = [self._editor(name, mega, seed, selection) for name in self.config.ablations]
         for editor in (mega, *ready):
             self._evaluate("ablation", seed, editor, facts, unedited)
@@ -216,7 +222,7 @@ class _Study:
 def _pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
     frames = {
         name: pd.concat([getattr(e, name) for e in evaluations], ignore_index=True)
-        for name in ("records", "prompts", "cases", "generations")
+        for name in ("records", "prompts", "cases", "generations", "elsewhere")
     }
     return replace(evaluations[0], **frames)
 
@@ -250,6 +256,7 @@ def _summary(config: ComparisonConfig, model: HookedModel, result: EditorCompari
             f"Chosen for each seed on {config.selection} facts about other subjects; windows: {windows}.",
             f"The ablations, below the editors, are on {config.ablation_facts} facts of the first seed.",
             "Mean is that of Acc, Gen, Spec, DI and DII, over the records that have all five.",
+            "KL, in nats per token, and Top-1 compare the edited with the unedited model on running text.",
             "Spec counts a closed gate as success: read the row without a gate beside it.",
             *_ripple_notes(result.ripple),
         ],

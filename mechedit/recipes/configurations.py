@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mechedit.data.joining import Space
 from mechedit.models.embedded import EMBEDDED
 from reports.errors import InputError
 
@@ -81,12 +82,16 @@ class EvaluationConfig:
     position: Position | None = None
     limit: int | None = None
     skip_malformed: bool = False
+    space: Space | None = None
     mode: Literal["single", "sequential", "batch"] = "single"
     families: tuple[str, ...] = ("probability", "argmax")
     references: str | None = None
+    text: str | None = None
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
+    prefix: str | None = None
+    chat: bool | None = None
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -104,6 +109,7 @@ class ComparisonConfig:
 
     Attributes:
         data: A file of facts, or "" for the embedded world's own (which also brings RippleEdits' tests).
+        text: Running text for what an edit costs elsewhere (None: the project's own).
     """
 
     model: str = "factworld"
@@ -115,8 +121,12 @@ class ComparisonConfig:
     ablation_facts: int = 40
     ripple_facts: int = 60
     data: str = ""
+    text: str | None = None
+    space: Space | None = None
     device: str = "auto"
     dtype: str = "float32"
+    prefix: str | None = None
+    chat: bool | None = None
 
     def __post_init__(self) -> None:
         for key, names, allowed in (
@@ -142,6 +152,7 @@ class AnatomyConfig:
 
     Attributes:
         data: A file of facts, or "" for the embedded world's own.
+        space: Whether a space stands before an answer of that file, where its rows do not say it.
     """
 
     model: str = "factworld"
@@ -150,9 +161,12 @@ class AnatomyConfig:
     selection: int = 20
     top_k: int = 20
     data: str = ""
+    space: Space | None = None
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
+    prefix: str | None = None
+    chat: bool | None = None
 
     def __post_init__(self) -> None:
         if min(self.limit, self.selection, self.top_k) < 1:
@@ -169,6 +183,7 @@ class FaithfulnessConfig:
     Attributes:
         mean_over: Prompts of so many other facts are averaged, and ablated neurons set to that mean; 0: set to zero.
         data: A file of facts, or "" for the embedded world's own.
+        space: Whether a space stands before an answer of that file, where its rows do not say it.
     """
 
     models: tuple[str, ...] = tuple(EMBEDDED)
@@ -177,9 +192,12 @@ class FaithfulnessConfig:
     draws: int = 5
     mean_over: int = 0
     data: str = ""
+    space: Space | None = None
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
+    prefix: str | None = None
+    chat: bool | None = None
 
     def __post_init__(self) -> None:
         if self.limit < 2 or self.mean_over < 0 or not self.models:
@@ -199,3 +217,5 @@ class DemoConfig:
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
+    prefix: str | None = None
+    chat: bool | None = None

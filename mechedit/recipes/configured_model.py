@@ -17,7 +17,13 @@ SMALL = 20_000_000
 
 def load(options: Any) -> HookedModel:
     """The model, device and dtype of `options` or of a configuration; a small model on the CPU runs in one thread."""
-    model = load_model(options.model, device=options.device, dtype=options.dtype)
+    model = load_model(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        prefix=options.prefix,
+        chat=bool(options.chat),
+    )
     if model.device.type == "cpu" and sum(weight.numel() for weight in model.hf.parameters()) < SMALL:
         torch.set_num_threads(1)
     return model

@@ -9,7 +9,7 @@ from experiments.recipe import recorded
 from experiments.runs import RunFolder
 from mechedit.data.facts import facts_hash, load_facts
 from mechedit.evaluation.evaluate import baseline, check_facts, evaluate
-from mechedit.evaluation.result import Evaluation
+from mechedit.evaluation.result import ELSEWHERE, Evaluation
 from mechedit.evaluation.ripple import RippleEvaluation, check_tests, ripple
 from mechedit.recipes.configurations import MODES, EvaluationConfig
 from mechedit.recipes.configured_model import load
@@ -32,14 +32,19 @@ def run_evaluation(
     Raises:
         InputError: Something cannot be evaluated, which is found before anything is written; and as `evaluate`.
     """
-    facts = load_facts(config.data, limit=config.limit, skip_malformed=config.skip_malformed)
+    facts = load_facts(
+        config.data,
+        limit=config.limit,
+        skip_malformed=config.skip_malformed,
+        space=config.space or "auto",
+    )
     if "ripple" in config.families:
         check_tests(facts)
     model = load(config)
     check_facts(model, facts, families=config.scored)
     references = _references(config)
     named_editor(config, model)  # refused before anything is measured or written
-    unedited = baseline(model, facts)
+    unedited = baseline(model, facts, text=config.text)
     known = any(unedited.known)
     editor = chosen_editor(config, model, facts, data=config.data) if known else named_editor(config, model)
     source = {"source": config.data, "facts": facts_hash(facts)}
@@ -81,7 +86,7 @@ def _references(config: EvaluationConfig) -> dict[str, list[str]] | None:
     if config.references is None:
         return None
     try:
-        references = parse(Path(config.references).read_text(encoding="utf-8"))
+        references = parse(Path(config.references).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(f"references: expected a JSON file, found {config.references} ({error})") from error
     lists = references.values() if isinstance(references, dict) else [None]
@@ -100,7 +105,7 @@ def _summary(
     cells = {
         row["metric"].lower(): {k: row[k] for k in ("value", "low", "high", "n")}
         for row in rows
-        if row["metric"] not in ("GE", "RS")
+        if row["metric"] not in ("GE", "RS") and not (row["metric"] in ELSEWHERE and row["n"] == 0)
     }
     notes = [f"n known {result.n_known} of {result.n_total}", *result.notes]
     notes += [

@@ -12,8 +12,8 @@ from experiments.recipe import Plan
 from experiments.weight_files import local_bytes
 from mechedit.data.case_keys import ablation_key, anatomy_key, attribution_key, evaluation_key, ripple_key
 from mechedit.data.facts import FactEdit, load_facts
-from mechedit.evaluation.questions import FactQuestions
-from mechedit.models.embedded import FOLDERS
+from mechedit.evaluation.questions import N_PASSAGES, FactQuestions
+from mechedit.models.embedded import here
 from mechedit.recipes.configurations import (
     CONTROLS,
     RANKINGS,
@@ -40,11 +40,11 @@ def plan_comparison(config: ComparisonConfig) -> Plan:
     families = ("argmax", "probability", "doubt")
     for facts in splits.values():
         cases += [evaluation_key(editor, fact) for editor in config.editors for fact in facts]
-        sequences += _unedited(facts) + len(config.editors) * _scored(facts, families)
+        sequences += _unedited(facts) + len(config.editors) * (_scored(facts, families) + _read(len(facts)))
     facts = splits[config.seeds[0]]
     few = facts[: config.ablation_facts]
     cases += [evaluation_key(editor, fact) for editor in config.ablations for fact in few]
-    sequences += _unedited(few) + len(config.ablations) * _scored(few, families)
+    sequences += _unedited(few) + len(config.ablations) * (_scored(few, families) + _read(len(few)))
     tested = ripple_facts(config, facts)
     cases += [ripple_key(editor, fact) for editor in config.editors for fact in tested]
     notes = ("RippleEdits' queries are generated, not scored.",) if tested else ()
@@ -69,18 +69,25 @@ def plan_demo(config: DemoConfig) -> Plan:
     )
     cases = [attribution_key(fact) for fact in facts]
     cases += [evaluation_key(editor, fact) for editor in DEMO_EDITORS for fact in facts]
-    sequences = _unedited(facts) + len(DEMO_EDITORS) * _scored(facts, ("probability", "argmax"))
+    each = _scored(facts, ("probability", "argmax")) + _read(len(facts))
+    sequences = _unedited(facts) + len(DEMO_EDITORS) * each
     return _plan(config.model, config.dtype, cases, sequences + 2 * len(facts), len(cases))
 
 
 def plan_evaluation(config: EvaluationConfig) -> Plan:
     """Of `mechedit.recipes.evaluate.run_evaluation`."""
-    facts = load_facts(config.data, limit=config.limit, skip_malformed=config.skip_malformed)
+    facts = load_facts(
+        config.data,
+        limit=config.limit,
+        skip_malformed=config.skip_malformed,
+        space=config.space or "auto",
+    )
     cases = [evaluation_key(config.editor, fact, config.mode) for fact in facts]
     if "ripple" in config.families:
         cases += [ripple_key(config.editor, fact) for fact in facts]
     notes = ("Texts are generated, not scored.",) if {"generation", "ripple"} & {*config.families} else ()
     sequences = _unedited(facts) + _scored(facts, config.scored)
+    sequences += _read(len(facts) if config.mode == "single" else 1)
     return _plan(config.model, config.dtype, cases, sequences, len(cases), notes)
 
 
@@ -100,7 +107,7 @@ def _plan(
         cases=tuple(cases),
         sequences=sequences,
         edits=edits,
-        weights_bytes=local_bytes(model, embedded=FOLDERS, dtype=dtype),
+        weights_bytes=local_bytes(model, embedded=here(), dtype=dtype),
         notes=(EDITS, CHOICE, *notes),
     )
 
@@ -110,6 +117,11 @@ def _scored(facts: Sequence[FactEdit], families: Sequence[str]) -> int:
     return sum(2 * len(FactQuestions(fact).read_by(families)) for fact in facts)
 
 
+def _read(n_models: int) -> int:
+    """The passages of running text that so many models read (`mechedit.evaluation.elsewhere`)."""
+    return n_models * N_PASSAGES
+
+
 def _unedited(facts: Sequence[FactEdit]) -> int:
-    """Whether each fact is known, and its neighbours (`baseline`)."""
-    return sum(1 + 2 * len(fact.neighborhood_prompts) for fact in facts)
+    """Whether each fact is known, its neighbours, and the running text (`baseline`)."""
+    return _read(1) + sum(1 + 2 * len(fact.neighborhood_prompts) for fact in facts)

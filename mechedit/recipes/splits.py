@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mechedit.data.facts import FactEdit, load_facts
+from mechedit.data.joining import Space
 from mechedit.factworld import edits
 from mechedit.factworld.export import ripple_tests
 from mechedit.models.embedded import EMBEDDED
@@ -16,7 +17,7 @@ __all__ = ["ablated_facts", "compared_facts", "facts_and_selection", "ripple_fac
 
 
 def facts_and_selection(
-    data: str, *, embedded: str, limit: int, selection: int, seed: int = 0
+    data: str, *, embedded: str, limit: int, selection: int, seed: int = 0, space: Space | None = None
 ) -> tuple[list[FactEdit], list[FactEdit]]:
     """Facts to measure, and others to choose by.
 
@@ -26,6 +27,7 @@ def facts_and_selection(
         limit: How many facts are measured.
         selection: How many others choose, at most.
         seed: Of the draw from the embedded world.
+        space: As in `load_facts`.
 
     Raises:
         InputError: There is neither a file nor an embedded model, or the file is too short.
@@ -35,18 +37,24 @@ def facts_and_selection(
     (3, 2, set())
     """
     if data:
-        facts = load_facts(data, limit=limit)
+        facts: list[FactEdit] = load_facts(data, limit=limit, space=space or "auto")
     elif embedded in EMBEDDED:
         facts = edits(limit, seed=seed)
     else:
         raise InputError(
             f"data: expected a file of facts for {embedded!r}; only {', '.join(EMBEDDED)} bring their own"
         )
-    return facts, selection_for(facts, data, embedded=embedded, n=selection, seed=seed)
+    return facts, selection_for(facts, data, embedded=embedded, n=selection, seed=seed, space=space)
 
 
 def selection_for(
-    facts: Sequence[FactEdit], data: str, *, embedded: str, n: int, seed: int = 0
+    facts: Sequence[FactEdit],
+    data: str,
+    *,
+    embedded: str,
+    n: int,
+    seed: int = 0,
+    space: Space | None = None,
 ) -> list[FactEdit]:
     """Facts about other subjects than those of `facts`: the world's own, or those behind them in the file.
 
@@ -56,6 +64,7 @@ def selection_for(
         embedded: The name of the model.
         n: How many, at most.
         seed: Of the draw from the embedded world.
+        space: As in `load_facts`.
 
     Raises:
         InputError: The file has fewer than two.
@@ -65,7 +74,8 @@ def selection_for(
     if not data:
         raise InputError(f"data: expected a file of facts, {n} of which choose window and gate, found none")
     subjects = {fact.subject for fact in facts}
-    rest = [fact for fact in load_facts(data, limit=len(facts) + 4 * n) if fact.subject not in subjects][:n]
+    behind = load_facts(data, limit=len(facts) + 4 * n, space=space or "auto")
+    rest = [fact for fact in behind if fact.subject not in subjects][:n]
     if len(rest) < 2:
         raise InputError(
             f"data: {data} holds no facts beyond the {len(facts)} that are measured, and window, gate and the like are "
@@ -80,7 +90,12 @@ def compared_facts(config: ComparisonConfig, seed: int) -> tuple[list[FactEdit],
     Case ids carry the seed, because two seeds may draw the same fact.
     """
     facts, selection = facts_and_selection(
-        config.data, embedded=config.model, limit=config.limit, selection=config.selection, seed=seed
+        config.data,
+        embedded=config.model,
+        limit=config.limit,
+        selection=config.selection,
+        seed=seed,
+        space=config.space,
     )
     if not config.data:
         facts = [replace(fact, ripple=ripple_tests(fact)) for fact in facts]
@@ -95,12 +110,13 @@ def ripple_facts(config: ComparisonConfig, facts: Sequence[FactEdit]) -> list[Fa
 def ablated_facts(config: FaithfulnessConfig) -> tuple[list[FactEdit], list[FactEdit]]:
     """The facts of a study of faithfulness, and those whose prompts are averaged."""
     if config.data and not config.mean_over:
-        return load_facts(config.data, limit=config.limit), []
+        return load_facts(config.data, limit=config.limit, space=config.space or "auto"), []
     facts, rest = facts_and_selection(
         config.data,
         embedded=config.models[0],
         limit=config.limit,
         selection=max(1, config.mean_over),
         seed=config.seed,
+        space=config.space,
     )
     return facts, rest[: config.mean_over]

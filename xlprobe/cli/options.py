@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from experiments.cli.options import subcommand
+from experiments.cli.options import count, subcommand
 from reports.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def command(
@@ -26,6 +29,34 @@ def command(
             "--attention", default="sdpa", help="sdpa, eager, flash_attention_2 (default sdpa)"
         )
     return parser
+
+
+def refuse_beside(
+    options: argparse.Namespace, main: str, *, needed_by: tuple[str, ...], instead_of: tuple[str, ...]
+) -> None:
+    """Refuse options that would be ignored: `needed_by` without `main`, `instead_of` beside it.
+
+    Raises:
+        InputError: Such an option is given.
+    """
+    given = getattr(options, main) is not None
+    for name in needed_by:
+        if getattr(options, name) is not None and not given:
+            raise InputError(f"{name}: --{name} says nothing without --{main}; name the file of --{main} too")
+    for name in instead_of:
+        if getattr(options, name) is not None and given:
+            raise InputError(
+                f"{name}: --{name} is of the embedded languages, --{main} names files; leave one of them out"
+            )
+
+
+def training_arguments(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add what every training takes; what is not given is chosen by the encoder's size."""
+    parser.add_argument("--steps", type=count, help=f"training steps (default: {default})")
+    parser.add_argument("--epochs", type=float, help="instead of --steps")
+    parser.add_argument("--batch", type=count, help="items of a step")
+    parser.add_argument("--lr", type=float, help="learning rate")
+    parser.add_argument("--micro", type=count, help="sentences at once; the gradient is that of the batch")
 
 
 def load(options: argparse.Namespace) -> Any:
@@ -56,9 +87,61 @@ def read_lines(path: str, *, argument: str) -> list[str]:
     return lines
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Names, from A,B,C.
+
+    >>> names("en-de, ja-kk")
+    ('en-de', 'ja-kk')
+    """
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def read_data(path: str) -> Any:
+    """The text of --data: a folder with ud, sib200 and tatoeba, or a recipe whose [languages] name files.
+
+    Raises:
+        InputError: As the folder or the table refuses it.
+    """
+    from experiments import config
+    from xlprobe.recipes.real_text import RealTextRecipe
+
+    if Path(path).suffix == ".toml":
+        return config.load(path, RealTextRecipe, experiment=RealTextRecipe.experiment).folder()
+    return RealTextRecipe(data=path).folder()
+
+
 def read_parallel(options: argparse.Namespace) -> Any:
-    """Parallel text of --source, --target and --links (Pharaoh format: "0-0 1-2", a line a pair)."""
+    """Parallel text: of --source, --target and --links (Pharaoh format), of two treebanks, or of --data and --pair.
+
+    Raises:
+        InputError: Options that do not go together, and what the files are refused for.
+    """
     from xlprobe.data.corpora import Bitext, load_links
+
+    given = [name for name in ("source", "target", "links") if getattr(options, name, None)]
+    if getattr(options, "data", None):
+        if given:
+            raise InputError(f"{given[0]}: --data names the text; expected --pair beside it")
+        text = read_data(options.data)
+        return text.held_out(options.pair or text.pairs[0])
+    if getattr(options, "pair", None):
+        raise InputError("pair: expected --data beside it, whose languages it names")
+    if not {"source", "target"} <= set(given):
+        raise InputError("source: expected --source and --target, or --data and --pair")
+    if all(str(getattr(options, side)).endswith(".conllu") for side in ("source", "target")):
+        if options.links:
+            raise InputError(
+                "links: treebanks are matched by sent_id, a file of links by line; leave one out"
+            )
+        from xlprobe.data.parallel import match_conllu
+
+        matched = match_conllu(options.source, options.target)
+        if matched.only_source or matched.only_target:
+            logger.warning(
+                "%d sentences of %s and %d of %s have no partner",
+                matched.only_source, options.source, matched.only_target, options.target,
+            )  # fmt: skip
+        return matched.bitext
 
     source, target = (read_lines(getattr(options, side), argument=side) for side in ("source", "target"))
     if not options.links:

@@ -9,9 +9,9 @@ from typing import Any
 from experiments.cli.options import configured
 from experiments.cli.output import as_table, print_json
 from reports.errors import InputError
-from xlprobe.cli.options import command
+from xlprobe.cli.options import command, names
 
-OPTIONS = ("encoder", "device", "dtype", "attention", "seed", "trial", "data")
+OPTIONS = ("encoder", "device", "dtype", "attention", "seed", "trial", "data", "pairs", "objectives", "tasks")
 
 
 def study(options: argparse.Namespace) -> None:
@@ -59,6 +59,11 @@ def add(commands: Any) -> None:
     p = command(commands, "study", study, "xlprobe study --recipe transfer.toml --out runs/transfer")
     p.set_defaults(**dict.fromkeys(OPTIONS))  # the recipe's, unless they are given
     p.add_argument("--recipe", help="TOML file (default: all pairs, objectives and tasks, three seeds)")
+    p.add_argument(
+        "--pairs", type=names, help="of the recipe's material, as en-de,ja-kk (default: the recipe's)"
+    )
+    p.add_argument("--objectives", type=names, help="as sentence,token (default: the recipe's)")
+    p.add_argument("--tasks", type=names, help="as pos,topic (default: the recipe's)")
     p.add_argument("--data", help="folder of a recipe on files (default: the recipe's, then MECHEDIT_DATA)")
     p.add_argument(
         "--trial",

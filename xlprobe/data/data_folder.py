@@ -85,6 +85,45 @@ class DataFolder:
             )
         self.pairs = tuple(f"{SOURCE}-{code}" for code in targets)
 
+    origin = "UD EWT and PUD, Tatoeba, SIB-200"
+
+    # -- what there is, as `xlprobe.data.languages.LanguageTable` says it -----------------------------------
+
+    def accepts(self, pair: str) -> bool:
+        """Whether there is a bitext of the pair."""
+        return pair in self.pairs
+
+    def source(self, pair: str) -> str:
+        """The language in which the pair's tasks are learned."""
+        return SOURCE
+
+    def lacks(self, pair: str, task: str) -> str:
+        """Why the task cannot be studied on the pair: this folder has all that a study needs."""
+        return ""
+
+    def learned(self, task: str, language: str) -> Labelled | None:
+        """The sentences of a language from which a task is learned; None where there are none."""
+        if task == "topic":
+            return self.topics(language)
+        return self.tagged if language == SOURCE else None
+
+    def asked(self, task: str, language: str) -> Labelled | None:
+        """The sentences of a language in which a task is asked."""
+        return self.topic_test(language) if task == "topic" else self.tag_test(language)
+
+    def pretraining(self) -> dict[str, list[str]]:
+        """The sentences of each language for pre-training, once each: EWT's and both sides of the pairs."""
+        sentences: dict[str, dict[str, None]] = {SOURCE: dict.fromkeys(map(" ".join, self.tagged.words))}
+        for pair in self.pairs:
+            bitext = self.bitext(pair)
+            for language, side in zip(pair.split("-"), (bitext.source, bitext.target), strict=True):
+                sentences.setdefault(language, {}).update(dict.fromkeys(map(" ".join, side)))
+        return {language: list(texts) for language, texts in sentences.items()}
+
+    def measured_on(self, pair: str) -> str:
+        """What the pair's distances are taken on, in words."""
+        return "PUD's held-out sentences"
+
     # -- what is learned -----------------------------------------------------------------------------------
 
     @lru_cache(maxsize=16)  # noqa: B019 (a folder lives as long as its study)

@@ -14,7 +14,7 @@ __all__ = ["Kind", "Task"]
 Kind = Literal["tagging", "classification"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Task:
     """What is learned in one language (`train`) and asked in others (`test`: language to sentences).
 
@@ -33,6 +33,10 @@ class Task:
     train: Labelled
     test: Mapping[str, Labelled]
     labels: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        asked = ", ".join(f"{name} {len(corpus):,}" for name, corpus in self.test.items()) or "none"
+        return f"Task({self.kind}, {len(self.labels)} labels, {len(self.train):,} to learn, asked: {asked})"
 
     def __post_init__(self) -> None:
         classes = tuple(sorted({label for labels in self.train.labels for label in labels}))

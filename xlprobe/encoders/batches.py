@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from reports.errors import InputError
 
-__all__ = ["Batch", "Sentence", "Tokenized", "sentence_means", "word_means"]
+__all__ = ["SEPARATOR", "Batch", "Sentence", "Tokenized", "sentence_means", "word_means"]
 
+SEPARATOR = "\x1e"  # the word between the two texts of a pair: the tokenizer's own separator stands there
 Sentence = str | Sequence[str]  # a text, or the words of one
 
 
@@ -115,7 +116,7 @@ class Tokenized:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self._known: dict[tuple[int, Hashable], tuple[Tensor, Tensor]] = {}
+        self._known: dict[tuple[int, Hashable], tuple[Tensor, Tensor, int]] = {}
 
     def encode(self, sentences: Sequence[Sentence], *, max_length: int) -> Batch:
         """The batch of `sentences`, cut off at `max_length` tokens, special tokens included.
@@ -132,11 +133,7 @@ class Tokenized:
         split = not isinstance(sentences[0], str)
         if any(isinstance(sentence, str) == split for sentence in sentences):
             raise InputError("sentences: expected all texts or all word lists, found both")
-        keys = [(max_length, tuple(sentence) if split else sentence) for sentence in sentences]
-        fresh = list(dict.fromkeys(key for key in keys if key not in self._known))
-        rows_of = dict(zip(fresh, self._rows([key[1] for key in fresh], max_length), strict=True))
-        rows = [self._known.get(key) or rows_of[key] for key in keys]
-        self._known.update(list(rows_of.items())[: max(0, self.LIMIT - len(self._known))])
+        rows = self._tokenized(sentences, max_length)
         ids, numbers = [row[0] for row in rows], [row[1] for row in rows]
         pad = int(self.tokenizer.pad_token_id)
         return Batch(
@@ -145,13 +142,32 @@ class Tokenized:
             pad_sequence(list(numbers), batch_first=True, padding_value=-1),
         )
 
-    def _rows(self, sentences: Sequence[Any], max_length: int) -> list[tuple[Tensor, Tensor]]:
-        """(token ids [T], word of each [T]) of every sentence, unpadded."""
+    def lost(self, sentences: Sequence[Sentence], *, max_length: int) -> list[int]:
+        """How many tokens of each sentence are cut off."""
+        return [row[2] for row in self._tokenized(sentences, max_length)]
+
+    def _tokenized(self, sentences: Sequence[Sentence], max_length: int) -> list[tuple[Tensor, Tensor, int]]:
+        """The rows of all sentences, known or new."""
+        split = not isinstance(sentences[0], str)
+        keys = [(max_length, tuple(sentence) if split else sentence) for sentence in sentences]
+        fresh = list(dict.fromkeys(key for key in keys if key not in self._known))
+        rows_of = dict(zip(fresh, self._rows([key[1] for key in fresh], max_length), strict=True))
+        rows = [self._known.get(key) or rows_of[key] for key in keys]
+        self._known.update(list(rows_of.items())[: max(0, self.LIMIT - len(self._known))])
+        return rows
+
+    def _marked(self, words: Sequence[str]) -> list[str]:
+        """The words with the tokenizer's separator between the two texts of a pair."""
+        mark = str(self.tokenizer.sep_token)
+        return [mark if word == SEPARATOR else word for word in words]
+
+    def _rows(self, sentences: Sequence[Any], max_length: int) -> list[tuple[Tensor, Tensor, int]]:
+        """(token ids [T], word of each [T], tokens cut off) of every sentence, unpadded."""
         if not sentences:
             return []
         split = not isinstance(sentences[0], str)
         encoded = self.tokenizer(
-            [list(sentence) for sentence in sentences] if split else list(sentences),
+            [self._marked(sentence) for sentence in sentences] if split else list(sentences),
             is_split_into_words=split,
             truncation=True,
             max_length=max_length,
@@ -160,5 +176,7 @@ class Tokenized:
         rows = []
         for i, ids in enumerate(encoded["input_ids"]):
             numbers = [-1 if word is None else word for word in encoded.word_ids(i)]
-            rows.append((torch.tensor(ids), torch.tensor(numbers)))
+            behind = encoded.encodings[i].overflowing
+            cut = sum(len(part.ids) - sum(part.special_tokens_mask) for part in behind)
+            rows.append((torch.tensor(ids), torch.tensor(numbers), cut))
         return rows

@@ -1,4 +1,4 @@
-"""Any XLM-R-family encoder: plain Hugging Face modules, states read by forward hooks.
+"""Any encoder of a known architecture: plain Hugging Face modules, states read by forward hooks.
 
 `load_encoder` finds a checkpoint (embedded, a folder, an id of the hub), refuses what cannot be used, loads it once
 and checks it by a small forward pass. The encoder proper (`Encoder.model`: embeddings and blocks, no head) is what
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +22,14 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as hf_logging
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments import checkpoints, runs
 from experiments.weight_files import weight_elements, weight_files
-from reports.errors import InputError, IntegrityError, first_line
+from reports.errors import InputError, IntegrityError
+from xlprobe.encoders.architectures import layer_modules, longest, padding_row, put_head
 from xlprobe.encoders.batches import Batch, Sentence, Tokenized
+from xlprobe.encoders.loading import EMBEDDED, read_model, read_tokenizer, require_architecture
 from xlprobe.encoders.parameters import parameter_table
 
 __all__ = ["Encoder", "load_encoder"]
@@ -37,9 +37,7 @@ __all__ = ["Encoder", "load_encoder"]
 logger = logging.getLogger(__name__)
 
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
-EMBEDDED = {"langworld": Path(__file__).parent.parent / "langworld" / "model"}
 PROBE = ("One small sentence .", "A second one , which is a little longer than the first .")
-MODEL_TYPES = ("xlm-roberta", "roberta", "camembert", "bert")
 QUIET_BELOW = 2**30  # bytes; reading fewer takes about a second and needs no progress bar
 MAX_LENGTH = 512
 
@@ -60,11 +58,13 @@ def load_encoder(
         name: "langworld", a folder or an id.
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
         dtype: "float32", "float64", "bfloat16" or "float16".
-        attention: The implementation of transformers that computes it.
+        attention: The implementation of transformers that computes it; DeBERTa has "eager" alone, and takes it for
+            "sdpa".
 
     Raises:
         InputError: No such folder and no id that can be fetched; no tokenizer files, or a slow tokenizer; an
-            architecture outside the BERT line; weights missing; not enough memory (with both sizes).
+            architecture that is not in `xlprobe.encoders.architectures`, or a decoder; weights missing; not enough
+            memory (with both sizes).
         IntegrityError: The hooks do not see what the model computes.
 
     >>> load_encoder("./no/such/folder")
@@ -74,17 +74,19 @@ def load_encoder(
     """
     target, precision = checkpoints.pick_device(device), checkpoints.pick_dtype(dtype)
     folder, source = checkpoints.find_folder(os.fspath(name), embedded=EMBEDDED, argument="encoder")
-    _require_architecture(folder)
+    require_architecture(folder)
     files = weight_files(folder, argument="encoder")
     n_bytes = weight_elements(files, argument="encoder") * precision.itemsize
     checkpoints.require_memory(n_bytes, device=target, dtype=precision, folder=folder, argument="encoder")
-    tokenizer = _read_tokenizer(folder)
+    tokenizer = read_tokenizer(folder)
     with checkpoints.progress_bar(shown=n_bytes >= QUIET_BELOW):
         model, head = read_model(folder, dtype=precision, attention=attention)
     shown = str(name) if source.startswith("embedded:") or "@" in source else Path(name).name
     nn.Module.to(model, target)
     encoder = Encoder(model, tokenizer, name=shown, source=source, lm_head=head)
     encoder.self_check()
+    if remark := padding_row(model, tokenizer):
+        logger.warning("%s: %s", shown, remark)
     logger.info("loaded %s (%s, %s, %s)", source, type(model).__name__, precision, target)
     return encoder
 
@@ -100,7 +102,8 @@ class Encoder:
         source: Where it came from.
         lm_head: The head of masked language modelling, or None where the checkpoint has none.
         embeddings: The module whose output is layer 0.
-        blocks: The modules whose outputs are the layers above it.
+        blocks: The modules whose outputs are the layers above it: the blocks, the last of them replaced by the norm
+            behind it where the architecture has one.
 
     >>> encoder = load_encoder("langworld", device="cpu")
     >>> batch = encoder.encode(["one text", "another , longer one"])
@@ -125,7 +128,7 @@ class Encoder:
         self.lm_head = lm_head.to(next(model.parameters()).device) if lm_head is not None else None
         parts: Any = model  # transformers types its submodules as Tensor | Module
         self.embeddings: nn.Module = parts.embeddings
-        self.blocks: Sequence[nn.Module] = list(parts.encoder.layer)
+        self.blocks: Sequence[nn.Module] = layer_modules(model)
         for module in (model, lm_head):
             if module is not None:
                 module.eval().requires_grad_(True)
@@ -162,9 +165,8 @@ class Encoder:
 
     @property
     def max_length(self) -> int:
-        """The longest sequence in tokens: RoBERTa's positions begin behind its padding id, BERT's at 0."""
-        offset = 0 if self.model.config.model_type == "bert" else int(self.model.config.pad_token_id) + 1
-        return min(MAX_LENGTH, int(self.model.config.max_position_embeddings) - offset)
+        """The longest sequence in tokens, special tokens included; at most 512."""
+        return min(MAX_LENGTH, longest(self.model))
 
     @property
     def hash(self) -> str:
@@ -196,6 +198,10 @@ class Encoder:
     def encode(self, sentences: Sequence[Sentence], *, max_length: int | None = None) -> Batch:
         """The batch of texts, or of word lists; longer sentences are cut off at `max_length` tokens (`Tokenized`)."""
         return self._tokenized.encode(sentences, max_length=min(max_length or MAX_LENGTH, self.max_length))
+
+    def lost(self, sentences: Sequence[Sentence], *, max_length: int | None = None) -> list[int]:
+        """How many tokens of each sentence `encode` cuts off."""
+        return self._tokenized.lost(sentences, max_length=min(max_length or MAX_LENGTH, self.max_length))
 
     def forward(self, batch: Batch) -> Tensor:
         """The last layer's states [B, T, d], which a task head takes."""
@@ -273,12 +279,12 @@ class Encoder:
             raise InputError(
                 f"folder: expected a new or an empty folder, found files in {path}; choose another"
             )
-        if self.lm_head is None:
-            self.model.save_pretrained(path)
-        else:
+        whole: PreTrainedModel = self.model
+        if self.lm_head is not None:
             whole = AutoModelForMaskedLM.from_config(self.model.config, dtype=self.dtype)
             setattr(whole, whole.base_model_prefix, self.model)
-            setattr(whole, _head_name(whole), self.lm_head)
+            put_head(whole, self.lm_head)
+        with checkpoints.progress_bar(shown=False):
             whole.save_pretrained(path)
         self.tokenizer.save_pretrained(path)
         return path
@@ -312,86 +318,3 @@ class Encoder:
 
 class _Reached(Exception):
     """The wanted layer is known: no block above it need run."""
-
-
-# ------------------------------------------------------------------------------------------ loading
-
-
-def _require_architecture(folder: Path) -> None:
-    """Refuse a folder without a config, and an architecture that is not of the BERT line."""
-    if not (folder / "config.json").is_file():
-        raise InputError(
-            f"encoder: {folder} has no config.json; it is no checkpoint in Hugging Face's layout"
-        )
-    try:
-        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-        AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, OSError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"encoder: {folder / 'config.json'}: {first_line(error)}") from error
-    if model_type not in MODEL_TYPES:
-        raise InputError(
-            f"encoder: unknown architecture {model_type!r} in {folder / 'config.json'}; expected one of "
-            f"{', '.join(MODEL_TYPES)}"
-        )
-
-
-def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The fast tokenizer; a byte-level one puts a space before the first word, so that words may come as a list."""
-    options = {"add_prefix_space": True} if _model_type(folder) == "roberta" else {}
-    tokenizer = checkpoints.read_tokenizer(folder, argument="encoder", **options)
-    if not tokenizer.is_fast:
-        raise InputError(
-            f"encoder: {folder} has no fast tokenizer, which knows the word of each token; expected tokenizer.json"
-        )
-    for token in ("mask_token_id", "pad_token_id"):
-        if getattr(tokenizer, token) is None:
-            raise InputError(f"encoder: the tokenizer of {folder} has no {token.removesuffix('_id')}")
-    return tokenizer
-
-
-def _model_type(folder: Path) -> str:
-    return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
-
-
-def read_model(
-    folder: Path, *, dtype: torch.dtype, attention: str
-) -> tuple[PreTrainedModel, nn.Module | None]:
-    """The base model and its LM head (None where the checkpoint has none).
-
-    Left alone, transformers draws missing weights at random and only logs it.
-
-    Raises:
-        InputError: The folder cannot be loaded, or a weight of the base model is missing.
-    """
-    load: Callable[..., Any] = AutoModelForMaskedLM.from_pretrained
-    level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # its report of missing weights: ours follows
-    try:
-        whole, report = load(
-            folder,
-            dtype=dtype,
-            attn_implementation=attention,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        raise InputError(f"encoder: {folder} cannot be loaded: {first_line(error)}") from error
-    finally:
-        hf_logging.set_verbosity(level)
-    faults = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    head = _head_name(whole)
-    of_encoder = [name for name in faults if not name.startswith(f"{head}.")]
-    if of_encoder:
-        raise InputError(
-            f"encoder: weights missing from {folder}: {len(of_encoder)} that its config.json asks for, "
-            f"the first {of_encoder[0]}; the folder is incomplete or mixes two models"
-        )
-    return whole.base_model, None if faults else getattr(whole, head)
-
-
-def _head_name(whole: PreTrainedModel) -> str:
-    """The one child of a masked language model that is not its encoder: lm_head, or BERT's cls."""
-    (name,) = (name for name, _ in whole.named_children() if name != whole.base_model_prefix)
-    return name

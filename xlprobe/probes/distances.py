@@ -10,7 +10,7 @@ the task: a distance on the alignment's own text says how well it was memorised.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -24,6 +24,7 @@ from reports.errors import InputError
 from reports.results import Result
 from reports.xl_figures import distance_curves
 from xlprobe.encoders.batches import Sentence, sentence_means, word_means
+from xlprobe.encoders.coverage import coverage, heed
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.similarity import METRICS, measure
 
@@ -56,15 +57,24 @@ class Distances(Result):
         layers: Frame layer, level ("sentence" | "token"), metric, matched, random, gap = matched − random, low and high
             (its 95 % interval over n pairs, `xlprobe.probes.similarity.measure`), n.
         encoder: Name of the encoder.
-        n_cut: The number of pairs that the sample left out.
+        n_cut: The number of measured pairs of which a side is longer than the encoder and was cut off (None: an earlier
+            version did not count them).
+        n_left_out: The number of pairs that were not measured: beyond the sample, or with a side of which the tokenizer
+            leaves nothing.
     """
 
     kind: ClassVar[str] = "distances"
 
     layers: pd.DataFrame
     encoder: str
-    n_cut: int = 0
+    n_cut: int | None = 0
     provenance: dict[str, Any] = field(default_factory=dict)
+    n_left_out: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_left_out is None:  # saved by an earlier version, which called these n_cut
+            object.__setattr__(self, "n_left_out", self.n_cut)
+            object.__setattr__(self, "n_cut", None)
 
     def value(self, metric: str, *, layer: int, level: str = "sentence", column: str = "matched") -> float:
         """One number of the frame.
@@ -120,8 +130,8 @@ def distances(
     >>> found.value("weak_retrieval", layer=0)
     1.0
     """
-    _check(parallel)
-    keep = _sample(len(parallel.source), max_pairs, seed)
+    there = _checked(encoder, parallel)
+    keep = [there[i] for i in _sample(len(there), max_pairs, seed)]
     source, target = ([side[i] for i in keep] for side in (parallel.source, parallel.target))
     links = None if parallel.links is None else [_usable(parallel, i) for i in keep]
     with tqdm(total=2 * len(keep), desc="distances", disable=not progress) as bar:
@@ -132,6 +142,16 @@ def distances(
         levels["token"] = _both_there(left[1], right[1], max_pairs, seed)
         if (n := levels["token"][0].shape[1]) < 4:
             raise InputError(f"links: expected at least 4 one-to-one links of unlike words, found {n}")
+    return Distances(
+        _rows(levels, metrics, seed),
+        encoder.name,
+        n_cut=_cut(encoder, source, target),
+        provenance=provenance or {},
+        n_left_out=len(parallel.source) - len(keep),
+    )
+
+
+def _rows(levels: Mapping[str, tuple[Tensor, Tensor]], metrics: Sequence[str], seed: int) -> pd.DataFrame:
     rows = [
         {"layer": layer, "level": level, "metric": metric, "matched": gap.matched, "random": gap.random}
         | {"gap": gap.gap, "low": gap.low, "high": gap.high, "n": gap.n}
@@ -139,8 +159,13 @@ def distances(
         for layer, (x, y) in enumerate(zip(*sides, strict=True))
         for metric, gap in measure(x, y, metrics=metrics, seed=seed).items()
     ]
-    cut = len(parallel.source) - len(keep)
-    return Distances(pd.DataFrame(rows), encoder.name, n_cut=cut, provenance=provenance or {})
+    return pd.DataFrame(rows)
+
+
+def _cut(encoder: Encoder, source: Sequence[Sentence], target: Sequence[Sentence]) -> int:
+    """The number of pairs with a side that is cut off, which the log says too."""
+    seen = heed(encoder, [*source, *target], "parallel")
+    return len({number % len(source) for number in seen.cut})
 
 
 @torch.no_grad()
@@ -210,7 +235,8 @@ def _sample(n: int, most: int, seed: int) -> list[int]:
     return sorted(order[:most].tolist())
 
 
-def _check(parallel: Parallel) -> None:
+def _checked(encoder: Encoder, parallel: Parallel) -> list[int]:
+    """The numbers of the pairs of which the tokenizer leaves something on both sides."""
     n, m = len(parallel.source), len(parallel.target)
     if n != m:
         raise InputError(f"parallel: expected as many target as source sentences, found {m} and {n}")
@@ -218,3 +244,9 @@ def _check(parallel: Parallel) -> None:
         raise InputError(f"parallel: expected at least 4 pairs, found {n}")
     if parallel.links is not None and len(parallel.links) != n:
         raise InputError(f"parallel: expected links for each of {n} pairs, found {len(parallel.links)}")
+    empty = {number % n for number in coverage(encoder, [*parallel.source, *parallel.target]).empty}
+    if n - len(empty) < 4:
+        raise InputError(
+            f"parallel: expected at least 4 pairs with tokens on both sides, found {n - len(empty)}"
+        )
+    return [i for i in range(n) if i not in empty]

@@ -22,6 +22,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -157,6 +158,7 @@ class Mean:
         losses: The loss of each batch.
         squares: ‖g_i‖² of each batch by cell [n_cells].
         along: g_i · ḡ of each batch, with another loss's mean ḡ, by cell [n_cells].
+        reached: Which parameters any batch's loss depends on; the others have no gradient, not a gradient of 0.
     """
 
     def __init__(self, layout: Layout, name: str) -> None:
@@ -168,6 +170,7 @@ class Mean:
         self.losses: list[float] = []
         self.squares: list[Tensor] = []
         self.along: list[Tensor] = []
+        self.reached = [False] * len(layout.parameters)
 
     @property
     def n(self) -> int:
@@ -199,9 +202,11 @@ class Mean:
             self.layout.views(against) if against is not None else [None] * len(views)
         )
         handles = [
-            parameter.register_post_accumulate_grad_hook(_reader(view, mean, square[cell], along[cell]))
-            for parameter, view, mean, cell in zip(
-                self.layout.parameters, views, means, self.layout.cell, strict=True
+            parameter.register_post_accumulate_grad_hook(
+                _reader(view, mean, square[cell], along[cell], partial(self._reach, i))
+            )
+            for i, (parameter, view, mean, cell) in enumerate(
+                zip(self.layout.parameters, views, means, self.layout.cell, strict=True)
             )
         ]
         try:
@@ -213,6 +218,18 @@ class Mean:
         self.squares.append(square.cpu())
         if against is not None:
             self.along.append(along.cpu())
+
+    def _reach(self, parameter: int) -> None:
+        self.reached[parameter] = True
+
+    def reach(self) -> list[int]:
+        """How many parameters of each cell the loss depends on [n_cells]."""
+        sizes = [0] * len(self.layout.cells)
+        for cell, parameter, there in zip(
+            self.layout.cell, self.layout.parameters, self.reached, strict=True
+        ):
+            sizes[cell] += parameter.numel() * there
+        return sizes
 
     def scale_along(self, factor: float) -> None:
         """Turn the dots with a sum into dots with a mean."""
@@ -287,12 +304,15 @@ def probing(layout: Layout, *modules: nn.Module) -> Iterator[None]:
             p.grad = gradient
 
 
-def _reader(view: Tensor, mean: Tensor | None, square: Tensor, along: Tensor) -> Callable[[Tensor], None]:
+def _reader(
+    view: Tensor, mean: Tensor | None, square: Tensor, along: Tensor, reach: Callable[[], None]
+) -> Callable[[Tensor], None]:
     """The hook of one parameter: read its gradient, add it to the buffer, free it."""
 
     def read(parameter: Tensor) -> None:
         gradient = parameter.grad
         assert gradient is not None
+        reach()
         with torch.no_grad():
             if gradient.is_sparse:
                 gradient = gradient.coalesce()

@@ -5,8 +5,11 @@ Over the shared encoder parameters alone (heads never; the embeddings are a grou
 
     cosine = g_task · g_align / ‖g_task‖ ‖g_align‖,   ratio = ‖g_align‖ / ‖g_task‖
 
-for every cell (layer, group), every layer, every group and the whole encoder. A cosine near 0 means nothing without
-its yardsticks, so each row also has:
+for every cell (layer, group), every layer, every group and the encoder. Objectives that look at a layer two thirds up
+(`sentence`, `token`) never reach the layers above it. Counted in, those layers would add to ‖g_task‖ alone and shrink
+every cosine and ratio. So "encoder" and "group" sum over the cells that both losses reach; "whole" sums over all
+blocks, reached or not, and "through" over the blocks up to a layer, in which objectives of unlike reach are compared
+(`xlprobe.transfer.reach`). A cosine near 0 means nothing without its yardsticks, so each row also has:
 
 - `task_halves`, `align_halves`: the cosine of two halves of the same loss's batches (averaged over all ways to
   halve). Far below 1, the mean gradients are mostly noise and every cosine is pulled to 0;
@@ -14,6 +17,7 @@ its yardsticks, so each row also has:
 - `source_target`: the task's loss in the source against the target language, if target batches are given;
 - `shuffled`: task against alignment with pairs that do not belong together; `align_shuffled`: alignment against that;
 - `random_sd` = 1/√d: the spread of the cosine of random directions;
+- `task_reach`, `align_reach`: the share of the row's parameters that each loss depends on;
 - `task_batches`, `align_batches`: how many batches a mean needs to have a cosine of 0.95 with the true gradient.
 
 Order: the first half of the alignment's batches, the task's, the second half. Each task batch is then dotted with half
@@ -52,9 +56,9 @@ class Gradients(Result):
     """The cosines, norms and yardsticks of two losses on one encoder.
 
     Attributes:
-        cells: Frame scope ("cell" | "layer" | "group" | "encoder"), layer and group (NA and "all" where summed over),
-            numel, then the columns of `xlprobe.probes.gradients`; norms in loss units per weight unit, yardsticks that
-            were not measured nan.
+        cells: Frame scope ("cell" | "layer" | "group" | "encoder" | "whole" | "through"), layer and group (NA and "all"
+            where summed over), numel, then the columns of `xlprobe.probes.gradients`; norms in loss units per weight
+            unit, yardsticks that were not measured nan.
         first_order: Frame relative_step, step, predicted, measured, symmetric (see `xlprobe.probes.first_order`).
         task: Name of the task's loss.
         alignment: Name of the alignment's loss.
@@ -74,17 +78,21 @@ class Gradients(Result):
 
     @property
     def encoder(self) -> dict[str, Any]:
-        """The row of the whole encoder (embeddings left out), by column."""
+        """The row of the encoder's cells that both losses reach (embeddings left out), by column.
+
+        The row of all blocks is `scope("whole")`. Results of earlier versions have no such row: theirs is this one.
+        """
         return dict(self.cells[self.cells["scope"] == "encoder"].iloc[0])
 
     def scope(self, name: str) -> pd.DataFrame:
-        """The rows of one scope: cell, layer, group or encoder.
+        """The rows of one scope: cell, layer, group, encoder, whole or through.
 
         Raises:
             InputError: Another scope.
         """
         if name not in set(self.cells["scope"]):
-            raise InputError(f"scope: expected one of cell, layer, group, encoder, found {name!r}")
+            known = ", ".join(dict.fromkeys(self.cells["scope"]))
+            raise InputError(f"scope: expected one of {known}, found {name!r}")
         return self.cells[self.cells["scope"] == name].reset_index(drop=True)
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -211,16 +219,20 @@ def _rows(layout: Layout, means: dict[str, Mean]) -> pd.DataFrame:
         for b in names[i:]
         if (a, b) not in (("target", "shuffled"), ("align", "target"))
     }
+    reach = {name: means[name].reach() for name in ("task", "align")}
+    shared = [all(sizes) for sizes in zip(*reach.values(), strict=True)]
     rows = []
-    for scope, layer, group, cells in _scopes(layout.cells):
-        row: dict[str, Any] = {"scope": scope, "layer": layer, "group": group}
-        row["numel"] = int(layout.cells["numel"].iloc[cells].sum())
-        rows.append(row | _row(means, {pair: float(dot[cells].sum()) for pair, dot in dots.items()}, cells))
+    for scope, layer, group, cells in _scopes(layout.cells, shared):
+        n = int(layout.cells["numel"].iloc[cells].sum())
+        row: dict[str, Any] = {"scope": scope, "layer": layer, "group": group, "numel": n}
+        row |= _row(means, {pair: float(dot[cells].sum()) for pair, dot in dots.items()}, cells)
+        share = {name: sum(sizes[i] for i in cells) / n if n else math.nan for name, sizes in reach.items()}
+        rows.append(row | {f"{name}_reach": value for name, value in share.items()})
     return pd.DataFrame(rows).astype({"layer": "Int64"})
 
 
-def _scopes(cells: pd.DataFrame) -> list[tuple[str, int | None, str, list[int]]]:
-    """Every scope as (scope, layer, group, the cells that it sums over)."""
+def _scopes(cells: pd.DataFrame, shared: Sequence[bool]) -> list[tuple[str, int | None, str, list[int]]]:
+    """Every scope as (scope, layer, group, the cells that it sums over); `shared`: the cells that both losses reach."""
     index = range(len(cells))
     scopes: list[tuple[str, int | None, str, list[int]]] = [
         ("cell", int(layer), str(group), [i])
@@ -228,10 +240,15 @@ def _scopes(cells: pd.DataFrame) -> list[tuple[str, int | None, str, list[int]]]
     ]
     for layer in dict.fromkeys(cells["layer"]):
         scopes.append(("layer", int(layer), "all", [i for i in index if cells["layer"].iloc[i] == layer]))
-    for group in dict.fromkeys(cells["group"]):
-        scopes.append(("group", None, str(group), [i for i in index if cells["group"].iloc[i] == group]))
+    groups = list(dict.fromkeys(map(str, cells["group"])))
     blocks = [i for i in index if cells["group"].iloc[i] != "embeddings"]
-    return [*scopes, ("encoder", None, "all", blocks)]
+    of_group = {group: [i for i in index if cells["group"].iloc[i] == group] for group in groups}
+    scopes += [("group", None, group, [i for i in of_group[group] if shared[i]]) for group in groups]
+    scopes += [("encoder", None, "all", [i for i in blocks if shared[i]]), ("whole", None, "all", blocks)]
+    scopes += [("whole", None, group, of_group[group]) for group in groups if group != "embeddings"]
+    for layer in dict.fromkeys(cells["layer"].iloc[blocks]):
+        scopes.append(("through", int(layer), "all", [i for i in blocks if cells["layer"].iloc[i] <= layer]))
+    return scopes
 
 
 def _row(means: dict[str, Mean], dots: dict[tuple[str, str], float], cells: list[int]) -> dict[str, float]:
@@ -247,6 +264,7 @@ def _row(means: dict[str, Mean], dots: dict[tuple[str, str], float], cells: list
     signal = task.signal * align.signal if task.signal > 0 and align.signal > 0 else math.nan
     error = _error(means, cells) / (norms["task"] * norms["align"] or math.nan)
     value = cosine("task", "align")
+    n = sum(int(means["task"].layout.cells["numel"].iloc[i]) for i in cells)
     return {
         "cosine": value,
         "low": max(-1.0, value - _Z * error) if math.isfinite(error) else math.nan,
@@ -260,7 +278,7 @@ def _row(means: dict[str, Mean], dots: dict[tuple[str, str], float], cells: list
         "source_target": cosine("task", "target"),
         "shuffled": cosine("task", "shuffled"),
         "align_shuffled": cosine("align", "shuffled"),
-        "random_sd": 1 / math.sqrt(sum(int(means["task"].layout.cells["numel"].iloc[i]) for i in cells)),
+        "random_sd": 1 / math.sqrt(n) if n else math.nan,
         "task_batches": task.batches_for(ENOUGH),
         "align_batches": align.batches_for(ENOUGH),
     }

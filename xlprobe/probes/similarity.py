@@ -27,9 +27,14 @@ from torch.nn.functional import normalize, pad
 from reports.errors import InputError
 from reports.intervals import bootstrap_mean, wilson
 
-__all__ = ["METRICS", "Gap", "linear_cka", "measure", "procrustes", "retrieval_hits"]
+__all__ = ["METRICS", "MORE_METRICS", "Gap", "linear_cka", "measure", "procrustes", "retrieval_hits"]
 
 METRICS = ("cosine", "euclidean", "weak_retrieval", "strong_retrieval", "rotated_retrieval", "cka")
+MORE_METRICS = (
+    "csls_retrieval",
+    "margin_retrieval",
+)  # weak retrieval that corrects for hubs, where asked for
+RETRIEVAL_BY = ("cosine", "csls", "margin")
 _BLOCKS = 20  # of the jackknife
 _SHUFFLES = 5  # whose mean is the CKA of pairs that do not belong together
 _Z = 1.959964
@@ -74,8 +79,10 @@ def measure(x: Tensor, y: Tensor, *, metrics: Sequence[str] = METRICS, seed: int
     >>> gaps["cosine"].matched, gaps["cosine"].random, gaps["weak_retrieval"].gap
     (1.0, 0.0, 0.8333333333333334)
     """
-    if strange := [name for name in metrics if name not in METRICS]:
-        raise InputError(f"metrics: expected some of {', '.join(METRICS)}, found {strange[0]!r}")
+    if strange := [name for name in metrics if name not in (*METRICS, *MORE_METRICS)]:
+        raise InputError(
+            f"metrics: expected some of {', '.join((*METRICS, *MORE_METRICS))}, found {strange[0]!r}"
+        )
     x, y = _checked(x, y)
     generator = torch.Generator().manual_seed(seed)
     unit_x, unit_y = normalize(x, dim=1), normalize(y, dim=1)
@@ -87,24 +94,53 @@ def measure(x: Tensor, y: Tensor, *, metrics: Sequence[str] = METRICS, seed: int
         "strong_retrieval": lambda: _share(
             _hits(across, _nearest(unit_x), _nearest(unit_y)), 1 / (2 * len(x) - 1)
         ),
+        "csls_retrieval": lambda: _share(_hits(_without_hubs(across, "csls", 10)), 1 / len(x)),
+        "margin_retrieval": lambda: _share(_hits(_without_hubs(across, "margin", 10)), 1 / len(x)),
         "rotated_retrieval": lambda: _rotated(x, y, generator),
         "cka": lambda: _cka_gap(x, y, generator),
     }
     return {name: made[name]() for name in metrics}
 
 
-def retrieval_hits(x: Tensor, y: Tensor, *, strong: bool = False) -> Tensor:
+def retrieval_hits(x: Tensor, y: Tensor, *, strong: bool = False, by: str = "cosine", k: int = 10) -> Tensor:
     """The share (0, ½, 1) of the two directions in which each pair's partner is the nearest by cosine [n].
 
     Weak: x_i searches all y, y_i all x. Strong: each also has the other rows of its own language against it. The
     partner must be nearer than every other: a tie is a miss.
+
+    Args:
+        x: Vectors of one language [n, d].
+        y: Their partners [n, d].
+        strong: Whether a vector's own language is searched too; with "cosine" alone.
+        by: "cosine"; or, against hubs that are near to everything, "csls" = 2 cos(x, y) − r(x) − r(y) [Conneau et al.
+            2018], "margin" = cos(x, y) / ½(r(x) + r(y)) [Artetxe & Schwenk 2019], r the mean cosine of the `k` nearest
+            in the other language.
+        k: Neighbours of r, at most n.
+
+    Raises:
+        InputError: Another measure, or `strong` beside one other than "cosine".
 
     >>> x, y = torch.tensor([[1.0, 0.0], [0.9, 0.1]]), torch.tensor([[0.8, 0.6], [0.0, 1.0]])
     >>> retrieval_hits(x, y).tolist(), retrieval_hits(x, y, strong=True).tolist()
     ([0.5, 0.5], [0.0, 0.0])
     """
     x, y = normalize(x, dim=1), normalize(y, dim=1)
-    return _hits(x @ y.T, _nearest(x), _nearest(y)) if strong else _hits(x @ y.T)
+    if by not in RETRIEVAL_BY or (strong and by != "cosine"):
+        raise InputError(f"by: expected one of {', '.join(RETRIEVAL_BY)} (strong: cosine), found {by!r}")
+    if strong:
+        return _hits(x @ y.T, _nearest(x), _nearest(y))
+    return _hits(_without_hubs(x @ y.T, by, k))
+
+
+def _without_hubs(across: Tensor, by: str, k: int) -> Tensor:
+    """The scores [n, n] by which a partner is searched, of the cosines."""
+    if by == "cosine":
+        return across
+    k = min(k, len(across))
+    from_x, from_y = across.topk(k, dim=1).values.mean(1), across.topk(k, dim=0).values.mean(0)
+    if by == "csls":
+        return 2 * across - from_x[:, None] - from_y
+    return across / ((from_x[:, None] + from_y) / 2)
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:

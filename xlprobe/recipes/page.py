@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -103,6 +104,12 @@ def _cell(row: pd.Series) -> dict[str, Any]:
         "cosine_interval": [float(row["cosine_low"]), float(row["cosine_high"])],
         "cosine_corrected": float(row["corrected"]),
         "norm_ratio": float(row["norm_ratio"]),
+        "common": _two(row, "common"),
+        "all_layers": _two(row, "whole"),
         "yardsticks": {name: float(row[name]) for name in yardsticks},
         "batches": [row["n_task"], row["n_align"]],
     }
+
+
+def _two(row: pd.Series, name: str) -> dict[str, float]:
+    return {key: float(row.get(f"{name}_{key}", math.nan)) for key in ("cosine", "ratio")}

@@ -5,6 +5,8 @@
    [Conneau et al., ACL 2020, section 3.1], here by repeating the smaller ones' sentences.
 2. The study (`xlprobe.transfer.study`) on a `FileLab` of the same folder.
 
+The text is a data folder's, or that of the user's own languages: `[languages.kk]` in the recipe names its files.
+
 Such an encoder has seen some twenty thousand sentences where XLM-R saw billions: it shows how the instrument reads on
 real text, never what XLM-R does.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,13 +24,18 @@ import pandas as pd
 
 from experiments.runs import RunFolder
 from reports.errors import InputError
-from xlprobe.data.data_folder import SOURCE, DataFolder
+from xlprobe.data.data_folder import DataFolder
+from xlprobe.data.languages import LanguageFiles, LanguageTable
+from xlprobe.data.tasks import Task
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.recipes.study import Material, StudyBase
+from xlprobe.training.alignment import WORDS
+from xlprobe.training.links import require_words
 from xlprobe.training.loop import Training
 from xlprobe.training.pretrain import Shape, pretrain
 from xlprobe.transfer.file_lab import FileLab, FileSizes
 from xlprobe.transfer.laboratory import TASKS
+from xlprobe.transfer.study import gaps
 
 __all__ = [
     "Pretraining",
@@ -61,37 +69,81 @@ class RealTextRecipe(StudyBase):
     """A study of files.
 
     Attributes:
-        data: The folder; empty: MECHEDIT_DATA.
+        data: The folder; empty: MECHEDIT_DATA, or with `languages` the current folder.
         sizes: How much of it is used, at most.
         encoder: A folder or an id; empty: one is pre-trained on the folder's text.
         pretrain: The encoder that is pre-trained, and how.
+        languages: The user's own files by language (`xlprobe.data.languages`), whose paths are relative to `data`.
+        learn: With `languages`: the language in which tasks are learned; by default the source of each pair.
     """
 
     experiment: ClassVar[str] = "real_text"
     data: str = ""
     sizes: FileSizes = field(default_factory=FileSizes)
     pretrain: Pretraining = field(default_factory=Pretraining)
+    languages: dict[str, LanguageFiles] | None = None
+    learn: str | None = None
 
     def material(self, out: Path, *, progress: bool) -> Material:
         """See `StudyBase`."""
         data = self.folder()
         encoder = self.load(self.encoder or encoder_folder(data, out, self.pretrain, progress=progress))
+        lab = FileLab(encoder, data, self.sizes, seed=self.seed)
 
         def describe() -> dict[str, Any]:
-            return {"notes": text_report(data, out, pretrained=not self.encoder), "caution": caution(encoder)}
+            left_out = gaps(lab, self.pairs or lab.pairs, self.tasks or lab.tasks)
+            notes = [f"Left out, {gap}." for gap in left_out]
+            notes += text_report(data, out, pretrained=not self.encoder)
+            return {"notes": notes, "caution": caution(encoder)}
 
-        return FileLab(encoder, data, self.sizes, seed=self.seed), describe
+        return lab, describe
 
     def available(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """See `StudyBase`."""
         return self.folder().pairs, tuple(TASKS)
 
-    def folder(self) -> DataFolder:
-        """The data.
+    def accepts(self, pair: str) -> bool:
+        """See `StudyBase`."""
+        return self.folder().accepts(pair)
+
+    def lacks(self, pair: str, task: str) -> str:
+        """See `StudyBase`."""
+        return self.folder().lacks(pair, task)
+
+    def read(self, pairs: Sequence[str], tasks: Sequence[str]) -> None:
+        """See `StudyBase`."""
+        data = self.folder()
+        for pair in pairs:
+            if any(name in WORDS for name in self.objectives):
+                require_words(data.bitext(pair)[: self.sizes.bitext])
+            data.bitext(pair)
+            data.held_out(pair)
+            for task in tasks:
+                if not data.lacks(pair, task):
+                    train, test = data.learned(task, data.source(pair)), data.asked(task, pair.split("-")[1])
+                    assert train is not None  # as `lacks` says
+                    assert test is not None
+                    Task(TASKS[task], train=train, test={})
+
+    def folder(self) -> DataFolder | LanguageTable:
+        """The data: the table of languages where there is one, else the folder.
 
         Raises:
             InputError: There is none, or it lacks something.
         """
+        return self._text
+
+    @cached_property
+    def _text(self) -> DataFolder | LanguageTable:
+        """One instance, so that checks and run read each file once."""
+        if self.languages:
+            return LanguageTable(
+                self.languages, root=self.data or ".", held_out=self.sizes.held_out, learn=self.learn
+            )
+        if self.learn is not None:
+            raise InputError(
+                "learn: a data folder's tasks are learned in English; give a table of languages to choose another"
+            )
         return DataFolder(data_path(self.data), held_out=self.sizes.held_out)
 
 
@@ -111,17 +163,12 @@ def data_path(given: str | None) -> Path:
     return path / "data" if not given and (path / "data").is_dir() else path
 
 
-def pretraining_texts(data: DataFolder) -> dict[str, list[str]]:
-    """The sentences of each language for pre-training, once each: EWT's training part and both sides of the pairs.
+def pretraining_texts(data: DataFolder | LanguageTable) -> dict[str, list[str]]:
+    """The sentences of each language for pre-training, once each: those of tags and both sides of the pairs.
 
-    Sentences that a study asks or measures are not among them (`DataFolder`).
+    Sentences that a study asks or measures are not among them.
     """
-    sentences: dict[str, dict[str, None]] = {SOURCE: dict.fromkeys(map(" ".join, data.tagged.words))}
-    for pair in data.pairs:
-        bitext = data.bitext(pair)
-        for language, side in zip(pair.split("-"), (bitext.source, bitext.target), strict=True):
-            sentences.setdefault(language, {}).update(dict.fromkeys(map(" ".join, side)))
-    return {language: list(texts) for language, texts in sentences.items()}
+    return data.pretraining()
 
 
 def balanced(texts: Mapping[str, Sequence[str]], *, alpha: float = ALPHA) -> list[str]:
@@ -141,21 +188,26 @@ def balanced(texts: Mapping[str, Sequence[str]], *, alpha: float = ALPHA) -> lis
     ]
 
 
-def pretrain_on(data: DataFolder, out: Path, plan: Pretraining, *, progress: bool = True) -> Path:
+def pretrain_on(
+    data: DataFolder | LanguageTable, out: Path, plan: Pretraining, *, progress: bool = True
+) -> Path:
     """Pre-train (or go on pre-training) in `out`; the folder of the finished encoder, `out/model`."""
     texts = balanced(pretraining_texts(data))
     return pretrain(texts, out, shape=plan.shape, training=plan.training, name="real text", progress=progress)
 
 
-def encoder_folder(data: DataFolder, out: str | Path, plan: Pretraining, *, progress: bool = True) -> str:
-    """The folder of the encoder of the study in `out`, pre-trained once, in `out`-encoder."""
-    folder = Path(f"{out}-encoder")
-    if not (folder / "model").is_dir():
-        pretrain_on(data, folder, plan, progress=progress)
-    return str(folder / "model")
+def encoder_folder(
+    data: DataFolder | LanguageTable, out: str | Path, plan: Pretraining, *, progress: bool = True
+) -> str:
+    """The folder of the encoder of the study in `out`, pre-trained once, in `out`-encoder.
+
+    Raises:
+        InputError: That folder holds an encoder of another text or plan.
+    """
+    return str(pretrain_on(data, Path(f"{out}-encoder"), plan, progress=progress))
 
 
-def text_report(data: DataFolder, run_folder: str | Path, *, pretrained: bool) -> list[str]:
+def text_report(data: DataFolder | LanguageTable, run_folder: str | Path, *, pretrained: bool) -> list[str]:
     """Notes for the page on the study's text; the whole table of overlap goes to `overlap.parquet` in the run folder.
 
     Args:
@@ -171,7 +223,8 @@ def text_report(data: DataFolder, run_folder: str | Path, *, pretrained: bool) -
         f"Text that judges (tests, distances): {int(table[judged]['shared'].sum())} of its sentences stand in another "
         f"set too, by hash of the normalised text; {sum(data.left_out.values())} were left out of what is learned.",
         f"Shared among what is learned: {_shared(table[~judged])}.",
-        "Word links of “token” are the pretrained encoder's own (mutual argmax); Tatoeba has no others.",
+        "Word links of “token” are the pretrained encoder's own (mutual argmax); the pairs have no others.",
+        *(f"Distances of {pair}: {data.measured_on(pair)}." for pair in data.pairs),
     ]
     if pretrained:
         counts = ", ".join(f"{name} {len(sentences):,}" for name, sentences in texts.items())

@@ -8,7 +8,7 @@ embedded languages (`StudyRecipe`) or files (`xlprobe.recipes.real_text.RealText
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,17 +17,20 @@ import pandas as pd
 
 from experiments.recipe import Plan, recorded
 from experiments.weight_files import local_bytes
-from xlprobe.encoders.encoder import EMBEDDED, Encoder, load_encoder
+from reports.errors import InputError
+from xlprobe.encoders.encoder import Encoder, load_encoder
+from xlprobe.encoders.loading import EMBEDDED, check_encoder
 from xlprobe.langworld.lexicon import LANGUAGES
 from xlprobe.recipes.page import write_page
+from xlprobe.training.alignment import ALIGNABLE
 from xlprobe.training.conflict import AGGREGATORS, weights_of
-from xlprobe.transfer.laboratory import TASKS, Laboratory, Sizes
+from xlprobe.transfer.laboratory import LATER, TASKS, Laboratory, Sizes
 from xlprobe.transfer.result import Study
-from xlprobe.transfer.study import StudyConfig, case_ids, transfer_study
+from xlprobe.transfer.study import StudyConfig, case_ids, chosen, transfer_study
 from xlprobe.transfer.trial import advice_trial
 from xlprobe.transfer.world_lab import WorldLab
 
-__all__ = ["Material", "StudyBase", "StudyRecipe", "plan_study", "run_study"]
+__all__ = ["Material", "StudyBase", "StudyRecipe", "checked", "plan_study", "run_study"]
 
 Material = tuple[Laboratory, Callable[[], dict[str, Any]]]
 
@@ -66,6 +69,17 @@ class StudyBase(StudyConfig, ABC):
     def material(self, out: Path, *, progress: bool) -> Material:
         """The laboratory, and what gives the arguments of `write_page` on it once the study is done."""
 
+    def accepts(self, pair: str) -> bool:
+        """Whether the material has the pair."""
+        return pair in self.available()[0]
+
+    def lacks(self, pair: str, task: str) -> str:
+        """Why the material has no such task on the pair; empty where it has."""
+        return ""
+
+    def read(self, pairs: Sequence[str], tasks: Sequence[str]) -> None:
+        """Read the text that a study of these needs, so that its faults are known."""
+
     @abstractmethod
     def available(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """All pairs and all tasks of the material."""
@@ -95,10 +109,12 @@ def run_study(
     Raises:
         InputError: As `transfer_study`, and for a trial without TorchJD.
     """
-    if recipe.trial:
-        weights_of(AGGREGATORS[0])  # a missing extra is an error before hours of work, not after
+    checked(recipe)
     laboratory, describe = recipe.material(Path(out), progress=progress)
     settings = recorded(recipe.experiment, recipe)
+    settings["sizes"] = {
+        key: value for key, value in settings["sizes"].items() if value != LATER.get(key, ...)
+    }
     study = transfer_study(laboratory, recipe.plan, out, progress=progress, recipe=settings)
     title = "What alignment does to transfer"
     report = write_page(study, out, model=repr(laboratory.encoder), title=title, **describe())
@@ -108,12 +124,38 @@ def run_study(
     return study, trial, report
 
 
+def checked(recipe: StudyBase) -> tuple[list[str], list[str], list[str]]:
+    """Pairs, tasks and cases of the study, once all is refused that can be refused before an encoder is loaded.
+
+    A dry run and a run both begin with it, so that they refuse the same.
+
+    Raises:
+        InputError: A pair, a task or an objective that is not there; text that cannot be read; a checkpoint that is no
+            encoder; masked language modelling without an LM head; a trial without TorchJD.
+    """
+    known_pairs, known_tasks = recipe.available()
+    pairs = chosen("pairs", recipe.pairs, known_pairs, recipe.accepts)
+    tasks = chosen("tasks", recipe.tasks, known_tasks, known_tasks.__contains__)
+    objectives = chosen("objectives", recipe.objectives, ALIGNABLE, ALIGNABLE.__contains__)
+    if recipe.trial:
+        weights_of(AGGREGATORS[0])  # a missing extra is an error before hours of work, not after
+    has_head = not recipe.encoder or check_encoder(recipe.encoder, device=recipe.device, dtype=recipe.dtype)
+    if not has_head and (masked := [name for name in objectives if name in ("mlm", "tlm")]):
+        rest = [name for name in objectives if name not in masked] or ["sentence", "token"]
+        raise InputError(
+            f"objectives: {masked[0]} needs an LM head, which {recipe.encoder} does not have; expected some of "
+            f"{', '.join(rest)}"
+        )
+    cases = case_ids(recipe, pairs, tasks, lacks=recipe.lacks)
+    recipe.read(pairs, tasks)
+    return pairs, tasks, cases
+
+
 def plan_study(recipe: StudyBase) -> Plan:
     """The cases, and the sentences that training and gradients send through the encoder."""
     sizes = recipe.sizes
-    pairs, tasks = recipe.available()
-    pairs, tasks = recipe.pairs or pairs, recipe.tasks or tasks
-    cases = case_ids(recipe, pairs, tasks)
+    pairs, tasks, cases = checked(recipe)
+    left_out = [f"Left out, {reason}." for p in pairs for t in tasks if (reason := recipe.lacks(p, t))]
     aligned = sum(case.startswith("align-") for case in cases)
     tuned = (aligned + recipe.seeds) * len(tasks)
     probed = sum(case.startswith("gradients-") for case in cases)
@@ -126,6 +168,7 @@ def plan_study(recipe: StudyBase) -> Plan:
         edits=0,
         weights_bytes=local_bytes(recipe.encoder, embedded=EMBEDDED, dtype=recipe.dtype),
         notes=(
+            *dict.fromkeys(left_out),
             "Counted are sentences of training and gradients; distances, scores and masked copies come on top.",
             "Training takes weights, gradients, two moments of Adam and a copy: about five times the weights.",
         ),

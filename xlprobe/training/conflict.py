@@ -9,6 +9,7 @@ see a constant factor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
@@ -18,10 +19,30 @@ from torch import Tensor
 from reports.errors import InputError
 from xlprobe.probes.gradient_stream import dot
 
-__all__ = ["AGGREGATORS", "Aggregator", "combine", "weights_of"]
+__all__ = ["AGGREGATORS", "Aggregator", "check_weight", "combine", "weights_of"]
 
 Aggregator = Literal["upgrad", "pcgrad", "cagrad"]
 AGGREGATORS: tuple[Aggregator, ...] = get_args(Aggregator)
+
+
+def check_weight(weight: float | None, aggregator: str) -> None:
+    """Refuse a weight that no step could take, or that an aggregator would not look at.
+
+    Raises:
+        InputError: Another aggregator, a weight that is not above 0, or one beside an aggregator other than "sum".
+
+    >>> check_weight(0.5, "sum")
+    """
+    if aggregator not in ("sum", *AGGREGATORS):
+        raise InputError(f"aggregator: expected one of sum, {', '.join(AGGREGATORS)}, found {aggregator!r}")
+    if weight is None:
+        return
+    if aggregator != "sum":
+        raise InputError(
+            f"weight: {aggregator} finds the weights itself; expected none beside it, found {weight}"
+        )
+    if not (math.isfinite(weight) and weight > 0):
+        raise InputError(f"weight: expected a number above 0, found {weight}")
 
 
 def weights_of(aggregator: Aggregator) -> Callable[[Tensor], Tensor]:

@@ -9,13 +9,13 @@ turns. The seed alone decides data order, head and dropout, so two runs on the C
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from reports.errors import InputError
@@ -23,15 +23,21 @@ from reports.intervals import wilson
 from reports.results import Result
 from xlprobe.data.corpora import Bitext, Labelled
 from xlprobe.data.tasks import Task
-from xlprobe.encoders.batches import Batch, sentence_means
 from xlprobe.encoders.encoder import Encoder
+from xlprobe.training import scores
 from xlprobe.training.alignment import AlignmentLoss, freeze_layers
-from xlprobe.training.conflict import Aggregator, combine
-from xlprobe.training.loop import Training, derive, train
+from xlprobe.training.cached_contrast import Pooling, Vectors
+from xlprobe.training.conflict import Aggregator, check_weight, combine
+from xlprobe.training.defaults import heed_collapse, spread, task_training
+from xlprobe.training.identity import bitext_facts, encoder_facts, task_facts
+from xlprobe.training.loop import Training
+from xlprobe.training.loop import train as fit
+from xlprobe.training.selection import Selection
+from xlprobe.training.task_model import TaskModel
 
 __all__ = ["Joint", "TaskModel", "TransferScores", "finetune", "finetune_seeds", "macro_f1"]
 
-DEFAULT = Training(steps=150, batch=32, lr=2e-3, warmup=10)
+JOINT_WEIGHT = 0.1
 
 
 @dataclass(frozen=True)
@@ -41,27 +47,40 @@ class Joint:
     Attributes:
         bitext: The pairs to align on.
         objective: As for `align`.
-        weight: What the alignment's loss is multiplied by; it counts for the aggregator "sum" alone.
+        weight: What the alignment's loss is multiplied by, for the aggregator "sum" alone (None: 0.1).
         schedule: "during" takes both losses in each step, "alternate" takes turns.
         aggregator: How the two losses of a step become one: "sum", or conflicts settled by TorchJD
             (`xlprobe.training.conflict`).
+        layer: As for `align`.
+        pooling: As for `align`.
 
     Raises:
-        InputError: An aggregator other than "sum" with the schedule "alternate".
+        InputError: Another schedule or aggregator, a weight that is not above 0, or an aggregator other than "sum" with
+            a weight or with the schedule "alternate".
     """
 
     bitext: Bitext
     objective: str | Mapping[str, float]
-    weight: float = 0.1
+    weight: float | None = None
     schedule: Literal["during", "alternate"] = "during"
     aggregator: Aggregator | Literal["sum"] = "sum"
+    layer: int | None = None
+    pooling: Pooling = "mean"
 
     def __post_init__(self) -> None:
+        if self.schedule not in ("during", "alternate"):
+            raise InputError(f"schedule: expected during or alternate, found {self.schedule!r}")
+        check_weight(self.weight, self.aggregator)
         if self.schedule == "alternate" and self.aggregator != "sum":
             raise InputError(
                 f"aggregator: {self.aggregator} needs both losses in one step; expected the schedule during, found "
                 "alternate"
             )
+
+    @property
+    def share(self) -> float:
+        """The weight, or its default."""
+        return JOINT_WEIGHT if self.weight is None else self.weight
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -69,7 +88,8 @@ class TransferScores(Result):
     """Scores of several fine-tunings.
 
     Attributes:
-        scores: Frame seed, language, accuracy, low, high (95 %, Wilson), macro_f1, n.
+        scores: Frame seed, language, accuracy, low, high (95 %, Wilson), macro_f1, n, lost (of them, words that the
+            encoder never saw).
         encoder: Name of the encoder.
         task: Kind of the task.
     """
@@ -90,90 +110,37 @@ class TransferScores(Result):
         ).reset_index()
 
 
-class TaskModel(nn.Module):
-    """An encoder with a linear head for a task; `model(rows)` is the loss of the training sentences `rows`, in nats."""
-
-    def __init__(self, encoder: Encoder, task: Task, *, seed: int = 0) -> None:
-        super().__init__()
-        self.encoder, self.task, self.model = encoder, task, encoder.model
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "head"))
-            self.head = nn.Linear(encoder.d_model, len(task.labels)).to(encoder.device, encoder.dtype)
-        self.batch = encoder.encode(task.train.words)
-        counts = self._counts(self.batch)
-        self.targets = [
-            [task.labels.index(label) for label in labels][:n]
-            for labels, n in zip(task.train.labels, counts, strict=True)
-        ]
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Mean cross entropy over the questions of the sentences with the numbers `rows` [n]."""
-        targets = torch.tensor([label for i in rows.tolist() for label in self.targets[i]])
-        logits = self.logits(self.batch[rows]).float()
-        return nn.functional.cross_entropy(logits, targets.to(logits.device))
-
-    def logits(self, batch: Batch) -> Tensor:
-        """The logits [questions, labels]: a question a word (tagging) or a text, in the order of the sentences."""
-        batch = batch.to(self.encoder.device)
-        states = self.encoder.forward(batch)
-        tagging = self.task.kind == "tagging"
-        logits: Tensor = self.head(states[batch.firsts] if tagging else sentence_means(states, batch))
-        return logits
-
-    @torch.no_grad()
-    def predict(self, sentences: Sequence[Sequence[str]], *, batch_size: int = 128) -> list[list[str]]:
-        """The label of each word, or of each text; words that were cut off have none."""
-        batch = self.encoder.encode(sentences)
-        labels: list[list[str]] = [[] for _ in sentences]
-        for rows, part in batch.chunks(batch_size):
-            best = [self.task.labels[i] for i in self.logits(part).argmax(-1).tolist()]
-            start = 0
-            for row, n in zip(rows.tolist(), self._counts(part), strict=True):
-                labels[row], start = best[start : start + n], start + n
-        return labels
-
-    def score(self, corpus: Labelled) -> dict[str, float]:
-        """The accuracy, macro_f1 and n over all words (or texts); a word that was cut off counts as wrong."""
-        answers = [answer for sentence in self.answers(corpus) for answer in sentence]
-        right = sum(guess == label for guess, label in answers)
-        return {"accuracy": right / len(answers), "macro_f1": macro_f1(answers), "n": len(answers)}
-
-    def answers(self, corpus: Labelled) -> list[list[tuple[str, str]]]:
-        """(predicted, true) of each word, or of each text, by sentence; the prediction of a cut-off word is empty."""
-        return [
-            list(zip([*guesses, *[""] * (len(labels) - len(guesses))], labels, strict=True))
-            for guesses, labels in zip(self.predict(corpus.words), corpus.labels, strict=True)
-        ]
-
-    def _counts(self, batch: Batch) -> list[int]:
-        counts: list[int] = batch.firsts.sum(1).tolist() if self.task.kind == "tagging" else [1] * len(batch)
-        return counts
-
-
 def finetune(
     encoder: Encoder,
     task: Task,
     *,
-    training: Training = DEFAULT,
+    training: Training | None = None,
     alignment: Joint | None = None,
+    train: Literal["all", "head"] = "all",
     freeze: Iterable[int] = (),
-    folder: Path | None = None,
+    pooling: Pooling = "mean",
+    dev: Labelled | None = None,
+    folder: str | Path | None = None,
     progress: bool = True,
+    **selection: Any,
 ) -> TaskModel:
     """A task model on a copy of `encoder`, trained on the task's source language.
 
     Args:
         encoder: The encoder to start from, which remains unchanged.
         task: What to learn.
-        training: The default suits the embedded encoder; for XLM-R base: tagging lr 2e-5, batch 32, 10 epochs; SIB-200
-            lr 1e-5, batch 32, 40 epochs.
+        training: By default what suits the encoder's size (`xlprobe.training.defaults`).
         alignment: An alignment loss beside the task's.
+        train: "all" trains encoder and head, "head" the head alone.
         freeze: Layers that are not trained (0: the embeddings).
-        folder: Where checkpoints go, from which the same call goes on.
+        pooling: A text is the "mean" of its tokens, or its "first" token.
+        dev: Sentences by which the best state is kept; without them it is the last.
+        folder: Where checkpoints go, from which the same call goes on; any other training is refused there.
         progress: Show a progress bar.
+        selection: With `dev`: metric, check_every and patience (`xlprobe.training.selection.Selection`).
 
     Raises:
-        InputError: A layer that does not exist, or a fault of the alignment (see `align`).
+        InputError: As `align`, or `folder` holds another training.
         TrainingError: The loss is not finite; the last checkpoint is kept.
 
     >>> from xlprobe.encoders.encoder import load_encoder
@@ -187,23 +154,70 @@ def finetune(
     >>> model.score(corpus)["accuracy"]
     1.0
     """
-    model = TaskModel(encoder.copy(), task, seed=training.seed)
+    layers = _frozen(encoder, train, freeze, alignment)
+    head_only = len(layers) > encoder.n_layers
+    training = training or task_training(encoder, len(task.train), head_only=head_only)
+    model = TaskModel(encoder.copy(), task, seed=training.seed, pooling=pooling, micro=training.micro)
+    best = None if dev is None else Selection(model, dev, **selection)
+    return _trained(model, encoder, task, training, alignment, layers, best, folder, progress)
+
+
+def _trained(
+    model: TaskModel,
+    encoder: Encoder,
+    task: Task,
+    training: Training,
+    alignment: Joint | None,
+    layers: list[int],
+    best: Selection | None,
+    folder: str | Path | None,
+    progress: bool,
+) -> TaskModel:
+    """The model, trained in place and restored to its best state."""
+    pooling, head_only = model.pooling, len(layers) > encoder.n_layers
     joint = None if alignment is None else _JointLoss(model, alignment, training.seed)
-    frozen = freeze_layers(model.encoder, freeze)
-    train(
+    frozen = freeze_layers(model.encoder, layers)
+    facts: dict[str, Any] = {
+        "task": task_facts(task),
+        "joint": joint.facts() if joint else None,
+        "freeze": layers,
+    }
+    facts |= {"pooling": pooling} if pooling != "mean" else {}
+    facts |= {"selection": best.facts()} if best is not None else {}
+    before = math.nan if head_only else spread(encoder, task.train.words, Vectors(pooling=pooling))
+    fit(
         joint or model,
         training,
         n_items=len(task.train),
-        lengths=model.batch.lengths,
+        lengths=model.lengths,
         device=encoder.device,
-        folder=folder,
+        folder=None if folder is None else Path(folder),
         before=joint.begin if joint else None,
+        watch=best,
+        facts=None if folder is None else facts | {"encoder": encoder_facts(encoder)},
         label=task.kind,
         progress=progress,
     )
+    if best is not None:
+        best.restore()
     for parameter in frozen:
         parameter.requires_grad_(True)
+    if not head_only:
+        heed_collapse(before, model.encoder, task.train.words, Vectors(pooling=pooling), training)
     return model
+
+
+def _frozen(encoder: Encoder, train: str, freeze: Iterable[int], alignment: Joint | None) -> list[int]:
+    """The layers that are not trained."""
+    layers = sorted(set(freeze))
+    if train not in ("all", "head"):
+        raise InputError(f"train: expected all or head, found {train!r}")
+    if train == "all":
+        return layers
+    if layers or alignment is not None:
+        given = "freeze" if layers else "alignment"
+        raise InputError(f"{given}: the head alone is trained (train='head'), which leaves nothing for it")
+    return list(range(encoder.n_layers + 1))
 
 
 def finetune_seeds(
@@ -211,31 +225,44 @@ def finetune_seeds(
     task: Task,
     *,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
-    training: Training = DEFAULT,
-    alignment: Joint | None = None,
-    freeze: Iterable[int] = (),
-    progress: bool = True,
+    training: Training | None = None,
+    folder: str | Path | None = None,
+    models: str | Path | None = None,
+    **options: Any,
 ) -> TransferScores:
     """One fine-tuning a seed, scored in every test language; one seed alone says nothing of its noise.
 
-    The arguments are those of `finetune`; `seeds` take the place of the training's seed.
+    Args:
+        encoder: The encoder to start from.
+        task: What to learn and ask.
+        seeds: They take the place of the training's seed.
+        training: As for `finetune`.
+        folder: Where checkpoints go, a folder a seed.
+        models: Where the models are kept (`TaskModel.save`), a folder a seed.
+        options: The others of `finetune`.
     """
-    rows, frozen = [], tuple(freeze)
+    rows: list[tuple[Any, ...]] = []
+    head_only = options.get("train") == "head"
+    training = training or task_training(encoder, len(task.train), head_only=head_only)
+    options["freeze"] = tuple(options.get("freeze", ()))
     for seed in seeds:
         model = finetune(
             encoder,
             task,
             training=replace(training, seed=seed),
-            alignment=alignment,
-            freeze=frozen,
-            progress=progress,
+            folder=None if folder is None else Path(folder) / f"seed-{seed}",
+            **options,
         )
+        if models is not None:
+            model.save(Path(models) / f"seed-{seed}")
         for language, corpus in task.test.items():
             score = model.score(corpus)
             n = int(score["n"])
             low, high = wilson(round(score["accuracy"] * n), n)
-            rows.append((seed, language, score["accuracy"], low, high, score["macro_f1"], n))
-    columns = ["seed", "language", "accuracy", "low", "high", "macro_f1", "n"]
+            rows.append(
+                (seed, language, score["accuracy"], low, high, score["macro_f1"], n, int(score["lost"]))
+            )
+    columns = ["seed", "language", "accuracy", "low", "high", "macro_f1", "n", "lost"]
     return TransferScores(pd.DataFrame(rows, columns=columns), encoder.name, task.kind)
 
 
@@ -244,15 +271,10 @@ def macro_f1(pairs: Sequence[tuple[str, str]]) -> float:
 
     An empty prediction is a miss of its true label and no label of its own.
 
-    >>> macro_f1([("a", "a"), ("a", "b"), ("b", "b"), ("b", "b")])  # F1 2/3 and 4/5
-    0.7333333333333334
+    >>> round(macro_f1([("a", "a"), ("a", "b"), ("b", "b"), ("b", "b")]), 6)  # F1 2/3 and 4/5
+    0.733333
     """
-    labels = sorted({label for pair in pairs for label in pair if label})
-    scores = [
-        2 * sum(a == b == label for a, b in pairs) / sum((a == label) + (b == label) for a, b in pairs)
-        for label in labels
-    ]
-    return sum(scores) / len(scores)
+    return scores.macro_f1([pairs])
 
 
 class _JointLoss(nn.Module):
@@ -261,14 +283,30 @@ class _JointLoss(nn.Module):
     def __init__(self, task: TaskModel, joint: Joint, seed: int) -> None:
         super().__init__()
         self.task, self.joint = task, joint
+        vectors = Vectors(joint.layer, joint.pooling, task.micro)
         # The projection of conflict-aware training has always had the seed 0; saved trials go on with it.
         seed = seed if joint.aggregator == "sum" else 0
-        self.alignment = AlignmentLoss(task.encoder, joint.bitext, joint.objective, seed=seed)
+        self.alignment = AlignmentLoss(
+            task.encoder, joint.bitext, joint.objective, seed=seed, vectors=vectors
+        )
         self.step = 0
 
     def begin(self, step: int) -> None:
         """Note the step's number, which decides whose turn it is: a resumed run knows it, unlike a count of calls."""
         self.step = step
+
+    def facts(self) -> dict[str, Any]:
+        """What the alignment adds to what a fine-tuning depends on."""
+        joint = self.joint
+        return {
+            "objective": self.alignment.weights,
+            "bitext": bitext_facts(joint.bitext),
+            "weight": joint.share if joint.aggregator == "sum" else None,
+            "schedule": joint.schedule,
+            "aggregator": joint.aggregator,
+            "layer": self.alignment.vectors.at(self.task.encoder),
+            "pooling": joint.pooling,
+        }
 
     def forward(self, rows: Tensor) -> Tensor:
         pairs, joint = rows % len(self.alignment.pairs), self.joint
@@ -276,7 +314,7 @@ class _JointLoss(nn.Module):
             losses = [self.task(rows), self.alignment(pairs)]
             return combine(losses, list(self.task.encoder.model.parameters()), joint.aggregator)
         if joint.schedule == "during":
-            both: Tensor = self.task(rows) + joint.weight * self.alignment(pairs)
+            both: Tensor = self.task(rows) + joint.share * self.alignment(pairs)
             return both
-        turn: Tensor = self.task(rows) if self.step % 2 == 0 else joint.weight * self.alignment(pairs)
+        turn: Tensor = self.task(rows) if self.step % 2 == 0 else joint.share * self.alignment(pairs)
         return turn

@@ -6,18 +6,28 @@ Word i and word j are linked where each is the other's nearest by cosine, in the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from reports.errors import InputError
 from xlprobe.data.corpora import Bitext, Links
 from xlprobe.encoders.batches import word_means
+from xlprobe.encoders.coverage import heed
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.training.objectives import probe_layer
 
-__all__ = ["argmax_links", "mutual_argmax", "usable_links"]
+__all__ = ["argmax_links", "mutual_argmax", "require_words", "usable_links"]
+
+LONGEST_MEAN = 8  # letters of a word; segmented Thai has about 4, Khmer 5, Chinese and Japanese 2
+#: Thai, Lao, Tibetan, Burmese, Khmer; kana; Han with its extensions
+_UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff"
+    "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 
 
 def mutual_argmax(x: Tensor, y: Tensor) -> Links:
@@ -36,12 +46,50 @@ def mutual_argmax(x: Tensor, y: Tensor) -> Links:
 def argmax_links(encoder: Encoder, bitext: Bitext, *, batch_size: int = 64) -> Bitext:
     """The bitext with the encoder's own links."""
     layer = probe_layer(encoder.n_layers)
+    heed(encoder, [*bitext.source, *bitext.target], "links")
     links: list[Links] = []
     for start in range(0, len(bitext), batch_size):
         part = bitext[start : start + batch_size]
         sides = [_vectors(encoder, side, layer) for side in (part.source, part.target)]
         links += [mutual_argmax(x, y) for x, y in zip(*sides, strict=True)]
     return Bitext(bitext.source, bitext.target, tuple(links))
+
+
+def require_words(bitext: Bitext) -> None:
+    """Refuse text whose "words" are whole sentences, because its language is written without spaces.
+
+    Chinese, Japanese, Thai, Lao, Khmer, Burmese and Tibetan are looked at: a side counts as unsegmented where most of
+    its sentences in such a script are one run of three letters or more, or where a run has on average more letters than
+    words of these languages have.
+
+    Raises:
+        InputError: A side is unsegmented.
+
+    >>> require_words(Bitext((("I", "am", "here"),), (("私は", "ここに", "います"),)))
+    >>> require_words(Bitext((("I", "am", "here"),), (("私はここにいます。",),)))
+    Traceback (most recent call last):
+        ...
+    reports.errors.InputError: bitext: the target side is written without spaces ('私はここにいます。'), ...
+    """
+    for name, side in (("source", bitext.source), ("target", bitext.target)):
+        spoken = [[word for word in words if any(map(str.isalnum, word))] for words in side]
+        runs = [list(map(_letters, words)) for words in spoken if any(map(_letters, words))]
+        if len(runs) <= len(side) / 2:
+            continue
+        whole = sum(len(run) == 1 and run[0] >= 3 for run in runs)
+        mean = sum(map(sum, runs)) / sum(map(len, runs))
+        if whole > len(runs) / 2 or mean > LONGEST_MEAN:
+            example = max((word for words in side for word in words), key=_letters)
+            raise InputError(
+                f"bitext: the {name} side is written without spaces ({example[:20]!r}), and objectives of words "
+                "(token, l2) would take sentences for words; put spaces between its words, or align by sentence, mlm "
+                "or tlm"
+            )
+
+
+def _letters(word: str) -> int:
+    """How many characters of the word belong to a script without spaces."""
+    return len(_UNSPACED.findall(word))
 
 
 def usable_links(bitext: Bitext) -> tuple[Links, ...]:

@@ -5,6 +5,10 @@ step i sees, and all noise in it (masks, dropout), depend on (seed, i) alone, so
 been stopped, and two runs on the CPU are the same bit for bit. Checkpoints are safetensors, the optimiser's state too:
 `Trainer` and `Accelerator.save_state` write pickles, which is why neither is used.
 
+A folder belongs to one training (`xlprobe.training.identity`); where that has ended, it gives its end again. Weights of
+half precision are float32 while they are trained, and are rounded once, at the end: in bfloat16 a step of 1e-5 is lost
+in rounding.
+
 On several GPUs (`accelerate launch`) every process takes its share of the items of a step; contrastive losses then
 have the negatives of their own process only.
 """
@@ -17,11 +21,11 @@ import logging
 import math
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -30,9 +34,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from experiments.cases import settings_digest
+from experiments.checkpoints import digest
 from reports.errors import InputError, MechEditError
+from xlprobe.training.identity import claim, environment
 
-__all__ = ["Sampler", "Training", "TrainingError", "train"]
+__all__ = ["Sampler", "Training", "TrainingError", "Watch", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +64,8 @@ class Training:
         clip: Norm to which gradients are clipped; 0 leaves them as they are.
         seed: Decides order, masks and dropout.
         precision: Of autocast: "no", "bf16" or "fp16".
+        micro: Sentences that go through the encoder at once, the gradient being that of the whole step
+            (`xlprobe.training.cached_contrast`); 0: all of a step.
 
     Raises:
         InputError: A number out of its range.
@@ -71,9 +80,10 @@ class Training:
     clip: float = 1.0
     seed: int = 0
     precision: Precision = "no"
+    micro: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch", 1), ("warmup", 0)):
+        for name, least in (("steps", 1), ("batch", 1), ("warmup", 0), ("micro", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name}: expected at least {least}, found {getattr(self, name)}")
         if not (self.lr > 0 and math.isfinite(self.lr)):
@@ -140,6 +150,20 @@ class Sampler:
         return order if self.lengths is None else order[torch.randperm(len(order), generator=generator)]
 
 
+@runtime_checkable
+class Watch(Protocol):
+    """Looks on after every step, may end the training, and remembers what it saw in the checkpoint."""
+
+    def __call__(self, step: int, loss: float, /) -> bool:
+        """Whether the training ends behind this step."""
+
+    def state(self) -> tuple[dict[str, Any], list[Tensor]]:
+        """What it has seen: plain data, and tensors."""
+
+    def load(self, facts: Mapping[str, Any], tensors: list[Tensor]) -> None:
+        """Go on from what `state` gave."""
+
+
 def derive(*parts: int | str) -> int:
     """A seed from a seed and names, the same in every process, unlike `hash`."""
     return zlib.crc32(":".join(map(str, parts)).encode())
@@ -155,11 +179,13 @@ def train(
     folder: Path | None = None,
     save_every: int = 500,
     before: Callable[[int], None] | None = None,
-    watch: Callable[[int, float], bool] | None = None,
+    watch: Watch | Callable[[int, float], bool] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    claimed: bool = False,
     label: str = "training",
     progress: bool = True,
 ) -> list[float]:
-    """Train `module` in place; the loss of every step taken in this call.
+    """Train `module` in place; the loss of every step, of those that an earlier call took in `folder` too.
 
     The module is in training mode meanwhile (dropout on) and in evaluation mode afterwards.
 
@@ -169,23 +195,58 @@ def train(
         n_items: The number of items.
         lengths: The items' lengths [n], so that items of like length come together.
         device: Where the module is; None leaves the choice to accelerate.
-        folder: Where a checkpoint is written, from which the same call goes on.
+        folder: Where a checkpoint is written, from which the same call goes on; where it has ended, nothing is trained
+            and its end is given again.
         save_every: Steps between two checkpoints.
         before: Called with the step's number before each step, for a loss that depends on it.
-        watch: Called with the step's number and loss after each step; True ends the training.
+        watch: Called with the step's number and loss after each step; True ends the training. A `Watch` remembers what
+            it has seen.
+        facts: What the training depends on besides its settings and the weights it starts from (plain data).
+        claimed: The caller has claimed the folder for all that decides this training (`xlprobe.training.identity`).
         label: Title of the progress bar.
         progress: Show a progress bar.
 
     Raises:
         TrainingError: The loss is not finite; no step is taken on it.
-        InputError: Every parameter is frozen, or `folder` holds a run of other settings or of another model.
+        InputError: Every parameter is frozen, or `folder` holds another training (with what differs).
     """
     accelerator = _accelerator(training.precision, device)
-    optimizer = _optimizer(module, training)
-    start = _restore(folder, module, optimizer, training)
-    prepared, fast = accelerator.prepare(module, optimizer)
     sampler = Sampler(n_items, training.batch, training.seed, lengths)
-    losses: list[float] = []
+    if folder and not claimed:
+        claim(folder, dict(facts or {}) | _facts(module, training, n_items, accelerator.num_processes))
+    with _wide(module):
+        return _loop(
+            accelerator,
+            module,
+            training,
+            sampler,
+            folder=folder,
+            save_every=save_every,
+            before=before,
+            watch=watch,
+            label=label,
+            progress=progress,
+        )
+
+
+def _loop(
+    accelerator: Accelerator,
+    module: nn.Module,
+    training: Training,
+    sampler: Sampler,
+    *,
+    folder: Path | None,
+    save_every: int,
+    before: Callable[[int], None] | None,
+    watch: Watch | Callable[[int, float], bool] | None,
+    label: str,
+    progress: bool,
+) -> list[float]:
+    """The steps of `train`, on weights that a step can move."""
+    optimizer = _optimizer(module, training)
+    prepared, fast = accelerator.prepare(module, optimizer)
+    losses, finished = _restore(folder, module, optimizer, accelerator.scaler, watch)
+    start = training.steps if finished else len(losses)
     module.train()
     try:
         with _own_noise(), tqdm(total=training.steps, initial=start, disable=not progress, desc=label) as bar:
@@ -197,13 +258,41 @@ def train(
                 losses.append(_step(accelerator, prepared, fast, rows, training, step=step, folder=folder))
                 bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
                 bar.update()
-                if folder and ((step + 1) % save_every == 0 or step + 1 == training.steps):
-                    _save(folder, module, optimizer, step + 1, training)
-                if watch and watch(step, losses[-1]):
+                ends = bool(watch and watch(step, losses[-1])) or step + 1 == training.steps
+                if folder and (ends or (step + 1) % save_every == 0):
+                    _save(folder, module, optimizer, accelerator.scaler, watch, training, losses, ends)
+                if ends:
                     break
     finally:
         module.eval()
     return losses
+
+
+def _facts(module: nn.Module, training: Training, n_items: int, processes: int) -> dict[str, Any]:
+    """What every training depends on, whatever it trains."""
+    trained = [name for name, weight in module.named_parameters() if weight.requires_grad]
+    return {
+        "training": asdict(training),
+        "items": n_items,
+        "start": digest(_named(module)),
+        "trained": settings_digest(trained),
+        "processes": processes,
+        **environment(),
+    }
+
+
+@contextlib.contextmanager
+def _wide(module: nn.Module) -> Iterator[None]:
+    """Weights of half precision are float32 inside, and are rounded to their own dtype at the end."""
+    tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}.values()
+    narrow = [(t, t.dtype) for t in tensors if t.is_floating_point() and t.dtype.itemsize < 4]
+    for tensor, _ in narrow:
+        tensor.grad, tensor.data = None, tensor.data.float()
+    try:
+        yield
+    finally:
+        for tensor, dtype in narrow:
+            tensor.grad, tensor.data = None, tensor.data.to(dtype)
 
 
 def _optimizer(module: nn.Module, training: Training) -> torch.optim.Optimizer:
@@ -259,7 +348,14 @@ def _own_noise() -> Iterator[None]:
 
 
 def _save(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, training: Training
+    folder: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: Any,
+    watch: object,
+    training: Training,
+    losses: list[float],
+    finished: bool,
 ) -> None:
     """Write the folder `checkpoint`, replaced as a whole; tied weights are stored once."""
     fresh, target = folder / "checkpoint.new", folder / "checkpoint"
@@ -273,35 +369,44 @@ def _save(
         if isinstance(value, Tensor)
     }
     save_file(state, fresh / "optimizer.safetensors")
-    (fresh / "progress.json").write_text(json.dumps({"step": step, "training": asdict(training)}, indent=1))
+    seen, kept = watch.state() if isinstance(watch, Watch) else ({}, [])
+    save_file({str(i): tensor for i, tensor in enumerate(kept)}, fresh / "watch.safetensors")
+    progress = {
+        "step": len(losses),
+        "finished": finished,
+        "training": asdict(training),
+        "watch": seen,
+        "scaler": scaler.state_dict() if scaler is not None else {},
+        "losses": losses,
+    }
+    (fresh / "progress.json").write_text(json.dumps(progress, indent=1))
     shutil.rmtree(target, ignore_errors=True)
     fresh.replace(target)
 
 
 def _restore(
-    folder: Path | None, module: nn.Module, optimizer: torch.optim.Optimizer, training: Training
-) -> int:
-    """Fill module and optimiser; the next step (0 where there is no checkpoint)."""
+    folder: Path | None, module: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, watch: object
+) -> tuple[list[float], bool]:
+    """Fill module, optimiser and watch; the losses so far, and whether the training has ended."""
     if folder is None or not (folder / "checkpoint" / "progress.json").is_file():
-        return 0
+        return [], False
     checkpoint = folder / "checkpoint"
     progress: dict[str, Any] = json.loads((checkpoint / "progress.json").read_text())
-    if progress["training"] != asdict(training):
-        raise InputError(
-            f"{folder}: holds a training run of other settings; name another folder or remove it"
-        )
-    saved, named = load_file(checkpoint / "model.safetensors"), _named(module)
-    if saved.keys() != named.keys():
-        raise InputError(f"{folder}: holds a training run of another model; name another folder or remove it")
+    saved = load_file(checkpoint / "model.safetensors")
     with torch.no_grad():
-        for name, weight in named.items():
+        for name, weight in _named(module).items():
             weight.copy_(saved[name])
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in load_file(checkpoint / "optimizer.safetensors").items():
         j, key = name.split(".", 1)
         slots.setdefault(int(j), {})[key] = value
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(progress["step"])
+    if scaler is not None and progress["scaler"]:
+        scaler.load_state_dict(progress["scaler"])
+    if isinstance(watch, Watch):
+        kept = load_file(checkpoint / "watch.safetensors")
+        watch.load(progress["watch"], [kept[str(i)] for i in range(len(kept))])
+    return [float(loss) for loss in progress["losses"]], bool(progress["finished"])
 
 
 def _named(module: nn.Module) -> dict[str, Tensor]:

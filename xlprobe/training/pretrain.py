@@ -12,16 +12,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaTokenizer
 
+from experiments.cases import settings_digest
 from reports.errors import InputError
 from xlprobe.encoders.batches import Batch
 from xlprobe.encoders.encoder import Encoder
+from xlprobe.training.identity import RECORD, claim, environment
 from xlprobe.training.loop import Training, derive, train
 
 __all__ = ["Shape", "build_encoder", "mask_tokens", "mlm_loss", "pretrain", "train_tokenizer"]
@@ -130,7 +131,7 @@ class _MaskedLM(nn.Module):
 
 def pretrain(
     texts: Sequence[str],
-    folder: Path,
+    folder: str | Path,
     *,
     shape: Shape,
     training: Training,
@@ -138,6 +139,8 @@ def pretrain(
     progress: bool = True,
 ) -> Path:
     """Train (or go on training) in `folder`; the folder of the finished checkpoint, `folder/model`.
+
+    Where this very training has ended in `folder`, its checkpoint is given again.
 
     Args:
         texts: One row each.
@@ -148,13 +151,19 @@ def pretrain(
         progress: Show a progress bar.
 
     Raises:
-        InputError: `folder` holds another run, or a finished model already.
+        InputError: `folder` holds another training, or a model that does not say how it was trained.
     """
+    folder = Path(folder)
     final = folder / "model"
+    if final.exists() and not (folder / RECORD).is_file():
+        raise InputError(
+            f"out: {final} holds a finished model that does not say how it was trained; name another folder or remove "
+            "it"
+        )
+    plan = {"name": name, "shape": asdict(shape), "training": asdict(training), **environment()}
+    claim(folder, plan | {"texts": len(texts), "text": settings_digest(list(texts))})
     if final.exists():
-        raise InputError(f"out: {final} holds a finished model; name another folder or remove it")
-    folder.mkdir(parents=True, exist_ok=True)
-    _same_recipe(folder, {"shape": asdict(shape), "texts": len(texts)})
+        return final
     tokenizer = train_tokenizer(texts, shape.vocabulary)
     encoder = build_encoder(shape, tokenizer, seed=training.seed, name=name)
     batch = encoder.encode(list(texts))
@@ -165,16 +174,8 @@ def pretrain(
         lengths=batch.lengths,
         device=encoder.device,
         folder=folder,
+        claimed=True,
         label=name,
         progress=progress,
     )
     return encoder.save(final)
-
-
-def _same_recipe(folder: Path, recipe: dict[str, Any]) -> None:
-    file = folder / "recipe.json"
-    if file.is_file() and json.loads(file.read_text()) != recipe:
-        raise InputError(
-            f"{folder}: holds a training run of another recipe; name another folder or remove it"
-        )
-    file.write_text(json.dumps(recipe, indent=1))

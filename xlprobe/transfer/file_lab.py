@@ -1,10 +1,10 @@
-"""Real text as a laboratory: Tatoeba to align on, Universal Dependencies and SIB-200 to learn and ask.
+"""Real text as a laboratory: bitext to align on, tags and topics to learn and ask.
 
-Each pair is English with one language of a data folder (`xlprobe.data.data_folder`). Tasks: `pos` (learned on English
-EWT, asked on PUD) and `topic` (SIB-200); distances are taken on PUD's held-out sentences.
+The text is a data folder's, English with one language a pair (`xlprobe.data.data_folder`), or that of any languages in
+a table of files (`xlprobe.data.languages`). Tasks: `pos` (Universal Dependencies) and `topic` (SIB-200).
 
-Tatoeba has no gold word links, so `token` uses the pretrained encoder's own (`xlprobe.training.links`), and distances
-are by sentence only.
+The pairs have no gold word links, so `token` uses the pretrained encoder's own (`xlprobe.training.links`), and
+distances are by sentence only.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from reports.errors import InputError
 from xlprobe.data.corpora import Bitext, Labelled
-from xlprobe.data.data_folder import SOURCE, DataFolder
+from xlprobe.data.data_folder import DataFolder
+from xlprobe.data.languages import LanguageTable
 from xlprobe.data.tasks import Task
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.training.links import argmax_links
-from xlprobe.transfer.laboratory import TASKS, Laboratory, Sizes
+from xlprobe.transfer.laboratory import SOURCE, TASKS, Laboratory, Sizes
 
 __all__ = ["FileLab", "FileSizes"]
+
+SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -47,54 +51,83 @@ class FileLab(Laboratory):
 
     Args:
         encoder: The pretrained encoder.
-        source: The folder; its held-out sentences must be as many as `sizes` says.
+        source: The folder, whose held-out sentences must be as many as `sizes` says, or the table of languages.
         sizes: How much of each corpus a study takes, at most.
         seed: Decides which pairs are shuffled, and the masks of gradients.
 
     Raises:
-        InputError: As `DataFolder` does.
+        InputError: As `DataFolder` and `LanguageTable` do.
     """
 
     name = "real text"
-    origin = "UD EWT and PUD, Tatoeba, SIB-200"
+    origin = DataFolder.origin
 
     def __init__(
-        self, encoder: Encoder, source: DataFolder, sizes: FileSizes | None = None, *, seed: int = 0
+        self,
+        encoder: Encoder,
+        source: DataFolder | LanguageTable,
+        sizes: FileSizes | None = None,
+        *,
+        seed: int = 0,
     ) -> None:
         super().__init__(encoder, sizes or FileSizes(held_out=source.n_held_out), seed=seed)
-        self.source = source
+        self.text = source
         self.pairs = source.pairs
         self._linked: dict[str, Bitext] = {}
 
     @property
     def data(self) -> dict[str, Any]:
         """Every file's hash, and how much of it is used."""
-        return {"source": self.origin, "files": self.source.hashes} | super().data
+        return {"source": self.text.origin, "files": self.text.hashes} | {
+            key: value for key, value in super().data.items() if key != "source"
+        }
+
+    def source(self, pair: str) -> str:
+        """See `Laboratory`."""
+        return self.text.source(pair)
+
+    def accepts(self, pair: str) -> bool:
+        """See `Laboratory`."""
+        return self.text.accepts(pair)
+
+    def lacks(self, pair: str, task: str) -> str:
+        """See `Laboratory`."""
+        return self.text.lacks(pair, task)
 
     def _parallel(self, which: Literal["bitext", "held_out"], pair: str) -> Bitext:
-        """Tatoeba's pairs with the pretrained encoder's own links, or PUD's held-out sentences without links."""
+        """Pairs with the pretrained encoder's own links, or the sentences held out for distances, without links."""
         if which == "held_out":
-            return self.source.held_out(pair)
+            return self.text.held_out(pair)
         if pair not in self._linked:
-            pairs = self.source.bitext(pair)[: self.sizes.bitext]
-            self._linked[pair] = argmax_links(self.encoder, pairs)
+            self._linked[pair] = argmax_links(self.encoder, self._text(pair))
         return self._linked[pair]
 
-    def _task(self, task: str) -> Task:
+    def _text(self, pair: str) -> Bitext:
+        """Without the links, which take the encoder."""
+        return self.text.bitext(pair)[: self.sizes.bitext]
+
+    def _task(self, task: str, source: str = SOURCE) -> Task:
         """Its classes are those of all languages, so that any of them can be asked."""
-        languages = ("source", *(pair.split("-")[1] for pair in self.pairs))
-        splits: tuple[Literal["train", "test"], ...] = ("train", "test")
-        corpora = [self._labelled(split, language, task) for language in languages for split in splits]
-        labels = {label for corpus in corpora for sentence in corpus.labels for label in sentence}
-        return Task(TASKS[task], train=corpora[0], test={}, labels=tuple(sorted(labels)))
+        train = self._labelled("train", source, task)
+        labels = {label for sentence in train.labels for label in sentence}
+        for code in dict.fromkeys(code for pair in self.pairs for code in pair.split("-")):
+            asked = self.text.asked(task, code) is not None
+            if asked or self.text.learned(task, code) is not None:
+                for which in SPLITS[: 2 if asked else 1]:
+                    labels |= {label for tags in self._labelled(which, code, task).labels for label in tags}
+        return Task(TASKS[task], train=train, test={}, labels=tuple(sorted(labels)))
 
     def _labelled(self, which: Literal["train", "test"], language: str, task: str) -> Labelled:
-        """Tags exist for learning in English alone: the target's own loss (a yardstick) is on what is asked."""
-        code = SOURCE if language == "source" else language
-        if task == "topic":
-            corpus = self.source.topics(code) if which == "train" else self.source.topic_test(code)
-        else:
-            learned = which == "train" and code == SOURCE
-            corpus = self.source.tagged if learned else self.source.tag_test(code)
+        """A target language without text to learn from gives its own loss (a yardstick) on what is asked."""
+        code = self._code(language)
+        corpus = self.text.learned(task, code) if which == "train" else None
+        if corpus is None:
+            corpus = self.text.asked(task, code)
+        if corpus is None:
+            raise InputError(f"data: {code} has no text for {task}; name its files in [languages.{code}]")
         n = self.sizes.train if which == "train" else self.sizes.test
         return Labelled(corpus.words[:n], corpus.labels[:n], corpus.ids[:n])
+
+    def _code(self, language: str) -> str:
+        """The language's code; `SOURCE` is the first pair's source language."""
+        return self.text.source(self.pairs[0]) if language == SOURCE else language

@@ -7,25 +7,32 @@ go through the same steps. How an encoder is aligned, tuned and scored stands he
 
 from __future__ import annotations
 
+import math
 import random
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from reports.errors import InputError
 from xlprobe.data.corpora import Bitext, Labelled, Links, Words
 from xlprobe.data.tasks import Kind, Task
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.gradient_stream import Loss
-from xlprobe.training.alignment import AlignmentLoss, align
-from xlprobe.training.conflict import Aggregator
+from xlprobe.training.alignment import WORDS, AlignmentLoss, align
+from xlprobe.training.cached_contrast import Pooling, Vectors
+from xlprobe.training.conflict import Aggregator, check_weight
 from xlprobe.training.finetune import Joint, TaskModel, finetune, macro_f1
+from xlprobe.training.links import require_words
 from xlprobe.training.loop import Training, derive
 
 __all__ = ["TASKS", "JointPlan", "Laboratory", "Score", "Sizes"]
 
+SOURCE = "source"  # what a material calls its one source language
+#: Sizes that came later, with the values at which a study is the one that it was before: provenance leaves them out.
+LATER: dict[str, Any] = {"layer": None, "pooling": "mean", "micro": 0, "tuned": "all"}
 TASKS: dict[str, Kind] = {"pos": "tagging", "topic": "classification"}
 
 
@@ -54,7 +61,7 @@ class JointPlan:
     Attributes:
         objective: The alignment objective.
         pair: The language pair whose bitext is aligned.
-        weight: What the alignment's loss is multiplied by; it counts for the aggregator "sum" alone.
+        weight: What the alignment's loss is multiplied by, for the aggregator "sum" alone (None: 0.1).
         aggregator: "sum" adds the two losses; "upgrad", "pcgrad" and "cagrad" let TorchJD settle conflicts
             (`xlprobe.training.conflict`).
         frozen: Layers that are not trained (0: the embeddings).
@@ -62,14 +69,20 @@ class JointPlan:
 
     objective: str
     pair: str
-    weight: float = 0.1
+    weight: float | None = None
     aggregator: Aggregator | Literal["sum"] = "sum"
     frozen: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight, self.aggregator)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sentences of each set, steps of each training, sentences (or pairs) of a batch.
+    """Sentences of each set, steps of each training, sentences (or pairs) of a batch; what of the encoder is used.
+
+    `layer` and `pooling` say which vectors are aligned, `micro` how many sentences go through the encoder at once,
+    `tuned` whether fine-tuning trains "all" or the "head".
 
     `finetune_lr` was chosen for the embedded languages among 5e-4 to 4e-3, by accuracy on sentences of the training
     split that were not trained on: 5e-4 leaves topics of the source language at 31 %, 2e-3 at 69 %. Topics of unaligned
@@ -87,6 +100,23 @@ class Sizes:
     finetune_lr: float = 2e-3
     probe_batches: int = 24
     batch: int = 32
+    layer: int | None = None
+    pooling: Pooling = "mean"
+    micro: int = 0
+    tuned: Literal["all", "head"] = "all"
+
+    def __post_init__(self) -> None:
+        for key in fields(self):
+            value, least = getattr(self, key.name), 2 if key.name == "probe_batches" else 1
+            if value is None or isinstance(value, str) or key.name in ("layer", "micro"):
+                continue
+            if isinstance(value, int) and value < least:
+                raise InputError(f"sizes.{key.name}: expected at least {least}, found {value}")
+            if not (value > 0 and math.isfinite(value)):
+                raise InputError(f"sizes.{key.name}: expected a number above 0, found {value}")
+        Vectors(self.layer, self.pooling, self.micro)
+        if self.tuned not in ("all", "head"):
+            raise InputError(f"sizes.tuned: expected all or head, found {self.tuned!r}")
 
 
 class Laboratory(ABC):
@@ -110,12 +140,13 @@ class Laboratory(ABC):
         self.encoder = encoder
         self.sizes = sizes
         self.seed = seed
-        self._heads: dict[tuple[str, str], nn.Linear] = {}
+        self._heads: dict[tuple[str, str, str], nn.Linear] = {}
 
     @property
     def data(self) -> dict[str, Any]:
         """Where the text comes from and how much of it is used, for provenance."""
-        return {"source": self.origin, "seed": self.seed, **asdict(self.sizes)}
+        sizes = {key: value for key, value in asdict(self.sizes).items() if value != LATER.get(key, ...)}
+        return {"source": self.origin, "seed": self.seed, **sizes}
 
     # -- text --------------------------------------------------------------------------------------------
 
@@ -124,12 +155,37 @@ class Laboratory(ABC):
         """Translation pairs with word links: to align on, or held out from every other use."""
 
     @abstractmethod
-    def _task(self, task: str) -> Task:
-        """The task as it is learned in the source language, with the classes of its head; no tests."""
+    def _task(self, task: str, source: str = SOURCE) -> Task:
+        """The task as it is learned in a source language, with the classes of its head; no tests."""
 
     @abstractmethod
     def _labelled(self, which: Literal["train", "test"], language: str, task: str) -> Labelled:
-        """Sentences with the task's labels, in "source" or in a target language."""
+        """Sentences with the task's labels, in a source or in a target language."""
+
+    def source(self, pair: str) -> str:
+        """The language in which the tasks of a pair are learned."""
+        return SOURCE
+
+    def accepts(self, pair: str) -> bool:
+        """Whether the pair can be studied; `pairs` are those that are studied where none is named."""
+        return pair in self.pairs
+
+    def lacks(self, pair: str, task: str) -> str:
+        """Why the task cannot be studied on the pair, in words; empty where it can."""
+        return ""
+
+    def check(self, pair: str, objective: str) -> None:
+        """Refuse, before any training, an objective for which the pair's text is not made.
+
+        Raises:
+            InputError: An objective of words, and a side without spaces between them.
+        """
+        if objective in WORDS:
+            require_words(self._text(pair))
+
+    def _text(self, pair: str) -> Bitext:
+        """The pairs to align on, with or without links."""
+        return self._parallel("bitext", pair)
 
     def held_out(self, pair: str) -> Bitext:
         """Parallel text that no other method uses."""
@@ -141,21 +197,36 @@ class Laboratory(ABC):
         """A copy of the encoder, aligned on the pair; `shuffled` with translations that do not belong together."""
         training = self._training(self.sizes.align_steps, self.sizes.align_lr, derive(seed, "align"))
         bitext = self._bitext(pair, shuffled=shuffled)
-        return align(self.encoder, bitext, objective=objective, training=training, progress=False)
+        options: dict[str, Any] = {"layer": self.sizes.layer, "pooling": self.sizes.pooling}
+        return align(self.encoder, bitext, objective=objective, training=training, progress=False, **options)
 
     def finetuned(
-        self, encoder: Encoder, task: str, *, seed: int, joint: JointPlan | None = None
+        self,
+        encoder: Encoder,
+        task: str,
+        *,
+        seed: int,
+        joint: JointPlan | None = None,
+        source: str = SOURCE,
     ) -> TaskModel:
-        """A model of the task on a copy of `encoder`, trained on the source language, with `joint` on both losses."""
+        """A model of the task on a copy of `encoder`, trained on a source language, with `joint` on both losses."""
         alignment = None
         if joint is not None:
             bitext = self._bitext(joint.pair, shuffled=False)
-            alignment = Joint(bitext, joint.objective, weight=joint.weight, aggregator=joint.aggregator)
+            alignment = Joint(
+                bitext,
+                joint.objective,
+                weight=joint.weight,
+                aggregator=joint.aggregator,
+                layer=self.sizes.layer,
+                pooling=self.sizes.pooling,
+            )
         return finetune(
             encoder,
-            self._task(task),
+            self._task(task, source),
             training=self._training(self.sizes.finetune_steps, self.sizes.finetune_lr, derive(seed, "task")),
             alignment=alignment,
+            train=self.sizes.tuned if joint is None else "all",
             freeze=joint.frozen if joint is not None else (),
             progress=False,
         )
@@ -170,21 +241,25 @@ class Laboratory(ABC):
 
     # -- losses, for their gradients ---------------------------------------------------------------------
 
-    def task_loss(self, encoder: Encoder, task: str, *, pair: str | None = None) -> Loss:
-        """The task's loss on the source language, or on the pair's target language.
+    def task_loss(
+        self, encoder: Encoder, task: str, *, pair: str | None = None, source: str = SOURCE
+    ) -> Loss:
+        """The task's loss on its source language, or on the pair's target language.
 
         Its head is trained on the frozen encoder first: a random head's gradients say nothing.
         """
-        language = "source" if pair is None else pair.split("-")[1]
+        language = source if pair is None else pair.split("-")[1]
         corpus = self._labelled("train", language, task)
-        labels = self._task(task).labels  # the head's: the target language may have others, or fewer
+        labels = self._task(task, source).labels  # the head's: the target language may have others, or fewer
         model = TaskModel(encoder, Task(TASKS[task], train=corpus, test={}, labels=labels))
-        model.head = self._head(encoder, task)
+        model.head = self._head(encoder, task, source)
         return Loss(f"{task} in {language}", self._probed(len(corpus)), model, (model.head,))
 
     def alignment_loss(self, encoder: Encoder, pair: str, objective: str, *, shuffled: bool = False) -> Loss:
         """The objective's loss on the pair's bitext; the number of a batch decides its masks and orders."""
-        module = AlignmentLoss(encoder, self._bitext(pair, shuffled=shuffled), objective)
+        vectors = Vectors(self.sizes.layer, self.sizes.pooling)
+        bitext = self._bitext(pair, shuffled=shuffled)
+        module = AlignmentLoss(encoder, bitext, objective, vectors=vectors)
 
         def of(batch: tuple[int, Tensor]) -> Tensor:
             with torch.random.fork_rng(devices=[]):
@@ -197,21 +272,24 @@ class Laboratory(ABC):
         return Loss(name, list(enumerate(self._probed(len(module.pairs)))), of, heads)
 
     def _training(self, steps: int, lr: float, seed: int) -> Training:
-        return Training(steps=steps, batch=self.sizes.batch, lr=lr, warmup=10, seed=seed)
+        micro = self.sizes.micro
+        return Training(steps=steps, batch=self.sizes.batch, lr=lr, warmup=10, seed=seed, micro=micro)
 
     def _probed(self, n: int) -> tuple[Tensor, ...]:
         """The batches of a gradient, as numbers of the first of `n` items."""
         size = self.sizes.batch
         return torch.arange(min(n, size * self.sizes.probe_batches)).split(size)
 
-    def _head(self, encoder: Encoder, task: str) -> nn.Linear:
+    def _head(self, encoder: Encoder, task: str, source: str) -> nn.Linear:
         """The task's head, trained on the frozen encoder; each is trained once."""
-        key = (encoder.hash, task)
+        key = (encoder.hash, task, source)
         if key not in self._heads:
             sizes = self.sizes
             training = Training(steps=sizes.head_steps, batch=sizes.batch, lr=1e-2, seed=derive(0, "head"))
             layers = range(encoder.n_layers + 1)
-            model = finetune(encoder, self._task(task), training=training, freeze=layers, progress=False)
+            model = finetune(
+                encoder, self._task(task, source), training=training, freeze=layers, progress=False
+            )
             self._heads[key] = model.head
         return self._heads[key]
 

@@ -15,6 +15,7 @@ from xlprobe.training.objectives import probe_layer
 from xlprobe.transfer.advice import Advice, advise
 from xlprobe.transfer.claims import claims
 from xlprobe.transfer.prediction import predict
+from xlprobe.transfer.reach import KEYS, common_rows, whole_rows
 
 __all__ = ["Study", "table_of"]
 
@@ -31,6 +32,8 @@ _GRADIENT_COLUMNS = (
     "task_batches",
     "align_batches",
 )
+#: What is compared between objectives, under the names of the columns of `cells` that it is put beside.
+_COMPARED = {"gradient_cosine": "common_cosine", "norm_ratio": "common_ratio"}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -43,7 +46,8 @@ class Study(Result):
     Attributes:
         cells: A row each pair × objective × task: delta_score with low, high, score, baseline, seed_sd, n, seeds;
             delta_retrieval and delta_gap, with retrieval before and after; gradient_cosine with its interval and
-            yardsticks, norm_ratio.
+            yardsticks, norm_ratio, over the parameters that both losses reach; common_cosine, common_ratio over those
+            that all objectives reach (predictors take these); whole_cosine, whole_ratio over all blocks.
         predictors: What predicts the change of score (`xlprobe.transfer.prediction`).
         scores: As `cells`, a row each seed.
         distances: Frame pair, objective, stage, seed and the columns of `Distances.layers`.
@@ -122,9 +126,13 @@ def table_of(
         }
     )
     cells = cells.merge(named, on=["pair", "objective", "task"], how="left")
+    for name, rows in (("common", common_rows(gradients)[0]), ("whole", whole_rows(gradients))):
+        beside = rows[[*KEYS, "cosine", "ratio"]]
+        beside = beside.rename(columns={"cosine": f"{name}_cosine", "ratio": f"{name}_ratio"})
+        cells = cells.merge(beside, on=list(KEYS), how="left")
     return Study(
         cells,
-        predict(_tried(cells)),
+        predict(_tried(cells).assign(**{name: cells[other] for name, other in _COMPARED.items()})),
         scores,
         distances,
         gradients,

@@ -13,6 +13,7 @@ The interval of a change holds two spreads: over test sentences (of the mean ove
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.cases import every_case
+from experiments.cases import every_case, settings_digest
 from experiments.forks import forked
 from experiments.runs import RunFolder
 from reports.errors import InputError
@@ -35,9 +36,22 @@ from xlprobe.training.objectives import OBJECTIVES
 from xlprobe.transfer.laboratory import Laboratory, Score
 from xlprobe.transfer.result import Study, table_of
 
-__all__ = ["SHUFFLED", "StudyConfig", "effects_of", "paired_differences", "transfer_study"]
+__all__ = [
+    "SHUFFLED",
+    "StudyConfig",
+    "case_ids",
+    "chosen",
+    "effects_of",
+    "gaps",
+    "paired_differences",
+    "transfer_study",
+]
+
+logger = logging.getLogger(__name__)
 
 SHUFFLED = "shuffled"
+#: Rises whenever the same study gives other numbers, so that cases of two versions are not mixed.
+METHOD = 2
 KEPT = 2**28  # bytes of mean gradients that cases share
 _METRICS = ("cosine", "weak_retrieval", "strong_retrieval", "cka")
 
@@ -91,8 +105,8 @@ def transfer_study(
         recipe: What config.toml is to say, so that the folder can be run again.
 
     Raises:
-        InputError: A pair or task that the laboratory lacks, or `out` holds something else or a study with another
-            configuration.
+        InputError: A pair or task that the laboratory lacks, an objective for which a pair's text is not made, or `out`
+            holds something else or a study with another configuration.
         TrainingError: A loss is not finite; finished cases are kept.
 
     >>> import tempfile
@@ -112,36 +126,85 @@ def transfer_study(
     facts = laboratory.encoder.provenance(data=laboratory.data, seeds=seeds)
     settings = recipe or {"laboratory": laboratory.name, **asdict(config)}
     run = RunFolder.open(out, settings, provenance=facts)
-    keys, means = case_ids(config, pairs, tasks), dict[str, Mean]()
+    keys = case_ids(config, pairs, tasks, lacks=laboratory.lacks)
+    means = dict[str, Mean]()
+    for gap in gaps(laboratory, pairs, tasks):
+        logger.warning("left out: %s", gap)
 
     def make(i: int) -> dict[str, Any]:
-        return _case(laboratory, keys[i], pairs, tasks, means)
+        return _case(laboratory, keys[i], pairs, tasks, means) | {"settings": methods[i]}
 
+    methods = [settings_digest("study", METHOD)] * len(keys)
     with forked(workers if laboratory.encoder.device.type == "cpu" else 1):
-        every_case(run, keys, make, together=_shared, label="study", progress=progress)
+        every_case(run, keys, make, settings=methods, together=_shared, label="study", progress=progress)
     study = _gathered(run, laboratory, config, pairs, tasks)
     run.write_result(study, "study")
     return study
 
 
-def case_ids(config: StudyConfig, pairs: Sequence[str], tasks: Sequence[str]) -> list[str]:
-    """Every case of the study, in the order in which they are run."""
+def case_ids(
+    config: StudyConfig,
+    pairs: Sequence[str],
+    tasks: Sequence[str],
+    *,
+    lacks: Callable[[str, str], str] = lambda pair, task: "",
+) -> list[str]:
+    """Every case of the study, in the order in which they are run.
+
+    Args:
+        config: What is crossed with what.
+        pairs: The pairs.
+        tasks: The tasks.
+        lacks: Why a task is not studied on a pair; empty where it is.
+
+    Raises:
+        InputError: No task can be studied on any pair.
+    """
+    if not any(not lacks(pair, task) for pair in pairs for task in tasks):
+        reasons = dict.fromkeys(lacks(pair, task) for pair in pairs for task in tasks)
+        raise InputError(f"data: no task can be studied on any pair: {'; '.join(reasons)}")
     objectives = [*config.objectives, *([SHUFFLED] if config.shuffled else [])]
     cases = [f"none-{seed}" for seed in range(config.seeds)]
     cases += [f"align-{p}-{o}-{s}" for p in pairs for o in objectives for s in range(config.seeds)]
-    return [*cases, *(f"gradients-{p}-{o}-{t}" for p in pairs for o in config.objectives for t in tasks)]
+    probes = [
+        f"gradients-{p}-{o}-{t}" for p in pairs for o in config.objectives for t in tasks if not lacks(p, t)
+    ]
+    return [*cases, *probes]
+
+
+def gaps(laboratory: Laboratory, pairs: Sequence[str], tasks: Sequence[str]) -> list[str]:
+    """What the material does not allow, a sentence each pair and task."""
+    return [
+        f"{task} on {pair}: {reason}"
+        for pair in pairs
+        for task in tasks
+        if (reason := laboratory.lacks(pair, task))
+    ]
 
 
 def _chosen(laboratory: Laboratory, config: StudyConfig) -> tuple[list[str], list[str]]:
-    chosen = []
-    for what, wanted, known in (
-        ("pairs", config.pairs, laboratory.pairs),
-        ("tasks", config.tasks, laboratory.tasks),
-    ):
-        if strange := [name for name in wanted if name not in known]:
-            raise InputError(f"{what}: expected some of {', '.join(known)}, found {strange[0]!r}")
-        chosen.append(list(wanted) or list(known))
-    return chosen[0], chosen[1]
+    pairs = chosen("pairs", config.pairs, laboratory.pairs, laboratory.accepts)
+    tasks = chosen("tasks", config.tasks, laboratory.tasks, laboratory.tasks.__contains__)
+    for pair in pairs:
+        for objective in config.objectives:
+            laboratory.check(pair, objective)
+    return pairs, tasks
+
+
+def chosen(
+    what: str, wanted: Sequence[str], known: Sequence[str], accepts: Callable[[str], bool]
+) -> list[str]:
+    """What is wanted, or all that is known where nothing is.
+
+    Raises:
+        InputError: Something that is not accepted, or that is named twice.
+    """
+    for name in wanted:
+        if not accepts(name):
+            raise InputError(f"{what}: expected some of {', '.join(known)}, found {name!r}")
+        if wanted.count(name) > 1:
+            raise InputError(f"{what}: expected each once, found {name!r} twice")
+    return list(wanted) or list(known)
 
 
 # -- cases ----------------------------------------------------------------------------------------------------
@@ -172,9 +235,11 @@ def _none(laboratory: Laboratory, seed: int, pairs: Sequence[str], tasks: Sequen
     scores, measured = {}, {}
     for pair in pairs if seed == 0 else ():
         measured[f"{pair}/pretrained"] = _distances(laboratory, laboratory.encoder, pair)
-    for task in tasks:
-        model = laboratory.finetuned(laboratory.encoder, task, seed=seed)
-        for pair in pairs:
+    learned = [(laboratory.source(pair), pair, task) for task in tasks for pair in pairs]
+    learned = [row for row in learned if not laboratory.lacks(row[1], row[2])]
+    for task, source in dict.fromkeys((task, source) for source, _, task in learned):
+        model = laboratory.finetuned(laboratory.encoder, task, seed=seed, source=source)
+        for pair in [pair for at, pair, of in learned if (at, of) == (source, task)]:
             scores[f"{pair}/{task}"] = asdict(laboratory.score(model, task, pair))
             if seed == 0:
                 measured[f"{pair}/fine-tuned on {task}"] = _distances(laboratory, model.encoder, pair)
@@ -188,8 +253,8 @@ def _align(
     aligned = laboratory.aligned(pair, "sentence" if control else objective, seed=seed, shuffled=control)
     measured = {f"{pair}/aligned": _distances(laboratory, aligned, pair)}
     scores = {}
-    for task in tasks:
-        model = laboratory.finetuned(aligned, task, seed=seed)
+    for task in [task for task in tasks if not laboratory.lacks(pair, task)]:
+        model = laboratory.finetuned(aligned, task, seed=seed, source=laboratory.source(pair))
         scores[f"{pair}/{task}"] = asdict(laboratory.score(model, task, pair))
         if seed == 0:
             measured[f"{pair}/aligned, then fine-tuned on {task}"] = _distances(
@@ -208,11 +273,12 @@ def _gradients(
     laboratory: Laboratory, pair: str, objective: str, task: str, means: dict[str, Mean]
 ) -> dict[str, Any]:
     encoder = laboratory.encoder
-    target = partial(laboratory.task_loss, encoder, task, pair=pair)
+    source = laboratory.source(pair)
+    target = partial(laboratory.task_loss, encoder, task, pair=pair, source=source)
     shuffled = partial(laboratory.alignment_loss, encoder, pair, objective, shuffled=True)
     probe = gradients(
         encoder,
-        task=laboratory.task_loss(encoder, task),
+        task=laboratory.task_loss(encoder, task, source=source),
         alignment=laboratory.alignment_loss(encoder, pair, objective),
         target=_yardstick(encoder, f"{task} in {pair}", target, means),
         shuffled=_yardstick(encoder, f"{objective} on {pair}", shuffled, means),
@@ -260,6 +326,8 @@ def _gathered(
                 for key, rows in case["distances"].items():
                     distance_rows += _tagged(rows, key, objective, seed)
                 for task in tasks:
+                    if f"{pair}/{task}" not in case["scores"]:
+                        continue
                     with_, without = (Score(**c["scores"][f"{pair}/{task}"]) for c in (case, none))
                     score_rows.append(
                         {
@@ -337,7 +405,9 @@ def _gradient_rows(
     for pair in pairs:
         for objective in objectives:
             for task in tasks:
-                case = cases[f"gradients-{pair}-{objective}-{task}"]
+                case = cases.get(f"gradients-{pair}-{objective}-{task}")
+                if case is None:
+                    continue
                 names = {"pair": pair, "objective": objective, "task": task}
                 n = {f"n_{name}": count for name, count in case["n"].items()}
                 rows += [{**names, **row, **n} for row in case["cells"]]

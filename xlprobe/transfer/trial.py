@@ -17,13 +17,14 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.cases import every_case
+from experiments.cases import every_case, settings_digest
 from experiments.runs import RunFolder
 from xlprobe.training.conflict import AGGREGATORS
 from xlprobe.transfer.advice import Advice, advise
 from xlprobe.transfer.laboratory import JointPlan, Laboratory, Score
+from xlprobe.transfer.reach import common_rows
 from xlprobe.transfer.result import Study
-from xlprobe.transfer.study import effects_of, paired_differences
+from xlprobe.transfer.study import METHOD, effects_of, paired_differences
 
 __all__ = ["WAYS", "advice_trial"]
 
@@ -49,10 +50,16 @@ def advice_trial(
     tasks = list(dict.fromkeys(study.gradients["task"]))
     facts = laboratory.encoder.provenance(data=laboratory.data, seeds={str(s): s for s in range(seeds)})
     run = RunFolder.open(out, {"study": study.laboratory, "pairs": pairs, "seeds": seeds}, provenance=facts)
-    todo = [(p, t, s) for p in pairs for t in tasks for s in range(seeds)]
+    todo = [(p, t, s) for p in pairs for t in tasks if not laboratory.lacks(p, t) for s in range(seeds)]
     keys = [f"{pair}-{task}-{seed}" for pair, task, seed in todo]
+    method = settings_digest("advice", METHOD)
     cases = every_case(
-        run, keys, lambda i: _case(laboratory, study, *todo[i]), label="advice", progress=progress
+        run,
+        keys,
+        lambda i: _case(laboratory, study, *todo[i]) | {"settings": method},
+        label="advice",
+        settings=[method] * len(keys),
+        progress=progress,
     )
     rows = []
     for (pair, task, seed), stored in zip(todo, cases, strict=True):
@@ -80,7 +87,9 @@ def _case(laboratory: Laboratory, study: Study, pair: str, task: str, seed: int)
     plans |= {name: JointPlan(objective, pair, aggregator=name) for name in AGGREGATORS}
     scores = {}
     for way, plan in plans.items():
-        model = laboratory.finetuned(laboratory.encoder, task, seed=seed, joint=plan)
+        model = laboratory.finetuned(
+            laboratory.encoder, task, seed=seed, joint=plan, source=laboratory.source(pair)
+        )
         scores[way] = asdict(laboratory.score(model, task, pair))
     return {"advice": asdict(advice), "objective": objective, "scores": scores}
 
@@ -92,5 +101,4 @@ def _followed(advice: Advice, pair: str) -> JointPlan | None:
 
 
 def _nearest(gradients: pd.DataFrame) -> str:
-    whole = gradients[gradients["scope"] == "encoder"].groupby("objective")["cosine"].mean()
-    return str(whole.idxmax())
+    return str(common_rows(gradients)[0].groupby("objective")["cosine"].mean().idxmax())

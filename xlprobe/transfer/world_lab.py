@@ -14,7 +14,7 @@ from xlprobe.data.tasks import Task
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.langworld import world
 from xlprobe.langworld.lexicon import LANGUAGES
-from xlprobe.transfer.laboratory import TASKS, Laboratory, Sizes
+from xlprobe.transfer.laboratory import SOURCE, TASKS, Laboratory, Sizes
 
 __all__ = ["WorldLab"]
 
@@ -32,8 +32,8 @@ class WorldLab(Laboratory):
     def _parallel(self, which: Literal["bitext", "held_out"], pair: str) -> Bitext:
         return world.bitext(pair.split("-")[1], getattr(self.sizes, which), which, seed=self.seed)
 
-    def _task(self, task: str) -> Task:
-        return Task(TASKS[task], train=self._labelled("train", "source", task), test={})
+    def _task(self, task: str, source: str = SOURCE) -> Task:
+        return Task(TASKS[task], train=self._labelled("train", source, task), test={})
 
     def _labelled(self, which: Literal["train", "test"], language: str, task: str) -> Labelled:
         kind: Literal["pos", "topic"] = "pos" if task == "pos" else "topic"

@@ -154,7 +154,7 @@ def divided(projection: Projection, log_p: Tensor, parts: Tensor, *, target: int
 
 def _passes(model: HookedModel, attr: Attribution) -> list[Pass]:
     """The attributed forward passes again; `InputError` where they give another log p."""
-    scored = attr.target_ids[: 1 if attr.target_scored == "first" else None]
+    scored = attr.target_ids[: attr.n_scored]
     passes = []
     for n, token in enumerate(scored):
         ids = torch.tensor(attr.ids[: attr.prompt_length + n], device=model.device)

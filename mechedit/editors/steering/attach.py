@@ -22,6 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mechedit.editors.steering.passes import follow
 from mechedit.editors.steering.steer import Steering, SteeringEdit
 from mechedit.models.adapters import adapter_of
 from reports.errors import InputError, first_line
@@ -37,32 +38,38 @@ def attach(
 ) -> Iterator[Steering]:
     """`hf` under the edits, for the length of the block: `generate`, the logits, anything that calls its forward.
 
-    Outputs equal those of `steer` on the hooked model to rounding. Hooks are removed however the block is left.
+    Outputs equal those of `steer` on the hooked model to rounding, and those of each prompt alone, however it comes in:
+    in any batch and padding (`generate` takes padding on the left alone, as ever), in chunks, behind a reused prefix,
+    with beams or drafts, as ids or embeddings, with a dynamic, static or no cache, in several threads. How it is known
+    where a prompt ends, and what a loop of your own must say: `mechedit.editors.steering.passes`. Hooks are removed
+    however the block is left. A cache that was filled in the block keeps what was steered.
 
     Args:
-        hf: The model. Batches are padded on the left, as for generation: the last position is steered.
+        hf: The model, on one device.
         edits: Fitted on this model.
-        tokenizer: The model's own; sentence gates alone need it.
+        tokenizer: The model's own; gates that read text need it.
 
     Raises:
-        InputError: The model's modules are not found, or a sentence gate has no tokenizer.
+        InputError: The model's modules are not found, it is spread over devices, or a gate that reads text has no
+            tokenizer. In a pass: what cannot be served (continuous batching and other packed rows, compiled models,
+            text or a mean state of a prompt whose beginning was cached before the block).
     """
     weight = next(hf.parameters())
     steering = Steering(edits, device=weight.device, dtype=weight.dtype, tokenizer=tokenizer)
-    if steering.bank.by_text and tokenizer is None:
+    if steering.bank.reads_text and tokenizer is None:
         raise InputError(
             "tokenizer: expected the model's own, found None; a sentence gate reads the prompt's text"
         )
+    devices = sorted({str(parameter.device) for parameter in hf.parameters()})
+    if len(devices) > 1:
+        raise InputError(f"hf: expected a model on one device, found {', '.join(devices)}; load it on one")
     modules = _Modules.of(hf)
-    handles = [hf.register_forward_pre_hook(steering.begin, with_kwargs=True)]
-    try:
+    with contextlib.ExitStack() as hooks:
+        steering.passes = hooks.enter_context(follow(hf, steering))
         for name, fn in steering.points():
             _, layer, point = name.split(".", 2)
-            handles.append(modules.hang(point, int(layer), fn))
+            hooks.callback(modules.hang(point, int(layer), fn).remove)
         yield steering
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ from transformers import PreTrainedModel
 
 from experiments.checkpoints import digest
 from mechedit.data.facts import FactEdit
-from mechedit.data.records import EDIT_FIELDS
+from mechedit.data.records import EDIT_FIELDS, edit_fields
+from mechedit.editors.steering.asked_gate import AskedGate, Gate, RelationSpace
 from mechedit.editors.steering.attach import attach
-from mechedit.editors.steering.gates import AlwaysOn, Gate, HiddenGate, SentenceGate, Whitening
+from mechedit.editors.steering.gates import AlwaysOn, HiddenGate, SentenceGate, Whitening
 from mechedit.editors.steering.sentence_encoder import sentence_encoder
 from mechedit.editors.steering.sites import SiteName
 from mechedit.editors.steering.steer import Position, SteeredModel, Steering, SteeringEdit, steer
@@ -131,8 +132,14 @@ class EditBook:
     def attach(self, hf: PreTrainedModel, *, tokenizer: Any = None) -> Iterator[Steering]:
         """A plain `transformers` model under all edits: `with book.attach(hf): hf.generate(...)`.
 
+        However prompts come in, what comes out is that of each prompt alone (`mechedit.editors.steering.attach`).
+
+        Args:
+            hf: The model.
+            tokenizer: Its own; gates that read text need it.
+
         Raises:
-            InputError: The edits were fitted on another model.
+            InputError: The edits were fitted on another model; in a pass, what cannot be served.
         """
         _check_hash(self.model_hash, digest(dict(weights.checkpoint_weights(hf))))
         with attach(hf, list(self.edits.values()), tokenizer=tokenizer) as steering:
@@ -184,8 +191,8 @@ class EditBook:
                     f"{path}: expected an edit book of schema {SCHEMA_VERSION}, found {version!r}"
                 )
             tensors = load_file(path / TENSORS)
-            whitenings: dict[str, Whitening] = {}
-            edits = [_edit(row, tensors, whitenings) for row in record["edits"]]
+            shared: dict[str, Any] = {}
+            edits = [_edit(row, tensors, shared) for row in record["edits"]]
             model_hash = str(record["model_hash"])
         except (
             OSError,
@@ -224,6 +231,8 @@ def _check_target(target: Path) -> None:
 
 
 def _kind(gate: Gate) -> str:
+    if isinstance(gate, AskedGate):
+        return f"subject named, relation asked, layer {gate.space.layer}"
     if isinstance(gate, HiddenGate):
         return f"{gate.distance}, {'last token' if gate.pool == 'last' else 'mean state'}, layer {gate.layer}"
     return f"sentence: {gate.model}" if isinstance(gate, SentenceGate) else "always"
@@ -240,7 +249,7 @@ def _record(
             tensors[f"{name}.map.{layer}.{field}"] = getattr(fitted, field)
     return {
         "name": name,
-        "fact": {field: getattr(edit.fact, field) for field in EDIT_FIELDS},
+        "fact": edit_fields(edit.fact),
         "layers": sorted(edit.maps),
         "alpha": edit.alpha,
         "site": edit.site,
@@ -254,6 +263,8 @@ def _record(
 def _gate_record(gate: Gate, name: str, tensors: dict[str, Tensor], shared: dict[int, str]) -> dict[str, Any]:
     if isinstance(gate, AlwaysOn):
         return {"kind": "always"}
+    if isinstance(gate, AskedGate):
+        return _asked_record(gate, name, tensors, shared)
     tensors[f"{name}.centres"] = gate.centres
     if isinstance(gate, SentenceGate):
         return {"kind": "sentence", "threshold": gate.threshold, "model": gate.model}
@@ -266,21 +277,63 @@ def _gate_record(gate: Gate, name: str, tensors: dict[str, Tensor], shared: dict
     return record
 
 
-def _edit(
-    row: Mapping[str, Any], tensors: Mapping[str, Tensor], whitenings: dict[str, Whitening]
-) -> SteeringEdit:
+def _asked_record(
+    gate: AskedGate, name: str, tensors: dict[str, Tensor], shared: dict[int, str]
+) -> dict[str, Any]:
+    space = gate.space
+    key = shared.setdefault(id(space), f"relations.{len(shared)}")  # one for all edits: written once
+    white = space.whitening
+    tensors |= {f"{key}.basis": white.basis, f"{key}.scale": white.scale, f"{key}.means": space.means}
+    tensors[f"{name}.centre"] = gate.centre
+    return {
+        "kind": "asked",
+        "threshold": gate.threshold,
+        "names": list(gate.names),
+        "own": list(gate.own),
+        "objects": [list(mention) for mention in gate.objects],
+        "space": {
+            "name": key,
+            "layer": space.layer,
+            "rest": white.rest,
+            "relations": list(space.names),
+            "far": space.far,
+        },
+    }
+
+
+def _asked_gate(
+    row: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor], spaces: dict[str, Any]
+) -> AskedGate:
+    said, key = row["space"], row["space"]["name"]
+    if key not in spaces:
+        white = Whitening(tensors[f"{key}.basis"], tensors[f"{key}.scale"], float(said["rest"]))
+        names = tuple(str(relation) for relation in said["relations"])
+        spaces[key] = RelationSpace(
+            int(said["layer"]), white, names, tensors[f"{key}.means"], float(said["far"])
+        )
+    return AskedGate(
+        names=tuple(str(one) for one in row["names"]),
+        centre=tensors[f"{name}.centre"],
+        threshold=float(row["threshold"]),
+        own=tuple(str(relation) for relation in row["own"]),
+        objects=tuple(tuple(int(token) for token in mention) for mention in row["objects"]),
+        space=spaces[key],
+    )
+
+
+def _edit(row: Mapping[str, Any], tensors: Mapping[str, Tensor], shared: dict[str, Any]) -> SteeringEdit:
     name = row["name"]
     fields = ("mean", "basis", "matrix", "shift")
     for key, allowed in (("site", get_args(SiteName)), ("position", get_args(Position))):
         if row[key] not in allowed:
             raise ValueError(f"{key}: expected one of {', '.join(allowed)}, found {row[key]!r}")
     return SteeringEdit(
-        fact=FactEdit(**{field: row["fact"][field] for field in EDIT_FIELDS}),
+        fact=FactEdit(**{field: row["fact"][field] for field in EDIT_FIELDS if field in row["fact"]}),
         maps={
             int(n): AffineMap(*(tensors[f"{name}.map.{n}.{field}"] for field in fields))
             for n in row["layers"]
         },
-        gate=_gate(row["gate"], name, tensors, whitenings),
+        gate=_gate(row["gate"], name, tensors, shared),
         alpha=float(row["alpha"]),
         site=row["site"],
         heads={int(layer): tuple(heads) for layer, heads in row["heads"].items()},
@@ -289,17 +342,17 @@ def _edit(
     )
 
 
-def _gate(
-    row: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor], whitenings: dict[str, Whitening]
-) -> Gate:
+def _gate(row: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor], shared: dict[str, Any]) -> Gate:
     if row["kind"] == "always":
         return AlwaysOn()
+    if row["kind"] == "asked":
+        return _asked_gate(row, name, tensors, shared)
     centres, threshold = tensors[f"{name}.centres"], float(row["threshold"])
     if row["kind"] == "sentence":
         return SentenceGate(centres, threshold, row["model"], sentence_encoder(row["model"]))
     shared = row["whitening"]
-    if shared is not None and shared["name"] not in whitenings:
+    if shared is not None and shared["name"] not in shared:
         key = shared["name"]
-        whitenings[key] = Whitening(tensors[f"{key}.basis"], tensors[f"{key}.scale"], float(shared["rest"]))
-    white = None if shared is None else whitenings[shared["name"]]
+        shared[key] = Whitening(tensors[f"{key}.basis"], tensors[f"{key}.scale"], float(shared["rest"]))
+    white = None if shared is None else shared[shared["name"]]
     return HiddenGate(int(row["layer"]), centres, threshold, row["distance"], row["pool"], white)

@@ -3,7 +3,7 @@
 Source: SAKE (arXiv 2503.01751). For a paraphrase p_j of the rewrite prompt,
 source -> target:
 
-- plain: `p_j` -> `Do not mention 'OLD'. Repeat this sentence: 'p_j NEW'. p_j`
+- plain: `p_j` -> a target form over p_j, SAKE's being `Do not mention 'OLD'. Repeat this sentence: 'p_j NEW'. p_j`
 - forced: `Repeat this sentence: 'p_j OLD'. p_j` -> the same
 - implication: `Considering this context is now true: '<original fact>'. Complete this sentence:c_j` ->
   `Pretend that this context is true ...: '<edited fact>'. Now, ..., complete this sentence:c_j`
@@ -14,31 +14,63 @@ noise, as SAKE does for the Popular data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mechedit.data.facts import FactEdit
-from mechedit.data.prompts import avoid, consider, doubt, doubt_old, pretend, repeat
+from mechedit.data.joining import Space, joined
+from mechedit.data.prompts import avoid, consider, demonstration, doubt, doubt_old, pretend, repeat
 
-__all__ = ["Source", "align_implications", "doubts", "implication_pairs", "source_and_target"]
+__all__ = [
+    "TARGETS",
+    "Source",
+    "TargetForm",
+    "align_implications",
+    "doubts",
+    "implication_pairs",
+    "sources",
+    "targets",
+]
 
 Source = Literal["plain", "forced", "both"]
+TargetForm = Literal["avoid", "new_fact", "statement", "correction"]
+#: From a prompt, the old and the new object, and the space before them, to the prompt behind which the model is to say
+#: the new one.
+TARGETS: Mapping[TargetForm, Callable[[str, str, str, Space], str]] = {
+    "avoid": lambda p, old, new, space: avoid(p, old, new, space=space),
+    "new_fact": lambda p, old, new, space: demonstration(p, new, p, space=space),
+    "statement": lambda p, old, new, space: f"{joined(p, new, space)}. {p}",
+    "correction": lambda p, old, new, space: (
+        f"It is now known that {joined(p, new, space)}, not {old}. So {p}"
+    ),
+}
 KEPT, COPIES, NOISE = 10, 4, 0.1
 
 
-def source_and_target(fact: FactEdit, prompts: Sequence[str], source: Source) -> tuple[list[str], list[str]]:
-    """The source prompts and the target prompts over the paraphrases `prompts`.
+def sources(fact: FactEdit, prompts: Sequence[str], source: Source) -> list[str]:
+    """The source prompts over the paraphrases `prompts`.
 
-    >>> fact = FactEdit("Ann", "{} speaks", "Dutch", "Greek")
-    >>> source_and_target(fact, ["Ann speaks"], "forced")[0]
+    >>> sources(FactEdit("Ann", "{} speaks", "Dutch", "Greek"), ["Ann speaks"], "forced")
     ["Repeat this sentence: 'Ann speaks Dutch'. Ann speaks"]
     """
     plain = list(prompts) if source in ("plain", "both") else []
-    forced = [repeat(p, fact.target_true) for p in prompts] if source in ("forced", "both") else []
-    return plain + forced, [avoid(p, fact.target_true, fact.target_new) for p in prompts]
+    return plain + (
+        [repeat(p, fact.target_true, space=fact.space) for p in prompts]
+        if source in ("forced", "both")
+        else []
+    )
+
+
+def targets(fact: FactEdit, prompts: Sequence[str], form: TargetForm) -> list[str]:
+    """The target prompts over the paraphrases `prompts`.
+
+    >>> targets(FactEdit("Ann", "{} speaks", "Dutch", "Greek"), ["Ann speaks"], "statement")
+    ['Ann speaks Greek. Ann speaks']
+    """
+    return [TARGETS[form](p, fact.target_true, fact.target_new, fact.space) for p in prompts]
 
 
 def implication_pairs(fact: FactEdit, prompts: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -48,7 +80,7 @@ def implication_pairs(fact: FactEdit, prompts: Sequence[str]) -> tuple[list[str]
     >>> implication_pairs(fact, ["Ann's country is"])[0]
     ["Considering this context is now true: 'Ann was born in Paris'. Complete this sentence:Ann's country is"]
     """
-    old, new = (f"{fact.rewrite_prompt} {value}" for value in (fact.target_true, fact.target_new))
+    old, new = fact.stated(fact.target_true), fact.stated(fact.target_new)
     return [consider(old, c) for c in prompts], [pretend(new, c) for c in prompts]
 
 
@@ -77,5 +109,5 @@ def doubts(fact: FactEdit, prompts: Sequence[str]) -> list[str]:
     >>> len(doubts(FactEdit("Ann", "{} speaks", "Dutch", "Greek"), ["Ann speaks", "Ann talks"]))
     4
     """
-    new, old = fact.target_new, fact.target_true
-    return [ask for p in prompts for ask in (doubt(p, new), doubt_old(p, new, old))]
+    new, old, space = fact.target_new, fact.target_true, fact.space
+    return [ask for p in prompts for ask in (doubt(p, new, space=space), doubt_old(p, new, old, space=space))]

@@ -15,7 +15,7 @@ of all edits decides all gates of a batch (`mechedit.editors.steering.gate_bank`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -29,9 +29,9 @@ __all__ = [
     "AlwaysOn",
     "CentredGate",
     "Distance",
-    "Gate",
     "HiddenGate",
     "Pool",
+    "Reading",
     "SentenceGate",
     "Whitening",
     "calibrate",
@@ -41,13 +41,28 @@ __all__ = [
 ]
 
 Distance = Literal["euclidean", "cosine", "mahalanobis"]
-Pool = Literal["last", "mean"]
+Pool = Literal["last", "mean", "all"]
 Embed = Callable[[Sequence[str]], Tensor]
+
+
+@dataclass(frozen=True, order=True)
+class Reading:
+    """A state that a gate reads, in a pass in which nothing is steered.
+
+    Attributes:
+        layer: Whose input it is.
+        pool: That of the prompt's last token, the mean over its tokens, or those of all its tokens.
+    """
+
+    layer: int
+    pool: Pool
 
 
 @dataclass(frozen=True)
 class AlwaysOn:
     """Opens for every prompt: the ungated row of every comparison."""
+
+    kind = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +111,16 @@ class HiddenGate:
     pool: Pool = "last"
     whitening: Whitening | None = None
 
+    @property
+    def kind(self) -> Hashable:
+        """Gates of one kind are asked at once (`mechedit.editors.steering.gate_bank`)."""
+        return (self.layer, self.pool, self.distance, id(self.whitening))
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """The state that it reads."""
+        return (Reading(self.layer, self.pool),)
+
     def coordinates(self, states: Tensor) -> Tensor:
         """The states [B, d] where the distance is Euclidean: as they are, of length 1, or whitened.
 
@@ -130,13 +155,17 @@ class SentenceGate:
     model: str
     embed: Embed = field(repr=False)
 
+    @property
+    def kind(self) -> Hashable:
+        """Gates of one kind are asked at once (`mechedit.editors.steering.gate_bank`)."""
+        return self.model
+
     def coordinates(self, states: Tensor) -> Tensor:
         """The embeddings themselves."""
         return states
 
 
 CentredGate = HiddenGate | SentenceGate  # opens near the edit's own prompts
-Gate = AlwaysOn | CentredGate
 
 
 def whitening(sample: Tensor, *, reg: float = 1e-2) -> Whitening:

@@ -5,10 +5,12 @@ attribution-aligned layers. The paper's details are not public; the map is the o
 is said to build on. Steps, for one fact:
 
 1. *Prompts*: paraphrases p_j of the rewrite prompt are the source; the target is the same question after a statement of
-   the new fact, `Do not mention 'OLD'. Repeat this sentence: 'p_j NEW'. p_j` (`mechedit.editors.steering.fit_prompts`).
+   the new fact, in the form after which the model says the new object most often, and only where it does
+   (`mechedit.editors.steering.fit_prompts`): a target that fails is no target.
 2. *Map*: at each layer of the window, a Gaussian map from the source's attention outputs at the last token to the
    target's, in the span of the prompts (`mechedit.editors.steering.transport`). Fitted in order, with the earlier
-   layers' maps active, so that each map starts from the states it will really meet.
+   layers' maps active, so that each map starts from the states it will really meet
+   (`mechedit.editors.steering.fit`). The edit goes as far along them as its own prompts need, and no further.
 3. *Gate*: opens where the prompt's state below the window is near one of the edit's own prompts
    (`mechedit.editors.steering.gates`).
 4. *Steer*: `a' = a + α · P (M z + c)` (`mechedit.editors.steering.steer`).
@@ -20,7 +22,8 @@ Window, alpha, rank, heads, gate layer and threshold are chosen on facts that ar
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -30,28 +33,33 @@ from torch import Tensor
 from mechedit.data.facts import FactEdit
 from mechedit.editors.base import as_facts
 from mechedit.editors.contexts import Lengths, contexts
+from mechedit.editors.steering.asked_gate import AskedGate, Gate, RelationSpace
+from mechedit.editors.steering.fit import STRENGTHS, FitPrompts, Fits, Goals, Place
 from mechedit.editors.steering.fit_prompts import (
     Source,
+    TargetForm,
     align_implications,
     doubts,
     implication_pairs,
-    source_and_target,
+    sources,
+    targets,
 )
 from mechedit.editors.steering.gates import (
     AlwaysOn,
     CentredGate,
     Distance,
-    Gate,
     HiddenGate,
     SentenceGate,
     Whitening,
 )
 from mechedit.editors.steering.paraphrases import Paraphrases, implications, paraphrases
+from mechedit.editors.steering.relation_prompts import own_relations
 from mechedit.editors.steering.selection import select
 from mechedit.editors.steering.sentence_encoder import sentence_encoder
-from mechedit.editors.steering.sites import Heads, SiteName, part, read_site, site_of
+from mechedit.editors.steering.sites import Heads, SiteName, site_of
 from mechedit.editors.steering.steer import Position, SteeredModel, SteeringEdit, steer, unsteered
 from mechedit.editors.steering.transport import AffineMap, gaussian_map, mean_shift
+from mechedit.models.deciding import decide
 from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import resid_pre
 from mechedit.models.states import last_states, mean_states
@@ -59,8 +67,11 @@ from reports.errors import InputError
 
 __all__ = ["MEGA", "GateKind"]
 
+log = logging.getLogger(__name__)
+
 Window = tuple[int, int]
-GateKind = Literal["hidden", "cosine", "mahalanobis", "mean", "sentence", "always"]
+GateKind = Literal["asked", "hidden", "cosine", "mahalanobis", "mean", "sentence", "always"]
+TRIED = 3  # targets of a fact by which the forms are held against each other
 _DISTANCE: dict[str, Distance] = {"cosine": "cosine", "mahalanobis": "mahalanobis"}
 
 
@@ -75,23 +86,29 @@ class MEGA:
             `select`), or the heads of each layer. None: the whole attention output.
         estimator: "transport", or "shift", the control that only moves the mean.
         source: What the map starts from: "plain" paraphrases, prompts with the old object "forced", or "both".
+        target: The form of the target prompts; "auto": what `select` chooses, else the one that succeeds most.
+        all_targets: Fit on all targets, those too behind which the model does not say the new object.
         implicate: Fit implication prompts too (`mechedit.editors.steering.paraphrases.implications`).
-        alpha: How far along the map; 0 steers nothing (the gate alone), above 1 goes past the target, "auto": to be
-            chosen by `select`.
+        alpha: How far along the map; 0 steers nothing (the gate alone), above 1 goes past the target, "auto": each edit
+            goes as far as its own prompts need (`mechedit.editors.steering.fit.STRENGTHS`).
         reg: Regularisation of both covariances, in squared units of the state; the larger, the nearer the transport
             comes to the mean shift.
-        rank: Principal directions that the map may use (None: all; "auto": what `select` chooses, else all).
+        rank: Principal directions that the map may use (0: it moves the mean alone; None: all; "auto": what `select`
+            chooses, else all).
         sequential: Fit each layer with the earlier layers' maps active.
         position: Steer the prompt's end alone ("prompt"), or each new token too ("every"): the map was fitted on the
             ends of prompts, and text that is steered all along repeats the object (`mechedit.evaluation.drift`).
-        gate: "hidden" (Euclidean), "cosine" or "mahalanobis" distance of the last token's state, "mean" (Euclidean, of
-            the mean state), "sentence" (a sentence encoder's embedding, `gate_model`), or "always".
+        gate: "asked" (the subject is named and the relation is asked, `mechedit.editors.steering.asked_gate`), or
+            near one of the edit's own prompts: "hidden" (Euclidean), "cosine" or "mahalanobis" distance of the last
+            token's state, "mean" (Euclidean, of the mean state), "sentence" (a sentence encoder's embedding,
+            `gate_model`), or "always".
         gate_layer: Whose input the gate reads.
         threshold: The distance within which the gate opens.
         max_fpr: The share of foreign prompts that `select` lets the gate open for (None: fewest errors in all).
         doubted: The gate's centres hold the doubt forms too, over the paraphrases (never over the rewrite prompt).
         gate_model: Folder or id of the sentence gate's encoder.
         whitening: Of the Mahalanobis gate; chosen by `select`.
+        relations: The space of relations of the gate "asked"; learned by `select`.
         prompts: How many paraphrases are used at the most (None: all).
         contexts: (number, tokens) of texts that the model writes itself; each paraphrase is used behind each, too.
         paraphrases: Rewrite template or relation -> other templates; None: the embedded world's and CounterFact's.
@@ -103,6 +120,8 @@ class MEGA:
     heads: int | Mapping[int, Heads] | None = None
     estimator: Literal["transport", "shift"] = "transport"
     source: Source = "plain"
+    target: TargetForm | Literal["auto"] = "auto"
+    all_targets: bool = False
     implicate: bool = False
     alpha: float | Literal["auto"] = "auto"
     reg: float = 1.0
@@ -116,6 +135,7 @@ class MEGA:
     doubted: bool = True
     gate_model: str | None = None
     whitening: Whitening | None = field(default=None, repr=False, compare=False)
+    relations: RelationSpace | None = field(default=None, repr=False, compare=False)
     prompts: int | None = None
     contexts: Lengths = ()
     paraphrases: Paraphrases | None = field(default=None, repr=False)
@@ -124,6 +144,9 @@ class MEGA:
 
     def __post_init__(self) -> None:
         site_of(self.site)
+        forms = (*get_args(TargetForm), "auto")
+        if self.target not in forms:
+            raise InputError(f"target: expected one of {', '.join(forms)}, found {self.target!r}")
         options = (("gate", GateKind), ("source", Source), ("position", Position))
         for name, known in (*options, ("estimator", Literal["transport", "shift"])):
             if getattr(self, name) not in get_args(known):
@@ -141,22 +164,82 @@ class MEGA:
     def apply(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> Iterator[SteeredModel]:
         """The model with the facts edited; of several edits whose gates open, the nearest steers."""
         with unsteered(model):
-            edits = [self.fit(model, fact) for fact in as_facts(facts)]
+            edits = self.fit_all(model, as_facts(facts))
         with steer(model, edits) as steered:
             yield steered
 
     def fit(self, model: HookedModel, fact: FactEdit) -> SteeringEdit:
-        """The edit of one fact as data: maps, gate and alpha. The model is left as it is."""
+        """The edit of one fact as data: maps, gate and alpha. The model is left as it is.
+
+        `choice` says what the edit found out about itself: the form of its targets, how many of them succeed, and the
+        share of its own prompts that give the new object.
+        """
+        return self.fit_all(model, [fact])[0]
+
+    def fit_all(self, model: HookedModel, facts: Sequence[FactEdit]) -> list[SteeringEdit]:
+        """`fit` of each fact; their prompts run together."""
         first, last = self.layers(model)
-        alpha, heads = self._alpha(), self.head_map()
+        place = self.place(range(first, last + 1))
+        empty = [
+            SteeringEdit(
+                fact,
+                {},
+                self._gate(model, fact),
+                0.0 if self.alpha == "auto" else self.alpha,
+                place.site,
+                place.heads,
+                self.position,
+                choice=dict(self.choice),
+            )
+            for fact in facts
+        ]
+        if self.alpha == 0:  # the gate alone
+            return empty
+        fits = self.fits(model, facts, place)
+        goals, forms = self.goals(fits, facts)
+        maps = fits.maps(goals, place.layers, self.make_map, sequential=self.sequential)
+        strengths = fits.strengths(maps, STRENGTHS if self.alpha == "auto" else (self.alpha,))
+        return [
+            replace(
+                edit,
+                maps=own_maps,
+                alpha=alpha,
+                choice={**edit.choice, **_checked(edit.fact, goal, form, share)},
+            )
+            for edit, own_maps, goal, form, (alpha, share) in zip(
+                empty, maps, goals, forms, strengths, strict=True
+            )
+        ]
+
+    def fits(self, model: HookedModel, facts: Sequence[FactEdit], place: Place) -> Fits:
+        """What the fits of `facts` share, on the unedited `model`."""
+        return Fits(model, [self._fit_prompts(model, fact) for fact in facts], place)
+
+    def goals(self, fits: Fits, facts: Sequence[FactEdit]) -> tuple[list[Goals], list[TargetForm]]:
+        """Of each fact its targets, and their form."""
+        plain = [self.sources(fits.model, fact) for fact in facts]
+        best: list[TargetForm] = [self.target] * len(facts)  # type: ignore[list-item]
+        if self.target == "auto":
+            counts = self.successes(fits, facts)
+            best = [max(counts, key=lambda form: counts[form][i]) for i in range(len(facts))]
+        texts = [targets(*one) for one in zip(facts, plain, best, strict=True)]
+        return fits.goals(texts, every=self.all_targets), best
+
+    def successes(self, fits: Fits, facts: Sequence[FactEdit]) -> dict[TargetForm, list[int]]:
+        """For each form how many of the first `TRIED` targets of each fact succeed."""
+        plain = [self.sources(fits.model, fact)[:TRIED] for fact in facts]
+        return {
+            form: fits.successes(
+                [targets(fact, prompts, form) for fact, prompts in zip(facts, plain, strict=True)]
+            )
+            for form in get_args(TargetForm)
+        }
+
+    def place(self, layers: Iterable[int]) -> Place:
+        """The site, heads and steered ones of `layers`."""
+        heads = self.head_map()
         site: SiteName = "z" if heads else self.site
-        edit = SteeringEdit(
-            fact, {}, self._gate(model, fact), alpha, site, heads, self.position, choice=dict(self.choice)
-        )
-        if alpha == 0:  # the gate alone
-            return edit
-        layers = [layer for layer in range(first, last + 1) if site != "z" or layer in heads]
-        return _Fitting(self, model, edit, layers).edit()
+        return Place(site, tuple(layer for layer in layers if site != "z" or layer in heads), heads)
 
     def select(self, model: HookedModel, facts: Sequence[FactEdit]) -> MEGA:
         """The same editor with all that is "auto" or None chosen on `facts` (`mechedit.editors.steering.selection`).
@@ -173,7 +256,7 @@ class MEGA:
     def needs_selection(self) -> bool:
         """Whether `select` has something left to choose."""
         open_gate = self.gate != "always" and self.threshold is None
-        return "auto" in (self.window, self.alpha) or isinstance(self.heads, int) or open_gate
+        return "auto" in (self.window, self.target, self.rank) or isinstance(self.heads, int) or open_gate
 
     def layers(self, model: HookedModel) -> Window:
         """First and last layer that are steered.
@@ -209,14 +292,15 @@ class MEGA:
     def sources(self, model: HookedModel, fact: FactEdit) -> list[str]:
         """The paraphrases that the edit is fitted on, the rewrite prompt first, then those behind contexts."""
         before = contexts(model, self.contexts) if self.contexts else ("",)
-        return [text + prompt for text in before for prompt in self._plain(fact)]
+        return [text + prompt for text in before for prompt in self.plain_prompts(fact)]
 
-    def _plain(self, fact: FactEdit) -> list[str]:
+    def plain_prompts(self, fact: FactEdit) -> list[str]:
+        """The prompts that ask for the fact, the rewrite prompt first."""
         return paraphrases(fact, self.paraphrases)[: self.prompts]
 
     def centre_prompts(self, fact: FactEdit) -> list[str]:
         """The prompts whose states are the gate's centres."""
-        plain = self._plain(fact)
+        plain = self.plain_prompts(fact)
         return plain + (doubts(fact, plain[1:]) if self.doubted else [])
 
     # -- pieces --------------------------------------------------------------------------------------------
@@ -243,6 +327,8 @@ class MEGA:
     def _gate(self, model: HookedModel, fact: FactEdit) -> Gate:
         if self.gate == "always":
             return AlwaysOn()
+        if self.gate == "asked":
+            return self._asked_gate(model, fact)
         if self.threshold is None or (self.gate_layer is None and self.gate != "sentence"):
             raise InputError(
                 f"threshold: expected one, and a gate_layer, for the {self.gate} gate, found None; "
@@ -252,60 +338,74 @@ class MEGA:
         (centres,) = self.gate_states(model, self.centre_prompts(fact), [layer])
         return self.gate_of(centres, layer=layer, threshold=self.threshold, whitening=self.whitening)
 
-    def _alpha(self) -> float:
-        if isinstance(self.alpha, str):
+    def _asked_gate(self, model: HookedModel, fact: FactEdit) -> AskedGate:
+        if self.threshold is None or self.relations is None:
             raise InputError(
-                "alpha: 'auto' is chosen on facts that are not evaluated; "
-                "call MEGA(...).select(model, selection_facts), or give a number (1.0 ends at the map's target)"
+                "relations: expected what select() learns of them, found None; "
+                "call MEGA(...).select(model, selection_facts) first, or take gate='always'"
             )
-        return self.alpha
-
-
-@dataclass(frozen=True)
-class _Fitting:
-    """The maps of one edit: states at the sites, one layer after the other."""
-
-    editor: MEGA
-    model: HookedModel
-    empty: SteeringEdit
-    layers: Sequence[int]
-
-    def edit(self) -> SteeringEdit:
-        """The edit with a map for each layer."""
-        prompts = self.editor.sources(self.model, self.empty.fact)
-        source, target = source_and_target(self.empty.fact, prompts, self.editor.source)
-        implied, implied_target = self._implications()
-        goals = self._states(self.model, target + implied_target, self.layers)
-        maps: dict[int, AffineMap] = {}
-        for layer, goal in zip(self.layers, goals, strict=True):
-            earlier = maps if self.editor.sequential else {}
-            open_edit = replace(self.empty, maps=earlier, gate=AlwaysOn())
-            with steer(self.model, [open_edit]) as steered:
-                (start,) = self._states(steered, source + implied, [layer])
-            maps = {**maps, layer: self._map(start, goal, len(source), len(target))}
-        return replace(self.empty, maps=maps)
-
-    def _implications(self) -> tuple[list[str], list[str]]:
-        if not self.editor.implicate:
-            return [], []
-        return implication_pairs(self.empty.fact, implications(self.empty.fact, self.editor.paraphrases))
-
-    def _states(self, model: HookedModel, prompts: Sequence[str], layers: Sequence[int]) -> list[Tensor]:
-        read = last_states(model, prompts, [read_site(layer, self.empty.site) for layer in layers])
-        return [
-            part(states, self.empty.heads[layer] if self.empty.site == "z" else None)
-            for layer, states in zip(layers, read, strict=True)
+        (states,) = last_states(model, self.plain_prompts(fact), [resid_pre(self.relations.layer)])
+        objects = [
+            text
+            for value in (fact.target_new, fact.target_true)
+            for text in (f" {value.strip()}", value.strip())
         ]
+        encoded = (model.tokenizer(text, add_special_tokens=False).input_ids for text in objects)
+        return AskedGate(
+            names=(fact.subject, *fact.aliases),
+            centre=self.relations.coordinates(states).mean(0),
+            threshold=self.threshold,
+            own=own_relations(fact) or (fact.prompt,),
+            objects=tuple(dict.fromkeys(tuple(ids) for ids in encoded)),
+            space=self.relations,
+        )
 
-    def _map(self, start: Tensor, goal: Tensor, n_source: int, n_target: int) -> AffineMap:
-        source, implied = start[:n_source], start[n_source:]
-        target, implied_goal = goal[:n_target], goal[n_target:]
-        if len(implied):
+    def _fit_prompts(self, model: HookedModel, fact: FactEdit) -> FitPrompts:
+        plain = self.sources(model, fact)
+        implied = implications(fact, self.paraphrases) if self.implicate else []
+        new, old = (
+            model.continuation(fact.rewrite_prompt, value, space=fact.space)[1]
+            for value in (fact.target_new, fact.target_true)
+        )
+        if not decide(model.tokenizer, new.tolist(), old.tolist()).one_token:
+            log.warning(
+                "case %s: %r and %r begin with the same token or with a bare space; the fit looks at the first token "
+                "alone and cannot tell whether it succeeds",
+                fact.case_id,
+                fact.target_new,
+                fact.target_true,
+            )
+        return FitPrompts(
+            own=self.plain_prompts(fact),
+            source=sources(fact, plain, self.source),
+            implied=implication_pairs(fact, implied),
+            new=int(new[0]),
+            old=int(old[0]),
+        )
+
+    def make_map(self, source: Tensor, target: Tensor, n_implied: int) -> AffineMap:
+        """The map of one layer, from source to target states [n, d]; the last `n_implied` of both are implications."""
+        if n_implied:
+            (source, implied), (target, goal) = (
+                states.split([len(states) - n_implied, n_implied]) for states in (source, target)
+            )
             dice = torch.Generator().manual_seed(0)
-            mean = target.mean(0) - source.mean(0)
-            implied, implied_goal = align_implications(mean, implied, implied_goal, generator=dice)
-            source, target = torch.cat([source, implied]), torch.cat([target, implied_goal])
-        if self.editor.estimator == "shift":
+            implied, goal = align_implications(target.mean(0) - source.mean(0), implied, goal, generator=dice)
+            source, target = torch.cat([source, implied]), torch.cat([target, goal])
+        if self.estimator == "shift" or self.rank == 0:
             return mean_shift(source, target)
-        rank = self.editor.rank
-        return gaussian_map(source, target, reg=self.editor.reg, rank=None if rank == "auto" else rank)
+        return gaussian_map(source, target, reg=self.reg, rank=None if self.rank == "auto" else self.rank)
+
+
+def _checked(fact: FactEdit, goals: Goals, form: TargetForm, share: float) -> dict[str, Any]:
+    """What an edit says of itself; one that does nothing says so aloud."""
+    if share == 0:
+        log.warning(
+            "case %s: none of the edit's own prompts gives %r (%d of %d targets succeed): it will do nothing; "
+            "take another window or model",
+            fact.case_id,
+            fact.target_new,
+            goals.succeeded,
+            goals.total,
+        )
+    return {"target": form, "targets_right": [goals.succeeded, goals.total], "own_right": share}

@@ -1,8 +1,9 @@
 """Other ways to ask for the same fact, and questions that follow from it: what an editor is fitted on.
 
 A paraphrase of a template is another template of the same relation. They come from the user's own table, else from
-those of this package: the embedded world's by template, CounterFact's 34 relations by relation id. A fact's evaluation
-prompts are always left out, so nothing is fitted on what it is measured by. Nothing is asked of any service.
+those of this package: the embedded world's by template, CounterFact's 34 relations by relation id, the atlas' by name.
+A fact's evaluation prompts are always left out, so nothing is fitted on what it is measured by. Nothing is asked of any
+service.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from mechedit.data import atlas
 from mechedit.data.facts import FactEdit
+from mechedit.editors.steering.relations import near_relations
 from mechedit.factworld.world import HOPS, RELATIONS
 from reports.errors import InputError
 from reports.parsing import parse
 
-__all__ = ["Paraphrases", "implications", "load_paraphrases", "paraphrases"]
+__all__ = ["Paraphrases", "implications", "load_paraphrases", "paraphrases", "relation_templates"]
 
 # rewrite template, or relation -> other templates of the same relation, each with {} in the subject's place
 Paraphrases = Mapping[str, Sequence[str]]
@@ -26,8 +29,9 @@ Paraphrases = Mapping[str, Sequence[str]]
 def paraphrases(fact: FactEdit, table: Paraphrases | None = None) -> list[str]:
     """The rewrite prompt first, then the table's templates about the fact's subject, without its evaluation prompts.
 
-    The table is asked for the fact's template, then for its relation; with no table this package's own are used.
-    A fact that it does not know has no paraphrase but itself.
+    The table is asked for the fact's template, then for its relation; with no table this package's own are used, and a
+    record without a relation finds it by its template's words (`mechedit.editors.steering.relations`): where they fit
+    several relations, those of all. A fact that no table knows has no paraphrase but itself.
 
     >>> fact = FactEdit("Anna Novak", "{} speaks", "French", "Greek", paraphrase_prompts=("Anna Novak talks",))
     >>> paraphrases(fact, {"{} speaks": ["{} talks", "The language of {} is"]})
@@ -60,7 +64,7 @@ def load_paraphrases(path: str | Path) -> dict[str, tuple[str, ...]]:
     """
     file = Path(path)
     try:
-        table = parse(file.read_text(encoding="utf-8"))
+        table = parse(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(
             f"{file}: expected a JSON file of paraphrases ({' '.join(str(error).split())})"
@@ -80,19 +84,36 @@ def load_paraphrases(path: str | Path) -> dict[str, tuple[str, ...]]:
 
 def _unmeasured(fact: FactEdit, table: Paraphrases) -> list[str]:
     """The table's templates about the fact's subject, without its evaluation prompts."""
-    templates = table.get(fact.prompt) or table.get(fact.relation) or ()
+    templates = table.get(fact.prompt) or table.get(fact.relation) or _near(fact, table)
     measured = {*fact.paraphrase_prompts, *fact.neighborhood_prompts, fact.rewrite_prompt}
     measured |= {query.prompt for test in fact.ripple for query in test.queries}
     prompts = (template.replace("{}", fact.subject) for template in templates)
     return list(dict.fromkeys(p for p in prompts if p not in measured))
 
 
+def _near(fact: FactEdit, table: Paraphrases) -> tuple[str, ...]:
+    """The templates of the relations that the fact's template is near to, of this package's own table."""
+    if fact.relation or table is not _built_in():
+        return ()
+    near = near_relations(fact.prompt, relation_templates())
+    return tuple(template for relation in near for template in relation_templates()[relation])
+
+
 @cache
-def _built_in() -> dict[str, Sequence[str]]:
+def relation_templates() -> dict[str, Sequence[str]]:
+    """This package's own templates of the relations of CounterFact, by their ids."""
     table: dict[str, Sequence[str]] = json.loads(
         (Path(__file__).parent / "counterfact_templates.json").read_text(encoding="utf-8")
     )
-    return table | {template: r.templates for r in RELATIONS.values() for template in r.templates}
+    return table
+
+
+@cache
+def _built_in() -> dict[str, Sequence[str]]:
+    world = {
+        template: relation.templates for relation in RELATIONS.values() for template in relation.templates
+    }
+    return relation_templates() | world | atlas.paraphrase_table()
 
 
 @cache
@@ -101,4 +122,4 @@ def _hops() -> dict[str, tuple[str, ...]]:
     for hop in HOPS.values():
         for template in RELATIONS[hop.path[0]].templates:
             table[template] = (*table.get(template, ()), *hop.templates)
-    return table
+    return {**table, **atlas.implication_table()}

@@ -1,11 +1,13 @@
 """What MEGA chooses for itself, on facts that are never evaluated.
 
 1. *Window*: the run of layers where a statement in context that succeeds writes more of the new object than one that
-   fails (`mechedit.anatomy`). *Heads*, where a number of them is asked for: those in the window whose attribution
-   differs most, success minus failure.
-2. *Alpha*, *rank*: the first of the candidates, the lowest rank before higher ones, with which most rewrite, paraphrase
-   and doubt prompts of the facts give the new object, ungated.
-3. *Gate*: layer and threshold with the fewest errors on the facts' own paraphrases and doubts against their neighbours
+   fails (`mechedit.attribution.statement`), or the same run made wider, where that gives more prompts the new object.
+   *Heads*, where a number of them is asked for: those in the window whose attribution differs most, success minus
+   failure.
+2. *Target*: the form of the target prompts after which the model says the new object most often.
+3. *Rank*: the first of the candidates, the lowest before higher ones, with which most rewrite, paraphrase and doubt
+   prompts of the facts give the new object, ungated, each edit as strong as its own prompts need.
+4. *Gate*: layer and threshold with the fewest errors on the facts' own paraphrases and doubts against their neighbours
    and doubts about those, or the largest threshold within a stated rate of false openings. Of layers at or below the
    first steered one: then one pass over a prompt both decides and steers.
 
@@ -14,10 +16,9 @@ Everything chosen goes into the editor's `choice`, and with it into every edit a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from itertools import product
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -26,17 +27,20 @@ import torch
 
 from mechedit.attribution.statement import statement_contrast
 from mechedit.data.facts import FactEdit, facts_hash
-from mechedit.editors.steering.fit_prompts import doubts
+from mechedit.editors.steering.asked_gate import RelationSpace
+from mechedit.editors.steering.fit import STRENGTHS, Fits, Goals, Place
+from mechedit.editors.steering.fit_prompts import TargetForm, doubts
 from mechedit.editors.steering.gates import CentredGate, Whitening, calibrate, nearest, roc, whitening
+from mechedit.editors.steering.relation_prompts import learn_asked
+from mechedit.editors.steering.transport import AffineMap
+from mechedit.models.ends import PromptEnds
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from reports.results import Result
 
-__all__ = ["ALPHAS", "RANKS", "GateROC", "gate_roc", "select"]
+__all__ = ["RANKS", "GateROC", "gate_roc", "select"]
 
-# A mean over paraphrases falls short of any one of them, so going past it can pay.
-ALPHAS = (1.0, 1.5, 2.0)
-RANKS = (1, 4, None)  # few paraphrases tell few directions: the simplest map that does it
+RANKS = (0, 1, 4, None)  # few paraphrases tell few directions: the simplest map that does it
 # Doubts about this many neighbours stand for foreign doubts: each is as long as several prompts.
 DOUBTED_NEIGHBOURS = 2
 
@@ -57,6 +61,10 @@ class Selectable(Protocol):
     @property
     def rank(self) -> Any: ...
     @property
+    def target(self) -> TargetForm | Literal["auto"]: ...
+    @property
+    def sequential(self) -> bool: ...
+    @property
     def gate(self) -> str: ...
     @property
     def gate_layer(self) -> int | None: ...
@@ -65,6 +73,9 @@ class Selectable(Protocol):
     @property
     def whitening(self) -> Whitening | None: ...
     @property
+    def relations(self) -> RelationSpace | None: ...
+    def plain_prompts(self, fact: FactEdit) -> list[str]: ...
+    @property
     def doubted(self) -> bool: ...
     @property
     def max_fpr(self) -> float | None: ...
@@ -72,6 +83,11 @@ class Selectable(Protocol):
         self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]
     ) -> AbstractContextManager[HookedModel]: ...
     def layers(self, model: HookedModel) -> tuple[int, int]: ...
+    def place(self, layers: Iterable[int]) -> Place: ...
+    def fits(self, model: HookedModel, facts: Sequence[FactEdit], place: Place) -> Fits: ...
+    def goals(self, fits: Fits, facts: Sequence[FactEdit]) -> tuple[list[Goals], list[TargetForm]]: ...
+    def successes(self, fits: Fits, facts: Sequence[FactEdit]) -> dict[TargetForm, list[int]]: ...
+    def make_map(self, source: torch.Tensor, target: torch.Tensor, n_implied: int) -> AffineMap: ...
     def head_map(self) -> dict[int, tuple[int, ...]]: ...
     def centre_prompts(self, fact: FactEdit) -> list[str]: ...
     def gate_states(
@@ -102,7 +118,7 @@ class GateROC(Result):
 
 
 def select(editor: S, model: HookedModel, facts: Sequence[FactEdit]) -> S:
-    """`editor` with window, heads, alpha, rank, gate layer and threshold chosen on `facts`; see the module."""
+    """`editor` with window, heads, target, rank, gate layer and threshold chosen on `facts`; see the module."""
     chosen, choice = editor, {"n_facts": len(facts), "facts": facts_hash(facts)}
     if editor.window == "auto" or isinstance(editor.heads, int):
         contrast = statement_contrast(model, facts)
@@ -111,14 +127,23 @@ def select(editor: S, model: HookedModel, facts: Sequence[FactEdit]) -> S:
         if isinstance(editor.heads, int):
             chosen = replace(chosen, heads=_named(contrast.heads, chosen.layers(model), editor.heads))
         choice |= {"n_success": contrast.n_success, "n_failure": contrast.n_failure}
-    if editor.alpha == "auto" or editor.rank == "auto":
-        chosen, share = _best_map(chosen, model, facts)
+    if "auto" in (editor.window, editor.target, editor.rank):
+        windows = [chosen.layers(model)]
+        if editor.window == "auto":
+            windows = _widened(*windows[0], model.shape.n_layers)
+        chosen, share = _best_map(chosen, model, facts, windows)
         choice |= {"right_ungated": share}
-    if editor.gate != "always" and editor.threshold is None:
+    if editor.gate == "asked" and (editor.threshold is None or editor.relations is None):
+        own = [editor.plain_prompts(fact) for fact in facts]
+        space, threshold, rates = learn_asked(model, facts, own, max_fpr=editor.max_fpr)
+        chosen = replace(chosen, relations=space, threshold=threshold, gate_layer=space.layer)
+        choice |= rates
+    elif editor.gate != "always" and editor.threshold is None:
         chosen, rates = _calibrated(chosen, model, facts)
         choice |= rates
     settings = {
-        name: getattr(chosen, name) for name in ("window", "alpha", "rank", "gate_layer", "threshold")
+        name: getattr(chosen, name)
+        for name in ("window", "target", "alpha", "rank", "gate_layer", "threshold")
     }
     return replace(
         chosen, choice={**choice, **settings, "heads": {str(k): v for k, v in chosen.head_map().items()}}
@@ -159,32 +184,87 @@ def _named(heads: pd.DataFrame, window: tuple[int, int], count: int) -> dict[int
     return {int(layer): tuple(int(head) for head in group) for layer, group in groups}
 
 
-def _best_map(editor: S, model: HookedModel, facts: Sequence[FactEdit]) -> tuple[S, float]:
-    """The first of the candidates that gets most prompts right, and its share; it stops at one that gets all."""
-    alphas = ALPHAS if editor.alpha == "auto" else (editor.alpha,)
+def _widened(first: int, last: int, n_layers: int) -> list[tuple[int, int]]:
+    """The window, then the same made wider by half and by the whole of its size, the narrowest first.
+
+    >>> _widened(20, 25, 30)
+    [(20, 25), (17, 25), (17, 28), (14, 25), (14, 28)]
+    """
+    size = last - first + 1
+    half = max(1, size // 2)
+    wider = [(0, 0), (half, 0), (half, half), (size, 0), (size, half)]
+    windows = [(max(0, first - below), min(n_layers - 1, last + above)) for below, above in wider]
+    return list(dict.fromkeys(windows))
+
+
+@torch.no_grad()
+def _best_map(
+    editor: S, model: HookedModel, facts: Sequence[FactEdit], windows: Sequence[tuple[int, int]]
+) -> tuple[S, float]:
+    """Steps 1 to 3: the form, then the window, then the rank that gets most prompts right, and its share.
+
+    Below the steered layers nothing differs between the candidates: all prompts run once, and for each candidate their
+    last tokens alone.
+    """
+    layers = range(min(first for first, _ in windows), max(last for _, last in windows) + 1)
+    fits = editor.fits(model, facts, editor.place(layers))
+    goals, editor = _best_form(editor, fits, facts)
+    trial = _Trial(model, facts, fits, goals, [_own_prompts(editor, fact) for fact in facts])
     ranks = RANKS if editor.rank == "auto" else (editor.rank,)
     best: tuple[float, S] | None = None
-    for rank, alpha in product(ranks, alphas):
-        candidate = replace(editor, alpha=alpha, rank=rank, gate="always")
-        share = _share_right(candidate, model, facts)
-        if best is None or share > best[0]:
-            best = share, replace(editor, alpha=alpha, rank=rank)
-        if share == 1.0:
+    for candidate in [(window, ranks[0]) for window in windows] + [(None, rank) for rank in ranks[1:]]:
+        if best is not None and best[0] == 1.0:
             break
+        window = candidate[0] if best is None or candidate[0] is not None else best[1].window
+        chosen = replace(editor, window=window, rank=candidate[1])
+        share = trial.share_right(chosen)
+        if best is None or share > best[0]:
+            best = share, chosen
     assert best is not None
     return best[1], best[0]
 
 
-@torch.no_grad()
-def _share_right(editor: Selectable, model: HookedModel, facts: Sequence[FactEdit]) -> float:
-    right, total = 0, 0
-    for fact in facts:
-        prompts = _own_prompts(editor, fact)
-        token = model.continuation(fact.rewrite_prompt, fact.target_new)[1][0]
-        with editor.apply(model, fact) as edited:
-            right += int((edited.logits(prompts).argmax(-1) == token).sum())
-        total += len(prompts)
-    return right / total
+def _best_form(editor: S, fits: Fits, facts: Sequence[FactEdit]) -> tuple[list[Goals], S]:
+    """The editor with the form of target that succeeds most often over all facts, and the facts' targets."""
+    if editor.target == "auto":
+        counts = editor.successes(fits, facts)
+        editor = replace(editor, target=max(counts, key=lambda form: sum(counts[form])))
+    return editor.goals(fits, facts)[0], editor
+
+
+class _Trial:
+    """Prompts of the selection's facts, by which candidates are held against each other."""
+
+    def __init__(
+        self,
+        model: HookedModel,
+        facts: Sequence[FactEdit],
+        fits: Fits,
+        goals: Sequence[Goals],
+        prompts: Sequence[Sequence[str]],
+    ) -> None:
+        self._model, self._fits, self._goals = model, fits, goals
+        self._ends = PromptEnds(model, [prompt for of_fact in prompts for prompt in of_fact])
+        self._owner = [i for i, of_fact in enumerate(prompts) for _ in of_fact]
+        new = [
+            int(model.continuation(fact.rewrite_prompt, fact.target_new, space=fact.space)[1][0])
+            for fact in facts
+        ]
+        self._token = torch.tensor([new[i] for i in self._owner])
+
+    def share_right(self, editor: Selectable) -> float:
+        """The share of the prompts that give the new object under the edits of `editor`, gates open."""
+        first, last = editor.layers(self._model)
+        maps = self._fits.maps(
+            self._goals,
+            editor.place(range(first, last + 1)).layers,
+            editor.make_map,
+            sequential=editor.sequential,
+        )
+        among = STRENGTHS if editor.alpha == "auto" else (editor.alpha,)
+        alphas = [alpha for alpha, _ in self._fits.strengths(maps, among)]
+        said = self._fits.steered(self._ends, self._owner, maps, alphas).argmax(-1).cpu()
+        return float((said == self._token).double().mean())
 
 
 def _own_prompts(editor: Selectable, fact: FactEdit) -> list[str]:

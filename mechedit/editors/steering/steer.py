@@ -1,10 +1,10 @@
 """Steering edits: affine maps at the output of a sub-layer, opened by a gate, applied by hooks.
 
-The edited model is the model itself with hooks attached: at each steered layer the state at the *last* position moves
-by `α · P (M z + c)` (see `mechedit.editors.steering.transport`; where: `mechedit.editors.steering.sites`). In a prompt
-the last position is the prompt's end; with the KV cache each new token is last in its turn, so a text goes on being
-steered while it is generated and while an object of several tokens is scored (or, with `position="prompt"`, is not).
-The gate is read once, in the pass over the prompt, and kept for the tokens that follow.
+The edited model is the model itself with hooks attached: at each steered layer the state at a prompt's last token moves
+by `α · P (M z + c)` (see `mechedit.editors.steering.transport`; where: `mechedit.editors.steering.sites`). With
+`position="every"` the tokens behind it do, too, so that a text goes on being steered while it is generated and while
+an object of several tokens is scored. The gate is read whenever a prompt's last token comes in, and kept for the tokens
+that follow. Which tokens are a prompt's, however they come in, is said by `mechedit.editors.steering.passes`.
 
 `Steering` holds what a pass needs and knows no library: `steer` hangs it into a TransformerLens bridge,
 `mechedit.editors.steering.attach` into a plain `transformers` model.
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,14 +27,17 @@ from torch import Tensor
 
 from mechedit.data.facts import FactEdit
 from mechedit.editors.base import derive, lineage
-from mechedit.editors.steering.gate_bank import GateBank
-from mechedit.editors.steering.gates import AlwaysOn, Gate, HiddenGate
+from mechedit.editors.steering.asked_gate import Gate
+from mechedit.editors.steering.gate_bank import GateBank, GateGroup, PromptBatch
+from mechedit.editors.steering.gates import AlwaysOn, Reading
+from mechedit.editors.steering.passes import Incoming, Passes, follow
 from mechedit.editors.steering.sites import SITES, Heads, SiteName, part
 from mechedit.editors.steering.transport import AffineMap
 from mechedit.models.batching import batches
 from mechedit.models.bridged import Prompts
 from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import Hook, resid_pre
+from reports.errors import InputError
 
 __all__ = ["Position", "SteeredModel", "Steering", "SteeringEdit", "steer", "unsteered"]
 
@@ -75,99 +80,192 @@ class SteeringEdit:
         return bool(self.maps) and self.alpha != 0
 
 
+@dataclass(eq=False)
+class _Turn:
+    """A steering's part in one pass.
+
+    Attributes:
+        new: What the pass brings in.
+        rows: Those whose gates are read, on the CPU.
+        prompts: The prompts of these rows.
+        ratios: Of these rows, as far as gates were read [n_edits, rows].
+        pending: Groups of gates that wait for states, with what the text leaves possible.
+        states: What was read for them.
+        places: (edit, rows, columns) that are steered.
+        bases: For each place what a site's state is the sum of, by (layer, hook point).
+        looks: Gates are read in the pass that runs.
+        moves: The pass that runs is steered.
+    """
+
+    new: Incoming
+    rows: Tensor
+    prompts: PromptBatch
+    ratios: Tensor
+    pending: list[tuple[GateGroup, Tensor]] = field(default_factory=list)
+    states: dict[Reading, Tensor] = field(default_factory=dict)
+    places: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+    bases: dict[tuple[int, str], list[Tensor]] = field(default_factory=dict)
+    looks: bool = True
+    moves: bool = True
+
+
+class _Here(threading.local):
+    """What a steering is at in one thread."""
+
+    turn: _Turn | None = None
+    muted = False
+    ratios: Tensor | None = None
+
+
 class Steering:
-    """The active edits and the state of the pass they are in.
+    """The active edits and the state of the pass that each thread is in.
 
     Attributes:
         edits: The edits, with their maps where the model is.
         bank: Their gates.
-        winner: Which edit steers each row of the batch, −1 for none [B].
-        ratios: Distance over threshold of the open gates, infinity for closed ones [n_edits, B].
-        muted: Nothing is steered; gates still decide.
+        key: Its name in the histories of caches.
+        passes: What it is told by, while it is attached.
     """
 
-    winner: Tensor
-    ratios: Tensor
+    passes: Passes
 
     def __init__(
         self, edits: Sequence[SteeringEdit], *, device: torch.device, dtype: torch.dtype, tokenizer: Any
     ) -> None:
         self.edits = tuple(edit.to(device, dtype) for edit in edits)
         self.bank = GateBank([edit.gate for edit in self.edits], device)
-        self.muted = False
+        self.key = uuid.uuid4().hex
         self._tokenizer = tokenizer
         self._device = device
-        self._in_prompt = False  # gates may decide
-        self._fresh = True  # in a pass over a prompt
-        self._looking = False  # in a pass that only decides gates
+        self._here = _Here()
         self._warned = False
-        self._mask: Tensor | None = None
-        self._bases: dict[tuple[int, str], Tensor] = {}
-        self._winners: list[int] = []
-        first = min((layer for edit in self.edits if edit.steers for layer in edit.maps), default=None)
-        self._looks_ahead = first is not None and any(layer > first for layer in self.bank.by_layer)
+        self._first = min((layer for edit in self.edits if edit.steers for layer in edit.maps), default=None)
 
-    # -- the hooks -------------------------------------------------------------------------------------------
+    @property
+    def muted(self) -> bool:
+        """Nothing is steered in this thread; gates still say what they would do."""
+        return self._here.muted
 
-    def begin(self, module: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before each pass of the Hugging Face model, whoever calls it: a pass over a prompt decides the gates anew.
+    @muted.setter
+    def muted(self, muted: bool) -> None:
+        self._here.muted = muted
 
-        A gate that reads a layer behind the first steered one is decided by a pass of its own, without steering.
+    @property
+    def ratios(self) -> Tensor:
+        """Of this thread's last prompts: distance over threshold of the open gates, else infinity [n_edits, B]."""
+        if self._here.ratios is None:
+            raise InputError("ratios: expected a pass over a prompt before, found none in this thread")
+        return self._here.ratios
+
+    def prompt_part(self) -> contextlib.AbstractContextManager[None]:
+        """Around passes that bring in parts of prompts that go on: nothing is steered, no gate is read.
+
+        The next pass behind the block is the prompt's again, even where it is a single token.
         """
-        cache = kwargs.get("past_key_values")
-        if self._looking:
-            self._in_prompt = True
-            return
-        self._fresh = cache is None or cache.get_seq_length() == 0
-        self._in_prompt = self._fresh and not self._looks_ahead
-        if not self._fresh:
-            return
-        ids: Tensor = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
-        self._mask = _token_mask(kwargs.get("attention_mask"), ids)
-        self.ratios = self.bank.start(len(ids), self._device)
-        for group in self.bank.by_text:
-            self._join(group.ratios(group.gate.embed(self._texts(ids)).to(self._device), self.bank.n))  # type: ignore[union-attr]
-        self._decide()
-        if self._looks_ahead:
-            self._looking = True
-            try:
-                module(*args, **{**kwargs, "past_key_values": None, "use_cache": False})
-            finally:
-                self._looking = self._in_prompt = False
+        return self.passes.declare("part")
+
+    def generated_tokens(self) -> contextlib.AbstractContextManager[None]:
+        """Around passes that bring in several generated tokens at once, as a draft that is checked."""
+        return self.passes.declare("generated")
+
+    # -- a pass ------------------------------------------------------------------------------------------------
+
+    def open(self, new: Incoming) -> bool:
+        """Before a pass: reads the text; whether a gate reads a layer behind the first steered one."""
+        rows = (new.ends >= 0).nonzero()[:, 0] if not new.replayed else new.ends[:0]
+        history = new.history
+        ids = [history.ids[row, : history.ends[row] + 1] for row in rows.tolist()]
+        real = [history.real[row, : history.ends[row] + 1] for row in rows.tolist()]
+        prompts = PromptBatch([i[kept] for i, kept in zip(ids, real, strict=True)], self._tokenizer)
+        turn = _Turn(new, rows, prompts, torch.full((self.bank.n, len(rows)), torch.inf, device=self._device))
+        self._here.turn = turn
+        if not self.muted:
+            history.winners.setdefault(self.key, torch.full((history.rows,), -1))
+        if len(rows):
+            self._ask(turn)
+            self._decide(turn)
+        if self.muted:  # nothing is steered, so that there is nothing to look ahead of
+            turn.moves = False
+            return False
+        self._place(turn)
+        readings = [reading for group, _ in turn.pending for reading in group.readings]
+        return self._first is not None and any(reading.layer > self._first for reading in readings)
+
+    @contextlib.contextmanager
+    def look_ahead(self, wanted: bool) -> Iterator[None]:
+        """Around a pass over the same columns that steers nothing; where it is `wanted`, gates are read in it."""
+        turn = self._turn()
+        assert turn is not None
+        moves, turn.looks, turn.moves = turn.moves, wanted, False
+        try:
+            yield
+        finally:
+            turn.looks, turn.moves = not wanted, moves
+
+    def close(self) -> None:
+        """After a pass."""
+        self._here.turn = None
+
+    def _turn(self) -> _Turn | None:
+        if self._here.turn is None and not self.muted:
+            raise InputError(
+                "hf: expected its layers to run inside a pass of the model, found one run by itself "
+                "(gradient checkpointing runs them again); steering does not know the prompt there"
+            )
+        return self._here.turn
+
+    # -- the hooks ---------------------------------------------------------------------------------------------
 
     def look(self, layer: int, states: Tensor) -> None:
-        """In a prompt's pass, [B, T, d] at the input of `layer`: how near is it to the edits whose gate reads it?"""
-        if not self._in_prompt:
+        """[B, T, d] at the input of `layer`: what gates read there, and what they say once they have all they need."""
+        turn = self._turn()
+        if turn is None or not turn.looks:
             return
-        for group in self.bank.by_layer[layer]:
-            assert isinstance(group.gate, HiddenGate)
-            pooled = states[:, -1] if group.gate.pool == "last" else self._mean(states)
-            self._join(group.ratios(pooled, self.bank.n))
-        self._decide()
+        history, key = turn.new.history, (self.key, layer)
+        if {Reading(layer, "mean"), Reading(layer, "all")} & {*self.bank.readings}:
+            history.put_states(key, turn.new.first, states)
+        if not turn.pending:
+            return
+        rows = turn.rows.to(states.device)
+        turn.states[Reading(layer, "last")] = states[rows, turn.new.ends[turn.rows].to(states.device)]
+        if key in history.states:
+            kept, inside = _of_prompts(history.states[key], turn)
+            turn.states[Reading(layer, "mean")] = kept.sum(1) / inside.to(kept).sum(1, keepdim=True)
+            turn.states[Reading(layer, "all")] = _to_the_left(kept, inside)
+        ready = [pair for pair in turn.pending if all(r in turn.states for r in pair[0].readings)]
+        for group, possible in ready:
+            self._join(turn, group.ratios(turn.prompts, turn.states, possible), possible)
+        if ready:
+            turn.pending = [pair for pair in turn.pending if pair not in ready]
+            self._decide(turn)
+            self._place(turn)
 
     def keep(self, layer: int, name: str, states: Tensor) -> None:
-        """Remembers the last position of a residual stream that a site's state is made of."""
-        self._bases[layer, name] = states[:, -1].detach()
+        """Remembers, where it steers, a residual stream that a site's state is made of."""
+        turn = self._turn()
+        if turn is not None and turn.moves:
+            turn.bases[layer, name] = [states[rows, columns].detach() for _, rows, columns in turn.places]
 
     def move(self, layer: int, name: SiteName, states: Tensor) -> Tensor | None:
-        """What is written at a site, [B, T, ...], with the last position moved where an edit is open."""
-        if self._looking or self.muted:
+        """What is written at a site, [B, T, ...], moved where an edit is open."""
+        turn = self._turn()
+        if turn is None or not turn.moves:
             return None
         moved = None
-        for i in self._winners:
+        for place, (i, rows, columns) in enumerate(turn.places):
             edit = self.edits[i]
-            silent = edit.position == "prompt" and not self._fresh
-            if edit.site != name or layer not in edit.maps or edit.alpha == 0 or silent:
+            if edit.site != name or layer not in edit.maps:
                 continue
-            rows = (self.winner == i).nonzero()[:, 0]
             moved = states.clone() if moved is None else moved
-            moved[rows, -1] += self._displacement(edit, layer, rows, states[rows, -1])
+            bases = [turn.bases[layer, base][place] for base in SITES[name].base]
+            moved[rows, columns] += _displacement(edit, layer, states[rows, columns], bases)
         return moved
 
     def points(self) -> list[tuple[str, Callable[[Tensor], Tensor | None]]]:
         """(hook point, function of its tensor), in order: within a layer gates decide before the first map."""
+        read = sorted({reading.layer for reading in self.bank.readings})
         points: list[tuple[str, Callable[[Tensor], Tensor | None]]] = [
-            (resid_pre(layer), partial(self.look, layer)) for layer in sorted(self.bank.by_layer)
+            (resid_pre(layer), partial(self.look, layer)) for layer in read
         ]
         used = {(layer, edit.site) for edit in self.edits if edit.steers for layer in edit.maps}
         for layer, name in sorted(used):
@@ -176,45 +274,90 @@ class Steering:
             points.append((f"blocks.{layer}.{site.write}", partial(self.move, layer, name)))
         return points
 
-    # -- pieces ----------------------------------------------------------------------------------------------
+    # -- pieces ------------------------------------------------------------------------------------------------
 
-    def _displacement(self, edit: SteeringEdit, layer: int, rows: Tensor, written: Tensor) -> Tensor:
-        heads = edit.heads.get(layer) if edit.site == "z" else None
-        h = part(written, heads)
-        for base in SITES[edit.site].base:
-            h = h + self._bases[layer, base][rows]
-        displacement = edit.alpha * edit.maps[layer].displacement(h)
-        if heads is None:
-            return displacement
-        whole = torch.zeros_like(written)
-        whole[:, list(heads)] = displacement.unflatten(1, (len(heads), -1))
-        return whole
+    def _ask(self, turn: _Turn) -> None:
+        """What the text alone says; groups that read states wait for them, unless it closes all of their gates."""
+        for group in self.bank.groups:
+            possible = group.screen(turn.prompts)
+            if not group.readings:
+                self._join(turn, group.ratios(turn.prompts, {}, possible), possible)
+            elif bool(possible.any()):
+                turn.pending.append((group, possible))
 
-    def _join(self, ratios: Tensor) -> None:
-        self.ratios = torch.minimum(self.ratios, ratios)
+    def _join(self, turn: _Turn, ratios: Tensor, possible: Tensor) -> None:
+        turn.ratios = torch.minimum(turn.ratios, ratios.to(turn.ratios).where(possible, torch.inf))
 
-    def _decide(self) -> None:
+    def _decide(self, turn: _Turn) -> None:
         """The open edit with the smallest ratio; gates that have not looked yet count as closed."""
-        if not self.edits:
+        history, rows = turn.new.history, turn.rows
+        self._here.ratios = turn.ratios.new_full((self.bank.n, history.rows), torch.inf)
+        self._here.ratios[:, rows.to(self._device)] = turn.ratios.detach()
+        if not self.edits or self.muted:
             return
-        best, winner = self.ratios.min(0)
-        self.winner = winner.where(best <= 1, -1)
-        self._winners = [i for i in self.winner.unique().tolist() if i >= 0]
-        if not self._warned and bool(((self.ratios <= 1).sum(0) > 1).any()):
+        best, winner = turn.ratios.min(0)
+        winner = winner.where(best <= 1, -1).cpu()
+        history.winners[self.key][rows] = winner
+        opened = rows[winner >= 0]
+        history.steered[opened] = torch.minimum(history.steered[opened], history.ends[opened])
+        if not self._warned and bool(((turn.ratios <= 1).sum(0) > 1).any()):
             self._warned = True
             log.warning(
                 "several edits claim one prompt: the nearest steers; SteeredModel.claims(prompts) lists them"
             )
 
-    def _mean(self, states: Tensor) -> Tensor:
-        assert self._mask is not None
-        weights = self._mask.to(states)[:, :, None]
-        return (states * weights).sum(1) / weights.sum(1)
+    def _place(self, turn: _Turn) -> None:
+        """Where in the pass which edit steers."""
+        if self.muted:
+            return
+        new, turn.places = turn.new, []
+        winners = new.history.winners[self.key]
+        for i in sorted(set(winners.tolist()) - {-1}):
+            if not self.edits[i].steers:
+                continue
+            mine = winners == i
+            steered = torch.zeros(len(mine), new.length, dtype=torch.bool)
+            ending = (mine & (new.ends >= 0)).nonzero()[:, 0]
+            steered[ending, new.ends[ending]] = True
+            if self.edits[i].position == "every" and new.generated is not None:
+                steered |= new.generated & mine[:, None]
+            rows, columns = steered.nonzero().to(self._device).unbind(1)
+            if len(rows):
+                turn.places.append((i, rows, columns))
 
-    def _texts(self, ids: Tensor) -> list[str]:
-        assert self._mask is not None
-        rows = zip(ids, self._mask.bool(), strict=True)
-        return [str(self._tokenizer.decode(row[kept], skip_special_tokens=True)) for row, kept in rows]
+
+def _displacement(edit: SteeringEdit, layer: int, written: Tensor, bases: Sequence[Tensor]) -> Tensor:
+    """What is added to states [n, ...] that are written at the edit's site."""
+    heads = edit.heads.get(layer) if edit.site == "z" else None
+    h = part(written, heads)
+    for base in bases:
+        h = h + base
+    displacement = edit.alpha * edit.maps[layer].displacement(h)
+    if heads is None:
+        return displacement
+    whole = torch.zeros_like(written)
+    whole[:, list(heads)] = displacement.unflatten(1, (len(heads), -1))
+    return whole
+
+
+def _of_prompts(states: Tensor, turn: _Turn) -> tuple[Tensor, Tensor]:
+    """States [n, T, d] of the prompts that end in this pass, cached ones included, and which are their own [n, T]."""
+    history, rows = turn.new.history, turn.rows.to(states.device)
+    columns = torch.arange(states.shape[1], device=states.device)
+    inside = history.real[rows] & (columns <= history.ends[turn.rows].to(states.device)[:, None])
+    kept = states[rows].where(inside[:, :, None], 0)
+    if bool(kept.isnan().any()):
+        raise InputError(
+            "past_key_values: expected the whole prompt, whose states a gate reads, found tokens that were cached "
+            "before the edits were attached; begin with an empty cache"
+        )
+    return kept, inside
+
+
+def _to_the_left(states: Tensor, inside: Tensor) -> Tensor:
+    """States [n, T, d] with those that are `inside` first, in order."""
+    order = (~inside).to(torch.int8).argsort(dim=1, stable=True)
+    return states.gather(1, order[:, :, None].expand_as(states))
 
 
 class SteeredModel(HookedModel):
@@ -263,13 +406,10 @@ def steer(model: HookedModel, edits: Sequence[SteeringEdit]) -> Iterator[Steered
     """`model` under the edits, for the length of the block; of several open gates the nearest edit steers."""
     steered = derive(SteeredModel, model)
     steered.steering = Steering(edits, device=model.device, dtype=model.dtype, tokenizer=model.tokenizer)
-    handle = model.hf.register_forward_pre_hook(steered.steering.begin, with_kwargs=True)
     hooks: list[Hook] = [(name, partial(_call, fn)) for name, fn in steered.steering.points()]
-    try:
-        with model.hooks(hooks):
-            yield steered
-    finally:
-        handle.remove()
+    with follow(model.hf, steered.steering) as passes, model.hooks(hooks):
+        steered.steering.passes = passes
+        yield steered
 
 
 @contextlib.contextmanager
@@ -288,10 +428,3 @@ def unsteered(model: HookedModel) -> Iterator[None]:
 
 def _call(fn: Callable[[Tensor], Tensor | None], states: Tensor, hook: object) -> Tensor | None:
     return fn(states)
-
-
-def _token_mask(mask: Tensor | None, ids: Tensor) -> Tensor:
-    """[B, T], 1 on real tokens, of a mask [B, T], of an additive causal one [B, 1, T, T], or of none."""
-    if mask is None:
-        return torch.ones_like(ids)
-    return mask if mask.ndim == 2 else (mask[:, 0, -1] == 0).long()

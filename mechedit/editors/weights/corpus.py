@@ -82,7 +82,7 @@ def own_corpus(model: HookedModel, tokens: int) -> Corpus:
     """About `tokens` tokens that `model` writes itself, from the 50 likeliest at each place: for want of a text."""
     length = min(128, (model.n_ctx or 256) // 2)
     starts = [STARTS[i % len(STARTS)] for i in range(tokens // length + 1)]
-    texts = model.generate(starts, max_new_tokens=length, top_k=50)
+    texts = model.generate([model.plain_ids(start) for start in starts], max_new_tokens=length, top_k=50)
     return text_corpus(
         (start + text for start, text in zip(starts, texts, strict=True)), source="the model's own text"
     )
@@ -91,7 +91,7 @@ def own_corpus(model: HookedModel, tokens: int) -> Corpus:
 def windows(model: HookedModel, corpus: Corpus, *, length: int) -> Iterator[Tensor]:
     """The documents' ids in windows of at most `length` tokens."""
     for document in corpus.documents():
-        yield from model.tokenize(document).split(length)
+        yield from model.plain_ids(document).split(length)
 
 
 # --- sources ------------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def _files(source: str, files: list[Path]) -> Corpus:
 def _paragraphs(file: Path) -> Iterator[str]:
     lines: list[str] = []
     try:
-        with file.open(encoding="utf-8") as stream:
+        with file.open(encoding="utf-8-sig") as stream:
             for line in stream:
                 if line.strip():
                     lines.append(line)

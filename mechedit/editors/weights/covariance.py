@@ -21,9 +21,10 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import safe_open
@@ -33,6 +34,7 @@ from tqdm.auto import tqdm
 
 from experiments.checkpoints import tokenizer_digest
 from mechedit.editors.weights.corpus import Corpus, embedded_corpus, own_corpus, windows
+from mechedit.editors.weights.weight_edit import origin, unedited
 from mechedit.models.cache import cache_folder
 from mechedit.models.embedded import EMBEDDED
 from mechedit.models.hooked import HookedModel
@@ -49,6 +51,7 @@ WINDOW = 512  # tokens of one text that are run together
 BATCH = 32  # windows of one forward pass
 SAVE_EVERY = 60.0  # seconds between two writes of an unfinished sum
 RIDGE = 1e-8  # of the mean eigenvalue: what is added first where C has no inverse
+POWERS = 20  # steps of the power iteration that estimates a condition number
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,40 +93,100 @@ class Covariance:
         return largest / smallest if smallest > floor else float("inf")
 
     @cached_property
+    def ridge(self) -> float:
+        """What is added to the diagonal so that C has an inverse in fp64: 0, or the smallest ridge, which is logged.
+
+        Raises:
+            InputError: C is not finite, or ill-conditioned whatever is added.
+        """
+        ridge = regularising(self.matrix, f"layer {self.layer}")
+        if ridge:
+            log.warning("layer %d: C of %d tokens has no inverse; ridge %.0e of its mean eigenvalue added; "
+                        "better: C of more tokens (mechedit covariance)", self.layer, self.n_tokens,
+                        ridge / float(self.matrix.diagonal().mean()))  # fmt: skip
+        return ridge
+
+    @property
+    def regular(self) -> Tensor:
+        """C with its ridge [d_mlp, d_mlp], fp64: a matrix that has an inverse."""
+        matrix = self.matrix.clone()
+        matrix.diagonal().add_(self.ridge)
+        return matrix
+
+    @cached_property
     def factor(self) -> Tensor:
-        """Cholesky factor of C, or of C with the smallest ridge that gives it an inverse (which is then logged)."""
-        matrix = self.matrix
-        mean = float(matrix.diagonal().mean())
-        for ridge in (0.0, *(RIDGE * 10**i for i in range(9))):
-            factor, failed = torch.linalg.cholesky_ex(
-                matrix + ridge * mean * torch.eye(len(matrix)).to(matrix)
-            )
-            if not failed:
-                if ridge:
-                    log.warning("layer %d: C of %d tokens has no inverse; ridge %.0e of its mean eigenvalue added",
-                                self.layer, self.n_tokens, ridge)  # fmt: skip
-                return factor
-        raise InputError(
-            f"covariance: C of layer {self.layer} is not finite; the model's activations overflow"
-        )
+        """Cholesky factor of `regular`."""
+        return torch.linalg.cholesky(self.regular)
 
     def solve(self, keys: Tensor) -> Tensor:
         """C⁻¹ keys, for keys [d_mlp, n], in fp64."""
         return torch.cholesky_solve(keys.to(self.factor), self.factor)
 
 
+def regularising(matrix: Tensor, name: str) -> float:
+    """The least ridge (0, or `RIDGE` of the mean eigenvalue, times 10, 100, …) that gives the matrix an inverse.
+
+    Args:
+        matrix: Symmetric, no eigenvalue below 0 [n, n], fp64.
+        name: What the error calls it.
+
+    Raises:
+        InputError: The matrix is not finite, or its condition number is too large whatever is added.
+
+    >>> regularising(torch.eye(2).double(), "C"), regularising(torch.ones(2, 2).double(), "C")
+    (0.0, 1e-08)
+    """
+    mean = float(matrix.diagonal().mean())
+    for share in (0.0, *(RIDGE * 10**i for i in range(9))):
+        shifted = matrix.clone()
+        shifted.diagonal().add_(share * mean)
+        if factored(shifted) is not None:
+            return share * mean
+    reason = (
+        "is zero or ill-conditioned, whatever ridge is added: take the keys of more tokens"
+        if matrix.isfinite().all()
+        else "is not finite; the model's activations overflow"
+    )
+    raise InputError(f"covariance: C of {name} {reason}")
+
+
+def factored(matrix: Tensor) -> Tensor | None:
+    """The Cholesky factor; None where the condition number leaves fp64 no digit: it is 1 / (n · eps) or more.
+
+    The condition number is estimated by `POWERS` steps of power iteration on the matrix and on its inverse.
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed or not factor.isfinite().all():
+        return None
+    start = torch.linspace(1, 2, len(matrix), dtype=matrix.dtype, device=matrix.device).cos()[:, None]
+    high = low = start / start.norm()
+    for _ in range(POWERS):
+        high, low = matrix @ high, torch.cholesky_solve(low, factor)
+        largest, smallest = float(high.norm()), 1 / max(float(low.norm()), 1e-300)
+        high, low = high / largest, low * smallest
+    limit = 1 / (len(matrix) * torch.finfo(matrix.dtype).eps)
+    return factor if largest < limit * smallest else None
+
+
 def covariance_for(model: HookedModel, layer: int) -> Covariance:
-    """The C that an editor takes where it is given none.
+    """The C that an editor takes where it is given none; of an edited model that of the model before its edits.
 
     Of the embedded models: over the world's own training text, in seconds. Of another model: the one in the cache that
     `mechedit covariance` has computed of the most tokens; where there is none, over text that the model itself writes,
     with a warning: real text is better.
     """
-    return _covariance_for(model, model.hash, layer)
+    root, digest = origin(model)
+    known = _KNOWN.setdefault(root, {})
+    if (digest, layer) not in known:
+        with unedited(model):
+            known[digest, layer] = _default_covariance(root, digest, layer)
+    return known[digest, layer]
 
 
-@lru_cache(maxsize=64)
-def _covariance_for(model: HookedModel, digest: str, layer: int) -> Covariance:
+_KNOWN: WeakKeyDictionary[HookedModel, dict[tuple[str, int], Covariance]] = WeakKeyDictionary()
+
+
+def _default_covariance(model: HookedModel, digest: str, layer: int) -> Covariance:
     if model.source.removeprefix("embedded:") in EMBEDDED:
         return covariances(model, embedded_corpus(), layers=range(model.shape.n_layers), progress=None)[layer]
     stored = [_read(file, model.device) for file in _finished(model, digest, layer)]
@@ -255,7 +318,7 @@ def _window(model: HookedModel) -> int:
 def _file(model: HookedModel, corpus: Corpus, layer: int, tokens: int | None) -> Path:
     key = {
         "tokenizer": tokenizer_digest(model.tokenizer),
-        "start": model.tokenize("a").tolist(),  # with a BOS or without
+        "start": model.plain_ids("a").tolist(),  # with a BOS or without
         "text": corpus.digest,
         "layer": layer,
         "dtype": str(model.dtype),

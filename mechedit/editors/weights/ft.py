@@ -68,7 +68,7 @@ class FT(WeightEditor):
     def change(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> WeightChange:
         """The edit as data; the model is left as it is."""
         ready, facts = self.ready(model), as_facts(facts)
-        pairs = [model.continuation(fact.rewrite_prompt, fact.target_new) for fact in facts]
+        pairs = [model.continuation(fact.rewrite_prompt, fact.target_new, space=fact.space) for fact in facts]
         with unsteered(model):
             texts = [torch.cat([prompt, target[:-1]]) for prompt, target in pairs]
             upper = upper_part(model, ready.layer, texts, [0] * len(texts))
@@ -76,9 +76,8 @@ class FT(WeightEditor):
         view = model.W_out(ready.layer)
         name, stored = weight_name(model, view)
         value = weight if stored.stride() == view.stride() else weight.mT
-        return WeightChange(
-            ready.name, facts, model.hash, {name: (Replaced(value.to(stored.dtype).contiguous()),)}
-        )
+        parts = {name: (Replaced(value.to(stored.dtype).contiguous()),)}
+        return WeightChange(ready.name, facts, model.hash, parts, model.name)
 
     def _train(self, model: HookedModel, upper: Upper, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """W_out [d_mlp, d_model] after training."""

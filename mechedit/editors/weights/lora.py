@@ -73,14 +73,14 @@ class LoRA(WeightEditor):
     def change(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> WeightChange:
         """The edit as data; the model is left as it is."""
         ready, facts = self.ready(model), as_facts(facts)
-        pairs = [model.continuation(fact.rewrite_prompt, fact.target_new) for fact in facts]
+        pairs = [model.continuation(fact.rewrite_prompt, fact.target_new, space=fact.space) for fact in facts]
         # The twin's class draws initial values, and so does peft: the caller's random state stays as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(ready.seed)
             twin = shared_twin(model)
             adapted = ready._adapters(twin, ready.targets or query_value_modules(model))
         ready._train(model, adapted, pairs)
-        return WeightChange(ready.name, facts, model.hash, ready._products(twin))
+        return WeightChange(ready.name, facts, model.hash, ready._products(twin), model.name)
 
     def _adapters(self, twin: PreTrainedModel, targets: Sequence[str]) -> Any:
         with warnings.catch_warnings():

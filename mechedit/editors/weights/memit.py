@@ -10,9 +10,17 @@ Source: Meng et al., "Mass-Editing Memory in a Transformer", ICLR 2023, section 
 
        W' = W + (λ C + K Kᵀ)⁻¹ K R,        the least squares of  ‖Kᵀ Δ − R‖² + λ tr(Δᵀ C Δ).
 
-AlphaEdit (Fang et al., ICLR 2025, arXiv 2410.02355, eq. 13): P projects onto the directions in which C has eigenvalues
-below `null_space`, so that what the text's keys say stays as it is; Δ = P K (Kᵀ P K + ridge·I)⁻¹ R. The projector is of
-C of all tokens, as in its reference code, and ridge is its L2 = 10.
+Where C has no inverse (fewer tokens than neurons, or neurons that never fire) it gets ROME's ridge, which is logged;
+what is then still too ill-conditioned to be solved in fp64 is refused.
+
+AlphaEdit (Fang et al., ICLR 2025, arXiv 2410.02355, section 3.3): P projects onto the directions in which C has
+eigenvalues below `null_space`, so that what the text's keys say stays as it is. With K_p the keys of the edits that the
+model is already under (each edit keeps its own in `WeightChange.keys`),
+
+       W' = W + (P (K_p K_pᵀ + K Kᵀ) + ridge·I)⁻¹ P K R,
+
+so that an edit in a sequence also leaves what the earlier ones wrote. The projector is of C of all tokens, as in its
+reference code, and ridge is its L2 = 10. C and P are those of the model before its first edit.
 
 Where a norm or a factor stands between W_out and the stream, δ is added to what W_out writes, z is the layer's output
 then, and R is what W_out must write for the stream to move so.
@@ -23,6 +31,7 @@ The rank of each layer's change is the number of facts.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -35,7 +44,7 @@ from mechedit.editors.base import as_facts
 from mechedit.editors.contexts import Lengths, contexts
 from mechedit.editors.defaults import AUTO, Table
 from mechedit.editors.steering.steer import unsteered
-from mechedit.editors.weights.covariance import Covariance, covariance_for
+from mechedit.editors.weights.covariance import Covariance, covariance_for, factored, regularising
 from mechedit.editors.weights.subject import edit_batch, subject_ids
 from mechedit.editors.weights.upper_layers import mlp_output, upper_part
 from mechedit.editors.weights.value_search import Search, find_delta
@@ -44,6 +53,7 @@ from mechedit.editors.weights.weight_edit import (
     WeightChange,
     WeightEditor,
     combine,
+    edits_of,
     low_rank,
     weight_edit,
 )
@@ -52,7 +62,9 @@ from mechedit.models.hooking import post, resid_post
 from mechedit.models.states import last_states
 from reports.errors import InputError
 
-__all__ = ["MEMIT", "null_space_spread", "spread"]
+__all__ = ["MEMIT", "AlphaEdit", "null_space_spread", "spread"]
+
+log = logging.getLogger(__name__)
 
 BATCH = 32  # facts whose δ are optimised together
 
@@ -113,15 +125,26 @@ class MEMIT(WeightEditor):
             bare = [subject_ids(model, fact.prompt, fact.subject) for fact in facts]
             goals = ready._goals(model, facts, before, bare)
             done: list[dict[str, tuple[LowRank, ...]]] = []
+            kept: dict[int, Tensor] = {}
             for layer in range(first, last + 1):
                 keys = ready._keys(model, facts, before, layer)
                 (now,) = last_states(model, bare, [resid_post(last)])
                 rest = _written(model, layer, bare, (goals - now) / (last - layer + 1))
-                rows = ready._rows(covariance[layer], keys)
+                if ready.null_space is None:
+                    rows = spread(covariance[layer].regular, keys, lam=ready.lam)
+                else:
+                    kept[layer] = keys
+                    rows = null_space_spread(
+                        covariance[layer].matrix,
+                        keys,
+                        below=ready.null_space,
+                        ridge=ready.ridge,
+                        earlier=ready._earlier(model, before, layer),
+                    )
                 done.append(low_rank(model, layer, rows=rows.to(goals.dtype), columns=rest))
                 if layer < last:
                     below.enter_context(weight_edit(model, WeightChange(self.name, facts, digest, done[-1])))
-        return WeightChange(ready.name, facts, digest, combine(done))
+        return WeightChange(ready.name, facts, digest, combine(done), model.name, kept)
 
     def _covariance(self, model: HookedModel, layer: int) -> Covariance:
         if self.covariances is None:
@@ -162,10 +185,36 @@ class MEMIT(WeightEditor):
         bare, *behind = keys.double().unflatten(0, (len(facts), len(before))).unbind(1)
         return ((bare + torch.stack(behind).mean(0)) / 2 if behind else bare).mT
 
-    def _rows(self, covariance: Covariance, keys: Tensor) -> Tensor:
-        if self.null_space is None:
-            return spread(covariance.matrix, keys, lam=self.lam)
-        return null_space_spread(covariance.matrix, keys, below=self.null_space, ridge=self.ridge)
+    def _earlier(self, model: HookedModel, before: Sequence[str], layer: int) -> Tensor | None:
+        """K_p [d_mlp, N]: the layer's keys of all edits of this kind that the model is under, or None."""
+        keys = [
+            # A change that was saved without them: its facts' keys are read off the model as it is now.
+            edited.change.keys.get(layer, None)
+            if edited.change.keys
+            else self._keys(model, edited.change.facts, before, layer)
+            for edited in edits_of(model)[::-1]
+            if edited.change.editor == self.name
+        ]
+        known = [of_edit for of_edit in keys if of_edit is not None]
+        return torch.cat(known, dim=1) if known else None
+
+
+@dataclass(frozen=True)
+class AlphaEdit(MEMIT):
+    """MEMIT that writes into the null space of what the text's keys, and the earlier edits' keys, say.
+
+    >>> import mechedit as me
+    >>> model, (first, second) = me.load_model("factworld"), me.factworld.edits(2)
+    >>> with AlphaEdit().apply(model, first) as once, AlphaEdit().apply(once, second) as edited:
+    ...     edited.generate([first.rewrite_prompt], max_new_tokens=3)[0].startswith(f" {first.target_new}")
+    True
+    """
+
+    name: str = "alphaedit"
+
+    DEFAULTS: ClassVar[Table] = {
+        family: {**chosen, "null_space": 2e-2} for family, chosen in MEMIT.DEFAULTS.items()
+    }
 
 
 def _written(model: HookedModel, layer: int, bare: Sequence[Tensor], wanted: Tensor) -> Tensor:
@@ -185,24 +234,51 @@ def _written(model: HookedModel, layer: int, bare: Sequence[Tensor], wanted: Ten
 def spread(C: Tensor, K: Tensor, *, lam: float) -> Tensor:
     """(λ C + K Kᵀ)⁻¹ K [d_mlp, n] for C [d_mlp, d_mlp] and K [d_mlp, n], all fp64.
 
+    Where that matrix has no inverse, C gets the ridge of `Covariance.ridge`, which is logged.
+
     Raises:
-        InputError: λ is not positive.
+        InputError: λ is not positive, or the matrix is too ill-conditioned to be solved.
 
     >>> spread(torch.eye(2), torch.tensor([[1.0], [0.0]]), lam=1.0).tolist()
     [[0.5], [0.0]]
     """
     if not lam > 0:
         raise InputError(f"lam: expected a positive number, found {lam}")
-    return torch.linalg.solve(lam * C + K @ K.mT, K)
+    factor = factored(lam * C + K @ K.mT)
+    if factor is None and (ridge := regularising(C, "a layer")):
+        log.warning(
+            "C has no inverse; ridge %.0e of its mean eigenvalue added", ridge / float(C.diagonal().mean())
+        )
+        factor = factored(lam * (C + ridge * torch.eye(len(C)).to(C)) + K @ K.mT)
+    if factor is None:
+        weight = float(K.square().sum() / (lam * C.diagonal().sum()))
+        raise InputError(
+            f"lam: expected one with which C outweighs rounding beside the keys, found {lam}, where the keys weigh "
+            f"{weight:.0e} times λ C and fp64 cannot solve for the change; take a larger lam, or C of more tokens"
+        )
+    return torch.cholesky_solve(K, factor)
 
 
-def null_space_spread(C: Tensor, K: Tensor, *, below: float, ridge: float) -> Tensor:
-    """P K (Kᵀ P K + ridge·I)⁻¹ [d_mlp, n], with P the projector on C's eigenvectors of eigenvalues under `below`.
+def null_space_spread(
+    C: Tensor, K: Tensor, *, below: float, ridge: float, earlier: Tensor | None = None
+) -> Tensor:
+    """(P (K_p K_pᵀ + K Kᵀ) + ridge·I)⁻¹ P K [d_mlp, n], with P the projector on C's eigenvectors under `below`.
+
+    It is solved as the last n columns of P G (Gᵀ P G + ridge·I)⁻¹ with G = [K_p K].
+
+    Args:
+        C: Of the text's keys [d_mlp, d_mlp], fp64.
+        K: The facts' keys [d_mlp, n], fp64.
+        below: Directions with eigenvalues of C below it may be written to.
+        ridge: Not negative.
+        earlier: K_p [d_mlp, N], the keys of the edits before.
 
     Raises:
-        InputError: There is no such eigenvector, so that nothing could be changed.
+        InputError: There is no such eigenvector, so that nothing could be changed; or the facts' keys are too alike
+            for that ridge.
 
-    >>> null_space_spread(torch.diag(torch.tensor([1.0, 0.0])), torch.ones(2, 1), below=0.1, ridge=1.0).tolist()
+    >>> C, K = torch.diag(torch.tensor([1.0, 0.0])).double(), torch.ones(2, 1).double()
+    >>> null_space_spread(C, K, below=0.1, ridge=1.0).round(decimals=6).tolist()
     [[0.0], [0.5]]
     """
     values, vectors = torch.linalg.eigh(C)
@@ -212,6 +288,13 @@ def null_space_spread(C: Tensor, K: Tensor, *, below: float, ridge: float) -> Te
             f"null_space: expected eigenvalues of C below {below}, found none (smallest {float(values[0]):.3g}); "
             "take a larger threshold"
         )
-    projected = free @ (free.mT @ K)
-    gram = K.mT @ projected + ridge * torch.eye(K.shape[1], dtype=K.dtype, device=K.device)
-    return torch.linalg.solve(gram, projected.mT).mT
+    together = K if earlier is None else torch.cat([earlier.to(K), K], dim=1)
+    projected = free @ (free.mT @ together)
+    gram = together.mT @ projected + ridge * torch.eye(together.shape[1], dtype=K.dtype, device=K.device)
+    factor = factored(gram)
+    if factor is None:
+        raise InputError(
+            f"ridge: expected one that tells the keys of {together.shape[1]} edits apart, found {ridge}; "
+            "take a larger one"
+        )
+    return torch.cholesky_solve(projected.mT, factor).mT[:, -K.shape[1] :]

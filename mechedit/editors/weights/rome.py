@@ -117,7 +117,7 @@ class ROME(WeightEditor):
                     earlier.enter_context(
                         weight_edit(model, WeightChange(self.name, (fact,), digest, done[-1]))
                     )
-        return WeightChange(ready.name, facts, digest, combine(done))
+        return WeightChange(ready.name, facts, digest, combine(done), model.name)
 
     def associate(self, model: HookedModel, fact: FactEdit) -> Association:
         """k* and v* of one fact, and the change of rank one that they ask for."""

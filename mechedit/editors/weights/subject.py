@@ -47,10 +47,17 @@ def subject_end(model: HookedModel, template: str, subject: str, *, context: str
     text = context + head + subject + tail
     if not model.tokenizer.is_fast:
         raise InputError("tokenizer: expected one that knows its tokens' offsets (a fast one), found another")
+    written = model.written(text)
     spans = model.tokenizer(
-        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+        written.text,
+        add_special_tokens=False,
+        split_special_tokens=not written.special,
+        return_offsets_mapping=True,
     ).offset_mapping
-    end = len(context + head + subject.rstrip())
+    at = written.text.rfind(text.strip()) - (
+        len(text) - len(text.lstrip())
+    )  # in a chat template, behind IKE's text
+    end = at + len(context + head + subject.rstrip())
     behind = sum(start >= end for start, _ in spans)
     ids = model.tokenize(text)
     return ids, len(ids) - 1 - behind
@@ -123,7 +130,9 @@ def edit_batch(model: HookedModel, facts: Sequence[FactEdit], before: Sequence[s
     for number, fact in enumerate(facts):
         for context in before:
             _, at = subject_end(model, fact.prompt, fact.subject, context=context)
-            prompt, target = model.continuation(context + fact.rewrite_prompt, fact.target_new)
+            prompt, target = model.continuation(
+                context + fact.rewrite_prompt, fact.target_new, space=fact.space
+            )
             share = 1 / (len(before) * len(target))
             first = len(prompt) - 1 - at
             reads += [(len(texts), first + i, int(token), share) for i, token in enumerate(target)]

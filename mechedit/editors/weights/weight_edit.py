@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mechedit.data.facts import FactEdit
-from mechedit.data.records import EDIT_FIELDS
-from mechedit.editors.base import derive
+from mechedit.data.records import edit_fields
+from mechedit.editors.base import derive, lineage
 from mechedit.editors.defaults import Tuned
 from mechedit.models import weights
 from mechedit.models.hooked import HookedModel
@@ -94,12 +94,16 @@ class WeightChange:
         facts: What it edits.
         model_hash: `HookedModel.hash` of the model that it was made for.
         parts: The weights' names, and what is written to each.
+        model: The name of that model ("" where it is not known).
+        keys: By layer the facts' keys K [d_mlp, n], which AlphaEdit keeps out of the way of later edits; else nothing.
     """
 
     editor: str
     facts: tuple[FactEdit, ...]
     model_hash: str
     parts: Mapping[str, tuple[LowRank | Replaced, ...]]
+    model: str = ""
+    keys: Mapping[int, Tensor] = dataclasses.field(default_factory=dict)
 
     def apply(self, model: HookedModel) -> AbstractContextManager[EditedModel]:
         """The model under this change, for the length of a block."""
@@ -119,12 +123,14 @@ class WeightChange:
                     value = getattr(part, field.name).cpu().contiguous().clone()
                     tensors[f"{len(rows)}.{field.name}"] = value
                 rows.append({"weight": name, "kind": "low_rank" if isinstance(part, LowRank) else "replaced"})
+        tensors |= {f"keys.{layer}": keys.cpu().contiguous().clone() for layer, keys in self.keys.items()}
         record = {
             "kind": "weight_change",
             "schema_version": SCHEMA_VERSION,
             "editor": self.editor,
+            "model": self.model,
             "model_hash": self.model_hash,
-            "facts": [{name: getattr(fact, name) for name in EDIT_FIELDS} for fact in self.facts],
+            "facts": [edit_fields(fact) for fact in self.facts],
             "parts": rows,
         }
         with new_folder(folder) as temporary:
@@ -145,21 +151,7 @@ class WeightChange:
             record: dict[str, Any] = parse(file.read_text(encoding="utf-8"))
             if record["kind"] != "weight_change" or record["schema_version"] != SCHEMA_VERSION:
                 raise ValueError(f"schema {record['kind']} {record['schema_version']}")
-            if record["model_hash"] != model.hash:
-                raise InputError(
-                    f"change: {file} was made for a model of hash {record['model_hash'][:12]}, {model.name} has "
-                    f"{model.hash[:12]}; load that model, as it was before the edit"
-                )
-            tensors = load_file(Path(folder) / TENSORS, device=str(model.device))
-            parts: dict[str, tuple[LowRank | Replaced, ...]] = {}
-            for i, row in enumerate(record["parts"]):
-                kind: type[LowRank] | type[Replaced] = LowRank if row["kind"] == "low_rank" else Replaced
-                part = kind(
-                    **{field.name: tensors[f"{i}.{field.name}"] for field in dataclasses.fields(kind)}
-                )
-                parts[row["weight"]] = (*parts.get(row["weight"], ()), part)
-            facts = tuple(FactEdit(**fact) for fact in record["facts"])
-            return cls(record["editor"], facts, record["model_hash"], parts)
+            change = cls._read(record, Path(folder) / TENSORS, model)
         except FileNotFoundError as error:
             raise InputError(f"change: expected change.json and change.safetensors in {folder}") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
@@ -167,12 +159,39 @@ class WeightChange:
             raise InputError(
                 f"change: {file} is no weight change that this version reads ({reason})"
             ) from error
+        if change.model_hash != model.hash:
+            raise InputError(
+                f"change: {file} was made for {_called(change.model, change.model_hash)}, found "
+                f"{_called(model.name, model.hash)}; load that model, in the same dtype, as it was before the edit"
+            )
+        return change
+
+    @classmethod
+    def _read(cls, record: dict[str, Any], file: Path, model: HookedModel) -> WeightChange:
+        """The change of a record and its tensors; without the tensors where it is another model's."""
+        facts = tuple(FactEdit(**fact) for fact in record["facts"])
+        about = (str(record["editor"]), facts, str(record["model_hash"]))
+        name = str(record.get("model", ""))
+        if record["model_hash"] != model.hash:
+            return cls(*about, {}, name)
+        tensors = load_file(file, device=str(model.device))
+        parts: dict[str, tuple[LowRank | Replaced, ...]] = {}
+        for i, row in enumerate(record["parts"]):
+            kind: type[LowRank] | type[Replaced] = LowRank if row["kind"] == "low_rank" else Replaced
+            part = kind(**{field.name: tensors[f"{i}.{field.name}"] for field in dataclasses.fields(kind)})
+            parts[row["weight"]] = (*parts.get(row["weight"], ()), part)
+        keys = {int(key[5:]): value for key, value in tensors.items() if key.startswith("keys.")}
+        return cls(*about, parts, name, keys)
 
 
 class EditedModel(HookedModel):
     """A `HookedModel` under a weight change: the same interface, other weights. Made by `weight_edit`."""
 
     change: WeightChange
+    #: The changed weights, and copies of them from before.
+    replaced: list[tuple[Tensor, Tensor]]
+    #: The hash of the weights before this change, where it is known.
+    hash_before: str | None
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes the edited model as a checkpoint that plain `transformers` loads (`mechedit.models.saving`)."""
@@ -209,12 +228,42 @@ def weight_edit(model: HookedModel, change: WeightChange) -> Iterator[EditedMode
                 for part in parts:
                     part.write(weight)
         edited = derive(EditedModel, model)
-        edited.change = change
+        edited.change, edited.replaced, edited.hash_before = change, saved, digest
         yield edited
     finally:
         _restore(saved)
         if digest is not None:  # the bits are those of before, so is their hash
             model._hash = (_versions(model), digest)
+
+
+def edits_of(model: HookedModel) -> list[EditedModel]:
+    """The edited models that `model` was derived through, the last edit first."""
+    return [edited for edited in lineage(model) if isinstance(edited, EditedModel)]
+
+
+def origin(model: HookedModel) -> tuple[HookedModel, str]:
+    """The model that all edits of `model` began with, and the hash of its weights before them."""
+    *_, root = lineage(model)
+    edits = edits_of(model)
+    if not edits:
+        return root, root.hash
+    if edits[-1].hash_before is not None:
+        return root, edits[-1].hash_before
+    with unedited(model):
+        return root, root.hash
+
+
+@contextlib.contextmanager
+def unedited(model: HookedModel) -> Iterator[None]:
+    """The weights as they were before all weight edits of `model`, for the length of the block."""
+    edits = edits_of(model)
+    current = {id(weight): (weight, weight.clone()) for edited in edits for weight, _ in edited.replaced}
+    try:
+        for edited in edits:
+            _restore(edited.replaced)
+        yield
+    finally:
+        _restore(list(current.values()))
 
 
 def low_rank(
@@ -262,16 +311,25 @@ def combine(changes: Sequence[Mapping[str, tuple[Any, ...]]]) -> dict[str, tuple
     return total
 
 
+def _called(name: str, digest: str) -> str:
+    """A model in an error's line, by its name and the beginning of its hash."""
+    return f"{name or 'a model'} (hash {digest[:12]})"
+
+
 def _changed(model: HookedModel, change: WeightChange) -> list[tuple[Tensor, tuple[LowRank | Replaced, ...]]]:
     named = dict(weights.checkpoint_weights(model.hf))
     for name, parts in change.parts.items():
         if name not in named:
             raise InputError(
-                f"change: {model.name} has no weight {name!r}; this change was made for another model"
+                f"change: it was made for {_called(change.model, change.model_hash)}, found {model.name}, which has no "
+                f"weight {name!r}"
             )
         if any(part.shape != named[name].shape for part in parts):
             shapes = ", ".join(str(tuple(part.shape)) for part in parts)
-            raise InputError(f"change: expected {tuple(named[name].shape)} for {name!r}, found {shapes}")
+            raise InputError(
+                f"change: it was made for {_called(change.model, change.model_hash)}, found {model.name}: expected "
+                f"{tuple(named[name].shape)} for {name!r}, found {shapes}"
+            )
     return [(named[name].detach(), parts) for name, parts in change.parts.items()]
 
 

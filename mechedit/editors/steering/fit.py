@@ -1,0 +1,324 @@
+"""Fits the maps of steering edits in two passes, whatever the number of layers, and finds how far each has to go.
+
+1. *Targets* run once: at every steered layer the state at the last token, and whether the model says the new object
+   behind the prompt. A target behind which it does not is no target and is left out; where none succeeds the one that
+   comes nearest is taken.
+2. *Sources* run once, up to their last tokens (`mechedit.models.ends`); these then run through the layers while the
+   maps are fitted: at each steered layer the map from the states that arrive there to the target's, which acts at
+   once. So each map starts from the states it will really meet. Sources behind which the model says the old object are
+   preferred, where there are enough of them.
+3. *Strength*: the smallest of `STRENGTHS` with which the edit's own prompts give the new object most often. The maps
+   stay as they are, and only the last tokens run again.
+
+Facts are fitted together: what their prompts share is one pass, and what candidates of a selection share is kept.
+
+Nothing is fitted on, or checked by, a prompt that the evaluation asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from mechedit.editors.steering.sites import SITES, Heads, SiteName, part
+from mechedit.editors.steering.transport import AffineMap
+from mechedit.models.ends import EndBatch, PromptEnds
+from mechedit.models.hooked import HookedModel
+from mechedit.models.hooking import Hook, in_block
+
+__all__ = ["STRENGTHS", "FitPrompts", "Fits", "Goals", "MapMaker", "Maps", "Place", "steered_logits"]
+
+#: How far an edit may go along its maps: 1 ends at the targets' states, whose mean falls short of any one of them.
+STRENGTHS = (1.0, 1.5, 2.0, 3.0)
+ENOUGH = 3  # sources behind which the model says the old object: with fewer, all sources are used
+TOGETHER = 128  # source prompts of one batch
+
+Maps = Mapping[int, AffineMap]
+#: From source and target states [n, d] to a map; the last `n_implied` rows of both belong to implication prompts.
+MapMaker = Callable[[Tensor, Tensor, int], AffineMap]
+Move = Callable[[int, Tensor], list[tuple[Tensor, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where edits steer.
+
+    Attributes:
+        site: The name of the site (`mechedit.editors.steering.sites`).
+        layers: The steered layers, in order.
+        heads: For the site "z", the heads of each layer.
+    """
+
+    site: SiteName
+    layers: tuple[int, ...]
+    heads: Mapping[int, Heads]
+
+    def part(self, layer: int, states: Tensor) -> Tensor:
+        """What a map acts on, of states [B, ...] at the site."""
+        return part(states, self.heads[layer] if self.site == "z" else None)
+
+
+@dataclass(frozen=True)
+class FitPrompts:
+    """The prompts of one fact's fit.
+
+    Attributes:
+        own: Prompts that ask for the fact: what the edit checks itself on.
+        source: What the maps start from.
+        implied: Source and target of each implication prompt.
+        new: The new object's first token.
+        old: The old one's.
+    """
+
+    own: Sequence[str]
+    source: Sequence[str]
+    implied: tuple[Sequence[str], Sequence[str]]
+    new: int
+    old: int
+
+
+@dataclass(frozen=True)
+class Goals:
+    """The targets of one fact: at each layer the states of those that count [n, d]; how many succeed, of how many."""
+
+    states: Mapping[int, Tensor]
+    succeeded: int
+    total: int
+
+
+class Fits:
+    """The fits of several facts on one model.
+
+    Args:
+        model: The unedited model.
+        prompts: Of each fact.
+        place: The site, its heads, and every layer that a candidate may steer.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: HookedModel, prompts: Sequence[FitPrompts], place: Place) -> None:
+        self.model, self.prompts, self.place = model, prompts, place
+        sources = [[*one.source, *one.implied[0]] for one in prompts]
+        self._sources = PromptEnds(
+            model, list(chain.from_iterable(sources)), groups=_groups([len(texts) for texts in sources])
+        )
+        self._rows = self._kept_rows([len(texts) for texts in sources])
+        self._own = PromptEnds(model, [text for one in prompts for text in one.own])
+        self._owner = [i for i, one in enumerate(prompts) for _ in one.own]
+
+    def _kept_rows(self, sizes: Sequence[int]) -> list[Tensor]:
+        """Of each fact the source prompts that count: those that recall the old object, where there are enough."""
+        said = self._sources.logits().argmax(-1).cpu()
+        rows, start = [], 0
+        for one, size in zip(self.prompts, sizes, strict=True):
+            plain = torch.arange(start, start + len(one.source))
+            recalled = plain[said[plain] == one.old]
+            kept = recalled if len(recalled) >= ENOUGH else plain
+            rows.append(torch.cat([kept, torch.arange(start + len(one.source), start + size)]))
+            start += size
+        return rows
+
+    def _recalled_prompts(self) -> list[Sequence[str]]:
+        """Of each fact its own prompts behind which the model says the old object, where there are enough of them."""
+        ends = PromptEnds(self.model, [text for one in self.prompts for text in one.own])
+        said = iter(ends.logits().argmax(-1).tolist())
+        kept: list[Sequence[str]] = []
+        for one in self.prompts:
+            recalled = [text for text in one.own if next(said) == one.old]
+            kept.append(recalled if len(recalled) >= ENOUGH else one.own)
+        return kept
+
+    @torch.no_grad()
+    def goals(self, targets: Sequence[Sequence[str]], *, every: bool = False) -> list[Goals]:
+        """Step 1: of each fact, what its target prompts lead to.
+
+        Args:
+            targets: Of each fact the questions, each behind a statement of the new object.
+            every: Takes all targets, whether they succeed or not.
+        """
+        texts = [[*mine, *one.implied[1]] for mine, one in zip(targets, self.prompts, strict=True)]
+        ends = PromptEnds(self.model, list(chain.from_iterable(texts)))
+        kept: dict[int, list[Tensor]] = {layer: [] for layer in self.place.layers}
+        points = [
+            (in_block(layer, SITES[self.place.site].read), partial(_keep, kept[layer], self.place, layer))
+            for layer in self.place.layers
+        ]
+        logits = ends.logits(lambda batch: points)
+        order = (
+            torch.tensor([row for batch in ends.batches for row in batch.rows]).argsort().to(logits.device)
+        )
+        states = {layer: torch.cat(parts)[order] for layer, parts in kept.items()}
+        found, start = [], 0
+        for mine, one in zip(targets, self.prompts, strict=True):
+            stop = start + len(mine)
+            chosen, succeeded = _chosen(logits[start:stop], one.new, every=every)
+            end = stop + len(one.implied[1])
+            picked = torch.cat([start + chosen, torch.arange(stop, end, device=chosen.device)])
+            found.append(Goals({layer: rows[picked] for layer, rows in states.items()}, succeeded, len(mine)))
+            start = end
+        return found
+
+    def successes(self, targets: Sequence[Sequence[str]]) -> list[int]:
+        """Of each fact, behind how many of its target prompts the model says the new object."""
+        logits = PromptEnds(self.model, list(chain.from_iterable(targets))).logits()
+        said = iter(logits.argmax(-1).tolist())
+        return [
+            sum(next(said) == one.new for _ in mine) for mine, one in zip(targets, self.prompts, strict=True)
+        ]
+
+    @torch.no_grad()
+    def maps(
+        self, goals: Sequence[Goals], layers: Sequence[int], make: MapMaker, *, sequential: bool = True
+    ) -> list[dict[int, AffineMap]]:
+        """Step 2: of each fact its maps by layer.
+
+        Args:
+            goals: Of each fact.
+            layers: The steered ones.
+            make: Fits one map.
+            sequential: Earlier layers' maps act while the later ones are fitted.
+        """
+        fitted: list[dict[int, AffineMap]] = [{} for _ in self.prompts]
+
+        def hooks(batch: EndBatch) -> list[Hook]:
+            where = {row: i for i, row in enumerate(batch.rows)}
+            inside = [
+                (n, torch.tensor([where[int(row)] for row in rows], device=batch.last.device))
+                for n, rows in enumerate(self._rows)
+                if int(rows[0]) in where
+            ]
+
+            def move(layer: int, h: Tensor) -> list[tuple[Tensor, Tensor]]:
+                moved = []
+                for n, rows in inside:
+                    implied = len(self.prompts[n].implied[0])
+                    made = make(h[rows], goals[n].states[layer], implied).to(h.device, h.dtype)
+                    fitted[n][layer] = made
+                    if sequential:
+                        moved.append((rows, made.displacement(h[rows])))
+                return moved
+
+            return _hooks(self._at(layers), move)
+
+        self._sources.logits(hooks)
+        return fitted
+
+    def strengths(self, maps: Sequence[Maps], among: Sequence[float]) -> list[tuple[float, float]]:
+        """Step 3: of each fact the strength that it needs, and the share of its own prompts that it gets right."""
+        best = [(among[0], -1.0)] * len(maps)
+        waiting = list(range(len(maps)))
+        tokens = torch.tensor([self.prompts[n].new for n in self._owner])
+        owner = torch.tensor(self._owner)
+        for alpha in among:
+            alphas = [alpha if n in waiting else 0.0 for n in range(len(maps))]
+            said = self.steered(self._own, self._owner, maps, alphas).argmax(-1).cpu() == tokens
+            for n in tuple(waiting):
+                share = float(said[owner == n].double().mean())
+                if share > best[n][1]:
+                    best[n] = alpha, share
+                if share == 1.0:
+                    waiting.remove(n)
+            if not waiting:
+                break
+        return best
+
+    def steered(
+        self, ends: PromptEnds, owner: Sequence[int], maps: Sequence[Maps], alphas: Sequence[float]
+    ) -> Tensor:
+        """`steered_logits` at this place."""
+        layers = sorted({layer for one in maps for layer in one})
+        return steered_logits(ends, owner, maps, alphas, self._at(layers))
+
+    def _at(self, layers: Sequence[int]) -> Place:
+        return Place(self.place.site, tuple(layers), self.place.heads)
+
+
+@torch.no_grad()
+def steered_logits(
+    ends: PromptEnds, owner: Sequence[int], maps: Sequence[Maps], alphas: Sequence[float], place: Place
+) -> Tensor:
+    """Next-token logits [n_prompts, d_vocab] behind prompts that are steered, each by the maps of its own edit.
+
+    Args:
+        ends: The prompts.
+        owner: Of each prompt, the number of its edit.
+        maps: Of each edit, by layer.
+        alphas: How far each edit goes.
+        place: Where they steer.
+    """
+
+    def hooks(batch: EndBatch) -> list[Hook]:
+        edits = torch.tensor([owner[row] for row in batch.rows], device=batch.last.device)
+        inside = [(n, (edits == n).nonzero()[:, 0]) for n in edits.unique().tolist() if alphas[n] != 0]
+
+        def move(layer: int, h: Tensor) -> list[tuple[Tensor, Tensor]]:
+            return [(rows, alphas[n] * maps[n][layer].displacement(h[rows])) for n, rows in inside]
+
+        return _hooks(place, move)
+
+    return ends.logits(hooks)
+
+
+# --- pieces -------------------------------------------------------------------------------------------------
+
+
+def _groups(sizes: Sequence[int]) -> list[list[int]]:
+    """The prompts of one fact run together, those of several where they are few."""
+    groups: list[list[int]] = []
+    start = 0
+    for size in sizes:
+        if not groups or len(groups[-1]) + size > TOGETHER:
+            groups.append([])
+        groups[-1] += range(start, start + size)
+        start += size
+    return groups
+
+
+def _chosen(logits: Tensor, token: int, *, every: bool) -> tuple[Tensor, int]:
+    """The targets that count, of logits [n, d_vocab] behind them, and how many succeed."""
+    success = logits.argmax(-1) == token
+    if every:
+        return torch.arange(len(logits), device=logits.device), int(success.sum())
+    if not bool(success.any()):
+        return logits.log_softmax(-1)[:, token].argmax()[None], 0
+    return success.nonzero()[:, 0], int(success.sum())
+
+
+def _keep(store: list[Tensor], place: Place, layer: int, states: Tensor, hook: object) -> None:
+    store.append(place.part(layer, states[:, -1]).detach().clone())
+
+
+def _hooks(place: Place, move: Move) -> list[Hook]:
+    """Hooks by which `move` changes the last position at every steered layer.
+
+    `move` goes from a layer and the states h [B, d] there to rows and their displacements.
+    """
+    site = SITES[place.site]
+    bases: dict[tuple[int, str], Tensor] = {}
+
+    def keep(layer: int, base: str, states: Tensor, hook: object) -> None:
+        bases[layer, base] = states[:, -1].detach()
+
+    def write(layer: int, states: Tensor, hook: object) -> Tensor:
+        h = place.part(layer, states[:, -1])
+        for base in site.base:
+            h = h + bases[layer, base]
+        written = states.clone()
+        for rows, displacement in move(layer, h):
+            if place.site == "z":
+                heads = torch.tensor(place.heads[layer], device=rows.device)
+                written[rows[:, None], -1, heads] += displacement.unflatten(1, (len(heads), -1))
+            else:
+                written[rows, -1] += displacement
+        return written
+
+    hooks: list[Hook] = []
+    for layer in place.layers:
+        hooks += [(in_block(layer, base), partial(keep, layer, base)) for base in site.base]
+        hooks.append((in_block(layer, site.write), partial(write, layer)))
+    return hooks

@@ -1,0 +1,120 @@
+"""The gate of two questions: who by words, what by Fisher's discriminant, against a plain computation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import mechedit as me
+from mechedit.data.facts import FactEdit
+from mechedit.editors import MEGA, EditBook
+from mechedit.editors.steering.asked_gate import AskedGate, answered, learn_relations, names_subject
+from mechedit.editors.steering.fit_prompts import doubts
+from mechedit.editors.steering.relations import near_relations
+from mechedit.factworld.export import ripple_tests
+from mechedit.models.hooked import HookedModel
+
+
+@pytest.fixture(scope="module")
+def mega(factworld_gpt2: HookedModel) -> MEGA:
+    return MEGA(window=(5, 7), gate="asked", rank=0, target="avoid").select(
+        factworld_gpt2, me.factworld.edits(10, seed=1)
+    )
+
+
+@pytest.fixture(scope="module")
+def facts() -> list[FactEdit]:
+    return me.factworld.edits(4, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "named"),
+    [
+        ("The mother tongue of anna novak's is", ["Anna Novak"], True),
+        ("Annabel speaks", ["Anna"], False),
+        ("Who is (Anna)? She speaks", ["Anna"], True),
+        ("Zoe\u0308 speaks", ["Zoë"], True),
+        ("東京の首都は", ["東京"], True),
+        ("The alias Nova speaks", ["Anna Novak", "Nova"], True),
+        ("She speaks", ["Anna Novak"], False),
+        ("C++ is written in", ["C++"], True),
+    ],
+)
+def test_who_is_named(text: str, names: list[str], named: bool) -> None:
+    assert names_subject(text, names) is named
+
+
+def test_log_odds_are_those_of_a_plain_discriminant() -> None:
+    draw = torch.Generator().manual_seed(0)
+    means = torch.randn(3, 4, generator=draw) * 5
+    relations = [name for name in "abc" for _ in range(400)]
+    states = torch.randn(1200, 4, generator=draw) @ torch.diag(
+        torch.tensor([1.0, 2, 3, 4])
+    ) + means.repeat_interleave(400, 0)
+    space = learn_relations(states, relations, layer=1)
+    inside = torch.cat(
+        [states[i * 400 : i * 400 + 400] - states[i * 400 : i * 400 + 400].mean(0) for i in range(3)]
+    ).double()
+    covariance = inside.T @ inside / len(inside)
+    covariance += 0.1 * covariance.diag().mean() * torch.eye(4).double()
+    z = torch.randn(6, 4, generator=draw).double() * 5
+    centres = torch.stack([states[i * 400 : i * 400 + 400].mean(0) for i in range(3)]).double()
+    square = torch.stack([((z - c) @ covariance.inverse() * (z - c)).sum(1) for c in centres], 1)
+    expected = -square[:, 0] / 2 - torch.logsumexp(-square[:, 1:] / 2, 1)
+    score = space.log_odds(space.coordinates(z.float()), space.coordinates(centres[:1].float())[0], ["a"])
+    assert torch.allclose(score.double(), expected, rtol=1e-3, atol=1e-2)
+    wrong = space.log_odds(space.coordinates(z.float()), space.coordinates(centres[1:2].float())[0], ["b"])
+    assert not torch.allclose(wrong.double(), expected, atol=1.0)
+
+
+def test_objects_that_a_text_states_are_found() -> None:
+    ids = torch.tensor([1, 2, 3, 9, 8, 3, 4])
+    assert answered(ids, [(3,), (9, 8)]) == [1, 2, 4]
+    assert answered(ids, [(1,), ()]) == []
+
+
+def test_the_gate_opens_for_the_fact_and_for_nothing_else_about_its_subject(
+    factworld_gpt2: HookedModel, mega: MEGA, facts: list[FactEdit]
+) -> None:
+    for fact in facts:
+        foreign = [query.prompt for test in ripple_tests(fact) if test.axis == "RS" for query in test.queries]
+        with mega.apply(factworld_gpt2, fact) as edited:
+            own = edited.gate_fired([fact.rewrite_prompt, *fact.paraphrase_prompts])
+            doubted = edited.gate_fired(doubts(fact, [fact.rewrite_prompt]))
+            near = edited.gate_fired(fact.neighborhood_prompts)
+            other = edited.gate_fired(foreign)
+        assert all(own)
+        assert all(doubted)
+        assert not any(near)
+        assert sum(other) <= len(other) // 4
+
+
+def test_a_book_keeps_the_gate(
+    factworld_gpt2: HookedModel, mega: MEGA, facts: list[FactEdit], tmp_path: Path
+) -> None:
+    book = EditBook.of(factworld_gpt2, mega.fit_all(factworld_gpt2, facts))
+    again = EditBook.load(book.save(tmp_path / "book"))
+    first, second = (edit.gate for edit in list(again.edits.values())[:2])
+    assert isinstance(first, AskedGate)
+    assert isinstance(second, AskedGate)
+    assert first.space is second.space
+    prompts = [fact.rewrite_prompt for fact in facts] + list(facts[0].neighborhood_prompts)
+    with book.apply(factworld_gpt2) as edited:
+        expected = edited.logits(prompts)
+    with again.apply(factworld_gpt2) as edited:
+        assert torch.equal(edited.logits(prompts), expected)
+
+
+def test_relations_are_found_by_words_and_none_where_none_fits() -> None:
+    table = {
+        "P103": ["{} is a native speaker of"],
+        "P36": ["The capital of {} is"],
+        "P1303": ["{} plays the"],
+        "P413": ["{} plays as"],
+    }
+    assert near_relations("{}, a native", table) == ["P103"]
+    assert near_relations("{}'s capital,", table) == ["P36"]
+    assert sorted(near_relations("{} plays", table)) == ["P1303", "P413"]
+    assert near_relations("{}, in", table) == []
