@@ -8,6 +8,7 @@
 #   make format   rewrite the code in the house's format
 #   make report-demo  four small runs, their reports, and an index of them, into OUT_REPORTS (runs/report-demo)
 #   make gallery  the pictures of the README, from the run in OUT (make demo)
+#   make architectures  the table of docs/architectures.md, from the tests' results
 #   make house    the picture of docs/architecture.md, from the imports
 #   make audit    known vulnerabilities of what is installed, by pip-audit in a folder of its own (asks PyPI)
 #   make clean    remove what the commands made (runs/ stays)
@@ -34,7 +35,7 @@ STAMP := $(VENV)/.installed
 DOCS := tests/test_docs.py mechedit xlprobe experiments reports
 
 .DEFAULT_GOAL := demo
-.PHONY: demo demo-xl report-demo house gallery install test check format format-check lint types docs audit clean
+.PHONY: demo demo-xl report-demo house architectures gallery install test check format format-check lint types docs audit clean
 
 demo: $(STAMP)
 	$(BIN)/mechedit demo --out $(OUT)
@@ -50,6 +51,12 @@ report-demo: $(STAMP)
 	$(BIN)/mechedit anatomy --editors ft,rome,mega --limit 6 --selection 4 --out $(OUT_REPORTS)/anatomy
 	$(BIN)/mechedit faithfulness --limit 4 --ks 1,10,30 --draws 2 --out $(OUT_REPORTS)/faithfulness
 	$(BIN)/mechedit report $(OUT_REPORTS) --out $(OUT_REPORTS)/index.html
+
+# The table of docs/architectures.md, from the tests' own results.
+architectures: $(STAMP)
+	@mkdir -p runs
+	$(BIN)/python -m pytest tests/test_architectures.py --junitxml runs/architectures.xml $(PYTEST_ARGS)
+	$(BIN)/python -m tests.architecture_table runs/architectures.xml docs/architectures.md
 
 house: $(STAMP)
 	$(BIN)/python -m tests.house docs/house.svg

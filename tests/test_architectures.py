@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import mechedit as me
 from mechedit.attribution.circuits.keys import GUARD
 from mechedit.data.facts import FactEdit
-from mechedit.editors import FT, MEGA, MEMIT, ROME, LoRA
+from mechedit.editors import FT, MEGA, MEMIT, ROME, EditBook, LoRA
 from mechedit.editors.contexts import contexts
 from mechedit.editors.steering.sites import SiteName
 from mechedit.editors.weights.corpus import text_corpus
@@ -479,6 +479,28 @@ def test_mega_steers_adds_up_and_is_undone(name: str, site: SiteName) -> None:
     assert said
     assert torch.equal(model.logits([FACT.rewrite_prompt]), before)
     assert not any(point.has_hooks() for point in model.bridge.hook_dict.values())
+
+
+@every_family
+def test_an_edit_is_served_by_plain_transformers(name: str) -> None:
+    model = model_of(name)
+    mega = MEGA(
+        window=(0, 1), alpha=1.0, gate="always", paraphrases={FACT.prompt: ["The job of {} is", "{} is a"]}
+    )
+    book = EditBook.of(model, [mega.fit(model, FACT)])
+    ids, mask = model.pad(
+        [model.tokenize(FACT.rewrite_prompt), model.tokenize("Some other text that is longer")]
+    )
+    with book.apply(model) as steered:
+        hooked = steered.logits([FACT.rewrite_prompt])[0]
+    plain = AutoModelForCausalLM.from_pretrained(
+        folder_of(name), attn_implementation="eager", use_safetensors=True, trust_remote_code=False
+    ).eval()
+    bare = plain(ids, attention_mask=mask).logits[0, -1]
+    with book.attach(plain, tokenizer=model.tokenizer), torch.no_grad():
+        served = plain(ids, attention_mask=mask).logits[0, -1]
+    torch.testing.assert_close(served, hooked, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(served, bare, atol=1e-3)  # the edit is seen
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------
