@@ -28,6 +28,7 @@ from mechedit.editors.weights.upper_layers import mlp_output, upper_part
 from mechedit.editors.weights.value_search import Search, find_delta
 from mechedit.faithfulness.intervention import Neurons, logp_without
 from mechedit.models import masks
+from mechedit.models.ends import PromptEnds
 from mechedit.models.hooked import HookedModel, load_model
 from mechedit.models.hooking import post, resid_post
 from mechedit.models.norms import norm_form
@@ -99,6 +100,14 @@ def test_logits_are_those_of_transformers_alone_padded_and_cached(name: str, dty
     for scored, (_, target), expected in zip(score_pairs(model, rest), rest, true, strict=True):
         logps = expected[2:-1].float().log_softmax(-1).gather(-1, target[:, None])[:, 0]
         torch.testing.assert_close(scored.logps, logps, atol=2e-4, rtol=1e-4)
+
+
+@every_family
+def test_the_ends_of_prompts_alone_give_the_logits_of_whole_passes(name: str) -> None:
+    model, prompts = model_of(name), [LONG, "Anna", SENTENCES[2], PROMPT]
+    torch.testing.assert_close(
+        PromptEnds(model, prompts).logits(), model.logits(prompts), atol=2e-5, rtol=1e-4
+    )
 
 
 def test_a_window_that_is_dropped_is_seen_at_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ TOGETHER = 128  # source prompts of one batch
 Maps = Mapping[int, AffineMap]
 #: From source and target states [n, d] to a map; the last `n_implied` rows of both belong to implication prompts.
 MapMaker = Callable[[Tensor, Tensor, int], AffineMap]
-Move = Callable[[int, Tensor], list[tuple[Tensor, Tensor]]]
+Move = Callable[[int, Tensor], Sequence[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -144,10 +144,7 @@ class Fits:
         texts = [[*mine, *one.implied[1]] for mine, one in zip(targets, self.prompts, strict=True)]
         ends = PromptEnds(self.model, list(chain.from_iterable(texts)))
         kept: dict[int, list[Tensor]] = {layer: [] for layer in self.place.layers}
-        points = [
-            (in_block(layer, SITES[self.place.site].read), partial(_keep, kept[layer], self.place, layer))
-            for layer in self.place.layers
-        ]
+        points = _hooks(self.place, partial(_keep, kept))
         logits = ends.logits(lambda batch: points)
         order = (
             torch.tensor([row for batch in ends.batches for row in batch.rows]).argsort().to(logits.device)
@@ -289,8 +286,10 @@ def _chosen(logits: Tensor, token: int, *, every: bool) -> tuple[Tensor, int]:
     return success.nonzero()[:, 0], int(success.sum())
 
 
-def _keep(store: list[Tensor], place: Place, layer: int, states: Tensor, hook: object) -> None:
-    store.append(place.part(layer, states[:, -1]).detach().clone())
+def _keep(store: dict[int, list[Tensor]], layer: int, h: Tensor) -> tuple[()]:
+    """A move that moves nothing, and keeps the states."""
+    store[layer].append(h.detach().clone())
+    return ()
 
 
 def _hooks(place: Place, move: Move) -> list[Hook]:
