@@ -505,9 +505,10 @@ def test_an_edit_is_served_by_plain_transformers(name: str) -> None:
     plain = AutoModelForCausalLM.from_pretrained(
         folder_of(name), attn_implementation="eager", use_safetensors=True, trust_remote_code=False
     ).eval()
-    bare = plain(ids, attention_mask=mask).logits[0, -1]
+    inputs = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    bare = plain(ids, **inputs).logits[0, -1]
     with book.attach(plain, tokenizer=model.tokenizer), torch.no_grad():
-        served = plain(ids, attention_mask=mask).logits[0, -1]
+        served = plain(ids, **inputs).logits[0, -1]
     torch.testing.assert_close(served, hooked, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(served, bare, atol=1e-3)  # the edit is seen
 
