@@ -48,6 +48,18 @@ def real_model() -> str | None:
     return str(folder) if folder.is_dir() else None
 
 
+def plain_checkpoint() -> dict[str, str]:
+    """What `from_pretrained` of plain transformers is to be given for the same SmolLM2."""
+    from mechedit.models.embedded import INSTALLED
+
+    place = real_model()
+    assert place is not None
+    if place != "smollm2":
+        return {"pretrained_model_name_or_path": place}
+    file = INSTALLED[place].path(place)
+    return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="run the tests marked slow as well")
     parser.addoption("--fuzz-seconds", type=float, default=10.0, help="how long -m fuzz tries each parser")

@@ -348,7 +348,7 @@ def _said(folder: Path) -> object:
 def _in_words(path: Path) -> object:
     """--fact, in which a `{` says that the fact is given in words."""
     text = path.read_bytes().decode("utf-8", "surrogateescape").lstrip()
-    return chosen_fact(Namespace(fact="{" + text[1:], case=None, seed=0))
+    return chosen_fact(Namespace(fact="{" + text[1:], case=None, seed=0, space=None))
 
 
 def _parallel(folder: Path) -> object:

@@ -309,8 +309,8 @@ def test_batches_keep_to_the_budget_and_leave_nothing_out(shapes: list[tuple[int
     [
         ([], [], {}, "prompts, targets: expected as many of each, at least one; found 0 and 0"),
         (PROMPTS, TARGETS[:2], {}, "found 5 and 2"),
-        ("Rome", "Rome", {}, "prompts: expected a list of texts, found 'Rome'"),
-        (["Rome", 7], ["Rome", "Rome"], {}, "prompts: expected a list of texts"),
+        ("Rome", "Rome", {}, "prompts: expected a list of prompts, found one, 'Rome'"),
+        (["Rome", 7], ["Rome", "Rome"], {}, "pair 1: prompt: expected ids"),
         (PROMPTS, [*TARGETS[:4], " "], {}, "pair 4: target: expected a word"),
         (["Rome" + " Rome" * 200], ["Rome"], {}, "pair 0: expected at most 128 tokens"),
         (PROMPTS, TARGETS, {"max_tokens": 0}, "max_tokens: expected an integer of at least 1, found 0"),

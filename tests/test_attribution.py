@@ -481,7 +481,7 @@ def test_top_refuses_what_it_cannot_rank() -> None:
 def test_provenance_names_model_prompt_and_precision() -> None:
     actual = attributed("gpt2").provenance
     assert actual["model"]["hash"] == tiny_model("gpt2").hash
-    assert actual["data"] == {"prompt": PROMPT, "target": TARGET}
+    assert actual["data"] == {"prompt": PROMPT, "target": TARGET, "space": "auto"}
     assert actual["dtype"] == "float32"
 
 

@@ -88,7 +88,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     model = tiny_model("gpt2")
     change = FT(layer=1, steps=1, lr=1e-2).change(model, FACT)
     change.save(tmp_path / "kept")
-    with pytest.raises(InputError, match="was made for a model of hash"):
+    with pytest.raises(InputError, match=r"was made for .* \(hash"):
         WeightChange.load(tmp_path / "kept", tiny_model("gpt2-untied"))
     # an edited model is another model too
     with change.apply(model) as edited, pytest.raises(InputError, match="hash"):

@@ -23,7 +23,7 @@ from transformers import (
     StaticCache,
 )
 
-from conftest import real_model
+from conftest import plain_checkpoint
 from mechedit.editors import SteeringEdit
 from mechedit.editors.steering.attach import attach
 from mechedit.editors.steering.gates import AlwaysOn, HiddenGate, Pool, SentenceGate
@@ -602,7 +602,10 @@ def test_what_cannot_be_served_is_refused_in_one_line() -> None:
             with pytest.raises(InputError, match=word) as error:
                 call()
             assert "\n" not in str(error.value)
-    with attach(hf, edits_on("llama-gqa", "mean")), pytest.raises(InputError, match="mean state"):
+    with (
+        attach(hf, edits_on("llama-gqa", "mean")),
+        pytest.raises(InputError, match="whose states a gate reads"),
+    ):
         hf(ids[:, 3:], past_key_values=outside)
     with attach(window, [replace(always)]) as steering:
         kept = window(ids, use_cache=True).past_key_values
@@ -624,12 +627,11 @@ def test_what_cannot_be_served_is_refused_in_one_line() -> None:
 def test_a_pretrained_model_is_served_as_the_prompt_alone() -> None:
     from transformers import AutoTokenizer
 
-    folder = real_model()
-    assert folder is not None
+    place = plain_checkpoint()
     hf: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
+        **place, dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(**place, padding_side="left")
     asked = ["The capital of France is", "The mother tongue of Danielle Darrieux is"]
     ids = [tokenizer(prompt, return_tensors="pt").input_ids[0] for prompt in asked]
     centre = hf(ids[0][None], output_hidden_states=True).hidden_states[14][0, -1:]

@@ -31,7 +31,7 @@ __all__ = [
     "Site",
 ]
 
-GateKind = Literal["hidden", "cosine", "mahalanobis", "mean", "sentence", "always"]
+GateKind = Literal["asked", "hidden", "cosine", "mahalanobis", "mean", "sentence", "always"]
 Position = Literal["every", "prompt"]
 Site = Literal["attn_out", "resid_mid", "mlp_out", "resid_post"]
 

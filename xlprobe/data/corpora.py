@@ -233,10 +233,17 @@ def _annotated(
 
 
 def load_sib200(path: str | Path) -> Labelled:
-    """Texts (split at spaces) and topics of a SIB-200 file with the columns index_id, category, text.
+    r"""Texts (split at spaces) and topics of a SIB-200 file with the columns index_id, category, text.
 
     Raises:
         InputError: Another header, a row without three columns, or one without topic or text.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "test.tsv"
+    ...     _ = file.write_text("index_id\tcategory\ttext\n7\ttravel\tA train to Rome\n")
+    ...     load_sib200(file).labels
+    (('travel',),)
     """
     rows = [
         line.split("\t") if line else [] for line in text_lines(path)
@@ -269,7 +276,7 @@ def load_bitext(
     possible: bool = True,
     unique: bool = False,
 ) -> Bitext:
-    """Translation pairs: two line-aligned files, TSV, `a ||| b`, TMX, a Moses pair, or a `datasets` name.
+    r"""Translation pairs: two line-aligned files, TSV, `a ||| b`, TMX, a Moses pair, or a `datasets` name.
 
     A pair with an empty side is left out. Files may end in .gz (`xlprobe.data.bitext_formats`).
 
@@ -286,6 +293,13 @@ def load_bitext(
 
     Raises:
         InputError: Sides of unequal length (with both lengths), no pairs, no text, or a fault in the links.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "pairs.txt"
+    ...     _ = file.write_text("a red house ||| ein rotes Haus\n")
+    ...     load_bitext(file)[0]
+    (('a', 'red', 'house'), ('ein', 'rotes', 'Haus'))
     """
     pairs = read_pairs(source, target, columns=columns, languages=languages)
     linked = load_links(links, base=base, possible=possible) if links is not None else None
@@ -308,7 +322,7 @@ def load_bitext(
 
 
 def load_links(path: str | Path, *, base: Literal[0, 1] = 0, possible: bool = True) -> tuple[Links, ...]:
-    """Word alignments in Pharaoh format: a line a pair, `i-j` for source word i and target word j.
+    r"""Word alignments in Pharaoh format: a line a pair, `i-j` for source word i and target word j.
 
     Args:
         path: The file.
@@ -317,6 +331,13 @@ def load_links(path: str | Path, *, base: Literal[0, 1] = 0, possible: bool = Tr
 
     Raises:
         InputError: A cell that is no link, or a number below the base.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "a.links"
+    ...     _ = file.write_text("1-1 2-3\n")
+    ...     load_links(file, base=1)
+    (((0, 0), (1, 2)),)
     """
     if base not in (0, 1):
         raise InputError(f"base: expected 0 or 1, found {base}")

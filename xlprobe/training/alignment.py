@@ -150,7 +150,13 @@ def retrieval(
     pooling: Pooling = "mean",
     batch_size: int = 128,
 ) -> float:
-    """Weak retrieval (0 to 1), both directions, of sentences in the layer where alignment is made."""
+    """Weak retrieval (0 to 1), both directions, of sentences in the layer where alignment is made.
+
+    >>> from xlprobe.encoders.encoder import load_encoder
+    >>> pairs = Bitext((("this", "teacher"), ("a", "river")), (("this", "teacher"), ("a", "river")))
+    >>> retrieval(load_encoder("langworld", device="cpu"), pairs)
+    1.0
+    """
     sides, at = [], Vectors(layer).at(encoder)
     for sentences in (bitext.source, bitext.target):
         batch = encoder.encode(sentences)

@@ -240,6 +240,18 @@ def finetune_seeds(
         folder: Where checkpoints go, a folder a seed.
         models: Where the models are kept (`TaskModel.save`), a folder a seed.
         options: The others of `finetune`.
+
+    >>> from xlprobe.encoders.encoder import load_encoder
+    >>> corpus = Labelled((("this", "river"), ("my", "robot")), (("DET", "NOUN"),) * 2, ("0", "1"))
+    >>> scores = finetune_seeds(
+    ...     load_encoder("langworld", device="cpu"),
+    ...     Task("tagging", train=corpus, test={"source": corpus}),
+    ...     seeds=(0, 1),
+    ...     training=Training(steps=2, batch=2, lr=1e-3),
+    ...     progress=False,
+    ... )
+    >>> scores.scores["seed"].tolist()
+    [0, 1]
     """
     rows: list[tuple[Any, ...]] = []
     head_only = options.get("train") == "head"

@@ -73,6 +73,7 @@ class FitPrompts:
         implied: Source and target of each implication prompt.
         new: The new object's first token.
         old: The old one's.
+        every: All prompts count, those too behind which the model does not say the object.
     """
 
     own: Sequence[str]
@@ -80,6 +81,7 @@ class FitPrompts:
     implied: tuple[Sequence[str], Sequence[str]]
     new: int
     old: int
+    every: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class Fits:
         for one, size in zip(self.prompts, sizes, strict=True):
             plain = torch.arange(start, start + len(one.source))
             recalled = plain[said[plain] == one.old]
-            kept = recalled if len(recalled) >= ENOUGH else plain
+            kept = recalled if len(recalled) >= ENOUGH and not one.every else plain
             rows.append(torch.cat([kept, torch.arange(start + len(one.source), start + size)]))
             start += size
         return rows
@@ -130,16 +132,15 @@ class Fits:
         kept: list[Sequence[str]] = []
         for one in self.prompts:
             recalled = [text for text in one.own if next(said) == one.old]
-            kept.append(recalled if len(recalled) >= ENOUGH else one.own)
+            kept.append(recalled if len(recalled) >= ENOUGH and not one.every else one.own)
         return kept
 
     @torch.no_grad()
-    def goals(self, targets: Sequence[Sequence[str]], *, every: bool = False) -> list[Goals]:
+    def goals(self, targets: Sequence[Sequence[str]]) -> list[Goals]:
         """Step 1: of each fact, what its target prompts lead to.
 
         Args:
             targets: Of each fact the questions, each behind a statement of the new object.
-            every: Takes all targets, whether they succeed or not.
         """
         texts = [[*mine, *one.implied[1]] for mine, one in zip(targets, self.prompts, strict=True)]
         ends = PromptEnds(self.model, list(chain.from_iterable(texts)))
@@ -153,7 +154,7 @@ class Fits:
         found, start = [], 0
         for mine, one in zip(targets, self.prompts, strict=True):
             stop = start + len(mine)
-            chosen, succeeded = _chosen(logits[start:stop], one.new, every=every)
+            chosen, succeeded = _chosen(logits[start:stop], one.new, every=one.every)
             end = stop + len(one.implied[1])
             picked = torch.cat([start + chosen, torch.arange(stop, end, device=chosen.device)])
             found.append(Goals({layer: rows[picked] for layer, rows in states.items()}, succeeded, len(mine)))

@@ -223,7 +223,7 @@ class MEGA:
             counts = self.successes(fits, facts)
             best = [max(counts, key=lambda form: counts[form][i]) for i in range(len(facts))]
         texts = [targets(*one) for one in zip(facts, plain, best, strict=True)]
-        return fits.goals(texts, every=self.all_targets), best
+        return fits.goals(texts), best
 
     def successes(self, fits: Fits, facts: Sequence[FactEdit]) -> dict[TargetForm, list[int]]:
         """For each form how many of the first `TRIED` targets of each fact succeed."""
@@ -381,6 +381,7 @@ class MEGA:
             implied=implication_pairs(fact, implied),
             new=int(new[0]),
             old=int(old[0]),
+            every=self.all_targets,
         )
 
     def make_map(self, source: Tensor, target: Tensor, n_implied: int) -> AffineMap:

@@ -39,7 +39,7 @@ def relation_table(fact: FactEdit) -> Mapping[str, Sequence[str]]:
     """Relation to templates: the embedded world's or the atlas' for a fact of theirs, else those of CounterFact."""
     world = {name: relation.templates for name, relation in RELATIONS.items()}
     for table in (world, atlas.paraphrase_table()):
-        if any(fact.prompt in templates for templates in table.values()):
+        if fact.relation in table:
             return table
     return relation_templates()
 

@@ -98,6 +98,8 @@ class SAKE(Tuned):
             site="resid_post",
             estimator=ready.estimator,
             source="both" if ready.forced else "plain",
+            target="avoid",
+            all_targets=True,  # as published: every prompt is fitted on
             alpha=ready.alpha,
             reg=ready.reg,
             position="prompt",  # "every" would say the new object's first token again and again
