@@ -194,7 +194,8 @@ def test_sake_fits_the_map_of_its_prompts() -> None:
     (goal,) = last_states(model, [avoid(p, "teacher", "king") for p in prompts], ["blocks.2.hook_resid_post"])
     fitted = sake.fit(model, FACT).maps[2]
     wanted = gaussian_map(start, goal, reg=0.1)
-    torch.testing.assert_close(fitted(start), wanted(start))
+    # fitted on the last tokens behind a cache: another order of sums
+    torch.testing.assert_close(fitted(start), wanted(start), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

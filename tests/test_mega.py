@@ -98,7 +98,7 @@ def test_every_gate_is_calibrated_and_tells_own_from_foreign(
 def test_a_stated_rate_of_false_openings_is_kept_on_the_selection(
     factworld_gpt2: HookedModel, selection: list[FactEdit]
 ) -> None:
-    wide = MEGA(window=(5, 6), alpha=1.0, max_fpr=0.5).select(factworld_gpt2, selection)
+    wide = MEGA(window=(5, 6), alpha=1.0, gate="hidden", max_fpr=0.5).select(factworld_gpt2, selection)
     tight = replace(wide, threshold=None, max_fpr=0.0).select(factworld_gpt2, selection)
     assert wide.threshold is not None
     assert tight.threshold is not None
@@ -113,7 +113,8 @@ def test_doubted_centres_open_the_gate_for_doubts(
     asks = doubts(fact, [fact.rewrite_prompt])
     fired = {}
     for doubted in (True, False):
-        mega = MEGA(window=(5, 7), alpha=1.0, doubted=doubted).select(factworld_gpt2, selection)
+        mega = MEGA(window=(5, 7), alpha=1.0, gate="hidden", doubted=doubted)
+        mega = mega.select(factworld_gpt2, selection)
         assert not set(mega.centre_prompts(fact)) & set(asks)
         with mega.apply(factworld_gpt2, fact) as edited:
             fired[doubted] = edited.gate_fired(asks)

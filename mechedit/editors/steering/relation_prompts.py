@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mechedit.data import atlas
 from mechedit.data.facts import FactEdit
-from mechedit.editors.steering.asked_gate import SOFTNESS, RelationSpace, learn_relations
+from mechedit.editors.steering.asked_gate import RelationSpace, learn_relations
 from mechedit.editors.steering.gates import calibrate
 from mechedit.editors.steering.paraphrases import relation_templates
 from mechedit.editors.steering.relations import near_relations
@@ -92,20 +92,17 @@ def learn_asked(
     for layer, at_layer in zip(layers, states, strict=True):
         space = learn_relations(at_layer[known], names, layer=layer)
         near, far = _scores(space, space.coordinates(at_layer), asked)
-        threshold = -SOFTNESS * float(
-            torch.tensor(calibrate(_distances(near), _distances(far), max_fpr=max_fpr)).log()
+        surest = max(near + far) + 1.0  # log-odds as distances: positive, the smaller the surer
+        cut = calibrate(
+            [surest - score for score in near], [surest - score for score in far], max_fpr=max_fpr
         )
+        threshold = surest - cut
         missed = sum(score < threshold for score in near) / len(near)
         false = sum(score >= threshold for score in far) / len(far)
         if best is None or missed + false <= best[0]:
             best = missed + false, space, threshold, {"gate_missed": missed, "gate_false": false}
     assert best is not None
     return best[1], best[2], best[3]
-
-
-def _distances(scores: Sequence[float]) -> list[float]:
-    """Log-odds as positive numbers, the smaller the surer."""
-    return torch.exp(-torch.tensor(scores, dtype=torch.float64) / SOFTNESS).clamp(1e-12, 1e12).tolist()
 
 
 def _written(
