@@ -160,8 +160,8 @@ class AskedGate:
         last = self.space.coordinates(states[-1:])
         score = float(self.space.log_odds(last, self.centre, self.own))
         if score < self.threshold and bool(self.space.asks_nothing(last)):
-            places = answered(ids, self.objects)
-            if places:
+            places = [place for place in answered(ids, self.objects) if not bool(states[place].isnan().any())]
+            if places:  # a token that was cached before the edits were attached has no state
                 asked = self.space.coordinates(states[places[-1:]])
                 return float(self.space.log_odds(asked, self.centre, self.own))
         return score

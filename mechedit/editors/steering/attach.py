@@ -17,11 +17,14 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from experiments.checkpoints import read_tokenizer
+from mechedit.editors.steering.gate_bank import GateBank
 from mechedit.editors.steering.passes import follow
 from mechedit.editors.steering.steer import Steering, SteeringEdit
 from mechedit.models.adapters import adapter_of
@@ -47,7 +50,7 @@ def attach(
     Args:
         hf: The model, on one device.
         edits: Fitted on this model.
-        tokenizer: The model's own; gates that read text need it.
+        tokenizer: The model's own, for gates that read text; None: that of the folder that `hf` was loaded from.
 
     Raises:
         InputError: The model's modules are not found, it is spread over devices, or a gate that reads text has no
@@ -55,11 +58,9 @@ def attach(
             text or a mean state of a prompt whose beginning was cached before the block).
     """
     weight = next(hf.parameters())
+    if tokenizer is None and GateBank([edit.gate for edit in edits], weight.device).reads_text:
+        tokenizer = _tokenizer_of(hf)
     steering = Steering(edits, device=weight.device, dtype=weight.dtype, tokenizer=tokenizer)
-    if steering.bank.reads_text and tokenizer is None:
-        raise InputError(
-            "tokenizer: expected the model's own, found None; a sentence gate reads the prompt's text"
-        )
     devices = sorted({str(parameter.device) for parameter in hf.parameters()})
     if len(devices) > 1:
         raise InputError(f"hf: expected a model on one device, found {', '.join(devices)}; load it on one")
@@ -70,6 +71,20 @@ def attach(
             _, layer, point = name.split(".", 2)
             hooks.callback(modules.hang(point, int(layer), fn).remove)
         yield steering
+
+
+def _tokenizer_of(hf: PreTrainedModel) -> Any:
+    """The tokenizer beside the weights that `hf` was loaded from; nothing is fetched."""
+    folder = Path(str(getattr(hf.config, "_name_or_path", "") or "."))
+    try:
+        if not (folder / "config.json").is_file():
+            raise InputError(f"no checkpoint in {folder}")
+        return read_tokenizer(folder)
+    except InputError as error:
+        raise InputError(
+            "tokenizer: expected the model's own, since a gate reads the prompt's text, found None and none beside the "
+            f"weights ({error}); give attach(hf, tokenizer=...)"
+        ) from error
 
 
 @dataclass(frozen=True)

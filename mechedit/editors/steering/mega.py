@@ -128,7 +128,7 @@ class MEGA:
     rank: int | Literal["auto"] | None = "auto"
     sequential: bool = True
     position: Position = "prompt"
-    gate: GateKind = "asked"
+    gate: GateKind = "hidden"
     gate_layer: int | None = None
     threshold: float | None = None
     max_fpr: float | None = None

@@ -230,8 +230,9 @@ class Steering:
         turn.states[Reading(layer, "last")] = states[rows, turn.new.ends[turn.rows].to(states.device)]
         if key in history.states:
             kept, inside = _of_prompts(history.states[key], turn)
-            turn.states[Reading(layer, "mean")] = kept.sum(1) / inside.to(kept).sum(1, keepdim=True)
             turn.states[Reading(layer, "all")] = _to_the_left(kept, inside)
+            if Reading(layer, "mean") in self.bank.readings:
+                turn.states[Reading(layer, "mean")] = _mean(kept, inside)
         ready = [pair for pair in turn.pending if all(r in turn.states for r in pair[0].readings)]
         for group, possible in ready:
             self._join(turn, group.ratios(turn.prompts, turn.states, possible), possible)
@@ -341,17 +342,21 @@ def _displacement(edit: SteeringEdit, layer: int, written: Tensor, bases: Sequen
 
 
 def _of_prompts(states: Tensor, turn: _Turn) -> tuple[Tensor, Tensor]:
-    """States [n, T, d] of the prompts that end in this pass, cached ones included, and which are their own [n, T]."""
+    """States [n, T, d] of the prompts that end in this pass (NaN: not seen), and which are their own [n, T]."""
     history, rows = turn.new.history, turn.rows.to(states.device)
     columns = torch.arange(states.shape[1], device=states.device)
     inside = history.real[rows] & (columns <= history.ends[turn.rows].to(states.device)[:, None])
-    kept = states[rows].where(inside[:, :, None], 0)
+    return states[rows].where(inside[:, :, None], 0), inside
+
+
+def _mean(kept: Tensor, inside: Tensor) -> Tensor:
+    """The mean over each prompt's tokens [n, d]."""
     if bool(kept.isnan().any()):
         raise InputError(
-            "past_key_values: expected the whole prompt, whose states a gate reads, found tokens that were cached "
+            "past_key_values: expected the whole prompt, whose mean state a gate reads, found tokens that were cached "
             "before the edits were attached; begin with an empty cache"
         )
-    return kept, inside
+    return kept.sum(1) / inside.to(kept).sum(1, keepdim=True)
 
 
 def _to_the_left(states: Tensor, inside: Tensor) -> Tensor:
