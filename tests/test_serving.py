@@ -537,6 +537,9 @@ def test_a_gate_that_reads_text_reads_the_whole_prompt_or_refuses() -> None:
         with pytest.raises(InputError, match="input_ids"):
             hf(inputs_embeds=hf.get_input_embeddings()(ids))
         assert text(hf, PROMPTS[:1], past_key_values=copy.deepcopy(before)) == [tokens]
+    with attach(hf, [edit]):  # the tokenizer lies beside the weights that the model was loaded from
+        assert text(hf, PROMPTS[:1]) == [tokens]
+    hf.config._name_or_path = "nowhere"
     with pytest.raises(InputError, match="tokenizer"), attach(hf, [edit]):
         pass
 

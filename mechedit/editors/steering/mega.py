@@ -174,7 +174,16 @@ class MEGA:
         `choice` says what the edit found out about itself: the form of its targets, how many of them succeed, and the
         share of its own prompts that give the new object.
         """
-        return self.fit_all(model, [fact])[0]
+        edit = self.fit_all(model, [fact])[0]
+        if edit.choice.get("own_right") == 0:
+            log.warning(
+                "case %s: none of the edit's own prompts gives %r (%s of its targets succeed): it will do nothing; "
+                "take another window or model",
+                fact.case_id,
+                fact.target_new,
+                " of ".join(map(str, edit.choice["targets_right"])),
+            )
+        return edit
 
     def fit_all(self, model: HookedModel, facts: Sequence[FactEdit]) -> list[SteeringEdit]:
         """`fit` of each fact; their prompts run together."""
@@ -204,7 +213,7 @@ class MEGA:
                 edit,
                 maps=own_maps,
                 alpha=alpha,
-                choice={**edit.choice, **_checked(edit.fact, goal, form, share)},
+                choice={**edit.choice, **_checked(goal, form, share)},
             )
             for edit, own_maps, goal, form, (alpha, share) in zip(
                 empty, maps, goals, forms, strengths, strict=True
@@ -398,15 +407,6 @@ class MEGA:
         return gaussian_map(source, target, reg=self.reg, rank=None if self.rank == "auto" else self.rank)
 
 
-def _checked(fact: FactEdit, goals: Goals, form: TargetForm, share: float) -> dict[str, Any]:
-    """What an edit says of itself; one that does nothing says so aloud."""
-    if share == 0:
-        log.warning(
-            "case %s: none of the edit's own prompts gives %r (%d of %d targets succeed): it will do nothing; "
-            "take another window or model",
-            fact.case_id,
-            fact.target_new,
-            goals.succeeded,
-            goals.total,
-        )
+def _checked(goals: Goals, form: TargetForm, share: float) -> dict[str, Any]:
+    """What an edit says of itself."""
     return {"target": form, "targets_right": [goals.succeeded, goals.total], "own_right": share}
