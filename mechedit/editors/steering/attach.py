@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from experiments.checkpoints import read_tokenizer
-from mechedit.editors.steering.gate_bank import GateBank
 from mechedit.editors.steering.passes import follow
 from mechedit.editors.steering.steer import Steering, SteeringEdit
 from mechedit.models.adapters import adapter_of
@@ -58,9 +57,9 @@ def attach(
             text or a mean state of a prompt whose beginning was cached before the block).
     """
     weight = next(hf.parameters())
-    if tokenizer is None and GateBank([edit.gate for edit in edits], weight.device).reads_text:
-        tokenizer = _tokenizer_of(hf)
     steering = Steering(edits, device=weight.device, dtype=weight.dtype, tokenizer=tokenizer)
+    if tokenizer is None and steering.bank.reads_text:
+        steering.tokenizer = _tokenizer_of(hf)
     devices = sorted({str(parameter.device) for parameter in hf.parameters()})
     if len(devices) > 1:
         raise InputError(f"hf: expected a model on one device, found {', '.join(devices)}; load it on one")

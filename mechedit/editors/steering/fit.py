@@ -125,16 +125,6 @@ class Fits:
             start += size
         return rows
 
-    def _recalled_prompts(self) -> list[Sequence[str]]:
-        """Of each fact its own prompts behind which the model says the old object, where there are enough of them."""
-        ends = PromptEnds(self.model, [text for one in self.prompts for text in one.own])
-        said = iter(ends.logits().argmax(-1).tolist())
-        kept: list[Sequence[str]] = []
-        for one in self.prompts:
-            recalled = [text for text in one.own if next(said) == one.old]
-            kept.append(recalled if len(recalled) >= ENOUGH and not one.every else one.own)
-        return kept
-
     @torch.no_grad()
     def goals(self, targets: Sequence[Sequence[str]]) -> list[Goals]:
         """Step 1: of each fact, what its target prompts lead to.

@@ -103,7 +103,7 @@ class MEGA:
             token's state, "mean" (Euclidean, of the mean state), "sentence" (a sentence encoder's embedding,
             `gate_model`), or "always".
         gate_layer: Whose input the gate reads.
-        threshold: The distance within which the gate opens.
+        threshold: The distance within which the gate opens; of "asked", the log-odds from which it does.
         max_fpr: The share of foreign prompts that `select` lets the gate open for (None: fewest errors in all).
         doubted: The gate's centres hold the doubt forms too, over the paraphrases (never over the rewrite prompt).
         gate_model: Folder or id of the sentence gate's encoder.

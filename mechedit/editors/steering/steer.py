@@ -124,6 +124,7 @@ class Steering:
         edits: The edits, with their maps where the model is.
         bank: Their gates.
         key: Its name in the histories of caches.
+        tokenizer: The model's own, for gates that read text; or None.
         passes: What it is told by, while it is attached.
     """
 
@@ -135,7 +136,7 @@ class Steering:
         self.edits = tuple(edit.to(device, dtype) for edit in edits)
         self.bank = GateBank([edit.gate for edit in self.edits], device)
         self.key = uuid.uuid4().hex
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._device = device
         self._here = _Here()
         self._warned = False
@@ -176,7 +177,7 @@ class Steering:
         history = new.history
         ids = [history.ids[row, : history.ends[row] + 1] for row in rows.tolist()]
         real = [history.real[row, : history.ends[row] + 1] for row in rows.tolist()]
-        prompts = PromptBatch([i[kept] for i, kept in zip(ids, real, strict=True)], self._tokenizer)
+        prompts = PromptBatch([i[kept] for i, kept in zip(ids, real, strict=True)], self.tokenizer)
         turn = _Turn(new, rows, prompts, torch.full((self.bank.n, len(rows)), torch.inf, device=self._device))
         self._here.turn = turn
         if not self.muted:
