@@ -147,10 +147,6 @@ class Steering:
         """Nothing is steered in this thread; gates still say what they would do."""
         return self._here.muted
 
-    @muted.setter
-    def muted(self, muted: bool) -> None:
-        self._here.muted = muted
-
     @property
     def reads_text(self) -> bool:
         """Whether some gate reads the prompts' text."""
@@ -436,15 +432,11 @@ def steer(model: HookedModel, edits: Sequence[SteeringEdit]) -> Iterator[Steered
 @contextlib.contextmanager
 def unsteered(model: HookedModel) -> Iterator[None]:
     """No steering for the length of the block: editors are fitted on the model, not on what hooks add to it."""
-    steerings = [edited.steering for edited in lineage(model) if isinstance(edited, SteeredModel)]
-    before = [steering.muted for steering in steerings]
-    try:
-        for steering in steerings:
-            steering.muted = True
+    with contextlib.ExitStack() as stack:
+        for edited in lineage(model):
+            if isinstance(edited, SteeredModel):
+                stack.enter_context(edited.steering.aside())
         yield
-    finally:
-        for steering, muted in zip(steerings, before, strict=True):
-            steering.muted = muted
 
 
 def _call(fn: Callable[[Tensor], Tensor | None], states: Tensor, hook: object) -> Tensor | None:
