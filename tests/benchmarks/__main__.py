@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks nlka | edit | mega | choose | gradients | runs | report`: one benchmark, as lines or JSON."""
+"""`python -m tests.benchmarks nlka | edit | mega | choose | gradients | runs | report`: as lines or as JSON."""
 
 from __future__ import annotations
 

@@ -100,6 +100,7 @@ class SAKE(Tuned):
             source="both" if ready.forced else "plain",
             target="avoid",
             all_targets=True,  # as published: every prompt is fitted on
+            rank=None,
             alpha=ready.alpha,
             reg=ready.reg,
             position="prompt",  # "every" would say the new object's first token again and again
