@@ -16,7 +16,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from reports import figures, forests
-from reports.circuit import Circuit, draw
+from reports.circuit import Circuit, draw, kept
 from reports.errors import InputError
 from reports.explorer import explorer
 from reports.inline import fragment
@@ -209,13 +209,13 @@ def neurons(frame: pd.DataFrame) -> dict[str, Any] | None:
 def circuit(graph: Circuit) -> dict[str, Any]:
     """The circuit's picture and what it leaves out."""
     drawing = draw(graph)
-    share = f"{graph.share:.0%}" if math.isfinite(graph.share) else "undefined"
     shown = f"{drawing.shown_share:.0%}" if math.isfinite(drawing.shown_share) else "undefined"
     return {
         "svg": Markup(drawing.svg),
         "target": visible(graph.target, spaces=True),
         "prompt": visible(graph.prompt),
-        "share": share,
+        "kept": kept(graph),
+        "frame": False,
         "shown": shown,
         "n_shown": drawing.n_shown,
         "n_folded": drawing.n_folded,

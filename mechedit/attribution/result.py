@@ -26,7 +26,6 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from mechedit.attribution.circuits.circuit import build_circuit
 from mechedit.attribution.units import (
     CONTRASTED,
     UNITS,
@@ -37,6 +36,8 @@ from mechedit.attribution.units import (
     joined,
     tidy,
 )
+from reports.attribution_circuit import AttributionCircuit
+from reports.circuit_data import build_circuit
 from reports.errors import InputError
 from reports.figures import layer_curve
 from reports.results import Result
@@ -164,11 +165,12 @@ class Attribution(Result):
         """Layer scores over depth, one line a module; returns the axes."""
         return layer_curve(self.layers, ax=ax)
 
-    def circuit(self, *, share: float = 0.8, max_units: int = 40, max_edges: int = 12) -> dict[str, Any]:
-        """The attribution graph as data: value neurons ← query neurons ← embedding, on tokens → heads → target.
+    def circuit(self, *, share: float = 0.8, max_units: int = 40, max_edges: int = 12) -> AttributionCircuit:
+        """The attribution graph: value neurons ← query neurons ← embedding, on tokens → heads → target.
 
-        What it holds: `circuits/circuit.py`. `reports.viewer.save_viewer` writes it for the viewers of circuit-tracer
-        and Neuronpedia.
+        A notebook draws it; `save` writes it as SVG, PDF, PNG, HTML or JSON; `nodes` and `edges` are frames. What it
+        holds: `reports.circuit_data`. `reports.viewer.save_viewer` writes it for the viewers of circuit-tracer and
+        Neuronpedia.
 
         Args:
             share: Of the units' |score| that is to be kept.
@@ -178,7 +180,7 @@ class Attribution(Result):
         Raises:
             InputError: Not 0 < share <= 1, max_units < 1 or max_edges < 0.
         """
-        return build_circuit(self, share=share, max_units=max_units, max_edges=max_edges)
+        return AttributionCircuit(build_circuit(self, share=share, max_units=max_units, max_edges=max_edges))
 
     def _repr_html_(self) -> str:
         """The target, the account of its log-probability, and the best rows of each frame; all text escaped."""
