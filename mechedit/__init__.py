@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from mechedit.attribution import (
         Attribution,
         AttributionContrast,
+        Attributions,
         HeadAttention,
         attribute,
         attribute_many,
@@ -75,6 +76,7 @@ _NAMES = {
     "mechedit.attribution": (
         "Attribution",
         "AttributionContrast",
+        "Attributions",
         "HeadAttention",
         "attribute",
         "attribute_many",
@@ -110,6 +112,7 @@ __all__ = [
     "AnatomyStudy",
     "Attribution",
     "AttributionContrast",
+    "Attributions",
     "Diagnosis",
     "Evaluation",
     "FactEdit",

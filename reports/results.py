@@ -128,7 +128,8 @@ class Result:
         return same_keys and mine[1] == yours[1] and all(f.equals(yours[0][k]) for k, f in mine[0].items())
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={_short(v)}' for k, v in _values(self))})"
+        shown = (f"{name}={_short(value)}" for name, value in _values(self) if name != "provenance")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def _repr_html_(self) -> str:
         """An escaped table of the plain fields, then the first rows of each frame."""

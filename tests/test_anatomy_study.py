@@ -395,7 +395,7 @@ def test_a_study_is_drawn_from_its_numbers(factworld_gpt2: HookedModel, facts: l
     study = anatomy(factworld_gpt2, facts[:3], editors=[FT()], top_k=3, progress=False)
     assert study.window is None
     assert study.windows.empty
-    assert study.plot(editor="ft").get_ylabel() == "success − failure (nats)"
+    assert study.plot(editor="ft").axes.get_ylabel() == "success − failure (nats)"
     with pytest.raises(InputError, match="editor: expected one of ft, pooled, found 'rome'"):
         study.plot(editor="rome")
     pd.testing.assert_frame_equal(study.to_frame(), study.delta)

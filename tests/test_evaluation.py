@@ -376,7 +376,7 @@ def test_a_result_comes_back_from_disk_and_is_drawn(tmp_path: Path) -> None:
         again = Evaluation.load(result.save(tmp_path / str(len(facts))))
         assert again.equals(result)
         assert again.summary().equals(result.summary())
-        assert len(again.plot().get_yticklabels()) == len(again.summary())
+        assert len(again.plot().axes.get_yticklabels()) == len(again.summary())
         assert result.to_frame().equals(result.records)
 
 

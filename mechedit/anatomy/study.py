@@ -46,6 +46,7 @@ from mechedit.models.deciding import read_anew
 from mechedit.models.hooked import HookedModel
 from reports.anatomy_figures import difference_curve
 from reports.errors import InputError
+from reports.plot import Plot
 from reports.results import Result
 
 __all__ = ["AnatomyStudy", "anatomy"]
@@ -89,7 +90,7 @@ class AnatomyStudy(Result):
     model: str
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def plot(self, ax: Axes | None = None, *, editor: str = POOLED) -> Axes:
+    def plot(self, ax: Axes | None = None, *, editor: str = POOLED) -> Plot:
         """Success − failure by layer, attention and FFN, of the new object; drawn from the stored numbers alone.
 
         Args:
@@ -104,7 +105,8 @@ class AnatomyStudy(Result):
             raise InputError(
                 f"editor: expected one of {', '.join(self.delta['editor'].unique())}, found {editor!r}"
             )
-        return difference_curve(chosen[chosen["object"] == "new"], ax, window=self.window)
+        drawn = difference_curve(chosen[chosen["object"] == "new"], ax, window=self.window)
+        return Plot(drawn, title=f"Edits that succeed less those that fail: {editor}, {self.model}")
 
 
 def anatomy(

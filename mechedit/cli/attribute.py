@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ def _ranking(options: argparse.Namespace, mode: str) -> dict[str, Any]:
 
 def _single(options: argparse.Namespace) -> None:
     from mechedit.attribution import attribute, attribution_json
+    from mechedit.attribution.readable import SCORE_MEANS
     from mechedit.recipes.configured_model import load
 
     attr = attribute(load(options), options.prompt, options.target, **_ranking(options, "prompt"))
@@ -89,8 +91,16 @@ def _single(options: argparse.Namespace) -> None:
     print(
         f"log p({attr.target_token!r}) = {attr.logp:.4f} nats; the account misses it by {attr.completeness_gap:.1e}"
     )
+    print(SCORE_MEANS)
     for unit in UNITS:
-        print(f"\n{unit}\n{as_table(attr.top(10, unit))}")
+        print(f"\n{unit}\n{as_table(attr.readable(10, unit))}")
+    _say_saved(options)
+
+
+def _say_saved(options: argparse.Namespace) -> None:
+    """Where the result lies, and how to see its page."""
+    if options.out is not None:
+        print(f"\nsaved: {options.out} (page: mechedit report {shlex.quote(str(options.out))})")
 
 
 def _many(options: argparse.Namespace) -> None:
@@ -111,26 +121,10 @@ def _many(options: argparse.Namespace) -> None:
             {"n": len(results), "out": options.out, "results": [attribution_json(attr) for attr in results]}
         )
         return
-    print(as_table(_summary(prompts, results)))
-    if options.out is not None:
-        print(f"results: {options.out}")
-
-
-def _summary(prompts: list[str], results: Any) -> Any:
-    """One row a pair: the prompt's end, its target, log p, the account's gap, and the sub-layer that adds most."""
-    import pandas as pd
-
-    def row(prompt: str, attr: Any) -> dict[str, Any]:
-        best = attr.top(1, "layers").iloc[0]
-        return {
-            "prompt": prompt if len(prompt) <= 50 else f"…{prompt[-49:]}",
-            "target": attr.target_token,
-            "logp": attr.logp,
-            "gap": attr.completeness_gap,
-            "best": f"{best['module']} {best['layer']}",
-        }
-
-    return pd.DataFrame([row(prompt, attr) for prompt, attr in zip(prompts, results, strict=True)])
+    summary = results.summary()
+    summary["prompt"] = [text if len(text) <= 50 else f"…{text[-49:]}" for text in summary["prompt"]]
+    print(as_table(summary))
+    _say_saved(options)
 
 
 # --- the difference between two ---------------------------------------------------------------------
@@ -181,6 +175,7 @@ def _edit(options: argparse.Namespace) -> Any:
 
 def _show_difference(options: argparse.Namespace, contrast: Any) -> None:
     from mechedit.attribution import contrast_json
+    from mechedit.attribution.readable import DIFFERENCE_MEANS
 
     if options.json:
         print_json(contrast_json(contrast))
@@ -193,8 +188,10 @@ def _show_difference(options: argparse.Namespace, contrast: Any) -> None:
     ]
     gap = f"the account misses it by {contrast.completeness_gap:.1e}"
     print(f"log p {' less '.join(named)} = {contrast.logp:.4f} nats; {gap}")
+    print(DIFFERENCE_MEANS)
     for unit in UNITS:
-        print(f"\n{unit}\n{as_table(contrast.top(10, unit))}")
+        print(f"\n{unit}\n{as_table(contrast.readable(10, unit))}")
+    _say_saved(options)
 
 
 # --- the options ------------------------------------------------------------------------------------
