@@ -89,17 +89,15 @@ def attribute_many(
         method: How the ranking is found.
         biases: Whether they are part of the logits.
         tokens: Which tokens of the target are scored.
-        max_tokens: Tokens of one forward pass, padding counted; a prompt that is longer runs alone. A token takes about
-            4 · n_layers · (2 d_model + d_mlp) bytes.
-        out: A run folder, one file a pair, which the same call resumes; the results are then read from it one at a
-            time.
+        max_tokens: Of one forward pass, padding counted, each about 4 · n_layers · (2 d_model + d_mlp) bytes; a prompt
+            that is longer runs alone.
+        out: A run folder, one file a pair, which the same call resumes; results are then read from it one at a time.
         progress: Whether it is shown.
         space: As in `attribute`.
 
     Raises:
-        InputError: As `attribute`, with the index of the pair; there are no pairs, or not as many targets as prompts;
-            `out` is the folder of another run, or the model has hooks, which no file would tell: leave `out` away then,
-            and save each result.
+        InputError: As `attribute`, with the index of the pair; no pairs, or not as many targets as prompts; `out` is of
+            another run, or the model has hooks, which no file would tell: leave `out` away and save each result.
 
     >>> import mechedit as me
     >>> model = me.load_model("factworld")
@@ -108,8 +106,8 @@ def attribute_many(
     >>> [attr.target_token for attr in results], results.to_frame()["case"].unique().tolist()
     ([' Paris', ' Madrid'], [0, 1])
     """
-    options = Options(top_k=top_k, sign=sign, method=method, biases=biases, tokens=tokens)
     _check_max_tokens(max_tokens)
+    options = Options(top_k=top_k, sign=sign, method=method, biases=biases, tokens=tokens)
     cases = _cases(model, prompts, targets, options, space)
     run = None if out is None else _run_folder(model, cases, options, out, space)
     left = [case for case in cases if run is None or run.find_case(case.index) is None]
@@ -120,11 +118,11 @@ def attribute_many(
             results[case.index] = attr
         else:
             run.write_case(case.index, to_case(attr))
-    if run is not None and not run.finished:
+    if run is None:
+        return Attributions([results[case.index] for case in cases])
+    if not run.finished:
         run.finish({"n": len(cases)})
-    if run is not None:
-        return SavedAttributions(run, len(cases))
-    return Attributions([results[case.index] for case in cases])
+    return SavedAttributions(run, len(cases))
 
 
 def _check_max_tokens(max_tokens: object) -> None:

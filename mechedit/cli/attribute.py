@@ -147,7 +147,7 @@ def _saved_edit(options: argparse.Namespace) -> Any:
 
     model, folder = load(options), Path(options.edited)
     change = (folder / "change.json").is_file()
-    saved: Any = WeightChange.load(folder, model) if change else EditBook.load(folder)
+    saved: Any = (WeightChange if change else EditBook).load(folder)
     ranking = Options(**_ranking(options, "edited"))
     return under_edit(
         model,

@@ -33,7 +33,11 @@ class Editor(Protocol):
     def apply(
         self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]
     ) -> AbstractContextManager[HookedModel]:
-        """The model with the facts edited, for the length of the block."""
+        """The model with the facts edited, for the length of the block.
+
+        `model` itself is edited inside the block, as its repr shows (IKE alone leaves it and edits what it yields):
+        measure what is to stand beside the edit before the block or after it.
+        """
 
 
 @dataclass(frozen=True)

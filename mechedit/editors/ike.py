@@ -41,6 +41,7 @@ from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import resid_post
 from mechedit.models.states import mean_states
 from reports.errors import InputError
+from reports.text import clip
 
 __all__ = ["IKE", "PromptedModel"]
 
@@ -75,6 +76,9 @@ class PromptedModel(HookedModel):
         prompted.prefix, prompted.demonstrations, prompted.left_out = prefix, demonstrations, left_out
         prompted._before = model._before + prefix
         return prompted
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, behind the prefix {clip(self.prefix, 60)!r})"
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Is refused, because the edit is in the prompt.

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.checkpoints import digest, tokenizer_digest
 from experiments.provenance import provenance
 from mechedit.models import weights
+from mechedit.models.active import active_edits
 from mechedit.models.architecture import require_parts
 from mechedit.models.batching import batches
 from mechedit.models.fused import share_fused
@@ -78,7 +79,8 @@ class BridgedModel(PromptReader):
     def __repr__(self) -> str:
         s = self.shape
         size = f"{s.n_layers} layers, {s.n_heads} heads, d_model {s.d_model}"
-        return f"{type(self).__name__}({self.name!r}, {s.architecture}, {size}, {self.dtype}, {self.device})"
+        edited = "".join(f", edited by {edit.text}" for edit in active_edits(self.hf))
+        return f"{type(self).__name__}({self.name!r}, {s.architecture}, {size}, {self.dtype}, {self.device}{edited})"
 
     @property
     def device(self) -> torch.device:

@@ -15,7 +15,8 @@ the attention pattern (`mechedit.models.loading`).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from types import MethodType
+from typing import Any, Self
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
@@ -27,6 +28,7 @@ from mechedit.models.generation import generate
 from mechedit.models.loading import load_checkpoint
 from mechedit.models.refusals import refused
 from mechedit.models.residual import ResidualView, view_residual
+from mechedit.models.saving import save_plain
 from mechedit.models.selfcheck import check_loaded
 
 __all__ = ["HookedModel", "load_model"]
@@ -98,6 +100,12 @@ class HookedModel(BridgedModel):
 
     #: The model that this one was derived from by an edit (`mechedit.editors.base.derive`).
     base: HookedModel | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        vars(self.hf)["save_pretrained"] = MethodType(
+            save_plain, self.hf
+        )  # a copy of the module gets one of its own
 
     @classmethod
     def from_bridge(

@@ -33,6 +33,7 @@ from mechedit.editors.steering.gates import AlwaysOn, Reading
 from mechedit.editors.steering.passes import Incoming, Passes, follow
 from mechedit.editors.steering.sites import SITES, Heads, SiteName, part
 from mechedit.editors.steering.transport import AffineMap
+from mechedit.models.active import ActiveEdit, named, noted
 from mechedit.models.batching import batches
 from mechedit.models.bridged import Prompts
 from mechedit.models.hooked import HookedModel
@@ -69,6 +70,12 @@ class SteeringEdit:
     heads: Mapping[int, Heads] = field(default_factory=dict)
     position: Position = "every"
     choice: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        layers = sorted(self.maps)
+        where = f"layers {layers[0]}–{layers[-1]}, {self.site}" if layers else "no layer"
+        edit = named("steering", [(self.fact.rewrite_prompt, self.fact.target_new)])
+        return f"SteeringEdit({edit}; {where}, alpha {self.alpha:g}, gate {type(self.gate).__name__})"
 
     def to(self, device: torch.device, dtype: torch.dtype) -> SteeringEdit:
         """The same edit with its maps where a model's activations are."""
@@ -409,11 +416,16 @@ class SteeredModel(HookedModel):
 
 @contextlib.contextmanager
 def steer(model: HookedModel, edits: Sequence[SteeringEdit]) -> Iterator[SteeredModel]:
-    """`model` under the edits, for the length of the block; of several open gates the nearest edit steers."""
+    """`model` under the edits, for the length of the block; of several open gates the nearest edit steers.
+
+    Inside the block `model` itself is steered too, as its repr shows.
+    """
     steered = derive(SteeredModel, model)
     steered.steering = Steering(edits, device=model.device, dtype=model.dtype, tokenizer=model.tokenizer)
     hooks: list[Hook] = [(name, partial(_call, fn)) for name, fn in steered.steering.points()]
-    with follow(model.hf, steered.steering) as passes, model.hooks(hooks):
+    facts = [(edit.fact.rewrite_prompt, edit.fact.target_new) for edit in edits]
+    note = ActiveEdit(named("steering", facts), in_weights=False)
+    with follow(model.hf, steered.steering) as passes, model.hooks(hooks), noted(model.hf, note):
         steered.steering.passes = passes
         yield steered
 
