@@ -18,6 +18,7 @@ import hashlib
 import html
 import json
 import os
+import re
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,7 +195,8 @@ def _check_target(target: Path, kind: str) -> None:
         return
     if not target.is_dir():
         raise InputError(f"folder: expected a folder, found the file {target}; choose another name")
-    names = sorted(entry.name for entry in target.iterdir())
+    made = re.compile(r"report(\.\w+|-files)")  # a page of the result, which is drawn again from it
+    names = sorted(entry.name for entry in target.iterdir() if not made.fullmatch(entry.name))
     if not names:
         return
     try:

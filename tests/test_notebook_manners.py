@@ -20,7 +20,6 @@ from transformers import AutoModelForCausalLM
 
 import mechedit as me
 from mechedit.attribution import Attribution, attribute, attribute_many, contrast, head_attention
-from mechedit.attribution.readable import SCORE_MEANS
 from mechedit.editors import EditBook, WeightChange
 from mechedit.editors.weights.ft import FT
 from mechedit.models.hooked import HookedModel
@@ -28,6 +27,7 @@ from reports.attribution_circuit import AttributionCircuit
 from reports.errors import InputError
 from reports.figures import layer_curve
 from reports.plot import Plot, after
+from reports.readable import SCORE_MEANS
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from typing import Any, TypeVar, cast, overload
 import pandas as pd
 
 from experiments.runs import RunFolder
-from mechedit.attribution.readable import SCORE_MEANS, prompt_text
 from mechedit.attribution.result import Attribution
 from reports.codec import decode, encode
 from reports.errors import IntegrityError
+from reports.readable import SCORE_MEANS, prompt_text
 from reports.results import Result
 from reports.text import visible
 

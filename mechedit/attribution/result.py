@@ -26,14 +26,6 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from mechedit.attribution.readable import (
-    DIFFERENCE_MEANS,
-    SCORE_MEANS,
-    account_line,
-    notebook_html,
-    prompt_text,
-    readable,
-)
 from mechedit.attribution.units import (
     CONTRASTED,
     UNITS,
@@ -49,6 +41,14 @@ from reports.circuit_data import build_circuit
 from reports.errors import InputError
 from reports.figures import layer_curve
 from reports.plot import Plot, after
+from reports.readable import (
+    DIFFERENCE_MEANS,
+    SCORE_MEANS,
+    account_line,
+    notebook_html,
+    prompt_text,
+    readable,
+)
 from reports.results import Result
 from reports.text import clip, visible
 

@@ -79,8 +79,8 @@ def _ranking(options: argparse.Namespace, mode: str) -> dict[str, Any]:
 
 def _single(options: argparse.Namespace) -> None:
     from mechedit.attribution import attribute, attribution_json
-    from mechedit.attribution.readable import SCORE_MEANS
     from mechedit.recipes.configured_model import load
+    from reports.readable import SCORE_MEANS
 
     attr = attribute(load(options), options.prompt, options.target, **_ranking(options, "prompt"))
     if options.out is not None:
@@ -175,7 +175,7 @@ def _edit(options: argparse.Namespace) -> Any:
 
 def _show_difference(options: argparse.Namespace, contrast: Any) -> None:
     from mechedit.attribution import contrast_json
-    from mechedit.attribution.readable import DIFFERENCE_MEANS
+    from reports.readable import DIFFERENCE_MEANS
 
     if options.json:
         print_json(contrast_json(contrast))

@@ -46,7 +46,8 @@ def readable(
         shown.insert(
             list(shown).index("pos") + 1, "token", [visible(tokens[pos], spaces=True) for pos in shown["pos"]]
         )
-    if positions is not None:
+    if positions is not None and positions["score"].notna().any():
+        positions = positions.dropna(subset="score")
         strongest = positions.loc[positions.groupby(["layer", "head"])["score"].idxmax()]
         read = {
             (row.layer, row.head): visible(tokens[row.pos], spaces=True) for row in strongest.itertuples()
