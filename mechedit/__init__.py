@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from mechedit.faithfulness import Ablation, ablate
     from mechedit.models.hooked import HookedModel, load_model
     from mechedit.models.residual import ResidualView
+    from reports.attribution_circuit import AttributionCircuit
 
 __version__ = "0.1.0"
 
@@ -90,6 +91,7 @@ _NAMES = {
     "mechedit.faithfulness": ("Ablation", "ablate"),
     "mechedit.models.hooked": ("HookedModel", "load_model"),
     "mechedit.models.residual": ("ResidualView",),
+    "reports.attribution_circuit": ("AttributionCircuit",),
 }
 if not TYPE_CHECKING:  # a type checker would take any name for one of the package's
     __getattr__, __dir__ = lazy(
@@ -111,6 +113,7 @@ __all__ = [
     "Ablation",
     "AnatomyStudy",
     "Attribution",
+    "AttributionCircuit",
     "AttributionContrast",
     "Attributions",
     "Diagnosis",
