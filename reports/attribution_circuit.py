@@ -97,7 +97,7 @@ class AttributionCircuit(dict[str, Any]):
         width = drawing.width / 96 if columns is None else look.WIDTHS[columns]
         if suffix == ".svg":
             inches = (width, width * drawing.height / drawing.width)
-            return write(target, svg_file(drawing.svg, inches=inches))
+            return write(target, svg_file(drawing.svg, drawing.shapes, inches=inches))
         target.parent.mkdir(parents=True, exist_ok=True)
         return look.save(circuit_figure.paint(drawing, inches=width), target, dpi=dpi)
 

@@ -14,8 +14,9 @@ from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 
 from reports.circuit import Drawing
-from reports.circuit_shapes import FONTS, Box, Line, Words
+from reports.circuit_shapes import Box, Line, Words, words_of
 from reports.colours import LIGHT
+from reports.embedded_font import FONTS
 from reports.look import style
 
 __all__ = ["paint"]
@@ -34,7 +35,7 @@ def paint(drawing: Drawing, *, inches: float) -> Axes:
     ['·Paris', 'log p −0.500']
     """
     points = 72 * inches / drawing.width  # of a pixel
-    texts = [words.text for shape in drawing.shapes for words in _words_of(shape)]
+    texts = [words.text for words in words_of(drawing.shapes)]
     with style(), rc_context({"font.family": _families("".join(texts)), "lines.scale_dashes": False}):
         figure = Figure(figsize=(inches, inches * drawing.height / drawing.width))
         figure.set_layout_engine("none")
@@ -46,13 +47,9 @@ def paint(drawing: Drawing, *, inches: float) -> Axes:
                 axes.add_patch(_line(shape, points, order))
             elif isinstance(shape, Box):
                 axes.add_patch(_box(shape, points, order))
-            for words in _words_of(shape):
+            for words in words_of([shape]):
                 _write(axes, words, points, order)
     return axes
-
-
-def _words_of(shape: Box | Line | Words) -> tuple[Words, ...]:
-    return shape.words if isinstance(shape, Box) else (shape,) if isinstance(shape, Words) else ()
 
 
 def _line(line: Line, points: float, order: int) -> PathPatch:

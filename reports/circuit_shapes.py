@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reports.colours import LIGHT, paint
+from reports.embedded_font import FONTS, font_face
 
-__all__ = ["FONTS", "Box", "Line", "Shape", "Words", "svg", "svg_file"]
-
-#: What the words of a drawing are set in, the first that a viewer has; all are 0.6 em wide.
-FONTS = ("DejaVu Sans Mono", "Menlo", "Consolas", "Liberation Mono", "monospace")
+__all__ = ["Box", "Line", "Shape", "Words", "svg", "svg_file", "words_of"]
 
 
 @dataclass(frozen=True)
@@ -82,12 +80,26 @@ def svg(
     return head + "".join(map(_shape, shapes)) + "</svg>"
 
 
-def svg_file(inner: str, *, inches: tuple[float, float]) -> str:
-    """What `svg` made as a file of its own, of this width and height, on the paper's white."""
+def words_of(shapes: Sequence[Shape]) -> list[Words]:
+    """All the words of the shapes."""
+    return [
+        words
+        for shape in shapes
+        if not isinstance(shape, Line)
+        for words in (shape.words if isinstance(shape, Box) else (shape,))
+    ]
+
+
+def svg_file(inner: str, shapes: Sequence[Shape], *, inches: tuple[float, float]) -> str:
+    """What `svg` made of the shapes as a file of its own, of this width and height, on white and with its font."""
     colours = re.sub(r"var\(--(\w+), #[0-9a-f]{6}\)", lambda match: LIGHT[match[1]], inner)
     size = f'width="{inches[0]:.4g}in" height="{inches[1]:.4g}in"'
     named = colours.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" {size} ', 1)
-    sheet = f'<rect width="100%" height="100%" fill="{LIGHT["paper"]}" stroke="none"/>'
+    plain, bold = (
+        "".join(words.text for words in words_of(shapes) if words.bold == heavy) for heavy in (False, True)
+    )
+    style = f"<style>{font_face(plain, bold=bold)}</style>"
+    sheet = f'{style}<rect width="100%" height="100%" fill="{LIGHT["paper"]}" stroke="none"/>'
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{named.replace("</desc>", f"</desc>{sheet}", 1)}\n'
 
 

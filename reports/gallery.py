@@ -51,7 +51,7 @@ def gallery(run: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list
         look.save(axes, target / name, dpi=160)
     drawing = draw(read(source / "circuit.json"))
     inches = (drawing.width / 96, drawing.height / 96)
-    write(target / "circuit.svg", svg_file(drawing.svg, inches=inches))
+    write(target / "circuit.svg", svg_file(drawing.svg, drawing.shapes, inches=inches))
     return [target / name for name in (*drawn, "circuit.svg")]
 
 

@@ -10,12 +10,24 @@ import pandas as pd
 
 from reports.text import clip, visible
 
-__all__ = ["DIFFERENCE_MEANS", "SCORE_MEANS", "account_line", "notebook_html", "prompt_text", "readable"]
+__all__ = [
+    "DIFFERENCE_MEANS",
+    "SCORE_MEANS",
+    "WORDS_MEAN",
+    "account_line",
+    "notebook_html",
+    "prompt_text",
+    "readable",
+]
 
 #: What the numbers beneath are.
 SCORE_MEANS = (
     "score: nats that the unit alone adds to log p of the target, above what stood before its sub-layer; below 0 it "
     "takes away. Layers sum up; heads and neurons of one layer overlap."
+)
+WORDS_MEAN = (
+    "reads: the token that most of a head's score comes through, where its positions were scored; promotes, demotes: "
+    "the tokens that a neuron's vector moves up and down most; · is a space."
 )
 DIFFERENCE_MEANS = (
     "score: a − b, in nats: what the unit adds to log p of the one side less what it adds to that of the other; NaN: "

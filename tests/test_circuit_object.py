@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from fontTools.ttLib import TTFont
 from PIL import Image
 
 from reports import look
@@ -81,6 +84,14 @@ def test_the_svg_stands_alone(tmp_path: Path) -> None:
     words = " ".join(element.text or "" for element in root.iter(f"{SVG}text"))
     assert "40 of 350 scored units hold 71% of their |score|; 80% was" in words
     assert re.search(r"Drawn: the strongest \d+ of 310 nodes", words)
+    faces = re.findall(r"@font-face .*?font-weight: (\d+); src: url\(data:font/woff;base64,([^)]*)\)", text)
+    letters = {}
+    for weight, data in faces:
+        with TTFont(io.BytesIO(base64.b64decode(data))) as font:
+            letters[weight] = {chr(code) for code in font.getBestCmap()}
+    for element in root.iter(f"{SVG}text"):
+        missing = set(element.text or "") - letters[element.attrib.get("font-weight", "400")]
+        assert missing <= set("🙂שלוםabc") - set("abc")  # those that the font lacks
     scale = 72 * look.WIDTHS[1] / float(root.attrib["viewBox"].split()[2])
     sizes = [float(element.attrib["font-size"]) * scale for element in root.iter(f"{SVG}text")]
     assert min(sizes) >= 6

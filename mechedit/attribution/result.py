@@ -44,6 +44,7 @@ from reports.plot import Plot, after
 from reports.readable import (
     DIFFERENCE_MEANS,
     SCORE_MEANS,
+    WORDS_MEAN,
     account_line,
     notebook_html,
     prompt_text,
@@ -226,7 +227,7 @@ class Attribution(Result):
         total = {unit: len(getattr(self, unit)) for unit in UNITS}
         tables = {unit: self.readable(total[unit] if unit == "layers" else 5, unit) for unit in UNITS}
         title = f"{as_code(self.target_token)} after {as_code(prompt_text(self.tokens))}"
-        return notebook_html(title, [account, SCORE_MEANS], tables, total=total)
+        return notebook_html(title, [account, SCORE_MEANS, WORDS_MEAN], tables, total=total)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def _ranking(options: argparse.Namespace, mode: str) -> dict[str, Any]:
 def _single(options: argparse.Namespace) -> None:
     from mechedit.attribution import attribute, attribution_json
     from mechedit.recipes.configured_model import load
-    from reports.readable import SCORE_MEANS
+    from reports.readable import SCORE_MEANS, WORDS_MEAN
 
     attr = attribute(load(options), options.prompt, options.target, **_ranking(options, "prompt"))
     if options.out is not None:
@@ -92,6 +92,7 @@ def _single(options: argparse.Namespace) -> None:
         f"log p({attr.target_token!r}) = {attr.logp:.4f} nats; the account misses it by {attr.completeness_gap:.1e}"
     )
     print(SCORE_MEANS)
+    print(WORDS_MEAN)
     for unit in UNITS:
         print(f"\n{unit}\n{as_table(attr.readable(10, unit))}")
     _say_saved(options)
