@@ -30,7 +30,7 @@ from mechedit.editors.base import derive, lineage
 from mechedit.editors.steering.asked_gate import Gate
 from mechedit.editors.steering.gate_bank import GateBank, GateGroup, PromptBatch
 from mechedit.editors.steering.gates import AlwaysOn, Reading
-from mechedit.editors.steering.passes import Incoming, Passes, follow
+from mechedit.editors.steering.passes import Incoming, Passes, follow, mean_state, to_the_left
 from mechedit.editors.steering.sites import SITES, Heads, SiteName, part
 from mechedit.editors.steering.transport import AffineMap
 from mechedit.models.active import ActiveEdit, named, noted
@@ -253,9 +253,9 @@ class Steering:
         turn.states[Reading(layer, "last")] = states[rows, turn.new.ends[turn.rows].to(states.device)]
         if key in history.states:
             kept, inside = _of_prompts(history.states[key], turn)
-            turn.states[Reading(layer, "all")] = _to_the_left(kept, inside)
+            turn.states[Reading(layer, "all")] = to_the_left(kept, inside)
             if Reading(layer, "mean") in self.bank.readings:
-                turn.states[Reading(layer, "mean")] = _mean(kept, inside)
+                turn.states[Reading(layer, "mean")] = mean_state(kept, inside)
         ready = [pair for pair in turn.pending if all(r in turn.states for r in pair[0].readings)]
         for group, possible in ready:
             self._join(turn, group.ratios(turn.prompts, turn.states, possible), possible)
@@ -370,22 +370,6 @@ def _of_prompts(states: Tensor, turn: _Turn) -> tuple[Tensor, Tensor]:
     columns = torch.arange(states.shape[1], device=states.device)
     inside = history.real[rows] & (columns <= history.ends[turn.rows].to(states.device)[:, None])
     return states[rows].where(inside[:, :, None], 0), inside
-
-
-def _mean(kept: Tensor, inside: Tensor) -> Tensor:
-    """The mean over each prompt's tokens [n, d]."""
-    if bool(kept.isnan().any()):
-        raise InputError(
-            "past_key_values: expected the whole prompt, whose mean state a gate reads, found tokens that were cached "
-            "before the edits were attached; begin with an empty cache"
-        )
-    return kept.sum(1) / inside.to(kept).sum(1, keepdim=True)
-
-
-def _to_the_left(states: Tensor, inside: Tensor) -> Tensor:
-    """States [n, T, d] with those that are `inside` first, in order."""
-    order = (~inside).to(torch.int8).argsort(dim=1, stable=True)
-    return states.gather(1, order[:, :, None].expand_as(states))
 
 
 class SteeredModel(HookedModel):
