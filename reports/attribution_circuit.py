@@ -18,11 +18,23 @@ from reports.circuit_shapes import svg_file
 from reports.errors import InputError
 from reports.files import write
 from reports.parsing import parse
-from reports.text import visible
+from reports.text import clip, visible
 
-__all__ = ["AttributionCircuit"]
+__all__ = ["AttributionCircuit", "check_path"]
 
 _SUFFIXES = (".svg", ".pdf", ".png", ".html", ".json")
+
+
+def check_path(path: str | os.PathLike[str]) -> Path:
+    """The path of a file that a circuit can be saved as.
+
+    Raises:
+        InputError: Another suffix.
+    """
+    target = Path(path)
+    if target.suffix.lower() not in _SUFFIXES:
+        raise InputError(f"path: expected a name that ends in {', '.join(_SUFFIXES)}, found {target.name!r}")
+    return target
 
 
 class AttributionCircuit(dict[str, Any]):
@@ -82,11 +94,8 @@ class AttributionCircuit(dict[str, Any]):
         Raises:
             InputError: Another suffix or number of columns.
         """
-        target, suffix = Path(path), Path(path).suffix.lower()
-        if suffix not in _SUFFIXES:
-            raise InputError(
-                f"path: expected a name that ends in {', '.join(_SUFFIXES)}, found {target.name!r}"
-            )
+        target = check_path(path)
+        suffix = target.suffix.lower()
         if columns not in (None, *look.WIDTHS):
             raise InputError(f"columns: expected 1, 2 or None, found {columns!r}")
         if suffix == ".json":
@@ -122,7 +131,7 @@ class AttributionCircuit(dict[str, Any]):
         graph = read(self)
         share = kept(graph).removesuffix(".")
         return (
-            f"{type(self).__name__}({visible(graph.target, spaces=True)!r} after {visible(graph.prompt)!r}: "
+            f"{type(self).__name__}({visible(graph.target, spaces=True)!r} after {clip(visible(graph.prompt), 60)!r}: "
             f"{len(graph.nodes)} nodes, {len(graph.edges)} edges; {share[0].lower() + share[1:]})"
         )
 

@@ -143,7 +143,9 @@ def test_attribute_says_where_it_saved_and_what_scores_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call = ["attribute", "--model", "factworld", "--prompt", PROMPTS[0], "--target", "Paris", "--top-k", "20"]
-    assert main([*call, "--out", str(tmp_path / "saved")]) == 0
+    drawn = tmp_path / "circuit.pdf"
+    assert main([*call, "--out", str(tmp_path / "saved"), "--circuit", str(drawn)]) == 0
+    assert drawn.read_bytes().startswith(b"%PDF-")
     out = capsys.readouterr().out
     assert "score: nats that the unit alone adds to log p of the target" in out
     assert f"page: mechedit report {tmp_path / 'saved'}" in out
@@ -152,3 +154,8 @@ def test_attribute_says_where_it_saved_and_what_scores_are(
     assert attr.readable(1, "heads")["reads"].iloc[0] in out
     assert main(["report", str(tmp_path / "saved")]) == 0  # the advice is a command that works
     assert (tmp_path / "saved" / "report.html").is_file()
+    assert main([*call, "--circuit", "circuit.gif"]) == 2
+    assert main([*call, "--contrast", "Madrid", "--circuit", str(drawn)]) == 2
+    told = capsys.readouterr().err
+    assert ".svg, .pdf" in told
+    assert "--contrast takes no --circuit" in told

@@ -150,4 +150,4 @@ def test_a_cell_shows_the_picture_and_the_graph_to_explore() -> None:
     names = [set(re.findall(r' id="(circuit-\w+-title)"', text)) for text in (shown, other._repr_html_())]
     assert names[0].isdisjoint(names[1])  # two circuits in one notebook
     assert "\n" not in repr(made)
-    assert len(repr(made)) < 300
+    assert len(repr(AttributionCircuit(made | {"prompt": "word " * 500}))) < 300

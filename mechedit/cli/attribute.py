@@ -63,6 +63,8 @@ def _mode(options: argparse.Namespace) -> str:
     if given := [name for name in foreign if getattr(options, name) is not None]:
         name = given[0].replace("_", "-")
         raise InputError(f"{name}: --{mode} takes no --{name}; leave it out")
+    if options.circuit is not None and mode != "prompt":
+        raise InputError(f"circuit: --{mode} takes no --circuit; leave it out")
     for name, usual in RANKING.items():
         if name not in TAKES[mode] and getattr(options, name) != usual:
             raise InputError(f"{name}: --{mode} takes no --{name}; leave it out")
@@ -80,11 +82,15 @@ def _ranking(options: argparse.Namespace, mode: str) -> dict[str, Any]:
 def _single(options: argparse.Namespace) -> None:
     from mechedit.attribution import attribute, attribution_json
     from mechedit.recipes.configured_model import load
+    from reports.attribution_circuit import check_path
     from reports.readable import SCORE_MEANS, WORDS_MEAN
 
+    circuit = None if options.circuit is None else check_path(options.circuit)
     attr = attribute(load(options), options.prompt, options.target, **_ranking(options, "prompt"))
     if options.out is not None:
         attr.save(options.out)
+    if circuit is not None:
+        attr.circuit().save(circuit)
     if options.json:
         print_json(attribution_json(attr))
         return
@@ -102,6 +108,8 @@ def _say_saved(options: argparse.Namespace) -> None:
     """Where the result lies, and how to see its page."""
     if options.out is not None:
         print(f"\nsaved: {options.out} (page: mechedit report {shlex.quote(str(options.out))})")
+    if options.circuit is not None:
+        print(f"circuit: {options.circuit}")
 
 
 def _many(options: argparse.Namespace) -> None:
@@ -225,6 +233,9 @@ def add(commands: Any) -> None:
         choices=("first", "sum"),
         default="first",
         help="the target's first token (with a bare space before it), or all of them",
+    )
+    p.add_argument(
+        "--circuit", metavar="FILE", help="draw the circuit: .svg, .pdf, .png, .html to explore, or .json"
     )
     difference = p.add_argument_group("the difference between two")
     difference.add_argument("--contrast", metavar="TARGET", help="an old target, to set --target against")
