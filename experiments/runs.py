@@ -1,7 +1,8 @@
 """The run folder: one experiment on disk, resumable after any crash.
 
     config.toml        what was asked for; the run can be done again from it
-    provenance.json    schema version, versions, model and data hashes, seeds, device, git commit
+    provenance.json    schema version, versions, model and data hashes, seeds, device, git commit; settings, by name
+                       and fingerprint, of what made the cases (`settle`)
     cases/<id>.json    one file per finished case
     results/<name>/    saved `Result` objects
     manifest.json      name, size and sha256 of every file above; written last, so its presence means "finished"
@@ -22,7 +23,7 @@ import logging
 import os
 import shutil
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ import tomli_w
 from experiments.case_ids import check_case_id
 from experiments.lock import LOCK, FolderLock, lock
 from experiments.provenance import provenance
+from experiments.settings import fingerprint, identity
 from reports.codec import encode
 from reports.errors import InputError, IntegrityError, MechEditError
 from reports.files import TEMPORARY, write
@@ -119,6 +121,40 @@ class RunFolder:
     def provenance(self) -> dict[str, Any]:
         """What the run was started with."""
         return _facts(self.path)
+
+    def settle(self, name: str, settings: dict[str, Any], *, cases: Iterable[int | str] = ()) -> str:
+        """Records in the provenance what `name` is set to and reads, and returns the fingerprint it is kept under.
+
+        A case says in "made_with" which it was made with: {name: fingerprint}.
+
+        Args:
+            name: As an editor's.
+            settings: Plain data; what makes no other run stands under "about" (`experiments.settings`).
+            cases: Ids; those of them that are finished have to be made with the same settings.
+
+        Raises:
+            InputError: One was made with others; the message names the first that differs.
+        """
+        plain = encode(settings, where=f"settings of {name}")
+        mark, facts = fingerprint(plain), _facts(self.path)
+        recorded = facts.get("settings", {}).get(name, {})
+        for case_id in cases:
+            before = self._made_with(case_id).get(name, mark)
+            if before != mark and before in recorded:
+                there = identity(recorded[before])
+                _check_same(identity(plain), there, f"settings of {name} in {self.path}")
+        if mark not in recorded:
+            kept = {**facts.get("settings", {}), name: {**recorded, mark: plain}}
+            self._withdraw_manifest()
+            _write(self.path / _PROVENANCE, _to_json({"schema_version": SCHEMA_VERSION, **facts, "settings": kept}))
+        return mark
+
+    def _made_with(self, case_id: int | str) -> dict[str, str]:
+        file = self._case_file(case_id)
+        try:
+            return dict(_read_json(file).get("made_with", {})) if file.is_file() else {}
+        except IntegrityError:  # it is made again
+            return {}
 
     def done(self) -> set[str]:
         """Returns the ids of the finished cases, as strings."""
@@ -286,7 +322,7 @@ def _check_provenance(folder: Path, facts: dict[str, Any]) -> None:
         {key: old[key] for key in SAME if key in old},
         f"provenance of the run in {folder}",
     )
-    if facts != old:
+    if facts != {key: value for key, value in old.items() if key != "settings"}:
         log.warning("%s was started with other package versions or another commit; going on", folder)
 
 

@@ -89,7 +89,9 @@ def _context(folder: Path) -> dict[str, Any]:
     circuit: Circuit | None = read_circuit(path) if path.is_file() else None
     looks = attention.read(folder, circuit.tokens if circuit else ())
     provenance = folder / "provenance.json"
-    rows = sections.flat(read_object(provenance)) if provenance.is_file() else None
+    facts = read_object(provenance) if provenance.is_file() else None
+    settings = facts.pop("settings", None) if facts is not None else None
+    rows = None if facts is None else sections.flat(facts)
     made: dict[str, Any] = {
         "layers": _section(folder, "contrast.parquet", sections.layers, frames["contrast"], window),
         "heads": _section(folder, "heads.parquet", sections.heads, frames["heads"]),
@@ -102,6 +104,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "faithfulness": _faithfulness(folder),
         "gates": _gates(folder),
         "provenance": rows,
+        "settings": _section(folder, "provenance.json", sections.settings, settings),
         "config": read_lines(folder / "config.toml"),
     }
     parts = ("provenance", "config") if made["study"] or made["faithfulness"] else tuple(_PARTS)

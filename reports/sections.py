@@ -34,6 +34,7 @@ __all__ = [
     "number",
     "proportion",
     "result",
+    "settings",
     "windows",
 ]
 
@@ -237,6 +238,25 @@ def flat(data: Any, path: str = "") -> list[tuple[str, str]]:
         return list(itertools.chain.from_iterable(flat(v, f"{path}[{i}]") for i, v in enumerate(data)))
     text = ", ".join(map(str, data)) if isinstance(data, list) else "none" if data is None else str(data)
     return [(visible(path), visible(text))]
+
+
+def settings(recorded: dict[str, dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What each editor was set to and what it read: a name, and rows (dotted path, value), for each of its settings.
+
+    Args:
+        recorded: By name and fingerprint, as a run records them (`experiments.runs.RunFolder.settle`).
+    """
+    tables = []
+    for name, versions in recorded.items():
+        for i, version in enumerate(versions.values()):
+            rows = [(_readable(path), value) for path, value in flat({k: version[k] for k in version if k != "name"})]
+            order = f", {i + 1} of {len(versions)}" if len(versions) > 1 else ""
+            tables.append({"name": f"{visible(name)}{order}", "rows": rows})
+    return tables
+
+
+def _readable(path: str) -> str:
+    return path.replace(".about.", ".").removeprefix("about.")
 
 
 def _forest(editors: list[dict[str, Any]], metrics: list[tuple[str, str]]) -> Markup | None:

@@ -35,6 +35,7 @@ from mechedit.attribution.projection import Projection
 from mechedit.attribution.terms import layer_terms
 from mechedit.data.facts import FactEdit
 from mechedit.editors import Editor
+from mechedit.editors.settings import resolved
 from mechedit.models.deciding import decide
 from mechedit.models.hooked import HookedModel
 from mechedit.models.scoring import score_pairs
@@ -189,6 +190,7 @@ def explain(
         provenance={
             "model": {"name": model.name, "hash": model.hash, **model.stored},
             "editor": repr(editor),
+            "settings": resolved(editor, model),
         },
     )
 

@@ -19,8 +19,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,10 @@ class Covariance:
     Attributes:
         moment: The sum of k kᵀ over the tokens [d_mlp, d_mlp], fp64.
         n_tokens: Their number.
-        source: The text.
+        source: The text, as a reader knows it.
+        made_of: What else the sum depends on, besides model and layer: hashes of text and tokenizer, window, batch;
+            empty where it was not computed here.
+        measured: Its condition number, where that has been computed before.
 
     >>> c = Covariance(torch.diag(torch.tensor([8.0, 2.0]).double()), n_tokens=2, layer=0, source="by hand")
     >>> c.matrix.diagonal().tolist(), c.condition
@@ -74,6 +77,15 @@ class Covariance:
     n_tokens: int
     layer: int
     source: str
+    made_of: Mapping[str, Any] = field(default_factory=dict)
+    measured: float | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What tells it from another C, and (under "about") what a reader wants to know of it, as plain data."""
+        made_of = self.made_of or {"sha256": hashlib.sha256(self.moment.cpu().numpy().tobytes()).hexdigest()}
+        about = {"source": self.source, "condition": float(f"{self.condition:.3g}")}
+        return {"layer": self.layer, "tokens": self.n_tokens, **made_of, "about": about}
 
     @property
     def matrix(self) -> Tensor:
@@ -88,6 +100,8 @@ class Covariance:
     @property
     def condition(self) -> float:
         """Largest over smallest eigenvalue; infinite where fewer tokens than neurons were seen."""
+        if self.measured is not None:
+            return self.measured
         smallest, largest = float(self.eigenvalues[0]), float(self.eigenvalues[-1])
         floor = largest * len(self.moment) * torch.finfo(torch.float64).eps
         return largest / smallest if smallest > floor else float("inf")
@@ -266,9 +280,19 @@ def _computed(
                 written = time.monotonic()
     if not n_tokens:
         raise InputError(f"text: expected at least one token, found none in {corpus.source}")
-    results = {layer: Covariance(sums[layer], n_tokens, layer, corpus.source) for layer in files}
+    results = {}
     for layer, file in files.items():
-        _save(file, {"moment": sums[layer]}, n_tokens=n_tokens, layer=layer, source=corpus.source)
+        summed = Covariance(sums[layer], n_tokens, layer, corpus.source, _made_of(model, corpus))
+        results[layer] = replace(summed, measured=summed.condition)
+        _save(
+            file,
+            {"moment": sums[layer]},
+            n_tokens=n_tokens,
+            layer=layer,
+            source=corpus.source,
+            made_of=json.dumps(summed.made_of),
+            condition=results[layer].measured,
+        )
     unfinished.unlink(missing_ok=True)
     return results
 
@@ -315,17 +339,18 @@ def _window(model: HookedModel) -> int:
     return min(WINDOW, model.n_ctx or WINDOW)
 
 
-def _file(model: HookedModel, corpus: Corpus, layer: int, tokens: int | None) -> Path:
-    key = {
+def _made_of(model: HookedModel, corpus: Corpus) -> dict[str, Any]:
+    return {
         "tokenizer": tokenizer_digest(model.tokenizer),
         "start": model.plain_ids("a").tolist(),  # with a BOS or without
         "text": corpus.digest,
-        "layer": layer,
-        "dtype": str(model.dtype),
-        "tokens": tokens,
         "window": _window(model),
         "batch": BATCH,
     }
+
+
+def _file(model: HookedModel, corpus: Corpus, layer: int, tokens: int | None) -> Path:
+    key = {**_made_of(model, corpus), "layer": layer, "dtype": str(model.dtype), "tokens": tokens}
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return cache_folder() / f"{_stem(model, model.hash, layer)}{name[:24]}.safetensors"
 
@@ -343,7 +368,11 @@ def _read(file: Path, device: torch.device) -> Covariance:
     with safe_open(file, framework="pt", device=str(device)) as stored:
         metadata = stored.metadata()
         moment = stored.get_tensor("moment")
-    return Covariance(moment, int(metadata["n_tokens"]), int(metadata["layer"]), metadata["source"])
+    # A file of an earlier version holds neither; its name has a hash of what it was made of.
+    made_of = json.loads(metadata["made_of"]) if "made_of" in metadata else {"kept_as": file.stem[-24:]}
+    measured = float(metadata["condition"]) if "condition" in metadata else None
+    layer, n_tokens = int(metadata["layer"]), int(metadata["n_tokens"])
+    return Covariance(moment, n_tokens, layer, metadata["source"], made_of, measured)
 
 
 def _resumed(file: Path, files: dict[int, Path], device: torch.device) -> tuple[dict[int, Tensor], int, int]:

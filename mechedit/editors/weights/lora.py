@@ -82,6 +82,10 @@ class LoRA(WeightEditor):
         ready._train(model, adapted, pairs)
         return WeightChange(ready.name, facts, model.hash, ready._products(twin), model.name)
 
+    def reads(self, model: HookedModel) -> dict[str, Any]:
+        """The modules that get an adapter, where the model decides them."""
+        return {"targets": list(self.ready(model).targets or query_value_modules(model))}
+
     def _adapters(self, twin: PreTrainedModel, targets: Sequence[str]) -> Any:
         with warnings.catch_warnings():
             # peft sets it itself for GPT-2's Conv1D, and says so.

@@ -34,7 +34,7 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -145,6 +145,13 @@ class MEMIT(WeightEditor):
                 if layer < last:
                     below.enter_context(weight_edit(model, WeightChange(self.name, facts, digest, done[-1])))
         return WeightChange(ready.name, facts, digest, combine(done), model.name, kept)
+
+    def reads(self, model: HookedModel) -> dict[str, Any]:
+        """The covariances of the layers, and the texts before the prompt."""
+        ready = self.ready(model)
+        first, last = ready.layers
+        known = {str(layer): ready._covariance(model, layer).settings for layer in range(first, last + 1)}
+        return {"covariances": known, "context_texts": list(contexts(model, ready.contexts))}
 
     def _covariance(self, model: HookedModel, layer: int) -> Covariance:
         if self.covariances is None:

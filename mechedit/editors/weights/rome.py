@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -118,6 +118,11 @@ class ROME(WeightEditor):
                         weight_edit(model, WeightChange(self.name, (fact,), digest, done[-1]))
                     )
         return WeightChange(ready.name, facts, digest, combine(done), model.name)
+
+    def reads(self, model: HookedModel) -> dict[str, Any]:
+        """The covariance, and the texts before the prompt."""
+        before, covariance = self.ready(model)._fixed(model)
+        return {"covariance": covariance.settings, "context_texts": list(before)}
 
     def associate(self, model: HookedModel, fact: FactEdit) -> Association:
         """k* and v* of one fact, and the change of rank one that they ask for."""
