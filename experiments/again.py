@@ -80,7 +80,7 @@ def compare_runs(old: Path, new: Path) -> Comparison:
         cases = first.read_case(case_id), second.read_case(case_id)
         settings |= dict.fromkeys(_settings(cases, made_with))
         numbers = [{key: case[key] for key in case if key not in _HASHES} for case in cases]
-        unequal = list(_differences(*numbers, ""))
+        unequal = list(_differences(numbers[0], numbers[1], ""))
         identical += not unequal
         largest = max([largest, *(size for _, size in unequal if math.isfinite(size))])
         beyond = [text for text, size in unequal if size > tolerance]
@@ -102,7 +102,9 @@ def _settings(cases: tuple[dict[str, Any], ...], recorded: tuple[dict[str, Any],
     """What two cases were made with that differs; nothing where a version that did not record it made one of them."""
     marks = [case.get("made_with", {}) for case in cases]
     for name in marks[0].keys() & marks[1].keys():
-        old, new = (of_run.get(name, {}).get(mark[name]) for of_run, mark in zip(recorded, marks, strict=True))
+        old, new = (
+            of_run.get(name, {}).get(mark[name]) for of_run, mark in zip(recorded, marks, strict=True)
+        )
         if old is not None and new is not None:
             for key, before, now in differences(old, new):
                 yield f"{name}: {key} was {_short(before)}, is {_short(now)}"

@@ -249,7 +249,10 @@ def settings(recorded: dict[str, dict[str, dict[str, Any]]]) -> list[dict[str, A
     tables = []
     for name, versions in recorded.items():
         for i, version in enumerate(versions.values()):
-            rows = [(_readable(path), value) for path, value in flat({k: version[k] for k in version if k != "name"})]
+            rows = [
+                (_readable(path), value)
+                for path, value in flat({k: version[k] for k in version if k != "name"})
+            ]
             order = f", {i + 1} of {len(versions)}" if len(versions) > 1 else ""
             tables.append({"name": f"{visible(name)}{order}", "rows": rows})
     return tables

@@ -179,6 +179,7 @@ def explain(
         row |= {"changed": before[i] != after[i], "margin_before": terms_before[i].margin}
         texts.append({**row, "margin_after": terms_after[i].margin})
         units.append(_units(terms_before[i], terms_after[i]).assign(role=role, index=index))
+    about = {"name": model.name, "hash": model.hash, **model.stored}
     return Explanation(
         texts=pd.DataFrame(texts),
         units=pd.concat(units, ignore_index=True),
@@ -187,11 +188,7 @@ def explain(
         subject=fact.subject,
         target_new=fact.target_new,
         target_true=fact.target_true,
-        provenance={
-            "model": {"name": model.name, "hash": model.hash, **model.stored},
-            "editor": repr(editor),
-            "settings": resolved(editor, model),
-        },
+        provenance={"model": about, "editor": repr(editor), "settings": resolved(editor, model)},
     )
 
 

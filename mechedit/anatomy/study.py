@@ -188,8 +188,9 @@ def _settled(
     """For each fact the fingerprint of what each of its editors is set to and reads, which the run records."""
     used = {_called(setting): setting.editor for of_fact in settings for setting in of_fact}
     resolutions = {name: resolved(editor, model) for name, editor in used.items()}
-    for name, resolution in resolutions.items() if run is not None else ():
-        run.settle(name, resolution, cases=keys)
+    if run is not None:
+        for name, resolution in resolutions.items():
+            run.settle(name, resolution, cases=keys)
     marks = {name: fingerprint(resolution) for name, resolution in resolutions.items()}
     return [{_called(setting): marks[_called(setting)] for setting in of_fact} for of_fact in settings]
 

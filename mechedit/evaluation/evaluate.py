@@ -133,8 +133,7 @@ def evaluate(
     task = _Task(model, editor, used, questions, families, mode, base, batch_size, seed, run, progress)
     cases = task.one_by_one() if mode == "single" else task.together()
     result = gather(model, editor, cases, used, families=families, mode=mode, references=space)
-    left_out = facts.left_out if isinstance(facts, LoadedFacts) else ()
-    if left_out:
+    if left_out := facts.left_out if isinstance(facts, LoadedFacts) else ():
         note = f"left out {len(left_out)} of {len(left_out) + len(facts)} records; the first: {left_out[0]}"
         result = dataclasses.replace(result, notes=(*result.notes, note))
     return result
@@ -417,4 +416,3 @@ class _Task:
 def _with_base(score: PromptScore, base: Mapping[str, Neighbour]) -> PromptScore:
     near = base.get(score.prompt, Neighbour(math.nan, math.nan, ""))
     return dataclasses.replace(score, base_p_new=near.p_new, base_p_true=near.p_true, base_argmax=near.argmax)
-

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from experiments.checkpoints import tokenizer_digest
-from mechedit.editors.weights.corpus import Corpus, embedded_corpus, own_corpus, windows
+from mechedit.editors.weights.corpus import OWN, Corpus, embedded_corpus, own_corpus, windows
 from mechedit.editors.weights.weight_edit import origin, unedited
 from mechedit.models.cache import cache_folder
 from mechedit.models.embedded import EMBEDDED
@@ -85,7 +86,7 @@ class Covariance:
         """What tells it from another C, and (under "about") what a reader wants to know of it, as plain data."""
         made_of = self.made_of or {"sha256": hashlib.sha256(self.moment.cpu().numpy().tobytes()).hexdigest()}
         about = {"source": self.source, "condition": float(f"{self.condition:.3g}")}
-        return {"layer": self.layer, "tokens": self.n_tokens, **made_of, "about": about}
+        return {"layer": self.layer, **made_of, "tokens": self.n_tokens, "about": about}
 
     @property
     def matrix(self) -> Tensor:
@@ -102,6 +103,8 @@ class Covariance:
         """Largest over smallest eigenvalue; infinite where fewer tokens than neurons were seen."""
         if self.measured is not None:
             return self.measured
+        if not bool(self.moment.isfinite().all()):
+            return float("nan")
         smallest, largest = float(self.eigenvalues[0]), float(self.eigenvalues[-1])
         floor = largest * len(self.moment) * torch.finfo(torch.float64).eps
         return largest / smallest if smallest > floor else float("inf")
@@ -187,7 +190,7 @@ def covariance_for(model: HookedModel, layer: int) -> Covariance:
 
     Of the embedded models: over the world's own training text, in seconds. Of another model: the one in the cache that
     `mechedit covariance` has computed of the most tokens; where there is none, over text that the model itself writes,
-    with a warning: real text is better.
+    with a warning: real text is better, and is taken from then on.
     """
     root, digest = origin(model)
     known = _KNOWN.setdefault(root, {})
@@ -205,14 +208,24 @@ def _default_covariance(model: HookedModel, digest: str, layer: int) -> Covarian
         return covariances(model, embedded_corpus(), layers=range(model.shape.n_layers), progress=None)[layer]
     stored = [_read(file, model.device) for file in _finished(model, digest, layer)]
     if stored:
-        return max(stored, key=lambda covariance: covariance.n_tokens)
+        return max(stored, key=lambda c: (c.source != OWN, c.n_tokens))
     log.warning(
-        "no covariance of %s at layer %d in %s: it is taken over text that the model writes itself; better: "
-        "mechedit covariance --model %s --text TEXT --layers %d",
-        model.name, layer, cache_folder(), model.source, layer,
+        "no covariance of %s at layer %d in %s: it is taken over text that the model writes itself; better, of a text "
+        "of yours: %s",
+        model.name, layer, cache_folder(), _command(model, layer),
     )  # fmt: skip
     tokens = 2 * model.shape.d_mlp
     return covariances(model, own_corpus(model, tokens), layers=[layer], tokens=tokens, progress=None)[layer]
+
+
+def _command(model: HookedModel, layer: int) -> str:
+    """What computes C of a text, as it is typed."""
+    name = model.called
+    if not name:
+        return f"mechedit.editors.weights.covariances(model, open_corpus('TEXT.txt'), layers=[{layer}])"
+    dtype = str(model.dtype).removeprefix("torch.")
+    place = f"--model {shlex.quote(name)}" + (f" --dtype {dtype}" if dtype != "float32" else "")
+    return f"mechedit covariance {place} --layers {layer} --text TEXT.txt"
 
 
 def covariances(
@@ -341,9 +354,9 @@ def _window(model: HookedModel) -> int:
 
 def _made_of(model: HookedModel, corpus: Corpus) -> dict[str, Any]:
     return {
+        "text": corpus.digest,
         "tokenizer": tokenizer_digest(model.tokenizer),
         "start": model.plain_ids("a").tolist(),  # with a BOS or without
-        "text": corpus.digest,
         "window": _window(model),
         "batch": BATCH,
     }
