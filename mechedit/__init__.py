@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from mechedit import editors, factworld
     from mechedit.anatomy import (
         AnatomyStudy,
+        CheckpointContrast,
         OutcomeContrast,
         StatementContrast,
         anatomy,
+        contrast_checkpoints,
         edit_contrast,
         outcome_contrast,
         statement_contrast,
@@ -65,9 +67,11 @@ __version__ = "0.1.0"
 _NAMES = {
     "mechedit.anatomy": (
         "AnatomyStudy",
+        "CheckpointContrast",
         "OutcomeContrast",
         "StatementContrast",
         "anatomy",
+        "contrast_checkpoints",
         "edit_contrast",
         "outcome_contrast",
         "statement_contrast",
@@ -110,6 +114,7 @@ __all__ = [
     "AnatomyStudy",
     "Attribution",
     "AttributionContrast",
+    "CheckpointContrast",
     "Diagnosis",
     "Evaluation",
     "FactEdit",
@@ -124,6 +129,7 @@ __all__ = [
     "attribute",
     "attribute_many",
     "contrast",
+    "contrast_checkpoints",
     "diagnose",
     "edit_contrast",
     "editors",

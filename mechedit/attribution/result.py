@@ -256,6 +256,8 @@ class AttributionContrast(Result):
         mlp_neurons: Layer, neuron and the scores, largest |score| first.
         attn_neurons: Layer, head, dim, pos and the scores, largest |score| first.
         provenance: That of both sides, by "a" and "b".
+        aligned: "" where the sides differ in one thing, else by what their units were put beside each other
+            (`mechedit.attribution.aligned`); the sides' labels then say target, prompt and model.
     """
 
     kind: ClassVar[str] = "attribution_contrast"
@@ -272,6 +274,7 @@ class AttributionContrast(Result):
     mlp_neurons: pd.DataFrame
     attn_neurons: pd.DataFrame
     provenance: dict[str, Any] = field(default_factory=dict)
+    aligned: str = ""
 
     @property
     def logp(self) -> float:
@@ -328,7 +331,7 @@ class AttributionContrast(Result):
         text = "".join(visible(token) for token in self.tokens)
         a, b = self.a, self.b
         lines = [
-            f"<p><strong>Attribution</strong> of {_named(a)} less {_named(b)} after {as_code(text)}</p>",
+            f"<p><strong>Attribution</strong> of {_sides(self, text)}</p>",
             f"<p>Δ log p {self.logp:.4f} = embedding {self.embedding_logp:.4f} + layers "
             f"{self.layers['score'].sum():.4f} + gap {self.completeness_gap:.1e} nats; σ {a.sigma:.4g} and "
             f"{b.sigma:.4g} (frozen), biases: {html.escape(self.biases)}</p>",
@@ -427,6 +430,14 @@ def _labels(a: Attribution, b: Attribution) -> tuple[str, str]:
         first, second = (f"{model.get('name')} {str(model.get('hash'))[:8]}" for model in models)
         return first, second
     return "a", "b"
+
+
+def _sides(contrast: AttributionContrast, text: str) -> str:
+    """The two sides and their prompt; of sides that were aligned their labels, which say all of it."""
+    if contrast.aligned:
+        sides = f"{html.escape(contrast.a.label)} less {html.escape(contrast.b.label)}"
+        return f"{sides}, aligned by {html.escape(contrast.aligned)}"
+    return f"{_named(contrast.a)} less {_named(contrast.b)} after {as_code(text)}"
 
 
 def _named(side: Side) -> str:
