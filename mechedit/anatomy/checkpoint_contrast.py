@@ -151,7 +151,9 @@ def contrast_checkpoints(
     if stored.left_out:
         notes.append(f"no weights of the model, left out: {', '.join(stored.left_out[:3])}")
     if model.dtype.itemsize > 2 and (half := stored.dtypes & {"BF16", "F16"}):
-        notes.append(f"{stored.folder.name} is stored in {', '.join(half)}: what rounding explains counts as the same")
+        notes.append(
+            f"{stored.folder.name} is stored in {', '.join(half)}: what rounding explains counts as the same"
+        )
     weights = changed_weights(model, stored)
     change = Change(model, stored, tuple(weights["weight"]))
     shown = _unasked() if fact is None else _asked(change, fact, prompts, top_k)

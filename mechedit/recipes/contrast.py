@@ -37,12 +37,20 @@ def write_contrast(contrast: CheckpointContrast, fact: FactEdit | None, out: str
     return built
 
 
+def _window(contrast: CheckpointContrast) -> list[int] | None:
+    """First and last layer that differ, where they are less than half of the model's: the figure shades them."""
+    layers = [int(layer) for layer in contrast.weights["layer"] if layer >= 0]
+    n_layers = len(contrast.layers["layer"].unique())
+    return [min(layers), max(layers)] if layers and 2 * (max(layers) - min(layers) + 1) < n_layers else None
+
+
 def _summary(contrast: CheckpointContrast, fact: FactEdit | None) -> dict[str, Any]:
     about = "" if fact is None else f"{fact.rewrite_prompt} {fact.target_true} → {fact.target_new}"
     return {
         "title": f"{contrast.edited} against {contrast.base}",
         "subtitle": about or "The weights alone; no fact was given.",
         "model": contrast.base,
+        "window": _window(contrast),
         "editors": [],
         "notes": list(contrast.notes),
         "not_done": [
