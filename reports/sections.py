@@ -249,13 +249,17 @@ def settings(recorded: dict[str, dict[str, dict[str, Any]]]) -> list[dict[str, A
     tables = []
     for name, versions in recorded.items():
         for i, version in enumerate(versions.values()):
-            rows = [
-                (_readable(path), value)
-                for path, value in flat({k: version[k] for k in version if k != "name"})
-            ]
+            shown = {key: _quoted(version[key]) for key in version if key != "name"}
+            rows = [(_readable(path), value) for path, value in flat(shown)]
             order = f", {i + 1} of {len(versions)}" if len(versions) > 1 else ""
             tables.append({"name": f"{visible(name)}{order}", "rows": rows})
     return tables
+
+
+def _quoted(value: Any) -> Any:
+    """Texts of a list in quotation marks, so that a reader sees where each ends."""
+    texts = isinstance(value, list) and any(isinstance(item, str) and " " in item for item in value)
+    return [f"“{item}”" for item in value] if texts else value
 
 
 def _readable(path: str) -> str:

@@ -17,7 +17,7 @@ from experiments.again import compare_runs
 from experiments.runs import RunFolder
 from experiments.settings import fingerprint, identity
 from mechedit.cli import main
-from mechedit.editors import FT, IKE, MEGA, MEMIT, NAMES, ROME, SAKE, Editor, LoRA, by_name
+from mechedit.editors import FT, IKE, MEGA, MEMIT, NAMES, ROME, SAKE, Editor, LoRA, WeightChange, by_name
 from mechedit.editors.settings import resolved
 from mechedit.editors.weights.corpus import text_corpus
 from mechedit.editors.weights.covariance import Covariance, covariances
@@ -203,6 +203,29 @@ def test_a_case_of_an_earlier_version_is_not_taken_over(
         run_of(run, at_home(0))
     run_of(tmp_path / "new", at_home(0))
     assert compare_runs(run, tmp_path / "new").reproduced
+
+
+def test_a_saved_edit_says_what_it_was_made_with(tmp_path: Path) -> None:
+    """The change alone, and the edited checkpoint."""
+    model, facts = tiny_model("gpt2"), known_facts()[:2]
+    c = covariances(model, TEXTS[0], layers=[1], progress=False)[1]
+    editor = replace(EDITOR, covariance=c)
+    change = editor.change(model, facts[0])
+    loaded = WeightChange.load(change.save(tmp_path / "change"), model)
+    assert loaded.settings == change.settings == resolved(editor, model)
+    with change.apply(model) as once, FT(layer=1, steps=1, lr=1e-3).apply(once, facts[1]) as twice:
+        folder = twice.save_pretrained(tmp_path / "model")
+    said = json.loads((folder / "edit.json").read_text())["edits"]
+    assert [(edit["editor"], edit["facts"][0]["subject"]) for edit in said] == [
+        ("rome", facts[0].subject),
+        ("ft", facts[1].subject),
+    ]
+    assert said[0]["settings"]["covariance"]["text"] == TEXTS[0].digest
+    assert said[0]["model_hash"] == model.hash != said[1]["model_hash"]
+    record = json.loads((tmp_path / "change" / "change.json").read_text())
+    del record["settings"]  # as earlier versions wrote it
+    (tmp_path / "change" / "change.json").write_text(json.dumps(record))
+    assert WeightChange.load(tmp_path / "change", model).settings == {}
 
 
 # --- the run folder ---------------------------------------------------------------------------------

@@ -323,7 +323,8 @@ class AttributionContrast(Result):
         for unit in CONTRASTED:
             frame = getattr(self, unit).rename(columns={"a": "b", "b": "a"})
             frames[unit] = frame.assign(score=-frame["score"])[[*UNITS[unit], "a", "b", "score"]]
-        provenance = {"a": self.provenance.get("b", {}), "b": self.provenance.get("a", {})}
+        sides = {"a": self.provenance.get("b", {}), "b": self.provenance.get("a", {})}
+        provenance = {**self.provenance, **sides}
         return replace(self, a=self.b, b=self.a, provenance=provenance, **frames)
 
     def _repr_html_(self) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,11 +82,15 @@ class Covariance:
     made_of: Mapping[str, Any] = field(default_factory=dict)
     measured: float | None = None
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """What tells it from another C, and (under "about") what a reader wants to know of it, as plain data."""
         made_of = self.made_of or {"sha256": hashlib.sha256(self.moment.cpu().numpy().tobytes()).hexdigest()}
-        about = {"source": self.source, "condition": float(f"{self.condition:.3g}")}
+        condition = float(f"{self.condition:.3g}")
+        about = {
+            "source": self.source,
+            "condition": condition if math.isfinite(condition) else str(condition),
+        }
         return {"layer": self.layer, **made_of, "tokens": self.n_tokens, "about": about}
 
     @property

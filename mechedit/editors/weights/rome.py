@@ -26,6 +26,7 @@ from mechedit.data.facts import FactEdit
 from mechedit.editors.base import as_facts
 from mechedit.editors.contexts import Lengths, contexts
 from mechedit.editors.defaults import AUTO, Table
+from mechedit.editors.settings import resolved
 from mechedit.editors.steering.steer import unsteered
 from mechedit.editors.weights.covariance import Covariance, covariance_for
 from mechedit.editors.weights.subject import edit_batch, subject_ids
@@ -117,7 +118,9 @@ class ROME(WeightEditor):
                     earlier.enter_context(
                         weight_edit(model, WeightChange(self.name, (fact,), digest, done[-1]))
                     )
-        return WeightChange(ready.name, facts, digest, combine(done), model.name)
+        return WeightChange(
+            ready.name, facts, digest, combine(done), model.name, settings=resolved(ready, model)
+        )
 
     def reads(self, model: HookedModel) -> dict[str, Any]:
         """The covariance, and the texts before the prompt."""
