@@ -147,13 +147,7 @@ def contrast_checkpoints(
     model = base if isinstance(base, HookedModel) else load_model(base, device=device, dtype=dtype)
     stored = find_weights(model, edited)
     prompts = _prompts(fact, neighbours) if fact is not None else []
-    notes = _check_tokens(model, stored, fact, [prompt for _, _, prompt in prompts])
-    if stored.left_out:
-        notes.append(f"no weights of the model, left out: {', '.join(stored.left_out[:3])}")
-    if model.dtype.itemsize > 2 and (half := stored.dtypes & {"BF16", "F16"}):
-        notes.append(
-            f"{stored.folder.name} is stored in {', '.join(half)}: what rounding explains counts as the same"
-        )
+    notes = _notes(model, stored, fact, [prompt for _, _, prompt in prompts])
     weights = changed_weights(model, stored)
     change = Change(model, stored, tuple(weights["weight"]))
     shown = _unasked() if fact is None else _asked(change, fact, prompts, top_k)
@@ -168,7 +162,7 @@ def contrast_checkpoints(
         base=model.name,
         edited=stored.folder.name,
         n_weights=sum(1 for _ in checkpoint_weights(model.hf)),
-        notes=tuple(notes),
+        notes=notes,
         provenance=model.provenance(data=data, seeds={}),
         **shown,
     )
@@ -230,24 +224,34 @@ def _prompts(fact: FactEdit, neighbours: int) -> list[tuple[str, int, str]]:
     ]
 
 
-def _check_tokens(
+def _notes(
     model: HookedModel, stored: StoredWeights, fact: FactEdit | None, prompts: Sequence[str]
-) -> list[str]:
-    """Refuses a tokenizer that reads the fact otherwise; where the checkpoint has none, says so."""
+) -> tuple[str, ...]:
+    """What a reader must know.
+
+    Raises:
+        InputError: The checkpoint's tokenizer reads the fact otherwise than the model's.
+    """
+    name, notes = stored.folder.name, []
     if not any(
-        (stored.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
+        (stored.folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")
     ):
-        return [f"{stored.folder.name} has no tokenizer; that of {model.name} is used"]
-    if fact is None:
-        return []
-    tokenizer = read_tokenizer(stored.folder, argument="edited")
-    for text in (*prompts, f" {fact.target_new}", f" {fact.target_true}"):
-        here, there = (list(reader(text).input_ids) for reader in (model.tokenizer, tokenizer))
-        if here != there:
-            raise InputError(
-                f"edited: its tokenizer reads {text!r} as {there[:8]}, that of {model.name} as {here[:8]}"
-            )
-    return []
+        notes.append(f"{name} has no tokenizer; that of {model.name} is used")
+    elif fact is not None:
+        tokenizer = read_tokenizer(stored.folder, argument="edited")
+        for text in (*prompts, f" {fact.target_new}", f" {fact.target_true}"):
+            here, there = (list(reader(text).input_ids) for reader in (model.tokenizer, tokenizer))
+            if here != there:
+                raise InputError(
+                    f"edited: its tokenizer reads {text!r} as {there[:8]}, that of {model.name} as {here[:8]}"
+                )
+    if stored.left_out:
+        notes.append(f"no weights of the model, left out: {', '.join(stored.left_out[:3])}")
+    if model.dtype.itemsize > 2 and (half := stored.dtypes & {"BF16", "F16"}):
+        notes.append(
+            f"{name} is stored in {', '.join(sorted(half))}: what rounding explains counts as the same"
+        )
+    return tuple(notes)
 
 
 def _answers(change: Change, fact: FactEdit, prompts: Sequence[tuple[str, int, str]]) -> pd.DataFrame:
