@@ -41,6 +41,7 @@ from mechedit.models.hooked import HookedModel
 from mechedit.models.scoring import score_pairs
 from reports.errors import InputError
 from reports.results import Result
+from reports.text import visible
 
 __all__ = ["Explanation", "explain"]
 
@@ -122,7 +123,7 @@ class Explanation(Result):
         helped = _listed(self.helped(role, index, k=3), "delta")
         behind = f" behind {row['behind']!r}" if row.get("behind") else ""
         line = (
-            f"{role} {verdict}: {row['prompt']} | before:{row['before']} | after:{row['after']}"
+            f"{role} {verdict}: {row['prompt']} | before:{visible(row['before'])} | after:{visible(row['after'])}"
             f"\n  {row['wanted']!r} against {row['against']!r}{behind}: logits {row['margin_before']:+.2f} before, "
             f"{row['margin_after']:+.2f} after; rose most at {helped}"
         )
