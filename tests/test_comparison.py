@@ -94,7 +94,7 @@ def test_an_impossible_configuration_is_refused(change: dict[str, object]) -> No
 
 
 def test_each_variant_changes_one_thing() -> None:
-    mega = MEGA(window=(5, 7), alpha=1.0, gate_layer=5, threshold=2.0)
+    mega = MEGA(window=(5, 7), alpha=1.0, gate="hidden", gate_layer=5, threshold=2.0)
     for name in (*CONTROLS, *ABLATIONS):
         found = variant(mega, name, n_layers=8)
         assert found.name == name

@@ -63,6 +63,8 @@ def plain(value: Any) -> Any:
         return {"shape": list(value.shape), "sha256": hashlib.sha256(held).hexdigest()}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
     if isinstance(value, list | tuple):
         facts = [item for item in value if isinstance(item, FactEdit)]
         if facts and len(facts) == len(value):
@@ -73,4 +75,8 @@ def plain(value: Any) -> Any:
     if callable(value):
         kind = type(value)
         return f"{getattr(value, '__module__', kind.__module__)}.{getattr(value, '__qualname__', kind.__qualname__)}"
-    return repr(value)
+    return (
+        {name: plain(item) for name, item in vars(value).items()}
+        if hasattr(value, "__dict__")
+        else repr(value)
+    )

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mechedit.attribution.statement import statement_contrast
+from mechedit.attribution.statement import StatementContrast, statement_contrast
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors.steering.asked_gate import RelationSpace
 from mechedit.editors.steering.fit import STRENGTHS, Fits, Goals, Place
@@ -117,11 +117,13 @@ class GateROC(Result):
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-def select(editor: S, model: HookedModel, facts: Sequence[FactEdit]) -> S:
+def select(
+    editor: S, model: HookedModel, facts: Sequence[FactEdit], *, contrast: StatementContrast | None = None
+) -> S:
     """`editor` with window, heads, target, rank, gate layer and threshold chosen on `facts`; see the module."""
     chosen, choice = editor, {"n_facts": len(facts), "facts": facts_hash(facts)}
     if editor.window == "auto" or isinstance(editor.heads, int):
-        contrast = statement_contrast(model, facts)
+        contrast = contrast or statement_contrast(model, facts)
         if editor.window == "auto":
             chosen = replace(chosen, window=contrast.window)
         if isinstance(editor.heads, int):
