@@ -25,7 +25,7 @@ from mechedit.editors.weights.lora import query_value_modules
 from mechedit.evaluation.evaluate import evaluate
 from mechedit.factworld import edits
 from mechedit.models.hooked import HookedModel, load_model
-from reports import page
+from reports import compare, page
 from reports.errors import InputError
 from tests.test_evaluation import known_facts, open_run
 from tests.tiny import SENTENCES, tiny_folder, tiny_model
@@ -187,6 +187,19 @@ def test_the_page_shows_the_settings_and_opens_runs_that_have_none(
     del provenance["settings"]
     (run / "provenance.json").write_text(json.dumps(provenance))
     assert "Settings of the editors" not in page.render(run)
+
+
+def test_two_runs_side_by_side_name_the_settings_that_differ(
+    at_home: Callable[[int], HookedModel], tmp_path: Path
+) -> None:
+    for text in (0, 1):
+        run_of(tmp_path / str(text), at_home(text))
+        summary = {"title": "t", "n": 2, "editors": [{"name": "rome", "es": {"value": 0.5, "n": 2}}]}
+        open_run(tmp_path / str(text)).write_json("summary", summary)
+    shown = compare.build(tmp_path / "0", tmp_path / "1", tmp_path / "both.html").read_text(encoding="utf-8")
+    for said in ("rome: covariance.text", *(text.digest for text in TEXTS), "here.txt", "there.txt"):
+        assert said in shown
+    assert "rome: clamp" not in shown
 
 
 def test_a_case_of_an_earlier_version_is_not_taken_over(

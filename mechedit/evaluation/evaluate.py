@@ -353,6 +353,7 @@ class _Task:
         return CaseScores(about.fact, self.base.known[i], prompts, texts, shown, costs)
 
     def _keys(self) -> list[str]:
+        """The ids of the cases; the run records what the editor is set to and reads, and refuses cases of another."""
         keys = [evaluation_key(self.editor.name, about.fact, self.mode) for about in self.questions]
         if self.run is not None:
             keys = [check_case_id(key) for key in keys]
