@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from mechedit import editors, factworld
     from mechedit.anatomy import (
         AnatomyStudy,
+        CheckpointContrast,
         OutcomeContrast,
         StatementContrast,
         anatomy,
+        contrast_checkpoints,
         edit_contrast,
         outcome_contrast,
         statement_contrast,
@@ -67,9 +69,11 @@ __version__ = "0.1.0"
 _NAMES = {
     "mechedit.anatomy": (
         "AnatomyStudy",
+        "CheckpointContrast",
         "OutcomeContrast",
         "StatementContrast",
         "anatomy",
+        "contrast_checkpoints",
         "edit_contrast",
         "outcome_contrast",
         "statement_contrast",
@@ -116,6 +120,7 @@ __all__ = [
     "AttributionCircuit",
     "AttributionContrast",
     "Attributions",
+    "CheckpointContrast",
     "Diagnosis",
     "Evaluation",
     "FactEdit",
@@ -130,6 +135,7 @@ __all__ = [
     "attribute",
     "attribute_many",
     "contrast",
+    "contrast_checkpoints",
     "diagnose",
     "edit_contrast",
     "editors",

@@ -151,7 +151,8 @@ def _difference(values: dict[str, Any], frames: dict[str, Any], where: str) -> S
     sides = (record.a, record.b)
     record.prompt, record.sign, record.promotes = prompt_text(record.tokens), "both", None
     record.about = record.provenance.get("a", {}).get("model", {})
-    record.targets = [_side(side) for side in sides]
+    record.aligned = getattr(record, "aligned", "")
+    record.targets = [visible(side["label"]) if record.aligned else _side(side) for side in sides]
     record.facts = [(f"log p, {_side(side)}", sections.number(side["logp"])) for side in sides]
     record.logp, record.embedding_logp = (sides[0][key] - sides[1][key] for key in ("logp", "embedding_logp"))
     record.completeness_gap = record.logp - record.embedding_logp - float(record.layers["score"].sum())
@@ -166,7 +167,9 @@ def _side(side: dict[str, Any]) -> str:
 
 def title(record: SimpleNamespace) -> str:
     """Target, or both sides, and prompt of a record."""
-    return f"{' less '.join(record.targets)} after {after(record.prompt)}"
+    aligned = getattr(record, "aligned", "")
+    where = f", aligned by {visible(aligned)}" if aligned else f" after {after(record.prompt)}"
+    return f"{' less '.join(record.targets)}{where}"
 
 
 def render(folder: Path) -> str:

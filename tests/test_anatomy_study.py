@@ -387,7 +387,7 @@ def test_a_study_resumes_and_comes_back_from_disk(
     assert set(cut.claims["answer"]) == {"not enough failures"}  # three facts are too few to say anything
     assert cut.window is not None
     assert len(cut.windows) == 8 * 9 // 2
-    with pytest.raises(InputError, match="another model, editor, fact or setting"):
+    with pytest.raises(InputError, match=r"settings of ft in .*'steps' is 25 there and 1 now"):
         anatomy(model, facts, editors=[FT(steps=1)], run=open_run(tmp_path / "cut"), **options)
 
 

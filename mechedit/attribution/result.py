@@ -97,7 +97,8 @@ class Attribution(Result):
         reads: The strongest edges of the circuit; columns as in `circuits/edges.py`.
         promotes: Layer, neuron, side "promotes" | "demotes", rank, token_id, token, logit: what the contribution
             m_i · W_out[i] of the first rows of `mlp_neurons` adds to single tokens' logits.
-        certificate: Method, exact, evaluated and total (value neurons), blocks (the order inside a block, which for
+        certificate: Method, exact, ranges (the sha256 of the vocabulary's ranges, where the ranking read them),
+            evaluated and total (value neurons), blocks (the order inside a block, which for
             parallel ones is a definition), tolerance (nats), query and mlp_query (the denominators of the query
             neurons, and `pass`, the one of `passes` that they were read in: the last), reads (`edges` kept, of
             `edges_total`, whose |score| is `total` by kind).
@@ -270,6 +271,8 @@ class AttributionContrast(Result):
         mlp_neurons: Layer, neuron and the scores, largest |score| first.
         attn_neurons: Layer, head, dim, pos and the scores, largest |score| first.
         provenance: That of both sides, by "a" and "b".
+        aligned: "" where the sides differ in one thing, else by what their units were put beside each other
+            (`mechedit.attribution.aligned`); the sides' labels then say target, prompt and model.
     """
 
     kind: ClassVar[str] = "attribution_contrast"
@@ -286,6 +289,7 @@ class AttributionContrast(Result):
     mlp_neurons: pd.DataFrame
     attn_neurons: pd.DataFrame
     provenance: dict[str, Any] = field(default_factory=dict)
+    aligned: str = ""
 
     @property
     def logp(self) -> float:
@@ -334,7 +338,9 @@ class AttributionContrast(Result):
 
     @property
     def _title(self) -> str:
-        """The two sides and the prompt, for a title."""
+        """The two sides and the prompt, for a title; labels of sides that were aligned say all of it."""
+        if self.aligned:
+            return f"{visible(self.a.label)} less {visible(self.b.label)}, aligned by {self.aligned}"
         return f"{_called(self.a)} less {_called(self.b)} after {after(prompt_text(self.tokens))}"
 
     def __repr__(self) -> str:
@@ -346,7 +352,8 @@ class AttributionContrast(Result):
         for unit in CONTRASTED:
             frame = getattr(self, unit).rename(columns={"a": "b", "b": "a"})
             frames[unit] = frame.assign(score=-frame["score"])[[*UNITS[unit], "a", "b", "score"]]
-        provenance = {"a": self.provenance.get("b", {}), "b": self.provenance.get("a", {})}
+        sides = {"a": self.provenance.get("b", {}), "b": self.provenance.get("a", {})}
+        provenance = {**self.provenance, **sides}
         return replace(self, a=self.b, b=self.a, provenance=provenance, **frames)
 
     def _repr_html_(self) -> str:
@@ -359,8 +366,7 @@ class AttributionContrast(Result):
         lines = [account, DIFFERENCE_MEANS, *([f"Not known on one side: {unknown}."] if unknown else [])]
         total = {unit: len(getattr(self, unit)) for unit in CONTRASTED}
         tables = {unit: self.readable(total[unit] if unit == "layers" else 5, unit) for unit in CONTRASTED}
-        title = f"{_named(self.a)} less {_named(self.b)} after {as_code(prompt_text(self.tokens))}"
-        return notebook_html(title, lines, tables, total=total)
+        return notebook_html(html.escape(self._title), lines, tables, total=total)
 
 
 def subtract(a: Attribution, b: Attribution) -> AttributionContrast:
@@ -439,8 +445,3 @@ def _called(side: Side) -> str:
     """A side of a difference in words."""
     target = visible(side.target_token, spaces=True)
     return target if side.label == side.target_token else f"{target} ({visible(side.label)})"
-
-
-def _named(side: Side) -> str:
-    target = as_code(side.target_token)
-    return target if side.label == side.target_token else f"{target} ({html.escape(visible(side.label))})"

@@ -195,12 +195,13 @@ def gather(
     model: HookedModel,
     editor: Editor,
     cases: Sequence[CaseScores],
+    used: Mapping[str, Any],
     *,
     families: tuple[str, ...],
     mode: Mode,
     references: References | None,
 ) -> Evaluation:
-    """The `Evaluation` of what was measured of each fact."""
+    """The `Evaluation` of what was measured of each fact; `used` are the editor's settings (`resolved`)."""
     ids = [str(case.fact.case_id) for case in cases]
     records = [
         {"case_id": name, **row, "known": case.known}
@@ -242,6 +243,7 @@ def gather(
                 **model.framing,
             },
             "editor": repr(editor) if dataclasses.is_dataclass(editor) else editor.name,
+            "settings": dict(used),
             "space": sorted({case.fact.space for case in cases}),
         },
     )

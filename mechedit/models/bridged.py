@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -81,6 +82,16 @@ class BridgedModel(PromptReader):
         size = f"{s.n_layers} layers, {s.n_heads} heads, d_model {s.d_model}"
         edited = "".join(f", edited by {edit.text}" for edit in active_edits(self.hf))
         return f"{type(self).__name__}({self.name!r}, {s.architecture}, {size}, {self.dtype}, {self.device}{edited})"
+
+    @property
+    def called(self) -> str:
+        """What `load_model` and `--model` take for it; "" where it was handed over in memory."""
+        kind, _, rest = self.source.partition(":")
+        if kind in ("embedded", "installed"):
+            return rest
+        if kind in ("bridge", "memory"):
+            return ""
+        return self.source if Path(self.source).is_absolute() else self.source.partition("@")[0]
 
     @property
     def device(self) -> torch.device:

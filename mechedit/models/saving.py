@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from huggingface_hub import save_torch_state_dict
@@ -18,8 +18,15 @@ from reports.files import whole_folder
 __all__ = ["new_folder", "save_plain", "save_pretrained"]
 
 
-def save_pretrained(model: BridgedModel, folder: str | Path) -> Path:
+def save_pretrained(
+    model: BridgedModel, folder: str | Path, *, beside: Mapping[str, str] | None = None
+) -> Path:
     """Write the model as it is now: config, safetensors, tokenizer files; returns the folder.
+
+    Args:
+        model: The model.
+        folder: New, or empty.
+        beside: Texts by file name that lie in the folder too.
 
     Raises:
         InputError: `folder` holds files, or cannot be written.
@@ -27,6 +34,8 @@ def save_pretrained(model: BridgedModel, folder: str | Path) -> Path:
     with new_folder(folder) as temporary:
         _write(model.hf, temporary)
         model.tokenizer.save_pretrained(temporary)
+        for name, text in (beside or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8")
     return Path(folder)
 
 

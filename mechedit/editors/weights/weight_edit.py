@@ -97,6 +97,7 @@ class WeightChange:
         parts: The weights' names, and what is written to each.
         model: The name of that model ("" where it is not known).
         keys: By layer the facts' keys K [d_mlp, n], which AlphaEdit keeps out of the way of later edits; else nothing.
+        settings: What the editor was set to and what it read (`mechedit.editors.settings`); {}: not known.
         file: Where it was read from; None for one that was made here.
     """
 
@@ -106,7 +107,19 @@ class WeightChange:
     parts: Mapping[str, tuple[LowRank | Replaced, ...]]
     model: str = ""
     keys: Mapping[int, Tensor] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     file: Path | None = None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """All but the weights, as plain data: what a folder says of the edit."""
+        return {
+            "editor": self.editor,
+            "model": self.model,
+            "model_hash": self.model_hash,
+            "facts": [edit_fields(fact) for fact in self.facts],
+            "settings": dict(self.settings),
+        }
 
     def apply(self, model: HookedModel) -> AbstractContextManager[EditedModel]:
         """The model under this change, for the length of a block, in which `model` itself is edited too.
@@ -145,19 +158,10 @@ class WeightChange:
                     tensors[f"{len(rows)}.{field.name}"] = value
                 rows.append({"weight": name, "kind": "low_rank" if isinstance(part, LowRank) else "replaced"})
         tensors |= {f"keys.{layer}": keys.cpu().contiguous().clone() for layer, keys in self.keys.items()}
-        record = {
-            "kind": "weight_change",
-            "schema_version": SCHEMA_VERSION,
-            "editor": self.editor,
-            "model": self.model,
-            "model_hash": self.model_hash,
-            "facts": [edit_fields(fact) for fact in self.facts],
-            "parts": rows,
-        }
+        record = {"kind": "weight_change", "schema_version": SCHEMA_VERSION, **self.about, "parts": rows}
         with new_folder(folder) as temporary:
             save_file(tensors, temporary / TENSORS)
-            text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-            (temporary / RECORD).write_text(text, encoding="utf-8")
+            (temporary / RECORD).write_text(_written(record), encoding="utf-8")
         return Path(folder)
 
     @classmethod
@@ -203,7 +207,8 @@ class WeightChange:
             part = kind(**{field.name: tensors[f"{i}.{field.name}"] for field in dataclasses.fields(kind)})
             parts[row["weight"]] = (*parts.get(row["weight"], ()), part)
         keys = {int(key[5:]): value for key, value in tensors.items() if key.startswith("keys.")}
-        return cls(*about, parts, name, keys, file.with_name(RECORD))
+        settings = dict(record.get("settings", {}))
+        return cls(*about, parts, name, keys, settings, file.with_name(RECORD))
 
 
 class EditedModel(HookedModel):
@@ -216,8 +221,14 @@ class EditedModel(HookedModel):
     hash_before: str | None
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes the edited model as a checkpoint that plain `transformers` loads (`mechedit.models.saving`)."""
-        return save_pretrained(self, folder)
+        """Writes the edited model as a checkpoint that plain `transformers` loads (`mechedit.models.saving`).
+
+        Beside it `edit.json` says by which editor, with which settings, the facts of which model were edited, the first
+        edit first.
+        """
+        edits = [edited.change.about for edited in reversed(edits_of(self))]
+        record = {"kind": "edited_checkpoint", "schema_version": SCHEMA_VERSION, "edits": edits}
+        return save_pretrained(self, folder, beside={"edit.json": _written(record)})
 
 
 class WeightEditor(Tuned, ABC):
@@ -333,6 +344,10 @@ def combine(changes: Sequence[Mapping[str, tuple[Any, ...]]]) -> dict[str, tuple
         for name, written in parts.items():
             total[name] = (*total.get(name, ()), *written)
     return total
+
+
+def _written(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
 
 
 def _called(name: str, digest: str) -> str:
