@@ -214,8 +214,9 @@ def _circuit(record: SimpleNamespace) -> dict[str, Any]:
 
 def _account(record: SimpleNamespace) -> dict[str, Any]:
     """The facts above the figures: what was scored, and how log p adds up."""
+    aligned = getattr(record, "aligned", "")
     return {
-        "tokens": [visible(token, spaces=True) for token in record.tokens],
+        "tokens": [] if aligned else [visible(token, spaces=True) for token in record.tokens],
         "targets": record.targets,
         "model": str(record.about.get("name", "")),
         "weights": str(record.about.get("quantization", "")),
@@ -247,7 +248,8 @@ def _tables(record: SimpleNamespace, top: int) -> list[dict[str, Any]]:
             top
         )
         if len(ranked):
-            tables.append(_table(name, readable(ranked, record.tokens, **more), total=len(frame)))
+            tokens = () if getattr(record, "aligned", "") else record.tokens
+            tables.append(_table(name, readable(ranked, tokens, **more), total=len(frame)))
     return tables
 
 

@@ -49,16 +49,16 @@ def readable(
 
     Args:
         frame: Heads, neurons or layers, with their scores.
-        tokens: Those of the prompt: each `pos` gets its `token`.
+        tokens: Those of the prompt: each `pos` gets its `token`; () where two prompts were aligned, which have others.
         promotes: The result's, for FFN neurons: the tokens that each moves up and down most.
         positions: The result's `head_positions`, for heads: the token that most of a head's score comes from.
     """
     shown = frame.copy()
-    if "pos" in shown:
+    if "pos" in shown and tokens:
         shown.insert(
             list(shown).index("pos") + 1, "token", [visible(tokens[pos], spaces=True) for pos in shown["pos"]]
         )
-    if positions is not None and positions["score"].notna().any():
+    if positions is not None and tokens and positions["score"].notna().any():
         positions = positions.dropna(subset="score")
         strongest = positions.loc[positions.groupby(["layer", "head"])["score"].idxmax()]
         read = {

@@ -159,3 +159,15 @@ def test_attribute_says_where_it_saved_and_what_scores_are(
     told = capsys.readouterr().err
     assert ".svg, .pdf" in told
     assert "--contrast takes no --circuit" in told
+
+
+def test_two_prompts_that_were_aligned_have_a_page_that_names_no_token_of_one(
+    model: HookedModel, tmp_path: Path
+) -> None:
+    a, b = (attribute(model, PROMPTS[i], TARGETS[i], top_k=20) for i in range(2))
+    difference = contrast(a, b, align="position")
+    assert "token" not in difference.readable(3, "attn_neurons")
+    read = text(attribution_page.render(difference.save(tmp_path / "aligned")))
+    assert "aligned by position" in read
+    assert "·France" not in read
+    assert "aligned by position" in " ".join(difference.plot().axes.get_title(loc="left").split())

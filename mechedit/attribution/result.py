@@ -329,8 +329,8 @@ class AttributionContrast(Result):
         return tidy({unit: getattr(self, unit) for unit in CONTRASTED}, scores=("a", "b", "score"))
 
     def readable(self, k: int, unit: str = "mlp_neurons") -> pd.DataFrame:
-        """As `top`, with the token of every position as text."""
-        return readable(self.top(k, unit), self.tokens)
+        """As `top`, with the token of every position as text, where both sides have the same prompt."""
+        return readable(self.top(k, unit), () if self.aligned else self.tokens)
 
     def plot(self, ax: Any = None) -> Plot:
         """Differences of the layer scores over depth, one line a module."""
