@@ -24,10 +24,13 @@ from mechedit.editors import EditBook, WeightChange
 from mechedit.editors.weights.ft import FT
 from mechedit.models.hooked import HookedModel
 from reports.attribution_circuit import AttributionCircuit
+from reports.circuit import draw, fitted, read
+from reports.circuit_shapes import words_of
 from reports.errors import InputError
 from reports.figures import layer_curve
 from reports.plot import Plot, after
 from reports.readable import SCORE_MEANS
+from tests.test_reports_circuit import crossings
 
 
 @pytest.fixture(scope="module")
@@ -226,8 +229,8 @@ def test_a_weight_change_is_loaded_like_a_book_of_edits(model: HookedModel, tmp_
     EditBook.of(model, [mega.fit(model, fact)]).save(tmp_path / "book")
     load: list[tuple[Callable[[Path], Any], str]] = [(WeightChange.load, "change"), (EditBook.load, "book")]
     plain = model.logits([fact.rewrite_prompt])
-    for read, name in load:
-        kept = read(tmp_path / name)
+    for loaded, name in load:
+        kept = loaded(tmp_path / name)
         with kept.apply(model) as edited:
             assert not np.allclose(edited.logits([fact.rewrite_prompt]), plain)
         with pytest.raises(InputError, match="hash"), kept.apply(me.load_model("factworld-llama")):
@@ -288,3 +291,30 @@ def test_the_circuit_of_an_attribution_is_an_object(attr: Attribution, tmp_path:
     for row in attr.heads.itertuples():
         if f"head:{row.layer}.{row.head}" in heads:
             assert heads[f"head:{row.layer}.{row.head}"] == row.score
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("prompt", "target"),
+    [
+        ("The Eiffel Tower is located in the city of", " Paris"),
+        ("The mother tongue of Danielle Darrieux is", " French"),
+        ("2 + 2 = ", "4"),
+    ],
+)
+def test_circuits_of_a_real_model_are_drawn_and_fit(
+    smollm2: HookedModel, prompt: str, target: str, tmp_path: Path
+) -> None:
+    attr = attribute(smollm2, prompt, target)
+    circuit = attr.circuit()
+    assert circuit["share"] < circuit["share_asked"]
+    assert "max_units = 40 reached first" in repr(circuit)
+    graph = read(circuit)
+    for drawing in (draw(graph), *(fitted(graph, columns) for columns in (1, 2))):
+        assert crossings(drawing) == []
+        words = " ".join(words.text for words in words_of(drawing.shapes))
+        assert f"hold {circuit.share:.0%} of their |score|" in " ".join(words.split())
+    for kind in ("svg", "pdf", "png"):
+        assert circuit.save(tmp_path / f"c.{kind}").stat().st_size > 10_000
+    best = attr.readable(1, "heads").iloc[0]
+    assert best["reads"].replace("·", " ").strip() in prompt
