@@ -1,6 +1,6 @@
 """The command line.
 
-Commands: `mechedit demo | attribute | edit | contrast | evaluate | anatomy | faithfulness | compare | drift |
+Commands: `mechedit demo | attribute | edit | contrast | evaluate | known | anatomy | faithfulness | compare | drift |
 covariance | tune | factworld | diagnose | run | report`. Each prints a table, or one JSON object with `--json`. Exit
 status: 0 done, 1 failed, 2 wrong usage (one line on standard error), 130 interrupted.
 """
@@ -25,6 +25,7 @@ from mechedit.cli import (
     evaluate,
     factworld,
     faithfulness,
+    known,
     report,
     run,
     tune,
@@ -50,6 +51,7 @@ def _parser() -> Parser:
         evaluate,
         anatomy,
         faithfulness,
+        known,
         compare,
         drift,
         covariance,

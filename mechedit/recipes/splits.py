@@ -98,17 +98,31 @@ def compared_facts(config: ComparisonConfig, seed: int) -> tuple[list[FactEdit],
 
     Case ids carry the seed, because two seeds may draw the same fact.
     """
-    facts, selection = facts_and_selection(
-        config.data,
-        embedded=config.model,
-        limit=config.limit,
-        selection=config.selection,
-        seed=seed,
-        space=config.space,
-    )
-    if not config.data:
+    if config.data:
+        facts, selection = _slice(config, seed)
+    else:
+        facts, selection = facts_and_selection(
+            "", embedded=config.model, limit=config.limit, selection=config.selection, seed=seed
+        )
         facts = [replace(fact, ripple=ripple_tests(fact)) for fact in facts]
     return [replace(fact, case_id=f"{seed}.{fact.case_id}") for fact in facts], selection
+
+
+def _slice(config: ComparisonConfig, seed: int) -> tuple[list[FactEdit], list[FactEdit]]:
+    """Of a file: for each seed the next facts, so that none is measured twice; behind them all those that choose."""
+    place, n = config.seeds.index(seed), len(config.seeds)
+    everything = load_facts(config.data, space=config.space or "auto")
+    facts = everything[place * config.limit : (place + 1) * config.limit]
+    subjects = {fact.subject for fact in facts}
+    rest = everything[n * config.limit :]
+    rest = rest[place * config.selection :] + rest[: place * config.selection]
+    others = [fact for fact in rest if fact.subject not in subjects][: config.selection]
+    if not facts or len(others) < 2:
+        raise InputError(
+            f"data: expected {n} times {config.limit} facts to measure and {config.selection} to choose by, found "
+            f"{len(everything)} in {config.data}; take a smaller limit or fewer seeds"
+        )
+    return facts, others
 
 
 def demo_facts(

@@ -34,7 +34,7 @@ from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import resid_pre
 from mechedit.models.states import last_states
 
-__all__ = ["learn_asked", "own_relations", "relation_table"]
+__all__ = ["learn_asked", "other_questions", "own_relations", "relation_table"]
 
 DEPTHS = (0.3, 0.4, 0.5, 0.6, 0.7)  # of the model, where the relation is looked for
 WIDTHS = (3.0, 10.0, 30.0)
@@ -77,6 +77,20 @@ def own_relations(fact: FactEdit) -> tuple[str, ...]:
         if name in own or set(others) & {*own}
     ]
     return tuple(name for name in dict.fromkeys([*own, *alike]) if name in table)
+
+
+def other_questions(fact: FactEdit, n: int = 8) -> list[str]:
+    """`n` prompts about the fact's subject under other relations than its own, the same every time.
+
+    >>> fact = FactEdit("Ann", "{} is a native speaker of", "Dutch", "Greek")
+    >>> len(other_questions(fact)), all("Ann" in prompt for prompt in other_questions(fact))
+    (8, True)
+    """
+    table, mine = relation_table(fact), own_relations(fact)
+    dice = random.Random(f"other questions:{fact.subject}:{fact.prompt}")
+    others = sorted(name for name in table if name not in mine)
+    chosen = dice.sample(others, min(n, len(others)))
+    return [dice.choice(list(table[name])).replace("{}", fact.subject) for name in chosen]
 
 
 @dataclass(frozen=True)
