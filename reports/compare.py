@@ -99,9 +99,12 @@ def _names(runs: list[Path]) -> list[str]:
 
 
 def _settings(run: Path) -> list[tuple[str, str]]:
-    """What the run was given: its provenance and the lines of its configuration."""
+    """What the run was given: its provenance, the settings of its editors, and the lines of its configuration."""
     file = run / "provenance.json"
-    rows = [(f"provenance: {k}", v) for k, v in sections.flat(read_object(file))] if file.is_file() else []
+    facts = read_object(file) if file.is_file() else {}
+    editors = sections.settings(facts.pop("settings", {}))
+    rows = [(f"provenance: {k}", v) for k, v in sections.flat(facts)]
+    rows += [(f"{editor['name']}: {k}", v) for editor in editors for k, v in editor["rows"]]
     return rows + [(f"config: {k}", v) for k, v in sections.flat(_config(run / "config.toml"))]
 
 

@@ -1,9 +1,10 @@
 """What a run says in one line of a table over several: title, model, and scores with n and intervals.
 
-A run is a folder with `config.toml` or `summary.json`. Four kinds are told apart by their files: `edit` (editors and
-their metrics), `anatomy` (editors and the share of edits that succeed as set), `faithfulness` (model, kind of neuron
-and method, with the change of log p) and `transfer` (a study of `xlprobe`: pair, objective and task, with the change of
-the score and the cosine of the gradients).
+A run is a folder with `config.toml` or `summary.json`, or a saved attribution. Six kinds are told apart by their files:
+`edit` (editors and their metrics), `anatomy` (editors and the share of edits that succeed as set), `faithfulness`
+(model, kind of neuron and method, with the change of log p), `transfer` (a study of `xlprobe`: pair, objective and
+task, with the change of the score and the cosine of the gradients), `attribution` and `prompts` (one attribution, and
+those of many prompts: `reports.attribution_page`).
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reports import page, sections, xl_page
+from reports import attribution_page, page, sections, xl_page
 from reports.errors import IntegrityError
+from reports.intervals import bootstrap_mean
 from reports.reading import read_frame, read_object
 
-__all__ = ["COLUMNS", "Estimate", "Overview", "is_run", "kind_of", "read", "render", "state"]
+__all__ = ["COLUMNS", "Estimate", "Overview", "has_page", "is_run", "kind_of", "read", "render", "state"]
 
 #: The name of what a line is about, and the heading of its table, by kind of run.
 COLUMNS = {
@@ -25,6 +27,8 @@ COLUMNS = {
     "anatomy": ("Editor", "Anatomy of edits: success as set, per cent"),
     "faithfulness": ("Model, neurons, method", "Faithfulness: change of log p in nats, by neurons ablated"),
     "transfer": ("Pair, objective, task", "Alignment and transfer: points, and cosine of the gradients"),
+    "attribution": ("Target, prompt", "Attributions: log p of the target in nats"),
+    "prompts": ("Prompts", "Attributions of many prompts: log p of the targets in nats"),
 }
 _PLAIN = {"Cosine": 3}  # decimals of what is no percentage
 _NATS = "Change at k"  # the beginning of a metric in nats
@@ -64,11 +68,21 @@ class Overview:
 
 def is_run(folder: Path) -> bool:
     """Whether `folder` is a run, finished or not."""
-    return (folder / "config.toml").is_file() or (folder / "summary.json").is_file()
+    files = ("config.toml", "summary.json")
+    return any((folder / name).is_file() for name in files) or attribution_page.is_attribution(folder)
+
+
+def has_page(folder: Path) -> bool:
+    """Whether what a page is made of is there."""
+    return (folder / "summary.json").is_file() or kind_of(folder) in ("attribution", "prompts")
 
 
 def kind_of(folder: Path) -> str:
-    """Returns edit, anatomy, faithfulness or transfer, by the files of the run."""
+    """Returns edit, anatomy, faithfulness, transfer, attribution or prompts, by the files of the run."""
+    if attribution_page.is_attribution(folder):
+        return "attribution"
+    if attribution_page.is_prompts(folder):
+        return "prompts"
     if (folder / "cells.parquet").is_file():
         return "transfer"
     studies = ("anatomy", "faithfulness")
@@ -77,7 +91,10 @@ def kind_of(folder: Path) -> str:
 
 def render(folder: Path) -> str:
     """Returns the HTML page of a run of any kind; errors as `reports.page.render`."""
-    return (xl_page if kind_of(folder) == "transfer" else page).render(folder)
+    kind = kind_of(folder)
+    if kind in ("attribution", "prompts"):
+        return attribution_page.render(folder)
+    return (xl_page if kind == "transfer" else page).render(folder)
 
 
 def read(folder: Path) -> Overview:
@@ -87,6 +104,8 @@ def read(folder: Path) -> Overview:
         IntegrityError: A file of it is not what it should be.
     """
     kind = kind_of(folder)
+    if kind in ("attribution", "prompts"):
+        return _attributions(folder, kind)
     summary = (xl_page if kind == "transfer" else page).read_summary(folder)
     try:
         rows = _ROWS[kind](folder, summary)
@@ -97,6 +116,8 @@ def read(folder: Path) -> Overview:
 
 def state(folder: Path) -> tuple[str, str]:
     """Returns (complete | unfinished | damaged, reason): whether the manifest's files are there, of their size."""
+    if attribution_page.is_attribution(folder):
+        return "complete", ""
     if not (folder / "manifest.json").is_file():
         cases = len(list((folder / "cases").glob("[!.]*.json")))
         return "unfinished", f"no manifest.json; {cases} cases are done"
@@ -122,8 +143,14 @@ def state(folder: Path) -> tuple[str, str]:
 
 def text(name: str, score: Estimate) -> dict[str, str]:
     """Returns `score` of the metric `name` as a table shows it: value, interval, n, and the number to sort by."""
-    signed = name in _PLAIN or name.startswith("Change")
-    digits = 2 if name.startswith(_NATS) else _PLAIN.get(name, 1)
+    signed = name in _PLAIN or name.startswith(("Change", "log p"))
+    digits = (
+        3
+        if name.startswith(("log p", "Change of log p"))
+        else 2
+        if name.startswith(_NATS)
+        else _PLAIN.get(name, 1)
+    )
 
     def written(value: float) -> str:
         return sections.number(value, digits) if signed else f"{value:.{digits}f}"
@@ -135,6 +162,25 @@ def text(name: str, score: Estimate) -> dict[str, str]:
         "n": "" if score.n is None else str(score.n),
         "sort": repr(score.value) if math.isfinite(score.value) else "",
     }
+
+
+def _attributions(folder: Path, kind: str) -> Overview:
+    if kind == "attribution":
+        record = attribution_page.read_one(folder)
+        name = attribution_page.title(record)
+        row, about = (
+            (name, {"Change of log p" if len(record.targets) > 1 else "log p": Estimate(record.logp)}),
+            record.about,
+        )
+    else:
+        records = attribution_page.read_prompts(folder)
+        name = f"Attribution of {len(records)} prompts"
+        scores = [record.logp for record in records]
+        low, high = bootstrap_mean(scores)
+        mean = math.fsum(scores) / len(scores) if scores else math.nan
+        row = (f"{len(records)} prompts", {"log p, mean": Estimate(mean, low, high, len(records))})
+        about = records[0].about if records else {}
+    return Overview(kind, name, str(about.get("name", "")), (row,))
 
 
 def _edit(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str, Estimate]]]:

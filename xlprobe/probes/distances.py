@@ -16,11 +16,11 @@ from typing import Any, ClassVar, Protocol
 
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from reports.errors import InputError
+from reports.plot import Plot
 from reports.results import Result
 from reports.xl_figures import distance_curves
 from xlprobe.encoders.batches import Sentence, sentence_means, word_means
@@ -87,10 +87,12 @@ class Distances(Result):
             raise InputError(f"metric: no row {metric!r}, layer {layer}, level {level!r} in these distances")
         return float(rows[column].iloc[0])
 
-    def plot(self, level: str = "sentence") -> list[Axes]:
-        """Draw the gap against the layer, a panel for each measure; the axes."""
+    def plot(self, level: str = "sentence") -> Plot:
+        """Draw the gap against the layer, a panel for each measure."""
         rows = self.layers[self.layers["level"] == level].assign(stage=self.encoder)
-        return distance_curves(rows)
+        return Plot(
+            distance_curves(rows), title=f"{self.encoder}: translations apart from others, by {level}"
+        )
 
 
 def distances(

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from mechedit.data.facts import FactEdit
 from mechedit.editors.contexts import Lengths
@@ -83,6 +83,11 @@ class SAKE(Tuned):
         assert chosen.gate_layer is not None
         assert chosen.threshold is not None
         return replace(self, gate_layer=chosen.gate_layer, threshold=chosen.threshold)
+
+    def reads(self, model: HookedModel) -> dict[str, Any]:
+        """Texts before the paraphrases, and the weights of the gate's encoder."""
+        read = self._at_the_end(model).reads(model)
+        return {name: read[name] for name in ("context_texts", "gate_weights") if name in read}
 
     @property
     def needs_selection(self) -> bool:
