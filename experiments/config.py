@@ -10,7 +10,8 @@ nearest valid name; nothing is dropped or coerced in silence. Steps of `load`:
 
 Annotations that are understood: bool, int, float (an integer is accepted), str, `pathlib.Path` (a string),
 `Literal`, `X | None` (TOML has no null: leave the key out), other unions, `list[X]`, `tuple[X, ...]`,
-`tuple[X, Y]`, `dict[str, X]` and dataclasses of these.
+`tuple[X, Y]`, `Sequence[X]` (a tuple), `dict[str, X]`, `Mapping[str, X]`, `Mapping[int, X]` (keys that are digits),
+`Any` and dataclasses of these.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import math
 import os
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -29,7 +31,7 @@ import tomli_w
 from reports.errors import InputError
 from reports.parsing import parse_toml
 
-__all__ = ["build", "dump", "load", "read_table"]
+__all__ = ["build", "checked", "dump", "held", "load", "read_table"]
 
 C = TypeVar("C")
 
@@ -97,6 +99,21 @@ def build(table: dict[str, Any], cls: type[C], *, where: str) -> C:
         raise InputError(f"{where}: {error}") from error
 
 
+def checked(value: Any, hint: Any, *, where: str) -> Any:
+    """`value`, as TOML holds it, as the annotation `hint` wants it.
+
+    Raises:
+        InputError: It is of another type; the message begins with `where`.
+
+    >>> checked([5, 7], tuple[int, int], where="window")
+    (5, 7)
+    """
+    try:
+        return _value(value, hint, where)
+    except _Mismatch as error:
+        raise InputError(str(error)) from error
+
+
 def dump(obj: object) -> str:
     """Returns the dataclass instance `obj` as TOML text that `load` reads back to an equal instance.
 
@@ -116,6 +133,19 @@ def dump(obj: object) -> str:
     if not dataclasses.is_dataclass(obj) or isinstance(obj, type):
         raise InputError(f"obj: expected a dataclass instance, found {type(obj).__name__}")
     return tomli_w.dumps(_table(obj, ""))
+
+
+def held(value: Any) -> Any:
+    """A value as TOML holds it: tuples as arrays, keys as texts, None as "none".
+
+    >>> held({7: (1, None)})
+    {'7': [1, 'none']}
+    """
+    if isinstance(value, dict):
+        return {str(key): held(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [held(item) for item in value]
+    return "none" if value is None else value
 
 
 def _table(obj: Any, where: str) -> dict[str, Any]:
@@ -176,8 +206,12 @@ def _value(value: Any, hint: Any, where: str) -> Any:
         return _build(value, hint, where)
     if origin in (list, tuple):
         return _sequence(value, origin, args, where)
-    if origin is dict and isinstance(value, dict):
-        return {key: _value(item, args[1], _join(where, key)) for key, item in value.items()}
+    if origin is Sequence:
+        return _sequence(value, tuple, (args[0], ...), where)
+    if origin in (dict, Mapping) and isinstance(value, dict):
+        return {_key(key, args[0], where): _value(item, args[1], _join(where, key)) for key, item in value.items()}
+    if hint is Any:
+        return value
     if hint is float and type(value) is int:
         try:
             return float(value)
@@ -215,6 +249,15 @@ def _sequence(value: Any, origin: Any, args: tuple[Any, ...], where: str) -> Any
         hints = list(args)
     pairs = enumerate(zip(value, hints, strict=True))
     return origin(_value(item, hint, f"{where}[{i}]") for i, (item, hint) in pairs)
+
+
+def _key(key: str, hint: Any, where: str) -> Any:
+    """A table's key as `hint` wants it: TOML's keys are texts."""
+    if hint is int:
+        if not key.isdigit():
+            raise _Mismatch(f"{where}: expected keys that are numbers, found {_show(key)}")
+        return int(key)
+    return key
 
 
 def _join(where: str, key: str) -> str:

@@ -22,6 +22,7 @@ Before and after have each their own σ, so a unit's rise holds its change as we
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -134,7 +135,13 @@ class Explanation(Result):
 
 
 def explain(
-    model: HookedModel, editor: Editor, fact: FactEdit, *, neighbours: int = 3, max_new_tokens: int = 12
+    model: HookedModel,
+    editor: Editor,
+    fact: FactEdit,
+    *,
+    neighbours: int = 3,
+    max_new_tokens: int = 12,
+    edited: AbstractContextManager[HookedModel] | None = None,
 ) -> Explanation:
     """Edit `fact` by `editor`, and explain for each of its prompts what changed and what decided.
 
@@ -146,6 +153,7 @@ def explain(
         fact: What is edited.
         neighbours: How many of the neighbourhood prompts are run.
         max_new_tokens: The length of the texts.
+        edited: The edit, where it has been made already, as `change.apply(model)`; None: `editor` makes it.
 
     Raises:
         InputError: As the editor, and for a target that encodes to nothing.
@@ -163,13 +171,13 @@ def explain(
     wants = [_wanted(model, fact, role, prompt) for role, _, prompt in prompts]
     before = model.generate(inputs, max_new_tokens=max_new_tokens)
     said_before = [_likeliest(model, p, want) for p, want in zip(inputs, wants, strict=True)]
-    with editor.apply(model, [fact]) as edited:
-        after = edited.generate(inputs, max_new_tokens=max_new_tokens)
-        said_after = [_likeliest(edited, p, want) for p, want in zip(inputs, wants, strict=True)]
+    with edited or editor.apply(model, [fact]) as changed:
+        after = changed.generate(inputs, max_new_tokens=max_new_tokens)
+        said_after = [_likeliest(changed, p, want) for p, want in zip(inputs, wants, strict=True)]
         places = [
             _place(want, was, now) for want, was, now in zip(wants, said_before, said_after, strict=True)
         ]
-        terms_after = [_terms(edited, p, place) for p, place in zip(inputs, places, strict=True)]
+        terms_after = [_terms(changed, p, place) for p, place in zip(inputs, places, strict=True)]
     terms_before = [_terms(model, p, place) for p, place in zip(inputs, places, strict=True)]
     texts, units = [], []
     for i, (role, index, prompt) in enumerate(prompts):

@@ -59,7 +59,7 @@ def _mode(options: argparse.Namespace) -> str:
     if missing := [name for name in needed if getattr(options, name) is None]:
         raise InputError(f"attribute: expected --{' and --'.join(needed)}, found no --{missing[0]}")
     foreign: list[str] = ["prompt", "target"] if mode == "prompts" else []
-    foreign += [] if mode == "editor" else ["fact", "case", *SETTINGS]
+    foreign += [] if mode == "editor" else ["fact", "case", *SETTINGS, "set"]
     if given := [name for name in foreign if getattr(options, name) is not None]:
         name = given[0].replace("_", "-")
         raise InputError(f"{name}: --{mode} takes no --{name}; leave it out")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any, get_args
 
 from experiments.cli.options import count
-from mechedit.cli.options import layers
+from mechedit.cli.options import add_set, layers, literal
 from mechedit.recipes.configurations import GateKind, Position, Site
 
 __all__ = ["add_editor_options"]
@@ -21,7 +22,16 @@ def add_editor_options(parser: Any, *, default: str | None = "mega") -> None:
     )
     parser.add_argument("--window", type=layers, help="layers that a steering editor steers, as 4-7, or auto")
     parser.add_argument(
-        "--gate", choices=get_args(GateKind), help="what opens a steering editor (default hidden)"
+        "--alpha", type=_strength, help="how far a steering edit goes, or auto: as far as its own prompts need"
+    )
+    parser.add_argument(
+        "--gate", choices=get_args(GateKind), help="what opens a steering editor (default asked; sake: hidden)"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="where the gate opens: the log-odds from which asked does, the distance within which any other does "
+        "(default: chosen)",
     )
     parser.add_argument("--gate-model", help="for --gate sentence: a sentence-transformers folder or id")
     parser.add_argument(
@@ -34,3 +44,12 @@ def add_editor_options(parser: Any, *, default: str | None = "mega") -> None:
     parser.add_argument(
         "--position", choices=get_args(Position), help="steer the prompt's end alone, or each new token too"
     )
+    add_set(parser)
+
+
+def _strength(text: str) -> float | str:
+    """A number, or the word auto."""
+    value = literal(text)
+    if value != "auto" and type(value) not in (int, float):
+        raise argparse.ArgumentTypeError(f"expected a number or auto, found {text!r}")
+    return value  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ from typing import Any
 from mechedit.cli.options import add_space
 from mechedit.data.facts import FactEdit, load_facts
 from mechedit.factworld import edits
+from mechedit.recipes.configurations import SELECTION
 from reports.errors import InputError
 from reports.parsing import parse
 
@@ -17,7 +18,10 @@ __all__ = ["add_fact_options", "chosen_fact"]
 
 
 def chosen_fact(options: argparse.Namespace) -> tuple[FactEdit, str]:
-    """The fact of --fact, and its file: a JSON object of `FactEdit`'s fields, a file, or "world"; --case picks one."""
+    """The fact of --fact: a JSON object of `FactEdit`'s fields, a file, or "world"; --case picks one.
+
+    Beside it the file, where it holds enough other facts to choose an editor's settings by, else "".
+    """
     text = options.fact.strip()
     if text.startswith("{"):
         try:
@@ -36,7 +40,9 @@ def chosen_fact(options: argparse.Namespace) -> tuple[FactEdit, str]:
         ids = ", ".join(str(fact.case_id) for fact in facts[:5])
         raise InputError(f"case: expected a case_id of {text}, as {ids}, found {options.case!r}")
     fact = chosen[0] if options.space is None else replace(chosen[0], space=options.space)
-    return fact, "" if text == "world" else text
+    # A file of few other facts is too little to choose by: the caller then takes the embedded world's or the atlas'.
+    n_others = sum(other.subject != fact.subject for other in facts)
+    return fact, "" if text == "world" or n_others < SELECTION else text
 
 
 def add_fact_options(parser: Any, *, required: bool) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import re
 from typing import Any
 
 from experiments.cli.options import count, subcommand
+from experiments.config import held
+from reports.parsing import parse_toml
 
 #: What says which model runs where; a recipe may say it too.
 PLACE = ("model", "device", "dtype", "prefix", "chat")
@@ -59,3 +63,47 @@ def layers(text: str) -> tuple[int, int] | str:
     if not first.isdigit() or not last.isdigit():
         raise argparse.ArgumentTypeError(f"expected auto, a layer or FIRST-LAST, as 4-7, found {text!r}")
     return int(first), int(last)
+
+
+def literal(text: str) -> Any:
+    """A value as in Python or TOML, a range of layers as 4-7, or else a word.
+
+    >>> literal("7"), literal("(4, 7)"), literal("4-7"), literal("true"), literal("always")
+    (7, (4, 7), (4, 7), True, 'always')
+    """
+    text = text.strip()
+    if span := re.fullmatch(r"(\d+)-(\d+)", text):
+        return int(span[1]), int(span[2])
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        pass
+    try:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
+        return text
+
+
+class KeyValue(argparse.Action):
+    """--set KEY=VALUE, as often as there are keys: one dict."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Adds one."""
+        name, equals, value = str(values).partition("=")
+        name, chosen = name.strip(), dict(getattr(namespace, self.dest) or {})
+        if not equals or not name.isidentifier() or not value.strip():
+            parser.error(f"argument {option_string}: expected KEY=VALUE, as layer=7, found {values!r}")
+        if name in chosen:
+            parser.error(f"argument {option_string}: {name} is given twice; leave one out")
+        setattr(namespace, self.dest, {**chosen, name: held(literal(value))})
+
+
+def add_set(parser: Any) -> None:
+    """--set."""
+    parser.add_argument(
+        "--set",
+        action=KeyValue,
+        metavar="KEY=VALUE",
+        help="a field of the editor, as layer=7 or contexts='((5, 10),)'; may be repeated "
+        "(mechedit edit --editor NAME --fields lists them with their values for the model)",
+    )

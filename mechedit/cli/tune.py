@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import ast
 from typing import Any
 
 from experiments.cli.options import count
 from experiments.cli.output import as_table, print_json
-from mechedit.cli.options import add_space, command
+from mechedit.cli.options import add_set, add_space, command, literal
+from reports.errors import InputError
 
 
 def tune(options: argparse.Namespace) -> None:
@@ -26,7 +26,10 @@ def tune(options: argparse.Namespace) -> None:
         if options.data
         else search.selection_split(options.n)
     )
-    grid = dict(options.grid)
+    fixed = {name: [value] for name, value in (options.set or {}).items()}
+    if twice := [name for name in dict(options.grid) if name in fixed]:
+        raise InputError(f"set: {twice[0]} is in the grid too; leave one out")
+    grid = fixed | dict(options.grid)
     table = search.tune(model, options.editor, grid, facts=facts, progress=not options.quiet)
     if options.json:
         print_json(
@@ -37,14 +40,11 @@ def tune(options: argparse.Namespace) -> None:
 
 
 def setting(text: str) -> tuple[str, list[Any]]:
-    """FIELD=VALUE;VALUE, values as in Python."""
-    name, _, values = text.partition("=")
-    try:
-        return name, [ast.literal_eval(value) for value in values.split(";")]
-    except (ValueError, SyntaxError) as error:
-        raise argparse.ArgumentTypeError(
-            f"expected FIELD=VALUE;VALUE, as layer=2;3, found {text!r}"
-        ) from error
+    """FIELD=VALUE;VALUE, values as in Python or TOML."""
+    name, equals, values = text.partition("=")
+    if not equals or not all(value.strip() for value in values.split(";")):
+        raise argparse.ArgumentTypeError(f"expected FIELD=VALUE;VALUE, as layer=2;3, found {text!r}")
+    return name, [literal(value) for value in values.split(";")]
 
 
 def add(commands: Any) -> None:
@@ -53,5 +53,6 @@ def add(commands: Any) -> None:
     p.add_argument("--editor", required=True, help="ft, rome, memit, ... (mechedit.editors.NAMES)")
     p.add_argument("--grid", type=setting, nargs="+", required=True, help="FIELD=VALUE;VALUE for each field")
     p.add_argument("--n", type=count, default=40, help="facts to choose by (default 40)")
+    add_set(p)
     add_space(p)
     p.add_argument("--data", help="facts of your own to choose by (default: the embedded world's)")

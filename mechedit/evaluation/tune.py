@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from mechedit.data.facts import FactEdit
 from mechedit.editors.base import Editor
+from mechedit.editors.fields import with_fields
 from mechedit.editors.registry import by_name, select
 from mechedit.evaluation.evaluate import baseline, evaluate
 from mechedit.factworld import edits
@@ -70,7 +71,7 @@ def tune(
     combinations = list(itertools.product(*grid.values()))
     for values in tqdm(combinations, desc=f"tune {editor}", disable=not progress):
         settings = dict(zip(grid, values, strict=True))
-        ready = select(by_name(editor, **settings), model, facts)
+        ready = select(with_fields(by_name(editor), settings), model, facts)
         rows.append({**settings, **_scores(model, ready, facts, unedited)})
     return pd.DataFrame(rows).sort_values("S", ascending=False, kind="stable", ignore_index=True)
 

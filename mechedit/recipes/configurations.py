@@ -7,7 +7,7 @@ registries that they name.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from mechedit.data.joining import Space
 from mechedit.models.embedded import EMBEDDED
@@ -20,6 +20,7 @@ __all__ = [
     "MODES",
     "NAMES",
     "RANKINGS",
+    "SELECTION",
     "SETTINGS",
     "AnatomyConfig",
     "ComparisonConfig",
@@ -40,8 +41,9 @@ MODES = {
     "sequential": "one upon the other, scored when all are in",
     "batch": "all at once",
 }
+SELECTION = 20  # facts by which a window, a gate and the like are chosen, none of them measured
 #: Fields of `EvaluationConfig`, and options of the command line, that are an editor's own.
-SETTINGS = ("window", "gate", "gate_model", "max_fpr", "site", "heads", "position")
+SETTINGS = ("window", "alpha", "gate", "gate_model", "threshold", "max_fpr", "site", "heads", "position")
 #: Of `mechedit.editors.registry`.
 NAMES = ("ft", "ft_l", "lora", "rome", "memit", "alphaedit", "ike", "sake", "mega", "no_edit")
 #: Of `mechedit.editors.steering.variants`.
@@ -72,18 +74,25 @@ EDITORS = ("mega", *CONTROLS, "sake", "rome", "memit", "ft", "ft_l", "lora", "ik
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """One editor on the facts of a file: the options of the command, as a recipe gives them."""
+    """One editor on the facts of a file: the options of the command, as a recipe gives them.
+
+    Attributes:
+        set: Other fields of the editor, by name (`mechedit edit --editor NAME --fields` lists them).
+    """
 
     data: str
     model: str = "factworld"
     editor: str = "mega"
     window: tuple[int, int] | Literal["auto"] | None = None
+    alpha: int | float | Literal["auto"] | None = None
     gate: GateKind | None = None
     gate_model: str | None = None
+    threshold: float | None = None
     max_fpr: float | None = None
     site: Site | None = None
     heads: int | None = None
     position: Position | None = None
+    set: dict[str, Any] | None = None
     limit: int | None = None
     skip_malformed: bool = False
     space: Space | None = None

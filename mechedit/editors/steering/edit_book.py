@@ -76,6 +76,11 @@ class EditBook:
     def __len__(self) -> int:
         return len(self.edits)
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that its edits steer."""
+        return tuple(sorted({layer for edit in self.edits.values() for layer in edit.maps}))
+
     def __repr__(self) -> str:
         facts = [(edit.fact.rewrite_prompt, edit.fact.target_new) for edit in self.edits.values()]
         return f"EditBook({named('steering', facts)}; for the model with hash {self.model_hash[:12]})"

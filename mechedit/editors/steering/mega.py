@@ -283,7 +283,8 @@ class MEGA:
     @property
     def needs_selection(self) -> bool:
         """Whether `select` has something left to choose."""
-        open_gate = self.gate != "always" and self.threshold is None
+        unlearned = self.gate == "asked" and self.relations is None
+        open_gate = self.gate != "always" and (self.threshold is None or unlearned)
         return "auto" in (self.window, self.target, self.rank) or isinstance(self.heads, int) or open_gate
 
     def layers(self, model: HookedModel) -> Window:

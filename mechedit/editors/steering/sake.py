@@ -25,7 +25,7 @@ from mechedit.data.facts import FactEdit
 from mechedit.editors.contexts import Lengths
 from mechedit.editors.defaults import AUTO, Table, Tuned
 from mechedit.editors.steering.mega import MEGA, GateKind
-from mechedit.editors.steering.paraphrases import Paraphrases
+from mechedit.editors.steering.paraphrases import Paraphrases, paraphrases
 from mechedit.editors.steering.steer import SteeredModel, SteeringEdit
 from mechedit.models.hooked import HookedModel
 
@@ -74,6 +74,10 @@ class SAKE(Tuned):
     def fit(self, model: HookedModel, fact: FactEdit) -> SteeringEdit:
         """The edit of one fact as data: map, gate and alpha. The model is left as it is."""
         return self._at_the_end(model).fit(model, fact)
+
+    def plain_prompts(self, fact: FactEdit) -> list[str]:
+        """The prompts that ask for the fact, the rewrite prompt first."""
+        return paraphrases(fact, self.paraphrases)
 
     def select(self, model: HookedModel, facts: Sequence[FactEdit]) -> SAKE:
         """The same editor with gate layer and threshold chosen on `facts`, which the evaluation never sees."""

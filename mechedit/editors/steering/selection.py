@@ -140,7 +140,9 @@ def select(
         choice |= {"right_ungated": share}
     if editor.gate == "asked" and (editor.threshold is None or editor.relations is None):
         own = [editor.plain_prompts(fact) for fact in facts]
-        space, threshold, rates = learn_asked(model, facts, own, max_fpr=editor.max_fpr)
+        space, learned, rates = learn_asked(model, facts, own, max_fpr=editor.max_fpr)
+        threshold = learned if editor.threshold is None else editor.threshold
+        rates = rates if editor.threshold is None else {}  # they are the learned threshold's
         chosen = replace(chosen, relations=space, threshold=threshold, gate_layer=space.layer)
         choice |= rates
     elif editor.gate != "always" and editor.threshold is None:

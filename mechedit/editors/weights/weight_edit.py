@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -109,6 +110,12 @@ class WeightChange:
     keys: Mapping[int, Tensor] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     file: Path | None = None
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers whose weights it changes."""
+        numbers = (re.search(r"(?:^|\.)(\d+)\.", name) for name in self.parts)
+        return tuple(sorted({int(number[1]) for number in numbers if number}))
 
     @property
     def about(self) -> dict[str, Any]:
