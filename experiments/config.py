@@ -209,7 +209,9 @@ def _value(value: Any, hint: Any, where: str) -> Any:
     if origin is Sequence:
         return _sequence(value, tuple, (args[0], ...), where)
     if origin in (dict, Mapping) and isinstance(value, dict):
-        return {_key(key, args[0], where): _value(item, args[1], _join(where, key)) for key, item in value.items()}
+        return {
+            _key(key, args[0], where): _value(item, args[1], _join(where, key)) for key, item in value.items()
+        }
     if hint is Any:
         return value
     if hint is float and type(value) is int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def _saved_edit(options: argparse.Namespace) -> Any:
     change = (folder / "change.json").is_file()
     saved: Any = (WeightChange if change else EditBook).load(folder)
     ranking = Options(**_ranking(options, "edited"))
-    return under_edit(
+    contrast = under_edit(
         model,
         saved.apply(model),
         options.prompt,
@@ -167,6 +168,8 @@ def _saved_edit(options: argparse.Namespace) -> Any:
         options=ranking,
         space=options.space or "auto",
     )
+    about = {"edit": repr(saved), "layers": list(saved.layers)}
+    return replace(contrast, provenance={**contrast.provenance, **about})
 
 
 def _edit(options: argparse.Namespace) -> Any:
@@ -184,6 +187,7 @@ def _edit(options: argparse.Namespace) -> Any:
 
 def _show_difference(options: argparse.Namespace, contrast: Any) -> None:
     from mechedit.attribution import contrast_json
+    from mechedit.recipes.one_edit import changed_layers, listed_layers
     from reports.readable import DIFFERENCE_MEANS
 
     if options.json:
@@ -195,6 +199,11 @@ def _show_difference(options: argparse.Namespace, contrast: Any) -> None:
         + ")"
         for side in (contrast.a, contrast.b)
     ]
+    about = contrast.provenance
+    if "settings" in about:
+        print(f"changed: {changed_layers(about['settings'])}")
+    if "layers" in about:
+        print(f"changed: {listed_layers(about['layers'])} ({about['edit']})")
     gap = f"the account misses it by {contrast.completeness_gap:.1e}"
     print(f"log p {' less '.join(named)} = {contrast.logp:.4f} nats; {gap}")
     print(DIFFERENCE_MEANS)

@@ -39,6 +39,8 @@ def drift(options: argparse.Namespace) -> None:
         print_json({"model": model.name, "n": len(facts), "editors": table.to_dict("records")})
         return
     print(as_table(table))
+    if options.out is not None:
+        print(f"saved: {options.out}")
 
 
 def add(commands: Any) -> None:

@@ -60,7 +60,7 @@ def edit(options: argparse.Namespace) -> None:
 def _show(
     options: argparse.Namespace, explanation: Any, change: Any, written: dict[str, str], warnings: list[str]
 ) -> None:
-    from mechedit.recipes.one_edit import changed_layers
+    from mechedit.recipes.one_edit import changed_layers, listed_layers
 
     layers = [] if change is None else list(change.layers)
     if options.json:
@@ -74,7 +74,7 @@ def _show(
     lines = explanation.lines() if options.explain else [line.splitlines()[0] for line in explanation.lines()]
     print("\n".join(lines))
     said = changed_layers(explanation.provenance["settings"])
-    print(f"changed: {said if change is None else _layers(layers)} ({change or explanation.editor})")
+    print(f"changed: {said if change is None else listed_layers(layers)} ({change or explanation.editor})")
     for line in warnings:
         print(f"WARNING: {line}")
     for option, path in written.items():
@@ -93,12 +93,6 @@ WRITTEN = {
     "save_change": "the change alone",
     "out": "the explanation",
 }
-
-
-def _layers(layers: list[int]) -> str:
-    if not layers:
-        return "no layer"
-    return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
 
 
 def _fields(options: argparse.Namespace) -> None:

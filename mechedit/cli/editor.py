@@ -22,10 +22,14 @@ def add_editor_options(parser: Any, *, default: str | None = "mega") -> None:
     )
     parser.add_argument("--window", type=layers, help="layers that a steering editor steers, as 4-7, or auto")
     parser.add_argument(
-        "--alpha", type=_strength, help="how far a steering edit goes, or auto: as far as its own prompts need"
+        "--alpha",
+        type=_strength,
+        help="how far a steering edit goes, or auto: as far as its own prompts need",
     )
     parser.add_argument(
-        "--gate", choices=get_args(GateKind), help="what opens a steering editor (default asked; sake: hidden)"
+        "--gate",
+        choices=get_args(GateKind),
+        help="what opens a steering editor (default asked; sake: hidden)",
     )
     parser.add_argument(
         "--threshold",

@@ -25,6 +25,8 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace, result: Any, ripples: Any) -> None:
+    from mechedit.recipes.one_edit import changed_layers
+
     table, name = result.summary(), result.editor
     if options.json:
         scores = {
@@ -35,10 +37,13 @@ def _show(options: argparse.Namespace, result: Any, ripples: Any) -> None:
         tests = {}
         if ripples is not None:
             tests = {"ripple": {"outcomes": ripples.outcomes(), "axes": ripples.summary().to_dict("records")}}
+        where = {} if options.out is None else {"report": str(Path(options.out) / "report.html")}
         about = {"editor": name, "model": result.model, **known, "notes": list(result.notes)}
+        about |= {"changed": changed_layers(result.provenance.get("settings", {})), **where}
         print_json({**about, "scores": scores, **tests})
         return
     print(f"{name} on {result.model}, {result.mode}: n known {result.n_known} of {result.n_total}")
+    print(f"changed by each edit: {changed_layers(result.provenance.get('settings', {}))}")
     for note in result.notes:
         print(note)
     if result.n_known:

@@ -22,7 +22,9 @@ def command(
     parser = subcommand(commands, name, run, example)
     if model:
         parser.add_argument(
-            "--model", default="factworld", help="factworld, factworld-llama, a folder or a Hugging Face id"
+            "--model",
+            default="factworld",
+            help="factworld, factworld-llama, smollm2 (a real one), a folder or a Hugging Face id",
         )
         parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default auto)")
         parser.add_argument(

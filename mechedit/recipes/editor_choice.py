@@ -54,7 +54,10 @@ def _check(editor: Any, model: HookedModel) -> None:
     if isinstance(editor, MEGA) and editor.window != "auto":
         editor.layers(model)
     gate_layer, heads = getattr(editor, "gate_layer", None), getattr(editor, "heads", None)
-    for name, layers in (("gate_layer", [gate_layer]), ("heads", heads if isinstance(heads, Mapping) else ())):
+    for name, layers in (
+        ("gate_layer", [gate_layer]),
+        ("heads", heads if isinstance(heads, Mapping) else ()),
+    ):
         for layer in layers:
             if layer is not None and not 0 <= layer < model.shape.n_layers:
                 raise InputError(f"{name}: expected layers 0 to {model.shape.n_layers - 1}, found {layer}")
@@ -81,7 +84,9 @@ def chosen_editor(
     """
     editor = named_editor(options, model)
     if choose_on and not editor.needs_selection:
-        raise InputError(f"data: {editor.name} chooses nothing on other facts, as it is set; leave --data out")
+        raise InputError(
+            f"data: {editor.name} chooses nothing on other facts, as it is set; leave --data out"
+        )
     if not editor.needs_selection:
         return editor
     subjects = {fact.subject for fact in facts}

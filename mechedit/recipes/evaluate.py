@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from mechedit.evaluation.ripple import RippleEvaluation, check_tests, ripple
 from mechedit.recipes.configurations import MODES, EvaluationConfig
 from mechedit.recipes.configured_model import load
 from mechedit.recipes.editor_choice import chosen_editor, named_editor
+from mechedit.recipes.one_edit import one_wording
 from reports import page
 from reports.errors import InputError
 from reports.parsing import parse
 
 __all__ = ["run_evaluation"]
+
+log = logging.getLogger(__name__)
 
 
 def run_evaluation(
@@ -43,6 +47,8 @@ def run_evaluation(
     unedited = baseline(model, facts, text=config.text)
     known = any(unedited.known)
     editor = chosen_editor(config, model, facts, data=config.data) if known else named_editor(config, model)
+    for line in one_wording(editor, facts) if known else ():
+        log.warning("%s: %s", editor.name, line)
     run = None
     if out:
         facts_of = model.provenance(

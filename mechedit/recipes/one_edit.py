@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,15 @@ from mechedit.editors.weights.weight_edit import WeightEditor
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 
-__all__ = ["changed_layers", "check_folder", "check_keeping", "edit_warnings", "made_change", "one_wording"]
-
-log = logging.getLogger(__name__)
+__all__ = [
+    "changed_layers",
+    "check_folder",
+    "check_keeping",
+    "edit_warnings",
+    "listed_layers",
+    "made_change",
+    "one_wording",
+]
 
 NOTHING = 1e-4  # logits by which the margin moves through rounding alone
 
@@ -32,7 +37,9 @@ def check_keeping(editor: Editor, *, checkpoint: str | None, change: str | None)
         advice = "; keep the edit by --save-change" if isinstance(editor, MEGA | SAKE) else ""
         raise InputError(f"save: {editor.name} changes no weight, so there is no checkpoint to write{advice}")
     if change is not None and not (weights or isinstance(editor, MEGA | SAKE)):
-        raise InputError(f"save-change: {editor.name} writes no weight and steers nothing, so there is no change to keep")
+        raise InputError(
+            f"save-change: {editor.name} writes no weight and steers nothing, so there is no change to keep"
+        )
     for option, folder in (("save", checkpoint), ("save-change", change)):
         if folder is not None:
             check_folder(folder, option)
@@ -80,6 +87,15 @@ def changed_layers(settings: Mapping[str, Any]) -> str:
     return "the last layer" if "forced" in settings else "no layer"
 
 
+def listed_layers(layers: Sequence[int]) -> str:
+    """Layers in words.
+
+    >>> listed_layers([3, 4]), listed_layers([])
+    ('layers 3, 4', 'no layer')
+    """
+    return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}" if layers else "no layer"
+
+
 def edit_warnings(
     editor: Editor, change: WeightChange | EditBook | None, explanation: Explanation, fact: FactEdit
 ) -> list[str]:
@@ -90,7 +106,9 @@ def edit_warnings(
     if not row["changed"] and row["ok"]:
         lines.append(f"the unedited model says {fact.target_new!r} already; there was nothing to edit")
     elif not row["changed"] and abs(moved) < NOTHING:
-        lines.append(f"the edit does nothing: the model answers its own prompt as before; {_advice(editor, change)}")
+        lines.append(
+            f"the edit does nothing: the model answers its own prompt as before; {_advice(editor, change)}"
+        )
     elif not row["ok"]:
         lines.append(
             f"the edit does not take: the model still does not say {fact.target_new!r} on its own prompt (its margin "
@@ -100,7 +118,7 @@ def edit_warnings(
     return lines
 
 
-def one_wording(editor: Editor, facts: list[FactEdit]) -> list[str]:
+def one_wording(editor: Editor, facts: Sequence[FactEdit]) -> list[str]:
     """Says which steering edits know one wording of their question alone, and how to give others; nothing of the rest."""
     if not isinstance(editor, MEGA | SAKE):
         return []
