@@ -204,14 +204,17 @@ def _value(value: Any, hint: Any, where: str) -> Any:
         return _union(value, args, where)
     if dataclasses.is_dataclass(hint):
         return _build(value, hint, where)
-    if origin in (list, tuple):
+    if origin in (list, tuple, Sequence):
         return _sequence(value, origin, args, where)
-    if origin is Sequence:
-        return _sequence(value, tuple, (args[0], ...), where)
     if origin in (dict, Mapping) and isinstance(value, dict):
         return {
             _key(key, args[0], where): _value(item, args[1], _join(where, key)) for key, item in value.items()
         }
+    return _single(value, hint, where)
+
+
+def _single(value: Any, hint: Any, where: str) -> Any:
+    """`_value` of what holds nothing else."""
     if hint is Any:
         return value
     if hint is float and type(value) is int:
@@ -243,14 +246,15 @@ def _union(value: Any, options: tuple[Any, ...], where: str) -> Any:
 def _sequence(value: Any, origin: Any, args: tuple[Any, ...], where: str) -> Any:
     if not isinstance(value, list):
         raise _Mismatch(f"{where}: expected an array, found {_show(value)}")
-    if origin is list or args[-1] is Ellipsis:
+    if origin is not tuple or args[-1] is Ellipsis:
         hints = [args[0]] * len(value)
     elif len(args) != len(value):
         raise _Mismatch(f"{where}: expected {len(args)} values, found {len(value)}")
     else:
         hints = list(args)
     pairs = enumerate(zip(value, hints, strict=True))
-    return origin(_value(item, hint, f"{where}[{i}]") for i, (item, hint) in pairs)
+    items = (_value(item, hint, f"{where}[{i}]") for i, (item, hint) in pairs)
+    return list(items) if origin is list else tuple(items)
 
 
 def _key(key: str, hint: Any, where: str) -> Any:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.config import dump, load
+from experiments.config import checked, dump, held, load
 from reports.errors import InputError
 
 
@@ -155,3 +156,14 @@ def test_dump_refuses_what_toml_cannot_say() -> None:
         dump(Holds(b"x"))
     with pytest.raises(InputError, match="dataclass instance"):
         dump({"a": 1})
+
+
+def test_tables_with_numbers_for_keys_and_sequences_are_read() -> None:
+    hint = Mapping[int, Sequence[str]]
+    assert checked({"7": ["a", "b"]}, hint, where="x") == {7: ("a", "b")}
+    assert held({7: ("a", None)}) == {"7": ["a", "none"]}
+    assert checked([1, "a"], Any, where="x") == [1, "a"]
+    with pytest.raises(InputError, match="x: expected keys that are numbers, found str 'seven'"):
+        checked({"seven": ["a"]}, hint, where="x")
+    with pytest.raises(InputError, match=r"x\.7\[0\]: expected str, found int 1"):
+        checked({"7": [1]}, hint, where="x")

@@ -23,7 +23,6 @@ from mechedit.models.hooked import HookedModel
 from mechedit.recipes.configurations import EvaluationConfig
 from mechedit.recipes.editor_choice import named_editor
 from mechedit.recipes.one_edit import changed_layers, one_wording
-from reports.errors import InputError
 
 STEERED = ("edit", "--editor", "mega", "--window", "5-7", "--gate", "always", "--fact", "world")
 

@@ -112,14 +112,15 @@ def edit_warnings(
     elif not row["ok"]:
         lines.append(
             f"the edit does not take: the model still does not say {fact.target_new!r} on its own prompt (its margin "
-            f"over {row['against']!r} moved by {moved:+.2f} logits to {row['margin_after']:+.2f}); {_advice(editor, change)}"
+            f"over {row['against']!r} moved by {moved:+.2f} logits to {row['margin_after']:+.2f}); "
+            f"{_advice(editor, change)}"
         )
     lines += one_wording(editor, [fact])
     return lines
 
 
 def one_wording(editor: Editor, facts: Sequence[FactEdit]) -> list[str]:
-    """Says which steering edits know one wording of their question alone, and how to give others; nothing of the rest."""
+    """Says how many steering edits know one wording of their question alone, and how to give others."""
     if not isinstance(editor, MEGA | SAKE):
         return []
     alone = [fact for fact in facts if len(editor.plain_prompts(fact)) == 1]
@@ -132,7 +133,8 @@ def one_wording(editor: Editor, facts: Sequence[FactEdit]) -> list[str]:
     prompt = alone[0].prompt
     table = "{" + f'"{prompt}": ["… {{}} …", "… {{}} …"]' + "}"
     return [
-        f"{said}: no paraphrase of {prompt!r} is known; give some by --set paraphrases=FILE.json, a file that holds {table}"
+        f"{said}: no paraphrase of {prompt!r} is known; give some by --set paraphrases=FILE.json, a file "
+        f"that holds {table}"
     ]
 
 
