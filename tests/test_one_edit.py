@@ -251,6 +251,8 @@ def test_an_edit_that_does_nothing_says_so(
 ) -> None:
     works = run(capsys, *STEERED, "--alpha", "1")
     assert works["warnings"] == []
+    assert main([*STEERED, "--alpha", "1", "--quiet"]) == 0
+    assert "alpha 1: 100% of its own prompts (gate open) give 'Delta Foods'" in capsys.readouterr().out
     assert works["layers"] == [5, 6, 7]
     nothing = run(capsys, *STEERED, "--alpha", "0")
     assert nothing["layers"] == []

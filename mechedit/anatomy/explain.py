@@ -164,9 +164,7 @@ def explain(
     >>> bool(why.texts.loc[0, "ok"]), why.lines()[0].startswith("rewrite FAILED: The employer of Lukas Novak is")
     (False, True)
     """
-    prompts = [("rewrite", 0, fact.rewrite_prompt)]
-    prompts += [("paraphrase", i, prompt) for i, prompt in enumerate(fact.paraphrase_prompts)]
-    prompts += [("neighborhood", i, p) for i, p in enumerate(fact.neighborhood_prompts[:neighbours])]
+    prompts = _prompts(fact, neighbours)
     inputs = [prompt for _, _, prompt in prompts]
     wants = [_wanted(model, fact, role, prompt) for role, _, prompt in prompts]
     before = model.generate(inputs, max_new_tokens=max_new_tokens)
@@ -181,14 +179,11 @@ def explain(
     terms_before = [_terms(model, p, place) for p, place in zip(inputs, places, strict=True)]
     texts, units = [], []
     for i, (role, index, prompt) in enumerate(prompts):
-        wanted, against = (_token(model, token) for token in (places[i].wanted, places[i].against))
-        row = {"role": role, "index": index, "prompt": prompt, "before": before[i], "after": after[i]}
-        row |= {"wanted": wanted, "against": against, "behind": _text(model, places[i].behind)}
-        row |= {"ok": places[i].ok}
-        row |= {"changed": before[i] != after[i], "margin_before": terms_before[i].margin}
-        texts.append({**row, "margin_after": terms_after[i].margin})
+        row = {"role": role, "index": index, "prompt": prompt}
+        row |= _described(model, places[i], before[i], after[i])
+        row |= {"margin_before": terms_before[i].margin, "margin_after": terms_after[i].margin}
+        texts.append(row)
         units.append(_units(terms_before[i], terms_after[i]).assign(role=role, index=index))
-    about = {"name": model.name, "hash": model.hash, **model.stored}
     return Explanation(
         texts=pd.DataFrame(texts),
         units=pd.concat(units, ignore_index=True),
@@ -197,8 +192,15 @@ def explain(
         subject=fact.subject,
         target_new=fact.target_new,
         target_true=fact.target_true,
-        provenance={"model": about, "editor": repr(editor), "settings": resolved(editor, model)},
+        provenance=_provenance(model, editor),
     )
+
+
+def _prompts(fact: FactEdit, neighbours: int) -> list[tuple[str, int, str]]:
+    """Role, index and text of each prompt."""
+    prompts = [("rewrite", 0, fact.rewrite_prompt)]
+    prompts += [("paraphrase", i, prompt) for i, prompt in enumerate(fact.paraphrase_prompts)]
+    return prompts + [("neighborhood", i, p) for i, p in enumerate(fact.neighborhood_prompts[:neighbours])]
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,18 @@ class _Place:
     wanted: int
     against: int
     ok: bool
+
+
+def _described(model: HookedModel, place: _Place, before: str, after: str) -> dict[str, Any]:
+    """The texts and the place as a row of `texts` says them."""
+    wanted, against = (_token(model, token) for token in (place.wanted, place.against))
+    row = {"before": before, "after": after, "wanted": wanted, "against": against}
+    return {**row, "behind": _text(model, place.behind), "ok": place.ok, "changed": before != after}
+
+
+def _provenance(model: HookedModel, editor: Editor) -> dict[str, Any]:
+    about = {"name": model.name, "hash": model.hash, **model.stored}
+    return {"model": about, "editor": repr(editor), "settings": resolved(editor, model)}
 
 
 def _wanted(model: HookedModel, fact: FactEdit, role: str, prompt: str) -> _Wanted:

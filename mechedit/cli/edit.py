@@ -60,7 +60,7 @@ def edit(options: argparse.Namespace) -> None:
 def _show(
     options: argparse.Namespace, explanation: Any, change: Any, written: dict[str, str], warnings: list[str]
 ) -> None:
-    from mechedit.recipes.one_edit import changed_layers, listed_layers
+    from mechedit.recipes.one_edit import changed_layers, listed_layers, own_checks
 
     layers = [] if change is None else list(change.layers)
     if options.json:
@@ -75,6 +75,8 @@ def _show(
     print("\n".join(lines))
     said = changed_layers(explanation.provenance["settings"])
     print(f"changed: {said if change is None else listed_layers(layers)} ({change or explanation.editor})")
+    for line in own_checks(change):
+        print(line)
     for line in warnings:
         print(f"WARNING: {line}")
     for option, path in written.items():

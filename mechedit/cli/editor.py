@@ -56,4 +56,4 @@ def _strength(text: str) -> float | str:
     value = literal(text)
     if value != "auto" and type(value) not in (int, float):
         raise argparse.ArgumentTypeError(f"expected a number or auto, found {text!r}")
-    return value  # type: ignore[no-any-return]
+    return value

@@ -21,6 +21,7 @@ __all__ = [
     "listed_layers",
     "made_change",
     "one_wording",
+    "own_checks",
 ]
 
 NOTHING = 1e-4  # logits by which the margin moves through rounding alone
@@ -94,6 +95,20 @@ def listed_layers(layers: Sequence[int]) -> str:
     ('layers 3, 4', 'no layer')
     """
     return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}" if layers else "no layer"
+
+
+def own_checks(change: WeightChange | EditBook | None) -> list[str]:
+    """What a steering edit has found out about itself."""
+    if not isinstance(change, EditBook):
+        return []
+    (edit,) = change.edits.values()
+    if "own_right" not in edit.choice:
+        return []
+    right, total = edit.choice["targets_right"]
+    own = f"{edit.choice['own_right']:.0%} of its own prompts (gate open) give {edit.fact.target_new!r}"
+    return [
+        f"alpha {edit.alpha:g}: {own}; {right} of {total} targets of the form {edit.choice['target']!r} succeed"
+    ]
 
 
 def edit_warnings(
