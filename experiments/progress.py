@@ -1,8 +1,9 @@
 """The loop over the cases of a run: how far it is, and where it may be stopped.
 
-`track` walks the cases. On a terminal it shows a bar; elsewhere (a file, a batch job) one line a minute, with the time
-that is left at the pace of that minute. Inside `interruptible` the first Ctrl-C stops the loop once the case at hand is
-done and saved (`Stopped`), the second at once; outside of a loop the first stops at once.
+`track` walks the cases, `bar` counts the parts of one step. On a terminal both show a bar; elsewhere (a file, a batch
+job) one line a minute, with the time that is left at the pace of that minute. Inside `interruptible` the first Ctrl-C
+stops the loop once the case at hand is done and saved (`Stopped`), the second at once; outside of a loop the first
+stops at once.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from types import FrameType
 from typing import Any, TypeVar
 
-__all__ = ["Stopped", "how_to_go_on", "interruptible", "stop_asked", "track"]
+__all__ = ["LONG", "Stopped", "bar", "how_to_go_on", "interruptible", "stop_asked", "track"]
 
 T = TypeVar("T")
 SECONDS = 60.0  # between two lines where there is no terminal
+LONG = 10.0  # seconds from which on a step without a bar looks as if it hung
 
 
 class Stopped(KeyboardInterrupt):
@@ -61,20 +63,20 @@ def track(
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    bar = _bar(label, total, progress, unit)
+    shown = bar(label, total, progress=progress, unit=unit)
     _Signals.loops += 1
     done = 0
     try:
         for item in items:
             yield item
             done += 1
-            bar.update()
+            shown.update()
             if not patient:
                 _stop_here(done, total, label)
         _stop_here(done, total, label)
     finally:
         _Signals.loops -= 1
-        bar.close()
+        shown.close()
 
 
 def stop_asked() -> bool:
@@ -123,12 +125,35 @@ def _on_interrupt(number: int, frame: FrameType | None) -> None:
     sys.stderr.write("\nstopping after the current case; Ctrl-C again stops at once\n")
 
 
-def _bar(label: str, total: int | None, progress: bool, unit: str) -> Any:
+def bar(
+    label: str,
+    total: int | None,
+    *,
+    progress: bool = True,
+    unit: str = "it",
+    start: int = 0,
+    delay: float = 0.0,
+) -> Any:
+    """Returns what counts the parts of a step: `update(n)`, `set_postfix(...)` and `close()`, or a `with` block.
+
+    Args:
+        label: Names the step.
+        total: How many parts it has; None is not known.
+        progress: False is silent.
+        unit: What a part is called.
+        start: How many were done before.
+        delay: Seconds before which nothing is shown; `LONG` for what is short on a small model.
+
+    >>> with bar("parts", 2, progress=False) as shown:
+    ...     shown.update(2)
+    """
     from tqdm.auto import tqdm  # here: a command's --help needs no bar
 
     if not progress or sys.stderr.isatty() or _in_notebook():
-        return tqdm(total=total, desc=label, disable=not progress, unit=unit)
-    return _Lines(label, total, unit)
+        return tqdm(
+            total=total, desc=label, disable=not progress, unit=unit, initial=start, delay=delay, leave=None
+        )
+    return _Lines(label, total, unit, start)
 
 
 def _in_notebook() -> bool:
@@ -140,22 +165,40 @@ def _in_notebook() -> bool:
 class _Lines:
     """What a bar says, as a line a minute."""
 
-    def __init__(self, label: str, total: int | None, unit: str) -> None:
+    def __init__(self, label: str, total: int | None, unit: str, start: int = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.n = self.said = 0
+        self.n = self.said = self.begun = start
+        self.postfix = ""
         self.start = self.last = time.monotonic()
 
-    def update(self) -> None:
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def set_postfix(self, refresh: bool = True, **values: object) -> None:
+        """What stands behind the next line, as `tqdm` writes it."""
+        self.postfix = ", ".join(f"{name}={value}" for name, value in values.items())
+
+    def update(self, n: int = 1) -> None:
         from tqdm.std import tqdm
 
-        self.n += 1
+        self.n += n
         now = time.monotonic()
         if now - self.last >= SECONDS:
-            rate = (self.n - self.said) / (
-                now - self.last
-            )  # of this minute: read cases do not count for the rest
+            # of this minute: read cases do not count for the rest
+            rate = (self.n - self.said) / (now - self.last)
             line = tqdm.format_meter(
-                self.n, self.total, now - self.start, ncols=0, prefix=self.label, unit=self.unit, rate=rate
+                self.n,
+                self.total,
+                now - self.start,
+                ncols=0,
+                prefix=self.label,
+                unit=self.unit,
+                rate=rate,
+                postfix=self.postfix or None,
+                initial=self.begun,
             )
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()

@@ -39,7 +39,7 @@ def subcommand(commands: Any, name: str, run: Any, example: str) -> argparse.Arg
     )
     parser.set_defaults(run=run)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars (warnings stay)")
     parser.add_argument("--seed", type=int, default=0, help="of every random choice (default 0)")
     return parser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -17,7 +18,8 @@ def execute(parser: Parser, argv: Sequence[str] | None) -> int:
     """Runs the command that `argv` names (None: the process's own).
 
     Returns:
-        The exit status: 0 done, 1 failed, 2 wrong usage (both one line on standard error), 130 interrupted.
+        The exit status: 0 done, 1 failed, 2 wrong usage (both one line on standard error), 130 interrupted,
+        141 nobody reads the output any more.
     """
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
     options = parser.parse_args(argv)
@@ -28,6 +30,9 @@ def execute(parser: Parser, argv: Sequence[str] | None) -> int:
         return _fail(parser.prog, error, 2)
     except MechEditError as error:
         return _fail(parser.prog, error, 1)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:  # the disk, not the code
         return _fail(parser.prog, f"{error.filename or 'the disk'}: {error.strerror or error}", 1)
     except KeyboardInterrupt as stop:
