@@ -169,11 +169,11 @@ def gradients(frames: dict[str, pd.DataFrame], values: dict[str, Any]) -> Page:
 
 def _whole(cells: pd.DataFrame) -> dict[str, Any]:
     whole = cells[cells["scope"].isin(list(_SCOPES)) & (cells["group"] == "all")]
-    columns = {"corrected": "Corrected", "task_halves": "Task halves", "align_halves": "Alignment halves"}
+    columns = {"corrected": "Corrected", "task_halves": "Task halves", "align_halves": "Align. halves"}
     columns |= {
         "source_target": "Source–target",
         "shuffled": "Shuffled",
-        "align_shuffled": "Alignment–shuffled",
+        "align_shuffled": "Align.–shuffled",
     }
     rows = []
     for cell in whole.to_dict("records"):
@@ -181,7 +181,7 @@ def _whole(cells: pd.DataFrame) -> dict[str, Any]:
         needed = f"{_whole_number(cell['task_batches'])} / {_whole_number(cell['align_batches'])}"
         rest = [_plain(cell["random_sd"], 4), _plain(cell["ratio"]), needed]
         rows.append([_SCOPES[cell["scope"]], _with_interval(cell, "cosine"), *cosines, *rest])
-    head = ["Over", "Cosine", *columns.values(), "Random sd", "Norm ratio", "Batches needed"]
+    head = ["Over", "Cosine", *columns.values(), "Random sd", "Norm ratio", "Batches"]
     return {
         "id": "whole",
         "title": "Do task and alignment pull the same way?",

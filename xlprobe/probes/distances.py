@@ -145,14 +145,10 @@ def distances(
     keep = [there[i] for i in _sample(len(there), max_pairs, seed)]
     source, target = ([side[i] for i in keep] for side in (parallel.source, parallel.target))
     links = None if parallel.links is None else [_usable(parallel, i) for i in keep]
+    sides = ((source, _words(links, 0)), (target, _words(links, 1)))
     with bar("distances: states", 2 * len(keep), progress=progress, delay=LONG, unit="sentence") as states:
-        sides = ((source, _words(links, 0)), (target, _words(links, 1)))
         left, right = (_vectors(encoder, *side, shown, pooling, batch_size, states) for side in sides)
-    levels = {"sentence": (left[0], right[0])}
-    if links is not None:
-        levels["token"] = _both_there(left[1], right[1], max_pairs, seed)
-        if (n := levels["token"][0].shape[1]) < 4:
-            raise InputError(f"links: expected at least 4 one-to-one links of unlike words, found {n}")
+    levels = _levels(left, right, links, max_pairs, seed)
     return Distances(
         _rows(levels, metrics, seed, shown, progress),
         encoder.name,
@@ -161,6 +157,18 @@ def distances(
         n_left_out=len(parallel.source) - len(keep),
         pooling=pooling,
     )
+
+
+def _levels(
+    left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], links: Any, max_pairs: int, seed: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The matched vectors of both sides, by sentence and, with links, by word."""
+    levels = {"sentence": (left[0], right[0])}
+    if links is not None:
+        levels["token"] = _both_there(left[1], right[1], max_pairs, seed)
+        if (n := levels["token"][0].shape[1]) < 4:
+            raise InputError(f"links: expected at least 4 one-to-one links of unlike words, found {n}")
+    return levels
 
 
 def _layers(encoder: Encoder, layers: Sequence[int] | None) -> list[int]:
