@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 SMALL, BASE = 5_000_000, 50_000_000
 FEWEST, MOST = 50, 2000
 SAMPLE = 64
+ALIKE = 1e-4  # a spread that is rounding: nothing is left to collapse
 COLLAPSED = 0.25  # of the spread before training
 
 
@@ -129,7 +130,7 @@ def heed_collapse(
         training: Named in the warning.
     """
     after = spread(encoder, sentences, vectors)
-    collapsed = before > 0 and not after >= COLLAPSED * before
+    collapsed = before > ALIKE and not after >= COLLAPSED * before
     if collapsed:
         logger.warning(
             "%s: the states of layer %d collapse: 1 - mean cosine of two sentences fell from %.3f to %.3f; take a "
