@@ -98,7 +98,8 @@ def render(folder: Path) -> str:
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise IntegrityError(f"{folder}: its tables are not what the report expects ({error})") from error
     title = TITLES[str(kind)]
-    context = {"summary": {"title": title, "subtitle": ""}, "facts": facts, "sections": made}
+    summary = {"title": title, "subtitle": ""}
+    context: dict[str, Any] = {"summary": summary, "facts": facts, "sections": made}
     context |= {
         "reading": probe_sections.READING[str(kind)],
         "provenance": provenance or None,

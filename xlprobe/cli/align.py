@@ -71,12 +71,12 @@ def align(options: argparse.Namespace) -> None:
     where = {"layer": options.layer, "pooling": options.pooling, "progress": not options.quiet}
     before, after = retrieval(encoder, held_out, **where), retrieval(aligned, held_out, **where)
     aligned.save(out / "model")
-    scores = {"before": before, "after": after, "n": len(held_out)}
+    scores: dict[str, Any] = {"before": before, "after": after, "n": len(held_out)}
     write(out / "retrieval.json", json.dumps(scores) + "\n")  # for the page
     page = write_page(options.out)
     if options.json:
-        scores |= {"model": str(out / "model")}
-        print_json({"objective": options.objective, "retrieval": scores, **page})
+        found = scores | {"model": str(out / "model")}
+        print_json({"objective": options.objective, "retrieval": found, **page})
         return
     print(f"weak retrieval on {len(held_out)} held-out pairs: {before:.3f} before, {after:.3f} after")
     print_pages({"encoder": str(out / "model"), **page})

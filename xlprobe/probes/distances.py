@@ -175,8 +175,10 @@ def _layers(encoder: Encoder, layers: Sequence[int] | None) -> list[int]:
     known = range(encoder.n_layers + 1)
     if layers is None:
         return list(known)
-    if strange := [layer for layer in layers if layer not in known] or ([] if layers else ["none"]):
-        raise InputError(f"layers: expected some of 0 to {encoder.n_layers}, found {strange[0]}")
+    strange: list[object] = [layer for layer in layers if layer not in known]
+    if strange or not layers:
+        found = strange[0] if strange else "none"
+        raise InputError(f"layers: expected some of 0 to {encoder.n_layers}, found {found}")
     return sorted(set(layers))
 
 

@@ -300,7 +300,10 @@ def _missing(
     row: dict[str, float], means: dict[str, Mean], norms: dict[str, float], moments: dict[str, Moments]
 ) -> str:
     """Why the nan values of a row are nan: "column: reason; ..."."""
-    needs = {"source_target": ("task", "target"), "shuffled": ("task", "shuffled")}
+    needs: dict[str, tuple[str, ...]] = {
+        "source_target": ("task", "target"),
+        "shuffled": ("task", "shuffled"),
+    }
     needs |= {"align_shuffled": ("align", "shuffled"), "task_halves": ("task",), "align_halves": ("align",)}
     reasons = []
     for column in (name for name, value in row.items() if math.isnan(value)):
