@@ -86,8 +86,8 @@ class Sizes:
     `tuned` whether fine-tuning trains "all" or the "head".
 
     `finetune_lr` was chosen for the embedded languages among 5e-4 to 4e-3, by accuracy on sentences of the training
-    split that were not trained on: 5e-4 leaves topics of the source language at 31 %, 2e-3 at 69 %. Topics of unaligned
-    targets stay near chance.
+    split that were not trained on. Topics of the source language are then right in 98 %, those of unaligned targets in
+    35 to 73 % (three seeds), where chance is 17 %.
     """
 
     bitext: int = 1600
