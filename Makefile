@@ -1,6 +1,7 @@
 # The two commands a reader needs: `make demo` and `make test`. Both make .venv on their first run.
 #
 #   make demo     the main study on the embedded world, into OUT (runs/demo), with a report to open
+#   make demo-real  the same on a really pre-trained model and real facts that it knows, into OUT_REAL (runs/demo-real)
 #   make demo-xl  alignment and transfer on the embedded languages, into OUT_XL (runs/demo-xl), with a report
 #   make test     every test that this machine can run (network, GPU and real data are not needed)
 #   make check    what continuous integration asks: format, lint, types, tests, docs
@@ -13,11 +14,12 @@
 #   make audit    known vulnerabilities of what is installed, by pip-audit in a folder of its own (asks PyPI)
 #   make clean    remove what the commands made (runs/ stays)
 #
-# Variables: PYTHON (3.11 or 3.12, to make .venv with), VENV, OUT, OUT_XL, OUT_REPORTS, JOBS (test processes), PYTEST_ARGS.
+# Variables: PYTHON (3.11 or 3.12, to make .venv with), VENV, OUT, OUT_REAL, OUT_XL, OUT_REPORTS, JOBS (test processes), PYTEST_ARGS.
 
 SHELL := /bin/bash
 VENV ?= .venv
 OUT ?= runs/demo
+OUT_REAL ?= runs/demo-real
 OUT_XL ?= runs/demo-xl
 OUT_REPORTS ?= runs/report-demo
 JOBS ?= 2
@@ -35,10 +37,14 @@ STAMP := $(VENV)/.installed
 DOCS := tests/test_docs.py mechedit xlprobe experiments reports
 
 .DEFAULT_GOAL := demo
-.PHONY: demo demo-xl report-demo house architectures gallery install test check format format-check lint types docs audit clean
+.PHONY: demo demo-real demo-xl report-demo house architectures gallery install test check format format-check lint types docs audit clean
 
 demo: $(STAMP)
 	$(BIN)/mechedit demo --out $(OUT)
+
+# Less than ten minutes on two cores; --limit 40 says more.
+demo-real: $(STAMP)
+	$(BIN)/mechedit demo --model smollm2 --limit 10 --selection 12 --out $(OUT_REAL)
 
 demo-xl: $(STAMP)
 	$(BIN)/xlprobe demo --out $(OUT_XL)

@@ -34,6 +34,7 @@ class _Signals:
 
     loops = 0
     stop_requested = False
+    quiet = False
 
 
 def track(
@@ -90,18 +91,22 @@ def _stop_here(done: int, total: int | None, label: str) -> None:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Within the block Ctrl-C lets the case at hand end; a second one does not. For the main thread of a command."""
+def interruptible(*, quiet: bool = False) -> Iterator[None]:
+    """Within the block Ctrl-C lets the case at hand end; a second one does not. For the main thread of a command.
+
+    Args:
+        quiet: No loop in the block shows how far it is.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _Signals.stop_requested = False
+    _Signals.stop_requested, _Signals.quiet = False, quiet
     before = signal.signal(signal.SIGINT, _on_interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        _Signals.stop_requested = False
+        _Signals.stop_requested = _Signals.quiet = False
 
 
 def how_to_go_on(stop: KeyboardInterrupt, program: str, argv: Sequence[str], *, saved: bool) -> str:
@@ -149,6 +154,7 @@ def bar(
     """
     from tqdm.auto import tqdm  # here: a command's --help needs no bar
 
+    progress = progress and not _Signals.quiet
     if not progress or sys.stderr.isatty() or _in_notebook():
         return tqdm(
             total=total, desc=label, disable=not progress, unit=unit, initial=start, delay=delay, leave=None

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
         contrast,
         head_attention,
     )
-    from mechedit.data.facts import FactEdit, load_facts
+    from mechedit.data.facts import FactEdit, load_facts, save_facts
     from mechedit.diagnose import Diagnosis, diagnose
     from mechedit.evaluation.evaluate import Evaluation, evaluate
     from mechedit.evaluation.ripple import RippleEvaluation, ripple
@@ -81,7 +81,7 @@ _NAMES = {
         "contrast",
         "head_attention",
     ),
-    "mechedit.data.facts": ("FactEdit", "load_facts"),
+    "mechedit.data.facts": ("FactEdit", "load_facts", "save_facts"),
     "mechedit.diagnose": ("Diagnosis", "diagnose"),
     "mechedit.evaluation.evaluate": ("Evaluation", "evaluate"),
     "mechedit.evaluation.ripple": ("RippleEvaluation", "ripple"),
@@ -131,6 +131,7 @@ __all__ = [
     "factworld",
     "head_attention",
     "load_facts",
+    "save_facts",
     "load_model",
     "outcome_contrast",
     "ripple",

@@ -1,7 +1,8 @@
-"""The gate of two questions: who by words, what by Fisher's discriminant, against a plain computation."""
+"""The gate of two questions: who by words, what by states and words, against plain computations."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,16 @@ import torch
 import mechedit as me
 from mechedit.data.facts import FactEdit
 from mechedit.editors import MEGA, EditBook
-from mechedit.editors.steering.asked_gate import AskedGate, answered, learn_relations, names_subject
+from mechedit.editors.steering.asked_gate import (
+    SHRINKAGE,
+    AskedGate,
+    answered,
+    learn_relations,
+    names_subject,
+    without_subject,
+)
 from mechedit.editors.steering.fit_prompts import doubts
+from mechedit.editors.steering.relation_words import RelationWords
 from mechedit.editors.steering.relations import near_relations
 from mechedit.factworld.export import ripple_tests
 from mechedit.models.hooked import HookedModel
@@ -46,27 +55,62 @@ def test_who_is_named(text: str, names: list[str], named: bool) -> None:
     assert names_subject(text, names) is named
 
 
-def test_log_odds_are_those_of_a_plain_discriminant() -> None:
+def test_log_odds_are_those_of_a_plain_kernel_density() -> None:
     draw = torch.Generator().manual_seed(0)
     means = torch.randn(3, 4, generator=draw) * 5
-    relations = [name for name in "abc" for _ in range(400)]
-    states = torch.randn(1200, 4, generator=draw) @ torch.diag(
-        torch.tensor([1.0, 2, 3, 4])
-    ) + means.repeat_interleave(400, 0)
-    space = learn_relations(states, relations, layer=1)
-    inside = torch.cat(
-        [states[i * 400 : i * 400 + 400] - states[i * 400 : i * 400 + 400].mean(0) for i in range(3)]
-    ).double()
+    relations = [name for name in "abc" for _ in range(40)]
+    spread = torch.diag(torch.tensor([1.0, 2, 3, 4]))
+    states = torch.randn(120, 4, generator=draw) @ spread + means.repeat_interleave(40, 0)
+    space = learn_relations(states, relations, layer=1, width=3.0)
+    inside = torch.cat([part - part.mean(0) for part in states.split(40)]).double()
     covariance = inside.T @ inside / len(inside)
-    covariance += 0.1 * covariance.diag().mean() * torch.eye(4).double()
-    z = torch.randn(6, 4, generator=draw).double() * 5
-    centres = torch.stack([states[i * 400 : i * 400 + 400].mean(0) for i in range(3)]).double()
-    square = torch.stack([((z - c) @ covariance.inverse() * (z - c)).sum(1) for c in centres], 1)
-    expected = -square[:, 0] / 2 - torch.logsumexp(-square[:, 1:] / 2, 1)
-    score = space.log_odds(space.coordinates(z.float()), space.coordinates(centres[:1].float())[0], ["a"])
-    assert torch.allclose(score.double(), expected, rtol=1e-3, atol=1e-2)
-    wrong = space.log_odds(space.coordinates(z.float()), space.coordinates(centres[1:2].float())[0], ["b"])
+    covariance += SHRINKAGE * covariance.diag().mean() * torch.eye(4).double()
+    z, own = (torch.randn(n, 4, generator=draw).double() * 5 for n in (6, 2))
+
+    def density(points: torch.Tensor) -> torch.Tensor:
+        away = z[:, None] - points.double()[None]
+        return torch.exp(-torch.einsum("nkd,de,nke->nk", away, covariance.inverse(), away) / 6).mean(1).log()
+
+    expected = density(torch.cat([states[:40], own.float()])) - density(states[40:])
+    centres = space.coordinates(own.float())
+    scores = space.log_odds(space.coordinates(z.float()), centres, ["a"])
+    assert torch.allclose(scores.double(), expected, rtol=1e-3, atol=1e-2)
+    wrong = space.log_odds(space.coordinates(z.float()), centres, ["b"])
     assert not torch.allclose(wrong.double(), expected, atol=1.0)
+    only = torch.zeros(6, 120, dtype=torch.bool)
+    only[:, [0, 1, 50]] = True
+    masked = space.log_odds(space.coordinates(z.float()), centres, ["a"], among=only)
+    expected = density(torch.cat([states[:2], own.float()])) - density(states[50:51])
+    assert torch.allclose(masked.double(), expected, rtol=1e-3, atol=1e-2)
+
+
+def test_words_are_those_of_a_plain_naive_bayes() -> None:
+    table = {"speaks": ["{} speaks", "{} speaks well"], "born": ["{} was born in", "{} comes from"]}
+    words = RelationWords.of(table)
+    a = 0.3
+    vocabulary = 5  # speak, well, born, com, and one for what is never used
+    speaks = math.log((2 + a) / (3 + a * vocabulary))
+    born = math.log((0 + a) / (2 + a * vocabulary))
+    assert words.log_odds("{} speaks", ["speaks"]) == pytest.approx(speaks - born)
+    unseen = math.log((1 + a) / (2 + a * vocabulary))
+    without = words.log_odds("{} speaks", ["speaks"], without=("speaks", "{} speaks"))
+    assert without == pytest.approx(unseen - born)
+    assert words.log_odds("{} speaks", ["other"]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "left"),
+    [
+        ("It rains. The mother tongue of Anna Novak's is", ["Anna Novak"], "the mother tongue of {}'s is"),
+        ("St. John was born in", ["St. John"], "{} was born in"),
+        ("Anna? Anna Novak speaks", ["Anna", "Anna Novak"], "{} speaks"),
+        ("She speaks", ["Anna"], None),
+    ],
+)
+def test_the_sentence_that_names_the_subject_is_left_without_it(
+    text: str, names: list[str], left: str | None
+) -> None:
+    assert without_subject(text, names) == left
 
 
 def test_objects_that_a_text_states_are_found() -> None:

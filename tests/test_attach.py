@@ -216,7 +216,9 @@ def test_mean_states_are_of_the_prompt_alone(folder: Path) -> None:
 
 
 def fitted_book(model: HookedModel, n: int = 3) -> EditBook:
-    mega = MEGA(window=(1, 2), alpha=1.0, gate_layer=1, threshold=0.5, doubted=False, paraphrases=TABLE)
+    mega = MEGA(
+        window=(1, 2), alpha=1.0, gate="hidden", gate_layer=1, threshold=0.5, doubted=False, paraphrases=TABLE
+    )
     subjects = ("Anna Keller", "Tim Duncan", "Edwin of Northumbria", "Danielle Darrieux")
     facts = [
         replace(FACT, subject=subjects[i % 4], target_new=("basketball", "Paris")[i // 4 % 2], case_id=i)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from experiments.runs import RunFolder
 from mechedit.cli import main
 from mechedit.editors import MEGA
+from mechedit.editors.steering.asked_gate import learn_relations
 from mechedit.editors.steering.variants import ABLATIONS, CONTROLS, variant
 from mechedit.models.hooked import HookedModel
 from mechedit.recipes.compare import EditorComparison, run_comparison
@@ -94,7 +96,8 @@ def test_an_impossible_configuration_is_refused(change: dict[str, object]) -> No
 
 
 def test_each_variant_changes_one_thing() -> None:
-    mega = MEGA(window=(5, 7), alpha=1.0, gate_layer=5, threshold=2.0)
+    space = learn_relations(torch.randn(6, 3), ["a", "b"] * 3, layer=2)
+    mega = MEGA(window=(5, 7), alpha=1.0, gate_layer=5, threshold=2.0, relations=space)
     for name in (*CONTROLS, *ABLATIONS):
         found = variant(mega, name, n_layers=8)
         assert found.name == name

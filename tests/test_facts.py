@@ -308,7 +308,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="limit: expected at least 1"):
             load_facts(file, limit=limit)  # type: ignore[arg-type]
     with pytest.raises(
-        InputError, match="schema: expected one of counterfact, easyedit, ripple, zsre, found 'x'"
+        InputError, match="schema: expected one of counterfact, easyedit, ripple, zsre, fact, found 'x'"
     ):
         load_facts(file, schema="x")  # type: ignore[arg-type]
 

@@ -532,10 +532,15 @@ def test_a_gate_that_reads_text_reads_the_whole_prompt_or_refuses() -> None:
         assert text(hf, PROMPTS[:1], prefill_chunk_size=2) == [tokens]
         kept = hf(ids[:, :3], use_cache=True).past_key_values
         close(hf(ids[:, 3:], past_key_values=kept).logits[0, -1], right[0])
+        close(hf(ids[:, 3:], past_key_values=copy.deepcopy(before)).logits[0, -1], right[0])
+        vectors = hf.get_input_embeddings()(ids)
+        close(hf(inputs_embeds=vectors).logits[0, -1], right[0])
+        with pytest.raises(InputError, match="input_ids"):
+            hf(inputs_embeds=vectors + 0.5)
+        before.layers[0].values += 0.5
         with pytest.raises(InputError, match="input_ids"):
             hf(ids[:, 3:], past_key_values=copy.deepcopy(before))
-        with pytest.raises(InputError, match="input_ids"):
-            hf(inputs_embeds=hf.get_input_embeddings()(ids))
+        before.layers[0].values -= 0.5
         assert text(hf, PROMPTS[:1], past_key_values=copy.deepcopy(before)) == [tokens]
     with attach(hf, [edit]):  # the tokenizer lies beside the weights that the model was loaded from
         assert text(hf, PROMPTS[:1]) == [tokens]

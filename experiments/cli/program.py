@@ -24,7 +24,7 @@ def execute(parser: Parser, argv: Sequence[str] | None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
     options = parser.parse_args(argv)
     try:
-        with interruptible():
+        with interruptible(quiet=bool(getattr(options, "quiet", False))):
             return int(options.run(options) or 0)
     except InputError as error:
         return _fail(parser.prog, error, 2)

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from experiments.progress import LONG, bar
 from mechedit.attribution.scored_pass import layer_scores
 from mechedit.attribution.window import best_window, window_scores
 from mechedit.data.facts import FactEdit
@@ -82,17 +83,19 @@ def statement_contrast(model: HookedModel, facts: Sequence[FactEdit], *, seed: i
             f"facts: expected at least two subjects to contrast statements about, found {len(facts)}"
         )
     frames, heads, success = [], [], []
-    for i, fact in enumerate(facts):
-        subjects = [later.subject for later in (*facts[i + 1 :], *facts[:i])]
-        stranger = next(subject for subject in subjects if subject != fact.subject)
-        for subject in (fact.subject, stranger):
-            statement = fact.prompt.replace("{}", subject)
-            old, new, space = fact.target_true, fact.target_new, fact.space
-            prompt = avoid(statement, old, new, fact.rewrite_prompt, space=space)
-            (scores,) = layer_scores(model, prompt, [new], space=space)
-            frames.append(scores.layers)
-            heads.append(scores.heads)
-            success.append(says_object(model, [prompt], new, old, space=space)[0])
+    with bar("statements", 2 * len(facts), unit="statement", delay=LONG) as shown:
+        for i, fact in enumerate(facts):
+            subjects = [later.subject for later in (*facts[i + 1 :], *facts[:i])]
+            stranger = next(subject for subject in subjects if subject != fact.subject)
+            for subject in (fact.subject, stranger):
+                statement = fact.prompt.replace("{}", subject)
+                old, new, space = fact.target_true, fact.target_new, fact.space
+                prompt = avoid(statement, old, new, fact.rewrite_prompt, space=space)
+                (scores,) = layer_scores(model, prompt, [new], space=space)
+                frames.append(scores.layers)
+                heads.append(scores.heads)
+                success.append(says_object(model, [prompt], new, old, space=space)[0])
+                shown.update()
     outcome = np.array(success)
     if outcome.all() or not outcome.any():
         observed = "every statement succeeded" if outcome.all() else "no statement succeeded"

@@ -1,8 +1,8 @@
 """The command line.
 
-Commands: `mechedit demo | attribute | edit | evaluate | anatomy | faithfulness | compare | drift | covariance | tune |
-factworld | diagnose | run | report`. Each prints a table, or one JSON object with `--json`. Exit status: 0 done, 1
-failed, 2 wrong usage (one line on standard error), 130 interrupted.
+Commands: `mechedit demo | attribute | edit | evaluate | anatomy | faithfulness | known | compare | drift | covariance |
+tune | factworld | diagnose | run | report`. Each prints a table, or one JSON object with `--json`. Exit status: 0
+done, 1 failed, 2 wrong usage (one line on standard error), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from mechedit.cli import (
     evaluate,
     factworld,
     faithfulness,
+    known,
     report,
     run,
     tune,
@@ -48,6 +49,7 @@ def _parser() -> Parser:
         evaluate,
         anatomy,
         faithfulness,
+        known,
         compare,
         drift,
         covariance,

@@ -1,4 +1,4 @@
-"""`mechedit demo`: the main study on the embedded world."""
+"""`mechedit demo`: the main study, on the embedded world or on what a model knows of the real one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mechedit.recipes.configurations import DemoConfig
 
 
 def demo(options: argparse.Namespace) -> None:
-    """The main study on the embedded world."""
-    config = DemoConfig(**{name: getattr(options, name) for name in (*PLACE, "limit", "seed")})
+    """The main study: on the embedded world, or with another model on the facts of the atlas that it knows."""
+    config = DemoConfig(**{name: getattr(options, name) for name in (*PLACE, "limit", "selection", "seed")})
     from mechedit.recipes.configured_model import load
     from mechedit.recipes.demo import run_demo
 
@@ -25,9 +25,7 @@ def demo(options: argparse.Namespace) -> None:
         print_json({**rows, "window": summary["window"], "n": summary["n"], "report": str(report)})
         return
     first, last = summary["window"]
-    print(
-        f"{summary['n']} of {options.limit} facts known; steered: attention outputs of layers {first} to {last}"
-    )
+    print(f"{summary['subtitle']}; steered: attention outputs of layers {first} to {last}")
     print(f"{'editor':<34}{'Acc':>7}{'Gen':>7}{'Spec':>7}{'mean':>7}   95 % interval")
     for row in summary["editors"]:
         cells = "".join(f"{row[key]['value']:>7.2f}" for key in ("acc", "gen", "spec", "mean"))
@@ -51,3 +49,6 @@ def add(commands: Any) -> None:
     p = command(commands, "demo", demo, "mechedit demo --out runs/demo")
     p.add_argument("--out", default="runs/demo", help="run folder (default runs/demo)")
     p.add_argument("--limit", type=count, default=40, help="facts to edit (default 40)")
+    p.add_argument(
+        "--selection", type=count, default=20, help="other facts that choose window and gate (default 20)"
+    )

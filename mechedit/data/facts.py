@@ -29,9 +29,19 @@ from mechedit.data.joining import Space, check_space
 from mechedit.data.records import FactEdit, RippleQuery, RippleTest, Unmeasurable, clip_line, facts_hash
 from mechedit.data.schemas import BUILDERS, Schema, asked_neighbours, detect, from_row
 from reports.errors import InputError
+from reports.files import whole_file
 from reports.parsing import json_rows
 
-__all__ = ["FactEdit", "LoadedFacts", "RippleQuery", "RippleTest", "Schema", "facts_hash", "load_facts"]
+__all__ = [
+    "FactEdit",
+    "LoadedFacts",
+    "RippleQuery",
+    "RippleTest",
+    "Schema",
+    "facts_hash",
+    "load_facts",
+    "save_facts",
+]
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +104,35 @@ def load_facts(
             source,
         )
     return LoadedFacts(facts, left_out)
+
+
+def save_facts(facts: Iterable[FactEdit], path: str | os.PathLike[str]) -> Path:
+    """Writes facts with all that belongs to them, as `load_facts` reads them.
+
+    Raises:
+        InputError: The file cannot be written.
+
+    >>> import tempfile
+    >>> fact = FactEdit("Ann", "{} speaks", "Dutch", "Greek", paraphrase_prompts=("Ann talks",))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     load_facts(save_facts([fact], Path(folder) / "mine.json"))[0] == fact
+    True
+    """
+    file = Path(path)
+    defaults = {field.name: field.default for field in dataclasses.fields(FactEdit)}
+    rows = [
+        {name: value for name, value in dataclasses.asdict(fact).items() if value != defaults[name]}
+        | {"case_id": fact.case_id, "source_schema": fact.source_schema}
+        for fact in facts
+    ]
+    try:
+        with whole_file(file) as temporary:
+            temporary.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"out: cannot write {file} ({error.strerror}); name a file in an existing folder"
+        ) from error
+    return file
 
 
 class LoadedFacts(list[FactEdit]):

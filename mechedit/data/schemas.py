@@ -8,12 +8,15 @@
 - ripple [edenbiran/RippleEdits]: names of subject and objects are not in the file, only Wikidata ids; they are read
   off the prompts (`edit.subject`, where a file has it, says the subject's name).
 
+- fact: this project's own, the fields of `FactEdit`; `prompt` holds {} or the subject. What `save_facts` writes.
+
 A row that is not as its schema says is an `InputError` that names the field. Any row may have a `case_id` (else it is
 the row's number) and say how its answers are spaced (`space`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -36,10 +39,11 @@ from reports.errors import InputError
 
 __all__ = ["AXES", "BUILDERS", "Schema", "asked_neighbours", "detect", "from_row"]
 
-Schema = Literal["counterfact", "easyedit", "ripple", "zsre"]
+Schema = Literal["counterfact", "easyedit", "ripple", "zsre", "fact"]
 Row = dict[str, Any]
 _DETECTED_BY: dict[str, Schema] = {
     "requested_rewrite": "counterfact",
+    "target_true": "fact",
     "ground_truth": "easyedit",
     "target_new": "easyedit",
     "edit": "ripple",
@@ -77,7 +81,8 @@ def detect(row: Any, source: str) -> Schema:
     keys = ", ".join(map(str, row)) or "no keys"
     raise InputError(
         f"{source}: record 0: expected CounterFact's keys ('requested_rewrite', ...), EasyEdit's "
-        f"('ground_truth', ...), RippleEdits' ('edit', ...) or zsRE's ('alt', ...), found {clip_line(keys)}"
+        f"('ground_truth', ...), RippleEdits' ('edit', ...), zsRE's ('alt', ...) or a fact's own "
+        f"('target_true', ...), found {clip_line(keys)}"
     )
 
 
@@ -170,11 +175,41 @@ def _ripple(row: Row, index: int) -> FactEdit:
     )
 
 
+def _fact(row: Row, index: int) -> FactEdit:
+    fields = {field.name for field in dataclasses.fields(FactEdit)}
+    if foreign := sorted(set(row) - fields):
+        raise InputError(
+            f"{foreign[0]}: expected a field of a fact ({', '.join(sorted(fields))}), found another key"
+        )
+    given = {"case_id": index, "source_schema": "fact", **{k: v for k, v in row.items() if v is not None}}
+    for name in ("subject", "prompt", "target_true", "target_new"):
+        _text_at(row, name)
+    if "{}" not in row["prompt"]:
+        given["prompt"], given["subject"] = _template(row["prompt"], row["subject"])
+    given["ripple"] = tuple(
+        _ripple_test(test, f"ripple[{i}]") for i, test in enumerate(row.get("ripple") or ())
+    )
+    return FactEdit(**given)
+
+
+def _ripple_test(row: Any, where: str) -> RippleTest:
+    _object(row, where)
+    queries = {
+        name: tuple(
+            RippleQuery(_text_at(query, "prompt"), tuple(map(tuple, _at(query, "answers"))))
+            for query in row.get(name) or ()
+        )
+        for name in ("queries", "conditions")
+    }
+    return RippleTest(row.get("axis", ""), **queries, any_of=bool(row.get("any_of", True)))
+
+
 BUILDERS: dict[Schema, Callable[[Row, int], FactEdit]] = {
     "counterfact": _counterfact,
     "easyedit": _easyedit,
     "ripple": _ripple,
     "zsre": _zsre,
+    "fact": _fact,
 }
 
 

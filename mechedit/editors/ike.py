@@ -212,7 +212,7 @@ def _demonstrate(fact: FactEdit, kind: str) -> str:
     if kind == "update" and fact.paraphrase_prompts:
         prompt = fact.paraphrase_prompts[0]
     elif kind == "retain" and fact.neighborhood_prompts:
-        prompt, answer = fact.neighborhood_prompts[0], fact.target_true
+        prompt, answer = fact.neighborhood_prompts[0], (*fact.neighborhood_answers, fact.target_true)[0]
     return demonstration(fact.rewrite_prompt, fact.target_new, prompt, answer, space=fact.space)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments.progress import LONG, bar
 from mechedit.models.batching import batches
 from mechedit.models.bridged import BridgedModel, Prompts
 
@@ -79,7 +80,11 @@ class PromptEnds:
         ids = model.encode(prompts)
         self.n = len(ids)
         split = batches([len(sequence) for sequence in ids], batch_size) if groups is None else groups
-        self.batches = [self._batch([ids[i] for i in rows], list(rows)) for rows in split]
+        with bar("prompts", self.n, unit="prompt", delay=LONG) as shown:
+            self.batches = []
+            for rows in split:
+                self.batches.append(self._batch([ids[i] for i in rows], list(rows)))
+                shown.update(len(rows))
 
     def _batch(self, ids: Sequence[Tensor], rows: list[int]) -> EndBatch:
         padded, mask = self.model.pad(ids)
@@ -97,8 +102,10 @@ class PromptEnds:
             hooks: For each batch the (name, fn) pairs to attach; their tensors are [B, 1, ...], rows as `batch.rows`.
         """
         parts: dict[int, Tensor] = {}
-        for batch, logits in self._each(hooks):
-            parts |= dict(zip(batch.rows, logits, strict=True))
+        with bar("last tokens", self.n, unit="prompt", delay=LONG) as shown:
+            for batch, logits in self._each(hooks):
+                parts |= dict(zip(batch.rows, logits, strict=True))
+                shown.update(len(batch.rows))
         return torch.stack([parts[i] for i in range(self.n)])
 
     def _each(self, hooks: Callable[[EndBatch], Sequence[Any]]) -> Iterator[tuple[EndBatch, Tensor]]:

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from experiments.progress import LONG, bar
 from mechedit.models.batching import batches
 from mechedit.models.bridged import BridgedModel, Prompts
 
@@ -55,13 +56,15 @@ def _states(
     parts = [_parts(model, point) for point in points]
     kept: dict[str, list[Tensor]] = {one: [] for own in parts for one in own}
     ids = model.encode(prompts)
-    order = []
-    for batch in batches([len(sequence) for sequence in ids], batch_size):
-        padded, mask = model.pad([ids[i] for i in batch])
-        hooks = [(point, partial(_keep, store, mask, pool)) for point, store in kept.items()]
-        with model.hooks(hooks):
-            model.run(padded, mask, logits_to_keep=1)
-        order += batch
+    order: list[int] = []
+    with bar("states", len(ids), unit="prompt", delay=LONG) as shown:
+        for batch in batches([len(sequence) for sequence in ids], batch_size):
+            padded, mask = model.pad([ids[i] for i in batch])
+            hooks = [(point, partial(_keep, store, mask, pool)) for point, store in kept.items()]
+            with model.hooks(hooks):
+                model.run(padded, mask, logits_to_keep=1)
+            order += batch
+            shown.update(len(batch))
     places = torch.tensor(order).argsort().to(model.device)
     found = {point: torch.cat(store)[places] for point, store in kept.items()}
     return [

@@ -48,12 +48,16 @@ NAMES = ("ft", "ft_l", "lora", "rome", "memit", "alphaedit", "ike", "sake", "meg
 CONTROLS = ("mega_ungated", "mean_shift", "gate_only", "random_window", "early_window")
 ABLATIONS = (
     *("late_window", "all_layers", "one_layer", "site_resid_mid", "site_mlp_out", "site_resid_post"),
+    *("target_avoid", "target_statement", "all_targets", "alpha_1"),
     *("rank_1", "rank_4", "rank_all", "alpha_half", "alpha_2", "reg_small"),
     *("prompts_1", "prompts_2", "prompts_50", "prompts_100", "source_forced", "source_both"),
     *(
         "independent",
         "every_token",
         "undoubted_gate",
+        "gate_subject",
+        "gate_states",
+        "gate_hidden",
         "gate_cosine",
         "gate_mahalanobis",
         "gate_mean",
@@ -108,7 +112,8 @@ class ComparisonConfig:
     """MEGA beside other editors: `limit` facts a seed under each of `editors`, MEGA's `ablations` on fewer.
 
     Attributes:
-        data: A file of facts, or "" for the embedded world's own (which also brings RippleEdits' tests).
+        data: A file of facts, of which each seed measures the next `limit` and chooses on others behind them all; or ""
+            for the embedded world's own (which also brings RippleEdits' tests), drawn by the seed.
         text: Running text for what an edit costs elsewhere (None: the project's own).
     """
 

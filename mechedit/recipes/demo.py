@@ -1,8 +1,9 @@
-"""The main study on the embedded world: attribute, find the window, edit, measure beside controls, report.
+"""The main study on one model: attribute, find the window, edit, measure beside controls, report.
 
 Steps, each of whose cases is a file in the run folder, so that a stopped run goes on:
 
-1. Facts to edit, and others (about other subjects) to choose by: the evaluation never sees those.
+1. Facts to edit, and others (about other subjects) to choose by: the evaluation never sees those. They are the embedded
+   world's for an embedded model, and those of the atlas that it knows for any other.
 2. The window, from statements in context that succeed against those that fail (`mechedit.anatomy`); gate layer and
    threshold from the paraphrases and neighbours of the same facts.
 3. Every fact is attributed for its new and its old object before and after the edit (NLKA layer and head scores).
@@ -29,9 +30,10 @@ from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors import MEGA, Editor, NoEdit
 from mechedit.editors.steering.variants import CONTROLS, variant
 from mechedit.evaluation.evaluate import Evaluation, baseline, evaluate
+from mechedit.models.embedded import EMBEDDED
 from mechedit.models.hooked import HookedModel
 from mechedit.recipes.configurations import DemoConfig
-from mechedit.recipes.splits import facts_and_selection
+from mechedit.recipes.splits import demo_facts
 from reports import page
 from reports.intervals import bootstrap_mean
 
@@ -58,12 +60,10 @@ def run_demo(
     Raises:
         InputError: `out` holds something else or a run with another configuration.
     """
-    facts, selection = facts_and_selection(
-        "", embedded="factworld", limit=config.limit, selection=config.selection, seed=config.seed
-    )
+    facts, selection, source = demo_facts(model, config, progress=progress)
     seeds = {"facts": config.seed, "selection": config.seed + 1}
     facts_of = {
-        "source": "the embedded world",
+        "source": source,
         "facts": facts_hash(facts),
         "selection": facts_hash(selection),
     }
@@ -72,7 +72,7 @@ def run_demo(
     )
     contrast = statement_contrast(model, selection)
     run.write_result(contrast, "statement_contrast")
-    mega = MEGA(window=contrast.window).select(model, selection)
+    mega = MEGA().select(model, selection, contrast=contrast)
     editors = controls(mega, n_layers=model.shape.n_layers, seed=config.seed)
     _attribute_all(model, mega, facts, run, progress=progress)
     unedited = baseline(model, facts)
@@ -82,7 +82,7 @@ def run_demo(
     }
     for name, evaluation in evaluations.items():
         run.write_result(evaluation, name)
-    summary = _summary(model, config, contrast, mega, evaluations)
+    summary = _summary(model, config, contrast, mega, evaluations, source)
     _write_page_data(model, mega, facts, run, contrast, summary)
     page.build(run.path)
     run.finish(summary)
@@ -158,28 +158,31 @@ def _summary(
     contrast: StatementContrast,
     mega: MEGA,
     evaluations: dict[str, Evaluation],
+    source: str,
 ) -> dict[str, Any]:
     rows = [_editor_row(name, evaluation) for name, evaluation in evaluations.items()]
-    first, last = contrast.window
-    known = evaluations["mega"].n_known
+    first, last = mega.layers(model)
+    known, total = evaluations["mega"].n_known, evaluations["mega"].n_total
+    invented = ["The persons are invented: nothing here says what holds in a model of natural text."]
     return {
         "title": "Where a fact is recalled, and how MEGA changes it",
-        "subtitle": f"{config.limit} counterfactual edits of the embedded world, one at a time",
+        "subtitle": f"{total} counterfactual edits of {source}, one at a time",
         "model": f"{config.model} ({model.shape.architecture}, {model.shape.n_layers} layers)",
         "n": known,
         "window": [first, last],
         "editors": rows,
         "notes": [
-            f"The unedited model knows {known} of the {config.limit} facts; scores are over those.",
-            f"Window (layers {first} to {last}), alpha {mega.alpha}, gate layer {mega.gate_layer} and threshold "
-            f"{mega.threshold:.3g} were chosen on {config.selection} facts about other subjects: {contrast.n_success} "
-            f"statements in context that succeeded against {contrast.n_failure} that failed.",
+            f"The unedited model knows {known} of the {total} facts; scores are over those.",
+            f"Window (layers {first} to {last}; the contrast names {contrast.window[0]} to {contrast.window[1]}), "
+            f"targets ({mega.target}), rank, gate layer {mega.gate_layer} and threshold {mega.threshold:.3g} were "
+            f"chosen on {config.selection} facts about other subjects: {contrast.n_success} statements in context that "
+            f"succeeded against {contrast.n_failure} that failed. Alpha: each edit as far as its own prompts need.",
             "Acc, Gen, Spec are SAKE's argmax family; ES, PS, NS, S are ROME's probability family: not comparable.",
             "Spec counts a closed gate as success: read the row without a gate beside it.",
         ],
         "verdicts": _verdicts(contrast, rows),
         "not_done": [
-            "The persons are invented: nothing here says what holds in a model of natural text.",
+            *(invented if config.model in EMBEDDED else []),
             "The edit contrasted for the window is a statement in context; weight editors are not compared here.",
             "Head and neuron scores are static: each unit is added alone under a frozen norm; ablate them to know.",
         ],

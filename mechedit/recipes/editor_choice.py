@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from mechedit.data.facts import FactEdit
 from mechedit.editors import MEGA, Editor, by_name
 from mechedit.editors.registry import select
+from mechedit.models.embedded import EMBEDDED
 from mechedit.models.hooked import HookedModel
 from mechedit.recipes.configurations import SETTINGS
+from mechedit.recipes.known_facts import find_known
 from mechedit.recipes.splits import selection_for
 from reports.errors import InputError
 
 __all__ = ["SELECTION", "chosen_editor", "named_editor"]
+
+log = logging.getLogger(__name__)
 
 SELECTION = 20  # facts by which a window, a gate and the like are chosen, none of them measured
 
@@ -48,5 +53,11 @@ def chosen_editor(options: Any, model: HookedModel, facts: Sequence[FactEdit], *
     editor = named_editor(options, model)
     if not editor.needs_selection:
         return editor
-    others = selection_for(facts, data, embedded=options.model, n=SELECTION, seed=options.seed)
+    if data or options.model in EMBEDDED:
+        others = selection_for(facts, data, embedded=options.model, n=SELECTION, seed=options.seed)
+        return select(editor, model, others)
+    subjects = {fact.subject for fact in facts}
+    known = find_known(model, limit=SELECTION + len(subjects), seed=options.seed)
+    others = [fact for fact in known.facts if fact.subject not in subjects][:SELECTION]
+    log.warning("%s is chosen on %d facts of the atlas that the model knows", editor.name, len(others))
     return select(editor, model, others)

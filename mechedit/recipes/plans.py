@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 from experiments.recipe import Plan
 from experiments.weight_files import local_bytes
+from mechedit.data import atlas
 from mechedit.data.case_keys import ablation_key, anatomy_key, attribution_key, evaluation_key, ripple_key
 from mechedit.data.facts import FactEdit, load_facts
 from mechedit.evaluation.questions import N_PASSAGES, FactQuestions
-from mechedit.models.embedded import here
+from mechedit.models.embedded import EMBEDDED, here
 from mechedit.recipes.configurations import (
     CONTROLS,
     RANKINGS,
@@ -63,15 +64,20 @@ def plan_anatomy(config: AnatomyConfig) -> Plan:
 
 
 def plan_demo(config: DemoConfig) -> Plan:
-    """Of `mechedit.recipes.demo.run_demo`."""
-    facts, _ = facts_and_selection(
-        "", embedded="factworld", limit=config.limit, selection=config.selection, seed=config.seed
-    )
+    """Of `mechedit.recipes.demo.run_demo`; which facts another model than the embedded ones knows is not known yet."""
+    notes: tuple[str, ...] = ()
+    if config.model in EMBEDDED:
+        facts, _ = facts_and_selection(
+            "", embedded="factworld", limit=config.limit, selection=config.selection, seed=config.seed
+        )
+    else:
+        facts = atlas.edits(config.limit, config.seed)
+        notes = ("The facts stand for those that the model will turn out to know.",)
     cases = [attribution_key(fact) for fact in facts]
     cases += [evaluation_key(editor, fact) for editor in DEMO_EDITORS for fact in facts]
     each = _scored(facts, ("probability", "argmax")) + _read(len(facts))
     sequences = _unedited(facts) + len(DEMO_EDITORS) * each
-    return _plan(config.model, config.dtype, cases, sequences + 2 * len(facts), len(cases))
+    return _plan(config.model, config.dtype, cases, sequences + 2 * len(facts), len(cases), notes)
 
 
 def plan_evaluation(config: EvaluationConfig) -> Plan:

@@ -10,10 +10,19 @@ from mechedit.data.joining import Space
 from mechedit.factworld import edits
 from mechedit.factworld.export import ripple_tests
 from mechedit.models.embedded import EMBEDDED
-from mechedit.recipes.configurations import ComparisonConfig, FaithfulnessConfig
+from mechedit.models.hooked import HookedModel
+from mechedit.recipes.configurations import ComparisonConfig, DemoConfig, FaithfulnessConfig
+from mechedit.recipes.known_facts import find_known
 from reports.errors import InputError
 
-__all__ = ["ablated_facts", "compared_facts", "facts_and_selection", "ripple_facts", "selection_for"]
+__all__ = [
+    "ablated_facts",
+    "compared_facts",
+    "demo_facts",
+    "facts_and_selection",
+    "ripple_facts",
+    "selection_for",
+]
 
 
 def facts_and_selection(
@@ -89,17 +98,54 @@ def compared_facts(config: ComparisonConfig, seed: int) -> tuple[list[FactEdit],
 
     Case ids carry the seed, because two seeds may draw the same fact.
     """
-    facts, selection = facts_and_selection(
-        config.data,
-        embedded=config.model,
-        limit=config.limit,
-        selection=config.selection,
-        seed=seed,
-        space=config.space,
-    )
-    if not config.data:
+    if config.data:
+        facts, selection = _slice(config, seed)
+    else:
+        facts, selection = facts_and_selection(
+            "", embedded=config.model, limit=config.limit, selection=config.selection, seed=seed
+        )
         facts = [replace(fact, ripple=ripple_tests(fact)) for fact in facts]
     return [replace(fact, case_id=f"{seed}.{fact.case_id}") for fact in facts], selection
+
+
+def _slice(config: ComparisonConfig, seed: int) -> tuple[list[FactEdit], list[FactEdit]]:
+    """Of a file: for each seed the next facts, so that none is measured twice; behind them all those that choose."""
+    place, n = config.seeds.index(seed), len(config.seeds)
+    everything = load_facts(config.data, space=config.space or "auto")
+    facts = everything[place * config.limit : (place + 1) * config.limit]
+    subjects = {fact.subject for fact in facts}
+    rest = everything[n * config.limit :]
+    rest = rest[place * config.selection :] + rest[: place * config.selection]
+    others = [fact for fact in rest if fact.subject not in subjects][: config.selection]
+    if not facts or len(others) < 2:
+        raise InputError(
+            f"data: expected {n} times {config.limit} facts to measure and {config.selection} to choose by, found "
+            f"{len(everything)} in {config.data}; take a smaller limit or fewer seeds"
+        )
+    return facts, others
+
+
+def demo_facts(
+    model: HookedModel, config: DemoConfig, *, progress: bool = True
+) -> tuple[list[FactEdit], list[FactEdit], str]:
+    """Facts and selection of the demo, and where they are from: the embedded world, or what `model` knows of the atlas.
+
+    Raises:
+        InputError: The model knows too few.
+    """
+    if config.model in EMBEDDED:
+        chosen = facts_and_selection(
+            "", embedded="factworld", limit=config.limit, selection=config.selection, seed=config.seed
+        )
+        return *chosen, "the embedded world"
+    known = find_known(model, limit=config.limit + config.selection, seed=config.seed, progress=progress)
+    selection, facts = known.facts[: config.selection], known.facts[config.selection :]
+    if not facts or len(selection) < config.selection:
+        raise InputError(
+            f"limit: expected a model that knows {config.selection} facts to choose by and {config.limit} to edit, "
+            f"found that {known.said}; take a larger model, or facts of its own (mechedit evaluate --data)"
+        )
+    return facts, selection, f"the atlas ({known.said})"
 
 
 def ripple_facts(config: ComparisonConfig, facts: Sequence[FactEdit]) -> list[FactEdit]:

@@ -166,7 +166,7 @@ def edit(relation: str, subject: str) -> FactEdit:
 
 
 def edits(
-    n: int,
+    n: int | None,
     seed: int = 0,
     *,
     relations: Collection[str] | None = None,
@@ -175,7 +175,7 @@ def edits(
     """`n` counterfactual edits by chance, as many of each relation as can be, no two about one subject.
 
     Args:
-        n: how many edits.
+        n: how many edits; None for all, one a subject.
         seed: another number draws other facts; the edit of a fact is always the same.
         relations: names of the relations to draw from; None for all.
         skip: no edit is about a subject of these, which is the way to disjoint splits.

@@ -59,7 +59,7 @@ def all_facts(atlas: Atlas, relations: Collection[str] | None = None) -> tuple[F
 
 def draw(
     atlas: Atlas,
-    n: int,
+    n: int | None,
     seed: int = 0,
     *,
     relations: Collection[str] | None = None,
@@ -69,7 +69,7 @@ def draw(
 
     Args:
         atlas: the tables.
-        n: how many edits.
+        n: how many edits; None for all, one a subject.
         seed: another number draws other facts; the edit of a fact is always the same.
         relations: names of the relations to draw from; None for all.
         skip: no edit is about a subject of these, which is the way to disjoint splits.
@@ -88,6 +88,7 @@ def draw(
     chosen = _dealt(
         all_facts(atlas, relations), random.Random(f"atlas:draw:{seed}"), {f.subject for f in skip}
     )
+    n = len(chosen) if n is None else n
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= len(chosen):
         raise InputError(f"n: expected 1 to {len(chosen)} edits, found {n}")
     return [edit_of(atlas, fact.relation, fact.subject) for fact in chosen[:n]]

@@ -26,6 +26,7 @@ from mechedit.data.records import EDIT_FIELDS, edit_fields
 from mechedit.editors.steering.asked_gate import AskedGate, Gate, RelationSpace
 from mechedit.editors.steering.attach import attach
 from mechedit.editors.steering.gates import AlwaysOn, HiddenGate, SentenceGate, Whitening
+from mechedit.editors.steering.relation_words import RelationWords
 from mechedit.editors.steering.sentence_encoder import sentence_encoder
 from mechedit.editors.steering.sites import SiteName
 from mechedit.editors.steering.steer import Position, SteeredModel, Steering, SteeringEdit, steer
@@ -283,8 +284,9 @@ def _asked_record(
     space = gate.space
     key = shared.setdefault(id(space), f"relations.{len(shared)}")  # one for all edits: written once
     white = space.whitening
-    tensors |= {f"{key}.basis": white.basis, f"{key}.scale": white.scale, f"{key}.means": space.means}
-    tensors[f"{name}.centre"] = gate.centre
+    tensors |= {f"{key}.basis": white.basis, f"{key}.scale": white.scale}
+    tensors |= {f"{key}.points": space.points, f"{key}.relations": space.relations}
+    tensors[f"{name}.centres"] = gate.centres
     return {
         "kind": "asked",
         "threshold": gate.threshold,
@@ -296,7 +298,9 @@ def _asked_record(
             "layer": space.layer,
             "rest": white.rest,
             "relations": list(space.names),
+            "width": space.width,
             "far": space.far,
+            "words": {relation: dict(counts) for relation, counts in space.words.counts.items()},
         },
     }
 
@@ -307,13 +311,21 @@ def _asked_gate(
     said, key = row["space"], row["space"]["name"]
     if key not in spaces:
         white = Whitening(tensors[f"{key}.basis"], tensors[f"{key}.scale"], float(said["rest"]))
-        names = tuple(str(relation) for relation in said["relations"])
         spaces[key] = RelationSpace(
-            int(said["layer"]), white, names, tensors[f"{key}.means"], float(said["far"])
+            layer=int(said["layer"]),
+            whitening=white,
+            names=tuple(str(relation) for relation in said["relations"]),
+            points=tensors[f"{key}.points"],
+            relations=tensors[f"{key}.relations"],
+            width=float(said["width"]),
+            far=float(said["far"]),
+            words=RelationWords(
+                {name: {str(w): int(n) for w, n in row.items()} for name, row in said["words"].items()}
+            ),
         )
     return AskedGate(
         names=tuple(str(one) for one in row["names"]),
-        centre=tensors[f"{name}.centre"],
+        centres=tensors[f"{name}.centres"],
         threshold=float(row["threshold"]),
         own=tuple(str(relation) for relation in row["own"]),
         objects=tuple(tuple(int(token) for token in mention) for mention in row["objects"]),
@@ -350,9 +362,10 @@ def _gate(row: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor], shar
     centres, threshold = tensors[f"{name}.centres"], float(row["threshold"])
     if row["kind"] == "sentence":
         return SentenceGate(centres, threshold, row["model"], sentence_encoder(row["model"]))
-    shared = row["whitening"]
-    if shared is not None and shared["name"] not in shared:
-        key = shared["name"]
-        shared[key] = Whitening(tensors[f"{key}.basis"], tensors[f"{key}.scale"], float(shared["rest"]))
-    white = None if shared is None else shared[shared["name"]]
+    white = row["whitening"]
+    if white is not None:
+        key = white["name"]
+        if key not in shared:
+            shared[key] = Whitening(tensors[f"{key}.basis"], tensors[f"{key}.scale"], float(white["rest"]))
+        white = shared[key]
     return HiddenGate(int(row["layer"]), centres, threshold, row["distance"], row["pool"], white)

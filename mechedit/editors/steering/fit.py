@@ -7,8 +7,9 @@
    maps are fitted: at each steered layer the map from the states that arrive there to the target's, which acts at
    once. So each map starts from the states it will really meet. Sources behind which the model says the old object are
    preferred, where there are enough of them.
-3. *Strength*: the smallest of `STRENGTHS` with which the edit's own prompts give the new object most often. The maps
-   stay as they are, and only the last tokens run again.
+3. *Strength*: the smallest of `STRENGTHS` with which the edit's own prompts give the new object most often; of these
+   too only those that recall the old object, where there are enough. The maps stay as they are, and only the last
+   tokens run again.
 
 Facts are fitted together: what their prompts share is one pass, and what candidates of a selection share is kept.
 
@@ -35,7 +36,7 @@ __all__ = ["STRENGTHS", "FitPrompts", "Fits", "Goals", "MapMaker", "Maps", "Plac
 
 #: How far an edit may go along its maps: 1 ends at the targets' states, whose mean falls short of any one of them.
 STRENGTHS = (1.0, 1.5, 2.0, 3.0)
-ENOUGH = 3  # sources behind which the model says the old object: with fewer, all sources are used
+ENOUGH = 3  # prompts behind which the model says the old object: with fewer, all are used
 TOGETHER = 128  # source prompts of one batch
 
 Maps = Mapping[int, AffineMap]
@@ -112,6 +113,7 @@ class Fits:
         self._rows = self._kept_rows([len(texts) for texts in sources])
         self._own = PromptEnds(model, [text for one in prompts for text in one.own])
         self._owner = [i for i, one in enumerate(prompts) for _ in one.own]
+        self._asks = self._own_rows()
 
     def _kept_rows(self, sizes: Sequence[int]) -> list[Tensor]:
         """Of each fact the source prompts that count: those that recall the old object, where there are enough."""
@@ -124,6 +126,16 @@ class Fits:
             rows.append(torch.cat([kept, torch.arange(start + len(one.source), start + size)]))
             start += size
         return rows
+
+    def _own_rows(self) -> Tensor:
+        """Which of the own prompts count [n_own]: those that recall the old object, where a fact has enough of them."""
+        said = self._own.logits().argmax(-1).cpu()
+        owner = torch.tensor(self._owner)
+        recalled = said == torch.tensor([self.prompts[n].old for n in self._owner])
+        for n, one in enumerate(self.prompts):
+            if one.every or int(recalled[owner == n].sum()) < ENOUGH:
+                recalled[owner == n] = True
+        return recalled
 
     @torch.no_grad()
     def goals(self, targets: Sequence[Sequence[str]]) -> list[Goals]:
@@ -206,7 +218,7 @@ class Fits:
             alphas = [alpha if n in waiting else 0.0 for n in range(len(maps))]
             said = self.steered(self._own, self._owner, maps, alphas).argmax(-1).cpu() == tokens
             for n in tuple(waiting):
-                share = float(said[owner == n].double().mean())
+                share = float(said[(owner == n) & self._asks].double().mean())
                 if share > best[n][1]:
                     best[n] = alpha, share
                 if share == 1.0:

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mechedit.editors.steering.asked_gate import AskedGate, Gate, names_subject
+from mechedit.editors.steering.asked_gate import AskedGate, Gate, names_subject, without_subject
 from mechedit.editors.steering.gates import AlwaysOn, CentredGate, HiddenGate, Reading, SentenceGate
 from reports.errors import InputError
 
@@ -209,8 +209,9 @@ class _Asked:
         found = torch.full(possible.shape, torch.inf, device=possible.device)
         for i, gate in self._gates.items():
             for row in possible[i].nonzero()[:, 0].tolist():
-                ids = prompts.ids[row]
-                found[i, row] = gate.ratio(gate.score(ids, states[self.readings[0]][row, : len(ids)]))
+                ids, text = prompts.ids[row], without_subject(prompts.texts[row], gate.names)
+                score = gate.score(text or "", ids, states[self.readings[0]][row, : len(ids)])
+                found[i, row] = gate.ratio(score)
         return found.where(found <= 1, torch.inf)
 
 

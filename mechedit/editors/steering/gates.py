@@ -201,16 +201,19 @@ def nearest(states: Tensor, centres: Tensor) -> Tensor:
     return torch.cdist(states, centres.to(states), compute_mode="donot_use_mm_for_euclid_dist").amin(1)
 
 
-def calibrate(own: Sequence[float], foreign: Sequence[float], *, max_fpr: float | None = None) -> float:
+def calibrate(
+    own: Sequence[float], foreign: Sequence[float], *, max_fpr: float | None = None, weight: float = 1.0
+) -> float:
     """The threshold that separates an edit's own prompts from foreign ones.
 
     With `max_fpr`, the largest that opens for at most this share of the foreign ones; else that with the fewest errors,
-    both sides weighing the same whatever their numbers, and between equally good ones the middle of the widest gap.
+    weight · share missed + share of false openings, and between equally good ones the middle of the widest gap.
 
     Args:
         own: Distances of the edit's own prompts.
         foreign: Distances of foreign prompts.
         max_fpr: The share of foreign prompts that it may open for.
+        weight: Of a missed prompt against a false opening.
 
     Raises:
         InputError: A side is empty or not finite, or the rate is outside of 0 to 1.
@@ -229,7 +232,7 @@ def calibrate(own: Sequence[float], foreign: Sequence[float], *, max_fpr: float 
     if max_fpr is not None:
         allowed = cuts[false <= max_fpr]
         return float(allowed[-1] if len(allowed) else edges[0] / 2)
-    errors = (a[None] > cuts[:, None]).double().mean(1) + false
+    errors = weight * (a[None] > cuts[:, None]).double().mean(1) + false
     widths = torch.cat([edges[:1], edges.diff(), edges[-1:]])
     best = (errors == errors.min()).nonzero()[:, 0]
     return float(cuts[best[widths[best].argmax()]])

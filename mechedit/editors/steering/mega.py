@@ -30,6 +30,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from mechedit.attribution.statement import StatementContrast
 from mechedit.data.facts import FactEdit
 from mechedit.editors.base import as_facts
 from mechedit.editors.contexts import Lengths, contexts
@@ -128,7 +129,7 @@ class MEGA:
     rank: int | Literal["auto"] | None = "auto"
     sequential: bool = True
     position: Position = "prompt"
-    gate: GateKind = "hidden"
+    gate: GateKind = "asked"
     gate_layer: int | None = None
     threshold: float | None = None
     max_fpr: float | None = None
@@ -250,16 +251,21 @@ class MEGA:
         site: SiteName = "z" if heads else self.site
         return Place(site, tuple(layer for layer in layers if site != "z" or layer in heads), heads)
 
-    def select(self, model: HookedModel, facts: Sequence[FactEdit]) -> MEGA:
+    def select(
+        self, model: HookedModel, facts: Sequence[FactEdit], *, contrast: StatementContrast | None = None
+    ) -> MEGA:
         """The same editor with all that is "auto" or None chosen on `facts` (`mechedit.editors.steering.selection`).
 
-        Use facts that the evaluation never sees.
+        Args:
+            model: The unedited model.
+            facts: That the evaluation never sees.
+            contrast: Theirs (`mechedit.anatomy.statement_contrast`), where it has been computed already.
 
         Raises:
             InputError: There are none, or no statement in context succeeds or none fails, so that there is nothing to
                 contrast.
         """
-        return select(self, model, facts)
+        return select(self, model, facts, contrast=contrast)
 
     @property
     def needs_selection(self) -> bool:
@@ -351,7 +357,8 @@ class MEGA:
         if self.threshold is None or self.relations is None:
             raise InputError(
                 "relations: expected what select() learns of them, found None; "
-                "call MEGA(...).select(model, selection_facts) first, or take gate='always'"
+                "call MEGA(...).select(model, selection_facts) first, or take gate='always'; "
+                "a threshold and a gate_layer of your own belong to gate='hidden'"
             )
         (states,) = last_states(model, self.plain_prompts(fact), [resid_pre(self.relations.layer)])
         objects = [
@@ -362,7 +369,7 @@ class MEGA:
         encoded = (model.tokenizer(text, add_special_tokens=False).input_ids for text in objects)
         return AskedGate(
             names=(fact.subject, *fact.aliases),
-            centre=self.relations.coordinates(states).mean(0),
+            centres=self.relations.coordinates(states),
             threshold=self.threshold,
             own=own_relations(fact) or (fact.prompt,),
             objects=tuple(dict.fromkeys(tuple(ids) for ids in encoded)),

@@ -41,6 +41,7 @@ from mechedit.editors.steering.cache_history import (
     keep_history,
     length_of,
 )
+from mechedit.editors.steering.cached_tokens import cached_ids, embedded_ids
 from mechedit.editors.steering.pass_arguments import Call, GivenPrompts, refuse_restarts
 from reports.errors import InputError
 
@@ -74,6 +75,13 @@ class Listener(Protocol):
     """What is told of the passes: a `Steering`."""
 
     key: str
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it needs the ids of whole prompts."""
+
+    def aside(self) -> contextlib.AbstractContextManager[None]:
+        """Around passes that are none of the caller's: nothing is read, nothing is steered."""
 
     def open(self, new: Incoming) -> bool:
         """Before a pass; whether it needs a look ahead: a pass over the same columns in which nothing is steered."""
@@ -119,7 +127,7 @@ class Passes:
         self._take_back(call, history, new)
         real = self._real(call, first)[:, first:]
         positions = None if call.positions is None else call.positions.expand(real.shape)
-        history.extend(real, call.ids, call.embeds, positions)
+        history.extend(real, self._ids(call), call.embeds, positions)
         history.forget(new.new_prompt)
         history.ends = torch.where(new.ends >= 0, new.ends + first, history.ends)
         self._here.history = history
@@ -197,9 +205,34 @@ class Passes:
             if known is not None:
                 known = known.to(device)[:, history.length : first].repeat_interleave(rows // len(known), 0)
                 known = known if known.shape[1] == first - history.length else None
-            history.extend(self._real(call, first)[:, history.length : first], known, None, None)
+            real = self._real(call, first)[:, :first]
+            if known is None and self._reads_text:
+                known = self._read_cache(call, real, history.length)
+            history.extend(real[:, history.length :], known, None, None)
             history.forget(torch.ones(rows, dtype=torch.bool))
         return history
+
+    def _ids(self, call: Call) -> Tensor | None:
+        """The ids that came in; of embeddings, where a gate reads text, the tokens that have them."""
+        if call.ids is not None or not self._reads_text:
+            return call.ids
+        base = self._base()
+        assert base is not None
+        assert call.embeds is not None
+        return embedded_ids(base.get_input_embeddings(), call.embeds)  # type: ignore[operator]
+
+    @property
+    def _reads_text(self) -> bool:
+        return any(listener.reads_text for listener in self.listeners)
+
+    def _read_cache(self, call: Call, real: Tensor, first: int) -> Tensor:
+        """The ids of the cached columns from `first` on, by what the cache holds."""
+        base = self._base()
+        assert base is not None
+        with self._inside(), contextlib.ExitStack() as stack:
+            for listener in self.listeners:
+                stack.enter_context(listener.aside())
+            return cached_ids(base, call.cache, real, first)
 
     def _read(self, call: Call, history: History, first: int) -> Incoming:
         """Which of the new columns are what."""

@@ -1,19 +1,23 @@
 """What a model keeps of the relation that is asked for, learned from prompts that the package writes itself.
 
-1. *Prompts*: about the subject of every selection fact, one of each relation of the table that its template belongs to,
-   and all of its own relation's.
-2. *Space*: at each layer the relations' means and the covariance within them (`mechedit.editors.steering.asked_gate`).
-3. *Threshold*: the fewest errors between the facts' own prompts, each left out of its edit's mean in turn, with their
-   evaluation paraphrases, and prompts about the same subject under other relations, by templates that the space has not
-   seen. Both sides weigh the same.
-4. *Layer*: the one with the fewest errors, the deepest of equals.
+1. *Prompts*: about the subject of every selection fact, its own relation's, and a share of all templates of the other
+   relations, so that together the facts use every template there is.
+2. *Space*: at each layer the prompts' states as points, whitened by the covariance within relations
+   (`mechedit.editors.steering.asked_gate`).
+3. *Threshold*: the fewest errors between prompts that ask for the fact (its fit prompts and its evaluation paraphrases,
+   both weighing the same) and prompts about its subject under other relations, a miss weighing twice (the edit is lost)
+   as long as no more than `TOLERATED` of the others open. Each is scored as if neither its template nor its subject had
+   ever been seen: their points and the template's words are left out.
+4. *Layer and width*: those with the fewest errors; of equals the deepest and the widest.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -23,25 +27,38 @@ from mechedit.data.facts import FactEdit
 from mechedit.editors.steering.asked_gate import RelationSpace, learn_relations
 from mechedit.editors.steering.gates import calibrate
 from mechedit.editors.steering.paraphrases import relation_templates
+from mechedit.editors.steering.relation_words import RelationWords
 from mechedit.editors.steering.relations import near_relations
 from mechedit.factworld.world import RELATIONS
 from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import resid_pre
 from mechedit.models.states import last_states
 
-__all__ = ["learn_asked", "own_relations", "relation_table"]
+__all__ = ["learn_asked", "other_questions", "own_relations", "relation_table"]
 
 DEPTHS = (0.3, 0.4, 0.5, 0.6, 0.7)  # of the model, where the relation is looked for
-FOREIGN = 8  # prompts a fact that the threshold stands on
+WIDTHS = (3.0, 10.0, 30.0)
+TOLERATED = 0.15
+LEAST = 20  # prompts a fact about other relations
+#: Relations of the atlas that are relations of CounterFact too: a prompt of the one is none about another relation.
+ALIKE: Mapping[str, tuple[str, ...]] = {
+    "birth_country": ("P19", "P27"),
+    "capital": ("P36",),
+    "city_country": ("P17",),
+    "company_country": ("P17", "P495"),
+    "continent": ("P30",),
+    "field": ("P101", "P106"),
+    "landmark_country": ("P17", "P276"),
+    "language": ("P37",),
+    "maker": ("P176", "P178"),
+    "sport": ("P641",),
+}
 
 
 def relation_table(fact: FactEdit) -> Mapping[str, Sequence[str]]:
-    """Relation to templates: the embedded world's or the atlas' for a fact of theirs, else those of CounterFact."""
+    """Relation to templates: the embedded world's for a fact of it, else those of CounterFact and of the atlas."""
     world = {name: relation.templates for name, relation in RELATIONS.items()}
-    for table in (world, atlas.paraphrase_table()):
-        if fact.relation in table:
-            return table
-    return relation_templates()
+    return world if fact.relation in world else {**relation_templates(), **atlas.paraphrase_table()}
 
 
 def own_relations(fact: FactEdit) -> tuple[str, ...]:
@@ -52,17 +69,47 @@ def own_relations(fact: FactEdit) -> tuple[str, ...]:
     """
     table = relation_table(fact)
     exact = [name for name, templates in table.items() if fact.prompt in templates or name == fact.relation]
-    return tuple(exact or near_relations(fact.prompt, table))
+    own = exact or near_relations(fact.prompt, table)
+    alike = [
+        other
+        for name, others in ALIKE.items()
+        for other in (name, *others)
+        if name in own or set(others) & {*own}
+    ]
+    return tuple(name for name in dict.fromkeys([*own, *alike]) if name in table)
 
 
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    """The prompts about one selection fact, as places in the list of all."""
+def other_questions(fact: FactEdit, n: int = 8) -> list[str]:
+    """`n` prompts about the fact's subject under other relations than its own, the same every time.
 
-    own: list[int]
-    measured: list[int]
-    foreign: list[int]
-    relations: tuple[str, ...]
+    >>> fact = FactEdit("Ann", "{} is a native speaker of", "Dutch", "Greek")
+    >>> len(other_questions(fact)), all("Ann" in prompt for prompt in other_questions(fact))
+    (8, True)
+    """
+    table, mine = relation_table(fact), own_relations(fact)
+    dice = random.Random(f"other questions:{fact.subject}:{fact.prompt}")
+    others = sorted(name for name in table if name not in mine)
+    chosen = dice.sample(others, min(n, len(others)))
+    return [dice.choice(list(table[name])).replace("{}", fact.subject) for name in chosen]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A prompt about a selection fact.
+
+    Attributes:
+        text: The prompt.
+        fact: The number of the fact.
+        kind: It asks for the fact, as its evaluation paraphrase does, or for another relation.
+        template: The text with {} for the subject.
+        relation: Whose template it is; None for an evaluation paraphrase.
+    """
+
+    text: str
+    fact: int
+    kind: str
+    template: str
+    relation: str | None
 
 
 @torch.no_grad()
@@ -80,69 +127,101 @@ def learn_asked(
         model: The unedited model.
         facts: That are never evaluated.
         own: The prompts that ask for each fact.
-        max_fpr: The share of foreign prompts that the gate may open for (None: fewest errors in all).
+        max_fpr: The share of foreign prompts that the gate may open for (None: fewest errors, see the module).
         seed: Of the choice of templates.
     """
-    prompts, relations, asked = _written(facts, own, random.Random(f"relations:{seed}"))
+    prompts = _written(facts, own, random.Random(f"relations:{seed}"))
+    table = {name: templates for fact in facts for name, templates in relation_table(fact).items()}
+    words = RelationWords.of(table)
+    said = torch.tensor([_word_score(words, table, prompt, facts[prompt.fact]) for prompt in prompts])
+    known = [i for i, prompt in enumerate(prompts) if prompt.relation is not None]
+    names = [prompt.relation or "" for prompt in prompts if prompt.relation is not None]
     layers = sorted({max(1, round(depth * model.shape.n_layers)) for depth in DEPTHS})
-    states = last_states(model, prompts, [resid_pre(layer) for layer in layers])
+    states = last_states(model, [prompt.text for prompt in prompts], [resid_pre(layer) for layer in layers])
     best: tuple[float, RelationSpace, float, dict[str, float]] | None = None
-    known = [i for i, relation in enumerate(relations) if relation is not None]
-    names = [relation for relation in relations if relation is not None]
-    for layer, at_layer in zip(layers, states, strict=True):
-        space = learn_relations(at_layer[known], names, layer=layer)
-        near, far = _scores(space, space.coordinates(at_layer), asked)
-        surest = max(near + far) + 1.0  # log-odds as distances: positive, the smaller the surer
-        cut = calibrate(
-            [surest - score for score in near], [surest - score for score in far], max_fpr=max_fpr
-        )
-        threshold = surest - cut
-        missed = sum(score < threshold for score in near) / len(near)
-        false = sum(score >= threshold for score in far) / len(far)
-        if best is None or missed + false <= best[0]:
-            best = missed + false, space, threshold, {"gate_missed": missed, "gate_false": false}
+    for (layer, at_layer), width in product(zip(layers, states, strict=True), WIDTHS):
+        space = learn_relations(at_layer[known], names, layer=layer, width=width, words=words)
+        scores = said.to(at_layer) + _state_scores(space, space.coordinates(at_layer), prompts, known, facts)
+        threshold, rates = _threshold(scores, [prompt.kind for prompt in prompts], max_fpr)
+        errors = 2 * rates["gate_missed"] + rates["gate_false"]
+        if best is None or errors <= best[0]:
+            best = errors, space, threshold, rates
     assert best is not None
     return best[1], best[2], best[3]
 
 
-def _written(
-    facts: Sequence[FactEdit], own: Sequence[Sequence[str]], dice: random.Random
-) -> tuple[list[str], list[str | None], list[_Asked]]:
-    """All prompts, the relation of those that the space is learned from, and each fact's places."""
-    prompts: list[str] = []
-    relations: list[str | None] = []
-
-    def add(texts: Sequence[str], relation: str | None) -> list[int]:
-        prompts.extend(texts)
-        relations.extend([relation] * len(texts))
-        return list(range(len(prompts) - len(texts), len(prompts)))
-
-    asked = []
-    for fact, texts in zip(facts, own, strict=True):
+def _written(facts: Sequence[FactEdit], own: Sequence[Sequence[str]], dice: random.Random) -> list[_Written]:
+    """All prompts; the templates of other relations are dealt to the facts in turn."""
+    prompts: list[_Written] = []
+    for n, (fact, texts) in enumerate(zip(facts, own, strict=True)):
         table, mine = relation_table(fact), own_relations(fact)
-        own_places = add(texts, mine[0] if mine else fact.prompt)
-        others = {name: list(templates) for name, templates in table.items() if name not in mine}
-        for name, templates in others.items():
-            dice.shuffle(templates)
-            add([templates[0].replace("{}", fact.subject)], name)
-        chosen = dice.sample(sorted(others), min(FOREIGN, len(others)))
-        foreign = [others[name][-1].replace("{}", fact.subject) for name in chosen if len(others[name]) > 1]
-        asked.append(
-            _Asked(own_places, add(fact.paraphrase_prompts, None), add(foreign, None), mine or (fact.prompt,))
-        )
-    return prompts, relations, asked
+        for kind, given in (("own", texts), ("measured", fact.paraphrase_prompts)):
+            for text in given:
+                template = text.replace(fact.subject, "{}")
+                named = [name for name in mine if template in table[name]] or [*mine, fact.prompt]
+                prompts.append(_Written(text, n, kind, template, named[0] if kind == "own" else None))
+        pairs = [(name, template) for name, templates in table.items() for template in templates]
+        random.Random("dealt").shuffle(pairs)
+        pairs = [*pairs[n :: len(facts)], *dice.sample(pairs, len(pairs))]
+        foreign = [(name, template) for name, template in dict.fromkeys(pairs) if name not in mine]
+        share = max(LEAST, math.ceil(len(foreign) / len(facts)))
+        prompts += [
+            _Written(template.replace("{}", fact.subject), n, "foreign", template, name)
+            for name, template in foreign[:share]
+        ]
+    return prompts
 
 
-def _scores(space: RelationSpace, states: Tensor, asked: Sequence[_Asked]) -> tuple[list[float], list[float]]:
-    """Log-odds of the facts' own prompts, each against the mean of the rest, and of foreign ones."""
-    near: list[float] = []
-    far: list[float] = []
-    for one in asked:
-        mine = states[one.own]
-        centre = mine.mean(0)
-        for i in range(len(mine) if len(mine) > 1 else 0):
-            rest = (centre * len(mine) - mine[i]) / (len(mine) - 1)
-            near += space.log_odds(mine[i : i + 1], rest, one.relations).tolist()
-        near += space.log_odds(states[one.measured], centre, one.relations).tolist()
-        far += space.log_odds(states[one.foreign], centre, one.relations).tolist()
-    return near, far
+def _word_score(
+    words: RelationWords, table: Mapping[str, Sequence[str]], prompt: _Written, fact: FactEdit
+) -> float:
+    """The words' log-odds for the fact, the prompt's template never seen."""
+    seen = prompt.relation is not None and prompt.template in table.get(prompt.relation, ())
+    without = (prompt.relation or "", prompt.template) if seen else None
+    return words.log_odds(prompt.template, own_relations(fact), without=without)
+
+
+def _state_scores(
+    space: RelationSpace,
+    coordinates: Tensor,
+    prompts: Sequence[_Written],
+    known: Sequence[int],
+    facts: Sequence[FactEdit],
+) -> Tensor:
+    """The states' log-odds [n] for the fact that each prompt is about, its template and subject never seen."""
+    scores = coordinates.new_zeros(len(prompts))
+    templates = sorted({prompt.template for prompt in prompts})
+    template = torch.tensor([templates.index(prompt.template) for prompt in prompts])
+    owner = torch.tensor([prompt.fact for prompt in prompts])
+    others = torch.tensor(known)
+    for n, fact in enumerate(facts):
+        mine = (owner == n).nonzero()[:, 0]
+        own = torch.tensor([i for i in mine.tolist() if prompts[i].kind == "own"])
+        among = (template[others] != template[mine][:, None]) & (owner[others] != n)
+        relations = own_relations(fact) or (fact.prompt,)
+        for row, i in enumerate(mine.tolist()):
+            centres = own[own != i] if len(own) > 1 else own
+            scores[i] = space.log_odds(
+                coordinates[i : i + 1], coordinates[centres], relations, among=among[row : row + 1]
+            )[0]
+    return scores
+
+
+def _threshold(scores: Tensor, kinds: Sequence[str], max_fpr: float | None) -> tuple[float, dict[str, float]]:
+    """Of the log-odds, and the rates there; fit prompts and evaluation paraphrases weigh the same."""
+    of = {
+        kind: [float(score) for score, k in zip(scores, kinds, strict=True) if k == kind]
+        for kind in ("own", "measured", "foreign")
+    }
+    near = of["own"] + of["measured"] * (round(len(of["own"]) / len(of["measured"])) if of["measured"] else 0)
+    surest = max(near + of["foreign"]) + 1.0  # log-odds as distances: positive, the smaller the surer
+    sides = [surest - score for score in near], [surest - score for score in of["foreign"]]
+    cut = calibrate(*sides, max_fpr=max_fpr, weight=2.0)
+    if max_fpr is None and sum(distance <= cut for distance in sides[1]) > TOLERATED * len(sides[1]):
+        cut = calibrate(*sides, max_fpr=TOLERATED)
+    threshold = surest - cut
+    rates = {
+        "gate_missed": sum(s < threshold for s in near) / len(near),
+        "gate_false": sum(s >= threshold for s in of["foreign"]) / len(of["foreign"]),
+    }
+    return threshold, rates

@@ -17,7 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-__all__ = ["near_relations"]
+__all__ = ["near_relations", "stems"]
 
 LEAST = 0.35  # below this likeness two templates share too little
 AS_NEAR = 0.9  # relations within this share of the nearest's likeness are as near
@@ -73,23 +73,28 @@ def near_relations(template: str, table: Mapping[str, Sequence[str]]) -> list[st
     >>> near_relations("{}, a native speaker of", table), near_relations("{}, in", table)
     (['P103'], [])
     """
-    stems = {relation: [_stems(text) for text in templates] for relation, templates in table.items()}
-    uses = Counter(stem for texts in stems.values() for stem in set().union(*texts))
+    words = {relation: [stems(text) for text in templates] for relation, templates in table.items()}
+    uses = Counter(stem for texts in words.values() for stem in set().union(*texts))
 
-    def weight(words: frozenset[str]) -> float:
-        return sum(math.log(1 + len(table) / (0.5 + uses[word])) for word in words)
+    def weight(shared: frozenset[str]) -> float:
+        return sum(math.log(1 + len(table) / (0.5 + uses[stem])) for stem in shared)
 
-    asked = _stems(template)
+    asked = stems(template)
     likeness = {
         relation: max((weight(asked & text) / (weight(asked | text) or 1.0) for text in texts), default=0.0)
-        for relation, texts in stems.items()
+        for relation, texts in words.items()
     }
     best = max(likeness.values(), default=0.0)
     near = [relation for relation, value in likeness.items() if value >= max(LEAST, AS_NEAR * best)]
     return sorted(near, key=lambda relation: -likeness[relation])
 
 
-def _stems(template: str) -> frozenset[str]:
+def stems(template: str) -> frozenset[str]:
+    """The words of a template that carry meaning, cut to their stems.
+
+    >>> sorted(stems("The birthplace of {} is"))
+    ['birthplace']
+    """
     words = re.findall(r"[^\W_]+", template.replace("{}", " ").lower())
     return frozenset(_stem(word) for word in words if word not in _SAYS_NOTHING)
 

@@ -16,6 +16,7 @@ Everything chosen goes into the editor's `choice`, and with it into every edit a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -25,21 +26,27 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mechedit.attribution.statement import statement_contrast
+from mechedit.attribution.statement import StatementContrast, statement_contrast
 from mechedit.data.facts import FactEdit, facts_hash
-from mechedit.editors.steering.asked_gate import RelationSpace
+from mechedit.editors.steering.asked_gate import RelationSpace, without_subject
 from mechedit.editors.steering.fit import STRENGTHS, Fits, Goals, Place
 from mechedit.editors.steering.fit_prompts import TargetForm, doubts
 from mechedit.editors.steering.gates import CentredGate, Whitening, calibrate, nearest, roc, whitening
-from mechedit.editors.steering.relation_prompts import learn_asked
+from mechedit.editors.steering.relation_prompts import learn_asked, other_questions, own_relations
 from mechedit.editors.steering.transport import AffineMap
 from mechedit.models.ends import PromptEnds
 from mechedit.models.hooked import HookedModel
+from mechedit.models.hooking import resid_pre
+from mechedit.models.states import last_states
 from reports.errors import InputError
 from reports.results import Result
 
 __all__ = ["RANKS", "GateROC", "gate_roc", "select"]
 
+log = logging.getLogger(__name__)
+
+DEPTH = (0.65, 0.85)  # of the model, first and last steered layer where no contrast names them
+UNNAMED = 1e6  # the distance of a prompt that does not name the subject
 RANKS = (0, 1, 4, None)  # few paraphrases tell few directions: the simplest map that does it
 # Doubts about this many neighbours stand for foreign doubts: each is as long as several prompts.
 DOUBTED_NEIGHBOURS = 2
@@ -117,16 +124,14 @@ class GateROC(Result):
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-def select(editor: S, model: HookedModel, facts: Sequence[FactEdit]) -> S:
+def select(
+    editor: S, model: HookedModel, facts: Sequence[FactEdit], *, contrast: StatementContrast | None = None
+) -> S:
     """`editor` with window, heads, target, rank, gate layer and threshold chosen on `facts`; see the module."""
     chosen, choice = editor, {"n_facts": len(facts), "facts": facts_hash(facts)}
     if editor.window == "auto" or isinstance(editor.heads, int):
-        contrast = statement_contrast(model, facts)
-        if editor.window == "auto":
-            chosen = replace(chosen, window=contrast.window)
-        if isinstance(editor.heads, int):
-            chosen = replace(chosen, heads=_named(contrast.heads, chosen.layers(model), editor.heads))
-        choice |= {"n_success": contrast.n_success, "n_failure": contrast.n_failure}
+        chosen, outcomes = _placed(editor, model, facts, contrast)
+        choice |= outcomes
     if "auto" in (editor.window, editor.target, editor.rank):
         windows = [chosen.layers(model)]
         if editor.window == "auto":
@@ -162,7 +167,11 @@ def gate_roc(editors: Sequence[Selectable], model: HookedModel, facts: Sequence[
             raise InputError(f"editors: expected gates that ask something, found 'always' in {editor.name!r}")
         layer = editor.gate_layer or 0
         white = {} if editor.whitening is None else {layer: editor.whitening}
-        ((near, far),) = _distances(editor, model, facts, [layer], white)
+        near, far = (
+            _asked_distances(editor, model, facts)
+            if editor.gate == "asked"
+            else _distances(editor, model, facts, [layer], white)[0]
+        )
         curve = roc(near, far)
         curves.append(curve.assign(gate=editor.gate, layer=layer))
         area = float(np.trapezoid(curve["true_rate"], curve["false_rate"]))
@@ -172,7 +181,57 @@ def gate_roc(editors: Sequence[Selectable], model: HookedModel, facts: Sequence[
     return GateROC(pd.concat(curves, ignore_index=True), pd.DataFrame(areas, columns=columns))
 
 
+def _asked_distances(
+    editor: Selectable, model: HookedModel, facts: Sequence[FactEdit]
+) -> tuple[list[float], list[float]]:
+    """What the log-odds of the facts' own and of foreign prompts lack to the surest of them."""
+    space = editor.relations
+    assert space is not None
+    sides: tuple[list[float], list[float]] = ([], [])
+    for fact in facts:
+        names = (fact.subject, *fact.aliases)
+        groups = [
+            editor.plain_prompts(fact),
+            fact.paraphrase_prompts,
+            (*fact.neighborhood_prompts, *other_questions(fact)),
+        ]
+        (states,) = last_states(model, [p for group in groups for p in group], [resid_pre(space.layer)])
+        centres, *asked = space.coordinates(states).split([len(group) for group in groups])
+        for side, prompts, coordinates in zip(sides, groups[1:], asked, strict=True):
+            scores = space.log_odds(coordinates, centres, own_relations(fact)).tolist() if prompts else []
+            for prompt, score in zip(prompts, scores, strict=True):
+                text = without_subject(prompt, names)
+                words = space.words.log_odds(text or "", own_relations(fact))
+                side.append(UNNAMED if text is None else -(score + words))
+    least = min(sides[0] + sides[1])
+    return [d - least for d in sides[0]], [d - least for d in sides[1]]
+
+
 # -- pieces --------------------------------------------------------------------------------------------------
+
+
+def _placed(
+    editor: S, model: HookedModel, facts: Sequence[FactEdit], contrast: StatementContrast | None
+) -> tuple[S, dict[str, Any]]:
+    """Step 1: with window and heads by the contrast, and how many statements it is of.
+
+    Where every statement or none succeeds there is nothing to contrast: the window then stands at the depth at which it
+    was found on the models that have one, which is said.
+    """
+    try:
+        contrast = contrast or statement_contrast(model, facts)
+    except InputError as error:
+        if isinstance(editor.heads, int):
+            raise
+        first, last = (round(share * (model.shape.n_layers - 1)) for share in DEPTH)
+        log.warning("window: layers %d to %d, by depth alone: %s", first, last, error)
+        return replace(editor, window=(first, last)), {"window_by": "depth"}
+    chosen = editor
+    if editor.window == "auto":
+        chosen = replace(chosen, window=contrast.window)
+    if isinstance(editor.heads, int):
+        chosen = replace(chosen, heads=_named(contrast.heads, chosen.layers(model), editor.heads))
+    return chosen, {"n_success": contrast.n_success, "n_failure": contrast.n_failure}
 
 
 def _named(heads: pd.DataFrame, window: tuple[int, int], count: int) -> dict[int, tuple[int, ...]]:

@@ -152,6 +152,11 @@ class Steering:
         self._here.muted = muted
 
     @property
+    def reads_text(self) -> bool:
+        """Whether some gate reads the prompts' text."""
+        return self.bank.reads_text
+
+    @property
     def ratios(self) -> Tensor:
         """Of this thread's last prompts: distance over threshold of the open gates, else infinity [n_edits, B]."""
         if self._here.ratios is None:
@@ -202,6 +207,16 @@ class Steering:
             yield
         finally:
             turn.looks, turn.moves = not wanted, moves
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Around passes that are none of the caller's: nothing is read, nothing is steered."""
+        before = self._here.muted, self._here.turn
+        self._here.muted, self._here.turn = True, None
+        try:
+            yield
+        finally:
+            self._here.muted, self._here.turn = before
 
     def close(self) -> None:
         """After a pass."""

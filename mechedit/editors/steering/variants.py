@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from mechedit.editors.steering.mega import MEGA
+from mechedit.editors.steering.relation_words import RelationWords
 from reports.errors import InputError
 
 __all__ = ["ABLATIONS", "CONTROLS", "variant"]
@@ -42,6 +43,12 @@ def _random_window(first: int, last: int, n_layers: int, seed: int) -> tuple[int
     return random.Random(f"{seed}:random_window").choice(apart)
 
 
+def _without_words(mega: MEGA, n_layers: int, seed: int) -> MEGA:
+    if mega.relations is None:
+        raise InputError("variant: gate_states is made of a MEGA whose gate is 'asked', found another one")
+    return replace(mega, relations=replace(mega.relations, words=RelationWords({})))
+
+
 #: What every table shows beside MEGA: label and what is changed.
 CONTROLS: Mapping[str, tuple[str, _Make]] = {
     "mega_ungated": ("MEGA, gate always open", _changed(gate="always")),
@@ -58,6 +65,10 @@ ABLATIONS: Mapping[str, tuple[str, _Make]] = {
     "site_resid_mid": ("Site: residual stream behind the attention", _changed(site="resid_mid")),
     "site_mlp_out": ("Site: MLP output", _changed(site="mlp_out")),
     "site_resid_post": ("Site: residual stream behind the layer", _changed(site="resid_post")),
+    "target_avoid": ("Targets: SAKE's form", _changed(target="avoid")),
+    "target_statement": ("Targets: the bare statement", _changed(target="statement")),
+    "all_targets": ("All targets and sources, those that fail too", _changed(all_targets=True)),
+    "alpha_1": ("Alpha 1, whatever the edit's own prompts say", _changed(alpha=1.0)),
     "rank_1": ("Rank 1", _changed(rank=1)),
     "rank_4": ("Rank 4", _changed(rank=4)),
     "rank_all": ("All directions", _changed(rank=None)),
@@ -76,6 +87,9 @@ ABLATIONS: Mapping[str, tuple[str, _Make]] = {
         "Gate without the doubt forms",
         _changed(doubted=False, threshold=None, gate_layer=None),
     ),
+    "gate_subject": ("Gate: the subject is named, whatever is asked", _changed(threshold=-1e9)),
+    "gate_states": ("Gate: states alone, no words", _without_words),
+    "gate_hidden": ("Gate: Euclidean distance", _changed(gate="hidden", threshold=None, gate_layer=None)),
     "gate_cosine": ("Gate: cosine", _changed(gate="cosine", threshold=None, gate_layer=None)),
     "gate_mahalanobis": ("Gate: Mahalanobis", _changed(gate="mahalanobis", threshold=None, gate_layer=None)),
     "gate_mean": ("Gate: mean hidden state", _changed(gate="mean", threshold=None, gate_layer=None)),
