@@ -243,7 +243,7 @@ def test_learning_rates_that_are_not_named_suit_the_encoder(data: DataFolder) ->
     named = FileLab(tiny_encoder(), data, replace(SIZES, align_lr=3e-5))
     assert (named.sizes.align_lr, named.sizes.finetune_lr) == (3e-5, 1e-3)
     config = XLMRobertaConfig(
-        300, hidden_size=288, num_hidden_layers=6, num_attention_heads=4, intermediate_size=1152
+        vocab_size=300, hidden_size=288, num_hidden_layers=6, num_attention_heads=4, intermediate_size=1152
     )
     encoder = tiny_encoder()
     large = Encoder(
@@ -344,7 +344,7 @@ def test_the_recipes_are_studies_of_the_built_in_sizes(root: Path) -> None:
     recipes = root / "experiments" / "recipes"
     real = config.load(recipes / "real-text.toml", RealTextRecipe, experiment="real_text")
     assert real.pretrain == Pretraining()
-    assert real.sizes == FileSizes()
+    assert real.sizes == FileSizes().suited(tiny_encoder())
     plain = config.load(recipes / "transfer.toml", StudyRecipe, experiment="study")
     assert plain.plan == StudyConfig(seeds=5)
     assert replace(real.plan, seeds=5) == plain.plan

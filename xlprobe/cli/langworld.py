@@ -17,11 +17,12 @@ def langworld_train(options: argparse.Namespace) -> None:
 
     out = Path(options.out)
     model = train_langworld(out, steps=options.steps, seed=options.seed, progress=not options.quiet)
-    made = {"model": str(model), **write_page(options.out)}
+    page = write_page(options.out)
     if options.json:
-        print_json(made)
+        print_json({"model": str(model), **page})
         return
-    print_pages(made)
+    print_pages(page)
+    print(model)
 
 
 def langworld_check(options: argparse.Namespace) -> int:

@@ -29,8 +29,8 @@ def pretrain(options: argparse.Namespace) -> None:
         sentences = {language: len(texts) for language, texts in pretraining_texts(data).items()}
         print_json({"model": str(model), "sentences": sentences, "left_out": data.left_out, **page})
         return
-    print(model)
     print_pages(page)
+    print(model)
 
 
 def add(commands: Any) -> None:
