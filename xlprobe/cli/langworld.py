@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.cli.options import Parser, count
 from experiments.cli.output import as_table, print_json
-from xlprobe.cli.options import command, load, print_pages, write_page
+from xlprobe.cli.options import command, load, write_page
 
 
 def langworld_train(options: argparse.Namespace) -> None:
@@ -21,7 +21,6 @@ def langworld_train(options: argparse.Namespace) -> None:
     if options.json:
         print_json({"model": str(model), **page})
         return
-    print_pages(page)
     print(model)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.cli.options import count
 from experiments.cli.output import print_json
-from xlprobe.cli.options import command, print_pages, write_page
+from xlprobe.cli.options import command, write_page
 
 
 def pretrain(options: argparse.Namespace) -> None:
@@ -29,7 +29,6 @@ def pretrain(options: argparse.Namespace) -> None:
         sentences = {language: len(texts) for language, texts in pretraining_texts(data).items()}
         print_json({"model": str(model), "sentences": sentences, "left_out": data.left_out, **page})
         return
-    print_pages(page)
     print(model)
 
 
