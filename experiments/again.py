@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from experiments.runs import RunFolder
+from experiments.settings import differences
 from reports.errors import InputError
 
 __all__ = ["TOLERANCE", "Comparison", "compare_runs"]
 
 #: What rounding in another order may do to a log-probability or a score, some hundred operations deep.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
+
+
+#: Of a case: hashes of what it was made with, which is compared itself.
+_HASHES = ("settings", "made_with")
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Comparison:
         differing: "case: key: old and new" beyond the tolerance, the first of each case.
         missing: Cases of one run alone.
         changed: What the provenance records differently (versions, commit, device).
+        settings: What the cases were made with that differs, as "editor: key was …, is …": an editor's setting, or what
+            it read.
     """
 
     n: int
@@ -43,11 +50,12 @@ class Comparison:
     differing: tuple[str, ...]
     missing: tuple[str, ...]
     changed: tuple[str, ...]
+    settings: tuple[str, ...] = ()
 
     @property
     def reproduced(self) -> bool:
-        """Whether every case is there in both, within the tolerance."""
-        return not self.differing and not self.missing and self.n > 0
+        """Whether every case is there in both, made with the same settings, within the tolerance."""
+        return not self.differing and not self.missing and not self.settings and self.n > 0
 
 
 def compare_runs(old: Path, new: Path) -> Comparison:
@@ -65,13 +73,19 @@ def compare_runs(old: Path, new: Path) -> Comparison:
     tolerance = TOLERANCE.get(str(first.provenance.get("dtype")), TOLERANCE["float32"])
     ids = first.done() & second.done()
     differing, largest, identical = [], 0.0, 0
-    for case in sorted(ids):
-        differences = list(_differences(first.read_case(case), second.read_case(case), ""))
-        identical += not differences
-        largest = max([largest, *(size for _, size in differences if math.isfinite(size))])
-        beyond = [text for text, size in differences if size > tolerance]
+    facts = first.provenance, second.provenance
+    made_with = tuple(side.pop("settings", {}) for side in facts)
+    settings: dict[str, None] = {}
+    for case_id in sorted(ids):
+        cases = first.read_case(case_id), second.read_case(case_id)
+        settings |= dict.fromkeys(_settings(cases, made_with))
+        numbers = [{key: case[key] for key in case if key not in _HASHES} for case in cases]
+        unequal = list(_differences(numbers[0], numbers[1], ""))
+        identical += not unequal
+        largest = max([largest, *(size for _, size in unequal if math.isfinite(size))])
+        beyond = [text for text, size in unequal if size > tolerance]
         if beyond:
-            differing.append(f"{case}: {beyond[0]}")
+            differing.append(f"{case_id}: {beyond[0]}")
     return Comparison(
         n=len(ids),
         identical=identical,
@@ -79,8 +93,21 @@ def compare_runs(old: Path, new: Path) -> Comparison:
         tolerance=tolerance,
         differing=tuple(differing),
         missing=tuple(sorted(first.done() ^ second.done())),
-        changed=tuple(text for text, _ in _differences(first.provenance, second.provenance, "")),
+        changed=tuple(text for text, _ in _differences(*facts, "")),
+        settings=tuple(settings),
     )
+
+
+def _settings(cases: tuple[dict[str, Any], ...], recorded: tuple[dict[str, Any], ...]) -> Iterator[str]:
+    """What two cases were made with that differs; nothing where a version that did not record it made one of them."""
+    marks = [case.get("made_with", {}) for case in cases]
+    for name in marks[0].keys() & marks[1].keys():
+        old, new = (
+            of_run.get(name, {}).get(mark[name]) for of_run, mark in zip(recorded, marks, strict=True)
+        )
+        if old is not None and new is not None:
+            for key, before, now in differences(old, new):
+                yield f"{name}: {key} was {_short(before)}, is {_short(now)}"
 
 
 def _differences(a: Any, b: Any, where: str) -> Iterator[tuple[str, float]]:

@@ -179,5 +179,6 @@ def settings_digest(*parts: Any) -> str:
 def _check(case: Case, key: str, settings: Any, where: str) -> None:
     if case.get("settings") != settings:
         raise InputError(
-            f"run: case {key!r} {where} was measured with another model, editor, fact or setting; choose another folder"
+            f"run: case {key!r} {where} was measured with another model, editor, fact or setting, or by a version that "
+            "did not record what editors read; choose another folder"
         )

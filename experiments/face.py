@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -47,6 +48,7 @@ def lazy(
             return importlib.import_module(f"{package}.{name}")
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        _load_bars()
         value = getattr(importlib.import_module(home[name]), name)
         setattr(face, name, value)
         return value
@@ -56,3 +58,10 @@ def lazy(
 
     face.__class__ = Face
     return find, listed
+
+
+def _load_bars() -> None:
+    """Loads tqdm, which warns at its first import in a notebook without ipywidgets: its bars are text there."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        importlib.import_module("tqdm.auto")

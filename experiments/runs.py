@@ -1,7 +1,8 @@
 """The run folder: one experiment on disk, resumable after any crash.
 
     config.toml        what was asked for; the run can be done again from it
-    provenance.json    schema version, versions, model and data hashes, seeds, device, git commit
+    provenance.json    schema version, versions, model and data hashes, seeds, device, git commit; settings, by name
+                       and fingerprint, of what made the cases (`settle`)
     cases/<id>.json    one file per finished case
     results/<name>/    saved `Result` objects
     manifest.json      name, size and sha256 of every file above; written last, so its presence means "finished"
@@ -10,7 +11,7 @@ Steps: `RunFolder.open` validates before it writes, and takes the folder's lock 
 at a time. Every file is written to a hidden temporary name, flushed to the disk and renamed, so a reader sees a whole
 file or none and a killed process leaves at most temporary files, which everything here ignores and the next `open`
 removes; a resumed run skips the cases that exist and are whole; `finish` writes the manifest. The same folder with
-another configuration, or another model, data or seed under it, is refused.
+another configuration, or another model, data or seed under it, is refused; only more of the same data is not.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import logging
 import os
 import shutil
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +33,33 @@ import tomli_w
 from experiments.case_ids import check_case_id
 from experiments.lock import LOCK, FolderLock, lock
 from experiments.provenance import provenance
+from experiments.run_checks import (
+    CONFIG,
+    PROVENANCE,
+    SAME,
+    SCHEMA_VERSION,
+    check_provenance,
+    check_same,
+    check_version,
+    grown,
+    is_run,
+    read_json,
+    read_toml,
+    recorded_facts,
+    refuse_links,
+    without,
+)
+from experiments.settings import fingerprint, identity
 from reports.codec import encode
 from reports.errors import InputError, IntegrityError, MechEditError
 from reports.files import TEMPORARY, write
-from reports.parsing import parse_toml
-from reports.reading import read_object
 from reports.results import Result
 
 __all__ = ["SAME", "RunFolder", "provenance"]
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2
-_CONFIG, _PROVENANCE, _MANIFEST = "config.toml", "provenance.json", "manifest.json"
-SAME = ("model", "data", "seeds", "device", "dtype", "attn_implementation")  # must agree on resume
-_ABSENT = object()
+_MANIFEST = "manifest.json"
 
 
 class RunFolder:
@@ -71,9 +84,14 @@ class RunFolder:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], config: dict[str, Any], *, provenance: dict[str, Any]
+        cls,
+        path: str | os.PathLike[str],
+        config: dict[str, Any],
+        *,
+        provenance: dict[str, Any],
+        first: Callable[[int], dict[str, Any]] | None = None,
     ) -> RunFolder:
-        """Creates the run folder `path`, or resumes the one that is there.
+        """Creates the run folder `path`, or resumes the one that is there, or extends it to a larger `limit`.
 
         Nothing is written before the checks have passed.
 
@@ -81,6 +99,8 @@ class RunFolder:
             path: The folder.
             config: What TOML can hold (str, int, float, bool, lists, tables); tuples become lists.
             provenance: What `provenance()` returns.
+            first: Gives the "data" of the provenance where only so many of the data are taken. With it, a run whose
+                configuration has a smaller `limit`, and whose data are the first of these, is extended.
 
         Raises:
             InputError: `config` holds anything else; `path` is a file or a folder with other content; a part of it is
@@ -92,20 +112,25 @@ class RunFolder:
         folder = Path(path)
         text = _to_toml(config)
         plain = tomllib.loads(text)
-        facts = encode(provenance, where="provenance")
-        _refuse_links(folder)
-        if _is_run(folder):
-            _check_version(folder)
-            _check_same(plain, _read_toml(folder / _CONFIG), f"config of the run in {folder}")
-            _check_provenance(folder, facts)
+        facts, before = encode(provenance, where="provenance"), None
+        refuse_links(folder)
+        if is_run(folder):
+            check_version(folder)
+            there = read_toml(folder / CONFIG)
+            before = None if first is None else grown(there, plain)
+            same = (plain, there) if before is None else (without(plain, "limit"), without(there, "limit"))
+            check_same(*same, f"config of the run in {folder}")
+            check_provenance(folder, facts, None if before is None or first is None else first(before))
         with _disk(folder):
             (folder / "cases").mkdir(parents=True, exist_ok=True)
         held = lock(folder)
         _sweep(folder)
-        if not (folder / _CONFIG).exists():
-            _write(folder / _CONFIG, text.encode())
-        if not (folder / _PROVENANCE).exists():
-            _write(folder / _PROVENANCE, _to_json({"schema_version": SCHEMA_VERSION, **facts}))
+        if before is not None:
+            _extend(folder, facts)
+        if before is not None or not (folder / CONFIG).exists():
+            _write(folder / CONFIG, text.encode())
+        if not (folder / PROVENANCE).exists():
+            _write(folder / PROVENANCE, _to_json({"schema_version": SCHEMA_VERSION, **facts}))
         with _disk(folder):
             _sync_folder(folder)
         return cls(folder, plain, held=held)
@@ -118,7 +143,44 @@ class RunFolder:
     @property
     def provenance(self) -> dict[str, Any]:
         """What the run was started with."""
-        return _facts(self.path)
+        return recorded_facts(self.path)
+
+    def settle(self, name: str, settings: dict[str, Any], *, cases: Iterable[int | str] = ()) -> str:
+        """Records in the provenance what `name` is set to and reads, and returns the fingerprint it is kept under.
+
+        A case says in "made_with" which it was made with: {name: fingerprint}.
+
+        Args:
+            name: As an editor's.
+            settings: Plain data; what makes no other run stands under "about" (`experiments.settings`).
+            cases: Ids; those of them that are finished have to be made with the same settings.
+
+        Raises:
+            InputError: One was made with others; the message names the first that differs.
+        """
+        plain = encode(settings, where=f"settings of {name}")
+        mark, facts = fingerprint(plain), recorded_facts(self.path)
+        recorded = facts.get("settings", {}).get(name, {})
+        for case_id in cases:
+            before = self._made_with(case_id).get(name, mark)
+            if before != mark and before in recorded:
+                there = identity(recorded[before])
+                check_same(identity(plain), there, f"settings of {name} in {self.path}")
+        if mark not in recorded:
+            kept = {**facts.get("settings", {}), name: {**recorded, mark: plain}}
+            self._withdraw_manifest()
+            _write(
+                self.path / PROVENANCE,
+                _to_json({"schema_version": SCHEMA_VERSION, **facts, "settings": kept}),
+            )
+        return mark
+
+    def _made_with(self, case_id: int | str) -> dict[str, str]:
+        file = self._case_file(case_id)
+        try:
+            return dict(read_json(file).get("made_with", {})) if file.is_file() else {}
+        except IntegrityError:  # it is made again
+            return {}
 
     def done(self) -> set[str]:
         """Returns the ids of the finished cases, as strings."""
@@ -150,13 +212,13 @@ class RunFolder:
         file = self._case_file(case_id)
         if not file.is_file():
             raise InputError(f"case_id: expected a finished case, found no {file}")
-        return _read_json(file)
+        return read_json(file)
 
     def find_case(self, case_id: int | str) -> dict[str, Any] | None:
         """Returns the finished case, or None where it is still to be made; a damaged one is logged and made again."""
         file = self._case_file(case_id)
         try:
-            return _read_json(file) if file.is_file() else None
+            return read_json(file) if file.is_file() else None
         except IntegrityError as error:
             log.warning("%s; it is done again", error)
             return None
@@ -203,7 +265,7 @@ class RunFolder:
             _sync_folder(self.path)
 
     def _write_top(self, name: str, data: bytes) -> None:
-        if name in (_PROVENANCE, _MANIFEST):
+        if name in (PROVENANCE, _MANIFEST):
             raise InputError(f"name: {name!r} is the run folder's own; choose another")
         self._withdraw_manifest()
         _write(self.path / name, data)
@@ -223,96 +285,12 @@ class RunFolder:
         return f"RunFolder({str(self.path)!r})"
 
 
-# --- checks -----------------------------------------------------------------------------------------
-
-
-def _is_run(folder: Path) -> bool:
-    """True for a run, False for a free place, `InputError` for anything else."""
-    if not folder.exists():
-        return False
-    if not folder.is_dir():
-        raise InputError(f"path: expected a folder for the run, found the file {folder}; choose another name")
-    if (folder / _CONFIG).is_file():
-        return True
-    # a run that was killed before its config was renamed has nothing but an empty cases/ and temporary files
-    cases = folder / "cases"
-    started = cases.is_dir() and not any(cases.iterdir())
-    foreign = [
-        entry.name
-        for entry in sorted(folder.iterdir())
-        if not (TEMPORARY.fullmatch(entry.name) or entry.name == LOCK) and not (started and entry == cases)
-    ]
-    if foreign:
-        raise InputError(
-            f"path: expected a run or an empty folder, found {foreign[0]!r} and no {_CONFIG} in {folder}; "
-            "choose another folder"
-        )
-    return False
-
-
-def _refuse_links(folder: Path) -> None:
-    """Refuses links that lead out of the run: nothing is written or removed behind one."""
-    for name in ("cases", "results", LOCK):
-        if (folder / name).is_symlink():
-            raise InputError(
-                f"path: {folder / name} is a link that leads elsewhere; put the files themselves there"
-            )
-
-
-def _check_version(folder: Path) -> None:
-    """Refuses to go on with a run that another version of this contract has begun."""
-    if not (folder / _PROVENANCE).is_file():
-        return
-    version = _read_json(folder / _PROVENANCE).get("schema_version", 1)
-    if version != SCHEMA_VERSION:
-        raise IntegrityError(
-            f"path: the run in {folder} is of schema version {version}, this project writes {SCHEMA_VERSION}; nothing "
-            "was changed: end it with the version of the project that began it, or choose another folder"
-        )
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    """The provenance without the version of the contract."""
-    return {k: value for k, value in _read_json(folder / _PROVENANCE).items() if k != "schema_version"}
-
-
-def _check_provenance(folder: Path, facts: dict[str, Any]) -> None:
-    """Refuses to mix cases of two models, data sets or seeds; other package versions are only logged."""
-    if not (folder / _PROVENANCE).is_file():
-        return
-    old = encode(_facts(folder), where="provenance")
-    _check_same(
-        {key: facts[key] for key in SAME if key in facts},
-        {key: old[key] for key in SAME if key in old},
-        f"provenance of the run in {folder}",
-    )
-    if facts != old:
-        log.warning("%s was started with other package versions or another commit; going on", folder)
-
-
-def _check_same(mine: dict[str, Any], theirs: dict[str, Any], what: str) -> None:
-    new, old = _flatten(mine), _flatten(theirs)
-    for key in [*old, *(key for key in new if key not in old)]:
-        a, b = old.get(key, _ABSENT), new.get(key, _ABSENT)
-        if repr(a) != repr(b):  # repr: nan equals nan, 1 differs from True
-            raise InputError(f"{what}: {key!r} is {_show(a)} there and {_show(b)} now; choose another folder")
-
-
-def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _show(value: object) -> str:
-    if value is _ABSENT:
-        return "absent"
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:59] + "…"
+def _extend(folder: Path, facts: dict[str, Any]) -> None:
+    """Writes down that the run has more data; all else stays as it was begun."""
+    (folder / _MANIFEST).unlink(missing_ok=True)
+    if (folder / PROVENANCE).is_file():
+        record = {"schema_version": SCHEMA_VERSION, **recorded_facts(folder), "data": facts.get("data", {})}
+        _write(folder / PROVENANCE, _to_json(record))
 
 
 def _is_temporary(path: Path) -> bool:
@@ -347,13 +325,6 @@ def _plain(value: Any, where: str) -> Any:
 
 def _to_json(obj: Any) -> bytes:
     return (json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return read_object(file)
-    except FileNotFoundError as error:
-        raise IntegrityError(f"{file}: expected this file of the run, found none") from error
 
 
 def _write(file: Path, data: bytes) -> None:
@@ -392,15 +363,6 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        return parse_toml(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(
-            f"path: expected a run, found {file} that is no TOML ({_show(str(error))}); choose another folder"
-        ) from error
 
 
 def _sha256(file: Path) -> str:

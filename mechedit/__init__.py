@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from mechedit import editors, factworld
     from mechedit.anatomy import (
         AnatomyStudy,
+        CheckpointContrast,
         OutcomeContrast,
         StatementContrast,
         anatomy,
+        contrast_checkpoints,
         edit_contrast,
         outcome_contrast,
         statement_contrast,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from mechedit.attribution import (
         Attribution,
         AttributionContrast,
+        Attributions,
         HeadAttention,
         attribute,
         attribute_many,
@@ -59,15 +62,18 @@ if TYPE_CHECKING:
     from mechedit.faithfulness import Ablation, ablate
     from mechedit.models.hooked import HookedModel, load_model
     from mechedit.models.residual import ResidualView
+    from reports.attribution_circuit import AttributionCircuit
 
 __version__ = "0.1.0"
 
 _NAMES = {
     "mechedit.anatomy": (
         "AnatomyStudy",
+        "CheckpointContrast",
         "OutcomeContrast",
         "StatementContrast",
         "anatomy",
+        "contrast_checkpoints",
         "edit_contrast",
         "outcome_contrast",
         "statement_contrast",
@@ -75,6 +81,7 @@ _NAMES = {
     "mechedit.attribution": (
         "Attribution",
         "AttributionContrast",
+        "Attributions",
         "HeadAttention",
         "attribute",
         "attribute_many",
@@ -88,6 +95,7 @@ _NAMES = {
     "mechedit.faithfulness": ("Ablation", "ablate"),
     "mechedit.models.hooked": ("HookedModel", "load_model"),
     "mechedit.models.residual": ("ResidualView",),
+    "reports.attribution_circuit": ("AttributionCircuit",),
 }
 if not TYPE_CHECKING:  # a type checker would take any name for one of the package's
     __getattr__, __dir__ = lazy(
@@ -109,7 +117,10 @@ __all__ = [
     "Ablation",
     "AnatomyStudy",
     "Attribution",
+    "AttributionCircuit",
     "AttributionContrast",
+    "Attributions",
+    "CheckpointContrast",
     "Diagnosis",
     "Evaluation",
     "FactEdit",
@@ -124,6 +135,7 @@ __all__ = [
     "attribute",
     "attribute_many",
     "contrast",
+    "contrast_checkpoints",
     "diagnose",
     "edit_contrast",
     "editors",

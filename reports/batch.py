@@ -141,7 +141,7 @@ def _one(job: Job) -> Entry:
     name, folder, target = job
     state, reason = overview.state(folder)
     page = f"{target.parent.name}/{target.name}"
-    if not overview.is_readable(folder):
+    if not overview.has_page(folder):
         lost = "summary.json is missing" if state == "complete" else reason
         return Entry(name, str(folder), "damaged" if state == "complete" else state, lost, None, None)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from reports.graph import Edge, Node
 from reports.text import clip, visible
@@ -15,10 +16,21 @@ def label(node: Node) -> str:
     return visible(node.label, spaces=node.kind in ("token", "target"))
 
 
-def lines(node: Node) -> tuple[str, str]:
-    """The two lines in a node's box; the second may be empty."""
+def lines(node: Node, *, short: bool = False) -> tuple[str, str]:
+    """The two lines in a node's box; the second may be empty.
+
+    Args:
+        node: The node.
+        short: For a narrow picture: without the kind, which the row's name and the box tell, and two decimals.
+    """
     if node.kind == "token":
         return clip(label(node), 16), ""
+    if node.kind == "target":
+        return clip(label(node), 40), f"log p {number(node.score)}"
+    if short:
+        name = re.sub(r"^(neuron|query|value|head) (?=\d)", "", label(node))
+        first = f" {clip(visible(node.promotes[0], spaces=True), 9)}" if node.promotes else ""
+        return clip(name, 24), number(node.score, 2) + first
     first = f" → {clip(visible(node.promotes[0], spaces=True), 12)}" if node.promotes else ""
     return clip(label(node), 40), number(node.score) + first
 
@@ -35,9 +47,9 @@ def story(node: Node) -> str:
     return "; ".join(parts)
 
 
-def number(score: float) -> str:
-    """A score with its sign, three decimals; "undefined" where it is not finite."""
-    return f"{score:+.3f}".replace("-", "−") if math.isfinite(score) else "undefined"
+def number(score: float, digits: int = 3) -> str:
+    """A score with its sign and so many decimals; "undefined" where it is not finite."""
+    return f"{score:+.{digits}f}".replace("-", "−") if math.isfinite(score) else "undefined"
 
 
 def sign(score: float) -> str:

@@ -56,7 +56,7 @@ def render(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> str
     if runs[0].resolve() == runs[1].resolve():
         raise InputError(f"runs: expected two runs to compare, found {first} twice")
     for run in runs:
-        if not overview.is_readable(run):
+        if not overview.has_page(run):
             raise InputError(f"runs: expected two finished runs, found no summary.json in {run}")
     lines = [overview.read(run) for run in runs]
     if lines[0].kind != lines[1].kind:
@@ -99,12 +99,15 @@ def _names(runs: list[Path]) -> list[str]:
 
 
 def _settings(run: Path) -> list[tuple[str, str]]:
-    """What the run was given: its provenance and the lines of its configuration."""
+    """What the run was given: its provenance, the settings of its editors, and the lines of its configuration."""
     if probe_page.kind_of(run) is not None:
         held = probe_page.parts(run)
         return [(f"provenance: {k}", v) for k, v in sections.flat(held.get("settings") or held["provenance"])]
     file = run / "provenance.json"
-    rows = [(f"provenance: {k}", v) for k, v in sections.flat(read_object(file))] if file.is_file() else []
+    facts = read_object(file) if file.is_file() else {}
+    editors = sections.settings(facts.pop("settings", {}))
+    rows = [(f"provenance: {k}", v) for k, v in sections.flat(facts)]
+    rows += [(f"{editor['name']}: {k}", v) for editor in editors for k, v in editor["rows"]]
     return rows + [(f"config: {k}", v) for k, v in sections.flat(_config(run / "config.toml"))]
 
 

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from reports.circuit import MAX_NODES, Circuit, Edge, Node
 from reports.circuit_labels import edge_width, label, lines, number, read_share, sign, size
-from reports.circuit_layout import HEIGHT, Place, box, layout
+from reports.circuit_layout import PAGE, Place, box, layout
 from reports.text import visible
 
 __all__ = ["SCRIPTS", "data_block", "explorer"]
@@ -41,7 +41,7 @@ def explorer(circuit: Circuit) -> dict[str, Any]:
     first = sorted(circuit.nodes, key=lambda n: (n.kind != "target", -size(n.score), n.id))
     nodes = [_node(node, placed.places[node.id]) for node in first]
     before = _before(ranked)
-    data = {"nodes": nodes, "edges": _edges(ranked, before), "box": HEIGHT}
+    data = {"nodes": nodes, "edges": _edges(ranked, before), "box": PAGE.box}
     return {
         "block": data_block("circuit-data", data),
         "start": _start(ranked, before),
@@ -62,7 +62,7 @@ def _node(node: Node, place: Place) -> dict[str, Any]:
         "score": number(node.score),
         "promotes": [visible(token, spaces=True) for token in node.promotes],
         "x": round(place[0], 1),
-        "y": round(place[1] + HEIGHT / 2, 1),
+        "y": round(place[1] + PAGE.box / 2, 1),
         "width": round(box(node), 1),
     }
 

@@ -14,6 +14,7 @@ import pandas as pd
 
 from reports import figures, look
 from reports.circuit import draw, read
+from reports.circuit_shapes import svg_file
 from reports.errors import InputError
 from reports.files import write
 from reports.page import read_summary
@@ -48,9 +49,9 @@ def gallery(run: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list
     target.mkdir(parents=True, exist_ok=True)
     for name, axes in drawn.items():
         look.save(axes, target / name, dpi=160)
-    svg = draw(read(source / "circuit.json")).svg
-    on_white = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" style="background: white" ', 1)
-    write(target / "circuit.svg", on_white)
+    drawing = draw(read(source / "circuit.json"))
+    inches = (drawing.width / 96, drawing.height / 96)
+    write(target / "circuit.svg", svg_file(drawing.svg, drawing.shapes, inches=inches))
     return [target / name for name in (*drawn, "circuit.svg")]
 
 

@@ -64,8 +64,11 @@ class Circuit:
     """An attribution graph.
 
     Attributes:
-        share: The part of the target's score that its nodes account for (0..1).
+        share: The part of the |score| of all scored units that its units hold (0..1).
         tokens: Those of the prompt, where the file has them.
+        share_asked: The part that was asked for, where the file has it.
+        units: How many units it holds, likewise.
+        units_total: How many were scored, likewise.
     """
 
     target: str
@@ -74,6 +77,9 @@ class Circuit:
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
     tokens: tuple[str, ...] = ()
+    share_asked: float | None = None
+    units: int | None = None
+    units_total: int | None = None
 
 
 def read(source: str | os.PathLike[str] | Mapping[str, Any]) -> Circuit:
@@ -110,8 +116,15 @@ def _parse(data: Mapping[str, Any], where: str) -> Circuit:
         nodes = tuple(_parse_node(item) for item in data["nodes"])
         edges = tuple(_parse_edge(item) for item in data["edges"])
         tokens = tuple(str(token) for token in data.get("tokens", ()))
+        about = (str(data["target"]), str(data["prompt"]), float(data["share"]))
+        asked, counts = data.get("share_asked"), [data.get(name) for name in ("units", "units_total")]
         circuit = Circuit(
-            str(data["target"]), str(data["prompt"]), float(data["share"]), nodes, edges, tokens
+            *about,
+            nodes,
+            edges,
+            tokens,
+            None if asked is None else float(asked),
+            *(None if count is None else int(count) for count in counts),
         )
     except KeyError as error:
         raise IntegrityError(f"{where}: expected a field {error.args[0]!r}, found none") from error

@@ -161,4 +161,5 @@ def _file(svg: str) -> str:
     for name, value in LIGHT.items():
         svg = svg.replace(f"var(--{name}, {value})", value)
     start = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return svg.replace("<svg", f'{start} font-family="{_FONT}"', 1) + "\n"
+    own = 'font-family="' in svg.partition(">")[0]
+    return svg.replace("<svg", start if own else f'{start} font-family="{_FONT}"', 1) + "\n"

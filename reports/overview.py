@@ -1,10 +1,11 @@
 """What a run says in one line of a table over several: title, model, and scores with n and intervals.
 
-A run is a folder with `config.toml` or `summary.json`. Four kinds are told apart by their files: `edit` (editors and
-their metrics), `anatomy` (editors and the share of edits that succeed as set), `faithfulness` (model, kind of neuron
-and method, with the change of log p) and `transfer` (a study of `xlprobe`: pair, objective and task, with the change of
-the score and the cosine of the gradients). A single result of `xlprobe` is listed as a run too: `distances`,
-`gradients`, `scores` and `training` (`reports.probe_page`).
+A run is a folder with `config.toml` or `summary.json`, or a saved result. The kinds are told apart by their files:
+`edit` (editors and their metrics), `anatomy` (editors and the share of edits that succeed as set), `faithfulness`
+(model, kind of neuron and method, with the change of log p), `transfer` (a study of `xlprobe`: pair, objective and
+task, with the change of the score and the cosine of the gradients), `attribution` and `prompts` (one attribution, and
+those of many prompts: `reports.attribution_page`), and single results of `xlprobe`: `distances`, `gradients`, `scores`
+and `training` (`reports.probe_page`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reports import page, probe_page, sections, xl_page
+from reports import attribution_page, page, probe_page, sections, xl_page
 from reports.errors import IntegrityError
+from reports.intervals import bootstrap_mean
 from reports.probe_sections import METRICS
 from reports.reading import read_frame, read_object
 
-__all__ = ["COLUMNS", "Estimate", "Overview", "is_readable", "is_run", "kind_of", "read", "render", "state"]
+__all__ = ["COLUMNS", "Estimate", "Overview", "has_page", "is_run", "kind_of", "read", "render", "state"]
 
 #: The name of what a line is about, and the heading of its table, by kind of run.
 COLUMNS = {
@@ -31,6 +33,8 @@ COLUMNS = {
     "gradients": ("Losses, parameters", "Gradients of task and alignment"),
     "scores": ("Language", "Scores of a task, per cent"),
     "training": ("Training", "Trainings: loss in nats, retrieval in per cent"),
+    "attribution": ("Target, prompt", "Attributions: log p of the target in nats"),
+    "prompts": ("Prompts", "Attributions of many prompts: log p of the targets in nats"),
 }
 _PLAIN = {"Cosine": 3, "Norm ratio": 3, "Loss": 3}  # decimals of what is no percentage
 _GAP = "Gap, "  # the beginning of a metric of distances
@@ -70,20 +74,24 @@ class Overview:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether `folder` is a run, finished or not, or a single result."""
+    """Whether `folder` is a run, finished or not, or a saved result."""
     named = any((folder / name).is_file() for name in ("config.toml", "summary.json"))
-    return named or probe_page.kind_of(folder) is not None
+    return named or attribution_page.is_attribution(folder) or probe_page.kind_of(folder) is not None
 
 
-def is_readable(folder: Path) -> bool:
-    """Whether the run is so far that it has a line and a page."""
-    return (folder / "summary.json").is_file() or (
-        probe_page.kind_of(folder) is not None and probe_page.state(folder)[0] != "damaged"
-    )
+def has_page(folder: Path) -> bool:
+    """Whether what a page is made of is there."""
+    if (folder / "summary.json").is_file() or kind_of(folder) in ("attribution", "prompts"):
+        return True
+    return probe_page.kind_of(folder) is not None and probe_page.state(folder)[0] != "damaged"
 
 
 def kind_of(folder: Path) -> str:
     """Returns which of `COLUMNS` the run is, by its files."""
+    if attribution_page.is_attribution(folder):
+        return "attribution"
+    if attribution_page.is_prompts(folder):
+        return "prompts"
     single = None if (folder / "config.toml").is_file() else probe_page.kind_of(folder)
     if single is not None:
         return single
@@ -98,6 +106,8 @@ def render(folder: Path) -> str:
     kind = kind_of(folder)
     if kind in probe_page.TITLES:
         return probe_page.render(folder)
+    if kind in ("attribution", "prompts"):
+        return attribution_page.render(folder)
     return (xl_page if kind == "transfer" else page).render(folder)
 
 
@@ -110,6 +120,8 @@ def read(folder: Path) -> Overview:
     kind = kind_of(folder)
     if kind in probe_page.TITLES:
         return _single(folder, kind)
+    if kind in ("attribution", "prompts"):
+        return _attributions(folder, kind)
     summary = (xl_page if kind == "transfer" else page).read_summary(folder)
     try:
         rows = _ROWS[kind](folder, summary)
@@ -122,6 +134,8 @@ def state(folder: Path) -> tuple[str, str]:
     """Returns (complete | unfinished | damaged, reason): whether the manifest's files are there, of their size."""
     if kind_of(folder) in probe_page.TITLES:
         return probe_page.state(folder)
+    if attribution_page.is_attribution(folder):
+        return "complete", ""
     if not (folder / "manifest.json").is_file():
         cases = len(list((folder / "cases").glob("[!.]*.json")))
         return "unfinished", f"no manifest.json; {cases} cases are done"
@@ -147,8 +161,14 @@ def state(folder: Path) -> tuple[str, str]:
 
 def text(name: str, score: Estimate) -> dict[str, str]:
     """Returns `score` of the metric `name` as a table shows it: value, interval, n, and the number to sort by."""
-    signed = name == "Cosine" or name.startswith(("Change", _GAP))
-    digits = 2 if name.startswith(_NATS) else 3 if name.startswith(_GAP) else _PLAIN.get(name, 1)
+    signed = name == "Cosine" or name.startswith(("Change", "log p", _GAP))
+    digits = (
+        3
+        if name.startswith(("log p", "Change of log p", _GAP))
+        else 2
+        if name.startswith(_NATS)
+        else _PLAIN.get(name, 1)
+    )
 
     def written(value: float) -> str:
         return sections.number(value, digits) if signed else f"{value:.{digits}f}"
@@ -233,6 +253,25 @@ def _training(held: dict[str, Any]) -> list[tuple[str, dict[str, Estimate]]]:
         if name in retrieval:
             scores[f"Retrieval {name}"] = Estimate(100 * float(retrieval[name]), n=int(retrieval["n"]))
     return [(label, scores)]
+
+
+def _attributions(folder: Path, kind: str) -> Overview:
+    if kind == "attribution":
+        record = attribution_page.read_one(folder)
+        name = attribution_page.title(record)
+        row, about = (
+            (name, {"Change of log p" if len(record.targets) > 1 else "log p": Estimate(record.logp)}),
+            record.about,
+        )
+    else:
+        records = attribution_page.read_prompts(folder)
+        name = f"Attribution of {len(records)} prompts"
+        scores = [record.logp for record in records]
+        low, high = bootstrap_mean(scores)
+        mean = math.fsum(scores) / len(scores) if scores else math.nan
+        row = (f"{len(records)} prompts", {"log p, mean": Estimate(mean, low, high, len(records))})
+        about = records[0].about if records else {}
+    return Overview(kind, name, str(about.get("name", "")), (row,))
 
 
 def _edit(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str, Estimate]]]:

@@ -8,8 +8,8 @@ Every string of the run goes through Jinja's autoescaping, every token through `
 
 Read in the folder, all but the first optional: `summary.json`, `contrast.parquet`, `heads.parquet`,
 `window.parquet`, `neurons.parquet`, `circuit.json`, with it `attention.parquet` and `token_heat.parquet`,
-`provenance.json`, `config.toml`, `results/gates`, and
-`results/anatomy` or `results/faithfulness`, which give the page the sections of such a study. What has no file is
+`provenance.json`, `config.toml`, `results/gates`, and `results/anatomy`,
+`results/faithfulness` or `results/checkpoints`, which give the page the sections of such a study. What has no file is
 named in one sentence; a file that is there but is not what it should be stops the build, naming file and reason.
 
 Steps of `build`: read, make each section's figures and tables (`reports.sections`), fill the template, write
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reports import anatomy_sections, attention, explorer, faithfulness, gates, html, sections
+from reports import anatomy_sections, attention, checkpoints, explorer, faithfulness, gates, html, sections
 from reports.circuit import Circuit
 from reports.circuit import read as read_circuit
 from reports.errors import InputError, IntegrityError
@@ -89,7 +89,9 @@ def _context(folder: Path) -> dict[str, Any]:
     circuit: Circuit | None = read_circuit(path) if path.is_file() else None
     looks = attention.read(folder, circuit.tokens if circuit else ())
     provenance = folder / "provenance.json"
-    rows = sections.flat(read_object(provenance)) if provenance.is_file() else None
+    facts = read_object(provenance) if provenance.is_file() else None
+    settings = facts.pop("settings", None) if facts is not None else None
+    rows = None if facts is None else sections.flat(facts)
     made: dict[str, Any] = {
         "layers": _section(folder, "contrast.parquet", sections.layers, frames["contrast"], window),
         "heads": _section(folder, "heads.parquet", sections.heads, frames["heads"]),
@@ -101,10 +103,13 @@ def _context(folder: Path) -> dict[str, Any]:
         "study": _study(folder, window),
         "faithfulness": _faithfulness(folder),
         "gates": _gates(folder),
+        "checkpoints": _checkpoints(folder),
         "provenance": rows,
+        "settings": _section(folder, "provenance.json", sections.settings, settings),
         "config": read_lines(folder / "config.toml"),
     }
-    parts = ("provenance", "config") if made["study"] or made["faithfulness"] else tuple(_PARTS)
+    special = made["study"] or made["faithfulness"] or made["checkpoints"]
+    parts = ("provenance", "config") if special else tuple(_PARTS)
     absent = [_PARTS[name] for name in parts if made[name] is None]
     stored = sorted(
         {value for key, value in rows or () if key.startswith("model.") and key.endswith("quantization")}
@@ -116,6 +121,11 @@ def _context(folder: Path) -> dict[str, Any]:
 def _gates(folder: Path) -> dict[str, Any] | None:
     """The section of the gates, where the run has measured them."""
     return _saved(folder, "gates", gates.FRAMES, gates.gates)
+
+
+def _checkpoints(folder: Path) -> dict[str, Any] | None:
+    """The sections of two checkpoints, where the run has contrasted them."""
+    return _saved(folder, "checkpoints", checkpoints.FRAMES, checkpoints.checkpoints)
 
 
 def _study(folder: Path, window: tuple[int, int] | None) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ import hashlib
 import html
 import json
 import os
+import re
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,7 +129,8 @@ class Result:
         return same_keys and mine[1] == yours[1] and all(f.equals(yours[0][k]) for k, f in mine[0].items())
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={_short(v)}' for k, v in _values(self))})"
+        shown = (f"{name}={_short(value)}" for name, value in _values(self) if name != "provenance")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def _repr_html_(self) -> str:
         """An escaped table of the plain fields, then the first rows of each frame."""
@@ -193,7 +195,8 @@ def _check_target(target: Path, kind: str) -> None:
         return
     if not target.is_dir():
         raise InputError(f"folder: expected a folder, found the file {target}; choose another name")
-    names = sorted(entry.name for entry in target.iterdir())
+    made = re.compile(r"report(\.\w+|-files)")  # a page of the result, which is drawn again from it
+    names = sorted(entry.name for entry in target.iterdir() if not made.fullmatch(entry.name))
     if not names:
         return
     try:

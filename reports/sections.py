@@ -16,7 +16,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from reports import figures, forests
-from reports.circuit import Circuit, draw
+from reports.circuit import Circuit, draw, kept
 from reports.errors import InputError
 from reports.explorer import explorer
 from reports.inline import fragment
@@ -34,6 +34,7 @@ __all__ = [
     "number",
     "proportion",
     "result",
+    "settings",
     "windows",
 ]
 
@@ -209,13 +210,13 @@ def neurons(frame: pd.DataFrame) -> dict[str, Any] | None:
 def circuit(graph: Circuit) -> dict[str, Any]:
     """The circuit's picture and what it leaves out."""
     drawing = draw(graph)
-    share = f"{graph.share:.0%}" if math.isfinite(graph.share) else "undefined"
     shown = f"{drawing.shown_share:.0%}" if math.isfinite(drawing.shown_share) else "undefined"
     return {
         "svg": Markup(drawing.svg),
         "target": visible(graph.target, spaces=True),
         "prompt": visible(graph.prompt),
-        "share": share,
+        "kept": kept(graph),
+        "frame": False,
         "shown": shown,
         "n_shown": drawing.n_shown,
         "n_folded": drawing.n_folded,
@@ -237,6 +238,32 @@ def flat(data: Any, path: str = "") -> list[tuple[str, str]]:
         return list(itertools.chain.from_iterable(flat(v, f"{path}[{i}]") for i, v in enumerate(data)))
     text = ", ".join(map(str, data)) if isinstance(data, list) else "none" if data is None else str(data)
     return [(visible(path), visible(text))]
+
+
+def settings(recorded: dict[str, dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What each editor was set to and what it read: a name, and rows (dotted path, value), for each of its settings.
+
+    Args:
+        recorded: By name and fingerprint, as a run records them (`experiments.runs.RunFolder.settle`).
+    """
+    tables = []
+    for name, versions in recorded.items():
+        for i, version in enumerate(versions.values()):
+            shown = {key: _quoted(version[key]) for key in version if key != "name"}
+            rows = [(_readable(path), value) for path, value in flat(shown)]
+            order = f", {i + 1} of {len(versions)}" if len(versions) > 1 else ""
+            tables.append({"name": f"{visible(name)}{order}", "rows": rows})
+    return tables
+
+
+def _quoted(value: Any) -> Any:
+    """Texts of a list in quotation marks, so that a reader sees where each ends."""
+    texts = isinstance(value, list) and any(isinstance(item, str) and " " in item for item in value)
+    return [f"“{item}”" for item in value] if texts else value
+
+
+def _readable(path: str) -> str:
+    return path.replace(".about.", ".").removeprefix("about.")
 
 
 def _forest(editors: list[dict[str, Any]], metrics: list[tuple[str, str]]) -> Markup | None:

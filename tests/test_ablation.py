@@ -282,7 +282,7 @@ def test_a_target_scored_as_a_sum_loses_the_neurons_in_every_pass() -> None:
 def test_a_saved_ablation_is_the_same_and_is_drawn(tmp_path: Path) -> None:
     again = Ablation.load(ablated().save(tmp_path / "ablation"))
     assert again.equals(ablated())
-    assert [line.get_label() for line in again.plot(kind="mlp").get_lines()][1:] == [
+    assert [line.get_label() for line in again.plot(kind="mlp").axes.get_lines()][1:] == [
         "top",
         "random",
         "bottom",

@@ -387,7 +387,7 @@ def test_a_study_resumes_and_comes_back_from_disk(
     assert set(cut.claims["answer"]) == {"not enough failures"}  # three facts are too few to say anything
     assert cut.window is not None
     assert len(cut.windows) == 8 * 9 // 2
-    with pytest.raises(InputError, match="another model, editor, fact or setting"):
+    with pytest.raises(InputError, match=r"settings of ft in .*'steps' is 25 there and 1 now"):
         anatomy(model, facts, editors=[FT(steps=1)], run=open_run(tmp_path / "cut"), **options)
 
 
@@ -395,7 +395,7 @@ def test_a_study_is_drawn_from_its_numbers(factworld_gpt2: HookedModel, facts: l
     study = anatomy(factworld_gpt2, facts[:3], editors=[FT()], top_k=3, progress=False)
     assert study.window is None
     assert study.windows.empty
-    assert study.plot(editor="ft").get_ylabel() == "success − failure (nats)"
+    assert study.plot(editor="ft").axes.get_ylabel() == "success − failure (nats)"
     with pytest.raises(InputError, match="editor: expected one of ft, pooled, found 'rome'"):
         study.plot(editor="rome")
     pd.testing.assert_frame_equal(study.to_frame(), study.delta)

@@ -180,7 +180,7 @@ def test_the_model_is_the_attributed_one_inside_the_same_edit() -> None:
 def test_it_is_saved_loaded_and_shown_as_text(tmp_path: Path) -> None:
     seen = looked("gpt2")
     assert HeadAttention.load(seen.save(tmp_path / "a")).equals(seen)
-    labels = [label.get_text() for label in seen.plot().get_yticklabels()]
+    labels = [label.get_text() for label in seen.plot().axes.get_yticklabels()]
     assert labels == ["all", *(f"L{row.layer} H{row.head}" for row in seen.heads.itertuples())]
     hostile = HeadAttention(
         heat=seen.heat,

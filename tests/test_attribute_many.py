@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import mechedit as me
 from experiments.runs import RunFolder
 from mechedit.attribution import Attribution, attribute, attribute_many
-from mechedit.attribution.attribute_many import from_case, to_case
+from mechedit.attribution.attributions import Attributions, from_case, to_case
 from mechedit.attribution.units import UNITS
 from mechedit.models.batching import STRETCH, token_batches
 from mechedit.models.hooked import HookedModel, load_model
@@ -240,7 +240,7 @@ def test_results_are_files_and_the_same_call_goes_on(tmp_path: Path, monkeypatch
     assert len(written) == 2
     assert_same(resumed, whole, atol=1e-5)
     listed = attribute_many(model, PROMPTS, TARGETS, **call)
-    assert isinstance(listed, list)
+    assert type(listed) is Attributions
     assert all(a.equals(b) for a, b in zip(whole, listed, strict=True))
     assert [attr.target for attr in whole[1:3]] == list(TARGETS[1:3])
     assert whole[-1].equals(whole[4])

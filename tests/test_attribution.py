@@ -466,7 +466,7 @@ def test_html_escapes_what_the_user_wrote() -> None:
 
 
 def test_plot_draws_the_layers() -> None:
-    axes = attributed("gpt2").plot()
+    axes = attributed("gpt2").plot().axes
     assert len(axes.get_lines()) >= 2
 
 

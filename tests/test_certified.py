@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import mechedit.attribution.ranking.certified as certified_module
+from experiments.checkpoints import digest
 from mechedit.attribution import Attribution, attribute
 from mechedit.attribution.ranking.certified import chord_bound, jensen_bound
 from mechedit.attribution.ranking.neurons import Sign
@@ -161,6 +163,18 @@ def test_ranges_hold_every_entry_and_are_kept_under_the_weights_hash() -> None:
     assert torch.equal(first.mlp, again.mlp)
     assert vocabulary_ranges(tiny_model("gpt2-untied")).mlp.shape == first.mlp.shape
     assert len(list(cache_folder().iterdir())) == 2
+
+
+def test_the_certificate_says_which_ranges_were_read() -> None:
+    model = tiny_model("gpt2")
+    read = attribute(model, PROMPT, TARGET, top_k=5, sign="suppress").certificate["ranges"]
+    assert read == digest(vars(compute_ranges(model)))
+    (key,) = _memory
+    _memory[key] = replace(_memory[key], mlp=_memory[key].mlp * 2)  # looser, and still bounds
+    assert attribute(model, PROMPT, TARGET, top_k=5, sign="suppress").certificate["ranges"] != read
+    _memory.clear()
+    for options in ({"sign": "promote"}, {"sign": "suppress", "method": "exhaustive"}):
+        assert "ranges" not in attribute(model, PROMPT, TARGET, top_k=5, **options).certificate  # type: ignore[arg-type]
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(

@@ -172,7 +172,7 @@ def test_the_folder_of_another_run_is_refused(
     assert main([*argv, "--limit", "2"]) == 0
     files = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
     capsys.readouterr()
-    assert main([*argv, "--limit", "3"]) == 2
+    assert main([*argv, "--limit", "1"]) == 2
     assert "another folder" in capsys.readouterr().err
     assert files == {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
 
@@ -180,7 +180,7 @@ def test_the_folder_of_another_run_is_refused(
 @pytest.mark.parametrize(
     "command",
     [
-        *("demo", "attribute", "edit", "evaluate", "anatomy", "faithfulness", "report"),
+        *("demo", "attribute", "edit", "contrast", "evaluate", "anatomy", "faithfulness", "report"),
         *("factworld train", "factworld check", "factworld export"),
     ],
 )

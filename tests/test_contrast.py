@@ -310,7 +310,7 @@ def test_what_an_edit_changed_is_contrasted_by_its_outcome(tmp_path: Path) -> No
     assert (difference.facts_success, difference.facts_failure) == (3, 3)
     again = me.OutcomeContrast.load(difference.save(tmp_path / "found"))
     assert again.equals(difference)
-    assert len(difference.plot().get_lines()) >= 2
+    assert len(difference.plot().axes.get_lines()) >= 2
     assert "outcome" in difference._repr_html_().lower()
 
 
@@ -394,7 +394,7 @@ def test_a_difference_shows_itself() -> None:
     frame = difference.to_frame()
     assert frame["unit"].value_counts().to_dict() == {u: len(getattr(difference, u)) for u in CONTRASTED}
     assert frame.columns.tolist()[-3:] == ["a", "b", "score"]
-    assert len(difference.plot().get_lines()) >= 2
+    assert len(difference.plot().axes.get_lines()) >= 2
     hostile = contrast(tiny_model("gpt2"), "<script>alert(1)</script> is", " <b>", " Dutch", top_k=2)
     page = hostile._repr_html_()
     assert "&lt;" in page

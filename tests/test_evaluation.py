@@ -376,7 +376,7 @@ def test_a_result_comes_back_from_disk_and_is_drawn(tmp_path: Path) -> None:
         again = Evaluation.load(result.save(tmp_path / str(len(facts))))
         assert again.equals(result)
         assert again.summary().equals(result.summary())
-        assert len(again.plot().get_yticklabels()) == len(again.summary())
+        assert len(again.plot().axes.get_yticklabels()) == len(again.summary())
         assert result.to_frame().equals(result.records)
 
 
@@ -572,7 +572,9 @@ def test_cases_of_another_editor_model_or_fact_are_not_taken_over(tmp_path: Path
         ("gpt2", Push(), facts, {"families": ("argmax",)}),
     ]
     for arch, editor, changed, options in others:
-        with pytest.raises(InputError, match="measured with another model, editor, fact or setting"):
+        with pytest.raises(
+            InputError, match=r"measured with another model, editor, fact|'strength' is 50\.0 there"
+        ):
             quiet(tiny_model(arch), editor, changed, run=open_run(tmp_path), **options)
 
 

@@ -149,6 +149,12 @@ def test_the_command_edits_explains_and_keeps(
     assert "rose most at" in capsys.readouterr().out
 
 
+def test_a_line_break_in_a_text_does_not_end_the_line(factworld_gpt2: HookedModel) -> None:
+    why = explain(factworld_gpt2, NoEdit(), edits(1)[0])
+    why.texts.loc[0, "before"] = " Paris.\n\nThe"
+    assert " | before: Paris.⏎⏎The | after:" in why.lines()[0].splitlines()[0]
+
+
 @pytest.mark.parametrize(
     ("extra", "says"),
     [

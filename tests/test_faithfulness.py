@@ -282,6 +282,6 @@ def test_a_figure_needs_its_columns() -> None:
         ablation_curve(pd.concat([frame, frame]))
     with pytest.raises(InputError, match="at most 6 lines"):
         ablation_curve(pd.concat([frame.assign(line=str(i)) for i in range(7)]))
-    assert study().plot(kind="attn").get_xlabel() == "neurons ablated (k)"
+    assert study().plot(kind="attn").axes.get_xlabel() == "neurons ablated (k)"
     with pytest.raises(InputError, match="model, kind"):
         study().plot(model="gpt5")

@@ -19,7 +19,7 @@ import pytest
 
 from tests.house import BELOW, ROOT, Import, circles, graph, imports, picture, room, rooms, sources
 
-IMPORTED_AS = {"scikit_learn": "sklearn", "pot": "ot"}
+IMPORTED_AS = {"scikit_learn": "sklearn", "pot": "ot", "fonttools": "fontTools"}
 PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 PICKLING_CALLS = {"torch.load", "torch.save", "read_pickle", "to_pickle"}
 MAX_FUNCTION_LINES, MAX_FILE_LINES = 60, 450

@@ -155,6 +155,17 @@ def test_braces_that_nobody_filled_are_refused(field: str) -> None:
         FactEdit("Ann", "{} speaks", "French", "English", **{field: ("fine", "{} talks")})  # type: ignore[arg-type]
 
 
+def test_a_neighbour_whose_answer_is_the_new_object_leaves_its_record_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = {"subject": "Ann", "prompt": "Ann speaks", "ground_truth": "Dutch", "target_new": "Greek"}
+    near = row | {"locality_prompt": "Bob speaks", "locality_ground_truth": "Greek"}
+    with caplog.at_level(logging.WARNING):
+        assert len(load_facts(write(tmp_path, [near, row]))) == 1
+    assert "left out 1 of 2 records" in caplog.text
+    assert "neighborhood_answers[0]" in caplog.text
+
+
 def test_what_is_left_out_of_a_file_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fact = me.factworld.edits(1)[0]
     row = {"subject": fact.subject, "prompt": fact.rewrite_prompt, "ground_truth": fact.target_true}

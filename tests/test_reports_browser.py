@@ -17,7 +17,10 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 
-from reports import batch, compare, html, page
+from mechedit.attribution import attribute, attribute_many
+from mechedit.models.hooked import load_model
+from reports import batch, compare, html, overview, page
+from reports.attribution_circuit import AttributionCircuit
 from reports.formats import chromium
 from reports.text import visible
 from tests import reports_example as example
@@ -283,3 +286,53 @@ def test_make_report_demo_gives_an_index_whose_every_page_works(browser: Browser
     view.select_option("#explore-node", index=1)
     assert "nats" in view.inner_text("#explore-told")
     assert heard == []
+
+
+def test_a_circuit_is_explored_on_its_page_and_in_a_cell(browser: Browser, tmp_path: Path) -> None:
+    circuit = AttributionCircuit(example.circuit())
+    view, heard = opened(browser, circuit.save(tmp_path / "circuit.html"))
+    view.click("#explore > summary")
+    view.wait_for_selector("#explore[data-drawn=yes]")
+    assert view.evaluate(f"{GRAPH}.nodes().length") == len(circuit["nodes"])
+    assert violations(view) == []
+    assert heard == []
+    cell = tmp_path / "cell.html"  # two circuits, as the cells of one notebook
+    cell.write_text(
+        circuit._repr_html_() + AttributionCircuit(example.circuit(3))._repr_html_(), encoding="utf-8"
+    )
+    view, heard = opened(browser, cell)
+    assert view.locator("svg.circuit").count() == 2
+    for place, units in enumerate((24, 3)):
+        view.locator("details > summary").nth(place).click()
+        frame = view.frame_locator("iframe").nth(place)
+        frame.locator("#explore[data-drawn=yes]").wait_for()
+        assert frame.locator("#explore-node option").count() == units + 10 + 1
+        frame.locator("#explore-node").select_option("target")
+        assert "·English" in frame.locator("#explore-told h3").inner_text()
+    assert heard == []
+
+
+@pytest.mark.parametrize("name", ["one", "many"])
+def test_the_pages_of_attributions_are_accessible_and_fit(
+    browser: Browser, tmp_path: Path, name: str
+) -> None:
+    model = load_model("factworld")
+    if name == "one":
+        attribute(model, "The capital of France is", " Paris", top_k=20).save(tmp_path / "run")
+    else:
+        prompts = ["The capital of France is", "The capital of Spain is"]
+        attribute_many(model, prompts, [" Paris", " Madrid"], top_k=20, out=tmp_path / "run", progress=False)
+    file = tmp_path / "page.html"
+    file.write_text(overview.render(tmp_path / "run"), encoding="utf-8")
+    for width in (1200, 390):
+        view, heard = opened(browser, file, width=width)
+        assert view.evaluate("document.documentElement.scrollWidth") <= width
+        for scheme in ("light", "dark"):
+            view.emulate_media(color_scheme=scheme)
+            assert violations(view) == []
+        assert heard == []
+    if name == "many":
+        view.get_by_label("Only lines with").fill("spain")
+        rows = view.locator("table.sortable tbody tr:visible")
+        assert rows.count() == 1
+        assert "Madrid" in rows.first.inner_text()

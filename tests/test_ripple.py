@@ -207,7 +207,7 @@ def test_a_run_goes_on_and_another_editor_is_refused(
     first = ripple(factworld_gpt2, Say(), facts[:2], progress=False, run=folder)
     assert ripple(factworld_gpt2, Say(), facts[:2], progress=False, run=folder).equals(first)
     assert RippleEvaluation.load(first.save(tmp_path / "saved")).equals(first)
-    with pytest.raises(InputError, match="another model, editor, fact or setting"):
+    with pytest.raises(InputError, match=r"settings of say in .*'everywhere' is False there and True now"):
         ripple(factworld_gpt2, Say(everywhere=True), facts[:2], progress=False, run=folder)
 
 

@@ -205,7 +205,7 @@ def test_more_pairs_than_asked_are_sampled_and_counted() -> None:
 def test_round_trip_and_plot(tmp_path: Path) -> None:
     found = distances(tiny_encoder(), parallel(links=None), progress=False)
     assert Distances.load(found.save(tmp_path / "d")).equals(found)
-    assert len(found.plot()) == len(METRICS)
+    assert len(found.plot().panels) == len(METRICS)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 from experiments.config import load
 
-__all__ = ["Parser", "configured", "count", "subcommand"]
+__all__ = ["Parser", "configured", "count", "count_or_none", "subcommand"]
 
 C = TypeVar("C")
 
@@ -50,6 +50,11 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
     return value
+
+
+def count_or_none(text: str) -> int:
+    """Reads an integer of at least 0."""
+    return 0 if text.strip() == "0" else count(text)
 
 
 def configured(

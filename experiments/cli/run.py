@@ -114,7 +114,7 @@ def _again(options: argparse.Namespace, program: str, engine: Any) -> int:
         return status
     print(f"{comparison.identical} of {comparison.n} cases are equal in every bit")
     print(f"largest difference {comparison.largest:.3g}, tolerance {comparison.tolerance:.3g}")
-    for name in ("differing", "missing", "changed"):
+    for name in ("settings", "differing", "missing", "changed"):
         for text in getattr(comparison, name):
             print(f"{name}: {text}")
     print("reproduced" if comparison.reproduced else "not reproduced")

@@ -16,6 +16,7 @@ from mechedit.attribution.result import AttributionContrast, subtract
 from mechedit.data.facts import FactEdit
 from mechedit.data.joining import Space
 from mechedit.editors import Editor
+from mechedit.editors.settings import resolved
 from mechedit.models.hooked import HookedModel
 
 __all__ = ["edit_contrast", "under_edit"]
@@ -62,7 +63,8 @@ def edit_contrast(
     target = fact.target_new if target is None else target
     options = Options(top_k=top_k, sign=sign, biases=biases, tokens=tokens)
     edited = editor.apply(model, [fact])
-    return under_edit(model, edited, prompt, target, label=editor.name, options=options, space=fact.space)
+    change = under_edit(model, edited, prompt, target, label=editor.name, options=options, space=fact.space)
+    return replace(change, provenance={**change.provenance, "settings": resolved(editor, model)})
 
 
 def under_edit(

@@ -35,11 +35,13 @@ from mechedit.attribution.projection import Projection
 from mechedit.attribution.terms import layer_terms
 from mechedit.data.facts import FactEdit
 from mechedit.editors import Editor
+from mechedit.editors.settings import resolved
 from mechedit.models.deciding import decide
 from mechedit.models.hooked import HookedModel
 from mechedit.models.scoring import score_pairs
 from reports.errors import InputError
 from reports.results import Result
+from reports.text import visible
 
 __all__ = ["Explanation", "explain"]
 
@@ -121,7 +123,7 @@ class Explanation(Result):
         helped = _listed(self.helped(role, index, k=3), "delta")
         behind = f" behind {row['behind']!r}" if row.get("behind") else ""
         line = (
-            f"{role} {verdict}: {row['prompt']} | before:{row['before']} | after:{row['after']}"
+            f"{role} {verdict}: {row['prompt']} | before:{visible(row['before'])} | after:{visible(row['after'])}"
             f"\n  {row['wanted']!r} against {row['against']!r}{behind}: logits {row['margin_before']:+.2f} before, "
             f"{row['margin_after']:+.2f} after; rose most at {helped}"
         )
@@ -178,6 +180,7 @@ def explain(
         row |= {"changed": before[i] != after[i], "margin_before": terms_before[i].margin}
         texts.append({**row, "margin_after": terms_after[i].margin})
         units.append(_units(terms_before[i], terms_after[i]).assign(role=role, index=index))
+    about = {"name": model.name, "hash": model.hash, **model.stored}
     return Explanation(
         texts=pd.DataFrame(texts),
         units=pd.concat(units, ignore_index=True),
@@ -186,10 +189,7 @@ def explain(
         subject=fact.subject,
         target_new=fact.target_new,
         target_true=fact.target_true,
-        provenance={
-            "model": {"name": model.name, "hash": model.hash, **model.stored},
-            "editor": repr(editor),
-        },
+        provenance={"model": about, "editor": repr(editor), "settings": resolved(editor, model)},
     )
 
 

@@ -28,6 +28,7 @@ from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors import Editor
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import Tuned
+from mechedit.editors.settings import plain, resolved
 from mechedit.models.hooked import HookedModel
 
 __all__ = ["AS_SET", "Misdirected", "weakened"]
@@ -65,6 +66,10 @@ class Misdirected:
         """The model edited for the other subjects."""
         with self.editor.apply(model, [self._elsewhere(fact) for fact in as_facts(facts)]) as edited:
             yield edited
+
+    def reads(self, model: HookedModel) -> dict[str, Any]:
+        """The editor's settings, and the facts."""
+        return {"editor": resolved(self.editor, model), "facts": plain(self.facts)}
 
     def _elsewhere(self, fact: FactEdit) -> FactEdit:
         strangers = [stranger for stranger in self.facts if stranger.subject != fact.subject]

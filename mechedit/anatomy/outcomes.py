@@ -25,6 +25,7 @@ from mechedit.attribution.result import Attribution, AttributionContrast
 from mechedit.attribution.units import UNITS, in_order
 from reports.anatomy_figures import difference_curve
 from reports.errors import InputError
+from reports.plot import Plot
 from reports.results import Result
 
 __all__ = ["OutcomeContrast", "outcome_contrast"]
@@ -64,9 +65,10 @@ class OutcomeContrast(Result):
     facts_failure: int
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def plot(self, ax: Axes | None = None) -> Axes:
+    def plot(self, ax: Axes | None = None) -> Plot:
         """Success − failure by layer, one line a module, with its interval; drawn from the stored numbers alone."""
-        return difference_curve(self.layers, ax)
+        title = f"{self.n_success} runs that succeed less {self.n_failure} that fail"
+        return Plot(difference_curve(self.layers, ax), title=title)
 
 
 def outcome_contrast(

@@ -23,10 +23,11 @@ from matplotlib.axes import Axes
 from experiments.case_ids import check_case_id
 from experiments.cases import Case, every_case, settings_digest
 from experiments.runs import RunFolder
+from experiments.settings import fingerprint
 from mechedit.anatomy.claims import agreement_table, claim_table
-from mechedit.anatomy.failures import weakened
+from mechedit.anatomy.failures import AS_SET, weakened
 from mechedit.anatomy.features import POOLED, Runs, gather
-from mechedit.anatomy.one_fact import measure_fact, settings_for
+from mechedit.anatomy.one_fact import Setting, measure_fact, settings_for
 from mechedit.anatomy.tables import (
     ALL,
     delta_table,
@@ -41,11 +42,12 @@ from mechedit.data.case_keys import anatomy_key
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.data.records import fact_fields
 from mechedit.editors import Editor
-from mechedit.evaluation.evaluate import described
+from mechedit.editors.settings import resolved
 from mechedit.models.deciding import read_anew
 from mechedit.models.hooked import HookedModel
 from reports.anatomy_figures import difference_curve
 from reports.errors import InputError
+from reports.plot import Plot
 from reports.results import Result
 
 __all__ = ["AnatomyStudy", "anatomy"]
@@ -89,7 +91,7 @@ class AnatomyStudy(Result):
     model: str
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def plot(self, ax: Axes | None = None, *, editor: str = POOLED) -> Axes:
+    def plot(self, ax: Axes | None = None, *, editor: str = POOLED) -> Plot:
         """Success − failure by layer, attention and FFN, of the new object; drawn from the stored numbers alone.
 
         Args:
@@ -104,7 +106,8 @@ class AnatomyStudy(Result):
             raise InputError(
                 f"editor: expected one of {', '.join(self.delta['editor'].unique())}, found {editor!r}"
             )
-        return difference_curve(chosen[chosen["object"] == "new"], ax, window=self.window)
+        drawn = difference_curve(chosen[chosen["object"] == "new"], ax, window=self.window)
+        return Plot(drawn, title=f"Edits that succeed less those that fail: {editor}, {self.model}")
 
 
 def anatomy(
@@ -168,16 +171,34 @@ def _measured(
 ) -> list[Case]:
     """Every fact under every editor."""
     settings = [settings_for(editors, ways, i) for i in range(len(facts))]
+    keys = [check_case_id(anatomy_key(split, fact)) for fact in facts]
+    made_with = _settled(model, keys, settings, run)
     digests = [
-        _digest(model, fact, [(s.name, s.label, described(s.editor)) for s in of_fact], top_k)
-        for fact, of_fact in zip(facts, settings, strict=True)
+        _digest(model, fact, list(marks.items()), top_k) for fact, marks in zip(facts, made_with, strict=True)
     ]
 
     def make(i: int) -> Case:
-        return {"settings": digests[i], **measure_fact(model, facts[i], settings[i], top_k=top_k)}
+        measured = measure_fact(model, facts[i], settings[i], top_k=top_k)
+        return {"settings": digests[i], "made_with": made_with[i], **measured}
 
-    keys = [check_case_id(anatomy_key(split, fact)) for fact in facts]
     return every_case(run, keys, make, settings=digests, label=f"anatomy: {split}s", progress=progress)
+
+
+def _settled(
+    model: HookedModel, keys: Sequence[str], settings: Sequence[Sequence[Setting]], run: RunFolder | None
+) -> list[dict[str, str]]:
+    """For each fact the fingerprint of what each of its editors is set to and reads, which the run records."""
+    used = {_called(setting): setting.editor for of_fact in settings for setting in of_fact}
+    resolutions = {name: resolved(editor, model) for name, editor in used.items()}
+    if run is not None:
+        for name, resolution in resolutions.items():
+            run.settle(name, resolution, cases=keys)
+    marks = {name: fingerprint(resolution) for name, resolution in resolutions.items()}
+    return [{_called(setting): marks[_called(setting)] for setting in of_fact} for of_fact in settings]
+
+
+def _called(setting: Setting) -> str:
+    return setting.name if setting.label == AS_SET else f"{setting.name}, {setting.label}"
 
 
 def _study(

@@ -8,16 +8,19 @@ prompts, `head_attention` tells where the heads of a circuit look, `vocabulary` 
 vocabulary.
 """
 
+from mechedit.attribution.as_json import attribution_json, contrast_json
 from mechedit.attribution.attribute_many import attribute_many
+from mechedit.attribution.attributions import Attributions
 from mechedit.attribution.circuits.attention import HeadAttention, head_attention
 from mechedit.attribution.nlka import attribute
-from mechedit.attribution.result import Attribution, AttributionContrast, attribution_json, contrast_json
+from mechedit.attribution.result import Attribution, AttributionContrast
 from mechedit.attribution.target_contrast import contrast
 from mechedit.attribution.vocabulary import vocabulary
 
 __all__ = [
     "Attribution",
     "AttributionContrast",
+    "Attributions",
     "HeadAttention",
     "attribute",
     "attribute_many",

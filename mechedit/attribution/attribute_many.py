@@ -12,20 +12,18 @@ Batch mates and padding change nothing but rounding: a score is within 1e-5 of `
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import Any, Literal
 
-import pandas as pd
 import torch
 from torch import Tensor
 
 from experiments.cases import settings_digest
 from experiments.progress import track
 from experiments.runs import RunFolder
+from mechedit.attribution.attributions import Attributions, SavedAttributions, to_case
 from mechedit.attribution.nlka import attributed
 from mechedit.attribution.options import Method, Options
 from mechedit.attribution.passes import TargetTokens, read_passes, scored_tokens
@@ -37,11 +35,9 @@ from mechedit.models.batching import token_batches
 from mechedit.models.hooked import HookedModel
 from mechedit.models.prompts import Prompt, is_conversation, recorded
 from mechedit.models.residual import view_residuals
-from reports.codec import decode, encode
-from reports.errors import InputError, IntegrityError
-from reports.results import Result
+from reports.errors import InputError
 
-__all__ = ["SavedAttributions", "attribute_many", "from_case", "to_case"]
+__all__ = ["attribute_many"]
 
 #: Tokens of one forward pass, padding counted.
 MAX_TOKENS = 1024
@@ -67,30 +63,6 @@ class _Case:
         return [torch.cat([self.ids, self.target_ids[:i]]) for i in range(n)]
 
 
-class SavedAttributions(Sequence[Attribution]):
-    """The results in a run folder, in the order of the pairs; each is read when it is indexed."""
-
-    def __init__(self, run: RunFolder, n: int) -> None:
-        self.run = run
-        self._n = n
-
-    def __len__(self) -> int:
-        return self._n
-
-    @overload
-    def __getitem__(self, index: int) -> Attribution: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Attribution]: ...
-    def __getitem__(self, index: int | slice) -> Attribution | list[Attribution]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._n))]
-        place = range(self._n)[index]
-        return from_case(Attribution, self.run.read_case(place), where=f"{self.run.path}: case {place}")
-
-    def __repr__(self) -> str:
-        return f"SavedAttributions({str(self.run.path)!r}, n={self._n})"
-
-
 def attribute_many(
     model: HookedModel,
     prompts: Sequence[Prompt],
@@ -105,8 +77,8 @@ def attribute_many(
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
     space: Space = "auto",
-) -> Sequence[Attribution]:
-    """`attribute` of each prompt with its target, in order.
+) -> Attributions:
+    """`attribute` of each prompt with its target, in order, as one result: index it, or take its table (`summary`).
 
     Args:
         model: The model, as it is now.
@@ -117,26 +89,25 @@ def attribute_many(
         method: How the ranking is found.
         biases: Whether they are part of the logits.
         tokens: Which tokens of the target are scored.
-        max_tokens: Tokens of one forward pass, padding counted; a prompt that is longer runs alone. A token takes about
-            4 · n_layers · (2 d_model + d_mlp) bytes.
-        out: A run folder, one file a pair, which the same call resumes; the results are then read from it one at a
-            time (`SavedAttributions`), else they are a list.
+        max_tokens: Of one forward pass, padding counted, each about 4 · n_layers · (2 d_model + d_mlp) bytes; a prompt
+            that is longer runs alone.
+        out: A run folder, one file a pair, which the same call resumes; results are then read from it one at a time.
         progress: Whether it is shown.
         space: As in `attribute`.
 
     Raises:
-        InputError: As `attribute`, with the index of the pair; there are no pairs, or not as many targets as prompts;
-            `out` is the folder of another run, or the model has hooks, which no file would tell: leave `out` away then,
-            and save each result.
+        InputError: As `attribute`, with the index of the pair; no pairs, or not as many targets as prompts; `out` is of
+            another run, or the model has hooks, which no file would tell: leave `out` away and save each result.
 
     >>> import mechedit as me
     >>> model = me.load_model("factworld")
     >>> prompts, targets = ["The capital of France is", "The capital of Spain is"], [" Paris", " Madrid"]
-    >>> [attr.target_token for attr in attribute_many(model, prompts, targets, top_k=5, progress=False)]
-    [' Paris', ' Madrid']
+    >>> results = attribute_many(model, prompts, targets, top_k=5, progress=False)
+    >>> [attr.target_token for attr in results], results.to_frame()["case"].unique().tolist()
+    ([' Paris', ' Madrid'], [0, 1])
     """
-    options = Options(top_k=top_k, sign=sign, method=method, biases=biases, tokens=tokens)
     _check_max_tokens(max_tokens)
+    options = Options(top_k=top_k, sign=sign, method=method, biases=biases, tokens=tokens)
     cases = _cases(model, prompts, targets, options, space)
     run = None if out is None else _run_folder(model, cases, options, out, space)
     left = [case for case in cases if run is None or run.find_case(case.index) is None]
@@ -147,9 +118,11 @@ def attribute_many(
             results[case.index] = attr
         else:
             run.write_case(case.index, to_case(attr))
-    if run is not None and not run.finished:
+    if run is None:
+        return Attributions([results[case.index] for case in cases])
+    if not run.finished:
         run.finish({"n": len(cases)})
-    return [results[case.index] for case in cases] if run is None else SavedAttributions(run, len(cases))
+    return SavedAttributions(run, len(cases))
 
 
 def _check_max_tokens(max_tokens: object) -> None:
@@ -246,48 +219,3 @@ def _run_folder(
         {"through": "text"} if options.tokens == "first" and any(case.first > 1 for case in cases) else {}
     )
     return RunFolder.open(out, config, provenance=model.provenance(data={"pairs": digest}, seeds={}))
-
-
-R = TypeVar("R", bound=Result)
-
-
-def to_case(result: Result) -> dict[str, Any]:
-    """A result as plain data.
-
-    Keys: kind, values (the plain fields), frames (by field: columns and dtypes, each by column).
-    """
-    case: dict[str, Any] = {"kind": result.kind, "values": {}, "frames": {}}
-    for field in dataclasses.fields(cast(Any, result)):
-        value = getattr(result, field.name)
-        if isinstance(value, pd.DataFrame):
-            dtypes = {name: str(dtype) for name, dtype in value.dtypes.items()}
-            case["frames"][field.name] = {"columns": value.to_dict("list"), "dtypes": dtypes}
-        else:
-            case["values"][field.name] = encode(value, where=field.name)
-    return case
-
-
-def from_case(cls: type[R], case: dict[str, Any], *, where: str) -> R:
-    """The result that `to_case` described.
-
-    Args:
-        cls: Its class.
-        case: The plain data.
-        where: Where they come from, for the error.
-
-    Raises:
-        IntegrityError: The data are of another kind or have other fields.
-    """
-    if case.get("kind") != cls.kind:
-        raise IntegrityError(f"{where}: expected kind {cls.kind!r}, found {case.get('kind')!r}")
-    hints = typing.get_type_hints(cls)
-    try:
-        values = {name: decode(value, hints[name]) for name, value in case["values"].items()}
-        frames = {name: _frame(**frame) for name, frame in case["frames"].items()}
-        return cls(**values, **frames)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise IntegrityError(f"{where}: not the fields of {cls.__name__} ({error})") from error
-
-
-def _frame(columns: dict[str, list[Any]], dtypes: dict[str, str]) -> pd.DataFrame:
-    return pd.DataFrame({name: pd.Series(values, dtype=dtypes[name]) for name, values in columns.items()})

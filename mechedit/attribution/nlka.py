@@ -30,6 +30,7 @@ from typing import Any, Literal
 
 import torch
 
+from experiments.checkpoints import digest
 from mechedit.attribution.circuits.query import N_VALUES
 from mechedit.attribution.circuits.query_frames import query_frames
 from mechedit.attribution.exact_scores import with_units
@@ -199,6 +200,7 @@ def _scores(model: HookedModel, passes: Sequence[Pass], options: Options) -> dic
             "total": ranking.total,
             "blocks": "parallel: attention, then FFN" if model.shape.parallel else "sequential",
             "tolerance": TOLERANCE[first.projection.dtype],
+            **_read(model, options),
             **denominators,
         },
     }
@@ -211,5 +213,14 @@ def _rank(model: HookedModel, passes: Sequence[Pass], options: Options) -> Ranki
     kept = None if k is None else max(k, N_VALUES)
     if options.method == "exhaustive" or kept is None:
         return exhaustive(passes, k=kept, sign=sign)
-    ranges = vocabulary_ranges(model) if sign == "suppress" else None
+    ranges = vocabulary_ranges(model) if _reads_ranges(options) else None
     return certified(passes, k=kept, sign=sign, ranges=ranges)
+
+
+def _reads_ranges(options: Options) -> bool:
+    return options.method == "certified" and options.sign == "suppress" and options.k is not None
+
+
+def _read(model: HookedModel, options: Options) -> dict[str, str]:
+    """What the ranking has read off the disk, for the certificate."""
+    return {"ranges": digest(vars(vocabulary_ranges(model)))} if _reads_ranges(options) else {}

@@ -21,12 +21,11 @@ from __future__ import annotations
 
 import html
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import pandas as pd
 
-from mechedit.attribution.circuits.circuit import build_circuit
 from mechedit.attribution.units import (
     CONTRASTED,
     UNITS,
@@ -37,12 +36,24 @@ from mechedit.attribution.units import (
     joined,
     tidy,
 )
+from reports.attribution_circuit import AttributionCircuit
+from reports.circuit_data import build_circuit
 from reports.errors import InputError
 from reports.figures import layer_curve
+from reports.plot import Plot, after
+from reports.readable import (
+    DIFFERENCE_MEANS,
+    SCORE_MEANS,
+    WORDS_MEAN,
+    account_line,
+    notebook_html,
+    prompt_text,
+    readable,
+)
 from reports.results import Result
-from reports.text import visible
+from reports.text import clip, visible
 
-__all__ = ["Attribution", "AttributionContrast", "Side", "attribution_json", "contrast_json", "subtract"]
+__all__ = ["Attribution", "AttributionContrast", "Side", "subtract"]
 
 #: Two passes of one model over one prompt have one σ up to rounding: relative, in half precision and else.
 _SIGMA_HALF, _SIGMA = 1e-2, 1e-5
@@ -86,7 +97,8 @@ class Attribution(Result):
         reads: The strongest edges of the circuit; columns as in `circuits/edges.py`.
         promotes: Layer, neuron, side "promotes" | "demotes", rank, token_id, token, logit: what the contribution
             m_i · W_out[i] of the first rows of `mlp_neurons` adds to single tokens' logits.
-        certificate: Method, exact, evaluated and total (value neurons), blocks (the order inside a block, which for
+        certificate: Method, exact, ranges (the sha256 of the vocabulary's ranges, where the ranking read them),
+            evaluated and total (value neurons), blocks (the order inside a block, which for
             parallel ones is a definition), tolerance (nats), query and mlp_query (the denominators of the query
             neurons, and `pass`, the one of `passes` that they were read in: the last), reads (`edges` kept, of
             `edges_total`, whose |score| is `total` by kind).
@@ -160,15 +172,36 @@ class Attribution(Result):
         """All scores in one tidy frame: unit, layer, module, head, neuron, dim, pos (missing: NA), score."""
         return tidy({unit: getattr(self, unit) for unit in UNITS}, scores=("score",))
 
-    def plot(self, ax: Any = None) -> Any:
-        """Layer scores over depth, one line a module; returns the axes."""
-        return layer_curve(self.layers, ax=ax)
+    def readable(self, k: int, unit: str = "mlp_neurons") -> pd.DataFrame:
+        """As `top`, with tokens as text: what a neuron promotes and demotes, which token a head reads.
 
-    def circuit(self, *, share: float = 0.8, max_units: int = 40, max_edges: int = 12) -> dict[str, Any]:
-        """The attribution graph as data: value neurons ← query neurons ← embedding, on tokens → heads → target.
+        Args:
+            k: At least 1.
+            unit: The frame, one of `UNITS`.
 
-        What it holds: `circuits/circuit.py`. `reports.viewer.save_viewer` writes it for the viewers of circuit-tracer
-        and Neuronpedia.
+        Raises:
+            InputError: k < 1, or there is no such frame.
+        """
+        promotes = self.promotes if unit == "mlp_neurons" else None
+        positions = self.head_positions if unit == "heads" else None
+        return readable(self.top(k, unit), self.tokens, promotes=promotes, positions=positions)
+
+    def plot(self, ax: Any = None) -> Plot:
+        """Layer scores over depth, one line a module."""
+        prompt = after(prompt_text(self.tokens, self.prompt_length))
+        title = f"{visible(self.target_token, spaces=True)} after {prompt}, {self._model}"
+        return Plot(layer_curve(self.layers, ax=ax), title=title)
+
+    @property
+    def _model(self) -> str:
+        return str(self.provenance.get("model", {}).get("name", ""))
+
+    def circuit(self, *, share: float = 0.8, max_units: int = 40, max_edges: int = 12) -> AttributionCircuit:
+        """The attribution graph: value neurons ← query neurons ← embedding, on tokens → heads → target.
+
+        A notebook draws it; `save` writes it as SVG, PDF, PNG, HTML or JSON; `nodes` and `edges` are frames. What it
+        holds: `reports.circuit_data`. `reports.viewer.save_viewer` writes it for the viewers of circuit-tracer and
+        Neuronpedia.
 
         Args:
             share: Of the units' |score| that is to be kept.
@@ -178,42 +211,24 @@ class Attribution(Result):
         Raises:
             InputError: Not 0 < share <= 1, max_units < 1 or max_edges < 0.
         """
-        return build_circuit(self, share=share, max_units=max_units, max_edges=max_edges)
+        return AttributionCircuit(build_circuit(self, share=share, max_units=max_units, max_edges=max_edges))
+
+    def __repr__(self) -> str:
+        target, prompt = visible(self.target_token, spaces=True), prompt_text(self.tokens, self.prompt_length)
+        return (
+            f"Attribution({target!r} after {clip(prompt, 60)!r}, {self._model}: log p {self.logp:.4f} nats)"
+        )
 
     def _repr_html_(self) -> str:
-        """The target, the account of its log-probability, and the best rows of each frame; all text escaped."""
-        text = "".join(visible(token) for token in self.tokens)
-        gain = self.layers["score"].sum()
-        lines = [
-            f"<p><strong>Attribution</strong> of {as_code(self.target_token)} after {as_code(text)}</p>",
-            f"<p>log p {self.logp:.4f} = embedding {self.embedding_logp:.4f} + layers {gain:.4f} "
-            f"+ gap {self.completeness_gap:.1e} nats; σ {self.sigma:.4g} (frozen), biases: "
-            f"{html.escape(self.biases)}, sign: {html.escape(self.sign)}, method: {html.escape(self.method)}"
-            "</p>",
-        ]
-        for unit in UNITS:
-            frame: pd.DataFrame = getattr(self, unit)
-            shown = frame if unit == "layers" else self.top(5, unit)
-            if len(frame):
-                head = f"<p><strong>{unit}</strong> ({len(shown)} of {len(frame)} rows)</p>"
-                lines.append(head + shown.to_html(escape=True, border=0, index=False))
-        return f"<div>{''.join(lines)}</div>"
-
-
-def attribution_json(attr: Attribution) -> dict[str, Any]:
-    """The result as plain lists and numbers: frames become rows (dicts by column name), for `json.dumps`.
-
-    Keys: ids, tokens, target, target_id, target_token, target_scored, scored_ids, logp, embedding_logp, prior_logp,
-    completeness_gap, sigma, biases, sign, method, certificate, and each frame of `UNITS` and `promotes`.
-    """
-    texts = ("target", "target_id", "target_token", "target_scored")
-    numbers = ("logp", "embedding_logp", "prior_logp", "completeness_gap", "sigma")
-    options = ("biases", "sign", "method")
-    data: dict[str, Any] = {"ids": list(attr.ids), "tokens": list(attr.tokens)}
-    data |= {name: getattr(attr, name) for name in (*texts, *numbers, *options)}
-    data["scored_ids"] = list(attr.target_ids[: attr.n_scored])
-    data["certificate"] = dict(attr.certificate)
-    return data | {name: getattr(attr, name).to_dict("records") for name in (*UNITS, "promotes")}
+        """The target, the account of its log-probability, the best heads and neurons in words; all text escaped."""
+        account = (
+            f"{account_line(self)}; σ {self.sigma:.4g} (frozen), biases: {html.escape(self.biases)}, sign: "
+            f"{html.escape(self.sign)}, method: {html.escape(self.method)}"
+        )
+        total = {unit: len(getattr(self, unit)) for unit in UNITS}
+        tables = {unit: self.readable(total[unit] if unit == "layers" else 5, unit) for unit in UNITS}
+        title = f"{as_code(self.target_token)} after {as_code(prompt_text(self.tokens))}"
+        return notebook_html(title, [account, SCORE_MEANS, WORDS_MEAN], tables, total=total)
 
 
 @dataclass(frozen=True)
@@ -256,6 +271,8 @@ class AttributionContrast(Result):
         mlp_neurons: Layer, neuron and the scores, largest |score| first.
         attn_neurons: Layer, head, dim, pos and the scores, largest |score| first.
         provenance: That of both sides, by "a" and "b".
+        aligned: "" where the sides differ in one thing, else by what their units were put beside each other
+            (`mechedit.attribution.aligned`); the sides' labels then say target, prompt and model.
     """
 
     kind: ClassVar[str] = "attribution_contrast"
@@ -272,6 +289,7 @@ class AttributionContrast(Result):
     mlp_neurons: pd.DataFrame
     attn_neurons: pd.DataFrame
     provenance: dict[str, Any] = field(default_factory=dict)
+    aligned: str = ""
 
     @property
     def logp(self) -> float:
@@ -310,9 +328,23 @@ class AttributionContrast(Result):
         """All scores in one tidy frame: unit, layer, module, head, neuron, dim, pos (missing: NA), a, b, score."""
         return tidy({unit: getattr(self, unit) for unit in CONTRASTED}, scores=("a", "b", "score"))
 
-    def plot(self, ax: Any = None) -> Any:
-        """Differences of the layer scores over depth, one line a module; returns the axes."""
-        return layer_curve(self.layers, ax=ax)
+    def readable(self, k: int, unit: str = "mlp_neurons") -> pd.DataFrame:
+        """As `top`, with the token of every position as text, where both sides have the same prompt."""
+        return readable(self.top(k, unit), () if self.aligned else self.tokens)
+
+    def plot(self, ax: Any = None) -> Plot:
+        """Differences of the layer scores over depth, one line a module."""
+        return Plot(layer_curve(self.layers, ax=ax), title=self._title)
+
+    @property
+    def _title(self) -> str:
+        """The two sides and the prompt, for a title; labels of sides that were aligned say all of it."""
+        if self.aligned:
+            return f"{visible(self.a.label)} less {visible(self.b.label)}, aligned by {self.aligned}"
+        return f"{_called(self.a)} less {_called(self.b)} after {after(prompt_text(self.tokens))}"
+
+    def __repr__(self) -> str:
+        return f"AttributionContrast({self._title}: Δ log p {self.logp:.4f} nats)"
 
     def __neg__(self) -> AttributionContrast:
         """The difference b − a."""
@@ -320,41 +352,21 @@ class AttributionContrast(Result):
         for unit in CONTRASTED:
             frame = getattr(self, unit).rename(columns={"a": "b", "b": "a"})
             frames[unit] = frame.assign(score=-frame["score"])[[*UNITS[unit], "a", "b", "score"]]
-        provenance = {"a": self.provenance.get("b", {}), "b": self.provenance.get("a", {})}
+        sides = {"a": self.provenance.get("b", {}), "b": self.provenance.get("a", {})}
+        provenance = {**self.provenance, **sides}
         return replace(self, a=self.b, b=self.a, provenance=provenance, **frames)
 
     def _repr_html_(self) -> str:
         """The two sides, the account of the difference, and the rows that differ most; all text escaped."""
-        text = "".join(visible(token) for token in self.tokens)
-        a, b = self.a, self.b
-        lines = [
-            f"<p><strong>Attribution</strong> of {_named(a)} less {_named(b)} after {as_code(text)}</p>",
-            f"<p>Δ log p {self.logp:.4f} = embedding {self.embedding_logp:.4f} + layers "
-            f"{self.layers['score'].sum():.4f} + gap {self.completeness_gap:.1e} nats; σ {a.sigma:.4g} and "
-            f"{b.sigma:.4g} (frozen), biases: {html.escape(self.biases)}</p>",
-        ]
-        for unit in CONTRASTED:
-            frame: pd.DataFrame = getattr(self, unit)
-            shown = frame if unit == "layers" else self.top(5, unit)
-            if len(frame):
-                count = f"{len(shown)} of {len(frame)} rows"
-                count += f", {self.unknown[unit]} not known on one side" if self.unknown[unit] else ""
-                lines.append(f"<p><strong>{unit}</strong> ({count})</p>")
-                lines.append(shown.to_html(escape=True, border=0, index=False))
-        return f"<div>{''.join(lines)}</div>"
-
-
-def contrast_json(difference: AttributionContrast) -> dict[str, Any]:
-    """The difference as plain lists and numbers: frames become rows (dicts by column name), for `json.dumps`.
-
-    Keys: a, b (the fields of `Side`), ids, tokens, logp, embedding_logp, completeness_gap, biases, target_scored,
-    unknown, and each frame of `CONTRASTED` (NaN: not known).
-    """
-    data: dict[str, Any] = {name: asdict(getattr(difference, name)) for name in ("a", "b")}
-    data |= {"ids": list(difference.ids), "tokens": list(difference.tokens)}
-    names = ("logp", "embedding_logp", "completeness_gap", "biases", "target_scored", "unknown")
-    data |= {name: getattr(difference, name) for name in names}
-    return data | {unit: getattr(difference, unit).to_dict("records") for unit in CONTRASTED}
+        account = (
+            f"Δ {account_line(self)}; σ {self.a.sigma:.4g} and {self.b.sigma:.4g} (frozen), biases: "
+            f"{html.escape(self.biases)}"
+        )
+        unknown = ", ".join(f"{n} of {unit}" for unit, n in self.unknown.items() if n)
+        lines = [account, DIFFERENCE_MEANS, *([f"Not known on one side: {unknown}."] if unknown else [])]
+        total = {unit: len(getattr(self, unit)) for unit in CONTRASTED}
+        tables = {unit: self.readable(total[unit] if unit == "layers" else 5, unit) for unit in CONTRASTED}
+        return notebook_html(html.escape(self._title), lines, tables, total=total)
 
 
 def subtract(a: Attribution, b: Attribution) -> AttributionContrast:
@@ -429,6 +441,7 @@ def _labels(a: Attribution, b: Attribution) -> tuple[str, str]:
     return "a", "b"
 
 
-def _named(side: Side) -> str:
-    target = as_code(side.target_token)
-    return target if side.label == side.target_token else f"{target} ({html.escape(visible(side.label))})"
+def _called(side: Side) -> str:
+    """A side of a difference in words."""
+    target = visible(side.target_token, spaces=True)
+    return target if side.label == side.target_token else f"{target} ({visible(side.label)})"

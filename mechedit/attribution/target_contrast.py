@@ -14,12 +14,13 @@ Source of the scores: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141), section 3.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal, overload
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from mechedit.attribution.aligned import Align, subtract_aligned
 from mechedit.attribution.exact_scores import frame_scores
 from mechedit.attribution.frames import attn_frame, head_frame, head_places, neuron_frame
 from mechedit.attribution.layers import account, contrast_scores
@@ -27,7 +28,7 @@ from mechedit.attribution.options import check_top_k
 from mechedit.attribution.passes import Pass, check_forced, run_pass
 from mechedit.attribution.projection import Biases
 from mechedit.attribution.ranking.neurons import Ranked
-from mechedit.attribution.result import AttributionContrast, Side
+from mechedit.attribution.result import Attribution, AttributionContrast, Side
 from mechedit.attribution.terms import Kind, position_vectors, unit_vectors
 from mechedit.attribution.tokens import token_strings
 from mechedit.attribution.units import UNITS, joined
@@ -42,7 +43,7 @@ __all__ = ["contrast"]
 _ROWS = 4096  # vectors that are made at a time
 
 
-@torch.no_grad()
+@overload
 def contrast(
     model: HookedModel,
     prompt: Prompt,
@@ -52,31 +53,73 @@ def contrast(
     top_k: int | Literal["all"] = 300,
     biases: Biases = "keep",
     space: Space = "auto",
+) -> AttributionContrast: ...
+@overload
+def contrast(model: Attribution, prompt: Attribution, *, align: Align) -> AttributionContrast: ...
+@torch.no_grad()
+def contrast(
+    model: HookedModel | Attribution,
+    prompt: Prompt | Attribution,
+    new: str | None = None,
+    old: str | None = None,
+    *,
+    top_k: int | Literal["all"] = 300,
+    biases: Biases = "keep",
+    space: Space = "auto",
+    align: Align | None = None,
 ) -> AttributionContrast:
     """What adds to the new target against the old one: `inc(new) − inc(old) = (B_new − B_old) · v` of every unit, nats.
+
+    Or, as `contrast(a, b, align=...)`, the difference of two attributions in which more than one thing differs: other
+    prompts, targets or models (`mechedit.attribution.aligned`).
 
     `score` is that product, linear and exact, the same with either `biases`; a and b are the scores for the new and the
     old target. Neuron frames hold the `top_k` of all neurons by |score|; `head_positions` those of the strongest heads.
     Cost: a forward pass, 4 · n_layers products with the vocabulary, and two for each head and each row that is shown.
 
     Args:
-        model: The model, as it is now.
-        prompt: What the targets are predicted behind.
+        model: The model, as it is now; or the attribution a.
+        prompt: What the targets are predicted behind; or the attribution b.
         new: The target of side a; the first token of its continuation that is not old's is scored.
         old: The target of side b, likewise.
         top_k: Rows of each neuron frame, or "all".
         biases: As in `attribute`.
         space: As in `attribute`.
+        align: Of two attributions: what stands beside what, the i-th token beside the i-th ("position"), or layers,
+            heads and MLP neurons whatever tokens they are at ("units").
 
     Raises:
-        InputError: As `attribute`, and where one target is the beginning of the other.
+        InputError: As `attribute`, and where one target is the beginning of the other; attributions that have no
+            counterparts, or are given without `align`.
 
     >>> import mechedit as me
     >>> model = me.load_model("factworld")
     >>> difference = contrast(model, "The mother tongue of", " English", " French", top_k=5)
     >>> len(difference.mlp_neurons), abs(difference.completeness_gap) < 1e-3
     (5, True)
+    >>> a, b = (me.attribute(model, f"{name} works as a", " teacher") for name in ("Anna Novak", "Lukas Novak"))
+    >>> print(contrast(a, b, align="units").a.label)
+    'teacher' after 'Anna Novak works as a'
     """
+    if isinstance(model, Attribution) or isinstance(prompt, Attribution):
+        return _of_two(model, prompt, align, extra=(new, old))
+    if new is None or old is None or align is not None:
+        raise InputError(
+            "contrast: expected a model, a prompt and two targets, or two attributions and align"
+        )
+    return _of_targets(model, prompt, new, old, top_k=top_k, biases=biases, space=space)
+
+
+def _of_targets(
+    model: HookedModel,
+    prompt: Prompt,
+    new: str,
+    old: str,
+    *,
+    top_k: int | Literal["all"],
+    biases: Biases,
+    space: Space,
+) -> AttributionContrast:
     check_top_k(top_k)
     new_pass, old_pass = _two_sides(model, prompt, new, old, biases=biases, space=space)
     ids = new_pass.view.ids
@@ -92,6 +135,21 @@ def contrast(
         provenance={"a": a, "b": b},
         **_frames(new_pass, old_pass, top_k),
     )
+
+
+def _of_two(
+    a: Any, b: Any, align: Align | None, *, extra: tuple[str | None, str | None]
+) -> AttributionContrast:
+    if not (isinstance(a, Attribution) and isinstance(b, Attribution)) or extra != (None, None):
+        raise InputError(
+            "contrast: expected a model, a prompt and two targets, or two attributions and align"
+        )
+    if align is None:
+        raise InputError(
+            "align: expected 'position' or 'units' to compare different prompts or models; of results that differ in "
+            "the edit or the target alone, a - b is the difference"
+        )
+    return subtract_aligned(a, b, align=align)
 
 
 def _two_sides(

@@ -1,8 +1,8 @@
 """The command line.
 
-Commands: `mechedit demo | attribute | edit | evaluate | anatomy | faithfulness | known | compare | drift | covariance |
-tune | factworld | diagnose | run | report`. Each prints a table, or one JSON object with `--json`. Exit status: 0
-done, 1 failed, 2 wrong usage (one line on standard error), 130 interrupted.
+Commands: `mechedit demo | attribute | edit | contrast | evaluate | known | anatomy | faithfulness | compare | drift |
+covariance | tune | factworld | diagnose | run | report`. Each prints a table, or one JSON object with `--json`. Exit
+status: 0 done, 1 failed, 2 wrong usage (one line on standard error), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from mechedit.cli import (
     anatomy,
     attribute,
     compare,
+    contrast,
     covariance,
     demo,
     diagnose,
@@ -46,6 +47,7 @@ def _parser() -> Parser:
         demo,
         attribute,
         edit,
+        contrast,
         evaluate,
         anatomy,
         faithfulness,

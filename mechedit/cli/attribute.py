@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def _mode(options: argparse.Namespace) -> str:
     if given := [name for name in foreign if getattr(options, name) is not None]:
         name = given[0].replace("_", "-")
         raise InputError(f"{name}: --{mode} takes no --{name}; leave it out")
+    if options.circuit is not None and mode != "prompt":
+        raise InputError(f"circuit: --{mode} takes no --circuit; leave it out")
     for name, usual in RANKING.items():
         if name not in TAKES[mode] and getattr(options, name) != usual:
             raise InputError(f"{name}: --{mode} takes no --{name}; leave it out")
@@ -79,18 +82,34 @@ def _ranking(options: argparse.Namespace, mode: str) -> dict[str, Any]:
 def _single(options: argparse.Namespace) -> None:
     from mechedit.attribution import attribute, attribution_json
     from mechedit.recipes.configured_model import load
+    from reports.attribution_circuit import check_path
+    from reports.readable import SCORE_MEANS, WORDS_MEAN
 
+    circuit = None if options.circuit is None else check_path(options.circuit)
     attr = attribute(load(options), options.prompt, options.target, **_ranking(options, "prompt"))
     if options.out is not None:
         attr.save(options.out)
+    if circuit is not None:
+        attr.circuit().save(circuit)
     if options.json:
         print_json(attribution_json(attr))
         return
     print(
         f"log p({attr.target_token!r}) = {attr.logp:.4f} nats; the account misses it by {attr.completeness_gap:.1e}"
     )
+    print(SCORE_MEANS)
+    print(WORDS_MEAN)
     for unit in UNITS:
-        print(f"\n{unit}\n{as_table(attr.top(10, unit))}")
+        print(f"\n{unit}\n{as_table(attr.readable(10, unit))}")
+    _say_saved(options)
+
+
+def _say_saved(options: argparse.Namespace) -> None:
+    """Where the result lies, and how to see its page."""
+    if options.out is not None:
+        print(f"\nsaved: {options.out} (page: mechedit report {shlex.quote(str(options.out))})")
+    if options.circuit is not None:
+        print(f"circuit: {options.circuit}")
 
 
 def _many(options: argparse.Namespace) -> None:
@@ -111,26 +130,10 @@ def _many(options: argparse.Namespace) -> None:
             {"n": len(results), "out": options.out, "results": [attribution_json(attr) for attr in results]}
         )
         return
-    print(as_table(_summary(prompts, results)))
-    if options.out is not None:
-        print(f"results: {options.out}")
-
-
-def _summary(prompts: list[str], results: Any) -> Any:
-    """One row a pair: the prompt's end, its target, log p, the account's gap, and the sub-layer that adds most."""
-    import pandas as pd
-
-    def row(prompt: str, attr: Any) -> dict[str, Any]:
-        best = attr.top(1, "layers").iloc[0]
-        return {
-            "prompt": prompt if len(prompt) <= 50 else f"…{prompt[-49:]}",
-            "target": attr.target_token,
-            "logp": attr.logp,
-            "gap": attr.completeness_gap,
-            "best": f"{best['module']} {best['layer']}",
-        }
-
-    return pd.DataFrame([row(prompt, attr) for prompt, attr in zip(prompts, results, strict=True)])
+    summary = results.summary()
+    summary["prompt"] = [text if len(text) <= 50 else f"…{text[-49:]}" for text in summary["prompt"]]
+    print(as_table(summary))
+    _say_saved(options)
 
 
 # --- the difference between two ---------------------------------------------------------------------
@@ -153,7 +156,7 @@ def _saved_edit(options: argparse.Namespace) -> Any:
 
     model, folder = load(options), Path(options.edited)
     change = (folder / "change.json").is_file()
-    saved: Any = WeightChange.load(folder, model) if change else EditBook.load(folder)
+    saved: Any = (WeightChange if change else EditBook).load(folder)
     ranking = Options(**_ranking(options, "edited"))
     return under_edit(
         model,
@@ -181,6 +184,7 @@ def _edit(options: argparse.Namespace) -> Any:
 
 def _show_difference(options: argparse.Namespace, contrast: Any) -> None:
     from mechedit.attribution import contrast_json
+    from reports.readable import DIFFERENCE_MEANS
 
     if options.json:
         print_json(contrast_json(contrast))
@@ -193,8 +197,10 @@ def _show_difference(options: argparse.Namespace, contrast: Any) -> None:
     ]
     gap = f"the account misses it by {contrast.completeness_gap:.1e}"
     print(f"log p {' less '.join(named)} = {contrast.logp:.4f} nats; {gap}")
+    print(DIFFERENCE_MEANS)
     for unit in UNITS:
-        print(f"\n{unit}\n{as_table(contrast.top(10, unit))}")
+        print(f"\n{unit}\n{as_table(contrast.readable(10, unit))}")
+    _say_saved(options)
 
 
 # --- the options ------------------------------------------------------------------------------------
@@ -227,6 +233,9 @@ def add(commands: Any) -> None:
         choices=("first", "sum"),
         default="first",
         help="the target's first token (with a bare space before it), or all of them",
+    )
+    p.add_argument(
+        "--circuit", metavar="FILE", help="draw the circuit: .svg, .pdf, .png, .html to explore, or .json"
     )
     difference = p.add_argument_group("the difference between two")
     difference.add_argument("--contrast", metavar="TARGET", help="an old target, to set --target against")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from experiments.cli.options import configured, count
+from experiments.cli.options import configured, count, count_or_none
 from experiments.cli.output import as_table, print_json
 from mechedit.cli.options import PLACE, add_space, command
 from mechedit.recipes.configurations import ComparisonConfig
@@ -66,7 +66,9 @@ def add(commands: Any) -> None:
     )
     p.add_argument("--seeds", type=_seeds, help="as 0,1,2 (the default)")
     p.add_argument("--ablation-facts", type=count, help="facts of the ablations (default 40)")
-    p.add_argument("--ripple-facts", type=count, help="facts of RippleEdits' axes (default 60)")
+    p.add_argument(
+        "--ripple-facts", type=count_or_none, help="facts of RippleEdits' axes (default 60; 0: none)"
+    )
     p.add_argument(
         "--text", help="running text for KL and Top1: a file, a folder, a datasets name (default: own)"
     )

@@ -58,5 +58,7 @@ def add(commands: Any) -> None:
         "mechedit covariance --model gpt2-xl --text wikipedia.txt --layers 13-17",
     )
     p.add_argument("--text", help="a UTF-8 file, a folder of them, or a datasets name, as owner/name:split")
-    p.add_argument("--layers", type=layers, default="auto", help="FIRST-LAST, as 13-17 (default: all)")
+    p.add_argument(
+        "--layers", type=layers, default="auto", help="a layer, or FIRST-LAST, as 13-17 (default: all)"
+    )
     p.add_argument("--tokens", type=count, help="take the text's first tokens only (default: all)")

@@ -64,7 +64,11 @@ def add(commands: Any) -> None:
         required=True,
         help="facts of CounterFact, EasyEdit, zsRE or RippleEdits: a file or a datasets name",
     )
-    p.add_argument("--limit", type=count, help="facts to edit (default: all)")
+    p.add_argument(
+        "--limit",
+        type=count,
+        help="facts to edit (default: all); a larger one extends a run whose editor chooses nothing on other facts",
+    )
     add_space(p)
     p.add_argument("--skip-malformed", action="store_true", help="leave malformed records out and say which")
     p.add_argument("--mode", choices=tuple(MODES), default="single", help="how several facts are edited")

@@ -51,10 +51,11 @@ def top_k(text: str) -> int | str:
 
 
 def layers(text: str) -> tuple[int, int] | str:
-    """The word auto, or FIRST-LAST."""
+    """The word auto, a layer, or FIRST-LAST."""
     if text == "auto":
         return text
-    first, _, last = text.partition("-")
+    first, dash, last = text.partition("-")
+    last = last if dash else first
     if not first.isdigit() or not last.isdigit():
-        raise argparse.ArgumentTypeError(f"expected auto or FIRST-LAST, as 4-7, found {text!r}")
+        raise argparse.ArgumentTypeError(f"expected auto, a layer or FIRST-LAST, as 4-7, found {text!r}")
     return int(first), int(last)

@@ -153,7 +153,8 @@ def _built(
     """The facts of the rows, and a line for each row that is none."""
     facts: list[FactEdit] = []
     left_out: list[str] = []
-    unmeasurable = unanswered = 0
+    unmeasurable: list[str] = []
+    unanswered = 0
     for index, row in enumerate(rows):
         try:
             fact = from_row(BUILDERS[schema], row, index, where=f"{source}: record {index}")
@@ -162,20 +163,19 @@ def _built(
                 raise
             left_out.append(str(error))
             if isinstance(error, Unmeasurable):
-                unmeasurable += 1
+                unmeasurable.append(str(error))
             else:
                 log.warning("left out: %s", error)
             continue
         facts.append(fact if space == "auto" or "space" in row else dataclasses.replace(fact, space=space))
         unanswered += asked_neighbours(schema, row) - len(fact.neighborhood_prompts)
     if unmeasurable:
-        first = next(line for line in left_out if "target_true" in line)
         log.warning(
             "%s: left out %d of %d records: no score could tell whether the edit took; the first: %s",
             source,
-            unmeasurable,
+            len(unmeasurable),
             len(rows),
-            first,
+            unmeasurable[0],
         )
     if unanswered:
         log.warning("%s: left out %d neighbourhood prompts that have no answer", source, unanswered)

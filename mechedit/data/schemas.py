@@ -35,12 +35,12 @@ from mechedit.data.records import (
     normalised,
     shown,
 )
+from mechedit.data.rows import Row, at, check_object, flat, listed, one_or_more, optional, text_at, texts
 from reports.errors import InputError
 
 __all__ = ["AXES", "BUILDERS", "Schema", "asked_neighbours", "detect", "from_row"]
 
 Schema = Literal["counterfact", "easyedit", "ripple", "zsre", "fact"]
-Row = dict[str, Any]
 _DETECTED_BY: dict[str, Schema] = {
     "requested_rewrite": "counterfact",
     "target_true": "fact",
@@ -74,7 +74,7 @@ def detect(row: Any, source: str) -> Schema:
     >>> detect({"alt": "Virgo", "src": "Where is it?"}, "facts.json")
     'zsre'
     """
-    _object(row, f"{source}: record 0")
+    check_object(row, f"{source}: record 0")
     for key, schema in _DETECTED_BY.items():
         if row.get(key) is not None:
             return schema
@@ -88,7 +88,7 @@ def detect(row: Any, source: str) -> Schema:
 
 def from_row(build: Callable[[Row, int], FactEdit], row: Any, index: int, *, where: str) -> FactEdit:
     """The fact of one row; an error of it names `where` and the field."""
-    _object(row, where)
+    check_object(row, where)
     try:
         fact = build(row, index)
         return fact if row.get("space") is None else replace(fact, space=row["space"])
@@ -102,23 +102,23 @@ def from_row(build: Callable[[Row, int], FactEdit], row: Any, index: int, *, whe
 def _counterfact(row: Row, index: int) -> FactEdit:
     rewrite = "requested_rewrite"
     return FactEdit(
-        subject=_text_at(row, f"{rewrite}.subject"),
-        prompt=_text_at(row, f"{rewrite}.prompt"),
-        target_true=_text_at(row, f"{rewrite}.target_true.str"),
-        target_new=_text_at(row, f"{rewrite}.target_new.str"),
-        case_id=_optional(row, "case_id", index),
-        relation=_optional(row[rewrite], "relation_id", ""),
-        paraphrase_prompts=_at(row, "paraphrase_prompts"),
-        neighborhood_prompts=_at(row, "neighborhood_prompts"),
-        generation_prompts=_optional(row, "generation_prompts", ()),
-        attribute_prompts=_optional(row, "attribute_prompts", ()),
+        subject=text_at(row, f"{rewrite}.subject"),
+        prompt=text_at(row, f"{rewrite}.prompt"),
+        target_true=text_at(row, f"{rewrite}.target_true.str"),
+        target_new=text_at(row, f"{rewrite}.target_new.str"),
+        case_id=optional(row, "case_id", index),
+        relation=optional(row[rewrite], "relation_id", ""),
+        paraphrase_prompts=at(row, "paraphrase_prompts"),
+        neighborhood_prompts=at(row, "neighborhood_prompts"),
+        generation_prompts=optional(row, "generation_prompts", ()),
+        attribute_prompts=optional(row, "attribute_prompts", ()),
         source_schema="counterfact",
     )
 
 
 def _easyedit(row: Row, index: int) -> FactEdit:
-    subject, prompt = _text_at(row, "subject"), _text_at(row, "prompt")
-    names, new = _names(row, "ground_truth"), _text_at(row, "target_new")
+    subject, prompt = text_at(row, "subject"), text_at(row, "prompt")
+    names, new = _names(row, "ground_truth"), text_at(row, "target_new")
     prompt, subject = _template(prompt, subject)
     _check_other(new, names, "target_new")
     neighbours, answers = _neighbours(row, names[0])
@@ -127,7 +127,7 @@ def _easyedit(row: Row, index: int) -> FactEdit:
         prompt=prompt,
         target_true=names[0],
         target_new=new,
-        case_id=_optional(row, "case_id", index),
+        case_id=optional(row, "case_id", index),
         paraphrase_prompts=_some(row, "rephrase_prompt") or _some(row, "rephrase"),
         neighborhood_prompts=neighbours,
         neighborhood_answers=answers,
@@ -136,8 +136,8 @@ def _easyedit(row: Row, index: int) -> FactEdit:
 
 
 def _zsre(row: Row, index: int) -> FactEdit:
-    answers, new = _names(row, "answers"), _text_at(row, "alt")
-    prompt, subject = _template(_text_at(row, "src"), _text_at(row, "subject"), field="src")
+    answers, new = _names(row, "answers"), text_at(row, "alt")
+    prompt, subject = _template(text_at(row, "src"), text_at(row, "subject"), field="src")
     _check_other(new, answers, "alt")
     questions = [question.rstrip() for question in _some(row, "loc")]
     return FactEdit(
@@ -145,7 +145,7 @@ def _zsre(row: Row, index: int) -> FactEdit:
         prompt=prompt,
         target_true=answers[0],
         target_new=new,
-        case_id=_optional(row, "case_id", index),
+        case_id=optional(row, "case_id", index),
         paraphrase_prompts=_some(row, "rephrase"),
         neighborhood_prompts=tuple(text if text.endswith("?") else f"{text}?" for text in questions),
         neighborhood_answers=_some(row, "loc_ans") if questions else (),
@@ -154,12 +154,12 @@ def _zsre(row: Row, index: int) -> FactEdit:
 
 
 def _ripple(row: Row, index: int) -> FactEdit:
-    new = _text_at(row, "edit.prompt").rstrip(". ")
+    new = text_at(row, "edit.prompt").rstrip(". ")
     if "original_fact" not in row["edit"]:
         raise InputError(
             "edit.original_fact: expected the fact before the edit, found none (a recently added fact has none)"
         )
-    old = _text_at(row, "edit.original_fact.prompt").rstrip(". ")
+    old = text_at(row, "edit.original_fact.prompt").rstrip(". ")
     tests = [test for key, axis in AXES.items() for test in _tests(row, key, axis)]
     prompt = _stem(new, old, [query for test in tests for query in test.queries if test.axis == "SA"])
     template, subject = _template(prompt, _subject(row, prompt), field="edit.prompt")
@@ -168,8 +168,8 @@ def _ripple(row: Row, index: int) -> FactEdit:
         prompt=template,
         target_true=check_text(old[len(prompt) :].strip(), "edit.original_fact.prompt"),
         target_new=check_text(new[len(prompt) :].strip(), "edit.prompt"),
-        case_id=_optional(row, "case_id", index),
-        relation=_optional(row["edit"], "relation", ""),
+        case_id=optional(row, "case_id", index),
+        relation=optional(row["edit"], "relation", ""),
         ripple=tuple(tests),
         source_schema="ripple",
     )
@@ -183,7 +183,7 @@ def _fact(row: Row, index: int) -> FactEdit:
         )
     given = {"case_id": index, "source_schema": "fact", **{k: v for k, v in row.items() if v is not None}}
     for name in ("subject", "prompt", "target_true", "target_new"):
-        _text_at(row, name)
+        text_at(row, name)
     if "{}" not in row["prompt"]:
         given["prompt"], given["subject"] = _template(row["prompt"], row["subject"])
     given["ripple"] = tuple(
@@ -193,10 +193,10 @@ def _fact(row: Row, index: int) -> FactEdit:
 
 
 def _ripple_test(row: Any, where: str) -> RippleTest:
-    _object(row, where)
+    check_object(row, where)
     queries = {
         name: tuple(
-            RippleQuery(_text_at(query, "prompt"), tuple(map(tuple, _at(query, "answers"))))
+            RippleQuery(text_at(query, "prompt"), tuple(map(tuple, at(query, "answers"))))
             for query in row.get(name) or ()
         )
         for name in ("queries", "conditions")
@@ -217,16 +217,16 @@ BUILDERS: dict[Schema, Callable[[Row, int], FactEdit]] = {
 
 
 def _tests(row: Row, key: str, axis: Axis) -> Iterator[RippleTest]:
-    for i, test in enumerate(_list(_optional(row, key, ()), key)):
+    for i, test in enumerate(listed(optional(row, key, ()), key)):
         where = f"{key}[{i}]"
-        _object(test, where)
-        condition = _optional(test, "test_condition", "OR")
+        check_object(test, where)
+        condition = optional(test, "test_condition", "OR")
         if condition not in ("OR", "AND"):
             raise InputError(f"{where}.test_condition: expected OR or AND, found {shown(condition)}")
         queries, conditions = (
             tuple(
                 _query(q, f"{where}.{name}[{j}]")
-                for j, q in enumerate(_list(test.get(name), f"{where}.{name}"))
+                for j, q in enumerate(listed(test.get(name), f"{where}.{name}"))
             )
             for name in ("test_queries", "condition_queries")
         )
@@ -238,13 +238,13 @@ def _tests(row: Row, key: str, axis: Axis) -> Iterator[RippleTest]:
 
 def _query(query: Any, where: str) -> RippleQuery:
     """A query; names of one character that is no digit answer nothing, as in the source."""
-    _object(query, where)
+    check_object(query, where)
     answers = []
-    for k, target in enumerate(_list(query.get("answers"), f"{where}.answers")):
-        _object(target, f"{where}.answers[{k}]")
+    for k, target in enumerate(listed(query.get("answers"), f"{where}.answers")):
+        check_object(target, f"{where}.answers[{k}]")
         names = [
             target.get("value"),
-            *_list(_optional(target, "aliases", ()), f"{where}.answers[{k}].aliases"),
+            *listed(optional(target, "aliases", ()), f"{where}.answers[{k}].aliases"),
         ]
         names = list(check_texts(names, f"{where}.answers[{k}]"))
         answers.append(tuple(name for name in names if len(name) > 1 or name.isdigit()) or (names[0],))
@@ -281,7 +281,7 @@ def _subject(row: Row, prompt: str) -> str:
     """The subject's name in `prompt`: spelt by its id, given as `edit.subject`, or what all prompts about it share."""
     if row["edit"].get("subject") is not None:
         return check_text(row["edit"]["subject"], "edit.subject")
-    subject_id = _at(row, "edit.subject_id")
+    subject_id = at(row, "edit.subject_id")
     words = prompt.split(" ")
     runs = [" ".join(words[a:b]) for a in range(len(words)) for b in range(len(words), a, -1)]
     spans = [re.sub(r"('s?|,)$", "", run) for run in runs]
@@ -320,8 +320,8 @@ def _prompts_about(row: Row, subject_id: Any) -> tuple[list[str], list[str]]:
     """Prompts of the row's queries about the subject under its own name, and about others."""
     named, foreign = [], []
     for key, axis in AXES.items():
-        for test in _optional(row, key, ()):
-            for query in (*_optional(test, "test_queries", ()), *_optional(test, "condition_queries", ())):
+        for test in optional(row, key, ()):
+            for query in (*optional(test, "test_queries", ()), *optional(test, "condition_queries", ())):
                 about = query.get("subject_id") == subject_id
                 if about and axis in ("RS", "FN"):
                     named.append(str(query.get("prompt")))
@@ -349,7 +349,7 @@ def _template(prompt: str, subject: str, *, field: str = "prompt") -> tuple[str,
 
 def _names(row: Row, field: str) -> tuple[str, ...]:
     """The names of an object, the first of which is asked for: a text or a list of them."""
-    names = _one_or_more(row, field)
+    names = one_or_more(row, field)
     if not names:
         raise InputError(f"{field}: expected at least one, found none")
     return names
@@ -363,14 +363,14 @@ def _check_other(new: str, names: Sequence[str], field: str) -> None:
 
 def _some(row: Row, field: str) -> tuple[str, ...]:
     """The texts of an optional field."""
-    return () if row.get(field) is None else _one_or_more(row, field)
+    return () if row.get(field) is None else one_or_more(row, field)
 
 
 def asked_neighbours(schema: Schema, row: Row) -> int:
     """How many neighbourhood prompts a row has that became a fact, with an answer or not."""
     if schema != "easyedit" or row.get("locality") is None:
         return {"zsre": len(_some(row, "loc")), "easyedit": len(_some(row, "locality_prompt"))}.get(
-            schema, len(_optional(row, "neighborhood_prompts", ()))
+            schema, len(optional(row, "neighborhood_prompts", ()))
         )
     return len(_some(row, "locality_prompt")) + sum(1 for _ in _localities(row))
 
@@ -397,75 +397,24 @@ def _localities(row: Row) -> Iterator[tuple[str, tuple[str, ...]]]:
 
     By kind either lists of prompts and answers (EasyEdit), or a list of objects of one prompt each (KnowEdit).
     """
-    kinds = _optional(row, "locality", {})
-    _object(kinds, "locality")
+    kinds = optional(row, "locality", {})
+    check_object(kinds, "locality")
     for kind, asked in kinds.items():
         where = f"locality.{kind}"
         for i, item in enumerate(
             asked if isinstance(asked, list | tuple) else () if asked is None else [asked]
         ):
             place = f"{where}[{i}]" if isinstance(asked, list | tuple) else where
-            _object(item, place)
-            prompts = _texts(item.get("prompt"), f"{place}.prompt")
+            check_object(item, place)
+            prompts = texts(item.get("prompt"), f"{place}.prompt")
             answers = item.get("ground_truth")
             if len(prompts) == 1:
-                yield prompts[0], tuple(_flat(answers, f"{place}.ground_truth"))
+                yield prompts[0], tuple(flat(answers, f"{place}.ground_truth"))
                 continue
-            listed = _list(answers, f"{place}.ground_truth")
-            if len(listed) != len(prompts):
+            many = listed(answers, f"{place}.ground_truth")
+            if len(many) != len(prompts):
                 raise InputError(
-                    f"{place}.ground_truth: expected {len(prompts)}, one for each prompt, found {len(listed)}"
+                    f"{place}.ground_truth: expected {len(prompts)}, one for each prompt, found {len(many)}"
                 )
-            for j, (prompt, names) in enumerate(zip(prompts, listed, strict=True)):
-                yield prompt, tuple(_flat(names, f"{place}.ground_truth[{j}]"))
-
-
-def _texts(value: Any, field: str) -> tuple[str, ...]:
-    return (check_text(value, field),) if isinstance(value, str) else check_texts(value, field)
-
-
-def _flat(value: Any, field: str) -> Iterator[str]:
-    """The texts in lists of lists; empty ones are no answer."""
-    if isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            yield from _flat(item, f"{field}[{i}]")
-    elif value is not None and value != "":
-        yield check_text(value, field)
-
-
-def _at(row: Row, field: str) -> Any:
-    """The value at a dotted `field`; a column of nulls (Parquet) is as good as a missing key."""
-    value: Any = row
-    for depth, key in enumerate(field.split("."), start=1):
-        if not isinstance(value, dict):
-            raise InputError(
-                f"{'.'.join(field.split('.')[: depth - 1])}: expected an object, found {shown(value)}"
-            )
-        value = value.get(key)
-        if value is None:
-            raise InputError(f"{'.'.join(field.split('.')[:depth])}: expected a value, found none")
-    return value
-
-
-def _optional(row: Row, key: str, default: Any) -> Any:
-    value = row.get(key)
-    return default if value is None else value
-
-
-def _text_at(row: Row, field: str) -> str:
-    return check_text(_at(row, field), field)
-
-
-def _one_or_more(row: Row, field: str) -> tuple[str, ...]:
-    return _texts(_at(row, field), field)
-
-
-def _list(value: Any, field: str) -> Sequence[Any]:
-    if not isinstance(value, list | tuple):
-        raise InputError(f"{field}: expected a list, found {shown(value)}")
-    return value
-
-
-def _object(row: Any, where: str) -> None:
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: expected an object, found {shown(row)}")
+            for j, (prompt, names) in enumerate(zip(prompts, many, strict=True)):
+                yield prompt, tuple(flat(names, f"{place}.ground_truth[{j}]"))

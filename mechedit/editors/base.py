@@ -9,12 +9,12 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from mechedit.data.facts import FactEdit
 from mechedit.models.hooked import HookedModel
 
-__all__ = ["Editor", "NoEdit", "as_facts", "derive", "lineage"]
+__all__ = ["Editor", "NoEdit", "Reads", "as_facts", "derive", "lineage"]
 
 M = TypeVar("M", bound="HookedModel")
 
@@ -33,7 +33,19 @@ class Editor(Protocol):
     def apply(
         self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]
     ) -> AbstractContextManager[HookedModel]:
-        """The model with the facts edited, for the length of the block."""
+        """The model with the facts edited, for the length of the block.
+
+        `model` itself is edited inside the block, as its repr shows (IKE alone leaves it and edits what it yields):
+        measure what is to stand beside the edit before the block or after it.
+        """
+
+
+@runtime_checkable
+class Reads(Protocol):
+    """An editor whose edits depend on more than its fields, the model and the fact."""
+
+    def reads(self, model: HookedModel) -> dict[str, Any]:
+        """What it reads besides, as plain data; a key that is a field's stands in the place of the field's value."""
 
 
 @dataclass(frozen=True)

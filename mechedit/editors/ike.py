@@ -21,6 +21,7 @@ The edited model is one whose `tokenize` puts the demonstrations before a text. 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mechedit.data.facts import FactEdit
+from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.data.prompts import demonstration, doubt, doubt_old
 from mechedit.editors.base import as_facts, derive
 from mechedit.editors.defaults import AUTO, Table, Tuned
@@ -41,12 +42,14 @@ from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import resid_post
 from mechedit.models.states import mean_states
 from reports.errors import InputError
+from reports.text import clip
 
 __all__ = ["IKE", "PromptedModel"]
 
 KINDS = ("copy", "update", "retain", "update", "retain", "update", "retain", "retain")
 EMBEDDED_POOL = 64
 ROOM = 32  # tokens of the context that are kept for what is written behind a prompt
+PROBE = "The capital of France is Paris."  # by which one function `embed` is told from another
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +78,9 @@ class PromptedModel(HookedModel):
         prompted.prefix, prompted.demonstrations, prompted.left_out = prefix, demonstrations, left_out
         prompted._before = model._before + prefix
         return prompted
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, behind the prefix {clip(self.prefix, 60)!r})"
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Is refused, because the edit is in the prompt.
@@ -135,6 +141,15 @@ class IKE(Tuned):
         yield PromptedModel.over(
             model, _prefix(facts, fitting), demonstrations=len(fitting), left_out=left_out
         )
+
+    def reads(self, model: HookedModel) -> dict[str, Any]:
+        """The pool that demonstrations come from, and what the function `embed` says of a sentence."""
+        pool = self.pool if self.pool is not None else _embedded_pool(model)
+        read: dict[str, Any] = {"pool": {"facts": len(pool), "sha256": facts_hash(pool)}}
+        if self.embed is None:
+            return read
+        said = torch.as_tensor(self.embed([PROBE])).double().round(decimals=3) + 0.0
+        return read | {"embed": {"probe": hashlib.sha256(said.cpu().numpy().tobytes()).hexdigest()}}
 
     def prefix(self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]) -> str:
         """All that is to stand before a prompt: demonstrations, a copy of each further fact, and the last new fact."""

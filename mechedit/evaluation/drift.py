@@ -20,8 +20,9 @@ from typing import Any, ClassVar
 import pandas as pd
 from tqdm.auto import tqdm
 
-from mechedit.data.facts import FactEdit
+from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors.base import Editor
+from mechedit.editors.settings import resolved
 from mechedit.evaluation.fluency import LENGTH, TOP_K, ngram_entropy, words
 from mechedit.models.generation import generate
 from mechedit.models.hooked import HookedModel
@@ -108,7 +109,9 @@ def drift(
                     past_end=True,
                 )[0]
             rows.append({"editor": editor.name, "case_id": str(fact.case_id), **read_text(text, fact)})
-    return Drift(pd.DataFrame(rows))
+    provenance = model.provenance(data={"facts": facts_hash(facts)}, seeds={"generation": seed})
+    used = {editor.name: resolved(editor, model) for editor in editors}
+    return Drift(pd.DataFrame(rows), provenance={**provenance, "settings": used})
 
 
 def read_text(text: str, fact: FactEdit) -> dict[str, Any]:

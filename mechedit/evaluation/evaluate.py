@@ -33,11 +33,13 @@ from tqdm.auto import tqdm
 from experiments.case_ids import check_case_id
 from experiments.cases import Case, every_case, finished, settings_digest
 from experiments.runs import RunFolder
+from experiments.settings import fingerprint
 from mechedit.data.case_keys import evaluation_key
 from mechedit.data.facts import FactEdit, LoadedFacts, facts_hash
 from mechedit.data.records import fact_fields
 from mechedit.editors.base import Editor
 from mechedit.editors.ike import PromptedModel
+from mechedit.editors.settings import resolved
 from mechedit.evaluation.elsewhere import Cost, RunningText, running_text
 from mechedit.evaluation.fluency import References, generated_texts
 from mechedit.evaluation.measure import PromptScore, measure
@@ -66,7 +68,6 @@ __all__ = [
     "Neighbour",
     "baseline",
     "check_facts",
-    "described",
     "evaluate",
     "known_facts",
 ]
@@ -128,11 +129,11 @@ def evaluate(
         raise InputError(f"mode: expected one of {', '.join(get_args(Mode))}, found {mode!r}")
     space = References(references) if references is not None else None
     base = unedited or _baseline(model, questions, batch_size, text)
-    task = _Task(model, editor, questions, families, mode, base, batch_size, seed, run, progress)
+    used = resolved(editor, model) if any(base.known) else {"name": editor.name, "edits": "none"}
+    task = _Task(model, editor, used, questions, families, mode, base, batch_size, seed, run, progress)
     cases = task.one_by_one() if mode == "single" else task.together()
-    result = gather(model, editor, cases, families=families, mode=mode, references=space)
-    left_out = facts.left_out if isinstance(facts, LoadedFacts) else ()
-    if left_out:
+    result = gather(model, editor, cases, used, families=families, mode=mode, references=space)
+    if left_out := facts.left_out if isinstance(facts, LoadedFacts) else ():
         note = f"left out {len(left_out)} of {len(left_out) + len(facts)} records; the first: {left_out[0]}"
         result = dataclasses.replace(result, notes=(*result.notes, note))
     return result
@@ -279,6 +280,7 @@ class _Task:
 
     model: HookedModel
     editor: Editor
+    used: dict[str, Any]  # the editor's settings, and what it reads
     questions: Sequence[FactQuestions]
     families: tuple[str, ...]
     mode: Mode
@@ -297,7 +299,7 @@ class _Task:
             if any(self.base.known):
                 with self.editor.apply(self.model, [self.questions[i].fact]) as edited:
                     scores = self._measured(edited, i)
-            return _record(scores, settings[i])
+            return self._record(scores, settings[i])
 
         label = self.editor.name
         cases = every_case(self.run, keys, make, settings=settings, label=label, progress=self.progress)
@@ -316,7 +318,7 @@ class _Task:
             scores = list(self._edited_together())
         if self.run is not None:
             for i in places:
-                self.run.write_case(keys[i], _record(scores[i], settings[i]))
+                self.run.write_case(keys[i], self._record(scores[i], settings[i]))
         return scores
 
     def _edited_together(self) -> Iterator[CaseScores]:
@@ -351,13 +353,17 @@ class _Task:
         return CaseScores(about.fact, self.base.known[i], prompts, texts, shown, costs)
 
     def _keys(self) -> list[str]:
+        """The ids of the cases; the run records what the editor is set to and reads, and refuses cases of another."""
         keys = [evaluation_key(self.editor.name, about.fact, self.mode) for about in self.questions]
-        return keys if self.run is None else [check_case_id(key) for key in keys]
+        if self.run is not None:
+            keys = [check_case_id(key) for key in keys]
+            self.run.settle(self.editor.name, self.used, cases=keys)
+        return keys
 
     def _settings(self) -> list[str]:
         """For each fact the sha256 of what its numbers depend on (not the batch size, which moves the last digits)."""
         model, facts = self.model, [about.fact for about in self.questions]
-        common: list[Any] = [model.hash, str(model.dtype), described(self.editor), sorted(self.families)]
+        common: list[Any] = [model.hash, str(model.dtype), fingerprint(self.used), sorted(self.families)]
         common += [model.framing] if model.framing else []
         seed = self.seed if "generation" in self.families else 0
         together: list[Any] = [] if self.mode == "single" else [self.mode, facts_hash(facts)]
@@ -387,6 +393,20 @@ class _Task:
             for about, known, case in zip(self.questions, self.base.known, cases, strict=True)
         ]
 
+    def _record(self, scores: CaseScores, settings: str) -> Case:
+        """What the run folder keeps of a case."""
+        cost = {} if scores.cost is None else {"elsewhere": dataclasses.asdict(scores.cost)}
+        return cost | {
+            "case_id": scores.fact.case_id,
+            "subject": scores.fact.subject,
+            "known": scores.known,
+            "settings": settings,
+            "made_with": {self.editor.name: fingerprint(self.used)},
+            "prompts": [dataclasses.asdict(score) for score in scores.prompts],
+            "texts": list(scores.texts),
+            **({"demonstrations": list(scores.demonstrations)} if scores.demonstrations else {}),
+        }
+
     def _cost_of(self, case: Case) -> Cost | None:
         """What a case of the run folder has cost; None where it was measured on other passages, or not at all."""
         text = self.base.elsewhere
@@ -394,29 +414,6 @@ class _Task:
         return cost if cost is not None and text is not None and cost.digest == text.digest else None
 
 
-def _record(scores: CaseScores, settings: str) -> Case:
-    """What the run folder keeps of a case."""
-    cost = {} if scores.cost is None else {"elsewhere": dataclasses.asdict(scores.cost)}
-    return cost | {
-        "case_id": scores.fact.case_id,
-        "subject": scores.fact.subject,
-        "known": scores.known,
-        "settings": settings,
-        "prompts": [dataclasses.asdict(score) for score in scores.prompts],
-        "texts": list(scores.texts),
-        **({"demonstrations": list(scores.demonstrations)} if scores.demonstrations else {}),
-    }
-
-
 def _with_base(score: PromptScore, base: Mapping[str, Neighbour]) -> PromptScore:
     near = base.get(score.prompt, Neighbour(math.nan, math.nan, ""))
     return dataclasses.replace(score, base_p_new=near.p_new, base_p_true=near.p_true, base_argmax=near.argmax)
-
-
-def described(editor: Editor) -> dict[str, str]:
-    """Every field that tells two editors apart, also those that the repr hides."""
-    if not dataclasses.is_dataclass(editor):
-        return {"name": editor.name}
-    return {
-        field.name: repr(getattr(editor, field.name)) for field in dataclasses.fields(editor) if field.compare
-    }

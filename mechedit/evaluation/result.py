@@ -25,6 +25,7 @@ from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from reports.forests import forest
 from reports.intervals import bootstrap_mean, wilson
+from reports.plot import Plot
 from reports.results import Result
 
 __all__ = [
@@ -169,11 +170,12 @@ class Evaluation(Result):
         table = pd.DataFrame(list(rows.values())).assign(n_known=self.n_known, n_total=self.n_total)
         return table.assign(note=[self._note(name) for name in rows])
 
-    def plot(self, ax: Axes | None = None) -> Axes:
+    def plot(self, ax: Axes | None = None) -> Plot:
         """The summary as points with intervals; drawn from the stored numbers alone."""
         table = self.summary()
         table["label"] = [f"{row.metric} (n {row.n})" for row in table.itertuples()]
-        return forest(table, ax=ax, xlabel=f"{self.editor}, {self.n_known} of {self.n_total} facts known")
+        drawn = forest(table, ax=ax, xlabel=f"{self.n_known} of {self.n_total} facts known")
+        return Plot(drawn, title=f"{self.editor} on {self.model}")
 
     def _note(self, metric: str) -> str:
         if self.n_known == 0:
@@ -193,12 +195,13 @@ def gather(
     model: HookedModel,
     editor: Editor,
     cases: Sequence[CaseScores],
+    used: Mapping[str, Any],
     *,
     families: tuple[str, ...],
     mode: Mode,
     references: References | None,
 ) -> Evaluation:
-    """The `Evaluation` of what was measured of each fact."""
+    """The `Evaluation` of what was measured of each fact; `used` are the editor's settings (`resolved`)."""
     ids = [str(case.fact.case_id) for case in cases]
     records = [
         {"case_id": name, **row, "known": case.known}
@@ -240,6 +243,7 @@ def gather(
                 **model.framing,
             },
             "editor": repr(editor) if dataclasses.is_dataclass(editor) else editor.name,
+            "settings": dict(used),
             "space": sorted({case.fact.space for case in cases}),
         },
     )

@@ -35,11 +35,13 @@ import pandas as pd
 
 from experiments.cases import every_case
 from experiments.runs import RunFolder
+from experiments.settings import fingerprint
 from mechedit.data.case_keys import ripple_key
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.data.records import Axis, RippleQuery, RippleTest
 from mechedit.editors.base import Editor
-from mechedit.evaluation.evaluate import described, known_facts
+from mechedit.editors.settings import resolved
+from mechedit.evaluation.evaluate import known_facts
 from mechedit.evaluation.measure import measure
 from mechedit.evaluation.metrics import starts_answer
 from mechedit.evaluation.questions import Question
@@ -128,18 +130,21 @@ def ripple(
     if len(set(keys)) < len(keys):
         raise InputError("facts: a case_id occurs twice; give each its own")
     known = known_facts(model, facts)
+    used = resolved(editor, model)
+    mark = fingerprint(used)
+    if run is not None:
+        run.settle(editor.name, used, cases=keys)
     settings = [
-        [model.hash, str(model.dtype), facts_hash([fact]), described(editor), *_read_anew(model, fact)]
-        for fact in facts
+        [model.hash, str(model.dtype), facts_hash([fact]), mark, *_read_anew(model, fact)] for fact in facts
     ]
 
     def make(i: int) -> dict[str, Any]:
         results = _case(model, editor, facts[i]) if known[i] else _not_edited(facts[i])
-        return {"settings": settings[i], **results}
+        return {"settings": settings[i], "made_with": {editor.name: mark}, **results}
 
     label = f"{editor.name}, ripple"
     cases = every_case(run, keys, make, settings=settings, label=label, progress=progress)
-    return _gather(model, editor, facts, cases)
+    return _gather(model, editor, used, facts, cases)
 
 
 def _read_anew(model: HookedModel, fact: FactEdit) -> list[str]:
@@ -251,7 +256,11 @@ class _Answers:
 
 
 def _gather(
-    model: HookedModel, editor: Editor, facts: Sequence[FactEdit], cases: Sequence[Mapping[str, Any]]
+    model: HookedModel,
+    editor: Editor,
+    used: dict[str, Any],
+    facts: Sequence[FactEdit],
+    cases: Sequence[Mapping[str, Any]],
 ) -> RippleEvaluation:
     return RippleEvaluation(
         tests=pd.DataFrame(list(_test_rows(facts, cases)), columns=_TEST_COLUMNS).astype({"sake": float}),
@@ -266,6 +275,7 @@ def _gather(
         provenance={
             "model": {"name": model.name, "source": model.source, "hash": model.hash, **model.stored},
             "editor": repr(editor) if dataclasses.is_dataclass(editor) else editor.name,
+            "settings": used,
         },
     )
 

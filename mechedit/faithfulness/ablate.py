@@ -27,6 +27,7 @@ from mechedit.models.selfcheck import TOLERANCE
 from reports.ablation_figures import ablation_curve
 from reports.errors import InputError
 from reports.intervals import bootstrap_mean
+from reports.plot import Plot
 from reports.results import Result
 
 __all__ = ["Ablation", "ablate", "random_like"]
@@ -66,7 +67,7 @@ class Ablation(Result):
     sign: str
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def plot(self, ax: Axes | None = None, *, kind: str = "both") -> Axes:
+    def plot(self, ax: Axes | None = None, *, kind: str = "both") -> Plot:
         """Δ against k, a line for each set of neurons; drawn from the stored numbers alone.
 
         Args:
@@ -79,7 +80,10 @@ class Ablation(Result):
         if kind not in ABLATED:
             raise InputError(f"kind: expected one of {', '.join(ABLATED)}, found {kind!r}")
         chosen = self.curve[self.curve["kind"] == kind]
-        return ablation_curve(chosen.rename(columns={"neurons": "line"}), ax)
+        drawn = ablation_curve(chosen.rename(columns={"neurons": "line"}), ax)
+        return Plot(
+            drawn, title=f"Neurons taken out of {self.n} prompts: {kind}, log p {self.logp:.3f} before"
+        )
 
 
 def ablate(

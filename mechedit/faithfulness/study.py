@@ -35,6 +35,7 @@ from mechedit.models.hooked import HookedModel
 from reports.ablation_figures import ablation_curve
 from reports.errors import InputError
 from reports.intervals import bootstrap_mean
+from reports.plot import Plot
 from reports.results import Result
 
 __all__ = ["FaithfulnessStudy", "faithfulness"]
@@ -66,7 +67,7 @@ class FaithfulnessStudy(Result):
     left_out: dict[str, int]
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def plot(self, ax: Axes | None = None, *, model: str = "", kind: str = "mlp") -> Axes:
+    def plot(self, ax: Axes | None = None, *, model: str = "", kind: str = "mlp") -> Plot:
         """Δ against k, a line a method; drawn from the stored numbers alone.
 
         Args:
@@ -84,7 +85,8 @@ class FaithfulnessStudy(Result):
             raise InputError(
                 f"model, kind: expected one of {models} and of mlp, attn, found {model!r}, {kind!r}"
             )
-        return ablation_curve(chosen.rename(columns={"method": "line"}), ax)
+        drawn = ablation_curve(chosen.rename(columns={"method": "line"}), ax)
+        return Plot(drawn, title=f"Neurons taken out: {kind}, {chosen['model'].iloc[0]}")
 
 
 def faithfulness(

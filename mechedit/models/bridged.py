@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -25,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.checkpoints import digest, tokenizer_digest
 from experiments.provenance import provenance
 from mechedit.models import weights
+from mechedit.models.active import active_edits
 from mechedit.models.architecture import require_parts
 from mechedit.models.batching import batches
 from mechedit.models.fused import share_fused
@@ -78,7 +80,18 @@ class BridgedModel(PromptReader):
     def __repr__(self) -> str:
         s = self.shape
         size = f"{s.n_layers} layers, {s.n_heads} heads, d_model {s.d_model}"
-        return f"{type(self).__name__}({self.name!r}, {s.architecture}, {size}, {self.dtype}, {self.device})"
+        edited = "".join(f", edited by {edit.text}" for edit in active_edits(self.hf))
+        return f"{type(self).__name__}({self.name!r}, {s.architecture}, {size}, {self.dtype}, {self.device}{edited})"
+
+    @property
+    def called(self) -> str:
+        """What `load_model` and `--model` take for it; "" where it was handed over in memory."""
+        kind, _, rest = self.source.partition(":")
+        if kind in ("embedded", "installed"):
+            return rest
+        if kind in ("bridge", "memory"):
+            return ""
+        return self.source if Path(self.source).is_absolute() else self.source.partition("@")[0]
 
     @property
     def device(self) -> torch.device:

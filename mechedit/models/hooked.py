@@ -15,25 +15,29 @@ the attention pattern (`mechedit.models.loading`).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from types import MethodType
+from typing import Any, Self
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mechedit.models.architecture import refuse_processed
 from mechedit.models.bridged import BridgedModel, Prompts
 from mechedit.models.generation import generate
-from mechedit.models.loading import load_checkpoint
+from mechedit.models.loading import Checkpoint, load_checkpoint, take_over
 from mechedit.models.refusals import refused
 from mechedit.models.residual import ResidualView, view_residual
+from mechedit.models.saving import save_plain
 from mechedit.models.selfcheck import check_loaded
+from reports.errors import InputError
 
 __all__ = ["HookedModel", "load_model"]
 
 
 def load_model(
-    name: str | Path,
+    name: str | Path | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     device: str = "auto",
     dtype: str | torch.dtype = "float32",
@@ -41,6 +45,10 @@ def load_model(
     chat: bool = False,
 ) -> HookedModel:
     """Load an embedded model ("factworld", "factworld-llama"), a local folder or GGUF file, or a Hugging Face id.
+
+    Or take over a Hugging Face model in memory, with its tokenizer: `load_model(model, tokenizer)`. Its weights are
+    shared and not copied, and keep their device and dtype; the model itself gets the hooks, goes to evaluation mode and
+    to eager attention, and its parameters no longer require gradients.
 
     A local folder or file causes no network traffic. Weights are read from safetensors or GGUF only, and a checkpoint's
     own code is never run. The weights of a GGUF file (extra `gguf`) are dequantised, and `model.quantization` says how
@@ -51,11 +59,12 @@ def load_model(
     the embeddings' share: by their sizes 1.15 for GPT2-medium and 1.3 for GPT2-small. In another dtype than the
     file's, the pages of the file come on top, which the system may drop.
 
-    A small forward pass checks the result: the bridge's logits equal the plain model's, every hook that this
-    package reads fires, the sub-layers' outputs add up to the logits, and neurons read what they are said to read.
+    A small forward pass checks the result: logits equal the plain model's, every hook that this package reads fires,
+    sub-layers' outputs add up to the logits, and neurons read what they are said to read.
 
     Args:
-        name: An embedded model, a folder, a GGUF file or an id.
+        name: An embedded model, a folder, a GGUF file or an id; or the model in memory.
+        tokenizer: Of a model in memory; every other brings its own.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
         dtype: "float32", "float64", "bfloat16" or "float16".
         prefix: A special token (or several) that stands in front of every text, as "<|endoftext|>": some models know
@@ -75,15 +84,34 @@ def load_model(
         ...
     reports.errors.InputError: model: expected factworld, ..., found './no/such/folder': no such folder
     """
-    loaded = load_checkpoint(str(name), device=device, dtype=dtype)
-    named = loaded.source.startswith(("embedded:", "installed:")) or "@" in loaded.source
-    shown = str(name) if named else Path(name).name
+    loaded, shown = _loaded(name, tokenizer, device, dtype)
     with refused(f"{loaded.bridge.cfg.architecture} cannot be read"):
         model = HookedModel(
             loaded.bridge, loaded.tokenizer, name=shown, source=loaded.source, prefix=prefix, chat=chat
         )
         check_loaded(model, probe=loaded.probe, reference=loaded.reference)
     return model
+
+
+def _loaded(
+    name: str | Path | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    device: str,
+    dtype: str | torch.dtype,
+) -> tuple[Checkpoint, str]:
+    """The checkpoint, and what results call it."""
+    if not isinstance(name, str | Path):
+        if (device, dtype) != ("auto", "float32"):
+            raise InputError(
+                "device, dtype: a model in memory keeps its own; move it first, and leave them out"
+            )
+        loaded = take_over(name, tokenizer)
+        return loaded, Path(loaded.source.removeprefix("memory:")).name
+    if tokenizer is not None:
+        raise InputError(f"tokenizer: {name} brings its own; leave it out, or give the model in memory")
+    loaded = load_checkpoint(str(name), device=device, dtype=dtype)
+    named = loaded.source.startswith(("embedded:", "installed:")) or "@" in loaded.source
+    return loaded, str(name) if named else Path(name).name
 
 
 class HookedModel(BridgedModel):
@@ -98,6 +126,12 @@ class HookedModel(BridgedModel):
 
     #: The model that this one was derived from by an edit (`mechedit.editors.base.derive`).
     base: HookedModel | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        vars(self.hf)["save_pretrained"] = MethodType(
+            save_plain, self.hf
+        )  # a copy of the module gets one of its own
 
     @classmethod
     def from_bridge(

@@ -40,7 +40,7 @@ from mechedit.models.embedded import EMBEDDED, FOLDERS, INSTALLED
 from mechedit.models.masks import narrow_windows
 from reports.errors import InputError
 
-__all__ = ["Checkpoint", "load_checkpoint", "read_model"]
+__all__ = ["Checkpoint", "load_checkpoint", "read_model", "take_over"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,22 +84,70 @@ def load_checkpoint(name: str, *, device: str = "auto", dtype: str | torch.dtype
         hf, tokenizer = _read_gguf(folder, target, precision)
     else:
         hf, tokenizer = _read_folder(folder, target, precision)
-    hf.eval().requires_grad_(False)
     torch.nn.Module.to(hf, target)
+    return _bridged(hf, tokenizer, source, where=str(folder))
+
+
+def take_over(hf: object, tokenizer: PreTrainedTokenizerBase | None) -> Checkpoint:
+    """Check and bridge a plain Hugging Face model in memory: no weight is copied, device and dtype stay as they are.
+
+    Args:
+        hf: The model; the bridge puts its hooks into this very module tree.
+        tokenizer: The model's own.
+
+    Raises:
+        InputError: It is no language model of transformers', an adapter is not merged, it is bridged already, its
+            weights lie on several devices or have several dtypes; and as `load_checkpoint`.
+    """
+    if tokenizer is None:
+        raise InputError(f"tokenizer: expected that of {type(hf).__name__}, found None")
+    if not isinstance(hf, PreTrainedModel) or any(hasattr(part, "lora_A") for part in hf.modules()):
+        hint = (
+            "; merge its adapter first: model.merge_and_unload()" if isinstance(hf, torch.nn.Module) else ""
+        )
+        raise InputError(
+            f"model: expected a name, a folder or a PreTrainedModel of transformers', found {type(hf).__name__}{hint}"
+        )
+    if any("_original_component" in part._modules for part in hf.modules()):
+        raise InputError("model: it is bridged already; use the HookedModel, or load it again")
+    places = {(weight.device, weight.dtype) for weight in hf.parameters()}
+    if len(places) != 1 or next(iter(places))[0].type == "meta":
+        shown = ", ".join(sorted(f"{dtype} on {device}".removeprefix("torch.") for device, dtype in places))
+        raise InputError(f"model: expected weights of one dtype on one device, found {shown}")
+    checkpoints.pick_dtype(next(iter(places))[1])
+    last, rows = max(tokenizer.get_vocab().values()), next(hf.get_input_embeddings().parameters()).shape[0]
+    if last >= rows:
+        raise InputError(
+            f"tokenizer: expected ids below the model's {rows}, found one of {last}; it is another model's"
+        )
+    config = hf.config
+    config.architectures = [type(hf).__name__]
+    where = str(getattr(config, "_name_or_path", "") or type(hf).__name__)
+    _require_supported(config, where)
+    hf.set_attn_implementation(ATTENTION)
+    return _bridged(hf, tokenizer, f"memory:{where}", where=where)
+
+
+def _bridged(
+    hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str, *, where: str
+) -> Checkpoint:
+    """The plain model, run once for reference and then bridged."""
+    hf.eval().requires_grad_(False)
     hf.config.architectures = [type(hf).__name__]  # a config may name none
-    with refusals.refused(f"{type(hf).__name__} in {folder} cannot be run"):
+    with refusals.refused(f"{type(hf).__name__} in {where} cannot be run"):
         probe, reference = _probe_logits(hf)
+    first = next(hf.parameters())
     if not bool(reference.isfinite().all()):
         raise InputError(
-            f"model: {type(hf).__name__} in {folder} computes logits that are not finite in "
-            f"{str(precision).removeprefix('torch.')}: its weights are damaged, or it overflows in this dtype"
+            f"model: {type(hf).__name__} in {where} computes logits that are not finite in "
+            f"{str(first.dtype).removeprefix('torch.')}: its weights are damaged, or it overflows in this dtype"
         )
     # The bridge changes its tokenizer (BOS, padding token): it gets a copy, and ours stays as the checkpoint has it.
-    with refusals.refused(f"{type(hf).__name__} in {folder} cannot be bridged by TransformerLens"):
+    with refusals.refused(f"{type(hf).__name__} in {where} cannot be bridged by TransformerLens"):
         bridge = TransformerBridge.boot_transformers(
-            str(folder), hf_model=hf, tokenizer=copy.deepcopy(tokenizer), device=target, dtype=precision
+            where, hf_model=hf, tokenizer=copy.deepcopy(tokenizer), device=first.device, dtype=first.dtype
         )
-    logger.info("loaded %s (%s, %s, %s)", source, type(hf).__name__, precision, target)
+    logger.info("loaded %s (%s, %s, %s)", source, type(hf).__name__, first.dtype, first.device)
     return Checkpoint(source, bridge, tokenizer, probe, reference)
 
 
@@ -156,7 +204,7 @@ def _require_architecture(folder: Path) -> None:
     _require_supported(refusals.read_config(folder), folder)
 
 
-def _require_supported(config: PretrainedConfig, where: Path) -> None:
+def _require_supported(config: PretrainedConfig, where: Path | str) -> None:
     """Refuse a property that is in the way, and what the bridge does not know."""
     architecture = refusals.architecture_of(config)
     with refusals.refused(f"{architecture} in {where} cannot be bridged by TransformerLens"):

@@ -36,6 +36,7 @@ from mechedit.recipes.configurations import DemoConfig
 from mechedit.recipes.splits import demo_facts
 from reports import page
 from reports.intervals import bootstrap_mean
+from reports.text import visible
 
 __all__ = ["controls", "run_demo"]
 
@@ -272,9 +273,8 @@ def _write_page_data(
 
 def _neuron_table(attr: Attribution, rows: int = 20) -> pd.DataFrame:
     """The top FFN neurons as the page shows them: layer, module, unit, score, promotes, demotes."""
-    tokens = (
-        attr.promotes.groupby(["layer", "neuron", "side"], sort=False)["token"].agg(" ".join).unstack("side")
-    )
+    marked = attr.promotes.assign(token=[visible(token, spaces=True) for token in attr.promotes["token"]])
+    tokens = marked.groupby(["layer", "neuron", "side"], sort=False)["token"].agg(" ".join).unstack("side")
     top = attr.top(rows).join(tokens, on=["layer", "neuron"])
     unit = [f"L{layer}.{neuron}" for layer, neuron in zip(top["layer"], top["neuron"], strict=True)]
     return top.assign(module="mlp", unit=unit)[["layer", "module", "unit", "score", "promotes", "demotes"]]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.recipe import recorded
 from experiments.runs import RunFolder
-from mechedit.data.facts import facts_hash, load_facts
+from mechedit.data.facts import FactEdit, LoadedFacts, facts_hash, load_facts
 from mechedit.evaluation.evaluate import baseline, check_facts, evaluate
 from mechedit.evaluation.result import ELSEWHERE, Evaluation
 from mechedit.evaluation.ripple import RippleEvaluation, check_tests, ripple
@@ -32,12 +33,7 @@ def run_evaluation(
     Raises:
         InputError: Something cannot be evaluated, which is found before anything is written; and as `evaluate`.
     """
-    facts = load_facts(
-        config.data,
-        limit=config.limit,
-        skip_malformed=config.skip_malformed,
-        space=config.space or "auto",
-    )
+    facts = _facts(config, config.limit)
     if "ripple" in config.families:
         check_tests(facts)
     model = load(config)
@@ -47,9 +43,18 @@ def run_evaluation(
     unedited = baseline(model, facts, text=config.text)
     known = any(unedited.known)
     editor = chosen_editor(config, model, facts, data=config.data) if known else named_editor(config, model)
-    source = {"source": config.data, "facts": facts_hash(facts)}
-    facts_of = model.provenance(data=source, seeds={"selection": config.seed, "generation": config.seed})
-    run = RunFolder.open(out, recorded("evaluate", config), provenance=facts_of) if out else None
+    run = None
+    if out:
+        facts_of = model.provenance(
+            data=_source(config, facts), seeds={"selection": config.seed, "generation": config.seed}
+        )
+        alone = config.mode == "single" and not named_editor(config, model).needs_selection
+        run = RunFolder.open(
+            out,
+            recorded("evaluate", config),
+            provenance=facts_of,
+            first=(lambda limit: _source(config, _facts(config, limit))) if alone else None,
+        )
     result = evaluate(
         model,
         editor,
@@ -68,6 +73,16 @@ def run_evaluation(
     if run is not None:
         _write(run, config, result, ripples)
     return result, ripples
+
+
+def _facts(config: EvaluationConfig, limit: int | None) -> LoadedFacts:
+    return load_facts(
+        config.data, limit=limit, skip_malformed=config.skip_malformed, space=config.space or "auto"
+    )
+
+
+def _source(config: EvaluationConfig, facts: Sequence[FactEdit]) -> dict[str, Any]:
+    return {"source": config.data, "facts": facts_hash(facts)}
 
 
 def _write(

@@ -89,7 +89,7 @@
   };
 
   const start = () => {
-    if (graph) return;
+    if (graph || !details.clientWidth) return;
     const container = document.getElementById("explore-graph");
     // A page that is scrolled past shall not zoom the graph: the wheel is the graph's only with Ctrl.
     container.addEventListener("wheel", (event) => { if (!event.ctrlKey && !event.metaKey) event.stopImmediatePropagation(); }, true);
@@ -122,4 +122,6 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => graph && graph.style(look()));
   details.hidden = false;
   details.addEventListener("toggle", () => { if (details.open) start(); });
+  // In a notebook's frame it is open from the first, and has no size until the frame is shown.
+  if (details.open) new ResizeObserver((_, watch) => { if (details.clientWidth) { watch.disconnect(); start(); } }).observe(details);
 })();

@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks nlka | edit | mega | gradients | runs | report`: one benchmark, as lines or as JSON."""
+"""`python -m tests.benchmarks nlka | edit | mega | choose | gradients | runs | report`: as lines or as JSON."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from experiments.cli.options import Parser, count, subcommand
 from experiments.cli.output import print_json
 from experiments.cli.program import execute
 from reports.errors import InputError
+from tests.benchmarks.choose import bench_choose
 from tests.benchmarks.edit import bench_edit
 from tests.benchmarks.gradients import bench_gradients
 from tests.benchmarks.mega import bench_mega
@@ -43,6 +44,11 @@ def edit(options: argparse.Namespace) -> None:
 def mega(options: argparse.Namespace) -> None:
     """Times a steered model against the plain one, and the fit of a map against POT's."""
     _print(options, bench_mega(fit=not options.no_fit))
+
+
+def choose(options: argparse.Namespace) -> None:
+    """Times MEGA's selection and fit against the forward passes that they cannot do without."""
+    _print(options, bench_choose(model=options.model, facts=options.facts))
 
 
 def gradients(options: argparse.Namespace) -> None:
@@ -93,6 +99,9 @@ def _parser() -> Parser:
     p.add_argument("--facts", type=count, default=32, help="facts in one batch (default 32)")
     p = subcommand(commands, "mega", mega, f"{PROGRAM} mega --json")
     p.add_argument("--no-fit", action="store_true", help="leave out POT's fit, which takes minutes")
+    p = subcommand(commands, "choose", choose, f"{PROGRAM} choose --model smollm2 --json")
+    p.add_argument("--model", default="factworld", help="an embedded model, a folder or an id")
+    p.add_argument("--facts", type=count, default=20, help="facts to choose by (default 20)")
     p = subcommand(commands, "gradients", gradients, f"{PROGRAM} gradients --json")
     p.add_argument("--shape", choices=("xlm-roberta-base", "small"), default="xlm-roberta-base")
     p.add_argument("--batches", type=count, default=4, help="of each loss (default 4)")

@@ -17,12 +17,12 @@ from typing import Any, ClassVar, Protocol
 
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor
 
 from experiments.progress import LONG, bar
 from reports.errors import InputError
 from reports.missing import explained
+from reports.plot import Plot
 from reports.results import Result
 from reports.xl_figures import distance_curves
 from xlprobe.encoders.batches import Pooling, Sentence, pooled, require_pooling, word_means, words_of
@@ -91,10 +91,12 @@ class Distances(Result):
             raise InputError(f"metric: no row {metric!r}, layer {layer}, level {level!r} in these distances")
         return float(rows[column].iloc[0])
 
-    def plot(self, level: str = "sentence") -> list[Axes]:
-        """Draw the gap against the layer, a panel for each measure; the axes."""
+    def plot(self, level: str = "sentence") -> Plot:
+        """Draw the gap against the layer, a panel for each measure."""
         rows = self.layers[self.layers["level"] == level].assign(stage=self.encoder)
-        return distance_curves(rows)
+        return Plot(
+            distance_curves(rows), title=f"{self.encoder}: translations apart from others, by {level}"
+        )
 
 
 def distances(

@@ -40,6 +40,7 @@ from torch import Tensor
 from experiments.progress import bar
 from reports.errors import InputError
 from reports.missing import COLUMN
+from reports.plot import Plot
 from reports.results import Result
 from reports.xl_figures import cosine_heatmap
 from xlprobe.encoders.encoder import Encoder
@@ -102,9 +103,10 @@ class Gradients(Result):
             raise InputError(f"scope: expected one of {known}, found {name!r}")
         return self.cells[self.cells["scope"] == name].reset_index(drop=True)
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the cosine of every layer and group as a heat map; the axes."""
-        return cosine_heatmap(self.scope("cell"), ax=ax)
+    def plot(self, ax: Axes | None = None) -> Plot:
+        """Draw the cosine of every layer and group as a heat map."""
+        drawn = cosine_heatmap(self.scope("cell"), ax=ax)
+        return Plot(drawn, title=f"Cosine of the gradients of {self.task} and {self.alignment}")
 
 
 def gradients(

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from reports.errors import InputError
 from reports.missing import explained
+from reports.plot import Plot
 from reports.results import Result
 from reports.xl_figures import outcome_scatter
 from xlprobe.transfer.advice import Advice, advise
@@ -96,9 +97,10 @@ class Study(Result):
             )
         return advise(rows, task=task)
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the change of retrieval against the change of score; the axes."""
-        return outcome_scatter(self.cells, ax, x="delta_retrieval", xlabel="change of retrieval")
+    def plot(self, ax: Axes | None = None) -> Plot:
+        """Draw the change of retrieval against the change of score."""
+        drawn = outcome_scatter(self.cells, ax, x="delta_retrieval", xlabel="change of retrieval")
+        return Plot(drawn, title=f"Alignment against transfer: {self.laboratory}")
 
 
 def table_of(

@@ -37,6 +37,7 @@ from mechedit.models.hooking import Hook
 from mechedit.models.selfcheck import TOLERANCE
 from reports.errors import InputError
 from reports.figures import token_heatmap
+from reports.plot import Plot, after
 from reports.results import Result
 from reports.text import visible
 
@@ -73,9 +74,12 @@ class HeadAttention(Result):
     gap: float
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def plot(self, ax: Any = None) -> Any:
-        """The heat, heads × tokens; returns the axes."""
-        return token_heatmap(self.heat, self.tokens, ax)
+    def plot(self, ax: Any = None) -> Plot:
+        """The heat, heads × tokens."""
+        title = (
+            f"Where heads read {visible(self.target, spaces=True)}, {after(visible(''.join(self.tokens)))}"
+        )
+        return Plot(token_heatmap(self.heat, self.tokens, ax), title=title)
 
     def _repr_html_(self) -> str:
         """The heat, tokens × heads, and its sums; all text escaped."""

@@ -32,6 +32,7 @@ from mechedit.editors.steering.sites import SiteName
 from mechedit.editors.steering.steer import Position, SteeredModel, Steering, SteeringEdit, steer
 from mechedit.editors.steering.transport import AffineMap
 from mechedit.models import weights
+from mechedit.models.active import named
 from mechedit.models.hooked import HookedModel
 from mechedit.models.saving import new_folder
 from reports.errors import InputError, IntegrityError
@@ -74,6 +75,10 @@ class EditBook:
 
     def __len__(self) -> int:
         return len(self.edits)
+
+    def __repr__(self) -> str:
+        facts = [(edit.fact.rewrite_prompt, edit.fact.target_new) for edit in self.edits.values()]
+        return f"EditBook({named('steering', facts)}; for the model with hash {self.model_hash[:12]})"
 
     def put(self, edit: SteeringEdit) -> EditBook:
         """With this edit: a new one at the end, or, of a case id that is there, in the place of the old one."""
@@ -120,7 +125,7 @@ class EditBook:
 
     @contextlib.contextmanager
     def apply(self, model: HookedModel) -> Iterator[SteeredModel]:
-        """The hooked model under all edits, for the length of the block.
+        """The hooked model under all edits, for the length of the block, in which `model` itself is edited too.
 
         Raises:
             InputError: The edits were fitted on another model.

@@ -30,10 +30,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from experiments.settings import fingerprint
 from mechedit.attribution.statement import StatementContrast
 from mechedit.data.facts import FactEdit
 from mechedit.editors.base import as_facts
 from mechedit.editors.contexts import Lengths, contexts
+from mechedit.editors.settings import plain
 from mechedit.editors.steering.asked_gate import AskedGate, Gate, RelationSpace
 from mechedit.editors.steering.fit import STRENGTHS, FitPrompts, Fits, Goals, Place
 from mechedit.editors.steering.fit_prompts import (
@@ -56,7 +58,7 @@ from mechedit.editors.steering.gates import (
 from mechedit.editors.steering.paraphrases import Paraphrases, implications, paraphrases
 from mechedit.editors.steering.relation_prompts import own_relations
 from mechedit.editors.steering.selection import select
-from mechedit.editors.steering.sentence_encoder import sentence_encoder
+from mechedit.editors.steering.sentence_encoder import encoder_hash, sentence_encoder
 from mechedit.editors.steering.sites import Heads, SiteName, site_of
 from mechedit.editors.steering.steer import Position, SteeredModel, SteeringEdit, steer, unsteered
 from mechedit.editors.steering.transport import AffineMap, gaussian_map, mean_shift
@@ -250,6 +252,17 @@ class MEGA:
         heads = self.head_map()
         site: SiteName = "z" if heads else self.site
         return Place(site, tuple(layer for layer in layers if site != "z" or layer in heads), heads)
+
+    def reads(self, model: HookedModel) -> dict[str, Any]:
+        """What `select` has learned, texts before the paraphrases, and the weights of the gate's encoder."""
+        learned = {"whitening": self.whitening, "relations": self.relations}
+        read: dict[str, Any] = {key: value and fingerprint(plain(value)) for key, value in learned.items()}
+        read["choice"] = {"about": plain(self.choice)}
+        if self.contexts:
+            read["context_texts"] = list(contexts(model, self.contexts))
+        if self.gate == "sentence" and self.gate_model is not None:
+            read["gate_weights"] = encoder_hash(self.gate_model)
+        return read
 
     def select(
         self, model: HookedModel, facts: Sequence[FactEdit], *, contrast: StatementContrast | None = None

@@ -45,7 +45,7 @@ from mechedit.editors.steering.cached_tokens import cached_ids, embedded_ids
 from mechedit.editors.steering.pass_arguments import Call, GivenPrompts, refuse_restarts
 from reports.errors import InputError
 
-__all__ = ["Listener", "Incoming", "Passes", "follow"]
+__all__ = ["Incoming", "Listener", "Passes", "follow", "mean_state", "to_the_left"]
 
 
 @dataclass(eq=False)
@@ -391,3 +391,19 @@ def _refuse_continuous_batching(*args: Any, **kwargs: Any) -> None:
         "cache_implementation: expected batches of prompts under edits, found continuous batching, "
         "which packs many prompts into one row; call generate() with batches padded on the left"
     )
+
+
+def mean_state(kept: Tensor, inside: Tensor) -> Tensor:
+    """The mean over each prompt's tokens [n, d]."""
+    if bool(kept.isnan().any()):
+        raise InputError(
+            "past_key_values: expected the whole prompt, whose mean state a gate reads, found tokens that were cached "
+            "before the edits were attached; begin with an empty cache"
+        )
+    return kept.sum(1) / inside.to(kept).sum(1, keepdim=True)
+
+
+def to_the_left(states: Tensor, inside: Tensor) -> Tensor:
+    """States [n, T, d] with those that are `inside` first, in order."""
+    order = (~inside).to(torch.int8).argsort(dim=1, stable=True)
+    return states.gather(1, order[:, :, None].expand_as(states))

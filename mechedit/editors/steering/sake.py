@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from mechedit.data.facts import FactEdit
 from mechedit.editors.contexts import Lengths
@@ -84,6 +84,11 @@ class SAKE(Tuned):
         assert chosen.threshold is not None
         return replace(self, gate_layer=chosen.gate_layer, threshold=chosen.threshold)
 
+    def reads(self, model: HookedModel) -> dict[str, Any]:
+        """Texts before the paraphrases, and the weights of the gate's encoder."""
+        read = self._at_the_end(model).reads(model)
+        return {name: read[name] for name in ("context_texts", "gate_weights") if name in read}
+
     @property
     def needs_selection(self) -> bool:
         """Whether `select` has something left to choose."""
@@ -100,6 +105,7 @@ class SAKE(Tuned):
             source="both" if ready.forced else "plain",
             target="avoid",
             all_targets=True,  # as published: every prompt is fitted on
+            rank=None,
             alpha=ready.alpha,
             reg=ready.reg,
             position="prompt",  # "every" would say the new object's first token again and again

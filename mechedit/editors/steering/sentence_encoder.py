@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from experiments.checkpoints import digest
 from reports.errors import InputError
 
-__all__ = ["sentence_encoder"]
+__all__ = ["encoder_hash", "sentence_encoder"]
 
 
 @lru_cache(maxsize=4)
@@ -28,6 +30,24 @@ def sentence_encoder(model: str) -> Callable[[Sequence[str]], Tensor]:
         ...
     reports.errors.InputError: sentence model: ...
     """
+    encoder = _loaded(model)
+
+    def embed(texts: Sequence[str]) -> Tensor:
+        with torch.no_grad():
+            vectors = encoder.encode(list(texts), convert_to_tensor=True, show_progress_bar=False)
+        return torch.as_tensor(vectors).float().clone()
+
+    return embed
+
+
+@lru_cache(maxsize=4)
+def encoder_hash(model: str) -> str:
+    """sha256 of the encoder's weights."""
+    return digest(dict(_loaded(model).state_dict()))
+
+
+@lru_cache(maxsize=4)
+def _loaded(model: str) -> Any:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
@@ -36,7 +56,7 @@ def sentence_encoder(model: str) -> Callable[[Sequence[str]], Tensor]:
             "mean hidden state serves (MEGA: gate='mean')"
         ) from error
     try:
-        encoder = SentenceTransformer(
+        return SentenceTransformer(
             model, trust_remote_code=False, device="cpu", model_kwargs={"use_safetensors": True}
         )
     except Exception as error:  # the library documents no common base
@@ -44,10 +64,3 @@ def sentence_encoder(model: str) -> Callable[[Sequence[str]], Tensor]:
         raise InputError(
             f"sentence model: expected a sentence-transformers folder or id, found {model!r} ({reason})"
         ) from error
-
-    def embed(texts: Sequence[str]) -> Tensor:
-        with torch.no_grad():
-            vectors = encoder.encode(list(texts), convert_to_tensor=True, show_progress_bar=False)
-        return torch.as_tensor(vectors).float().clone()
-
-    return embed

@@ -30,9 +30,10 @@ from mechedit.editors.base import derive, lineage
 from mechedit.editors.steering.asked_gate import Gate
 from mechedit.editors.steering.gate_bank import GateBank, GateGroup, PromptBatch
 from mechedit.editors.steering.gates import AlwaysOn, Reading
-from mechedit.editors.steering.passes import Incoming, Passes, follow
+from mechedit.editors.steering.passes import Incoming, Passes, follow, mean_state, to_the_left
 from mechedit.editors.steering.sites import SITES, Heads, SiteName, part
 from mechedit.editors.steering.transport import AffineMap
+from mechedit.models.active import ActiveEdit, named, noted
 from mechedit.models.batching import batches
 from mechedit.models.bridged import Prompts
 from mechedit.models.hooked import HookedModel
@@ -69,6 +70,12 @@ class SteeringEdit:
     heads: Mapping[int, Heads] = field(default_factory=dict)
     position: Position = "every"
     choice: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        layers = sorted(self.maps)
+        where = f"layers {layers[0]}–{layers[-1]}, {self.site}" if layers else "no layer"
+        edit = named("steering", [(self.fact.rewrite_prompt, self.fact.target_new)])
+        return f"SteeringEdit({edit}; {where}, alpha {self.alpha:g}, gate {type(self.gate).__name__})"
 
     def to(self, device: torch.device, dtype: torch.dtype) -> SteeringEdit:
         """The same edit with its maps where a model's activations are."""
@@ -146,10 +153,6 @@ class Steering:
     def muted(self) -> bool:
         """Nothing is steered in this thread; gates still say what they would do."""
         return self._here.muted
-
-    @muted.setter
-    def muted(self, muted: bool) -> None:
-        self._here.muted = muted
 
     @property
     def reads_text(self) -> bool:
@@ -246,9 +249,9 @@ class Steering:
         turn.states[Reading(layer, "last")] = states[rows, turn.new.ends[turn.rows].to(states.device)]
         if key in history.states:
             kept, inside = _of_prompts(history.states[key], turn)
-            turn.states[Reading(layer, "all")] = _to_the_left(kept, inside)
+            turn.states[Reading(layer, "all")] = to_the_left(kept, inside)
             if Reading(layer, "mean") in self.bank.readings:
-                turn.states[Reading(layer, "mean")] = _mean(kept, inside)
+                turn.states[Reading(layer, "mean")] = mean_state(kept, inside)
         ready = [pair for pair in turn.pending if all(r in turn.states for r in pair[0].readings)]
         for group, possible in ready:
             self._join(turn, group.ratios(turn.prompts, turn.states, possible), possible)
@@ -365,22 +368,6 @@ def _of_prompts(states: Tensor, turn: _Turn) -> tuple[Tensor, Tensor]:
     return states[rows].where(inside[:, :, None], 0), inside
 
 
-def _mean(kept: Tensor, inside: Tensor) -> Tensor:
-    """The mean over each prompt's tokens [n, d]."""
-    if bool(kept.isnan().any()):
-        raise InputError(
-            "past_key_values: expected the whole prompt, whose mean state a gate reads, found tokens that were cached "
-            "before the edits were attached; begin with an empty cache"
-        )
-    return kept.sum(1) / inside.to(kept).sum(1, keepdim=True)
-
-
-def _to_the_left(states: Tensor, inside: Tensor) -> Tensor:
-    """States [n, T, d] with those that are `inside` first, in order."""
-    order = (~inside).to(torch.int8).argsort(dim=1, stable=True)
-    return states.gather(1, order[:, :, None].expand_as(states))
-
-
 class SteeredModel(HookedModel):
     """A `HookedModel` under steering edits: the same interface, the same weights. Made by `steer`."""
 
@@ -424,11 +411,16 @@ class SteeredModel(HookedModel):
 
 @contextlib.contextmanager
 def steer(model: HookedModel, edits: Sequence[SteeringEdit]) -> Iterator[SteeredModel]:
-    """`model` under the edits, for the length of the block; of several open gates the nearest edit steers."""
+    """`model` under the edits, for the length of the block; of several open gates the nearest edit steers.
+
+    Inside the block `model` itself is steered too, as its repr shows.
+    """
     steered = derive(SteeredModel, model)
     steered.steering = Steering(edits, device=model.device, dtype=model.dtype, tokenizer=model.tokenizer)
     hooks: list[Hook] = [(name, partial(_call, fn)) for name, fn in steered.steering.points()]
-    with follow(model.hf, steered.steering) as passes, model.hooks(hooks):
+    facts = [(edit.fact.rewrite_prompt, edit.fact.target_new) for edit in edits]
+    note = ActiveEdit(named("steering", facts), in_weights=False)
+    with follow(model.hf, steered.steering) as passes, model.hooks(hooks), noted(model.hf, note):
         steered.steering.passes = passes
         yield steered
 
@@ -436,15 +428,11 @@ def steer(model: HookedModel, edits: Sequence[SteeringEdit]) -> Iterator[Steered
 @contextlib.contextmanager
 def unsteered(model: HookedModel) -> Iterator[None]:
     """No steering for the length of the block: editors are fitted on the model, not on what hooks add to it."""
-    steerings = [edited.steering for edited in lineage(model) if isinstance(edited, SteeredModel)]
-    before = [steering.muted for steering in steerings]
-    try:
-        for steering in steerings:
-            steering.muted = True
+    with contextlib.ExitStack() as stack:
+        for edited in lineage(model):
+            if isinstance(edited, SteeredModel):
+                stack.enter_context(edited.steering.aside())
         yield
-    finally:
-        for steering, muted in zip(steerings, before, strict=True):
-            steering.muted = muted
 
 
 def _call(fn: Callable[[Tensor], Tensor | None], states: Tensor, hook: object) -> Tensor | None:

@@ -22,9 +22,10 @@ from mechedit.factworld.world import World
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError, first_line
 
-__all__ = ["Corpus", "embedded_corpus", "open_corpus", "own_corpus", "text_corpus", "windows"]
+__all__ = ["OWN", "Corpus", "embedded_corpus", "open_corpus", "own_corpus", "text_corpus", "windows"]
 
 WORLD_DOCUMENTS = 1500
+OWN = "the model's own text"  # the source of `own_corpus`
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,7 @@ def own_corpus(model: HookedModel, tokens: int) -> Corpus:
     length = min(128, (model.n_ctx or 256) // 2)
     starts = [STARTS[i % len(STARTS)] for i in range(tokens // length + 1)]
     texts = model.generate([model.plain_ids(start) for start in starts], max_new_tokens=length, top_k=50)
-    return text_corpus(
-        (start + text for start, text in zip(starts, texts, strict=True)), source="the model's own text"
-    )
+    return text_corpus((start + text for start, text in zip(starts, texts, strict=True)), source=OWN)
 
 
 def windows(model: HookedModel, corpus: Corpus, *, length: int) -> Iterator[Tensor]:

@@ -18,9 +18,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+import shlex
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from experiments.checkpoints import tokenizer_digest
-from mechedit.editors.weights.corpus import Corpus, embedded_corpus, own_corpus, windows
+from mechedit.editors.weights.corpus import OWN, Corpus, embedded_corpus, own_corpus, windows
 from mechedit.editors.weights.weight_edit import origin, unedited
 from mechedit.models.cache import cache_folder
 from mechedit.models.embedded import EMBEDDED
@@ -61,7 +63,10 @@ class Covariance:
     Attributes:
         moment: The sum of k kᵀ over the tokens [d_mlp, d_mlp], fp64.
         n_tokens: Their number.
-        source: The text.
+        source: The text, as a reader knows it.
+        made_of: What else the sum depends on, besides model and layer: hashes of text and tokenizer, window, batch;
+            empty where it was not computed here.
+        measured: Its condition number, where that has been computed before.
 
     >>> c = Covariance(torch.diag(torch.tensor([8.0, 2.0]).double()), n_tokens=2, layer=0, source="by hand")
     >>> c.matrix.diagonal().tolist(), c.condition
@@ -74,6 +79,19 @@ class Covariance:
     n_tokens: int
     layer: int
     source: str
+    made_of: Mapping[str, Any] = field(default_factory=dict)
+    measured: float | None = None
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What tells it from another C, and (under "about") what a reader wants to know of it, as plain data."""
+        made_of = self.made_of or {"sha256": hashlib.sha256(self.moment.cpu().numpy().tobytes()).hexdigest()}
+        condition = float(f"{self.condition:.3g}")
+        about = {
+            "source": self.source,
+            "condition": condition if math.isfinite(condition) else str(condition),
+        }
+        return {"layer": self.layer, **made_of, "tokens": self.n_tokens, "about": about}
 
     @property
     def matrix(self) -> Tensor:
@@ -88,6 +106,10 @@ class Covariance:
     @property
     def condition(self) -> float:
         """Largest over smallest eigenvalue; infinite where fewer tokens than neurons were seen."""
+        if self.measured is not None:
+            return self.measured
+        if not bool(self.moment.isfinite().all()):
+            return float("nan")
         smallest, largest = float(self.eigenvalues[0]), float(self.eigenvalues[-1])
         floor = largest * len(self.moment) * torch.finfo(torch.float64).eps
         return largest / smallest if smallest > floor else float("inf")
@@ -173,7 +195,7 @@ def covariance_for(model: HookedModel, layer: int) -> Covariance:
 
     Of the embedded models: over the world's own training text, in seconds. Of another model: the one in the cache that
     `mechedit covariance` has computed of the most tokens; where there is none, over text that the model itself writes,
-    with a warning: real text is better.
+    with a warning: real text is better, and is taken from then on.
     """
     root, digest = origin(model)
     known = _KNOWN.setdefault(root, {})
@@ -191,14 +213,24 @@ def _default_covariance(model: HookedModel, digest: str, layer: int) -> Covarian
         return covariances(model, embedded_corpus(), layers=range(model.shape.n_layers), progress=None)[layer]
     stored = [_read(file, model.device) for file in _finished(model, digest, layer)]
     if stored:
-        return max(stored, key=lambda covariance: covariance.n_tokens)
+        return max(stored, key=lambda c: (c.source != OWN, c.n_tokens))
     log.warning(
-        "no covariance of %s at layer %d in %s: it is taken over text that the model writes itself; better: "
-        "mechedit covariance --model %s --text TEXT --layers %d",
-        model.name, layer, cache_folder(), model.source, layer,
+        "no covariance of %s at layer %d in %s: it is taken over text that the model writes itself; better, of a text "
+        "of yours: %s",
+        model.name, layer, cache_folder(), _command(model, layer),
     )  # fmt: skip
     tokens = 2 * model.shape.d_mlp
     return covariances(model, own_corpus(model, tokens), layers=[layer], tokens=tokens, progress=None)[layer]
+
+
+def _command(model: HookedModel, layer: int) -> str:
+    """What computes C of a text, as it is typed."""
+    name = model.called
+    if not name:
+        return f"mechedit.editors.weights.covariances(model, open_corpus('TEXT.txt'), layers=[{layer}])"
+    dtype = str(model.dtype).removeprefix("torch.")
+    place = f"--model {shlex.quote(name)}" + (f" --dtype {dtype}" if dtype != "float32" else "")
+    return f"mechedit covariance {place} --layers {layer} --text TEXT.txt"
 
 
 def covariances(
@@ -266,9 +298,19 @@ def _computed(
                 written = time.monotonic()
     if not n_tokens:
         raise InputError(f"text: expected at least one token, found none in {corpus.source}")
-    results = {layer: Covariance(sums[layer], n_tokens, layer, corpus.source) for layer in files}
+    results = {}
     for layer, file in files.items():
-        _save(file, {"moment": sums[layer]}, n_tokens=n_tokens, layer=layer, source=corpus.source)
+        summed = Covariance(sums[layer], n_tokens, layer, corpus.source, _made_of(model, corpus))
+        results[layer] = replace(summed, measured=summed.condition)
+        _save(
+            file,
+            {"moment": sums[layer]},
+            n_tokens=n_tokens,
+            layer=layer,
+            source=corpus.source,
+            made_of=json.dumps(summed.made_of),
+            condition=results[layer].measured,
+        )
     unfinished.unlink(missing_ok=True)
     return results
 
@@ -315,17 +357,18 @@ def _window(model: HookedModel) -> int:
     return min(WINDOW, model.n_ctx or WINDOW)
 
 
-def _file(model: HookedModel, corpus: Corpus, layer: int, tokens: int | None) -> Path:
-    key = {
+def _made_of(model: HookedModel, corpus: Corpus) -> dict[str, Any]:
+    return {
+        "text": corpus.digest,
         "tokenizer": tokenizer_digest(model.tokenizer),
         "start": model.plain_ids("a").tolist(),  # with a BOS or without
-        "text": corpus.digest,
-        "layer": layer,
-        "dtype": str(model.dtype),
-        "tokens": tokens,
         "window": _window(model),
         "batch": BATCH,
     }
+
+
+def _file(model: HookedModel, corpus: Corpus, layer: int, tokens: int | None) -> Path:
+    key = {**_made_of(model, corpus), "layer": layer, "dtype": str(model.dtype), "tokens": tokens}
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return cache_folder() / f"{_stem(model, model.hash, layer)}{name[:24]}.safetensors"
 
@@ -343,7 +386,11 @@ def _read(file: Path, device: torch.device) -> Covariance:
     with safe_open(file, framework="pt", device=str(device)) as stored:
         metadata = stored.metadata()
         moment = stored.get_tensor("moment")
-    return Covariance(moment, int(metadata["n_tokens"]), int(metadata["layer"]), metadata["source"])
+    # A file of an earlier version holds neither; its name has a hash of what it was made of.
+    made_of = json.loads(metadata["made_of"]) if "made_of" in metadata else {"kept_as": file.stem[-24:]}
+    measured = float(metadata["condition"]) if "condition" in metadata else None
+    layer, n_tokens = int(metadata["layer"]), int(metadata["n_tokens"])
+    return Covariance(moment, n_tokens, layer, metadata["source"], made_of, measured)
 
 
 def _resumed(file: Path, files: dict[int, Path], device: torch.device) -> tuple[dict[int, Tensor], int, int]:

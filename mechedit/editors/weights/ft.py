@@ -23,6 +23,7 @@ from torch import Tensor
 from mechedit.data.facts import FactEdit
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import AUTO, Table
+from mechedit.editors.settings import resolved
 from mechedit.editors.steering.steer import unsteered
 from mechedit.editors.weights.subject import target_places
 from mechedit.editors.weights.upper_layers import Upper, upper_part
@@ -77,7 +78,8 @@ class FT(WeightEditor):
         name, stored = weight_name(model, view)
         value = weight if stored.stride() == view.stride() else weight.mT
         parts = {name: (Replaced(value.to(stored.dtype).contiguous()),)}
-        return WeightChange(ready.name, facts, model.hash, parts, model.name)
+        used = resolved(ready, model)
+        return WeightChange(ready.name, facts, model.hash, parts, model.name, settings=used)
 
     def _train(self, model: HookedModel, upper: Upper, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """W_out [d_mlp, d_model] after training."""

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from mechedit.data.facts import FactEdit
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import AUTO, Table
+from mechedit.editors.settings import resolved
 from mechedit.editors.weights.subject import target_places
 from mechedit.editors.weights.weight_edit import LowRank, WeightChange, WeightEditor, weight_name
 from mechedit.models import weights
@@ -80,7 +81,12 @@ class LoRA(WeightEditor):
             twin = shared_twin(model)
             adapted = ready._adapters(twin, ready.targets or query_value_modules(model))
         ready._train(model, adapted, pairs)
-        return WeightChange(ready.name, facts, model.hash, ready._products(twin), model.name)
+        parts, used = ready._products(twin), resolved(ready, model)
+        return WeightChange(ready.name, facts, model.hash, parts, model.name, settings=used)
+
+    def reads(self, model: HookedModel) -> dict[str, Any]:
+        """The modules that get an adapter, where the model decides them."""
+        return {"targets": list(self.ready(model).targets or query_value_modules(model))}
 
     def _adapters(self, twin: PreTrainedModel, targets: Sequence[str]) -> Any:
         with warnings.catch_warnings():

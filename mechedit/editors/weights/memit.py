@@ -34,7 +34,7 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ from mechedit.data.facts import FactEdit
 from mechedit.editors.base import as_facts
 from mechedit.editors.contexts import Lengths, contexts
 from mechedit.editors.defaults import AUTO, Table
+from mechedit.editors.settings import resolved
 from mechedit.editors.steering.steer import unsteered
 from mechedit.editors.weights.covariance import Covariance, covariance_for, factored, regularising
 from mechedit.editors.weights.subject import edit_batch, subject_ids
@@ -144,7 +145,16 @@ class MEMIT(WeightEditor):
                 done.append(low_rank(model, layer, rows=rows.to(goals.dtype), columns=rest))
                 if layer < last:
                     below.enter_context(weight_edit(model, WeightChange(self.name, facts, digest, done[-1])))
-        return WeightChange(ready.name, facts, digest, combine(done), model.name, kept)
+        return WeightChange(
+            ready.name, facts, digest, combine(done), model.name, kept, resolved(ready, model)
+        )
+
+    def reads(self, model: HookedModel) -> dict[str, Any]:
+        """The covariances of the layers, and the texts before the prompt."""
+        ready = self.ready(model)
+        first, last = ready.layers
+        known = {str(layer): ready._covariance(model, layer).settings for layer in range(first, last + 1)}
+        return {"covariances": known, "context_texts": list(contexts(model, ready.contexts))}
 
     def _covariance(self, model: HookedModel, layer: int) -> Covariance:
         if self.covariances is None:

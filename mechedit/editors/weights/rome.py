@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from mechedit.data.facts import FactEdit
 from mechedit.editors.base import as_facts
 from mechedit.editors.contexts import Lengths, contexts
 from mechedit.editors.defaults import AUTO, Table
+from mechedit.editors.settings import resolved
 from mechedit.editors.steering.steer import unsteered
 from mechedit.editors.weights.covariance import Covariance, covariance_for
 from mechedit.editors.weights.subject import edit_batch, subject_ids
@@ -117,7 +118,14 @@ class ROME(WeightEditor):
                     earlier.enter_context(
                         weight_edit(model, WeightChange(self.name, (fact,), digest, done[-1]))
                     )
-        return WeightChange(ready.name, facts, digest, combine(done), model.name)
+        return WeightChange(
+            ready.name, facts, digest, combine(done), model.name, settings=resolved(ready, model)
+        )
+
+    def reads(self, model: HookedModel) -> dict[str, Any]:
+        """The covariance, and the texts before the prompt."""
+        before, covariance = self.ready(model)._fixed(model)
+        return {"covariance": covariance.settings, "context_texts": list(before)}
 
     def associate(self, model: HookedModel, fact: FactEdit) -> Association:
         """k* and v* of one fact, and the change of rank one that they ask for."""

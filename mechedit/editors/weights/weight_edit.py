@@ -26,6 +26,7 @@ from mechedit.data.records import edit_fields
 from mechedit.editors.base import derive, lineage
 from mechedit.editors.defaults import Tuned
 from mechedit.models import weights
+from mechedit.models.active import ActiveEdit, named, noted
 from mechedit.models.hooked import HookedModel
 from mechedit.models.saving import new_folder, save_pretrained
 from reports.errors import InputError, first_line
@@ -87,7 +88,7 @@ class Replaced:
 class WeightChange:
     """What a weight edit does: for each changed weight, by its name in the checkpoint, what is written to it, in order.
 
-    `apply` takes the model as it is; `load` checks the hash.
+    `apply` takes the model as it is, and what `load` has read checks that it is the one that it was made for.
 
     Attributes:
         editor: Who made it.
@@ -96,6 +97,8 @@ class WeightChange:
         parts: The weights' names, and what is written to each.
         model: The name of that model ("" where it is not known).
         keys: By layer the facts' keys K [d_mlp, n], which AlphaEdit keeps out of the way of later edits; else nothing.
+        settings: What the editor was set to and what it read (`mechedit.editors.settings`); {}: not known.
+        file: Where it was read from; None for one that was made here.
     """
 
     editor: str
@@ -104,10 +107,41 @@ class WeightChange:
     parts: Mapping[str, tuple[LowRank | Replaced, ...]]
     model: str = ""
     keys: Mapping[int, Tensor] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    file: Path | None = None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """All but the weights, as plain data: what a folder says of the edit."""
+        return {
+            "editor": self.editor,
+            "model": self.model,
+            "model_hash": self.model_hash,
+            "facts": [edit_fields(fact) for fact in self.facts],
+            "settings": dict(self.settings),
+        }
 
     def apply(self, model: HookedModel) -> AbstractContextManager[EditedModel]:
-        """The model under this change, for the length of a block."""
+        """The model under this change, for the length of a block, in which `model` itself is edited too.
+
+        Raises:
+            InputError: The change was read from a folder, and made for another model.
+        """
+        if self.file is not None:
+            self._check(model)
         return weight_edit(model, self)
+
+    def _check(self, model: HookedModel) -> None:
+        if self.model_hash != model.hash:
+            raise InputError(
+                f"change: {self.file} was made for {_called(self.model, self.model_hash)}, found "
+                f"{_called(model.name, model.hash)}; load that model, in the same dtype, as it was before the edit"
+            )
+
+    def __repr__(self) -> str:
+        facts = [(fact.rewrite_prompt, fact.target_new) for fact in self.facts]
+        model = _called(self.model, self.model_hash)
+        return f"WeightChange({named(self.editor, facts)}; {', '.join(self.parts)}; for {model})"
 
     def save(self, folder: str | Path) -> Path:
         """Writes the change alone, as `change.safetensors` and `change.json`; returns the folder.
@@ -124,24 +158,19 @@ class WeightChange:
                     tensors[f"{len(rows)}.{field.name}"] = value
                 rows.append({"weight": name, "kind": "low_rank" if isinstance(part, LowRank) else "replaced"})
         tensors |= {f"keys.{layer}": keys.cpu().contiguous().clone() for layer, keys in self.keys.items()}
-        record = {
-            "kind": "weight_change",
-            "schema_version": SCHEMA_VERSION,
-            "editor": self.editor,
-            "model": self.model,
-            "model_hash": self.model_hash,
-            "facts": [edit_fields(fact) for fact in self.facts],
-            "parts": rows,
-        }
+        record = {"kind": "weight_change", "schema_version": SCHEMA_VERSION, **self.about, "parts": rows}
         with new_folder(folder) as temporary:
             save_file(tensors, temporary / TENSORS)
-            text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-            (temporary / RECORD).write_text(text, encoding="utf-8")
+            (temporary / RECORD).write_text(_written(record), encoding="utf-8")
         return Path(folder)
 
     @classmethod
-    def load(cls, folder: str | Path, model: HookedModel) -> WeightChange:
-        """Reads what `save` wrote, for the very model that it was made for.
+    def load(cls, folder: str | Path, model: HookedModel | None = None) -> WeightChange:
+        """Reads what `save` wrote; the model is checked when the change is applied, or at once where it is given.
+
+        Args:
+            folder: The folder.
+            model: The very model that the change was made for, if it is to be checked now.
 
         Raises:
             InputError: A folder without a change, a damaged one, another schema, or another model.
@@ -159,29 +188,27 @@ class WeightChange:
             raise InputError(
                 f"change: {file} is no weight change that this version reads ({reason})"
             ) from error
-        if change.model_hash != model.hash:
-            raise InputError(
-                f"change: {file} was made for {_called(change.model, change.model_hash)}, found "
-                f"{_called(model.name, model.hash)}; load that model, in the same dtype, as it was before the edit"
-            )
+        if model is not None:
+            change._check(model)
         return change
 
     @classmethod
-    def _read(cls, record: dict[str, Any], file: Path, model: HookedModel) -> WeightChange:
-        """The change of a record and its tensors; without the tensors where it is another model's."""
+    def _read(cls, record: dict[str, Any], file: Path, model: HookedModel | None) -> WeightChange:
+        """The change of a record and its tensors; without the tensors where it is another model's than the given."""
         facts = tuple(FactEdit(**fact) for fact in record["facts"])
         about = (str(record["editor"]), facts, str(record["model_hash"]))
         name = str(record.get("model", ""))
-        if record["model_hash"] != model.hash:
-            return cls(*about, {}, name)
-        tensors = load_file(file, device=str(model.device))
+        if model is not None and record["model_hash"] != model.hash:
+            return cls(*about, {}, name, file=file.with_name(RECORD))
+        tensors = load_file(file, device="cpu" if model is None else str(model.device))
         parts: dict[str, tuple[LowRank | Replaced, ...]] = {}
         for i, row in enumerate(record["parts"]):
             kind: type[LowRank] | type[Replaced] = LowRank if row["kind"] == "low_rank" else Replaced
             part = kind(**{field.name: tensors[f"{i}.{field.name}"] for field in dataclasses.fields(kind)})
             parts[row["weight"]] = (*parts.get(row["weight"], ()), part)
         keys = {int(key[5:]): value for key, value in tensors.items() if key.startswith("keys.")}
-        return cls(*about, parts, name, keys)
+        settings = dict(record.get("settings", {}))
+        return cls(*about, parts, name, keys, settings, file.with_name(RECORD))
 
 
 class EditedModel(HookedModel):
@@ -194,8 +221,14 @@ class EditedModel(HookedModel):
     hash_before: str | None
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes the edited model as a checkpoint that plain `transformers` loads (`mechedit.models.saving`)."""
-        return save_pretrained(self, folder)
+        """Writes the edited model as a checkpoint that plain `transformers` loads (`mechedit.models.saving`).
+
+        Beside it `edit.json` says by which editor, with which settings, the facts of which model were edited, the first
+        edit first.
+        """
+        edits = [edited.change.about for edited in reversed(edits_of(self))]
+        record = {"kind": "edited_checkpoint", "schema_version": SCHEMA_VERSION, "edits": edits}
+        return save_pretrained(self, folder, beside={"edit.json": _written(record)})
 
 
 class WeightEditor(Tuned, ABC):
@@ -208,7 +241,7 @@ class WeightEditor(Tuned, ABC):
     def apply(
         self, model: HookedModel, facts: FactEdit | Sequence[FactEdit]
     ) -> AbstractContextManager[EditedModel]:
-        """The model with the facts edited, for the length of the block."""
+        """The model with the facts edited, for the length of the block, in which `model` itself is edited too."""
         return weight_edit(model, self.change(model, facts))
 
 
@@ -222,6 +255,7 @@ def weight_edit(model: HookedModel, change: WeightChange) -> Iterator[EditedMode
     changed = _changed(model, change)
     digest = _known_hash(model)
     saved = [(weight, weight.clone()) for weight, _ in changed]
+    facts = [(fact.rewrite_prompt, fact.target_new) for fact in change.facts]
     try:
         with torch.no_grad():
             for weight, parts in changed:
@@ -229,7 +263,8 @@ def weight_edit(model: HookedModel, change: WeightChange) -> Iterator[EditedMode
                     part.write(weight)
         edited = derive(EditedModel, model)
         edited.change, edited.replaced, edited.hash_before = change, saved, digest
-        yield edited
+        with noted(model.hf, ActiveEdit(named(change.editor, facts), in_weights=True)):
+            yield edited
     finally:
         _restore(saved)
         if digest is not None:  # the bits are those of before, so is their hash
@@ -309,6 +344,10 @@ def combine(changes: Sequence[Mapping[str, tuple[Any, ...]]]) -> dict[str, tuple
         for name, written in parts.items():
             total[name] = (*total.get(name, ()), *written)
     return total
+
+
+def _written(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
 
 
 def _called(name: str, digest: str) -> str:

@@ -1,4 +1,4 @@
-"""The circuit of a result, as data: value neurons ← query neurons ← embedding, on tokens → heads → target.
+"""The circuit of an attribution, as data: value neurons ← query neurons ← embedding, on tokens → heads → target.
 
 Source of the scores: Yu & Ananiadou, EMNLP 2024 (arXiv 2312.12141); the choice of what to show is ours.
 

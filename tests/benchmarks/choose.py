@@ -1,0 +1,89 @@
+"""What MEGA's selection and fit cost, against the forward passes that they cannot do without.
+
+The floor is every distinct prompt that the call runs, run once, unhooked, batched by length, with one position of
+logits. So what is above it: prompts that are run again, last tokens under candidate maps, attribution, linear algebra.
+Processor time within one run; the call first, then its floor, on prompts recorded on the way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+import mechedit as me
+from mechedit.data.facts import FactEdit
+from mechedit.editors import MEGA
+from mechedit.models.batching import batches
+from mechedit.models.embedded import EMBEDDED
+from mechedit.models.hooked import HookedModel
+from mechedit.recipes.known_facts import find_known
+
+__all__ = ["bench_choose"]
+
+
+def bench_choose(*, model: str, facts: int) -> dict[str, Any]:
+    """The benchmark as one dict: select_ratio, fit_ratio, and processor seconds of each and of its floor."""
+    loaded = me.load_model(model)
+    chosen = _facts(loaded, model, facts + 1)
+    ready: list[MEGA] = []
+    select = _measured(loaded, lambda: ready.append(MEGA().select(loaded, chosen[:facts])))
+    fit = _measured(loaded, lambda: ready[0].fit(loaded, chosen[facts]))
+    return {
+        "select_ratio": select["seconds"] / select["floor_seconds"],
+        "fit_ratio": fit["seconds"] / fit["floor_seconds"],
+        **{f"select_{key}": value for key, value in select.items()},
+        **{f"fit_{key}": value for key, value in fit.items()},
+        "facts": facts,
+        "model": model,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _facts(model: HookedModel, name: str, n: int) -> list[FactEdit]:
+    return me.factworld.edits(n) if name in EMBEDDED else find_known(model, limit=n, progress=False).facts
+
+
+def _measured(model: HookedModel, call: Callable[[], object]) -> dict[str, float]:
+    with _recorded(model) as prompts:
+        seconds = _seconds(call)
+    return {
+        "seconds": seconds,
+        "floor_seconds": _seconds(lambda: _run_once(model, sorted(prompts))),
+        "prompts": len(prompts),
+        "tokens": sum(map(len, prompts)),
+    }
+
+
+@contextmanager
+def _recorded(model: HookedModel) -> Iterator[set[tuple[int, ...]]]:
+    """The prompts that run from their beginning, as ids."""
+    prompts: set[tuple[int, ...]] = set()
+    run = model.run
+
+    def recording(ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> Any:
+        if options.get("past_key_values") is None:
+            prompts.update(tuple(row[real.bool()].tolist()) for row, real in zip(ids, mask, strict=True))
+        return run(ids, mask, **options)
+
+    model.run = recording  # type: ignore[method-assign]
+    try:
+        yield prompts
+    finally:
+        del model.run
+
+
+@torch.no_grad()
+def _run_once(model: HookedModel, prompts: list[tuple[int, ...]]) -> None:
+    for batch in batches([len(prompt) for prompt in prompts], 64):
+        model.run(*model.pad([torch.tensor(prompts[i]) for i in batch]), logits_to_keep=1)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.process_time()
+    call()
+    return time.process_time() - began
