@@ -327,7 +327,7 @@ def _ripple_notes(frame: pd.DataFrame) -> list[str]:
         )
     if notes:
         notes.append(
-            "CI and CII ask for another relation than the edit's: a gate that asks what is asked leaves them alone, and "
+            "CI and CII ask for another relation than the edit's: a gate that asks what is asked leaves them be, and "
             "the row without a gate shows what the steering itself makes of them."
         )
     return notes
