@@ -66,7 +66,7 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def result(summary: dict[str, Any]) -> dict[str, Any]:
-    """The table of editors, the forest plots, and the verdicts."""
+    """The table of editors, the verdicts, and forest plots where there are editors to compare."""
     editors = summary["editors"]
     families: list[dict[str, Any]] = []
     for name, metrics in _FAMILIES:
@@ -79,7 +79,12 @@ def result(summary: dict[str, Any]) -> dict[str, Any]:
         cells = [(_nats if key in _NATS else _cell)(editor[key]) if key in editor else None for key in keys]
         rows.append({"label": str(editor.get("label") or editor["name"]), "cells": cells})
     shown = [pair for family in families for pair in family["metrics"] if pair[0] not in _NATS][:4]
-    return {"families": families, "rows": rows, "forest": _forest(editors, shown), "known": summary.get("n")}
+    return {
+        "families": families,
+        "rows": rows,
+        "forest": _forest(editors, shown) if len(editors) > 1 else None,
+        "known": summary.get("n"),
+    }
 
 
 def metric_names() -> dict[str, str]:

@@ -54,7 +54,14 @@ _RECORD_COLUMNS = {
     "n_dropped": "int64",
     "known": "bool",
 }
-_CASE_COLUMNS = {"case_id": "str", "subject": "str", "known": "bool"}
+_CASE_COLUMNS = {
+    "case_id": "str",
+    "subject": "str",
+    "known": "bool",
+    "prompt": "str",
+    "old": "str",
+    "new": "str",
+}
 _ELSEWHERE_COLUMNS = {
     "case_id": "str",
     "KL": "float64",
@@ -106,7 +113,8 @@ class Evaluation(Result):
         records: Columns case_id, metric, value (mean over the record's prompts; NaN where it has none), n_prompts,
             n_dropped (by Spec's filter), known.
         prompts: One row a prompt with everything that the metrics are made of (`PromptScore`).
-        cases: Columns case_id, subject, known.
+        cases: Columns case_id, subject, known, prompt (the rewrite prompt), old, new; the last three not in results of
+            earlier versions.
         generations: Columns case_id, index, text.
         editor: The editor's name.
         model: The model's name.
@@ -214,7 +222,14 @@ def gather(
         for score in case.prompts
     ]
     facts = [
-        {"case_id": name, "subject": case.fact.subject, "known": case.known}
+        {
+            "case_id": name,
+            "subject": case.fact.subject,
+            "known": case.known,
+            "prompt": case.fact.rewrite_prompt,
+            "old": case.fact.target_true,
+            "new": case.fact.target_new,
+        }
         for name, case in zip(ids, cases, strict=True)
     ]
     texts = [
