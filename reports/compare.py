@@ -10,7 +10,6 @@ them it is too wide. The page says which it is, off the hash of the facts in the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 

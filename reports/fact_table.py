@@ -109,6 +109,9 @@ def _fact(
     rewrite: dict[str, Any] = next((row for row in prompts if row["role"] == "rewrite"), {})
     old = case.get("old") or str(rewrite.get("scored_true", "")).strip()
     known = bool(case["known"])
+    scores = {str(row["metric"]): (float(row["value"]), int(row["n_prompts"])) for row in records}
+    if costs:
+        scores["Top1"] = float(costs[0]["Top1"]), int(costs[0]["n_prompts"])
     return Fact(
         editor=editor,
         case_id=str(case["case_id"]),
@@ -119,8 +122,7 @@ def _fact(
         known=known,
         before=rewrite.get("base_answer") or (str(old) if known else ""),
         after=_after(rewrite),
-        scores={str(row["metric"]): (float(row["value"]), int(row["n_prompts"])) for row in records}
-        | {"Top1": (float(row["Top1"]), int(row["n_prompts"])) for row in costs},
+        scores=scores,
         cost=float(costs[0]["KL"]) if costs else math.nan,
         prompts=prompts,
     )
@@ -196,7 +198,7 @@ def _outcome(fact: Fact, metrics: Sequence[str]) -> str:
     return ", ".join([*words, *(missed or ["as wanted"])])
 
 
-def _gate(fact: Fact) -> dict[str, str]:
+def _gate(fact: Fact) -> dict[str, Any]:
     """Whether the gate opened on the rewrite prompt, and on how many of the fact's own and foreign prompts."""
     asked = [row for row in fact.prompts if row.get("gate_fired") in (True, False)]
     at = [bool(row["gate_fired"]) for row in asked if row["role"] == "rewrite"]
@@ -208,10 +210,10 @@ def _gate(fact: Fact) -> dict[str, str]:
         ]
         for far in (False, True)
     )
-    parts = [
+    rest = [
         f"{name} {sum(fired)}/{len(fired)}" for name, fired in (("own", own), ("foreign", foreign)) if fired
     ]
-    return {"rewrite": "" if not at else "open" if at[0] else "closed", "rest": ", ".join(parts)}
+    return {"rewrite": "" if not at else "open" if at[0] else "closed", "rest": rest}
 
 
 def _prompt(row: dict[str, Any]) -> dict[str, Any]:

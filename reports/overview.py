@@ -1,10 +1,11 @@
 """What a run says in one line of a table over several: title, model, and scores with n and intervals.
 
-A run is a folder with `config.toml` or `summary.json`, or a saved attribution. Six kinds are told apart by their files:
-`edit` (editors and their metrics), `anatomy` (editors and the share of edits that succeed as set), `faithfulness`
-(model, kind of neuron and method, with the change of log p), `transfer` (a study of `xlprobe`: pair, objective and
-task, with the change of the score and the cosine of the gradients), `attribution` and `prompts` (one attribution, and
-those of many prompts: `reports.attribution_page`).
+A run is a folder with `config.toml` or `summary.json`, a saved attribution, or a saved edit. Seven kinds are told apart
+by their files: `edit` (editors and their metrics), `explanation` (one edit and its prompts: `reports.edit_page`),
+`anatomy` (editors and the share of edits that succeed as set), `faithfulness` (model, kind of neuron and method, with
+the change of log p), `transfer` (a study of `xlprobe`: pair, objective and task, with the change of the score and the
+cosine of the gradients), `attribution` and `prompts` (one attribution, and those of many prompts:
+`reports.attribution_page`).
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reports import attribution_page, page, sections, xl_page
+from reports import attribution_page, edit_page, page, sections, xl_page
 from reports.errors import IntegrityError
-from reports.intervals import bootstrap_mean
+from reports.intervals import bootstrap_mean, wilson
 from reports.reading import read_frame, read_object
 
 __all__ = ["COLUMNS", "Estimate", "Overview", "has_page", "is_run", "kind_of", "read", "render", "state"]
@@ -24,6 +25,7 @@ __all__ = ["COLUMNS", "Estimate", "Overview", "has_page", "is_run", "kind_of", "
 #: The name of what a line is about, and the heading of its table, by kind of run.
 COLUMNS = {
     "edit": ("Editor", "Edits, per cent"),
+    "explanation": ("Fact", "Single edits, prompts as wanted, per cent"),
     "anatomy": ("Editor", "Anatomy of edits: success as set, per cent"),
     "faithfulness": ("Model, neurons, method", "Faithfulness: change of log p in nats, by neurons ablated"),
     "transfer": ("Pair, objective, task", "Alignment and transfer: points, and cosine of the gradients"),
@@ -49,7 +51,7 @@ class Overview:
     """One run.
 
     Attributes:
-        kind: edit, anatomy, faithfulness or transfer.
+        kind: A key of `COLUMNS`.
         title: As the page has it.
         model: Its name.
         rows: (what a line is about, metric -> score).
@@ -69,16 +71,23 @@ class Overview:
 def is_run(folder: Path) -> bool:
     """Whether `folder` is a run, finished or not."""
     files = ("config.toml", "summary.json")
-    return any((folder / name).is_file() for name in files) or attribution_page.is_attribution(folder)
+    return any((folder / name).is_file() for name in files) or _is_result(folder)
+
+
+def _is_result(folder: Path) -> bool:
+    """Whether `folder` is no run but a saved result that has a page of its own."""
+    return attribution_page.is_attribution(folder) or edit_page.is_edit(folder)
 
 
 def has_page(folder: Path) -> bool:
     """Whether what a page is made of is there."""
-    return (folder / "summary.json").is_file() or kind_of(folder) in ("attribution", "prompts")
+    return (folder / "summary.json").is_file() or kind_of(folder) in ("attribution", "prompts", "explanation")
 
 
 def kind_of(folder: Path) -> str:
-    """Returns edit, anatomy, faithfulness, transfer, attribution or prompts, by the files of the run."""
+    """Returns the kind (a key of `COLUMNS`), by the files of the run."""
+    if edit_page.is_edit(folder):
+        return "explanation"
     if attribution_page.is_attribution(folder):
         return "attribution"
     if attribution_page.is_prompts(folder):
@@ -94,6 +103,8 @@ def render(folder: Path) -> str:
     kind = kind_of(folder)
     if kind in ("attribution", "prompts"):
         return attribution_page.render(folder)
+    if kind == "explanation":
+        return edit_page.render(folder)
     return (xl_page if kind == "transfer" else page).render(folder)
 
 
@@ -106,6 +117,8 @@ def read(folder: Path) -> Overview:
     kind = kind_of(folder)
     if kind in ("attribution", "prompts"):
         return _attributions(folder, kind)
+    if kind == "explanation":
+        return _explanation(folder)
     summary = (xl_page if kind == "transfer" else page).read_summary(folder)
     try:
         rows = _ROWS[kind](folder, summary)
@@ -116,7 +129,7 @@ def read(folder: Path) -> Overview:
 
 def state(folder: Path) -> tuple[str, str]:
     """Returns (complete | unfinished | damaged, reason): whether the manifest's files are there, of their size."""
-    if attribution_page.is_attribution(folder):
+    if _is_result(folder):
         return "complete", ""
     if not (folder / "manifest.json").is_file():
         cases = len(list((folder / "cases").glob("[!.]*.json")))
@@ -181,6 +194,15 @@ def _attributions(folder: Path, kind: str) -> Overview:
         row = (f"{len(records)} prompts", {"log p, mean": Estimate(mean, low, high, len(records))})
         about = records[0].about if records else {}
     return Overview(kind, name, str(about.get("name", "")), (row,))
+
+
+def _explanation(folder: Path) -> Overview:
+    name, model = edit_page.title(folder)
+    scores = {
+        f"{role[0].upper()}{role[1:]}": Estimate(100 * ok / n, *(100 * edge for edge in wilson(ok, n)), n)
+        for role, (ok, n) in edit_page.shares(folder).items()
+    }
+    return Overview("explanation", name, model, ((name, scores),))
 
 
 def _edit(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str, Estimate]]]:

@@ -80,7 +80,7 @@ def paired(first: Sequence[Fact], second: Sequence[Fact], *, prefix: str) -> dic
         "known": len(known),
         "alone": [len(rows) - len(shared) for rows in keys],
         "rows": [_written(row) for row in table],
-        "forest": _forest(table, prefix),
+        "forest": _forest(table, f"{second[0].editor} less {first[0].editor}", prefix),
         "metrics": metrics,
         "gets": [
             [
@@ -150,12 +150,12 @@ def _written(row: Difference) -> dict[str, Any]:
     return {"metric": row.metric, "values": values, "change": change, "interval": f"{low} – {high}", **counts}
 
 
-def _forest(table: Sequence[Difference], prefix: str) -> dict[str, Any] | None:
+def _forest(table: Sequence[Difference], title: str, prefix: str) -> dict[str, Any] | None:
     shares = [row for row in table if row.metric != _KL]
     if not shares:
         return None
     frame = pd.DataFrame(
-        {"panel": "Second less first", "label": row.metric}
+        {"panel": title, "label": row.metric}
         | {name: 100 * getattr(row, name) for name in ("value", "low", "high")}
         for row in shares
     )

@@ -346,5 +346,8 @@ def _phrase(key: str, value: str) -> str:
     }[key]
 
 
-def _tokens(value: Any) -> str:
-    return "" if value is None or value != value else clip(visible(str(value)), 160)
+def _tokens(value: Any) -> list[str]:
+    """The tokens of a unit one by one; a space in a token is marked in the file, so that one alone divides two."""
+    if value is None or value != value:
+        return []
+    return [visible(token) for token in clip(str(value), 160).split(" ") if token]

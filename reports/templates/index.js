@@ -28,6 +28,7 @@
   window.addEventListener("hashchange", open);
   open();
   const filter = document.getElementById("filter");
+  if (filter === null) return;
   filter.form.addEventListener("submit", (event) => event.preventDefault());
   filter.addEventListener("input", () => {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
