@@ -222,7 +222,7 @@ def _index(entries: Sequence[Entry], *, links: bool) -> str:
 def _table(kind: str, entries: Sequence[Entry], *, links: bool) -> dict[str, Any]:
     listed = [(entry, entry.overview) for entry in entries if entry.overview and entry.overview.kind == kind]
     metrics = list(dict.fromkeys(name for _, line in listed for name in line.metrics))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for entry, line in listed:
         for label, scores in line.rows or (("", {}),):
             n = max((score.n for score in scores.values() if score.n is not None), default=None)

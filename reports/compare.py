@@ -148,7 +148,7 @@ def _paired(runs: list[Path]) -> list[dict[str, Any]]:
     first, second = editors
     names = [(name, name) for name in first if name in second]
     if len(first) == len(second) == 1:
-        names = [(*first, *second)]
+        names = list(zip(first, second, strict=True))
     pairs = [paired.paired(first[a], second[b], prefix=f"paired{i}") for i, (a, b) in enumerate(names)]
     return [pair for pair in pairs if pair is not None]
 

@@ -198,10 +198,10 @@ def _attributions(folder: Path, kind: str) -> Overview:
 
 def _explanation(folder: Path) -> Overview:
     name, model = edit_page.title(folder)
-    scores = {
-        f"{role[0].upper()}{role[1:]}": Estimate(100 * ok / n, *(100 * edge for edge in wilson(ok, n)), n)
-        for role, (ok, n) in edit_page.shares(folder).items()
-    }
+    scores = {}
+    for role, (ok, n) in edit_page.shares(folder).items():
+        low, high = wilson(ok, n)
+        scores[role.capitalize()] = Estimate(100 * ok / n, 100 * low, 100 * high, n)
     return Overview("explanation", name, model, ((name, scores),))
 
 

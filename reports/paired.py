@@ -1,8 +1,9 @@
 """Two editors on the same facts: differences paired by fact, and the facts that only one of them gets.
 
-A fact is the same where case id, prompt and objects are (results of earlier versions know the first two). Compared are
-those that the unedited model knows in both runs. The interval of a difference is a percentile bootstrap over the
-facts' own differences (`reports.intervals.bootstrap_mean`): what both editors find hard or easy cancels.
+A fact is the same where case id, prompt and new object are (of which results of earlier versions keep the tokens that
+decide). Compared are those that the unedited model knows in both runs. The interval of a difference is a percentile
+bootstrap over the facts' own differences (`reports.intervals.bootstrap_mean`): what both editors find hard or easy
+cancels.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def paired(first: Sequence[Fact], second: Sequence[Fact], *, prefix: str) -> dic
     """
     keys = [{_key(fact): fact for fact in rows} for rows in (first, second)]
     shared = [(keys[0][key], keys[1][key]) for key in keys[0] if key in keys[1]]
+    shared = [(a, b) for a, b in shared if a.new.startswith(b.new) or b.new.startswith(a.new)]
     if not shared:
         return None
     known = [pair for pair in shared if pair[0].known and pair[1].known]
@@ -97,7 +99,7 @@ def paired(first: Sequence[Fact], second: Sequence[Fact], *, prefix: str) -> dic
 
 
 def _key(fact: Fact) -> tuple[str, ...]:
-    return fact.case_id, fact.prompt, fact.new
+    return fact.case_id, fact.prompt
 
 
 def _gets(fact: Fact, metrics: Sequence[str]) -> bool:
@@ -135,11 +137,11 @@ def _difference(metric: str, values: Sequence[tuple[float, float]]) -> Differenc
     )
     gains = there[:, 1] - there[:, 0]
     if not len(gains):
-        return Difference(metric, *(math.nan,) * 5, 0, 0, 0)
+        return Difference(metric, math.nan, math.nan, math.nan, math.nan, math.nan, 0, 0, 0)
     low, high = bootstrap_mean(gains)
-    means = [float(column.mean()) for column in there.T]
+    first, second = map(float, there.mean(0))
     better, worse = int((gains > 0).sum()), int((gains < 0).sum())
-    return Difference(metric, *means, float(gains.mean()), low, high, len(gains), better, worse)
+    return Difference(metric, first, second, float(gains.mean()), low, high, len(gains), better, worse)
 
 
 def _written(row: Difference) -> dict[str, Any]:

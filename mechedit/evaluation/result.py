@@ -221,17 +221,7 @@ def gather(
         for name, case in zip(ids, cases, strict=True)
         for score in case.prompts
     ]
-    facts = [
-        {
-            "case_id": name,
-            "subject": case.fact.subject,
-            "known": case.known,
-            "prompt": case.fact.rewrite_prompt,
-            "old": case.fact.target_true,
-            "new": case.fact.target_new,
-        }
-        for name, case in zip(ids, cases, strict=True)
-    ]
+    facts = [_about(case) for case in cases]
     texts = [
         {"case_id": name, "index": i, "text": text}
         for name, case in zip(ids, cases, strict=True)
@@ -262,6 +252,13 @@ def gather(
             "space": sorted({case.fact.space for case in cases}),
         },
     )
+
+
+def _about(case: CaseScores) -> dict[str, Any]:
+    """A row of `Evaluation.cases`."""
+    fact = case.fact
+    about = {"case_id": str(fact.case_id), "subject": fact.subject, "known": case.known}
+    return about | {"prompt": fact.rewrite_prompt, "old": fact.target_true, "new": fact.target_new}
 
 
 def _costs(cases: Sequence[CaseScores]) -> pd.DataFrame:
