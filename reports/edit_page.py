@@ -37,14 +37,18 @@ def is_edit(folder: Path) -> bool:
         return False
 
 
-def title(folder: Path) -> tuple[str, str]:
-    """Returns what was edited, and the model's name.
+def title(folder: Path) -> tuple[str, str, str]:
+    """Returns what was edited, and the names of editor and model.
 
     Raises:
         IntegrityError: The record lacks a field.
     """
     values = _values(folder)
-    return f"{values['subject']}: {values['target_true']} → {values['target_new']}", str(values["model"])
+    return (
+        f"{values['subject']}: {values['target_true']} → {values['target_new']}",
+        str(values["editor"]),
+        str(values["model"]),
+    )
 
 
 def shares(folder: Path) -> dict[str, tuple[int, int]]:

@@ -197,12 +197,12 @@ def _attributions(folder: Path, kind: str) -> Overview:
 
 
 def _explanation(folder: Path) -> Overview:
-    name, model = edit_page.title(folder)
+    name, editor, model = edit_page.title(folder)
     scores = {}
     for role, (ok, n) in edit_page.shares(folder).items():
         low, high = wilson(ok, n)
         scores[role.capitalize()] = Estimate(100 * ok / n, 100 * low, 100 * high, n)
-    return Overview("explanation", name, model, ((name, scores),))
+    return Overview("explanation", name, model, ((f"{name} ({editor})", scores),))
 
 
 def _edit(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str, Estimate]]]:

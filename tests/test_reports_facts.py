@@ -293,7 +293,7 @@ def test_one_edit_has_a_page_and_a_line_in_the_index(
     line = overview.read(tmp_path / "edit")
     assert (line.kind, line.model) == ("explanation", "factworld")
     ok = why.texts[why.texts["role"] == "paraphrase"]["ok"]
-    assert dict(line.rows)[line.title]["Paraphrase"].value == pytest.approx(100 * ok.mean())
+    assert dict(line.rows)[f"{line.title} (ft)"]["Paraphrase"].value == pytest.approx(100 * ok.mean())
     why.save(tmp_path / "edit")  # again: the page is no foreign file
     (tmp_path / "edit" / "units.parquet").unlink()
     with pytest.raises(IntegrityError, match=r"units\.parquet"):
