@@ -40,7 +40,9 @@ __all__ = ["Entry", "RunIndex", "build", "find"]
 Job: TypeAlias = "tuple[str, Path, Path]"  # name, run folder, page to write
 _FIRST, _WIDE = 5, 8  # metrics beside run, model and line, and in each table below
 _PANELS, _DRAWN = 3, 30  # metrics and lines of the picture
-_UNITS = {"faithfulness": "nats", "transfer": "points", "attribution": "nats", "prompts": "nats"}
+#: Units of the kinds of run whose first metrics are drawn, each with one unit.
+_UNITS = dict.fromkeys(("edit", "explanation", "anatomy", "scores"), "per cent")
+_UNITS |= {"faithfulness": "nats", "transfer": "points", "attribution": "nats", "prompts": "nats"}
 _PARALLEL = 8  # fewer runs are done before a second process has imported what it needs
 
 
@@ -259,14 +261,14 @@ def _table(kind: str, entries: Sequence[Entry], *, links: bool) -> dict[str, Any
 
 def _picture(kind: str, listed: list[tuple[str, Overview]], metrics: list[str]) -> dict[str, Any] | None:
     """The first metrics of the first lines, each value with its interval; per cent on one scale."""
-    shown = metrics[:_PANELS]
+    shown = [name for name in metrics if name != "Cosine"][:_PANELS]  # which has no unit
     lines = [
         (f"{name}: {label}" if len(line.rows) > 1 else name, scores)
         for name, line in listed
         for label, scores in line.rows
         if any(metric in scores for metric in shown)
     ]
-    if len(lines) < 2:
+    if len(lines) < 2 or kind not in _UNITS:
         return None
     rows = [
         {"panel": metric, "label": label, "value": score.value, "low": score.low, "high": score.high}
@@ -276,7 +278,7 @@ def _picture(kind: str, listed: list[tuple[str, Overview]], metrics: list[str]) 
     ]
     frame = pd.DataFrame(rows)
     values = ["value", "low", "high"]
-    if kind not in _UNITS:
+    if _UNITS[kind] == "per cent":
         axes = forests.forest_panels(frame.assign(**{name: frame[name] / 100 for name in values}))[0]
     else:
         axes = forests.effect_forest(frame, xlabel=_UNITS[kind], shared=False)[0]

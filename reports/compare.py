@@ -16,7 +16,19 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from reports import batch, fact_table, figures, forests, formats, html, overview, page, paired, sections
+from reports import (
+    batch,
+    fact_table,
+    figures,
+    forests,
+    formats,
+    html,
+    overview,
+    page,
+    paired,
+    probe_page,
+    sections,
+)
 from reports.errors import InputError, IntegrityError
 from reports.inline import fragment
 from reports.intervals import difference_interval
@@ -58,7 +70,7 @@ def render(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> str
     if runs[0].resolve() == runs[1].resolve():
         raise InputError(f"runs: expected two runs to compare, found {first} twice")
     for run in runs:
-        if not (run / "summary.json").is_file():
+        if not overview.has_page(run):
             raise InputError(f"runs: expected two finished runs, found no summary.json in {run}")
     lines = [overview.read(run) for run in runs]
     if lines[0].kind != lines[1].kind:
@@ -105,6 +117,9 @@ def _names(runs: list[Path]) -> list[str]:
 
 def _settings(run: Path) -> list[tuple[str, str]]:
     """What the run was given: its provenance, the settings of its editors, and the lines of its configuration."""
+    if probe_page.kind_of(run) is not None:
+        held = probe_page.parts(run)
+        return [(f"provenance: {k}", v) for k, v in sections.flat(held.get("settings") or held["provenance"])]
     file = run / "provenance.json"
     facts = read_object(file) if file.is_file() else {}
     editors = sections.settings(facts.pop("settings", {}))
@@ -198,7 +213,7 @@ def _only(line: Overview, compared: Overview) -> str:
 def _forest(names: list[str], lines: list[Overview]) -> dict[str, Any] | None:
     """Fractions of both runs in one picture; a study's points are in the table alone."""
     shared = [name for name in lines[0].metrics if name in lines[1].metrics][:_FOREST]
-    if lines[0].kind == "transfer" or not shared:
+    if lines[0].kind in ("transfer", *probe_page.TITLES) or not shared:
         return None
     labels = {pair[1]: f"{pair[0]}, {pair[1]}" for pair in _labels(lines) if pair[0] != pair[1]}
     labels |= {pair[0]: f"{pair[0]}, {pair[1]}" for pair in _labels(lines) if pair[0] != pair[1]}

@@ -1,11 +1,11 @@
 """What a run says in one line of a table over several: title, model, and scores with n and intervals.
 
-A run is a folder with `config.toml` or `summary.json`, a saved attribution, or a saved edit. Seven kinds are told apart
-by their files: `edit` (editors and their metrics), `explanation` (one edit and its prompts: `reports.edit_page`),
-`anatomy` (editors and the share of edits that succeed as set), `faithfulness` (model, kind of neuron and method, with
-the change of log p), `transfer` (a study of `xlprobe`: pair, objective and task, with the change of the score and the
-cosine of the gradients), `attribution` and `prompts` (one attribution, and those of many prompts:
-`reports.attribution_page`).
+A run is a folder with `config.toml` or `summary.json`, or a saved result. The kinds are told apart by their files:
+`edit` (editors and their metrics), `explanation` (one edit and its prompts: `reports.edit_page`), `anatomy` (editors
+and the share of edits that succeed as set), `faithfulness` (model, kind of neuron and method, with the change of log
+p), `transfer` (a study of `xlprobe`: pair, objective and task, with the change of the score and the cosine of the
+gradients), `attribution` and `prompts` (one attribution, and those of many prompts: `reports.attribution_page`), and
+single results of `xlprobe`: `distances`, `gradients`, `scores` and `training` (`reports.probe_page`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reports import attribution_page, edit_page, page, sections, xl_page
+from reports import attribution_page, edit_page, page, probe_page, sections, xl_page
 from reports.errors import IntegrityError
 from reports.intervals import bootstrap_mean, wilson
+from reports.probe_sections import METRICS
 from reports.reading import read_frame, read_object
 
 __all__ = ["COLUMNS", "Estimate", "Overview", "has_page", "is_run", "kind_of", "read", "render", "state"]
@@ -29,10 +30,15 @@ COLUMNS = {
     "anatomy": ("Editor", "Anatomy of edits: success as set, per cent"),
     "faithfulness": ("Model, neurons, method", "Faithfulness: change of log p in nats, by neurons ablated"),
     "transfer": ("Pair, objective, task", "Alignment and transfer: points, and cosine of the gradients"),
+    "distances": ("Level, layer", "Distances: matched − random"),
+    "gradients": ("Losses, parameters", "Gradients of task and alignment"),
+    "scores": ("Language", "Scores of a task, per cent"),
+    "training": ("Training", "Trainings: loss in nats, retrieval in per cent"),
     "attribution": ("Target, prompt", "Attributions: log p of the target in nats"),
     "prompts": ("Prompts", "Attributions of many prompts: log p of the targets in nats"),
 }
-_PLAIN = {"Cosine": 3}  # decimals of what is no percentage
+_PLAIN = {"Cosine": 3, "Norm ratio": 3, "Loss": 3}  # decimals of what is no percentage
+_GAP = "Gap, "  # the beginning of a metric of distances
 _NATS = "Change at k"  # the beginning of a metric in nats
 
 
@@ -51,7 +57,7 @@ class Overview:
     """One run.
 
     Attributes:
-        kind: A key of `COLUMNS`.
+        kind: One of `COLUMNS`.
         title: As the page has it.
         model: Its name.
         rows: (what a line is about, metric -> score).
@@ -69,29 +75,34 @@ class Overview:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether `folder` is a run, finished or not."""
-    files = ("config.toml", "summary.json")
-    return any((folder / name).is_file() for name in files) or _is_result(folder)
+    """Whether `folder` is a run, finished or not, or a saved result."""
+    named = any((folder / name).is_file() for name in ("config.toml", "summary.json"))
+    return named or _is_result(folder) or probe_page.kind_of(folder) is not None
 
 
 def _is_result(folder: Path) -> bool:
-    """Whether `folder` is no run but a saved result that has a page of its own."""
+    """Whether `folder` is a saved result of mechedit that has a page of its own."""
     return attribution_page.is_attribution(folder) or edit_page.is_edit(folder)
 
 
 def has_page(folder: Path) -> bool:
     """Whether what a page is made of is there."""
-    return (folder / "summary.json").is_file() or kind_of(folder) in ("attribution", "prompts", "explanation")
+    if (folder / "summary.json").is_file() or kind_of(folder) in ("attribution", "prompts", "explanation"):
+        return True
+    return probe_page.kind_of(folder) is not None and probe_page.state(folder)[0] != "damaged"
 
 
 def kind_of(folder: Path) -> str:
-    """Returns the kind (a key of `COLUMNS`), by the files of the run."""
+    """Returns which of `COLUMNS` the run is, by its files."""
     if edit_page.is_edit(folder):
         return "explanation"
     if attribution_page.is_attribution(folder):
         return "attribution"
     if attribution_page.is_prompts(folder):
         return "prompts"
+    single = None if (folder / "config.toml").is_file() else probe_page.kind_of(folder)
+    if single is not None:
+        return single
     if (folder / "cells.parquet").is_file():
         return "transfer"
     studies = ("anatomy", "faithfulness")
@@ -101,6 +112,8 @@ def kind_of(folder: Path) -> str:
 def render(folder: Path) -> str:
     """Returns the HTML page of a run of any kind; errors as `reports.page.render`."""
     kind = kind_of(folder)
+    if kind in probe_page.TITLES:
+        return probe_page.render(folder)
     if kind in ("attribution", "prompts"):
         return attribution_page.render(folder)
     if kind == "explanation":
@@ -115,6 +128,8 @@ def read(folder: Path) -> Overview:
         IntegrityError: A file of it is not what it should be.
     """
     kind = kind_of(folder)
+    if kind in probe_page.TITLES:
+        return _single(folder, kind)
     if kind in ("attribution", "prompts"):
         return _attributions(folder, kind)
     if kind == "explanation":
@@ -129,6 +144,8 @@ def read(folder: Path) -> Overview:
 
 def state(folder: Path) -> tuple[str, str]:
     """Returns (complete | unfinished | damaged, reason): whether the manifest's files are there, of their size."""
+    if kind_of(folder) in probe_page.TITLES:
+        return probe_page.state(folder)
     if _is_result(folder):
         return "complete", ""
     if not (folder / "manifest.json").is_file():
@@ -156,10 +173,10 @@ def state(folder: Path) -> tuple[str, str]:
 
 def text(name: str, score: Estimate) -> dict[str, str]:
     """Returns `score` of the metric `name` as a table shows it: value, interval, n, and the number to sort by."""
-    signed = name in _PLAIN or name.startswith(("Change", "log p"))
+    signed = name == "Cosine" or name.startswith(("Change", "log p", _GAP))
     digits = (
         3
-        if name.startswith(("log p", "Change of log p"))
+        if name.startswith(("log p", "Change of log p", _GAP))
         else 2
         if name.startswith(_NATS)
         else _PLAIN.get(name, 1)
@@ -175,6 +192,79 @@ def text(name: str, score: Estimate) -> dict[str, str]:
         "n": "" if score.n is None else str(score.n),
         "sort": repr(score.value) if math.isfinite(score.value) else "",
     }
+
+
+def _single(folder: Path, kind: str) -> Overview:
+    """The overview of a single result."""
+    held = probe_page.parts(folder)
+    try:
+        rows = _SINGLE[kind](held)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise IntegrityError(f"{folder}: its tables are not what the report expects ({error})") from error
+    model = _model(held)
+    return Overview(kind, probe_page.TITLES[kind], model, tuple(rows))
+
+
+def _model(held: dict[str, Any]) -> str:
+    """The encoder's name, of a training the beginning of its hash (it may have none)."""
+    if "settings" in held:
+        return str(held["settings"].get("encoder.weights", "new"))[:12]
+    name = held["provenance"].get("model", {}).get("name", "not named")
+    return str(held["values"].get("encoder", name))
+
+
+def _distances(held: dict[str, Any]) -> list[tuple[str, dict[str, Estimate]]]:
+    frame = held["frames"]["layers"]
+    return [
+        (
+            f"{level}, layer {layer}",
+            {
+                f"{_GAP}{METRICS[r['metric']]}": Estimate(r["gap"], r["low"], r["high"], int(r["n"]))
+                for r in part.to_dict("records")
+            },
+        )
+        for (level, layer), part in frame.groupby(["level", "layer"], sort=False)
+    ]
+
+
+def _gradients(held: dict[str, Any]) -> list[tuple[str, dict[str, Estimate]]]:
+    cells, values = held["frames"]["cells"], held["values"]
+    whole = cells[cells["scope"].isin(["encoder", "whole"]) & (cells["group"] == "all")]
+    return [
+        (
+            f"{values['task']}; {values['alignment']}; {r['scope']}",
+            {
+                "Cosine": Estimate(r["cosine"], r["low"], r["high"]),
+                "Norm ratio": Estimate(r["ratio"]),
+            },
+        )
+        for r in whole.to_dict("records")
+    ]
+
+
+def _scores(held: dict[str, Any]) -> list[tuple[str, dict[str, Estimate]]]:
+    frame = held["frames"]["scores"]
+    return [
+        (
+            str(language),
+            {
+                "Accuracy": Estimate(100 * part["accuracy"].mean(), n=int(part["n"].max())),
+                "Macro F1": Estimate(100 * part["macro_f1"].mean(), n=int(part["n"].max())),
+            },
+        )
+        for language, part in frame.groupby("language", sort=False)
+    ]
+
+
+def _training(held: dict[str, Any]) -> list[tuple[str, dict[str, Estimate]]]:
+    settings, retrieval = held["settings"], held["retrieval"] or {}
+    objectives = [key.removeprefix("objective.") for key in settings if key.startswith("objective.")]
+    label = "+".join(objectives) or str(settings.get("task.kind") or settings.get("name", "training"))
+    scores = {"Loss": Estimate(float(held["progress"]["losses"][-1]))}
+    for name in ("before", "after"):
+        if name in retrieval:
+            scores[f"Retrieval {name}"] = Estimate(100 * float(retrieval[name]), n=int(retrieval["n"]))
+    return [(label, scores)]
 
 
 def _attributions(folder: Path, kind: str) -> Overview:
@@ -271,4 +361,5 @@ def _faithfulness(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict
     return rows
 
 
+_SINGLE = {"distances": _distances, "gradients": _gradients, "scores": _scores, "training": _training}
 _ROWS = {"edit": _edit, "anatomy": _anatomy, "faithfulness": _faithfulness, "transfer": _transfer}

@@ -83,7 +83,7 @@ class Result:
 
         Raises:
             InputError: A field cannot be stored, or `folder` is a file, or is not empty and not exactly a result of
-                this kind.
+                this kind (and the page that was drawn of it, which goes too).
         """
         target = Path(folder)
         frames, record = _encode_result(self)
@@ -207,7 +207,7 @@ def _check_target(target: Path, kind: str) -> None:
         what = f"a result of kind {record['kind']!r}" if "kind" in record else f"other files ({names[0]!r})"
         raise InputError(f"folder: expected an empty folder or a {kind!r} result, found {what} in {target}")
     expected = {_RECORD, *(f"{name}.parquet" for name in record.get("frames", {}))}
-    if foreign := [name for name in names if name not in expected]:
+    if foreign := [name for name in names if name not in expected and not name.startswith("report.")]:
         raise InputError(f"folder: {target} also holds {foreign[0]!r}, which would be lost; use another")
 
 

@@ -18,7 +18,7 @@ from reports.colours import LIGHT
 from reports.look import DIVERGING, check, row, style
 from reports.text import visible
 
-__all__ = ["cosine_heatmap", "distance_curves", "norm_curves", "outcome_scatter"]
+__all__ = ["cosine_heatmap", "distance_curves", "loss_curve", "norm_curves", "outcome_scatter"]
 
 _GROUPS = ("query", "key", "value", "query_key_value", "output", "ffn_in", "ffn_out", "norms", "embeddings")
 _GROUP_LABELS = {"query_key_value": "query, key, value", "ffn_in": "FFN in", "ffn_out": "FFN out"}
@@ -79,6 +79,28 @@ def norm_curves(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         axes.set_yscale("log")
         axes.set(xlabel="steps of fine-tuning", ylabel="‖g align‖ / ‖g task‖")
         axes.legend()
+    return axes
+
+
+def loss_curve(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draws the loss of every step, and its running mean over a tenth of the steps (centred).
+
+    Args:
+        frame: step, loss.
+        ax: The axes to draw into; None makes a figure.
+
+    >>> axes = loss_curve(pd.DataFrame({"step": [1, 2, 3], "loss": [2.0, 1.0, 0.5]}))
+    >>> axes.get_xlabel()
+    'step'
+    """
+    check(frame, ("step", "loss"), key=("step",))
+    with style():
+        axes = row(1, width=7.2, height=3.0)[0] if ax is None else ax
+        axes.plot(frame["step"], frame["loss"], color=LIGHT["muted"], linewidth=0.7, alpha=0.7)
+        mean = frame["loss"].rolling(max(1, len(frame) // 10), center=True, min_periods=1).mean()
+        axes.plot(frame["step"], mean, color=LIGHT["pos"], linewidth=1.8)
+        axes.set(xlabel="step", ylabel="loss, nats")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return axes
 
 

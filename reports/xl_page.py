@@ -147,7 +147,8 @@ def _distances(distances: pd.DataFrame) -> list[dict[str, Any]]:
     mean = rows.groupby(keys, sort=False)[["gap", "low", "high"]].mean().reset_index()
     pictures = []
     for index, (pair, part) in enumerate(mean.groupby("pair", sort=False)):
-        top = part[part["metric"] == "weak_retrieval"].sort_values("gap").iloc[-1]
+        tried = part[(part["metric"] == "weak_retrieval") & (part["objective"] != "shuffled")]
+        top = tried.sort_values("gap").iloc[-1]
         points = 100 * top["gap"]
         sentence = (
             f"Best retrieval: {top['objective']}, layer {top['layer']}, {points:.0f} points above chance."

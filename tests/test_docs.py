@@ -13,7 +13,12 @@ from pathlib import Path
 
 import pytest
 
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+from reports import overview
+from tests.xl_files import write_data
+from tests.xl_tiny import tiny_folder
+from xlprobe.cli import main
+
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/own-encoder.md")
 PACKAGES = ("mechedit", "experiments", "reports", "xlprobe")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -92,19 +97,40 @@ def test_readme_names_only_what_the_makefile_has(root: Path) -> None:
 def test_readme_code_runs(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The README's Python block, word for word."""
-    (code,) = blocks((root / "README.md").read_text("utf-8"), "python")
+    """The README's Python blocks, one of each package, word for word."""
+    blocks_of_code = blocks((root / "README.md").read_text("utf-8"), "python")
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
+    printed = []
+    for code in blocks_of_code:
+        exec(compile(code, "README.md", "exec"), {})
+        printed.append(capsys.readouterr().out)
+    of_mechedit, of_xlprobe = printed
+    assert "head" in of_mechedit
+    assert "Acc" in of_mechedit
+    before, after = map(float, re.findall(r"0\.\d+|1\.0", of_xlprobe.splitlines()[0]))
+    assert after > before + 0.2
+    assert "macro_f1" in of_xlprobe
+
+
+def test_the_script_of_ones_own_encoder_runs(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/own_encoder.py, word for word, on a tiny encoder and a data folder of the real one's shape."""
+    data = write_data(tmp_path / "data")
+    argv = ["--encoder", str(tiny_folder("xlm-roberta")), "--data", str(data), "--out", str(tmp_path / "out")]
+    monkeypatch.syspath_prepend(root / "docs")
+    importlib.import_module("own_encoder").main([*argv, "--share", "0.05"])
     printed = capsys.readouterr().out
-    assert "head" in printed
-    assert "Acc" in printed
+    assert [line[11:12] for line in printed.splitlines() if line.startswith("[")] == [*"123456", "d"]
+    results = ("aligned", "scores-aligned", "distances-aligned", "gradients", "study")
+    assert all(overview.state(tmp_path / "out" / name) == ("complete", "") for name in results)
+    assert main(["report", str(tmp_path / "out"), "--quiet"]) == 0
 
 
 @pytest.mark.slow
 def test_readme_commands_run(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The README's `mechedit` commands, one after the other; a model that would be downloaded is replaced."""
-    from mechedit.cli import main
+    from mechedit.cli import main as mechedit
 
     readme = (root / "README.md").read_text("utf-8")
     lines = [line for block in blocks(readme, "bash") for line in block.splitlines()]
@@ -113,4 +139,4 @@ def test_readme_commands_run(root: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiments").symlink_to(root / "experiments")  # the recipes
     for command in commands:
-        assert main(["factworld" if word == "gpt2" else word for word in command]) == 0
+        assert mechedit(["factworld" if word == "gpt2" else word for word in command]) == 0

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from experiments.progress import Stopped, how_to_go_on, interruptible, track
+from experiments.progress import Stopped, bar, how_to_go_on, interruptible, track
 
 
 def test_the_items_come_in_order_and_silently(capfd: pytest.CaptureFixture[str]) -> None:
@@ -81,3 +81,23 @@ def test_what_is_said_depends_on_what_is_saved() -> None:
     assert "nothing is saved without --out" in how_to_go_on(Stopped("1 of 2"), "mechedit", argv, saved=False)
     assert "finished cases" in how_to_go_on(KeyboardInterrupt(), "mechedit", argv, saved=True)
     assert how_to_go_on(Stopped("1 of 2"), "mechedit", argv, saved=True).endswith("--data 'my facts.json'")
+
+
+def test_a_bar_of_parts_says_a_line_a_minute_with_what_it_was_told(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock: Iterator[float] = iter(range(0, 10_000, 30))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with bar("training", 400, start=100) as shown:
+        for loss in (2.0, 1.0, 0.5, 0.25):
+            shown.set_postfix(loss=f"{loss:.2f}", refresh=False)
+            shown.update(50)
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split("%")[1].split()[0] for line in lines] == ["200/400", "300/400"]
+    assert [line.split("loss=")[1].rstrip("]") for line in lines] == ["1.00", "0.25"]
+
+
+def test_a_quiet_bar_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with bar("training", 2, progress=False) as shown:
+        shown.update(2)
+    assert capfd.readouterr() == ("", "")

@@ -229,3 +229,43 @@ def test_vectors_that_are_not_finite_are_refused() -> None:
         measure(x, y)
     with pytest.raises(InputError, match="shape"):
         measure(clouds(5)[0], clouds(6)[0])
+
+
+# -- layers and pooling ----------------------------------------------------------------------------------------
+
+
+def gap(x: Tensor, y: Tensor) -> float:
+    """Matched minus random cosine, by hand."""
+    table = 1 - pairwise_distances(x.numpy(), y.numpy(), metric="cosine")
+    return float(np.diag(table).mean() - table[~np.eye(len(x), dtype=bool)].mean())
+
+
+@pytest.mark.parametrize("arch", ["xlm-roberta", "bert"])
+def test_the_first_token_is_that_of_plain_transformers(arch: Any) -> None:
+    encoder = tiny_encoder(arch)
+    measured = distances(
+        encoder, parallel(links=None), layers=[2], pooling="first", metrics=["cosine"], progress=False
+    )
+    sides = []
+    for texts in (SOURCE, TARGET):
+        rows = [encoder.tokenizer(text, return_tensors="pt") for text in texts]
+        with torch.no_grad():
+            states = [encoder.model(**row, output_hidden_states=True).hidden_states[2] for row in rows]
+        sides.append(torch.stack([state[0, 0] for state in states]))
+    assert measured.layers["layer"].tolist() == [2]
+    assert measured.value("cosine", layer=2, column="gap") == pytest.approx(gap(*sides), abs=1e-5)
+    mean = distances(encoder, parallel(links=None), layers=[2], metrics=["cosine"], progress=False)
+    assert mean.value("cosine", layer=2, column="gap") != pytest.approx(gap(*sides), abs=1e-5)
+
+
+def test_some_layers_are_those_of_all(tmp_path: Path) -> None:
+    every = distances(tiny_encoder(), parallel(), metrics=DETERMINED, progress=False)
+    some = distances(tiny_encoder(), parallel(), metrics=DETERMINED, layers=(2, 0), progress=False)
+    rows = every.layers[every.layers["layer"].isin([0, 2])].reset_index(drop=True)
+    assert some.layers.equals(rows)
+    assert Distances.load(some.save(tmp_path / "d")).pooling == "mean"
+    for layers in ((9,), (-1,), ()):
+        with pytest.raises(InputError, match="layers: expected some of 0 to 3"):
+            distances(tiny_encoder(), parallel(), layers=layers, progress=False)
+    with pytest.raises(InputError, match="pooling: expected mean or first"):
+        distances(tiny_encoder(), parallel(), pooling="last", progress=False)  # type: ignore[arg-type]

@@ -13,12 +13,14 @@ from xlprobe.data.corpora import overlap
 from xlprobe.encoders.encoder import Encoder, load_encoder
 from xlprobe.langworld.check import check
 from xlprobe.langworld.grammar import align_words, draw, realise
-from xlprobe.langworld.lexicon import LANGUAGES, TOPICS, lexicon
+from xlprobe.langworld.lexicon import LANGUAGES, NAMES, TOPICS, lexicon
 from xlprobe.langworld.train import monolingual, train_langworld
 from xlprobe.langworld.world import SPLITS, bitext, labelled, meanings, split_of, task
 from xlprobe.training.alignment import align, retrieval
 from xlprobe.training.finetune import finetune
 from xlprobe.training.loop import Training
+from xlprobe.transfer.laboratory import Sizes
+from xlprobe.transfer.world_lab import WorldLab
 
 MEANINGS = [draw(topic, random.Random(i)) for i, topic in enumerate(list(TOPICS) * 10)]
 
@@ -79,7 +81,8 @@ def test_splits_share_no_sentence_and_the_report_of_overlap_says_so() -> None:
 def test_parallel_means_parallel() -> None:
     assert bitext("words", 50).source == bitext("order", 50).source
     assert labelled("topic", "words", 50, "test").labels == labelled("topic", "suffix", 50, "test").labels
-    assert [m.topic for m in meanings("train", 50)] == [t for (t,) in task("topic", n_train=50).train.labels]
+    drawn = meanings("train", 50, named=True)
+    assert [m.topic for m in drawn] == [t for (t,) in task("topic", n_train=50).train.labels]
 
 
 def test_what_does_not_exist_is_refused() -> None:
@@ -131,6 +134,38 @@ def test_the_default_alignment_raises_held_out_retrieval_by_20_points(langworld:
     held_out = bitext("words", 200, "held_out")
     aligned = align(langworld, bitext("words", 800), objective="sentence", progress=False)
     assert retrieval(aligned, held_out) >= retrieval(langworld, held_out) + 0.2
+
+
+def test_topics_transfer_in_part_in_every_pair(langworld: Encoder) -> None:
+    """Without alignment, between 30 and 90 %: what is left to gain, and to lose, can be seen."""
+    laboratory = WorldLab(langworld)
+    model = laboratory.finetuned(langworld, "topic", seed=0)
+    scores = [laboratory.score(model, "topic", pair).accuracy for pair in laboratory.pairs]
+    assert all(0.3 < score < 0.9 for score in scores)
+    assert laboratory.score(model, "topic", "source-source").accuracy > 0.9
+
+
+def test_a_random_encoder_transfers_no_topics(langworld: Encoder) -> None:
+    """The same measure at chance, where nothing is shared: each language's words and names are new to it."""
+    encoder = langworld.copy()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in encoder.model.parameters():
+                parameter.normal_(std=0.02)
+    laboratory = WorldLab(encoder, Sizes(train=64, test=200, finetune_steps=2))
+    model = laboratory.finetuned(encoder, "topic", seed=0)
+    assert all(laboratory.score(model, "topic", pair).accuracy < 0.3 for pair in laboratory.pairs)
+
+
+def test_sentences_in_names_name_their_topic() -> None:
+    for name in ("source", "suffix"):
+        texts = labelled("topic", name, 200, "train")
+        named = [
+            any(word.startswith(known) for word in words for known in NAMES[topic].split())
+            for words, (topic,) in texts
+        ]
+        assert sum(named) / len(named) > 0.75
 
 
 def test_transfer_has_room_in_both_directions(langworld: Encoder) -> None:

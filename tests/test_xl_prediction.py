@@ -151,6 +151,11 @@ def test_cosines_whose_interval_holds_both_answers_are_open() -> None:
     assert "narrower intervals" in verdict["evidence"]
     assert answers(frame.assign(cosine_low=-0.05, cosine_high=0.07))[1] == "holds"
     assert answers(frame.assign(gradient_cosine=0.4, cosine_low=0.2, cosine_high=0.6))[1] == "does not hold"
+    without = frame.assign(gradient_cosine=0.4, cosine_low=math.nan, cosine_high=math.nan)
+    assert answers(without)[1] == "not shown"  # too few batches for an interval
+    assert (
+        answers(without.drop(columns=["cosine_low", "cosine_high"]))[1] == "does not hold"
+    )  # a table of before
 
 
 def test_a_rank_correlation_of_few_cells_shows_nothing() -> None:

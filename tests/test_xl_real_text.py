@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from experiments import config
 from reports.errors import InputError
@@ -17,6 +18,7 @@ from tests.xl_tiny import tiny_encoder
 from xlprobe.cli import main
 from xlprobe.data.corpora import text_hash
 from xlprobe.data.data_folder import DataFolder, detached
+from xlprobe.encoders.encoder import Encoder
 from xlprobe.recipes.real_text import Pretraining, RealTextRecipe, balanced, data_path, pretraining_texts
 from xlprobe.recipes.study import StudyRecipe
 from xlprobe.training.loop import TrainingError
@@ -235,6 +237,21 @@ def test_a_task_of_one_class_is_refused(tmp_path: Path) -> None:
         )
 
 
+def test_learning_rates_that_are_not_named_suit_the_encoder(data: DataFolder) -> None:
+    small = FileLab(tiny_encoder(), data, SIZES)
+    assert small.sizes.align_lr == small.sizes.finetune_lr == 1e-3
+    named = FileLab(tiny_encoder(), data, replace(SIZES, align_lr=3e-5))
+    assert (named.sizes.align_lr, named.sizes.finetune_lr) == (3e-5, 1e-3)
+    config = XLMRobertaConfig(
+        vocab_size=300, hidden_size=288, num_hidden_layers=6, num_attention_heads=4, intermediate_size=1152
+    )
+    encoder = tiny_encoder()
+    large = Encoder(
+        XLMRobertaModel(config, add_pooling_layer=False), encoder.tokenizer, name="l", source="fresh"
+    )
+    assert (SIZES.suited(large).align_lr, SIZES.suited(large).finetune_lr) == (2e-5, 5e-5)
+
+
 def test_a_loss_that_is_not_finite_stops_the_study_and_keeps_what_was_done(
     data: DataFolder, tmp_path: Path
 ) -> None:
@@ -327,7 +344,7 @@ def test_the_recipes_are_studies_of_the_built_in_sizes(root: Path) -> None:
     recipes = root / "experiments" / "recipes"
     real = config.load(recipes / "real-text.toml", RealTextRecipe, experiment="real_text")
     assert real.pretrain == Pretraining()
-    assert real.sizes == FileSizes()
+    assert real.sizes == FileSizes().suited(tiny_encoder())
     plain = config.load(recipes / "transfer.toml", StudyRecipe, experiment="study")
     assert plain.plan == StudyConfig(seeds=5)
     assert replace(real.plan, seeds=5) == plain.plan

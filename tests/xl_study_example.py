@@ -42,6 +42,7 @@ def study(hostile: str = "") -> Study:
     gradients = pd.DataFrame([row for i, name in enumerate(names) for row in _gradients(i, *name)])
     steps = pd.DataFrame({"relative_step": [1e-3], "predicted": [0.1], "measured": [0.1], "symmetric": [0.1]})
     return table_of(
+        layer=3,
         laboratory="made up",
         seeds=2,
         scores=scores,

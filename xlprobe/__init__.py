@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from xlprobe.probes.distances import Distances, distances
     from xlprobe.probes.gradient_stream import Loss
     from xlprobe.probes.gradients import Gradients, gradients
+    from xlprobe.recipes.page import write_page
     from xlprobe.training.alignment import align, retrieval
     from xlprobe.training.finetune import Joint, TransferScores, finetune, finetune_seeds
     from xlprobe.training.loop import Training
@@ -107,6 +108,7 @@ __all__ = [
     "match_conllu",
     "retrieval",
     "transfer_study",
+    "write_page",
 ]
 
 _NAMES = {
@@ -148,6 +150,7 @@ _NAMES = {
         "Gradients",
         "gradients",
     ),
+    "xlprobe.recipes.page": ("write_page",),
     "xlprobe.training.alignment": (
         "align",
         "retrieval",

@@ -21,7 +21,7 @@ def add_editor_options(parser: Any, *, default: str | None = "mega") -> None:
     )
     parser.add_argument("--window", type=layers, help="layers that a steering editor steers, as 4-7, or auto")
     parser.add_argument(
-        "--gate", choices=get_args(GateKind), help="what opens a steering editor (default hidden)"
+        "--gate", choices=get_args(GateKind), help="what opens a steering editor (default asked)"
     )
     parser.add_argument("--gate-model", help="for --gate sentence: a sentence-transformers folder or id")
     parser.add_argument(

@@ -8,15 +8,27 @@ from typing import Any
 from experiments.cli.options import count
 from experiments.cli.output import print_json
 from reports.errors import InputError
-from xlprobe.cli.options import command, load, names, refuse_beside, training_arguments
+from xlprobe.cli.options import (
+    command,
+    layers,
+    load,
+    names,
+    pooling_argument,
+    print_pages,
+    refuse_beside,
+    training_arguments,
+    write_page,
+)
 
 LANGUAGE, PAIRS = "words", 1600  # without --source
 
 
 def align(options: argparse.Namespace) -> None:
     """Aligns an encoder on translation pairs and saves it."""
+    import json
     from pathlib import Path
 
+    from reports.files import write
     from xlprobe.training.alignment import align as run
     from xlprobe.training.alignment import retrieval
     from xlprobe.training.defaults import align_training
@@ -56,15 +68,18 @@ def align(options: argparse.Namespace) -> None:
         folder=out,
         progress=not options.quiet,
     )
-    where = {"layer": options.layer, "pooling": options.pooling}
+    where = {"layer": options.layer, "pooling": options.pooling, "progress": not options.quiet}
     before, after = retrieval(encoder, held_out, **where), retrieval(aligned, held_out, **where)
     aligned.save(out / "model")
-    scores = {"before": before, "after": after, "n": len(held_out), "model": str(out / "model")}
+    scores: dict[str, Any] = {"before": before, "after": after, "n": len(held_out)}
+    write(out / "retrieval.json", json.dumps(scores) + "\n")  # for the page
+    page = write_page(options.out)
     if options.json:
-        print_json({"objective": options.objective, "retrieval": scores})
+        found = scores | {"model": str(out / "model")}
+        print_json({"objective": options.objective, "retrieval": found, **page})
         return
     print(f"weak retrieval on {len(held_out)} held-out pairs: {before:.3f} before, {after:.3f} after")
-    print(f"encoder: {out / 'model'}")
+    print_pages({"encoder": str(out / "model"), **page})
 
 
 def read_pairs(options: argparse.Namespace) -> Any:
@@ -104,11 +119,6 @@ def objective(text: str) -> dict[str, float]:
     return weights
 
 
-def layers(text: str) -> tuple[int, ...]:
-    """Numbers of layers, from 0,1,2."""
-    return tuple(int(part) for part in text.split(",") if part)
-
-
 def add(commands: Any) -> None:
     """Add `align` to the commands."""
     p = command(
@@ -144,7 +154,7 @@ def add(commands: Any) -> None:
         p, "80 steps of 24 pairs at 2e-3 for a small encoder, one epoch of 64 at 2e-5 for a large one"
     )
     p.add_argument("--layer", type=int, help="that is aligned, 0: the embeddings (default: two thirds up)")
-    p.add_argument("--pooling", choices=("mean", "first"), default="mean", help="of tokens (default mean)")
+    pooling_argument(p, "of tokens, to the vectors that are aligned")
     p.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
     p.add_argument(
         "--out", required=True, help="folder for checkpoint and encoder; the same command again goes on"

@@ -8,9 +8,19 @@ from typing import Any
 from experiments.cli.options import count
 from experiments.cli.output import as_table, print_json
 from reports.errors import InputError
-from xlprobe.cli.align import layers, objective
-from xlprobe.cli.options import command, load, refuse_beside, training_arguments
+from xlprobe.cli.align import objective
+from xlprobe.cli.options import (
+    command,
+    layers,
+    load,
+    pooling_argument,
+    print_pages,
+    refuse_beside,
+    training_arguments,
+    write_page,
+)
 
+FILES = ("train", "dev", "align_source", "align_target")
 TASKS = {
     "pos": "tagging",
     "topic": "classification",
@@ -22,9 +32,13 @@ TASKS = {
 
 def finetune(options: argparse.Namespace) -> None:
     """Fine-tunes on a task and scores it zero-shot in every test language."""
+    from dataclasses import replace
+
     from xlprobe.training.defaults import task_training
     from xlprobe.training.finetune import finetune_seeds
 
+    if options.pooling != "mean" and TASKS[options.task] == "tagging" and options.align_source is None:
+        raise InputError(f"pooling: --task {options.task} asks words, not texts; expected none beside it")
     encoder, task = load(options), read_task(options)
     training = task_training(
         encoder,
@@ -53,15 +67,17 @@ def finetune(options: argparse.Namespace) -> None:
         progress=not options.quiet,
     )
     if options.out is not None:
-        scores.save(options.out)
+        data = {name: value for name in FILES if (value := getattr(options, name)) is not None}
+        seeds = {"first": options.seed, "n": options.seeds}
+        replace(scores, provenance=encoder.provenance(data=data, seeds=seeds)).save(options.out)
+    page = write_page(options.out)
     if options.json:
         kept = {} if options.save_model is None else {"models": options.save_model}
         rows = scores.summary().to_dict("records")
-        print_json({"task": scores.task, "encoder": scores.encoder, "languages": rows, **kept})
+        print_json({"task": scores.task, "encoder": scores.encoder, "languages": rows, **kept, **page})
         return
-    print(as_table(scores.summary()))
-    if options.save_model is not None:
-        print(f"models: {options.save_model}")
+    print(as_table(scores.summary().drop(columns="missing")))
+    print_pages(page if options.save_model is None else {"models": options.save_model, **page})
 
 
 def reader(options: argparse.Namespace) -> Any:
@@ -175,7 +191,7 @@ def add(commands: Any) -> None:
     p.add_argument("--label", help="of --task texts: the label's column (default label)")
     p.add_argument("--second", help="of --task texts: the column of a pair's second text")
     p.add_argument("--tune", choices=("all", "head"), default="all", help="what is trained (default all)")
-    p.add_argument("--pooling", choices=("mean", "first"), default="mean", help="of a text (default mean)")
+    pooling_argument(p, "of a text, and of what is aligned")
     p.add_argument("--seeds", type=count, default=5, help="fine-tunings (default 5)")
     p.add_argument(
         "--freeze", type=layers, default=(), help="layers not to train, as 0,1,2 (0: the embeddings)"

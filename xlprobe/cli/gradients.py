@@ -8,13 +8,16 @@ from typing import Any
 from experiments.cli.options import count
 from experiments.cli.output import as_table, print_json
 from reports.errors import InputError
-from xlprobe.cli.options import command, load, read_data
+from xlprobe.cli.options import command, load, pooling_argument, print_pages, read_data, write_page
 
 
 def gradients(options: argparse.Namespace) -> None:
     """Cosine and norms of a task's and an alignment objective's gradients, with their yardsticks."""
     from xlprobe.probes.gradients import gradients as measure
 
+    if options.objective in ("mlm", "tlm") and (options.layer is not None or options.pooling != "mean"):
+        name = "pooling" if options.layer is None else "layer"
+        raise InputError(f"{name}: {options.objective} looks at the LM head's words; expected none beside it")
     encoder = load(options)
     lab, pair = laboratory(options, encoder)
     if reason := lab.lacks(pair, options.task):
@@ -22,24 +25,27 @@ def gradients(options: argparse.Namespace) -> None:
     source = lab.source(pair)
     probe = measure(
         encoder,
-        task=lab.task_loss(encoder, options.task, source=source),
+        task=lab.task_loss(encoder, options.task, source=source, progress=not options.quiet),
         alignment=lab.alignment_loss(encoder, pair, options.objective),
         target=lab.task_loss(encoder, options.task, pair=pair, source=source),
         shuffled=lab.alignment_loss(encoder, pair, options.objective, shuffled=True),
         progress=not options.quiet,
+        provenance=encoder.provenance(data=lab.data, seeds={"laboratory": options.seed}),
     )
     if options.out is not None:
         probe.save(options.out)
+    page = write_page(options.out)
     if options.json:
         cells = probe.cells.astype(object).where(probe.cells.notna(), None).to_dict("records")
         facts = {"n": probe.n, "loss": probe.loss, "first_order": probe.first_order.to_dict("records")}
         whole = next(cell for cell in cells if cell["scope"] == "encoder")
-        print_json({"encoder": whole, **facts, "cells": cells})
+        print_json({"encoder": whole, **facts, "cells": cells, **page})
         return
     print(f"{probe.task}; {probe.alignment}")
     columns = ["layer", "group", "cosine", "low", "high", "corrected", "task_halves", "align_halves", "ratio"]
     for scope in ("encoder", "whole", "layer", "group"):
         print(f"\n{scope}\n{as_table(probe.scope(scope)[columns])}")
+    print_pages(page)
 
 
 def laboratory(options: argparse.Namespace, encoder: Any) -> tuple[Any, str]:
@@ -58,6 +64,7 @@ def laboratory(options: argparse.Namespace, encoder: Any) -> tuple[Any, str]:
 
     lab: Any
     given = {"probe_batches": options.batches, "batch": options.batch, "head_steps": options.head_steps}
+    given |= {"layer": options.layer, "pooling": options.pooling}
     given = {name: value for name, value in given.items() if value is not None}
     if options.data:
         text = read_data(options.data)
@@ -84,6 +91,8 @@ def add(commands: Any) -> None:
     )
     p.add_argument("--task", choices=("pos", "topic"), default="pos")
     p.add_argument("--objective", choices=("mlm", "sentence", "token", "tlm"), default="sentence")
+    p.add_argument("--layer", type=int, help="that is aligned, 0: the embeddings (default: two thirds up)")
+    pooling_argument(p, "of tokens, to the vectors that are aligned")
     p.add_argument("--data", help="folder with ud, sib200 and tatoeba, or a recipe with [languages]")
     p.add_argument("--pair", help="of --data, as ja-kk, or of the embedded languages (default: the first)")
     p.add_argument("--batches", type=count, help="of each loss (default 24)")

@@ -8,16 +8,20 @@ from typing import Any
 
 from experiments.cli.options import Parser, count
 from experiments.cli.output import as_table, print_json
-from xlprobe.cli.options import command, load
+from xlprobe.cli.options import command, load, write_page
 
 
 def langworld_train(options: argparse.Namespace) -> None:
     """Trains the embedded encoder from nothing, on text of all five languages."""
     from xlprobe.langworld.train import train_langworld
 
-    print(
-        train_langworld(Path(options.out), steps=options.steps, seed=options.seed, progress=not options.quiet)
-    )
+    out = Path(options.out)
+    model = train_langworld(out, steps=options.steps, seed=options.seed, progress=not options.quiet)
+    page = write_page(options.out)
+    if options.json:
+        print_json({"model": str(model), **page})
+        return
+    print(model)
 
 
 def langworld_check(options: argparse.Namespace) -> int:

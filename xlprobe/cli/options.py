@@ -61,11 +61,29 @@ def training_arguments(parser: argparse.ArgumentParser, default: str) -> None:
 
 def load(options: argparse.Namespace) -> Any:
     """The encoder of --encoder, --device, --dtype and --attention."""
+    from experiments.checkpoints import progress_bar
     from xlprobe.encoders.encoder import load_encoder
 
-    return load_encoder(
-        options.encoder, device=options.device, dtype=options.dtype, attention=options.attention
-    )
+    with progress_bar(shown=not options.quiet):
+        return load_encoder(
+            options.encoder, device=options.device, dtype=options.dtype, attention=options.attention
+        )
+
+
+def write_page(out: str | None) -> dict[str, str]:
+    """Write `report.html` of the result or the training in `out`; {"report": path}, empty without --out."""
+    from reports import probe_page
+    from reports.files import write
+
+    if out is None:
+        return {}
+    return {"report": str(write(Path(out) / "report.html", probe_page.render(Path(out))))}
+
+
+def print_pages(pages: dict[str, str]) -> None:
+    """Print where the pages are."""
+    for name, path in pages.items():
+        print(f"{name}: {path}")
 
 
 def read_lines(path: str, *, argument: str) -> list[str]:
@@ -85,6 +103,20 @@ def read_lines(path: str, *, argument: str) -> list[str]:
             f"{argument}: line {empty[0]} of {file} is empty; parallel text needs both sides of every line"
         )
     return lines
+
+
+def layers(text: str) -> tuple[int, ...]:
+    """Numbers of layers, from 0,1,2.
+
+    >>> layers("0,8")
+    (0, 8)
+    """
+    return tuple(int(part) for part in text.split(",") if part)
+
+
+def pooling_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add --pooling, of `what`."""
+    parser.add_argument("--pooling", choices=("mean", "first"), default="mean", help=f"{what} (default mean)")
 
 
 def names(text: str) -> tuple[str, ...]:

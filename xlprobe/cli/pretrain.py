@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.cli.options import count
 from experiments.cli.output import print_json
-from xlprobe.cli.options import command
+from xlprobe.cli.options import command, write_page
 
 
 def pretrain(options: argparse.Namespace) -> None:
@@ -24,9 +24,10 @@ def pretrain(options: argparse.Namespace) -> None:
     training = replace(plan.training, steps=options.steps or plan.training.steps, seed=options.seed)
     data = replace(recipe, data=options.data or recipe.data).folder()
     model = pretrain_on(data, Path(options.out), replace(plan, training=training), progress=not options.quiet)
+    page = write_page(options.out)
     if options.json:
         sentences = {language: len(texts) for language, texts in pretraining_texts(data).items()}
-        print_json({"model": str(model), "sentences": sentences, "left_out": data.left_out})
+        print_json({"model": str(model), "sentences": sentences, "left_out": data.left_out, **page})
         return
     print(model)
 

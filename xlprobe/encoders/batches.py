@@ -8,19 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from experiments.progress import LONG, bar
 from reports.errors import InputError
 
-__all__ = ["SEPARATOR", "Batch", "Sentence", "Tokenized", "sentence_means", "word_means"]
+__all__ = [
+    "SEPARATOR",
+    "Batch",
+    "Pooling",
+    "Sentence",
+    "Tokenized",
+    "pooled",
+    "require_pooling",
+    "sentence_means",
+    "word_means",
+    "words_of",
+]
 
 SEPARATOR = "\x1e"  # the word between the two texts of a pair: the tokenizer's own separator stands there
 Sentence = str | Sequence[str]  # a text, or the words of one
+Pooling = Literal["mean", "first"]  # what stands for a sentence: the mean of its tokens, or its first token
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +81,15 @@ class Batch:
         """The same batch on another device."""
         return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.word_ids.to(device))
 
-    def chunks(self, size: int) -> Iterator[tuple[Tensor, Batch]]:
-        """Batches of up to `size` sentences of like length, each with its rows [n]; every row comes once."""
-        for rows in torch.argsort(self.lengths, stable=True).split(size):
-            yield rows, self[rows]
+    def chunks(self, size: int, *, label: str = "", progress: bool = False) -> Iterator[tuple[Tensor, Batch]]:
+        """Batches of up to `size` sentences of like length, each with its rows [n]; every row comes once.
+
+        With `progress`, a bar called `label` is shown where they take long.
+        """
+        with bar(label, len(self), progress=progress, delay=LONG, unit="sentence") as shown:
+            for rows in torch.argsort(self.lengths, stable=True).split(size):
+                yield rows, self[rows]
+                shown.update(len(rows))
 
     def __repr__(self) -> str:
         return f"Batch({len(self)} sentences, {self.input_ids.shape[1]} tokens wide)"
@@ -86,6 +104,26 @@ def sentence_means(states: Tensor, batch: Batch) -> Tensor:
     """
     content = batch.content[:, :, None].to(states.device)
     return (states * content).sum(-2) / content.sum(-2).clamp(min=1)
+
+
+def pooled(states: Tensor, batch: Batch, pooling: Pooling) -> Tensor:
+    """One vector a sentence [..., B, d] of states [..., B, T, d]."""
+    return states[..., 0, :] if pooling == "first" else sentence_means(states, batch)
+
+
+def words_of(batch: Batch, pooling: Pooling) -> Tensor:
+    """The word of each token that counts for it [B, T], −1 elsewhere: of all sub-words, or of the first alone."""
+    return batch.word_ids if pooling == "mean" else batch.word_ids.where(batch.firsts, -1)
+
+
+def require_pooling(pooling: str) -> None:
+    """Refuse another pooling than those of `Pooling`.
+
+    Raises:
+        InputError: Another pooling.
+    """
+    if pooling not in get_args(Pooling):
+        raise InputError(f"pooling: expected mean or first, found {pooling!r}")
 
 
 def word_means(states: Tensor, word_ids: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The grammar: an abstract sentence, drawn once, and its words in each language, with tags and alignments.
 
 1. `draw` makes a `Clause` or two on a topic: who does what to whom, where, how. Content words come from the topic,
-   from the words of any topic, or (one in ten) from another topic.
+   from the words of any topic, or (one in ten) from another topic. A sentence "in names", as a headline is, tells its
+   topic by the names in it, which all languages write alike, and little by its words.
 2. `realise` writes it in a language. Every word knows the *slots* of the abstract sentence that it stands for, so
    two languages are aligned wherever two words share a slot: nothing is guessed, not even across word orders, and links
    are many to one where a suffix does the work of a word.
@@ -26,6 +27,8 @@ from xlprobe.langworld.lexicon import (
 __all__ = ["Meaning", "Word", "align_words", "draw", "realise"]
 
 TOPIC_SHARE, GENERIC_SHARE = 0.6, 0.9  # cumulative: topic, any, another topic
+NAMED_SHARE = 0.1  # of the topic's words, in a sentence in names
+NAMES_FROM, NAMED_FROM = 0.9, 0.4  # where the share of names among noun phrases begins
 
 
 @dataclass(frozen=True)
@@ -74,34 +77,34 @@ class Word:
 # ------------------------------------------------------------------------------------------ meaning
 
 
-def draw(topic: str, rng: random.Random) -> Meaning:
-    """A random sentence on `topic`; four in ten have two clauses."""
-    two = rng.random() < 0.4
-    clauses = tuple(_clause(topic, rng) for _ in range(2 if two else 1))
+def draw(topic: str, rng: random.Random, *, named: bool = False) -> Meaning:
+    """A random sentence on `topic`; four in ten have two clauses, and all that are in names."""
+    two = named or rng.random() < 0.4
+    clauses = tuple(_clause(topic, rng, named) for _ in range(2 if two else 1))
     conjunction = ("CCONJ", rng.choice(GENERIC["CCONJ"].split())) if two else None
     return Meaning(topic, clauses, conjunction, rng.choice((".", ".", ".", "!", "?")))
 
 
-def _clause(topic: str, rng: random.Random) -> Clause:
+def _clause(topic: str, rng: random.Random, named: bool) -> Clause:
     place = rng.random() < 0.5
     return Clause(
-        subject=_noun(topic, rng, pronouns=True),
-        verb=_content("VERB", topic, rng),
-        object=_noun(topic, rng) if rng.random() < 0.7 else None,
+        subject=_noun(topic, rng, named, pronouns=True),
+        verb=_content("VERB", topic, rng, named),
+        object=_noun(topic, rng, named) if rng.random() < 0.7 else None,
         auxiliary=("AUX", rng.choice(AUXILIARIES)) if rng.random() < 0.35 else None,
         adverb=_zipf("ADV", GENERIC["ADV"].split(), rng) if rng.random() < 0.3 else None,
         adposition=("ADP", rng.choice(ADPOSITIONS)) if place else None,
-        place=_noun(topic, rng) if place else None,
+        place=_noun(topic, rng, named) if place else None,
     )
 
 
-def _noun(topic: str, rng: random.Random, *, pronouns: bool = False) -> Noun:
+def _noun(topic: str, rng: random.Random, named: bool, *, pronouns: bool = False) -> Noun:
     chance = rng.random()
     if pronouns and chance < 0.2:
         pronoun = rng.choice(GENERIC["PRON"].split())
         return Noun(("PRON", pronoun), plural=pronoun in ("they", "we"))
-    if chance > 0.9:
-        names = NAMES[topic if rng.random() < 0.5 else ""].split()
+    if chance > (NAMED_FROM if named else NAMES_FROM):
+        names = NAMES[topic if named or rng.random() < 0.5 else ""].split()
         return Noun(("PROPN", rng.choice(names)))
     numbered = rng.random() < 0.12
     number = None
@@ -112,19 +115,20 @@ def _noun(topic: str, rng: random.Random, *, pronouns: bool = False) -> Noun:
     determiners = ("the", "my", "some", "all") if plural else ("the", "this", "every", "my")
     determined = not numbered and rng.random() < 0.75
     return Noun(
-        _content("NOUN", topic, rng),
+        _content("NOUN", topic, rng, named),
         plural=plural,
         determiner=_zipf("DET", determiners, rng) if determined else None,
         number=number,
-        adjective=_content("ADJ", topic, rng) if rng.random() < 0.35 else None,
+        adjective=_content("ADJ", topic, rng, named) if rng.random() < 0.35 else None,
     )
 
 
-def _content(tag: str, topic: str, rng: random.Random) -> Concept:
+def _content(tag: str, topic: str, rng: random.Random, named: bool) -> Concept:
     chance, column = rng.random(), ("NOUN", "VERB", "ADJ").index(tag)
-    if TOPIC_SHARE <= chance < GENERIC_SHARE:
+    share = NAMED_SHARE if named else TOPIC_SHARE
+    if share <= chance < GENERIC_SHARE:
         return _zipf(tag, GENERIC[tag].split(), rng)
-    chosen = topic if chance < TOPIC_SHARE else rng.choice([name for name in TOPICS if name != topic])
+    chosen = topic if chance < share else rng.choice([name for name in TOPICS if name != topic])
     return _zipf(tag, TOPICS[chosen][column].split(), rng)
 
 

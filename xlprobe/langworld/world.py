@@ -33,17 +33,18 @@ def split_of(source: str) -> Split:
 
 
 @lru_cache(maxsize=16)
-def meanings(split: Split, n: int, *, seed: int = 0) -> tuple[Meaning, ...]:
-    """`n` different abstract sentences of a split; every topic is as likely.
+def meanings(split: Split, n: int, *, seed: int = 0, named: bool = False) -> tuple[Meaning, ...]:
+    """`n` different abstract sentences of a split, in names or not; every topic is as likely.
 
     Raises:
         InputError: No such split.
     """
     if split not in SPLITS:
         raise InputError(f"split: expected one of {', '.join(SPLITS)}, found {split!r}")
-    rng, drawn, seen = random.Random(f"{seed}:{split}"), list[Meaning](), set[str]()
+    kind = ":named" if named else ""
+    rng, drawn, seen = random.Random(f"{seed}:{split}{kind}"), list[Meaning](), set[str]()
     while len(drawn) < n:
-        meaning = draw(rng.choice(tuple(TOPICS)), rng)
+        meaning = draw(rng.choice(tuple(TOPICS)), rng, named=named)
         text = " ".join(word.form for word in realise(meaning, "source"))
         if split_of(text) == split and text not in seen:
             seen.add(text)
@@ -75,13 +76,13 @@ def bitext(language: str, n: int, split: Split = "bitext", *, seed: int = 0) -> 
 def labelled(
     kind: Literal["pos", "topic"], language: str, n: int, split: Split, *, seed: int = 0
 ) -> Labelled:
-    """`n` sentences of a language with a tag for each word (pos) or their topic.
+    """`n` sentences of a language with a tag for each word (pos) or their topic (sentences in names).
 
     Raises:
         InputError: No such language.
     """
     _known(language)
-    drawn = meanings(split, n, seed=seed)
+    drawn = meanings(split, n, seed=seed, named=kind == "topic")
     written = [realise(meaning, language) for meaning in drawn]
     labels = [
         tuple(word.tag for word in words) if kind == "pos" else (meaning.topic,)

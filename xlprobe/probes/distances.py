@@ -1,7 +1,8 @@
 """How close two languages lie in an encoder, layer by layer, on held-out parallel text.
 
 Steps: every sentence of both languages goes through the encoder once; per layer (0 the embeddings to L), each
-sentence is the mean of its content tokens (special tokens left out), each aligned word the mean of its sub-words;
+sentence is the mean of its content tokens (special tokens left out) or its first token, each aligned word the mean of
+its sub-words, or the first;
 `xlprobe.probes.similarity` turns the matched vectors into matched, random and gap for each measure.
 
 Read the gap, never `matched` alone: XLM-R's space is anisotropic. Held out means used neither for alignment nor for
@@ -17,13 +18,14 @@ from typing import Any, ClassVar, Protocol
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from experiments.progress import LONG, bar
 from reports.errors import InputError
+from reports.missing import explained
 from reports.plot import Plot
 from reports.results import Result
 from reports.xl_figures import distance_curves
-from xlprobe.encoders.batches import Sentence, sentence_means, word_means
+from xlprobe.encoders.batches import Pooling, Sentence, pooled, require_pooling, word_means, words_of
 from xlprobe.encoders.coverage import coverage, heed
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.similarity import METRICS, measure
@@ -55,12 +57,13 @@ class Distances(Result):
 
     Attributes:
         layers: Frame layer, level ("sentence" | "token"), metric, matched, random, gap = matched − random, low and high
-            (its 95 % interval over n pairs, `xlprobe.probes.similarity.measure`), n.
+            (its 95 % interval over n pairs, `xlprobe.probes.similarity.measure`), n, and missing (why a value is nan).
         encoder: Name of the encoder.
         n_cut: The number of measured pairs of which a side is longer than the encoder and was cut off (None: an earlier
             version did not count them).
         n_left_out: The number of pairs that were not measured: beyond the sample, or with a side of which the tokenizer
             leaves nothing.
+        pooling: What stood for a sentence and a word.
     """
 
     kind: ClassVar[str] = "distances"
@@ -70,6 +73,7 @@ class Distances(Result):
     n_cut: int | None = 0
     provenance: dict[str, Any] = field(default_factory=dict)
     n_left_out: int | None = None
+    pooling: str = "mean"
 
     def __post_init__(self) -> None:
         if self.n_left_out is None:  # saved by an earlier version, which called these n_cut
@@ -100,6 +104,8 @@ def distances(
     parallel: Parallel,
     *,
     metrics: Sequence[str] = METRICS,
+    layers: Sequence[int] | None = None,
+    pooling: Pooling = "mean",
     batch_size: int = 64,
     max_pairs: int = 2000,
     seed: int = 0,
@@ -115,6 +121,8 @@ def distances(
         encoder: The encoder.
         parallel: Held-out text.
         metrics: Some of `xlprobe.probes.similarity.METRICS`.
+        layers: The layers that are measured (0: the embeddings); by default all.
+        pooling: A sentence is the "mean" of its tokens or its "first" token; a word that of its sub-words.
         batch_size: Sentences that go through the encoder at once.
         max_pairs: Of more pairs (or links) than these a seeded sample is taken.
         seed: Decides the sample, the intervals and the permutations.
@@ -122,7 +130,8 @@ def distances(
         provenance: What the result is to say of its origin.
 
     Raises:
-        InputError: Sides of unequal length, fewer than 4 pairs, or fewer than 4 usable links.
+        InputError: Sides of unequal length, fewer than 4 pairs, fewer than 4 usable links, a layer that the encoder
+            lacks, or another pooling.
 
     >>> from types import SimpleNamespace
     >>> from xlprobe.encoders.encoder import load_encoder
@@ -132,36 +141,69 @@ def distances(
     >>> found.value("weak_retrieval", layer=0)
     1.0
     """
+    require_pooling(pooling)
+    shown = _layers(encoder, layers)
     there = _checked(encoder, parallel)
     keep = [there[i] for i in _sample(len(there), max_pairs, seed)]
     source, target = ([side[i] for i in keep] for side in (parallel.source, parallel.target))
     links = None if parallel.links is None else [_usable(parallel, i) for i in keep]
-    with tqdm(total=2 * len(keep), desc="distances", disable=not progress) as bar:
-        left = _vectors(encoder, source, _words(links, 0), batch_size, bar)
-        right = _vectors(encoder, target, _words(links, 1), batch_size, bar)
+    sides = ((source, _words(links, 0)), (target, _words(links, 1)))
+    with bar("distances: states", 2 * len(keep), progress=progress, delay=LONG, unit="sentence") as states:
+        left, right = (_vectors(encoder, *side, shown, pooling, batch_size, states) for side in sides)
+    levels = _levels(left, right, links, max_pairs, seed)
+    return Distances(
+        _rows(levels, metrics, seed, shown, progress),
+        encoder.name,
+        n_cut=_cut(encoder, source, target),
+        provenance=provenance or {},
+        n_left_out=len(parallel.source) - len(keep),
+        pooling=pooling,
+    )
+
+
+def _levels(
+    left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], links: Any, max_pairs: int, seed: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The matched vectors of both sides, by sentence and, with links, by word."""
     levels = {"sentence": (left[0], right[0])}
     if links is not None:
         levels["token"] = _both_there(left[1], right[1], max_pairs, seed)
         if (n := levels["token"][0].shape[1]) < 4:
             raise InputError(f"links: expected at least 4 one-to-one links of unlike words, found {n}")
-    return Distances(
-        _rows(levels, metrics, seed),
-        encoder.name,
-        n_cut=_cut(encoder, source, target),
-        provenance=provenance or {},
-        n_left_out=len(parallel.source) - len(keep),
-    )
+    return levels
 
 
-def _rows(levels: Mapping[str, tuple[Tensor, Tensor]], metrics: Sequence[str], seed: int) -> pd.DataFrame:
-    rows = [
-        {"layer": layer, "level": level, "metric": metric, "matched": gap.matched, "random": gap.random}
-        | {"gap": gap.gap, "low": gap.low, "high": gap.high, "n": gap.n}
-        for level, sides in levels.items()
-        for layer, (x, y) in enumerate(zip(*sides, strict=True))
-        for metric, gap in measure(x, y, metrics=metrics, seed=seed).items()
-    ]
-    return pd.DataFrame(rows)
+def _layers(encoder: Encoder, layers: Sequence[int] | None) -> list[int]:
+    known = range(encoder.n_layers + 1)
+    if layers is None:
+        return list(known)
+    strange: list[object] = [layer for layer in layers if layer not in known]
+    if strange or not layers:
+        found = strange[0] if strange else "none"
+        raise InputError(f"layers: expected some of 0 to {encoder.n_layers}, found {found}")
+    return sorted(set(layers))
+
+
+def _rows(
+    levels: Mapping[str, tuple[Tensor, Tensor]],
+    metrics: Sequence[str],
+    seed: int,
+    layers: Sequence[int],
+    progress: bool,
+) -> pd.DataFrame:
+    """The frame `layers`, of the vectors [len(layers), n, d] of both sides."""
+    rows = []
+    total = len(levels) * len(layers)
+    with bar("distances: measures", total, progress=progress, delay=LONG, unit="layer") as measured:
+        for level, sides in levels.items():
+            for layer, x, y in zip(layers, *sides, strict=True):
+                for metric, gap in measure(x, y, metrics=metrics, seed=seed).items():
+                    row = {"layer": layer, "level": level, "metric": metric, "matched": gap.matched}
+                    row |= {"random": gap.random, "gap": gap.gap, "low": gap.low, "high": gap.high}
+                    rows.append(row | {"n": gap.n})
+                measured.update()
+    flat = "the vectors of a side are all the same"
+    return explained(pd.DataFrame(rows), dict.fromkeys(("matched", "random", "gap", "low", "high"), flat))
 
 
 def _cut(encoder: Encoder, source: Sequence[Sentence], target: Sequence[Sentence]) -> int:
@@ -175,23 +217,25 @@ def _vectors(
     encoder: Encoder,
     sentences: Sequence[Sentence],
     words: Sequence[Sequence[int]] | None,
+    layers: Sequence[int],
+    pooling: Pooling,
     batch_size: int,
-    bar: Any,
+    seen: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Sentence means [L + 1, n, d] and the vectors of `words`, sentence by sentence [L + 1, m, d]."""
+    """Vectors of the sentences [len(layers), n, d] and of `words`, sentence by sentence [len(layers), m, d]."""
     batch = encoder.encode(sentences)
-    pooled: list[Tensor] = [torch.empty(0)] * len(sentences)
+    whole: list[Tensor] = [torch.empty(0)] * len(sentences)
     taken: list[Tensor] = [torch.empty(0)] * len(sentences)
     for rows, part in batch.chunks(batch_size):
-        states = encoder.states(part).float().cpu()
-        means = sentence_means(states, part)
-        by_word = word_means(states, part.word_ids.cpu()) if words is not None else states
+        states = encoder.states(part)[list(layers)].float().cpu()
+        vectors = pooled(states, part, pooling)
+        by_word = word_means(states, words_of(part, pooling).cpu()) if words is not None else states
         for i, row in enumerate(rows.tolist()):
-            pooled[row] = means[:, i]
+            whole[row] = vectors[:, i]
             if words is not None:
                 taken[row] = _taken(by_word[:, i], words[row])
-        bar.update(len(rows))
-    return torch.stack(pooled, 1), torch.cat(taken, 1) if words is not None else torch.empty(0)
+        seen.update(len(rows))
+    return torch.stack(whole, 1), torch.cat(taken, 1) if words is not None else torch.empty(0)
 
 
 def _taken(by_word: Tensor, words: Sequence[int]) -> Tensor:

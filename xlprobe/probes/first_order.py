@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from experiments.progress import LONG, bar
 from xlprobe.probes.gradient_stream import Layout, Loss, Mean, probing
 
 __all__ = ["first_order"]
@@ -27,6 +29,7 @@ def first_order(
     steps: Iterable[float],
     *,
     modules: Iterable[nn.Module],
+    progress: bool = False,
 ) -> pd.DataFrame:
     """Frame relative_step (‖η g_align‖ / ‖θ‖), step (η), predicted, measured, symmetric (changes of the task's loss).
 
@@ -39,6 +42,7 @@ def first_order(
         task: The task's loss, on the same batches as its mean.
         steps: Lengths of the steps, relative to ‖θ‖.
         modules: The encoder and the heads.
+        progress: Show a progress bar.
     """
     columns = ["relative_step", "step", "predicted", "measured", "symmetric"]
     wanted = [] if layout.parameters[0].dtype.itemsize < 4 else list(steps)
@@ -52,10 +56,12 @@ def first_order(
     before = math.fsum(means["task"].losses) / means["task"].n
     rows = []
     try:
-        with probing(layout, *modules), torch.no_grad():
+        total = 2 * len(wanted) * len(task.batches)
+        parts = bar("first-order check", total, progress=progress, delay=LONG, unit="batch")
+        with probing(layout, *modules), torch.no_grad(), parts:
             for relative in wanted:
                 step = relative * size / length
-                forth, back = (_loss_at(layout, weights, gradient, eta, task) for eta in (-step, step))
+                forth, back = (_loss_at(layout, weights, gradient, eta, task, parts) for eta in (-step, step))
                 rows.append((relative, step, -step * slope, forth - before, (forth - back) / 2))
     finally:
         with torch.no_grad():
@@ -64,8 +70,14 @@ def first_order(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _loss_at(layout: Layout, weights: list[Tensor], gradient: Tensor, eta: float, task: Loss) -> float:
+def _loss_at(
+    layout: Layout, weights: list[Tensor], gradient: Tensor, eta: float, task: Loss, parts: Any
+) -> float:
     """The task's mean loss at θ + η g."""
     for parameter, weight, g in zip(layout.parameters, weights, layout.views(gradient), strict=True):
         parameter.copy_(weight + eta * g.to(weight.dtype))
-    return math.fsum(float(task.of(batch)) for batch in task.batches) / len(task.batches)
+    losses = []
+    for batch in task.batches:
+        losses.append(float(task.of(batch)))
+        parts.update()
+    return math.fsum(losses) / len(losses)

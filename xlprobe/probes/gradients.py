@@ -36,18 +36,25 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from experiments.progress import bar
 from reports.errors import InputError
+from reports.missing import COLUMN
 from reports.plot import Plot
 from reports.results import Result
 from reports.xl_figures import cosine_heatmap
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.first_order import first_order
-from xlprobe.probes.gradient_stream import Layout, Loss, Mean, probing
+from xlprobe.probes.gradient_stream import Layout, Loss, Mean, Moments, probing
 
 __all__ = ["Gradients", "gradients", "mean_gradient"]
 
+_CALLED = {
+    "task": "task's loss",
+    "align": "alignment's loss",
+    "target": "loss in the target language",
+    "shuffled": "loss on shuffled pairs",
+}
 ENOUGH = 0.95  # cosine with the true gradient that `*_batches` asks for
 _Z = 1.959964
 
@@ -59,7 +66,7 @@ class Gradients(Result):
     Attributes:
         cells: Frame scope ("cell" | "layer" | "group" | "encoder" | "whole" | "through"), layer and group (NA and "all"
             where summed over), numel, then the columns of `xlprobe.probes.gradients`; norms in loss units per weight
-            unit, yardsticks that were not measured nan.
+            unit; `missing` says why a value is nan.
         first_order: Frame relative_step, step, predicted, measured, symmetric (see `xlprobe.probes.first_order`).
         task: Name of the task's loss.
         alignment: Name of the alignment's loss.
@@ -150,7 +157,7 @@ def gradients(
         _stream(given, means, progress=progress)
     means |= {name: mean for name, mean in losses.items() if isinstance(mean, Mean)}
     rows = _rows(layout, means)
-    checked = first_order(layout, means, task, steps, modules=(encoder.model, *heads))
+    checked = first_order(layout, means, task, steps, modules=(encoder.model, *heads), progress=progress)
     return Gradients(
         rows,
         checked,
@@ -190,12 +197,12 @@ def _stream(losses: dict[str, Loss], means: dict[str, Mean], *, progress: bool) 
     align, task = means["align"], means["task"]
     half = len(losses["align"].batches) // 2
     total = sum(len(loss.batches) for loss in losses.values())
-    with tqdm(total=total, desc="gradients", disable=not progress) as bar:
+    with bar("gradients", total, progress=progress, unit="batch") as shown:
 
         def run(name: str, batches: Sequence[Any], against: Tensor | None = None) -> None:
             for batch in batches:
                 means[name].add(losses[name].of(batch), against=against)
-                bar.update()
+                shown.update()
 
         run("align", losses["align"].batches[:half])
         run("task", losses["task"].batches, align.flat if half else None)
@@ -229,7 +236,11 @@ def _rows(layout: Layout, means: dict[str, Mean]) -> pd.DataFrame:
         row: dict[str, Any] = {"scope": scope, "layer": layer, "group": group, "numel": n}
         row |= _row(means, {pair: float(dot[cells].sum()) for pair, dot in dots.items()}, cells)
         share = {name: sum(sizes[i] for i in cells) / n if n else math.nan for name, sizes in reach.items()}
-        rows.append(row | {f"{name}_reach": value for name, value in share.items()})
+        row |= {f"{name}_reach": value for name, value in share.items()}
+        if not n:
+            empty = [name for name, value in row.items() if isinstance(value, float) and math.isnan(value)]
+            row[COLUMN] = "; ".join(f"{name}: both losses reach no parameter here" for name in empty)
+        rows.append(row)
     return pd.DataFrame(rows).astype({"layer": "Int64"})
 
 
@@ -253,7 +264,7 @@ def _scopes(cells: pd.DataFrame, shared: Sequence[bool]) -> list[tuple[str, int 
     return scopes
 
 
-def _row(means: dict[str, Mean], dots: dict[tuple[str, str], float], cells: list[int]) -> dict[str, float]:
+def _row(means: dict[str, Mean], dots: dict[tuple[str, str], float], cells: list[int]) -> dict[str, Any]:
     norms = {name: math.sqrt(max(0.0, dots[name, name])) for name in means}
     moments = {name: mean.moments(cells, dots[name, name]) for name, mean in means.items()}
 
@@ -267,7 +278,7 @@ def _row(means: dict[str, Mean], dots: dict[tuple[str, str], float], cells: list
     error = _error(means, cells) / (norms["task"] * norms["align"] or math.nan)
     value = cosine("task", "align")
     n = sum(int(means["task"].layout.cells["numel"].iloc[i]) for i in cells)
-    return {
+    row = {
         "cosine": value,
         "low": max(-1.0, value - _Z * error) if math.isfinite(error) else math.nan,
         "high": min(1.0, value + _Z * error) if math.isfinite(error) else math.nan,
@@ -284,6 +295,34 @@ def _row(means: dict[str, Mean], dots: dict[tuple[str, str], float], cells: list
         "task_batches": task.batches_for(ENOUGH),
         "align_batches": align.batches_for(ENOUGH),
     }
+    return row | {COLUMN: _missing(row, means, norms, moments)}
+
+
+def _missing(
+    row: dict[str, float], means: dict[str, Mean], norms: dict[str, float], moments: dict[str, Moments]
+) -> str:
+    """Why the nan values of a row are nan: "column: reason; ..."."""
+    needs: dict[str, tuple[str, ...]] = {
+        "source_target": ("task", "target"),
+        "shuffled": ("task", "shuffled"),
+    }
+    needs |= {"align_shuffled": ("align", "shuffled"), "task_halves": ("task",), "align_halves": ("align",)}
+    reasons = []
+    for column in (name for name, value in row.items() if math.isnan(value)):
+        used = needs.get(column, ("task", "align"))
+        if absent := [name for name in used if name not in means]:
+            reason = f"no {_CALLED[absent[0]]} was given"
+        elif zero := [name for name in used if not norms[name] > 0]:
+            reason = f"the gradient of the {_CALLED[zero[0]]} is 0 here"
+        elif column in ("low", "high"):
+            reason = "an interval takes 2 batches of the task and 4 of the alignment"
+        else:
+            noisy = [name for name in used if not moments[name].signal > 0]
+            reason = (
+                f"the batches of the {_CALLED[noisy[0] if noisy else used[0]]} agree no more than by chance"
+            )
+        reasons.append(f"{column}: {reason}")
+    return "; ".join(reasons)
 
 
 def _error(means: dict[str, Mean], cells: list[int]) -> float:

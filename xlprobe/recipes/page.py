@@ -13,31 +13,47 @@ import pandas as pd
 from experiments.runs import RunFolder
 from reports import xl_page
 from xlprobe.transfer.result import Study
+from xlprobe.transfer.world_lab import WorldLab
 
 __all__ = ["study_json", "write_page"]
 
 INVENTED = "The languages are invented and the encoder is small: nothing here says what holds for XLM-R."
+ONE = "One encoder, and the pairs and tasks that are named: other encoders may behave otherwise."
 
 
 def write_page(
     study: Study,
     out: str | Path,
     *,
-    model: str,
-    title: str,
+    model: str = "",
+    title: str = "What alignment does to transfer",
     notes: Sequence[str] = (),
-    caution: str = INVENTED,
+    caution: str = "",
 ) -> Path:
     """Write the page, and the tables that `reports.xl_page` reads, into the study's run folder; the page's path.
 
     Args:
         study: The study.
         out: Its run folder.
-        model: What the page calls the encoder.
+        model: What the page calls the encoder; by default its name.
         title: Title of the page.
         notes: Sentences on the material.
-        caution: What the material cannot show.
+        caution: What the material cannot show; by default a sentence on the embedded languages, or on one encoder.
+
+    >>> import tempfile
+    >>> from xlprobe.encoders.encoder import load_encoder
+    >>> from xlprobe.transfer.laboratory import Sizes
+    >>> from xlprobe.transfer.study import StudyConfig, transfer_study
+    >>> sizes = Sizes(16, 16, 8, 8, align_steps=1, finetune_steps=1, head_steps=1, probe_batches=2, batch=8)
+    >>> laboratory = WorldLab(load_encoder("langworld", device="cpu"), sizes)
+    >>> plan = StudyConfig(("source-half",), ("sentence",), ("topic",), seeds=1, shuffled=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     page = write_page(transfer_study(laboratory, plan, folder, progress=False), folder)
+    ...     page.name, "langworld" in page.read_text()
+    ('report.html', True)
     """
+    model = model or str(study.provenance.get("model", {}).get("name", "not named"))
+    caution = caution or (INVENTED if study.laboratory == WorldLab.name else ONE)
     run = RunFolder(Path(out), {})
     for name in ("cells", "predictors", "distances", "gradients"):
         run.write_frame(name, getattr(study, name))

@@ -28,6 +28,7 @@ from xlprobe.data.data_folder import DataFolder
 from xlprobe.data.languages import LanguageFiles, LanguageTable
 from xlprobe.data.tasks import Task
 from xlprobe.encoders.encoder import Encoder
+from xlprobe.recipes.page import ONE
 from xlprobe.recipes.study import Material, StudyBase
 from xlprobe.training.alignment import WORDS
 from xlprobe.training.links import require_words
@@ -236,7 +237,7 @@ def caution(encoder: Encoder) -> str:
     """What this study cannot show, which depends on the size of its encoder."""
     size = sum(weight.numel() for weight in encoder.model.parameters())
     if size >= XLM_R // 2:
-        return "One encoder, and the pairs and tasks that are named: other encoders may behave otherwise."
+        return ONE
     return (
         f"The encoder is not XLM-R: {size / 1e6:.1f} million parameters in {encoder.n_layers} layers against "
         f"{XLM_R / 1e6:.0f} million in 12 of XLM-R base. This run shows how the instrument reads on real text; "

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
+from experiments.checkpoints import progress_bar
 from experiments.recipe import Plan, recorded
 from experiments.weight_files import local_bytes
 from reports.errors import InputError
@@ -110,11 +111,11 @@ def run_study(
         InputError: As `transfer_study`, and for a trial without TorchJD.
     """
     checked(recipe)
-    laboratory, describe = recipe.material(Path(out), progress=progress)
+    with progress_bar(shown=progress):
+        laboratory, describe = recipe.material(Path(out), progress=progress)
     settings = recorded(recipe.experiment, recipe)
-    settings["sizes"] = {
-        key: value for key, value in settings["sizes"].items() if value != LATER.get(key, ...)
-    }
+    sizes = asdict(laboratory.sizes)  # what the recipe leaves to the encoder's size is decided
+    settings["sizes"] = {key: value for key, value in sizes.items() if value != LATER.get(key, ...)}
     study = transfer_study(laboratory, recipe.plan, out, progress=progress, recipe=settings)
     title = "What alignment does to transfer"
     report = write_page(study, out, model=repr(laboratory.encoder), title=title, **describe())

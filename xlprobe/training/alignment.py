@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from reports.errors import InputError
 from xlprobe.data.corpora import Bitext, Links
+from xlprobe.encoders.batches import Pooling, pooled
 from xlprobe.encoders.coverage import heed
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.similarity import retrieval_hits
-from xlprobe.training.cached_contrast import Pooling, Vectors, pooled
+from xlprobe.training.cached_contrast import Vectors
 from xlprobe.training.defaults import align_training, heed_collapse, spread
 from xlprobe.training.identity import bitext_facts, encoder_facts
 from xlprobe.training.links import argmax_links, require_words, usable_links
@@ -87,7 +88,7 @@ def align(
     layers, copy = sorted(set(freeze)), encoder.copy()
     training = training or align_training(encoder, len(bitext))
     vectors = Vectors(layer, pooling, training.micro)
-    module = AlignmentLoss(copy, bitext, objective, seed=training.seed, vectors=vectors)
+    module = AlignmentLoss(copy, bitext, objective, seed=training.seed, vectors=vectors, progress=progress)
     before = spread(encoder, bitext.source, vectors)
     frozen = freeze_layers(copy, layers)
     stop = _stop(copy, held_out, check_every, patience, training.steps, vectors)
@@ -149,6 +150,7 @@ def retrieval(
     layer: int | None = None,
     pooling: Pooling = "mean",
     batch_size: int = 128,
+    progress: bool = True,
 ) -> float:
     """Weak retrieval (0 to 1), both directions, of sentences in the layer where alignment is made.
 
@@ -161,7 +163,7 @@ def retrieval(
     for sentences in (bitext.source, bitext.target):
         batch = encoder.encode(sentences)
         means = torch.empty(len(sentences), encoder.d_model)
-        for rows, part in batch.chunks(batch_size):
+        for rows, part in batch.chunks(batch_size, label="retrieval", progress=progress):
             means[rows] = pooled(encoder.state(part, at).float().cpu(), part, pooling)
         sides.append(means)
     return float(retrieval_hits(*sides).mean())
@@ -182,6 +184,7 @@ class AlignmentLoss(nn.Module):
         *,
         seed: int = 0,
         vectors: Vectors = PLAIN,
+        progress: bool = False,
     ) -> None:
         super().__init__()
         vectors.at(encoder)
@@ -195,7 +198,8 @@ class AlignmentLoss(nn.Module):
                 "of a masked language model"
             )
         self.lm_head = encoder.lm_head if needs_head else None
-        self.pairs = _pairs(encoder, bitext, words=any(name in WORDS for name in self.weights))
+        words = any(name in WORDS for name in self.weights)
+        self.pairs = _pairs(encoder, bitext, words, vectors, progress)
         if "tlm" in self.weights:
             heed(encoder, [[*a, *b] for a, b, _ in self.pairs], "bitext, both sides at once")
         self.projection = _projection(encoder.d_model, seed) if "token" in self.weights else None
@@ -258,7 +262,7 @@ class _Stop:
             return False
         self.encoder.model.eval()
         layer, pooling = self.vectors.layer, self.vectors.pooling
-        score = retrieval(self.encoder, self.held_out, layer=layer, pooling=pooling)
+        score = retrieval(self.encoder, self.held_out, layer=layer, pooling=pooling, progress=False)
         self.encoder.model.train()
         if score > self.best:
             self.best, self.waited = score, 0
@@ -328,7 +332,7 @@ def _weights(objective: str | Mapping[str, float]) -> dict[str, float]:
     return weights
 
 
-def _pairs(encoder: Encoder, bitext: Bitext, *, words: bool) -> list[Pair]:
+def _pairs(encoder: Encoder, bitext: Bitext, words: bool, vectors: Vectors, progress: bool) -> list[Pair]:
     if not len(bitext):
         raise InputError("bitext: expected at least one pair, found none")
     seen = heed(encoder, [*bitext.source, *bitext.target], "bitext")
@@ -344,8 +348,9 @@ def _pairs(encoder: Encoder, bitext: Bitext, *, words: bool) -> list[Pair]:
     links: Sequence[Links] = ((),) * len(bitext)
     if words:
         require_words(bitext)
-        linked = bitext if bitext.links is not None else argmax_links(encoder, bitext)
-        links = usable_links(linked)
+        if bitext.links is None:
+            bitext = argmax_links(encoder, bitext, vectors=vectors, progress=progress)
+        links = usable_links(bitext)
     pairs: list[Pair] = list(zip(bitext.source, bitext.target, links, strict=True))
     kept = [pair for i, pair in enumerate(pairs) if i not in empty and (pair[2] or not words)]
     if not kept:

@@ -15,19 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from reports.errors import InputError
-from xlprobe.encoders.batches import Batch, sentence_means
+from xlprobe.encoders.batches import Batch, Pooling, pooled, require_pooling
 from xlprobe.encoders.encoder import Encoder
 
-__all__ = ["Pooling", "Vectors", "in_parts", "pooled", "probe_layer", "sentence_vectors", "words_of"]
-
-Pooling = Literal["mean", "first"]
+__all__ = ["Vectors", "in_parts", "probe_layer", "sentence_vectors"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,7 @@ class Vectors:
     micro: int = 0
 
     def __post_init__(self) -> None:
-        if self.pooling not in get_args(Pooling):
-            raise InputError(f"pooling: expected mean or first, found {self.pooling!r}")
+        require_pooling(self.pooling)
         for name in ("layer", "micro"):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise InputError(f"{name}: expected at least 0, found {value}")
@@ -89,16 +85,6 @@ def in_parts(of: Callable[[Batch, Tensor], Tensor], batch: Batch, micro: int) ->
     if not micro or micro >= len(batch):
         return [of(batch, whole)]
     return [checkpoint(of, batch[rows], rows, use_reentrant=False) for rows in whole.split(micro)]
-
-
-def pooled(states: Tensor, batch: Batch, pooling: Pooling) -> Tensor:
-    """One vector a sentence [B, d] of states [B, T, d]."""
-    return states[:, 0] if pooling == "first" else sentence_means(states, batch)
-
-
-def words_of(batch: Batch, pooling: Pooling) -> Tensor:
-    """The word of each token that counts for it [B, T], −1 elsewhere: of all sub-words, or of the first alone."""
-    return batch.word_ids if pooling == "mean" else batch.word_ids.where(batch.firsts, -1)
 
 
 def sentence_vectors(encoder: Encoder, batch: Batch, vectors: Vectors) -> Tensor:

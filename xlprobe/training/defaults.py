@@ -27,13 +27,14 @@ from xlprobe.encoders.encoder import Encoder
 from xlprobe.training.cached_contrast import Vectors, sentence_vectors
 from xlprobe.training.loop import Training
 
-__all__ = ["align_training", "heed_collapse", "of_epochs", "spread", "task_training"]
+__all__ = ["align_training", "heed_collapse", "is_small", "of_epochs", "spread", "task_training"]
 
 logger = logging.getLogger(__name__)
 
 SMALL, BASE = 5_000_000, 50_000_000
 FEWEST, MOST = 50, 2000
 SAMPLE = 64
+ALIKE = 1e-4  # a spread that is rounding: nothing is left to collapse
 COLLAPSED = 0.25  # of the spread before training
 
 
@@ -44,7 +45,7 @@ def align_training(encoder: Encoder, n_pairs: int, **given: Any) -> Training:
     >>> align_training(load_encoder("langworld", device="cpu"), 1600, lr=None).lr
     0.002
     """
-    if _blocks(encoder) < SMALL:
+    if is_small(encoder):
         return _with(Training(steps=80, batch=24, lr=2e-3, warmup=10), n_pairs, given)
     return _with(of_epochs(1, n_pairs, batch=64, lr=2e-5), n_pairs, given)
 
@@ -82,6 +83,11 @@ def _with(training: Training, n: int, given: dict[str, Any]) -> Training:
     if "steps" in named and "warmup" not in named:
         named["warmup"] = min(training.warmup, max(1, named["steps"]))
     return replace(training, **named)
+
+
+def is_small(encoder: Encoder) -> bool:
+    """Whether the encoder has fewer than 5 million parameters in its blocks."""
+    return _blocks(encoder) < SMALL
 
 
 def _blocks(encoder: Encoder) -> int:
@@ -124,7 +130,7 @@ def heed_collapse(
         training: Named in the warning.
     """
     after = spread(encoder, sentences, vectors)
-    collapsed = before > 0 and not after >= COLLAPSED * before
+    collapsed = before > ALIKE and not after >= COLLAPSED * before
     if collapsed:
         logger.warning(
             "%s: the states of layer %d collapse: 1 - mean cosine of two sentences fell from %.3f to %.3f; take a "

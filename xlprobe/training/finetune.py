@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,13 +20,15 @@ from torch import Tensor, nn
 
 from reports.errors import InputError
 from reports.intervals import wilson
+from reports.missing import explained
 from reports.results import Result
 from xlprobe.data.corpora import Bitext, Labelled
 from xlprobe.data.tasks import Task
+from xlprobe.encoders.batches import Pooling
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.training import scores
 from xlprobe.training.alignment import AlignmentLoss, freeze_layers
-from xlprobe.training.cached_contrast import Pooling, Vectors
+from xlprobe.training.cached_contrast import Vectors
 from xlprobe.training.conflict import Aggregator, check_weight, combine
 from xlprobe.training.defaults import heed_collapse, spread, task_training
 from xlprobe.training.identity import bitext_facts, encoder_facts, task_facts
@@ -92,22 +94,25 @@ class TransferScores(Result):
             encoder never saw).
         encoder: Name of the encoder.
         task: Kind of the task.
+        provenance: What the scores depend on, where the command line saved them.
     """
 
     kind: ClassVar[str] = "transfer_scores"
     scores: pd.DataFrame
     encoder: str
     task: str
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     def summary(self) -> pd.DataFrame:
-        """Frame language, accuracy and macro_f1 (means over seeds), sd of the accuracy (nan for one seed), seeds."""
+        """Frame language, accuracy and macro_f1 (means over seeds), sd of the accuracy, seeds, missing."""
         grouped = self.scores.groupby("language", sort=False)
-        return grouped.agg(
+        summary = grouped.agg(
             accuracy=("accuracy", "mean"),
             sd=("accuracy", "std"),
             macro_f1=("macro_f1", "mean"),
             seeds=("seed", "size"),
-        ).reset_index()
+        )
+        return explained(summary.reset_index(), {"sd": "one seed has no spread"})
 
 
 def finetune(
@@ -268,7 +273,7 @@ def finetune_seeds(
         if models is not None:
             model.save(Path(models) / f"seed-{seed}")
         for language, corpus in task.test.items():
-            score = model.score(corpus)
+            score = model.score(corpus, progress=options.get("progress", True))
             n = int(score["n"])
             low, high = wilson(round(score["accuracy"] * n), n)
             rows.append(

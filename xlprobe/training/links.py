@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from experiments.progress import LONG, bar
 from reports.errors import InputError
 from xlprobe.data.corpora import Bitext, Links
-from xlprobe.encoders.batches import word_means
+from xlprobe.encoders.batches import word_means, words_of
 from xlprobe.encoders.coverage import heed
 from xlprobe.encoders.encoder import Encoder
-from xlprobe.training.objectives import probe_layer
+from xlprobe.training.cached_contrast import Vectors
+from xlprobe.training.objectives import PLAIN
 
 __all__ = ["argmax_links", "mutual_argmax", "require_words", "usable_links"]
 
@@ -43,15 +45,23 @@ def mutual_argmax(x: Tensor, y: Tensor) -> Links:
 
 
 @torch.no_grad()
-def argmax_links(encoder: Encoder, bitext: Bitext, *, batch_size: int = 64) -> Bitext:
-    """The bitext with the encoder's own links."""
-    layer = probe_layer(encoder.n_layers)
+def argmax_links(
+    encoder: Encoder,
+    bitext: Bitext,
+    *,
+    vectors: Vectors = PLAIN,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Bitext:
+    """The bitext with the encoder's own links, found on the `vectors` that are aligned."""
     heed(encoder, [*bitext.source, *bitext.target], "links")
     links: list[Links] = []
-    for start in range(0, len(bitext), batch_size):
-        part = bitext[start : start + batch_size]
-        sides = [_vectors(encoder, side, layer) for side in (part.source, part.target)]
-        links += [mutual_argmax(x, y) for x, y in zip(*sides, strict=True)]
+    with bar("word links", len(bitext), progress=progress, delay=LONG, unit="pair") as shown:
+        for start in range(0, len(bitext), batch_size):
+            part = bitext[start : start + batch_size]
+            sides = [_vectors(encoder, side, vectors) for side in (part.source, part.target)]
+            links += [mutual_argmax(x, y) for x, y in zip(*sides, strict=True)]
+            shown.update(len(part))
     return Bitext(bitext.source, bitext.target, tuple(links))
 
 
@@ -111,7 +121,8 @@ def usable_links(bitext: Bitext) -> tuple[Links, ...]:
     return tuple(kept)
 
 
-def _vectors(encoder: Encoder, sentences: Sequence[Sequence[str]], layer: int) -> list[Tensor]:
+def _vectors(encoder: Encoder, sentences: Sequence[Sequence[str]], vectors: Vectors) -> list[Tensor]:
     batch = encoder.encode(sentences).to(encoder.device)
-    means = word_means(encoder.state(batch, layer).float(), batch.word_ids)
+    states = encoder.state(batch, vectors.at(encoder)).float()
+    means = word_means(states, words_of(batch, vectors.pooling))
     return [vectors[: len(words)] for vectors, words in zip(means, sentences, strict=True)]

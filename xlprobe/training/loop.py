@@ -32,10 +32,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from experiments.cases import settings_digest
 from experiments.checkpoints import digest
+from experiments.progress import bar
 from reports.errors import InputError, MechEditError
 from xlprobe.training.identity import claim, environment
 
@@ -249,15 +249,16 @@ def _loop(
     start = training.steps if finished else len(losses)
     module.train()
     try:
-        with _own_noise(), tqdm(total=training.steps, initial=start, disable=not progress, desc=label) as bar:
+        steps = bar(label, training.steps, progress=progress, unit="step", start=start)
+        with _own_noise(), steps:
             for step in range(start, training.steps):
                 torch.manual_seed(derive(training.seed, "step", step, accelerator.process_index))
                 rows = sampler.rows(step)[accelerator.process_index :: accelerator.num_processes]
                 if before:
                     before(step)
                 losses.append(_step(accelerator, prepared, fast, rows, training, step=step, folder=folder))
-                bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
-                bar.update()
+                steps.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+                steps.update()
                 ends = bool(watch and watch(step, losses[-1])) or step + 1 == training.steps
                 if folder and (ends or (step + 1) % save_every == 0):
                     _save(folder, module, optimizer, accelerator.scaler, watch, training, losses, ends)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from reports.errors import InputError
-from xlprobe.encoders.batches import Batch, word_means
+from xlprobe.encoders.batches import Batch, word_means, words_of
 from xlprobe.encoders.encoder import Encoder
-from xlprobe.training.cached_contrast import Vectors, in_parts, probe_layer, sentence_vectors, words_of
+from xlprobe.training.cached_contrast import Vectors, in_parts, probe_layer, sentence_vectors
 from xlprobe.training.pretrain import IGNORE, mask_tokens, mlm_loss
 
 __all__ = ["OBJECTIVES", "Pair", "contrastive", "linked_words", "objective_loss", "probe_layer"]

@@ -57,7 +57,7 @@ class Selection:
         if (step + 1) % self.check_every:
             return False
         self.model.eval()
-        score = SCORES[self.metric](self.model.answers(self.dev))
+        score = SCORES[self.metric](self.model.answers(self.dev, progress=False))
         self.model.train()
         if score > max(self.checks, default=-math.inf):
             self.waited, self.kept = 0, [parameter.detach().clone() for parameter in self._parameters()]

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 from reports.errors import InputError, first_line
 from reports.files import write
+from reports.missing import explained
 from reports.parsing import parse
 from xlprobe.data.corpora import Labelled
 from xlprobe.data.tasks import Kind, Task
-from xlprobe.encoders.batches import Batch
+from xlprobe.encoders.batches import Batch, Pooling, pooled
 from xlprobe.encoders.coverage import heed
 from xlprobe.encoders.encoder import Attention, Encoder, load_encoder
 from xlprobe.training import scores
-from xlprobe.training.cached_contrast import Pooling, Vectors, in_parts, pooled
+from xlprobe.training.cached_contrast import Vectors, in_parts
 from xlprobe.training.loop import derive
 
 __all__ = ["TaskModel"]
@@ -94,7 +95,9 @@ class TaskModel(nn.Module):
         return logits
 
     @torch.no_grad()
-    def predict(self, sentences: Sequence[Sequence[str]], *, batch_size: int = 128) -> list[list[str]]:
+    def predict(
+        self, sentences: Sequence[Sequence[str]], *, batch_size: int = 128, progress: bool = True
+    ) -> list[list[str]]:
         """The label of each word, or of each text.
 
         Words behind the last one that has a token were cut off and have no label; a word before it of which the
@@ -102,7 +105,7 @@ class TaskModel(nn.Module):
         """
         batch = self.encoder.encode(sentences)
         labels: list[list[str]] = [[] for _ in sentences]
-        for rows, part in batch.chunks(batch_size):
+        for rows, part in batch.chunks(batch_size, label="predict", progress=progress):
             best = iter(self.logits(part).argmax(-1).tolist())
             for row, places in zip(rows.tolist(), self._places(part), strict=True):
                 labels[row] = [""] * (places[-1] + 1 if places else 0)
@@ -110,12 +113,12 @@ class TaskModel(nn.Module):
                     labels[row][place] = self.labels[next(best)]
         return labels
 
-    def score(self, corpus: Labelled) -> dict[str, float]:
+    def score(self, corpus: Labelled, *, progress: bool = True) -> dict[str, float]:
         """The accuracy, macro_f1 and n over all words (or texts), and `lost`: how many of them the encoder never saw.
 
         Such a word, cut off or without a token, counts as wrong.
         """
-        answers = [answer for sentence in self.answers(corpus) for answer in sentence]
+        answers = [answer for sentence in self.answers(corpus, progress=progress) for answer in sentence]
         right = sum(guess == label for guess, label in answers)
         lost = sum(not guess for guess, _ in answers)
         return {
@@ -125,12 +128,13 @@ class TaskModel(nn.Module):
             "lost": lost,
         }
 
-    def answers(self, corpus: Labelled) -> list[list[tuple[str, str]]]:
+    def answers(self, corpus: Labelled, *, progress: bool = True) -> list[list[tuple[str, str]]]:
         """(predicted, true) of each word, or of each text, by sentence; the prediction of a lost word is empty."""
         heed(self.encoder, corpus.words, "asked")
+        predicted = self.predict(corpus.words, progress=progress)
         return [
             list(zip([*guesses, *[""] * (len(labels) - len(guesses))], labels, strict=True))
-            for guesses, labels in zip(self.predict(corpus.words), corpus.labels, strict=True)
+            for guesses, labels in zip(predicted, corpus.labels, strict=True)
         ]
 
     def _places(self, batch: Batch) -> list[list[int]]:
@@ -140,14 +144,16 @@ class TaskModel(nn.Module):
         counts: list[int] = batch.firsts.sum(1).tolist()
         return [part.tolist() for part in batch.word_ids[batch.firsts].split(counts)]
 
-    def predictions(self, sentences: Labelled | Sequence[Sequence[str]]) -> pd.DataFrame:
-        """Frame sentence, id, place, text, predicted, probability; of labelled text also label and right.
+    def predictions(
+        self, sentences: Labelled | Sequence[Sequence[str]], *, progress: bool = True
+    ) -> pd.DataFrame:
+        """Frame sentence, id, place, text, predicted, probability; of labelled text also label and right; and missing.
 
         One row a word (tagging) or a text, whose place is 0. A word that the encoder never saw has an empty prediction
-        and the probability nan.
+        and the probability nan; `missing` says whether it was cut off or has no token.
         """
         words = sentences.words if isinstance(sentences, Labelled) else sentences
-        shares, rows = self._probabilities(words), list[dict[str, Any]]()
+        shares, rows = self._probabilities(words, progress), list[dict[str, Any]]()
         for number, (text, places) in enumerate(zip(words, shares, strict=True)):
             units = list(text) if self.kind == "tagging" else [" ".join(text)]
             for place, unit in enumerate(units):
@@ -159,15 +165,17 @@ class TaskModel(nn.Module):
                 if isinstance(sentences, Labelled):
                     row |= {"id": sentences.ids[number], "label": sentences.labels[number][place]}
                     row["right"] = row["predicted"] == row["label"]
-                rows.append(row)
-        return pd.DataFrame(rows)
+                rows.append(row | {"cut": place > max(places, default=-1)})
+        frame = pd.DataFrame(rows)
+        reason = frame.pop("cut").map({True: "cut off", False: "the tokenizer leaves nothing of it"})
+        return explained(frame, {"probability": reason})
 
     @torch.no_grad()
-    def _probabilities(self, sentences: Sequence[Sequence[str]]) -> list[dict[int, Tensor]]:
+    def _probabilities(self, sentences: Sequence[Sequence[str]], progress: bool) -> list[dict[int, Tensor]]:
         """The probabilities of the labels [labels] at each place that is asked, by sentence."""
         batch = self.encoder.encode(sentences)
         shares: list[dict[int, Tensor]] = [{} for _ in sentences]
-        for rows, part in batch.chunks(128):
+        for rows, part in batch.chunks(128, label="predict", progress=progress):
             softened = iter(self.logits(part).float().softmax(-1).cpu())
             for row, places in zip(rows.tolist(), self._places(part), strict=True):
                 shares[row] = {place: next(softened) for place in places}

@@ -118,10 +118,11 @@ def _orthogonal(cells: pd.DataFrame) -> dict[str, str]:
 
 
 def _side(cell: dict[Any, Any]) -> str:
-    """Whether the cosine's whole interval is near 0, or far from it; a cosine without interval stands for itself."""
-    value = float(cell["gradient_cosine"])
-    low, high = (float(cell.get(name, math.nan)) for name in ("cosine_low", "cosine_high"))
-    low, high = (value if math.isnan(end) else end for end in (low, high))
+    """Whether the cosine's whole interval is near 0, or far from it; open where too few batches give none.
+
+    In a table of an earlier version, which has no such columns, a cosine stands for itself.
+    """
+    low, high = (float(cell.get(name, cell["gradient_cosine"])) for name in ("cosine_low", "cosine_high"))
     if decide(low, high, near=(-ORTHOGONAL, ORTHOGONAL)) == "near":
         return "near"
     return "far" if low > ORTHOGONAL or high < -ORTHOGONAL else "open"

@@ -9,7 +9,7 @@ distances are by sentence only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from reports.errors import InputError
@@ -18,11 +18,14 @@ from xlprobe.data.data_folder import DataFolder
 from xlprobe.data.languages import LanguageTable
 from xlprobe.data.tasks import Task
 from xlprobe.encoders.encoder import Encoder
+from xlprobe.training.cached_contrast import Vectors
+from xlprobe.training.defaults import align_training, is_small, task_training
 from xlprobe.training.links import argmax_links
 from xlprobe.transfer.laboratory import SOURCE, TASKS, Laboratory, Sizes
 
 __all__ = ["FileLab", "FileSizes"]
 
+SMALL_LR = 1e-3
 SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
 
 
@@ -31,6 +34,8 @@ class FileSizes(Sizes):
     """Upper limits: a corpus that has fewer sentences gives all that it has.
 
     `train` and `test` hold for each task; `held_out` is taken out of PUD, so it decides what is left to be asked.
+    Learning rates that are not named are those that suit the encoder: 1e-3 below 5 million parameters in blocks, else
+    those of `xlprobe.training.defaults`.
     """
 
     bitext: int = 1000
@@ -40,10 +45,17 @@ class FileSizes(Sizes):
     align_steps: int = 120
     finetune_steps: int = 200
     head_steps: int = 100
-    align_lr: float = 1e-3
-    finetune_lr: float = 1e-3
+    align_lr: float | None = None
+    finetune_lr: float | None = None
     probe_batches: int = 24
     batch: int = 16
+
+    def suited(self, encoder: Encoder) -> FileSizes:
+        """The sizes with the learning rates that are not named chosen by the encoder's size."""
+        small = is_small(encoder)
+        align_lr = SMALL_LR if small else align_training(encoder, self.bitext).lr
+        finetune_lr = SMALL_LR if small else task_training(encoder, self.train).lr
+        return replace(self, align_lr=self.align_lr or align_lr, finetune_lr=self.finetune_lr or finetune_lr)
 
 
 class FileLab(Laboratory):
@@ -70,7 +82,8 @@ class FileLab(Laboratory):
         *,
         seed: int = 0,
     ) -> None:
-        super().__init__(encoder, sizes or FileSizes(held_out=source.n_held_out), seed=seed)
+        sizes = sizes or FileSizes(held_out=source.n_held_out)
+        super().__init__(encoder, sizes.suited(encoder), seed=seed)
         self.text = source
         self.pairs = source.pairs
         self._linked: dict[str, Bitext] = {}
@@ -99,7 +112,8 @@ class FileLab(Laboratory):
         if which == "held_out":
             return self.text.held_out(pair)
         if pair not in self._linked:
-            self._linked[pair] = argmax_links(self.encoder, self._text(pair))
+            vectors = Vectors(self.sizes.layer, self.sizes.pooling)
+            self._linked[pair] = argmax_links(self.encoder, self._text(pair), vectors=vectors)
         return self._linked[pair]
 
     def _text(self, pair: str) -> Bitext:

@@ -22,6 +22,7 @@ from scipy.stats import rankdata
 
 from reports.errors import InputError
 from reports.intervals import wilson
+from reports.missing import explained
 
 __all__ = ["PREDICTORS", "leave_one_pair_out", "predict", "spearman"]
 
@@ -30,7 +31,7 @@ _RESAMPLES = 2000
 
 
 def predict(cells: pd.DataFrame, *, outcome: str = "delta_score", seed: int = 0) -> pd.DataFrame:
-    """Frame predictor, spearman, low, high, sign_agreement, sign_low, sign_high, q2, n; one row a predictor.
+    """Frame predictor, spearman, low, high, sign_agreement, sign_low, sign_high, q2, n, missing; one row a predictor.
 
     Args:
         cells: Frame pair, the `outcome` and any of `PREDICTORS`; rows with a nan are left out, of n too.
@@ -69,7 +70,13 @@ def predict(cells: pd.DataFrame, *, outcome: str = "delta_score", seed: int = 0)
                 "n": len(x),
             }
         )
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    if frame.empty:
+        return frame
+    few = frame["n"].map(lambda n: "fewer than 3 cells" if n < 3 else "one side does not vary")
+    share = dict.fromkeys(("sign_agreement", "sign_low", "sign_high"), "no cell has both values")
+    pairs = "fewer than two pairs, or the outcome does not vary"
+    return explained(frame, dict.fromkeys(("spearman", "low", "high"), few) | share | {"q2": pairs})
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:

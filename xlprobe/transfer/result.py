@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from reports.errors import InputError
+from reports.missing import explained
 from reports.plot import Plot
 from reports.results import Result
 from reports.xl_figures import outcome_scatter
-from xlprobe.training.objectives import probe_layer
 from xlprobe.transfer.advice import Advice, advise
 from xlprobe.transfer.claims import claims
 from xlprobe.transfer.prediction import predict
@@ -48,7 +48,8 @@ class Study(Result):
         cells: A row each pair × objective × task: delta_score with low, high, score, baseline, seed_sd, n, seeds;
             delta_retrieval and delta_gap, with retrieval before and after; gradient_cosine with its interval and
             yardsticks, norm_ratio, over the parameters that both losses reach; common_cosine, common_ratio over those
-            that all objectives reach (predictors take these); whole_cosine, whole_ratio over all blocks.
+            that all objectives reach (predictors take these); whole_cosine, whole_ratio over all blocks; missing says
+            why a value is nan.
         predictors: What predicts the change of score (`xlprobe.transfer.prediction`).
         scores: As `cells`, a row each seed.
         distances: Frame pair, objective, stage, seed and the columns of `Distances.layers`.
@@ -105,6 +106,7 @@ class Study(Result):
 def table_of(
     *,
     laboratory: str,
+    layer: int,
     seeds: int,
     scores: pd.DataFrame,
     effects: pd.DataFrame,
@@ -114,7 +116,6 @@ def table_of(
     provenance: dict[str, Any],
 ) -> Study:
     """The study from its tables: joins effects, distances and gradients to cells, and predicts."""
-    layer = probe_layer(int(distances["layer"].max()))
     cells = effects.merge(_retrieval(distances, layer), on=["pair", "objective"], how="left")
     whole = gradients[gradients["scope"] == "encoder"]
     keep = ["pair", "objective", "task", *_GRADIENT_COLUMNS, "low", "high", "n_task", "n_align"]
@@ -132,6 +133,7 @@ def table_of(
         beside = rows[[*KEYS, "cosine", "ratio"]]
         beside = beside.rename(columns={"cosine": f"{name}_cosine", "ratio": f"{name}_ratio"})
         cells = cells.merge(beside, on=list(KEYS), how="left")
+    cells = _explained(cells)
     return Study(
         cells,
         predict(_tried(cells).assign(**{name: cells[other] for name, other in _COMPARED.items()})),
@@ -144,6 +146,14 @@ def table_of(
         seeds,
         provenance,
     )
+
+
+def _explained(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells with the reasons of their NaNs; those of gradients are the control's, or stand with the gradients."""
+    reason = cells["objective"].map({"shuffled": "the control has no gradients of its own"})
+    reason = reason.fillna("its row of the study's gradients says why")
+    behind = list(cells)[list(cells).index("delta_gap") + 1 :]
+    return explained(cells, dict.fromkeys(behind, reason))
 
 
 def _tried(cells: pd.DataFrame) -> pd.DataFrame:

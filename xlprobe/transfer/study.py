@@ -28,10 +28,12 @@ from experiments.cases import every_case, settings_digest
 from experiments.forks import forked
 from experiments.runs import RunFolder
 from reports.errors import InputError
+from reports.missing import explained
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.distances import distances
 from xlprobe.probes.gradient_stream import Loss, Mean
 from xlprobe.probes.gradients import gradients, mean_gradient
+from xlprobe.training.cached_contrast import Vectors
 from xlprobe.training.objectives import OBJECTIVES
 from xlprobe.transfer.laboratory import Laboratory, Score
 from xlprobe.transfer.result import Study, table_of
@@ -132,10 +134,13 @@ def transfer_study(
         logger.warning("left out: %s", gap)
 
     def make(i: int) -> dict[str, Any]:
-        return _case(laboratory, keys[i], pairs, tasks, means) | {"settings": methods[i]}
+        return _case(laboratory, keys[i], pairs, tasks, means, inner) | {"settings": methods[i]}
 
-    methods = [settings_digest("study", METHOD)] * len(keys)
-    with forked(workers if laboratory.encoder.device.type == "cpu" else 1):
+    pooling = laboratory.sizes.pooling
+    methods = [settings_digest("study", METHOD, *([pooling] if pooling != "mean" else []))] * len(keys)
+    workers = workers if laboratory.encoder.device.type == "cpu" else 1
+    inner = progress and workers < 2  # the bars of several processes would overwrite each other
+    with forked(workers):
         every_case(run, keys, make, settings=methods, together=_shared, label="study", progress=progress)
     study = _gathered(run, laboratory, config, pairs, tasks)
     run.write_result(study, "study")
@@ -221,56 +226,67 @@ def _shared(case: str) -> str:
 
 
 def _case(
-    laboratory: Laboratory, case: str, pairs: Sequence[str], tasks: Sequence[str], means: dict[str, Mean]
+    laboratory: Laboratory,
+    case: str,
+    pairs: Sequence[str],
+    tasks: Sequence[str],
+    means: dict[str, Mean],
+    progress: bool,
 ) -> dict[str, Any]:
     kind, *names = case.split("-")
     if kind == "none":
-        return _none(laboratory, int(names[0]), pairs, tasks)
+        return _none(laboratory, int(names[0]), pairs, tasks, progress)
     if kind == "align":
-        return _align(laboratory, _pair_of(case), names[-2], int(names[-1]), tasks)
-    return _gradients(laboratory, _pair_of(case), names[-2], names[-1], means)
+        return _align(laboratory, _pair_of(case), names[-2], int(names[-1]), tasks, progress)
+    return _gradients(laboratory, _pair_of(case), names[-2], names[-1], means, progress)
 
 
-def _none(laboratory: Laboratory, seed: int, pairs: Sequence[str], tasks: Sequence[str]) -> dict[str, Any]:
+def _none(
+    laboratory: Laboratory, seed: int, pairs: Sequence[str], tasks: Sequence[str], progress: bool
+) -> dict[str, Any]:
     scores, measured = {}, {}
     for pair in pairs if seed == 0 else ():
-        measured[f"{pair}/pretrained"] = _distances(laboratory, laboratory.encoder, pair)
+        measured[f"{pair}/pretrained"] = _distances(laboratory, laboratory.encoder, pair, progress)
     learned = [(laboratory.source(pair), pair, task) for task in tasks for pair in pairs]
     learned = [row for row in learned if not laboratory.lacks(row[1], row[2])]
     for task, source in dict.fromkeys((task, source) for source, _, task in learned):
-        model = laboratory.finetuned(laboratory.encoder, task, seed=seed, source=source)
+        model = laboratory.finetuned(laboratory.encoder, task, seed=seed, source=source, progress=progress)
         for pair in [pair for at, pair, of in learned if (at, of) == (source, task)]:
-            scores[f"{pair}/{task}"] = asdict(laboratory.score(model, task, pair))
+            scores[f"{pair}/{task}"] = asdict(laboratory.score(model, task, pair, progress=progress))
             if seed == 0:
-                measured[f"{pair}/fine-tuned on {task}"] = _distances(laboratory, model.encoder, pair)
+                stage = f"{pair}/fine-tuned on {task}"
+                measured[stage] = _distances(laboratory, model.encoder, pair, progress)
     return {"scores": scores, "distances": measured}
 
 
 def _align(
-    laboratory: Laboratory, pair: str, objective: str, seed: int, tasks: Sequence[str]
+    laboratory: Laboratory, pair: str, objective: str, seed: int, tasks: Sequence[str], progress: bool
 ) -> dict[str, Any]:
     control = objective == SHUFFLED
-    aligned = laboratory.aligned(pair, "sentence" if control else objective, seed=seed, shuffled=control)
-    measured = {f"{pair}/aligned": _distances(laboratory, aligned, pair)}
+    aligned = laboratory.aligned(
+        pair, "sentence" if control else objective, seed=seed, shuffled=control, progress=progress
+    )
+    measured = {f"{pair}/aligned": _distances(laboratory, aligned, pair, progress)}
     scores = {}
     for task in [task for task in tasks if not laboratory.lacks(pair, task)]:
-        model = laboratory.finetuned(aligned, task, seed=seed, source=laboratory.source(pair))
-        scores[f"{pair}/{task}"] = asdict(laboratory.score(model, task, pair))
+        source = laboratory.source(pair)
+        model = laboratory.finetuned(aligned, task, seed=seed, source=source, progress=progress)
+        scores[f"{pair}/{task}"] = asdict(laboratory.score(model, task, pair, progress=progress))
         if seed == 0:
-            measured[f"{pair}/aligned, then fine-tuned on {task}"] = _distances(
-                laboratory, model.encoder, pair
-            )
+            stage = f"{pair}/aligned, then fine-tuned on {task}"
+            measured[stage] = _distances(laboratory, model.encoder, pair, progress)
     return {"scores": scores, "distances": measured}
 
 
-def _distances(laboratory: Laboratory, encoder: Encoder, pair: str) -> list[dict[str, Any]]:
-    measured = distances(encoder, laboratory.held_out(pair), metrics=_METRICS, progress=False)
+def _distances(laboratory: Laboratory, encoder: Encoder, pair: str, progress: bool) -> list[dict[str, Any]]:
+    pooling, held_out = laboratory.sizes.pooling, laboratory.held_out(pair)
+    measured = distances(encoder, held_out, metrics=_METRICS, pooling=pooling, progress=progress)
     rows: list[dict[str, Any]] = measured.layers.to_dict("records")
     return rows
 
 
 def _gradients(
-    laboratory: Laboratory, pair: str, objective: str, task: str, means: dict[str, Mean]
+    laboratory: Laboratory, pair: str, objective: str, task: str, means: dict[str, Mean], progress: bool
 ) -> dict[str, Any]:
     encoder = laboratory.encoder
     source = laboratory.source(pair)
@@ -278,11 +294,11 @@ def _gradients(
     shuffled = partial(laboratory.alignment_loss, encoder, pair, objective, shuffled=True)
     probe = gradients(
         encoder,
-        task=laboratory.task_loss(encoder, task, source=source),
+        task=laboratory.task_loss(encoder, task, source=source, progress=progress),
         alignment=laboratory.alignment_loss(encoder, pair, objective),
         target=_yardstick(encoder, f"{task} in {pair}", target, means),
         shuffled=_yardstick(encoder, f"{objective} on {pair}", shuffled, means),
-        progress=False,
+        progress=progress,
     )
     cells = probe.cells.astype({"layer": "float64"})
     cells["layer"] = cells["layer"].where(cells["layer"].notna(), -1)
@@ -347,6 +363,7 @@ def _gathered(
     scores = pd.DataFrame(score_rows)
     return table_of(
         laboratory=laboratory.name,
+        layer=Vectors(laboratory.sizes.layer).at(laboratory.encoder),
         seeds=config.seeds,
         scores=scores.drop(columns="by_sentence"),
         effects=effects_of(scores),
@@ -395,7 +412,7 @@ def effects_of(scores: pd.DataFrame) -> pd.DataFrame:
                 "seeds": seeds,
             }
         )
-    return pd.DataFrame(rows)
+    return explained(pd.DataFrame(rows), {"seed_sd": "one seed has no spread"})
 
 
 def _gradient_rows(
@@ -412,6 +429,6 @@ def _gradient_rows(
                 n = {f"n_{name}": count for name, count in case["n"].items()}
                 rows += [{**names, **row, **n} for row in case["cells"]]
                 steps += [{**names, **row} for row in case["first_order"]]
-    frame = pd.DataFrame(rows)
+    frame = explained(pd.DataFrame(rows), {})  # cases of an earlier version do not say why
     frame["layer"] = frame["layer"].astype("int64")  # -1: summed over layers
     return frame, pd.DataFrame(steps)
