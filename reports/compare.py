@@ -155,7 +155,7 @@ def _both(names: list[str], lines: list[Overview]) -> dict[str, Any] | None:
 
 def _paired(runs: list[Path]) -> list[dict[str, Any]]:
     """The editors of both runs, paired by fact: the only one of each, or those of one name."""
-    editors: list[dict[str, list[fact_table.Fact]]] = []
+    editors: list[dict[str, list[fact_table.EditedFact]]] = []
     for run in runs:
         editors.append({})
         for fact in fact_table.read(run):

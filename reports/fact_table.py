@@ -19,7 +19,7 @@ from reports.errors import IntegrityError
 from reports.reading import read_frame, read_object
 from reports.text import visible
 
-__all__ = ["TRIPLES", "Fact", "count", "facts", "read", "triple"]
+__all__ = ["TRIPLES", "EditedFact", "count", "facts", "read", "triple"]
 
 #: Success of the edit itself, on paraphrases and on neighbours, by family of metrics; the first measured one is shown.
 TRIPLES = (("Acc", "Gen", "Spec"), ("ES", "PS", "NS"), ("Rel_all", "Gen_all", "Loc_all"), ("DI", "DII"))
@@ -31,7 +31,7 @@ _FRAMES = ("cases", "records", "prompts")
 
 
 @dataclass(frozen=True)
-class Fact:
+class EditedFact:
     """One fact under one editor.
 
     Attributes:
@@ -63,13 +63,13 @@ class Fact:
     prompts: Sequence[dict[str, Any]]
 
 
-def read(folder: Path) -> list[Fact]:
+def read(folder: Path) -> list[EditedFact]:
     """Reads the facts of every evaluation in the run `folder`, in their order.
 
     Raises:
         IntegrityError: A file is missing or damaged.
     """
-    rows: list[Fact] = []
+    rows: list[EditedFact] = []
     for record in sorted((folder / "results").glob("*/result.json")):
         about = read_object(record)
         if about.get("kind") == "evaluation":
@@ -80,7 +80,7 @@ def read(folder: Path) -> list[Fact]:
     return rows
 
 
-def _facts_of(saved: Path, editor: str) -> list[Fact]:
+def _facts_of(saved: Path, editor: str) -> list[EditedFact]:
     frames = {name: read_frame(saved, name) for name in _FRAMES}
     if missing := [name for name, frame in frames.items() if frame is None]:
         raise IntegrityError(f"{saved}: expected {missing[0]}.parquet, found none")
@@ -105,14 +105,14 @@ def _fact(
     records: list[dict[str, Any]],
     prompts: list[dict[str, Any]],
     costs: list[dict[str, Any]],
-) -> Fact:
+) -> EditedFact:
     rewrite: dict[str, Any] = next((row for row in prompts if row["role"] == "rewrite"), {})
     old = case.get("old") or str(rewrite.get("scored_true", "")).strip()
     known = bool(case["known"])
     scores = {str(row["metric"]): (float(row["value"]), int(row["n_prompts"])) for row in records}
     if costs:
         scores["Top1"] = float(costs[0]["Top1"]), int(costs[0]["n_prompts"])
-    return Fact(
+    return EditedFact(
         editor=editor,
         case_id=str(case["case_id"]),
         subject=str(case["subject"]),
@@ -132,7 +132,7 @@ def _after(prompt: dict[str, Any]) -> str:
     return str(prompt.get("answer") or prompt.get("next_token") or "")
 
 
-def triple(rows: Sequence[Fact]) -> tuple[str, ...]:
+def triple(rows: Sequence[EditedFact]) -> tuple[str, ...]:
     """The metrics of the first family that some fact has."""
     measured = {name for fact in rows for name in fact.scores}
     return next((names for names in TRIPLES if measured.intersection(names)), ())
@@ -152,7 +152,7 @@ def count(score: tuple[float, int] | None) -> dict[str, str]:
     return {"text": f"{round(value * n)}/{n}", "sort": repr(value)}
 
 
-def facts(rows: Sequence[Fact]) -> dict[str, Any] | None:
+def facts(rows: Sequence[EditedFact]) -> dict[str, Any] | None:
     """Returns what the section of facts shows; None without facts."""
     if not rows:
         return None
@@ -167,7 +167,7 @@ def facts(rows: Sequence[Fact]) -> dict[str, Any] | None:
     }
 
 
-def _row(i: int, fact: Fact, metrics: Sequence[str]) -> dict[str, Any]:
+def _row(i: int, fact: EditedFact, metrics: Sequence[str]) -> dict[str, Any]:
     return {
         "anchor": f"fact-{i}" if i < _DETAILED and fact.prompts else "",
         "editor": visible(fact.editor),
@@ -186,7 +186,7 @@ def _text(text: str) -> str:
     return visible(text) if text else ""
 
 
-def _outcome(fact: Fact, metrics: Sequence[str]) -> str:
+def _outcome(fact: EditedFact, metrics: Sequence[str]) -> str:
     words = [] if fact.known else ["not known before"]
     if not fact.scores:
         return ", ".join([*words, "not measured"])
@@ -198,7 +198,7 @@ def _outcome(fact: Fact, metrics: Sequence[str]) -> str:
     return ", ".join([*words, *(missed or ["as wanted"])])
 
 
-def _gate(fact: Fact) -> dict[str, Any]:
+def _gate(fact: EditedFact) -> dict[str, Any]:
     """Whether the gate opened on the rewrite prompt, and on how many of the fact's own and foreign prompts."""
     asked = [row for row in fact.prompts if row.get("gate_fired") in (True, False)]
     at = [bool(row["gate_fired"]) for row in asked if row["role"] == "rewrite"]

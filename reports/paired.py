@@ -18,7 +18,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from reports import forests, sections
-from reports.fact_table import TRIPLES, Fact, count, triple
+from reports.fact_table import TRIPLES, EditedFact, count, triple
 from reports.inline import fragment
 from reports.intervals import bootstrap_mean
 from reports.text import visible
@@ -30,7 +30,7 @@ _SHARES = (*(name for names in TRIPLES for name in names), "Top1")
 _KL = "KL, nats"
 _LISTED = 25  # facts that both edit, with the largest difference elsewhere
 
-Pair = tuple[Fact, Fact]
+Pair = tuple[EditedFact, EditedFact]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ class Difference:
     worse: int
 
 
-def paired(first: Sequence[Fact], second: Sequence[Fact], *, prefix: str) -> dict[str, Any] | None:
+def paired(
+    first: Sequence[EditedFact], second: Sequence[EditedFact], *, prefix: str
+) -> dict[str, Any] | None:
     """Returns what the page shows of two editors on the same facts; None where they share no fact.
 
     Args:
@@ -98,11 +100,11 @@ def paired(first: Sequence[Fact], second: Sequence[Fact], *, prefix: str) -> dic
     }
 
 
-def _key(fact: Fact) -> tuple[str, ...]:
+def _key(fact: EditedFact) -> tuple[str, ...]:
     return fact.case_id, fact.prompt
 
 
-def _gets(fact: Fact, metrics: Sequence[str]) -> bool:
+def _gets(fact: EditedFact, metrics: Sequence[str]) -> bool:
     """Whether the edit succeeds on the fact's own prompt."""
     return bool(metrics) and fact.scores.get(metrics[0], (math.nan, 0))[0] == 1
 

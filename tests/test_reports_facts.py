@@ -133,7 +133,7 @@ def test_a_gate_is_counted_on_own_and_foreign_prompts() -> None:
             ("neighborhood", False),
         )
     ]
-    fact = fact_table.Fact(
+    fact = fact_table.EditedFact(
         "mega", "1", "Ann", "Ann is", "a", "b", True, "a", "b", {"Acc": (1.0, 1)}, math.nan, prompts
     )
     section = fact_table.facts([fact])
@@ -187,9 +187,9 @@ def test_one_editor_has_no_chart_and_two_have_one(tmp_path: Path) -> None:
 # -- two editors ---------------------------------------------------------------------------------------------------
 
 
-def made_up(values: list[float], *, editor: str = "a", metric: str = "Gen") -> list[fact_table.Fact]:
+def made_up(values: list[float], *, editor: str = "a", metric: str = "Gen") -> list[fact_table.EditedFact]:
     return [
-        fact_table.Fact(
+        fact_table.EditedFact(
             editor,
             str(i),
             "s",
@@ -233,7 +233,7 @@ def test_only_shared_and_known_facts_are_paired() -> None:
     assert (pair["shared"], pair["known"], pair["alone"]) == (2, 2, [1, 0])
     assert [row["n"] for row in pair["rows"] if row["metric"] == "Gen"] == [2]
     assert [line["prompt"] for line in pair["elsewhere"]] == ["p0", "p1"]
-    elsewhere = [fact_table.Fact(**{**vars(fact), "prompt": "another"}) for fact in second]
+    elsewhere = [fact_table.EditedFact(**{**vars(fact), "prompt": "another"}) for fact in second]
     assert paired.paired(first, elsewhere, prefix="x") is None
 
 
