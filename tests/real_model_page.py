@@ -1,10 +1,10 @@
-"""`docs/real-model.md`, made from the run folder of a comparison on a really pre-trained model.
+"""`docs/real-model.md`, made from run folders on a really pre-trained model: `evaluate`, or a whole `compare`.
 
     mechedit known --model smollm2 --limit 260 --out known.json
-    mechedit compare --model smollm2 --data known.json --ripple-facts 0 --out runs/real
-    .venv/bin/python -m tests.real_model_page runs/real docs/real-model.md
+    mechedit evaluate --model smollm2 --editor mega --data known.json --limit 40 --out runs/real
+    .venv/bin/python -m tests.real_model_page docs/real-model.md runs/real
 
-Every number on the page is read from the run; what is written here is only how to read it.
+Every number on the page is read from the runs; what is written here is only how to read it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import datetime
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from mechedit.evaluation.result import Evaluation
 from mechedit.recipes.compare import LABELS, EditorComparison
 
 METRICS = ("Acc", "Gen", "Spec", "DI", "DII", "mean", "KL", "Top1")
@@ -33,6 +35,15 @@ transformers {transformers}, TransformerLens {lens}. Intervals are 95 % bootstra
 
 Mean is that of Acc, Gen, Spec, DI and DII over the facts that have all five. KL (nats a token) and Top1 compare the
 edited with the unedited model on text that has nothing to do with the fact.
+"""
+
+EVALUATED = """# What was found on a real model
+
+Made by `python -m tests.real_model_page` from run folders of `mechedit evaluate`; no number is written by hand.
+
+Model: {model}, weights {quantization}. {date}, {device}, torch {torch}, transformers {transformers}, TransformerLens
+{lens}. Intervals are 95 % bootstrap intervals over facts; window, gate and the like were chosen on others. KL (nats
+a token) and Top1 compare the edited with the unedited model on text that has nothing to do with the fact.
 """
 
 READING = """
@@ -57,8 +68,38 @@ about the same subject under other relations too.
 """
 
 
-def page(run: Path) -> str:
-    """The page of a run of `mechedit compare`."""
+def page(runs: Sequence[Path]) -> str:
+    """The page of one run of `mechedit compare`, or of some of `mechedit evaluate`."""
+    if len(runs) == 1 and (runs[0] / "results" / "comparison").is_dir():
+        return _compared(runs[0])
+    return _evaluated(runs)
+
+
+def _evaluated(runs: Sequence[Path]) -> str:
+    about = json.loads((runs[0] / "provenance.json").read_text())
+    results = [Evaluation.load(run / "results" / "evaluation") for run in runs]
+    text = EVALUATED.format(
+        model=about["model"]["name"],
+        quantization=about["model"].get("quantization") or "as trained",
+        date=_date(runs[0]),
+        device=about["device_name"],
+        torch=about["versions"]["torch"],
+        transformers=about["versions"]["transformers"],
+        lens=about["versions"]["transformer-lens"],
+    )
+    text += "\n| editor | facts known | " + " | ".join(METRICS) + " |\n" + "|---" * (len(METRICS) + 2) + "|\n"
+    for result in results:
+        table = result.summary().set_index("metric")
+        cells = [_cell(table.loc[name]) if name in table.index else "" for name in METRICS]
+        text += f"| {result.editor} | {result.n_known} of {result.n_total} | {' | '.join(cells)} |\n"
+    return text + READING
+
+
+def _date(run: Path) -> str:
+    return datetime.date.fromtimestamp((run / "summary.json").stat().st_mtime).isoformat()
+
+
+def _compared(run: Path) -> str:
     result = EditorComparison.load(run / "results" / "comparison")
     about = json.loads((run / "provenance.json").read_text())
     summary = json.loads((run / "summary.json").read_text())
@@ -72,7 +113,7 @@ def page(run: Path) -> str:
         n_total=result.n_total,
         seeds=", ".join(map(str, seeds)),
         selection=chosen[seeds[0], "n_facts"],
-        date=datetime.date.fromtimestamp((run / "summary.json").stat().st_mtime).isoformat(),
+        date=_date(run),
         device=about["device_name"],
         torch=versions["torch"],
         transformers=versions["transformers"],
@@ -118,4 +159,4 @@ def _cell(row: pd.Series) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(page(Path(sys.argv[1])), encoding="utf-8")
+    Path(sys.argv[1]).write_text(page([Path(run) for run in sys.argv[2:]]), encoding="utf-8")

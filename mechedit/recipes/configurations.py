@@ -88,7 +88,7 @@ class EvaluationConfig:
     skip_malformed: bool = False
     space: Space | None = None
     mode: Literal["single", "sequential", "batch"] = "single"
-    families: tuple[str, ...] = ("probability", "argmax")
+    families: tuple[str, ...] = ("probability", "argmax", "doubt")
     references: str | None = None
     text: str | None = None
     seed: int = 0
