@@ -15,6 +15,7 @@ and sent: links are relative.
 from __future__ import annotations
 
 import glob
+import math
 import multiprocessing
 import os
 import re
@@ -24,16 +25,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import pandas as pd
+from markupsafe import Markup
 from tqdm.auto import tqdm
 
-from reports import formats, html, overview
+from reports import forests, formats, html, overview
 from reports.errors import InputError, MechEditError
-from reports.overview import COLUMNS, Overview
+from reports.inline import fragment
+from reports.overview import COLUMNS, Estimate, Overview
 from reports.text import visible
 
 __all__ = ["Entry", "RunIndex", "build", "find"]
 
 Job: TypeAlias = "tuple[str, Path, Path]"  # name, run folder, page to write
+_FIRST, _WIDE = 5, 8  # metrics beside run, model and line, and in each table below
+_PANELS, _DRAWN = 3, 30  # metrics and lines of the picture
+#: Units of the kinds of run whose first metrics are drawn, each with one unit.
+_UNITS = dict.fromkeys(("edit", "explanation", "anatomy", "scores"), "per cent")
+_UNITS |= {"faithfulness": "nats", "transfer": "points", "attribution": "nats", "prompts": "nats"}
 _PARALLEL = 8  # fewer runs are done before a second process has imported what it needs
 
 
@@ -215,7 +224,7 @@ def _index(entries: Sequence[Entry], *, links: bool) -> str:
 def _table(kind: str, entries: Sequence[Entry], *, links: bool) -> dict[str, Any]:
     listed = [(entry, entry.overview) for entry in entries if entry.overview and entry.overview.kind == kind]
     metrics = list(dict.fromkeys(name for _, line in listed for name in line.metrics))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for entry, line in listed:
         for label, scores in line.rows or (("", {}),):
             n = max((score.n for score in scores.values() if score.n is not None), default=None)
@@ -231,4 +240,50 @@ def _table(kind: str, entries: Sequence[Entry], *, links: bool) -> dict[str, Any
                 }
             )
     what, title = COLUMNS[kind]
-    return {"kind": kind, "title": title, "what": what, "metrics": metrics, "rows": rows, "runs": len(listed)}
+    # the first metrics fit a page of 1200 pixels; the others stand below, in tables as wide
+    places = [(0, _FIRST), *((at, at + _WIDE) for at in range(_FIRST, len(metrics), _WIDE))]
+    return {
+        "kind": kind,
+        "title": title,
+        "what": what,
+        "parts": [
+            {
+                "metrics": metrics[low:high],
+                "rows": [row | {"cells": row["cells"][low:high]} for row in rows],
+            }
+            for low, high in places
+        ],
+        "picture": _picture(kind, [(entry.name, line) for entry, line in listed], metrics),
+        "lines": len(rows),
+        "runs": len(listed),
+    }
+
+
+def _picture(kind: str, listed: list[tuple[str, Overview]], metrics: list[str]) -> dict[str, Any] | None:
+    """The first metrics of the first lines, each value with its interval; per cent on one scale."""
+    shown = [name for name in metrics if name != "Cosine"][:_PANELS]  # which has no unit
+    lines = [
+        (f"{name}: {label}" if len(line.rows) > 1 else name, scores)
+        for name, line in listed
+        for label, scores in line.rows
+        if any(metric in scores for metric in shown)
+    ]
+    if len(lines) < 2 or kind not in _UNITS:
+        return None
+    rows = [
+        {"panel": metric, "label": label, "value": score.value, "low": score.low, "high": score.high}
+        for label, scores in lines[:_DRAWN]
+        for metric in shown
+        for score in [scores.get(metric, Estimate(math.nan))]
+    ]
+    frame = pd.DataFrame(rows)
+    values = ["value", "low", "high"]
+    if _UNITS[kind] == "per cent":
+        axes = forests.forest_panels(frame.assign(**{name: frame[name] / 100 for name in values}))[0]
+    else:
+        axes = forests.effect_forest(frame, xlabel=_UNITS[kind], shared=False)[0]
+    said = "Point: value. Line: 95 % interval."
+    if len(lines) > _DRAWN:
+        said += f" The first {_DRAWN} of {len(lines)} lines."
+    svg = fragment(axes, prefix=f"index-{kind}", title=COLUMNS[kind][1], description=said)
+    return {"svg": Markup(svg), "said": said}

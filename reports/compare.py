@@ -1,8 +1,10 @@
 """Two runs side by side on one page: what was asked of each, every score with its difference, the figures on one scale.
 
-Both runs must be of one kind (`reports.overview`). A difference is second less first, with the interval that follows
-from the two intervals if the runs are independent (`reports.intervals.difference_interval`); runs on the same facts are
-not, and for them it is too wide. The page says which it is, off the hash of the facts in the provenance.
+Both runs must be of one kind (`reports.overview`). Two runs of one line each are compared in it, whatever their editors
+are called; of several lines those of one name. Where both runs keep their facts one by one, the differences are paired
+by fact (`reports.paired`). Else a difference is second less first, with the interval that follows from the two
+intervals if the runs are independent (`reports.intervals.difference_interval`); runs on the same facts are not, and for
+them it is too wide. The page says which it is, off the hash of the facts in the provenance.
 """
 
 from __future__ import annotations
@@ -14,7 +16,19 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from reports import batch, figures, forests, formats, html, overview, page, probe_page, sections
+from reports import (
+    batch,
+    fact_table,
+    figures,
+    forests,
+    formats,
+    html,
+    overview,
+    page,
+    paired,
+    probe_page,
+    sections,
+)
 from reports.errors import InputError, IntegrityError
 from reports.inline import fragment
 from reports.intervals import difference_interval
@@ -73,13 +87,16 @@ def _context(runs: list[Path], lines: list[Overview]) -> dict[str, Any]:
     keys = list(dict.fromkeys([*facts[0], *facts[1]]))
     differing = [key for key in keys if facts[0].get(key) != facts[1].get(key)]
     hashes = [settings.get("provenance: data.facts") for settings in facts]
+    pairs = _paired(runs)
     return {
         "summary": {"title": "Two runs side by side", "subtitle": f"{names[0]} and {names[1]}"},
         "names": [visible(name) for name in names],
         "titles": [{"title": visible(line.title), "model": visible(line.model)} for line in lines],
         "what": COLUMNS[lines[0].kind][0],
         "unit": COLUMNS[lines[0].kind][1],
-        "rows": _rows(lines),
+        "both": _both(names, lines),
+        "paired": pairs,
+        "rows": [] if pairs and len(lines[0].rows) == len(lines[1].rows) == 1 else _rows(lines),
         "only": [_only(lines[0], lines[1]), _only(lines[1], lines[0])],
         "same_facts": None if None in hashes else hashes[0] == hashes[1],
         "settings": [(key, *(settings.get(key, "absent") for settings in facts)) for key in differing],
@@ -120,16 +137,55 @@ def _config(path: Path) -> dict[str, Any]:
         raise IntegrityError(f"{path}: not readable as TOML ({error})") from error
 
 
+def _both(names: list[str], lines: list[Overview]) -> dict[str, Any] | None:
+    """The one line of each run with all its scores; None where one has several."""
+    if any(len(line.rows) != 1 for line in lines):
+        return None
+    metrics = [name for name in lines[0].metrics if name in lines[1].metrics]
+    rows = [
+        {
+            "run": visible(name),
+            "label": visible(line.rows[0][0]),
+            "cells": [overview.text(metric, line.rows[0][1][metric]) for metric in metrics],
+        }
+        for name, line in zip(names, lines, strict=True)
+    ]
+    return {"metrics": metrics, "rows": rows} if metrics else None
+
+
+def _paired(runs: list[Path]) -> list[dict[str, Any]]:
+    """The editors of both runs, paired by fact: the only one of each, or those of one name."""
+    editors: list[dict[str, list[fact_table.EditedFact]]] = []
+    for run in runs:
+        editors.append({})
+        for fact in fact_table.read(run):
+            editors[-1].setdefault(fact.editor, []).append(fact)
+    first, second = editors
+    names = [(name, name) for name in first if name in second]
+    if len(first) == len(second) == 1:
+        names = list(zip(first, second, strict=True))
+    pairs = [paired.paired(first[a], second[b], prefix=f"paired{i}") for i, (a, b) in enumerate(names)]
+    return [pair for pair in pairs if pair is not None]
+
+
+def _labels(lines: list[Overview]) -> list[tuple[str, str]]:
+    """The labels of the lines that are compared: the one of each run, or those of one name."""
+    first, second = ([label for label, _ in line.rows] for line in lines)
+    if len(first) == len(second) == 1:
+        return [(first[0], second[0])]
+    return [(label, label) for label in first if label in second]
+
+
 def _rows(lines: list[Overview]) -> list[dict[str, Any]]:
-    """A row for each line and metric that both runs have."""
+    """A row for each metric of the lines that are compared."""
     first, second = (dict(line.rows) for line in lines)
     rows = []
-    for label in (label for label in first if label in second):
-        for name in (name for name in first[label] if name in second[label]):
-            a, b = first[label][name], second[label][name]
+    for label, beside in _labels(lines):
+        for name in (name for name in first[label] if name in second[beside]):
+            a, b = first[label][name], second[beside][name]
             rows.append(
                 {
-                    "label": visible(label),
+                    "label": visible(label if label == beside else f"{beside} less {label}"),
                     "metric": name,
                     "cells": [overview.text(name, score) for score in (a, b)],
                     "change": overview.text(
@@ -147,8 +203,9 @@ def _difference(a: Estimate, b: Estimate) -> Estimate:
 
 
 def _only(line: Overview, compared: Overview) -> str:
+    one_each = len(line.rows) == len(compared.rows) == 1
     compared_rows = dict(compared.rows)
-    lines = [visible(label) for label, _ in line.rows if label not in compared_rows]
+    lines = [visible(label) for label, _ in line.rows if not one_each and label not in compared_rows]
     metrics = [name for name in line.metrics if name not in compared.metrics]
     return ", ".join([*lines, *metrics])
 
@@ -158,8 +215,10 @@ def _forest(names: list[str], lines: list[Overview]) -> dict[str, Any] | None:
     shared = [name for name in lines[0].metrics if name in lines[1].metrics][:_FOREST]
     if lines[0].kind in ("transfer", *probe_page.TITLES) or not shared:
         return None
+    labels = {pair[1]: f"{pair[0]}, {pair[1]}" for pair in _labels(lines) if pair[0] != pair[1]}
+    labels |= {pair[0]: f"{pair[0]}, {pair[1]}" for pair in _labels(lines) if pair[0] != pair[1]}
     rows = [
-        {"panel": metric, "label": label, "run": name, **_fractions(scores[metric])}
+        {"panel": metric, "label": labels.get(label, label), "run": name, **_fractions(scores[metric])}
         for name, line in zip(names, lines, strict=True)
         for label, scores in dict(line.rows).items()
         for metric in shared

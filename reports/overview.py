@@ -1,11 +1,11 @@
 """What a run says in one line of a table over several: title, model, and scores with n and intervals.
 
 A run is a folder with `config.toml` or `summary.json`, or a saved result. The kinds are told apart by their files:
-`edit` (editors and their metrics), `anatomy` (editors and the share of edits that succeed as set), `faithfulness`
-(model, kind of neuron and method, with the change of log p), `transfer` (a study of `xlprobe`: pair, objective and
-task, with the change of the score and the cosine of the gradients), `attribution` and `prompts` (one attribution, and
-those of many prompts: `reports.attribution_page`), and single results of `xlprobe`: `distances`, `gradients`, `scores`
-and `training` (`reports.probe_page`).
+`edit` (editors and their metrics), `explanation` (one edit and its prompts: `reports.edit_page`), `anatomy` (editors
+and the share of edits that succeed as set), `faithfulness` (model, kind of neuron and method, with the change of log
+p), `transfer` (a study of `xlprobe`: pair, objective and task, with the change of the score and the cosine of the
+gradients), `attribution` and `prompts` (one attribution, and those of many prompts: `reports.attribution_page`), and
+single results of `xlprobe`: `distances`, `gradients`, `scores` and `training` (`reports.probe_page`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reports import attribution_page, page, probe_page, sections, xl_page
+from reports import attribution_page, edit_page, page, probe_page, sections, xl_page
 from reports.errors import IntegrityError
-from reports.intervals import bootstrap_mean
+from reports.intervals import bootstrap_mean, wilson
 from reports.probe_sections import METRICS
 from reports.reading import read_frame, read_object
 
@@ -26,6 +26,7 @@ __all__ = ["COLUMNS", "Estimate", "Overview", "has_page", "is_run", "kind_of", "
 #: The name of what a line is about, and the heading of its table, by kind of run.
 COLUMNS = {
     "edit": ("Editor", "Edits, per cent"),
+    "explanation": ("Fact", "Single edits, prompts as wanted, per cent"),
     "anatomy": ("Editor", "Anatomy of edits: success as set, per cent"),
     "faithfulness": ("Model, neurons, method", "Faithfulness: change of log p in nats, by neurons ablated"),
     "transfer": ("Pair, objective, task", "Alignment and transfer: points, and cosine of the gradients"),
@@ -76,18 +77,25 @@ class Overview:
 def is_run(folder: Path) -> bool:
     """Whether `folder` is a run, finished or not, or a saved result."""
     named = any((folder / name).is_file() for name in ("config.toml", "summary.json"))
-    return named or attribution_page.is_attribution(folder) or probe_page.kind_of(folder) is not None
+    return named or _is_result(folder) or probe_page.kind_of(folder) is not None
+
+
+def _is_result(folder: Path) -> bool:
+    """Whether `folder` is a saved result of mechedit that has a page of its own."""
+    return attribution_page.is_attribution(folder) or edit_page.is_edit(folder)
 
 
 def has_page(folder: Path) -> bool:
     """Whether what a page is made of is there."""
-    if (folder / "summary.json").is_file() or kind_of(folder) in ("attribution", "prompts"):
+    if (folder / "summary.json").is_file() or kind_of(folder) in ("attribution", "prompts", "explanation"):
         return True
     return probe_page.kind_of(folder) is not None and probe_page.state(folder)[0] != "damaged"
 
 
 def kind_of(folder: Path) -> str:
     """Returns which of `COLUMNS` the run is, by its files."""
+    if edit_page.is_edit(folder):
+        return "explanation"
     if attribution_page.is_attribution(folder):
         return "attribution"
     if attribution_page.is_prompts(folder):
@@ -108,6 +116,8 @@ def render(folder: Path) -> str:
         return probe_page.render(folder)
     if kind in ("attribution", "prompts"):
         return attribution_page.render(folder)
+    if kind == "explanation":
+        return edit_page.render(folder)
     return (xl_page if kind == "transfer" else page).render(folder)
 
 
@@ -122,6 +132,8 @@ def read(folder: Path) -> Overview:
         return _single(folder, kind)
     if kind in ("attribution", "prompts"):
         return _attributions(folder, kind)
+    if kind == "explanation":
+        return _explanation(folder)
     summary = (xl_page if kind == "transfer" else page).read_summary(folder)
     try:
         rows = _ROWS[kind](folder, summary)
@@ -134,7 +146,7 @@ def state(folder: Path) -> tuple[str, str]:
     """Returns (complete | unfinished | damaged, reason): whether the manifest's files are there, of their size."""
     if kind_of(folder) in probe_page.TITLES:
         return probe_page.state(folder)
-    if attribution_page.is_attribution(folder):
+    if _is_result(folder):
         return "complete", ""
     if not (folder / "manifest.json").is_file():
         cases = len(list((folder / "cases").glob("[!.]*.json")))
@@ -272,6 +284,15 @@ def _attributions(folder: Path, kind: str) -> Overview:
         row = (f"{len(records)} prompts", {"log p, mean": Estimate(mean, low, high, len(records))})
         about = records[0].about if records else {}
     return Overview(kind, name, str(about.get("name", "")), (row,))
+
+
+def _explanation(folder: Path) -> Overview:
+    name, editor, model = edit_page.title(folder)
+    scores = {}
+    for role, (ok, n) in edit_page.shares(folder).items():
+        low, high = wilson(ok, n)
+        scores[role.capitalize()] = Estimate(100 * ok / n, 100 * low, 100 * high, n)
+    return Overview("explanation", name, model, ((f"{name} ({editor})", scores),))
 
 
 def _edit(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str, Estimate]]]:

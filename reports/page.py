@@ -8,7 +8,7 @@ Every string of the run goes through Jinja's autoescaping, every token through `
 
 Read in the folder, all but the first optional: `summary.json`, `contrast.parquet`, `heads.parquet`,
 `window.parquet`, `neurons.parquet`, `circuit.json`, with it `attention.parquet` and `token_heat.parquet`,
-`provenance.json`, `config.toml`, `results/gates`, and `results/anatomy`,
+`provenance.json`, `config.toml`, every evaluation in `results`, `results/gates`, and `results/anatomy`,
 `results/faithfulness` or `results/checkpoints`, which give the page the sections of such a study. What has no file is
 named in one sentence; a file that is there but is not what it should be stops the build, naming file and reason.
 
@@ -23,7 +23,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reports import anatomy_sections, attention, checkpoints, explorer, faithfulness, gates, html, sections
+from reports import (
+    anatomy_sections,
+    attention,
+    checkpoints,
+    explorer,
+    fact_table,
+    faithfulness,
+    gates,
+    html,
+    sections,
+)
 from reports.circuit import Circuit
 from reports.circuit import read as read_circuit
 from reports.errors import InputError, IntegrityError
@@ -77,6 +87,7 @@ def render(run_folder: str | os.PathLike[str]) -> str:
     scripts = [
         *(explorer.SCRIPTS if context["circuit"] else ()),
         *(attention.SCRIPTS if context["attention"] else ()),
+        *(("index.js",) if context["facts"] else ()),
     ]
     return html.render("page.html.j2", context, scripts=scripts)
 
@@ -102,6 +113,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "result": _section(folder, "summary.json", sections.result, summary),
         "study": _study(folder, window),
         "faithfulness": _faithfulness(folder),
+        "facts": fact_table.facts(fact_table.read(folder)),
         "gates": _gates(folder),
         "checkpoints": _checkpoints(folder),
         "provenance": rows,

@@ -66,7 +66,7 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def result(summary: dict[str, Any]) -> dict[str, Any]:
-    """The table of editors, the forest plots, and the verdicts."""
+    """The table of editors, the verdicts, and forest plots where there are editors to compare."""
     editors = summary["editors"]
     families: list[dict[str, Any]] = []
     for name, metrics in _FAMILIES:
@@ -79,7 +79,12 @@ def result(summary: dict[str, Any]) -> dict[str, Any]:
         cells = [(_nats if key in _NATS else _cell)(editor[key]) if key in editor else None for key in keys]
         rows.append({"label": str(editor.get("label") or editor["name"]), "cells": cells})
     shown = [pair for family in families for pair in family["metrics"] if pair[0] not in _NATS][:4]
-    return {"families": families, "rows": rows, "forest": _forest(editors, shown), "known": summary.get("n")}
+    return {
+        "families": families,
+        "rows": rows,
+        "forest": _forest(editors, shown) if len(editors) > 1 else None,
+        "known": summary.get("n"),
+    }
 
 
 def metric_names() -> dict[str, str]:
@@ -341,5 +346,8 @@ def _phrase(key: str, value: str) -> str:
     }[key]
 
 
-def _tokens(value: Any) -> str:
-    return "" if value is None or value != value else clip(visible(str(value)), 160)
+def _tokens(value: Any) -> list[str]:
+    """The tokens of a unit one by one; a space in a token is marked in the file, so that one alone divides two."""
+    if value is None or value != value:
+        return []
+    return [visible(token) for token in clip(str(value), 160).split(" ") if token]

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from reports.intervals import wilson
+from reports.text import visible
 
 LAYERS, HEADS, N = 8, 8, 40
 HOSTILE = (
@@ -123,7 +124,11 @@ def neurons() -> pd.DataFrame:
             else f"L{7 - i % 4} H{i % 8} d{i % 16} @{i % 6}"
         )
         score = (0.62 - 0.011 * i) * (-1 if i % 5 == 4 else 1)
-        rows.append((7 - i % 4, module, unit, score, f"{token},{cities[(i + 1) % 5]}", cities[(i + 2) % 5]))
+        promoted, demoted = (
+            [visible(t, spaces=True) for t in tokens]
+            for tokens in ((token, cities[(i + 1) % 5]), (cities[(i + 2) % 5],))
+        )
+        rows.append((7 - i % 4, module, unit, score, " ".join(promoted), " ".join(demoted)))
     return pd.DataFrame(rows, columns=["layer", "module", "unit", "score", "promotes", "demotes"])
 
 

@@ -17,9 +17,13 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 
+from mechedit.anatomy.explain import explain
 from mechedit.attribution import attribute, attribute_many
+from mechedit.editors import FT, NoEdit
+from mechedit.evaluation.evaluate import evaluate
+from mechedit.factworld import edits
 from mechedit.models.hooked import load_model
-from reports import batch, compare, html, overview, page
+from reports import batch, compare, formats, html, overview, page
 from reports.attribution_circuit import AttributionCircuit
 from reports.formats import chromium
 from reports.text import visible
@@ -37,7 +41,7 @@ pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on this 
 #: The graph that Cytoscape keeps with its frame.
 GRAPH = "document.getElementById('explore-graph')._cyreg.cy"
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = ("page", "short", "index", "compare")
+KINDS = ("page", "short", "index", "compare", "facts", "paired", "edit")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +59,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, acc in (("a", 38), ("b", 3), ("c", 20)):
         write(root / "runs" / name, acc=acc)
     (root / "runs" / "c" / "cases" / "1.json").unlink()
+    model, facts = load_model("factworld"), edits(3)
+    for name, editor in (("ft", FT()), ("no_edit", NoEdit())):
+        result = evaluate(model, editor, facts, progress=False)
+        result.save(write(root / name, acc=3) / "results" / "evaluation")
+    edit = explain(model, FT(), facts[0]).save(root / "edit")
     return {
+        "facts": page.build(root / "ft"),
+        "paired": compare.build(root / "no_edit", root / "ft", root / "paired.html"),
+        "edit": formats.save(overview.render(edit), edit / "report.html"),
         "page": page.build(full),
         "short": page.build(root / "runs" / "a"),
         "index": batch.build([root / "runs"], root / "index.html", progress=False).index,
@@ -133,6 +145,39 @@ def test_the_index_sorts_and_filters(browser: Browser, pages: dict[str, Path]) -
     view.get_by_label("Only lines with").fill("factworld random")
     assert len(column(1)) == 1
     assert heard == []
+
+
+def test_facts_are_filtered_sorted_and_lead_to_their_prompts(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
+    view, heard = opened(browser, pages["facts"], width=1200)
+    rows = "table.sortable tbody tr:not([hidden])"
+    shown = [row.inner_text() for row in view.query_selector_all(rows)]
+    assert len(shown) == 3
+    view.get_by_role("button", name="Prompt", exact=True).click()
+    assert [row.inner_text() for row in view.query_selector_all(rows)] == sorted(shown)
+    word = shown[0].split()[3]
+    view.get_by_label("Only lines with").fill(word)
+    kept = [row.inner_text() for row in view.query_selector_all(rows)]
+    assert kept == [text for text in sorted(shown) if word.lower() in text.lower()]
+    assert len(kept) < 3
+    link = view.query_selector(f"{rows} a")
+    assert link is not None
+    details = view.locator(str(link.get_attribute("href")))
+    assert details.get_attribute("open") is None
+    link.click()
+    assert details.get_attribute("open") is not None
+    assert "neighbour" in details.inner_text()
+    assert heard == []
+
+
+@pytest.mark.parametrize("kind", ["index", "facts", "edit", "paired"])
+def test_tables_fit_twelve_hundred_pixels(browser: Browser, pages: dict[str, Path], kind: str) -> None:
+    view, _ = opened(browser, pages[kind], width=1200)
+    wide = "[...document.querySelectorAll('.scroll')].filter((e) => e.scrollWidth > e.clientWidth).length"
+    assert view.evaluate(wide) == 0
+    view.set_viewport_size({"width": 500, "height": 900})  # the measure sees what does not fit
+    assert view.evaluate(wide) > 0
 
 
 def test_the_circuit_is_explored_by_filter_list_and_click(browser: Browser, pages: dict[str, Path]) -> None:

@@ -42,7 +42,7 @@ from mechedit.editors.ike import PromptedModel
 from mechedit.editors.settings import resolved
 from mechedit.evaluation.elsewhere import Cost, RunningText, running_text
 from mechedit.evaluation.fluency import References, generated_texts
-from mechedit.evaluation.measure import PromptScore, measure
+from mechedit.evaluation.measure import PromptScore, answer, measure
 from mechedit.evaluation.questions import FAMILIES, FactQuestions, Question
 from mechedit.evaluation.result import (
     KNOWS_NONE,
@@ -189,11 +189,12 @@ def _check_tokens(model: HookedModel, index: int, questions: Sequence[Question])
 
 @dataclass(frozen=True)
 class Neighbour:
-    """What the unedited model says to a neighbourhood prompt: p(new), p(true), and its argmax (`PromptScore`)."""
+    """What the unedited model says to a neighbourhood prompt: p(new), p(true), argmax and answer (`PromptScore`)."""
 
     p_new: float
     p_true: float
     argmax: str
+    answer: str = ""
 
 
 @dataclass(frozen=True)
@@ -204,11 +205,13 @@ class Baseline:
         known: Whether the model answers each fact.
         neighbourhoods: For each fact a `Neighbour` by neighbourhood prompt.
         elsewhere: What the model says on running text; None: not measured.
+        answers: What the model says behind each rewrite prompt (`PromptScore.answer`).
     """
 
     known: list[bool]
     neighbourhoods: list[dict[str, Neighbour]]
     elsewhere: RunningText | None = None
+    answers: Sequence[str] = ()
 
 
 def baseline(
@@ -235,11 +238,11 @@ def _baseline(
     batch_size: int,
     text: str | os.PathLike[str] | None,
 ) -> Baseline:
-    known = known_facts(model, [about.fact for about in questions], batch_size=batch_size)
+    known, answers = _knowledge(model, [about.fact for about in questions], batch_size)
     if not any(known):
-        return Baseline(known, [{} for _ in questions])
+        return Baseline(known, [{} for _ in questions], answers=answers)
     near = list(_neighbourhoods(model, questions, batch_size))
-    return Baseline(known, near, running_text(model, text))
+    return Baseline(known, near, running_text(model, text), answers)
 
 
 def known_facts(model: HookedModel, facts: Sequence[FactEdit], *, batch_size: int = 32) -> list[bool]:
@@ -247,15 +250,23 @@ def known_facts(model: HookedModel, facts: Sequence[FactEdit], *, batch_size: in
 
     Where the new object begins with the whole true one ("New York|er"), it must not go on to that.
     """
+    return _knowledge(model, facts, batch_size)[0]
+
+
+def _knowledge(
+    model: HookedModel, facts: Sequence[FactEdit], batch_size: int
+) -> tuple[list[bool], list[str]]:
+    """`known_facts`, and what the model says behind each rewrite prompt."""
     pairs = [model.continuation(fact.rewrite_prompt, fact.target_true, space=fact.space) for fact in facts]
-    known = [scored.all_hit == 1.0 for scored in score_pairs(model, pairs, batch_size=batch_size)]
+    scores = score_pairs(model, pairs, batch_size=batch_size)
+    known = [scored.all_hit == 1.0 for scored in scores]
     for i, (fact, (_, true)) in enumerate(zip(facts, pairs, strict=True)):
         if known[i]:
             prompt, old, new, space = fact.rewrite_prompt, fact.target_true, fact.target_new, fact.space
             new_ids = model.continuation(prompt, new, space=space)[1]
             if decide(model.tokenizer, true.tolist(), new_ids.tolist()).begins_old:
                 known[i] = says_object(model, [prompt], old, new, space=space)[0]
-    return known
+    return known, [answer(model.tokenizer, scored) for scored in scores]
 
 
 def _neighbourhoods(
@@ -268,7 +279,10 @@ def _neighbourhoods(
     )
     for of_fact in near:
         of_prompts = [next(scores) for _ in of_fact]
-        yield {score.prompt: Neighbour(score.p_new, score.p_true, score.argmax) for score in of_prompts}
+        yield {
+            score.prompt: Neighbour(score.p_new, score.p_true, score.argmax, score.answer)
+            for score in of_prompts
+        }
 
 
 # --- cases ------------------------------------------------------------------------------------------
@@ -339,9 +353,9 @@ class _Task:
         return CaseScores(self.questions[i].fact, self.base.known[i])
 
     def _measured(self, edited: HookedModel, i: int, *, cost: bool = True) -> CaseScores:
-        about, base = self.questions[i], self.base.neighbourhoods[i]
+        about = self.questions[i]
         scores = measure(edited, about.read_by(self.families), batch_size=self.batch_size)
-        prompts = [_with_base(score, base) if score.role == "neighborhood" else score for score in scores]
+        prompts = [self._with_base(score, i) for score in scores]
         texts: list[str] = []
         if "generation" in self.families:
             texts = generated_texts(edited, about.fact, seed=self.seed, batch_size=self.batch_size)
@@ -351,6 +365,21 @@ class _Task:
         if isinstance(edited, PromptedModel) and edited.left_out:
             shown = (edited.demonstrations, edited.left_out)
         return CaseScores(about.fact, self.base.known[i], prompts, texts, shown, costs)
+
+    def _with_base(self, score: PromptScore, i: int) -> PromptScore:
+        """The score of a prompt of fact i beside what the unedited model says to it."""
+        if score.role == "rewrite" and self.base.answers:
+            return dataclasses.replace(score, base_answer=self.base.answers[i])
+        if score.role != "neighborhood":
+            return score
+        near = self.base.neighbourhoods[i].get(score.prompt, Neighbour(math.nan, math.nan, ""))
+        return dataclasses.replace(
+            score,
+            base_p_new=near.p_new,
+            base_p_true=near.p_true,
+            base_argmax=near.argmax,
+            base_answer=near.answer,
+        )
 
     def _keys(self) -> list[str]:
         """The ids of the cases; the run records what the editor is set to and reads, and refuses cases of another."""
@@ -412,8 +441,3 @@ class _Task:
         text = self.base.elsewhere
         cost = Cost(**case["elsewhere"]) if "elsewhere" in case else None
         return cost if cost is not None and text is not None and cost.digest == text.digest else None
-
-
-def _with_base(score: PromptScore, base: Mapping[str, Neighbour]) -> PromptScore:
-    near = base.get(score.prompt, Neighbour(math.nan, math.nan, ""))
-    return dataclasses.replace(score, base_p_new=near.p_new, base_p_true=near.p_true, base_argmax=near.argmax)

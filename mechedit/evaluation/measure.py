@@ -28,6 +28,7 @@ __all__ = [
     "METRICS",
     "Metric",
     "PromptScore",
+    "answer",
     "measure",
     "record_values",
 ]
@@ -61,6 +62,9 @@ class PromptScore:
         scored_new: The tokens of the new object that decide (`mechedit.models.deciding`), as text, with the space
             before them; "" in results of earlier versions.
         scored_true: The same of the true answer.
+        answer: What the model says behind the prompt, greedily, as far as the scored objects follow it: an object whole
+            where it says that, else through its first other token; "" in results of earlier versions.
+        base_answer: `answer` of the unedited model, of rewrite and neighbourhood prompts.
     """
 
     role: str
@@ -82,6 +86,8 @@ class PromptScore:
     base_argmax: str = ""
     scored_new: str = ""
     scored_true: str = ""
+    answer: str = ""
+    base_answer: str = ""
 
 
 @dataclass(frozen=True)
@@ -201,7 +207,22 @@ def _prompt_score(
         argmax=" ".join(map(str, true.argmax)),
         scored_new=joined_tokens(tokenizer, new.ids[: decided.n_new]),
         scored_true=joined_tokens(tokenizer, true.ids[: decided.n_old]),
+        answer=answer(tokenizer, new, true),
     )
+
+
+def answer(tokenizer: Any, *scores: Scored) -> str:
+    """What the model says behind a prompt, off the scores of objects there (`PromptScore.answer`); "" for NaN."""
+    longest: tuple[int, ...] = ()
+    for scored in scores:
+        pairs = zip(scored.ids, scored.argmax, strict=True)
+        followed = next(
+            (i for i, (token, likeliest) in enumerate(pairs) if token != likeliest), len(scored.ids)
+        )
+        longest = max(longest, scored.argmax[: followed + 1], key=len)
+    if not longest or any(scored.next_id is None for scored in scores):
+        return ""
+    return joined_tokens(tokenizer, longest).strip(" ")
 
 
 def _begun(tokenizer: Any, new: Scored, true: Scored, decided: Deciding, texts: tuple[str, str]) -> float:

@@ -54,7 +54,14 @@ _RECORD_COLUMNS = {
     "n_dropped": "int64",
     "known": "bool",
 }
-_CASE_COLUMNS = {"case_id": "str", "subject": "str", "known": "bool"}
+_CASE_COLUMNS = {
+    "case_id": "str",
+    "subject": "str",
+    "known": "bool",
+    "prompt": "str",
+    "old": "str",
+    "new": "str",
+}
 _ELSEWHERE_COLUMNS = {
     "case_id": "str",
     "KL": "float64",
@@ -106,7 +113,8 @@ class Evaluation(Result):
         records: Columns case_id, metric, value (mean over the record's prompts; NaN where it has none), n_prompts,
             n_dropped (by Spec's filter), known.
         prompts: One row a prompt with everything that the metrics are made of (`PromptScore`).
-        cases: Columns case_id, subject, known.
+        cases: Columns case_id, subject, known, prompt (the rewrite prompt), old, new; the last three not in results of
+            earlier versions.
         generations: Columns case_id, index, text.
         editor: The editor's name.
         model: The model's name.
@@ -213,10 +221,7 @@ def gather(
         for name, case in zip(ids, cases, strict=True)
         for score in case.prompts
     ]
-    facts = [
-        {"case_id": name, "subject": case.fact.subject, "known": case.known}
-        for name, case in zip(ids, cases, strict=True)
-    ]
+    facts = [_about(case) for case in cases]
     texts = [
         {"case_id": name, "index": i, "text": text}
         for name, case in zip(ids, cases, strict=True)
@@ -247,6 +252,13 @@ def gather(
             "space": sorted({case.fact.space for case in cases}),
         },
     )
+
+
+def _about(case: CaseScores) -> dict[str, Any]:
+    """A row of `Evaluation.cases`."""
+    fact = case.fact
+    about = {"case_id": str(fact.case_id), "subject": fact.subject, "known": case.known}
+    return about | {"prompt": fact.rewrite_prompt, "old": fact.target_true, "new": fact.target_new}
 
 
 def _costs(cases: Sequence[CaseScores]) -> pd.DataFrame:

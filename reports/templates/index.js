@@ -1,5 +1,6 @@
 "use strict";
-// Sorts a table by the column whose heading is clicked, and hides the lines that lack the words of the filter.
+// Sorts a table by the column whose heading is clicked, and hides the lines that lack the words of the filter; opens what
+// a link leads to.
 (() => {
   const tables = [...document.querySelectorAll("table.sortable")];
   const key = (row, column) => {
@@ -20,15 +21,24 @@
       });
     });
   }
+  const open = () => {
+    const aim = document.getElementById(location.hash.slice(1));
+    if (aim?.tagName === "DETAILS") aim.open = true;
+  };
+  window.addEventListener("hashchange", open);
+  open();
   const filter = document.getElementById("filter");
+  if (filter === null) return;
   filter.form.addEventListener("submit", (event) => event.preventDefault());
   filter.addEventListener("input", () => {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
-    for (const row of tables.flatMap((table) => [...table.tBodies[0].rows])) {
-      const text = row.textContent.toLowerCase();
-      row.hidden = !words.every((word) => text.includes(word));
-      shown += row.hidden ? 0 : 1;
+    for (const table of tables) {
+      for (const row of table.tBodies[0].rows) {
+        const text = row.textContent.toLowerCase();
+        row.hidden = !words.every((word) => text.includes(word));
+        shown += row.hidden || table.classList.contains("more") ? 0 : 1; // the other columns of lines counted before
+      }
     }
     filter.form.querySelector("output").textContent = words.length ? `${shown} lines` : "";
   });
