@@ -179,7 +179,7 @@ def test_token_objective_without_links_is_refused(laboratory: WorldLab) -> None:
     pairs: list[Pair] = [(a, b, []) for a, b in zip(bitext.source[:3], bitext.target[:3], strict=True)]
     with pytest.raises(InputError, match="linked words"):
         objective_loss(laboratory.encoder, "token", pairs)
-    with pytest.raises(InputError, match="expected mlm, sentence, token or tlm"):
+    with pytest.raises(InputError, match="expected one of mlm, sentence, token, tlm"):
         objective_loss(laboratory.encoder, "words", pairs)
 
 

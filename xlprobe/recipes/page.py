@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.runs import RunFolder
-from reports import xl_page
+from reports import probe_sections, xl_page
 from xlprobe.transfer.result import Study
 from xlprobe.transfer.world_lab import WorldLab
 
@@ -68,6 +68,11 @@ def write_page(
         "advice": [asdict(study.advice(task)) for task in tasks],
         "notes": [
             "The claims are those of arXiv 2603.18863; what counts as an answer is our choice, named in the evidence.",
+            *(
+                [" ".join(probe_sections.HICTL)]
+                if study.cells["objective"].str.startswith("hictl").any()
+                else []
+            ),
             *notes,
         ],
         "not_done": [
