@@ -262,7 +262,8 @@ def _none(
     parts: Sequence[Any],
     progress: bool,
 ) -> dict[str, Any]:
-    scores, measured, options = {}, {}, {"seed": seed, "progress": progress}
+    options: dict[str, Any] = {"seed": seed, "progress": progress}
+    scores, measured = {}, {}
     for pair in pairs if seed == 0 else ():
         measured[f"{pair}/pretrained"] = _distances(laboratory, laboratory.encoder, pair, progress)
     learned = [(laboratory.source(pair), pair, task) for task in tasks for pair in pairs]
@@ -293,7 +294,8 @@ def _align(
         pair, "sentence" if control else objective, seed=seed, shuffled=control, progress=progress
     )
     measured = {f"{pair}/aligned": _distances(laboratory, aligned, pair, progress)}
-    scores, options = {}, {"source": laboratory.source(pair), "seed": seed, "progress": progress}
+    options: dict[str, Any] = {"source": laboratory.source(pair), "seed": seed, "progress": progress}
+    scores = {}
     wanted = [task for task in tasks if not laboratory.lacks(pair, task)]
     for task, part in itertools.product(wanted, parts):
         model = laboratory.finetuned(aligned, task, train=part, **options)
