@@ -325,4 +325,9 @@ def _ripple_notes(frame: pd.DataFrame) -> list[str]:
         notes.append(
             f"What follows from the edit, {LABELS[str(editor)]}: {', '.join(values) or 'no test counts'}."
         )
+    if notes:
+        notes.append(
+            "CI and CII ask for another relation than the edit's: a gate that asks what is asked leaves them be, and "
+            "the row without a gate shows what the steering itself makes of them."
+        )
     return notes
