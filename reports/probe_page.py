@@ -92,16 +92,18 @@ def render(folder: Path) -> str:
         if kind == "training":
             facts, made = probe_sections.training(held["progress"], held["retrieval"])
             provenance = sections.flat(held["settings"])
+            objective = " ".join(name for name, _ in provenance if "objective" in name)
         else:
             facts, made = getattr(probe_sections, str(kind))(held["frames"], held["values"])
             provenance = sections.flat(held["provenance"])
+            objective = str(held["values"].get("alignment", ""))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise IntegrityError(f"{folder}: its tables are not what the report expects ({error})") from error
     title = TITLES[str(kind)]
     summary = {"title": title, "subtitle": ""}
     context: dict[str, Any] = {"summary": summary, "facts": facts, "sections": made}
     context |= {
-        "reading": probe_sections.READING[str(kind)],
+        "reading": probe_sections.READING[str(kind)] + [probe_sections.HICTL] * ("hictl" in objective),
         "provenance": provenance or None,
         "config": None,
     }

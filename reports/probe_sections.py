@@ -22,7 +22,7 @@ from reports.look import row
 from reports.missing import COLUMN
 from reports.text import visible
 
-__all__ = ["READING", "distances", "gradients", "scores", "training"]
+__all__ = ["HICTL", "READING", "distances", "gradients", "scores", "training"]
 
 Page = tuple[list[tuple[str, str]], list[dict[str, Any]]]
 
@@ -87,6 +87,16 @@ READING: dict[str, list[tuple[str, str]]] = {
         ("Settings", "are all that the weights depend on; another training is refused in the same folder."),
     ],
 }
+
+#: Stands on every page on which an objective is hictl, or one of its terms.
+HICTL = (
+    "HiCTL",
+    "(Wei et al. 2021, arXiv 2007.15960) is written from the field's memory of it, not from its text: two levels, "
+    "sentences and words; all other sentences of both languages as negatives, moved towards the query, never nearer "
+    "than the translation; the bag of both sides' words against words of the vocabulary; masked LM beside them. Chosen "
+    "here: cosine with temperature 0.1, how far negatives are moved by the batch at hand, each side's own vector as "
+    "the query, 512 words drawn uniformly, equal weights, the layer and pooling of the other objectives.",
+)
 
 
 # -- distances -----------------------------------------------------------------------------------------------------

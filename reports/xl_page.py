@@ -134,9 +134,23 @@ def _effects(cells: pd.DataFrame) -> dict[str, Any]:
         for row in points.itertuples()
     ]
     head = ["Pair, objective, task", "None", "Aligned", "Change (points)", "Retrieval (points)", "n"]
+    for part, title in (("head", "Head alone (points)"), ("all", "Whole model (points)")):
+        if f"delta_score_{part}" in cells:  # the second trained part, beside the first
+            head.append(title)
+            for row, change in zip(rows, _changes(cells, part), strict=True):
+                row.append(change)
     return _picture(axes, "effects", "Change of score", sentence) | {
         "table": _table(head, rows, numeric=True)
     }
+
+
+def _changes(cells: pd.DataFrame, part: str) -> list[str]:
+    """The changes of score of a second trained part, each with its interval."""
+    columns = [100 * cells[f"{name}_{part}"] for name in ("delta_score", "low", "high")]
+    return [
+        f"{_signed(value, 1)} [{_signed(low, 1)}, {_signed(high, 1)}]"
+        for value, low, high in zip(*columns, strict=True)
+    ]
 
 
 def _distances(distances: pd.DataFrame) -> list[dict[str, Any]]:

@@ -17,14 +17,17 @@ import torch
 from experiments import config
 from reports.errors import InputError
 from tests.xl_tiny import tiny_encoder
-from xlprobe.recipes.study import StudyRecipe
+from xlprobe.recipes.page import write_page
+from xlprobe.recipes.study import StudyRecipe, plan_study
 from xlprobe.training.objectives import Pair, contrastive, objective_loss, probe_layer
 from xlprobe.transfer.advice import SHARE, advise
+from xlprobe.transfer.effects import paired_differences
 from xlprobe.transfer.laboratory import JointPlan, Score, Sizes
 from xlprobe.transfer.prediction import predict
 from xlprobe.transfer.reach import common_rows
 from xlprobe.transfer.result import Study
-from xlprobe.transfer.study import StudyConfig, paired_differences, transfer_study
+from xlprobe.transfer.study import StudyConfig, transfer_study
+from xlprobe.transfer.trained import robustness
 from xlprobe.transfer.trial import WAYS, advice_trial
 from xlprobe.transfer.world_lab import WorldLab
 
@@ -179,7 +182,7 @@ def test_token_objective_without_links_is_refused(laboratory: WorldLab) -> None:
     pairs: list[Pair] = [(a, b, []) for a, b in zip(bitext.source[:3], bitext.target[:3], strict=True)]
     with pytest.raises(InputError, match="linked words"):
         objective_loss(laboratory.encoder, "token", pairs)
-    with pytest.raises(InputError, match="expected mlm, sentence, token or tlm"):
+    with pytest.raises(InputError, match="expected one of mlm, sentence, token, tlm"):
         objective_loss(laboratory.encoder, "words", pairs)
 
 
@@ -327,3 +330,71 @@ def test_the_plan_lists_the_cases_of_the_study(folder: Path) -> None:
 
     plan = plan_study(StudyRecipe(**asdict(PLAN), sizes=SMALL))
     assert set(plan.cases) == RunFolder(folder, {}).done()
+
+
+# -- the trained part ----------------------------------------------------------------------------------------------
+
+
+def test_a_study_of_both_parts_holds_the_study_of_each(
+    folder: Path, laboratory: WorldLab, tmp_path: Path
+) -> None:
+    both = transfer_study(laboratory, replace(PLAN, train=("all", "head")), tmp_path / "both", progress=False)
+    whole = study_of(folder)
+    shared = [name for name in whole.cells if name in both.cells]
+    assert list(whole.cells) == shared
+    pd.testing.assert_frame_equal(both.cells[shared], whole.cells)
+    pd.testing.assert_frame_equal(both.gradients, whole.gradients)  # of the encoder, whatever is trained
+    head = transfer_study(laboratory, replace(PLAN, train=("head",)), tmp_path / "head", progress=False)
+    for name in ("delta_score", "low", "high", "score", "baseline"):
+        assert both.cells[f"{name}_head"].tolist() == head.cells[name].tolist()
+    assert head.cells["score"].tolist() != whole.cells["score"].tolist()
+    assert head.cells["gradient_cosine"].dropna().tolist() == whole.cells["gradient_cosine"].dropna().tolist()
+    assert set(both.scores["train"]) == {"all", "head"}
+    assert len(both.scores) == 2 * len(whole.scores)
+    assert (len(both.claims), len(whole.claims)) == (4, 3)
+    page = write_page(both, tmp_path / "both").read_text()
+    assert "Head alone (points)" in page
+    assert "Training the head alone is more robust" in page
+    assert study_of(tmp_path / "both").claims == both.claims
+
+
+def test_the_head_alone_leaves_the_aligned_encoder(laboratory: WorldLab) -> None:
+    model = laboratory.finetuned(laboratory.encoder, "pos", seed=0, train="head")
+    assert model.encoder.hash == laboratory.encoder.hash
+    assert laboratory.finetuned(laboratory.encoder, "pos", seed=0).encoder.hash != laboratory.encoder.hash
+
+
+def harmed(whole: list[float], head: list[float], *, first: str = "all") -> dict[str, str]:
+    names = {"all": "delta_score", "head": "delta_score_head"}
+    if first == "head":
+        names = {"all": "delta_score_all", "head": "delta_score"}
+    return robustness(pd.DataFrame({names["all"]: whole, names["head"]: head}))[0]
+
+
+def test_the_head_is_more_robust_only_where_the_interval_says_so() -> None:
+    rng = np.random.default_rng(1)
+    down, level = (rng.normal(mean, 0.01, 24).tolist() for mean in (-0.03, 0.0))
+    for first in ("all", "head"):
+        assert harmed(down, level, first=first)["answer"] == "holds"
+        assert harmed(level, down, first=first)["answer"] == "does not hold"
+    assert harmed(level, level)["answer"] == "not shown"
+    assert harmed(down[:9], level[:9])["answer"] == "not shown"  # too few cells
+    assert harmed([0.05] * 12, [0.01] * 12)["answer"] == "not shown"  # gains are no harm
+    evidence = harmed([-0.02, 0.04] * 6, [0.01, -0.01] * 6)["evidence"]
+    saved = np.mean([0.02, 0.0] * 6) - np.mean([0.0, 0.01] * 6)
+    assert "takes 1.0 points from the whole model and 0.5 from the head alone" in evidence
+    assert f"less by {100 * saved:+.1f} [" in evidence
+
+
+@pytest.mark.parametrize("train", [(), ("body",), ("all", "all")])
+def test_other_parts_are_refused(train: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match="train: expected all, head or both, each once"):
+        StudyConfig(train=train)
+
+
+def test_a_recipe_may_name_the_parts(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text('experiment = "study"\ntrain = ["all", "head"]\n')
+    recipe = config.load(tmp_path / "r.toml", StudyRecipe, experiment="study")
+    assert recipe.plan.train == ("all", "head")
+    alone = plan_study(StudyRecipe()).sequences
+    assert plan_study(recipe).sequences > alone

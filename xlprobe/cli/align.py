@@ -131,7 +131,7 @@ def add(commands: Any) -> None:
         "--objective",
         type=objective,
         default={"sentence": 1.0},
-        help="mlm, sentence, token, tlm, l2; or a=1,b=0.5",
+        help="mlm, sentence, token, tlm, hictl, hictl_sentence, hictl_word, l2; or a=1,b=0.5",
     )
     p.add_argument("--source", help="text file, TSV, `a ||| b`, TMX or Moses prefix; .gz too")
     p.add_argument("--target", help="the same sentences in the other language")

@@ -90,7 +90,8 @@ def add(commands: Any) -> None:
         commands, "gradients", gradients, "xlprobe gradients --task pos --objective token --pair source-words"
     )
     p.add_argument("--task", choices=("pos", "topic"), default="pos")
-    p.add_argument("--objective", choices=("mlm", "sentence", "token", "tlm"), default="sentence")
+    names = ("mlm", "sentence", "token", "tlm", "hictl", "hictl_sentence", "hictl_word")
+    p.add_argument("--objective", choices=names, default="sentence")
     p.add_argument("--layer", type=int, help="that is aligned, 0: the embeddings (default: two thirds up)")
     pooling_argument(p, "of tokens, to the vectors that are aligned")
     p.add_argument("--data", help="folder with ud, sib200 and tatoeba, or a recipe with [languages]")

@@ -11,7 +11,19 @@ from experiments.cli.output import as_table, print_json
 from reports.errors import InputError
 from xlprobe.cli.options import command, names
 
-OPTIONS = ("encoder", "device", "dtype", "attention", "seed", "trial", "data", "pairs", "objectives", "tasks")
+OPTIONS = (
+    "encoder",
+    "device",
+    "dtype",
+    "attention",
+    "seed",
+    "trial",
+    "data",
+    "pairs",
+    "objectives",
+    "tasks",
+    "train",
+)
 
 
 def study(options: argparse.Namespace) -> None:
@@ -64,6 +76,9 @@ def add(commands: Any) -> None:
     )
     p.add_argument("--objectives", type=names, help="as sentence,token (default: the recipe's)")
     p.add_argument("--tasks", type=names, help="as pos,topic (default: the recipe's)")
+    p.add_argument(
+        "--train", type=names, help="all, head or all,head: what fine-tuning trains (default: the recipe's)"
+    )
     p.add_argument("--data", help="folder of a recipe on files (default: the recipe's, then MECHEDIT_DATA)")
     p.add_argument(
         "--trial",

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.runs import RunFolder
-from reports import xl_page
+from reports import probe_sections, xl_page
 from xlprobe.transfer.result import Study
 from xlprobe.transfer.world_lab import WorldLab
 
@@ -66,10 +66,7 @@ def write_page(
         "layer": study.layer,
         "claims": study.claims,
         "advice": [asdict(study.advice(task)) for task in tasks],
-        "notes": [
-            "The claims are those of arXiv 2603.18863; what counts as an answer is our choice, named in the evidence.",
-            *notes,
-        ],
+        "notes": [*_notes(study), *notes],
         "not_done": [
             caution,
             "Task and alignment of the study follow each other; training on both at once is the advice recipe's.",
@@ -80,6 +77,16 @@ def write_page(
     target = xl_page.build(run.path)
     run.finish({"claims": study.claims})
     return target
+
+
+def _notes(study: Study) -> list[str]:
+    """What is ours: of the answers to the claims, and of an objective."""
+    notes = [
+        "The claims are those of arXiv 2603.18863; what counts as an answer is our choice, named in the evidence."
+    ]
+    if study.cells["objective"].str.startswith("hictl").any():
+        notes.append(" ".join(probe_sections.HICTL))
+    return notes
 
 
 def study_json(study: Study) -> dict[str, Any]:
@@ -113,6 +120,7 @@ def _cell(row: pd.Series) -> dict[str, Any]:
     )
     return {
         "delta_score": float(row["delta_score"]),
+        **{name: float(row[name]) for name in map(str, row.index) if name.endswith(("_all", "_head"))},
         "interval": [float(row["low"]), float(row["high"])],
         "n": int(row["n"]),
         "seeds": int(row["seeds"]),

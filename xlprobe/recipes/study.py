@@ -158,7 +158,7 @@ def plan_study(recipe: StudyBase) -> Plan:
     pairs, tasks, cases = checked(recipe)
     left_out = [f"Left out, {reason}." for p in pairs for t in tasks if (reason := recipe.lacks(p, t))]
     aligned = sum(case.startswith("align-") for case in cases)
-    tuned = (aligned + recipe.seeds) * len(tasks)
+    tuned = (aligned + recipe.seeds) * len(tasks) * len(recipe.train or (None,))
     probed = sum(case.startswith("gradients-") for case in cases)
     sequences = aligned * sizes.align_steps * 2 * sizes.batch + tuned * sizes.finetune_steps * sizes.batch
     # two tasks of one side, two objectives of two

@@ -27,6 +27,7 @@ from xlprobe.encoders.encoder import Encoder
 from xlprobe.probes.similarity import retrieval_hits
 from xlprobe.training.cached_contrast import Vectors
 from xlprobe.training.defaults import align_training, heed_collapse, spread
+from xlprobe.training.hierarchical import HICTL
 from xlprobe.training.identity import bitext_facts, encoder_facts
 from xlprobe.training.links import argmax_links, require_words, usable_links
 from xlprobe.training.loop import Training, derive, train
@@ -36,7 +37,7 @@ __all__ = ["ALIGNABLE", "AlignmentLoss", "align", "freeze_layers", "l2_loss", "r
 
 logger = logging.getLogger(__name__)
 
-ALIGNABLE = (*OBJECTIVES, "l2")
+ALIGNABLE = (*OBJECTIVES, *HICTL, "l2")
 WORDS = ("token", "l2")  # objectives that need word links
 CHECK_EVERY, PATIENCE = 50, 3
 PULL = 1.0  # weight of ‖θ − θ₀‖², added to the distance of aligned words
@@ -62,7 +63,8 @@ def align(
     Args:
         encoder: The encoder to start from.
         bitext: The pairs to align on.
-        objective: mlm, sentence, token, tlm, l2, or weights of several ({"sentence": 1.0, "mlm": 0.5}).
+        objective: mlm, sentence, token, tlm, hictl, hictl_sentence, hictl_word, l2, or weights of several
+            ({"sentence": 1.0, "mlm": 0.5}).
         training: By default what suits the encoder's size (`xlprobe.training.defaults`).
         layer: The layer that is aligned (0: the embeddings); by default the one two thirds up.
         pooling: A sentence is the "mean" of its tokens or its "first" token; a word that of its sub-words.
@@ -197,7 +199,9 @@ class AlignmentLoss(nn.Module):
                 f"objective: {min(needs_head)} needs an LM head, which {encoder.name} does not have; load a checkpoint "
                 "of a masked language model"
             )
-        self.lm_head = encoder.lm_head if needs_head else None
+        self.lm_head = encoder.lm_head if needs_head or "hictl" in self.weights else None
+        if "hictl" in self.weights and encoder.lm_head is None:
+            logger.warning("objective: %s has no LM head; hictl is its two contrastive terms", encoder.name)
         words = any(name in WORDS for name in self.weights)
         self.pairs = _pairs(encoder, bitext, words, vectors, progress)
         if "tlm" in self.weights:

@@ -6,6 +6,7 @@
 | `sentence` | contrastive over the 2B mean-pooled states, the translation is the positive | Liu & Niehues 2025 |
 | `token` | contrastive over the states of aligned words of both sides, behind a projection | Wu & Dredze 2020 |
 | `tlm` | masked language modelling on the pair as one text, in random order | Pan et al. 2021 |
+| `hictl` | `hictl_sentence` + `hictl_word` + `mlm` (where there is a head): see `hierarchical` | Wei et al. 2021 |
 
 Contrastive: `½ mean −log softmax(z_i · z_j / τ)` over all other vectors of *both* languages, self masked, cosine,
 τ 0.1, in a layer two thirds up (XLM-R base: 8 of 12) unless another is chosen. Both sides go through the encoder in
@@ -24,6 +25,7 @@ from reports.errors import InputError
 from xlprobe.encoders.batches import Batch, word_means, words_of
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.training.cached_contrast import Vectors, in_parts, probe_layer, sentence_vectors
+from xlprobe.training.hierarchical import HICTL, bag_loss, hard_contrastive
 from xlprobe.training.pretrain import IGNORE, mask_tokens, mlm_loss
 
 __all__ = ["OBJECTIVES", "Pair", "contrastive", "linked_words", "objective_loss", "probe_layer"]
@@ -72,7 +74,7 @@ def objective_loss(
 
     Args:
         encoder: The encoder.
-        objective: One of `OBJECTIVES`.
+        objective: One of `OBJECTIVES` or `HICTL`.
         pairs: The batch.
         head: The projection of `token`.
         vectors: Layer, pooling, and how many sentences go through the encoder at once.
@@ -87,19 +89,42 @@ def objective_loss(
         swap = (torch.rand(len(pairs)) < 0.5).tolist()
         whole = [[*b, *a] if swapped else [*a, *b] for (a, b, _), swapped in zip(pairs, swap, strict=True)]
         return _masked(encoder, whole, vectors.micro)
-    if objective not in OBJECTIVES:
-        raise InputError(f"objective: expected mlm, sentence, token or tlm, found {objective!r}")
+    if objective not in (*OBJECTIVES, *HICTL):
+        raise InputError(
+            f"objective: expected one of {', '.join((*OBJECTIVES, *HICTL))}, found {objective!r}"
+        )
     batch = encoder.encode(sides).to(encoder.device)
+    if objective in HICTL:
+        loss = _hierarchical(encoder, objective, pairs, batch, vectors)
+        masked = objective == "hictl" and encoder.lm_head is not None
+        return loss + _masked(encoder, sides, vectors.micro) if masked else loss
     if objective == "sentence":
         means = sentence_vectors(encoder, batch, vectors)
-        same = _same([(tuple(pair[0]), tuple(pair[1])) for pair in pairs])
-        return contrastive(means[: len(pairs)], means[len(pairs) :], same=same)
+        return contrastive(means[: len(pairs)], means[len(pairs) :], same=_same_sentences(pairs))
     x, y, places = linked_vectors(encoder, batch, pairs, vectors)
     if len(x) < 2:
         raise InputError(f"pairs: objective token needs at least 2 linked words in a batch, found {len(x)}")
     same = _same([((tuple(pairs[i][0]), a), (tuple(pairs[i][1]), b)) for i, a, b in places])
     x, y = (head(side) if head is not None else side for side in (x, y))
     return contrastive(x, y, same=same)
+
+
+def _hierarchical(
+    encoder: Encoder, objective: str, pairs: Sequence[Pair], batch: Batch, vectors: Vectors
+) -> Tensor:
+    """The contrastive levels of `hictl`, or one of them."""
+    z, n = sentence_vectors(encoder, batch, vectors), len(pairs)
+    losses = []
+    if objective != "hictl_word":
+        losses.append(hard_contrastive(z[:n], z[n:], same=_same_sentences(pairs)))
+    if objective != "hictl_sentence":
+        losses.append(bag_loss(encoder, batch, z))
+    return torch.stack(losses).sum()
+
+
+def _same_sentences(pairs: Sequence[Pair]) -> Tensor | None:
+    """`_same` of whole sentences."""
+    return _same([(tuple(pair[0]), tuple(pair[1])) for pair in pairs])
 
 
 def _same(keys: Sequence[tuple[Hashable, Hashable]]) -> Tensor | None:

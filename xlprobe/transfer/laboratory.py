@@ -25,6 +25,7 @@ from xlprobe.probes.gradient_stream import Loss
 from xlprobe.training.alignment import WORDS, AlignmentLoss, align
 from xlprobe.training.cached_contrast import Vectors
 from xlprobe.training.conflict import Aggregator, check_weight
+from xlprobe.training.defaults import task_training
 from xlprobe.training.finetune import Joint, TaskModel, finetune, macro_f1
 from xlprobe.training.links import require_words
 from xlprobe.training.loop import Training, derive
@@ -213,10 +214,17 @@ class Laboratory(ABC):
         seed: int,
         joint: JointPlan | None = None,
         source: str = SOURCE,
+        train: str | None = None,
         progress: bool = False,
     ) -> TaskModel:
-        """A model of the task on a copy of `encoder`, trained on a source language, with `joint` on both losses."""
-        alignment = None
+        """A model of the task on a copy of `encoder`, trained on a source language, with `joint` on both losses.
+
+        `train` says what is trained, "all" or the "head" (at the rate that suits a head); None: what the sizes say.
+        """
+        sizes, learned, alignment = self.sizes, self._task(task, source), None
+        rate = sizes.finetune_lr
+        if train == "head":
+            rate = task_training(encoder, len(learned.train), head_only=True).lr
         if joint is not None:
             bitext = self._bitext(joint.pair, shuffled=False)
             alignment = Joint(
@@ -229,10 +237,10 @@ class Laboratory(ABC):
             )
         return finetune(
             encoder,
-            self._task(task, source),
-            training=self._training(self.sizes.finetune_steps, self.sizes.finetune_lr, derive(seed, "task")),
+            learned,
+            training=self._training(sizes.finetune_steps, rate, derive(seed, "task")),
             alignment=alignment,
-            train=self.sizes.tuned if joint is None else "all",
+            train="head" if joint is None and (train or sizes.tuned) == "head" else "all",
             freeze=joint.frozen if joint is not None else (),
             progress=progress,
         )

@@ -17,6 +17,7 @@ from xlprobe.transfer.advice import Advice, advise
 from xlprobe.transfer.claims import claims
 from xlprobe.transfer.prediction import predict
 from xlprobe.transfer.reach import KEYS, common_rows, whole_rows
+from xlprobe.transfer.trained import robustness
 
 __all__ = ["Study", "table_of"]
 
@@ -46,12 +47,13 @@ class Study(Result):
 
     Attributes:
         cells: A row each pair × objective × task: delta_score with low, high, score, baseline, seed_sd, n, seeds;
-            delta_retrieval and delta_gap, with retrieval before and after; gradient_cosine with its interval and
-            yardsticks, norm_ratio, over the parameters that both losses reach; common_cosine, common_ratio over those
-            that all objectives reach (predictors take these); whole_cosine, whole_ratio over all blocks; missing says
-            why a value is nan.
+            where two parts were trained delta_score_PART, low_PART, high_PART, score_PART, baseline_PART of the second
+            (`xlprobe.transfer.trained`); delta_retrieval and delta_gap, with retrieval before and after;
+            gradient_cosine with its interval and yardsticks, norm_ratio, over the parameters that both losses reach;
+            common_cosine, common_ratio over those that all objectives reach (predictors take these); whole_cosine,
+            whole_ratio over all blocks; missing says why a value is nan.
         predictors: What predicts the change of score (`xlprobe.transfer.prediction`).
-        scores: As `cells`, a row each seed.
+        scores: As `cells`, a row each trained part (train: "all" or "head") and seed.
         distances: Frame pair, objective, stage, seed and the columns of `Distances.layers`.
         gradients: Frame pair, objective, task and the columns of `Gradients.cells`; layer −1: summed over.
         first_order: Frame pair, objective, task and the columns of `Gradients.first_order`.
@@ -76,7 +78,8 @@ class Study(Result):
     @property
     def claims(self) -> list[dict[str, str]]:
         """The paper's claims with this study's answers: claim, answer, evidence."""
-        return claims(_tried(self.cells), self.predictors)
+        tried = _tried(self.cells)
+        return [*claims(tried, self.predictors), *robustness(tried)]
 
     def advice(self, task: str, *, pair: str | None = None) -> Advice:
         """Objective, weight and frozen layers, from gradients before any training (`xlprobe.transfer.advice`).

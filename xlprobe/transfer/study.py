@@ -4,7 +4,8 @@ Steps; each case is a file in the run folder, so that a stopped study goes on:
 
 1. `none-SEED`: fine-tune the encoder as it is on each task, score it on every target language.
 2. `align-PAIR-OBJECTIVE-SEED`: align on the pair, measure distances on held-out text, then as 1 on the pair's target
-   language. The objective "shuffled" is `sentence` on pairs that do not belong together: the control.
+   language. The objective "shuffled" is `sentence` on pairs that do not belong together: the control. 1 and 2 train the
+   whole model, its head alone, or each (`xlprobe.transfer.trained`).
 3. `gradients-PAIR-OBJECTIVE-TASK`: both losses' gradients on the *unaligned* encoder, with all yardsticks.
 4. Tables: change of score against `none` of the same seed, change of retrieval, predictors, the claims' answers.
 
@@ -13,15 +14,14 @@ The interval of a change holds two spreads: over test sentences (of the mean ove
 
 from __future__ import annotations
 
+import itertools
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from experiments.cases import every_case, settings_digest
@@ -35,17 +35,17 @@ from xlprobe.probes.gradient_stream import Loss, Mean
 from xlprobe.probes.gradients import gradients, mean_gradient
 from xlprobe.training.cached_contrast import Vectors
 from xlprobe.training.objectives import OBJECTIVES
+from xlprobe.transfer.effects import effects_of, paired_differences
 from xlprobe.transfer.laboratory import Laboratory, Score
 from xlprobe.transfer.result import Study, table_of
+from xlprobe.transfer.trained import beside, check_parts, score_key
 
 __all__ = [
     "SHUFFLED",
     "StudyConfig",
     "case_ids",
     "chosen",
-    "effects_of",
     "gaps",
-    "paired_differences",
     "transfer_study",
 ]
 
@@ -68,9 +68,11 @@ class StudyConfig:
         tasks: Tasks; none means all that the laboratory has.
         seeds: The number of seeds.
         shuffled: Also align on pairs that do not belong together, the control.
+        train: What fine-tuning trains, "all", "head" or both (the first is that of the cells); None: what the
+            laboratory's sizes say.
 
     Raises:
-        InputError: No seed, or no objective.
+        InputError: No seed, no objective, or another part to train.
     """
 
     pairs: tuple[str, ...] = ()
@@ -78,8 +80,10 @@ class StudyConfig:
     tasks: tuple[str, ...] = ()
     seeds: int = 3
     shuffled: bool = True
+    train: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_parts(self.train)
         if self.seeds < 1:
             raise InputError(f"seeds: expected at least 1, found {self.seeds}")
         if not self.objectives:
@@ -126,7 +130,8 @@ def transfer_study(
     pairs, tasks = _chosen(laboratory, config)
     seeds = {str(seed): seed for seed in range(config.seeds)}
     facts = laboratory.encoder.provenance(data=laboratory.data, seeds=seeds)
-    settings = recipe or {"laboratory": laboratory.name, **asdict(config)}
+    named = {key: value for key, value in asdict(config).items() if value is not None}
+    settings = recipe or {"laboratory": laboratory.name, **named}
     run = RunFolder.open(out, settings, provenance=facts)
     keys = case_ids(config, pairs, tasks, lacks=laboratory.lacks)
     means = dict[str, Mean]()
@@ -134,10 +139,9 @@ def transfer_study(
         logger.warning("left out: %s", gap)
 
     def make(i: int) -> dict[str, Any]:
-        return _case(laboratory, keys[i], pairs, tasks, means, inner) | {"settings": methods[i]}
+        return _case(laboratory, keys[i], pairs, tasks, means, config.train, inner) | {"settings": methods[i]}
 
-    pooling = laboratory.sizes.pooling
-    methods = [settings_digest("study", METHOD, *([pooling] if pooling != "mean" else []))] * len(keys)
+    methods = [_method(laboratory, config)] * len(keys)
     workers = workers if laboratory.encoder.device.type == "cpu" else 1
     inner = progress and workers < 2  # the bars of several processes would overwrite each other
     with forked(workers):
@@ -145,6 +149,13 @@ def transfer_study(
     study = _gathered(run, laboratory, config, pairs, tasks)
     run.write_result(study, "study")
     return study
+
+
+def _method(laboratory: Laboratory, config: StudyConfig) -> str:
+    """What a case depends on besides the run's configuration; that of a study of one part is the one it was before."""
+    pooling = laboratory.sizes.pooling
+    options = [*([pooling] if pooling != "mean" else []), *([list(config.train)] if config.train else [])]
+    return settings_digest("study", METHOD, *options)
 
 
 def case_ids(
@@ -231,48 +242,66 @@ def _case(
     pairs: Sequence[str],
     tasks: Sequence[str],
     means: dict[str, Mean],
+    parts: Sequence[str] | None,
     progress: bool,
 ) -> dict[str, Any]:
     kind, *names = case.split("-")
     if kind == "none":
-        return _none(laboratory, int(names[0]), pairs, tasks, progress)
+        return _none(laboratory, int(names[0]), pairs, tasks, parts or (None,), progress)
     if kind == "align":
-        return _align(laboratory, _pair_of(case), names[-2], int(names[-1]), tasks, progress)
+        seed = int(names[-1])
+        return _align(laboratory, _pair_of(case), names[-2], seed, tasks, parts or (None,), progress)
     return _gradients(laboratory, _pair_of(case), names[-2], names[-1], means, progress)
 
 
 def _none(
-    laboratory: Laboratory, seed: int, pairs: Sequence[str], tasks: Sequence[str], progress: bool
+    laboratory: Laboratory,
+    seed: int,
+    pairs: Sequence[str],
+    tasks: Sequence[str],
+    parts: Sequence[Any],
+    progress: bool,
 ) -> dict[str, Any]:
+    options: dict[str, Any] = {"seed": seed, "progress": progress}
     scores, measured = {}, {}
     for pair in pairs if seed == 0 else ():
         measured[f"{pair}/pretrained"] = _distances(laboratory, laboratory.encoder, pair, progress)
     learned = [(laboratory.source(pair), pair, task) for task in tasks for pair in pairs]
     learned = [row for row in learned if not laboratory.lacks(row[1], row[2])]
-    for task, source in dict.fromkeys((task, source) for source, _, task in learned):
-        model = laboratory.finetuned(laboratory.encoder, task, seed=seed, source=source, progress=progress)
+    wanted = dict.fromkeys((task, source) for source, _, task in learned)
+    for (task, source), part in itertools.product(wanted, parts):
+        model = laboratory.finetuned(laboratory.encoder, task, source=source, train=part, **options)
         for pair in [pair for at, pair, of in learned if (at, of) == (source, task)]:
-            scores[f"{pair}/{task}"] = asdict(laboratory.score(model, task, pair, progress=progress))
-            if seed == 0:
+            key = score_key(pair, task, part, parts[0])
+            scores[key] = asdict(laboratory.score(model, task, pair, progress=progress))
+            if seed == 0 and part == parts[0]:
                 stage = f"{pair}/fine-tuned on {task}"
                 measured[stage] = _distances(laboratory, model.encoder, pair, progress)
     return {"scores": scores, "distances": measured}
 
 
 def _align(
-    laboratory: Laboratory, pair: str, objective: str, seed: int, tasks: Sequence[str], progress: bool
+    laboratory: Laboratory,
+    pair: str,
+    objective: str,
+    seed: int,
+    tasks: Sequence[str],
+    parts: Sequence[Any],
+    progress: bool,
 ) -> dict[str, Any]:
     control = objective == SHUFFLED
     aligned = laboratory.aligned(
         pair, "sentence" if control else objective, seed=seed, shuffled=control, progress=progress
     )
     measured = {f"{pair}/aligned": _distances(laboratory, aligned, pair, progress)}
+    options: dict[str, Any] = {"source": laboratory.source(pair), "seed": seed, "progress": progress}
     scores = {}
-    for task in [task for task in tasks if not laboratory.lacks(pair, task)]:
-        source = laboratory.source(pair)
-        model = laboratory.finetuned(aligned, task, seed=seed, source=source, progress=progress)
-        scores[f"{pair}/{task}"] = asdict(laboratory.score(model, task, pair, progress=progress))
-        if seed == 0:
+    wanted = [task for task in tasks if not laboratory.lacks(pair, task)]
+    for task, part in itertools.product(wanted, parts):
+        model = laboratory.finetuned(aligned, task, train=part, **options)
+        key = score_key(pair, task, part, parts[0])
+        scores[key] = asdict(laboratory.score(model, task, pair, progress=progress))
+        if seed == 0 and part == parts[0]:
             stage = f"{pair}/aligned, then fine-tuned on {task}"
             measured[stage] = _distances(laboratory, model.encoder, pair, progress)
     return {"scores": scores, "distances": measured}
@@ -331,6 +360,7 @@ def _gathered(
 ) -> Study:
     cases = run.cases()
     objectives = [*config.objectives, *([SHUFFLED] if config.shuffled else [])]
+    parts = config.train or (laboratory.sizes.tuned,)
     score_rows, distance_rows = [], []
     for seed in range(config.seeds):
         none = cases[f"none-{seed}"]
@@ -341,16 +371,17 @@ def _gathered(
                 case = cases[f"align-{pair}-{objective}-{seed}"]
                 for key, rows in case["distances"].items():
                     distance_rows += _tagged(rows, key, objective, seed)
-                for task in tasks:
-                    if f"{pair}/{task}" not in case["scores"]:
+                for task, part in itertools.product(tasks, parts):
+                    if (name := score_key(pair, task, part, parts[0])) not in case["scores"]:
                         continue
-                    with_, without = (Score(**c["scores"][f"{pair}/{task}"]) for c in (case, none))
+                    with_, without = (Score(**c["scores"][name]) for c in (case, none))
                     score_rows.append(
                         {
                             "pair": pair,
                             "objective": objective,
                             "task": task,
                             "seed": seed,
+                            "train": part,
                             "score": with_.accuracy,
                             "baseline": without.accuracy,
                             "delta": with_.accuracy - without.accuracy,
@@ -366,7 +397,7 @@ def _gathered(
         layer=Vectors(laboratory.sizes.layer).at(laboratory.encoder),
         seeds=config.seeds,
         scores=scores.drop(columns="by_sentence"),
-        effects=effects_of(scores),
+        effects=beside({part: effects_of(scores[scores["train"] == part]) for part in parts}),
         distances=pd.DataFrame(distance_rows),
         gradients=gradient_rows,
         first_order=steps,
@@ -377,42 +408,6 @@ def _gathered(
 def _tagged(rows: list[dict[str, Any]], key: str, objective: str, seed: int) -> list[dict[str, Any]]:
     pair, stage = key.split("/", 1)
     return [{"pair": pair, "objective": objective, "stage": stage, "seed": seed, **row} for row in rows]
-
-
-def paired_differences(with_: Score, without: Score) -> list[float]:
-    """The values (h_i − h'_i) / mean count of the test sentences; their mean is the difference of the accuracies.
-
-    >>> paired_differences(Score((2.0, 1.0), (4.0, 1.0)), Score((1.0, 1.0), (4.0, 1.0)))
-    [0.4, 0.0]
-    """
-    mean = sum(with_.counts) / len(with_.counts)
-    return [(a - b) / mean for a, b in zip(with_.hits, without.hits, strict=True)]
-
-
-def effects_of(scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean change over seeds: pair, objective, task, delta_score, low, high, score, baseline, seed_sd, n, seeds."""
-    rows = []
-    for (pair, objective, task), group in scores.groupby(["pair", "objective", "task"], sort=False):
-        by_sentence = np.mean(np.array(group["by_sentence"].tolist()), axis=0)
-        value, seeds = float(group["delta"].mean()), len(group)
-        spread = float(group["delta"].std()) if seeds > 1 else math.nan
-        error = math.sqrt(
-            float(by_sentence.var(ddof=1)) / len(by_sentence) + np.nan_to_num(spread) ** 2 / seeds
-        )
-        row = {"pair": pair, "objective": objective, "task": task, "delta_score": value}
-        rows.append(
-            {
-                **row,
-                "low": value - 1.959964 * error,
-                "high": value + 1.959964 * error,
-                "score": float(group["score"].mean()),
-                "baseline": float(group["baseline"].mean()),
-                "seed_sd": spread,
-                "n": len(by_sentence),
-                "seeds": seeds,
-            }
-        )
-    return explained(pd.DataFrame(rows), {"seed_sd": "one seed has no spread"})
 
 
 def _gradient_rows(

@@ -21,10 +21,11 @@ from experiments.cases import every_case, settings_digest
 from experiments.runs import RunFolder
 from xlprobe.training.conflict import AGGREGATORS
 from xlprobe.transfer.advice import Advice, advise
+from xlprobe.transfer.effects import effects_of, paired_differences
 from xlprobe.transfer.laboratory import JointPlan, Laboratory, Score
 from xlprobe.transfer.reach import common_rows
 from xlprobe.transfer.result import Study
-from xlprobe.transfer.study import METHOD, effects_of, paired_differences
+from xlprobe.transfer.study import METHOD
 
 __all__ = ["WAYS", "advice_trial"]
 
