@@ -133,6 +133,9 @@ DRAWN: dict[str, Callable[[int], Axes]] = {
     "success_forest": lambda s: anatomy_figures.success_forest(effects(s, "claim", "editor"))[0],
     "distance_curves": lambda s: xl_figures.distance_curves(distances(s))[0],
     "norm_curves": lambda s: xl_figures.norm_curves(norms(s)),
+    "loss_curve": lambda s: xl_figures.loss_curve(
+        pd.DataFrame({"step": range(60), "loss": 3 + noise(s, 60).cumsum()})
+    ),
     "cosine_heatmap": lambda s: xl_figures.cosine_heatmap(cosines(s)),
     "outcome_scatter": lambda s: xl_figures.outcome_scatter(outcomes(s), x="x"),
 }

@@ -37,8 +37,8 @@ def resolved(editor: Editor, model: HookedModel) -> dict[str, Any]:
 
     >>> import mechedit as me
     >>> settings = resolved(me.editors.ROME(), me.load_model("factworld"))
-    >>> settings["layer"], settings["clamp"], sorted(settings["covariance"])
-    (0, 20.0, ['about', 'batch', 'layer', 'start', 'text', 'tokenizer', 'tokens', 'window'])
+    >>> settings["layer"], settings["clamp"], settings["covariance"]["layer"]
+    (0, 20.0, 0)
     """
     if not dataclasses.is_dataclass(editor):
         return {"name": editor.name}

@@ -221,12 +221,16 @@ def _verdicts(contrast: StatementContrast, rows: Sequence[dict[str, Any]]) -> li
     first, last = contrast.window
     attn = contrast.layers[contrast.layers["module"] == "attn"]
     inside = attn[attn["layer"].between(first, last)]
-    promoted = bool((inside["low"] > 0).all())
+    promoted = bool((inside["low"] > 0).all()) and first >= attn["layer"].max() / 3
     mega, drawn, shift = (by_name[name]["mean"] for name in ("mega", "random_window", "mean_shift"))
     return [
         {
             "claim": "Mid-to-late attention promotes the new object where an edit succeeds",
-            "answer": "holds" if promoted and first >= attn["layer"].max() / 3 else "does not hold",
+            "answer": "holds"
+            if promoted
+            else "not shown"
+            if inside["difference"].sum() > 0
+            else "does not hold",
             "evidence": f"layers {first} to {last}: {inside['difference'].sum():+.2f} nats more than in failures; "
             f"all other layers {attn['difference'].sum() - inside['difference'].sum():+.2f}",
         },
