@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "check_provenance",
     "check_same",
     "check_version",
+    "flattened",
     "grown",
 ]
 
@@ -114,18 +116,23 @@ def check_provenance(folder: Path, facts: dict[str, Any], first: dict[str, Any] 
 
 def check_same(mine: dict[str, Any], theirs: dict[str, Any], what: str) -> None:
     """Refuses two tables that differ, naming the first key; `what` begins the error."""
-    new, old = _flatten(mine), _flatten(theirs)
+    new, old = flattened(mine), flattened(theirs)
     for key in [*old, *(key for key in new if key not in old)]:
         a, b = old.get(key, _ABSENT), new.get(key, _ABSENT)
         if repr(a) != repr(b):  # repr: nan equals nan, 1 differs from True
             raise InputError(f"{what}: {key!r} is {_show(a)} there and {_show(b)} now; choose another folder")
 
 
-def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, keys joined by points; an empty table stays a value.
+
+    >>> flattened({"a": {"b": 1, "c": {}}, "d": 2})
+    {'a.b': 1, 'a.c': {}, 'd': 2}
+    """
     flat: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flattened(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from reports.errors import InputError
 
-__all__ = ["TEMPORARY", "swap_folder", "whole_file", "whole_folder", "write"]
+__all__ = ["TEMPORARY", "occupied", "swap_folder", "whole_file", "whole_folder", "write"]
 
 #: The names of what a killed process leaves behind.
 TEMPORARY = re.compile(r"\..*\.(tmp|old)")
@@ -28,6 +28,15 @@ def write(target: Path, data: str | bytes) -> Path:
     with whole_file(target) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
     return target
+
+
+def occupied(folder: Path) -> bool:
+    """Whether something is there that a new folder of this name would take the place of.
+
+    >>> occupied(Path("/no/such/folder"))
+    False
+    """
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 @contextlib.contextmanager

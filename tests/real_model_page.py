@@ -16,20 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-COLUMNS = {
-    "acc": "Acc",
-    "gen": "Gen",
-    "spec": "Spec",
-    "di": "DI",
-    "dii": "DII",
-    "mean": "mean",
-    "es": "ES",
-    "ps": "PS",
-    "ns": "NS",
-    "s": "S",
-    "kl": "KL",
-    "top1": "Top1",
-}
+from mechedit.recipes.compare import CELLS
+
+COLUMNS = {**CELLS, "mean": "mean"}
 INTRODUCTION = """# What was found on a real model
 
 Made by `python -m tests.real_model_page` from the run folders named below; no number is written by hand. Intervals are

@@ -203,7 +203,8 @@ def test_the_circuit_is_explored_by_filter_list_and_click(browser: Browser, page
     view.fill("#explore-share", "100")
     view.click("#explore-fit")
     view.locator("#explore-graph").scroll_into_view_if_needed()
-    view.wait_for_timeout(300)  # the graph learns of the scrolling by an event, and keeps its place until then
+    # The graph learns of the scrolling by an event, and keeps its place until then.
+    view.wait_for_timeout(300)
     place = view.evaluate(f"{GRAPH}.getElementById('u0').renderedPosition()")
     box = view.locator("#explore-graph").bounding_box()
     assert box is not None

@@ -41,6 +41,7 @@ __all__ = [
     "facts_hash",
     "load_facts",
     "save_facts",
+    "write_rows",
 ]
 
 log = logging.getLogger(__name__)
@@ -118,13 +119,22 @@ def save_facts(facts: Iterable[FactEdit], path: str | os.PathLike[str]) -> Path:
     ...     load_facts(save_facts([fact], Path(folder) / "mine.json"))[0] == fact
     True
     """
-    file = Path(path)
     defaults = {field.name: field.default for field in dataclasses.fields(FactEdit)}
     rows = [
         {name: value for name, value in dataclasses.asdict(fact).items() if value != defaults[name]}
         | {"case_id": fact.case_id, "source_schema": fact.source_schema}
         for fact in facts
     ]
+    return write_rows(rows, path)
+
+
+def write_rows(rows: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> Path:
+    """Writes records to a JSON file.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    file = Path(path)
     try:
         with whole_file(file) as temporary:
             temporary.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -8,19 +8,16 @@ and EasyEdit's flat one.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mechedit.data.facts import FactEdit
+from mechedit.data.facts import FactEdit, write_rows
 from mechedit.data.records import RippleTest
 from mechedit.data.schemas import BUILDERS, from_row
 from mechedit.factworld.world import HOPS, RELATIONS, World, alias
 from reports.errors import InputError
-from reports.files import whole_file
 
 __all__ = ["Schema", "edits", "export", "ripple_tests"]
 
@@ -87,14 +84,7 @@ def export(path: str | os.PathLike[str], *, schema: Schema, limit: int, seed: in
         "easyedit": _easyedit,
     }[schema]
     records = [build(world, fact) for fact in edits(limit, seed=seed, world=world)]
-    file = Path(path)
-    try:
-        with whole_file(file) as temporary:
-            temporary.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"out: cannot write {file} ({error.strerror}); name a file in an existing folder"
-        ) from error
+    write_rows(records, path)
     return len(records)
 
 

@@ -13,7 +13,7 @@ from mechedit.models import weights
 from mechedit.models.active import active_edits
 from mechedit.models.bridged import BridgedModel
 from reports.errors import InputError
-from reports.files import whole_folder
+from reports.files import occupied, whole_folder
 
 __all__ = ["new_folder", "save_plain", "save_pretrained"]
 
@@ -85,7 +85,7 @@ def new_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
         InputError: `folder` cannot be written, or is not empty and not to be replaced.
     """
     wanted = Path(folder)
-    if not replace and wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
+    if not replace and occupied(wanted):
         raise InputError(f"folder: expected a new or an empty folder, found {wanted}; choose another")
     try:
         with whole_folder(wanted) as temporary:

@@ -12,6 +12,7 @@ from mechedit.editors import MEGA, SAKE, EditBook, Editor, WeightChange
 from mechedit.editors.weights.weight_edit import WeightEditor
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
+from reports.files import occupied
 
 __all__ = [
     "changed_layers",
@@ -53,7 +54,7 @@ def check_folder(folder: str, option: str) -> None:
         InputError: It does.
     """
     path = Path(folder)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if occupied(path):
         raise InputError(f"{option}: expected a new or an empty folder, found {folder}; choose another")
 
 

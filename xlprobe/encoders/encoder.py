@@ -27,6 +27,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 from experiments import checkpoints, runs
 from experiments.weight_files import weight_elements, weight_files
 from reports.errors import InputError, IntegrityError
+from reports.files import occupied
 from xlprobe.encoders.architectures import layer_modules, longest, padding_row, put_head
 from xlprobe.encoders.batches import Batch, Sentence, Tokenized
 from xlprobe.encoders.loading import EMBEDDED, read_model, read_tokenizer, require_architecture
@@ -275,7 +276,7 @@ class Encoder:
             InputError: The folder holds files.
         """
         path = Path(folder)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if occupied(path):
             raise InputError(
                 f"folder: expected a new or an empty folder, found files in {path}; choose another"
             )

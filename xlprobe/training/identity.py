@@ -18,6 +18,7 @@ from torch import nn
 from experiments.cases import settings_digest
 from experiments.checkpoints import tokenizer_digest
 from experiments.provenance import versions
+from experiments.run_checks import flattened
 from reports.errors import InputError, IntegrityError
 from reports.files import write
 from reports.parsing import parse
@@ -86,7 +87,7 @@ def claim(folder: Path, facts: Mapping[str, Any]) -> None:
         ...
     reports.errors.InputError: folder: ... holds another training: lr is 0.1 there and 0.2 here; name another folder ...
     """
-    mine = _flat(json.loads(json.dumps(facts)))
+    mine = flattened(json.loads(json.dumps(facts)))
     record = {"digest": settings_digest(sorted(mine.items())), "settings": mine}
     theirs = _record(folder)
     if theirs is None:
@@ -129,16 +130,6 @@ def _refuse(folder: Path, theirs: Mapping[str, Any], mine: Mapping[str, Any]) ->
         f"folder: {folder} holds another training: {'; '.join(said) or 'its record was changed'}{rest}; "
         "name another folder or remove it"
     )
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in table.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def _show(value: Any) -> str:

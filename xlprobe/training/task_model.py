@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reports.errors import InputError, first_line
-from reports.files import write
+from reports.files import occupied, write
 from reports.missing import explained
 from reports.parsing import parse
 from xlprobe.data.corpora import Labelled
@@ -188,7 +188,7 @@ class TaskModel(nn.Module):
             InputError: The folder holds files.
         """
         path = Path(folder)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if occupied(path):
             raise InputError(
                 f"folder: expected a new or an empty folder, found files in {path}; choose another"
             )

@@ -30,7 +30,7 @@ import re
 import unicodedata
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -62,7 +62,8 @@ def without_subject(text: str, names: Sequence[str]) -> str | None:
     """
     folded = _folded(text)
     for name in sorted((_folded(name) for name in names if name.strip()), key=len, reverse=True):
-        folded = _pattern(name).sub("{}", folded)
+        if name in folded:  # of many edits most are about others
+            folded = _pattern(name).sub("{}", folded)
     sentences = [sentence for sentence in _SENTENCE_END.split(folded) if "{}" in sentence]
     return sentences[-1] if sentences else None
 
@@ -70,6 +71,7 @@ def without_subject(text: str, names: Sequence[str]) -> str | None:
 _SENTENCE_END = re.compile(r"(?<=[.!?:\n。！？])\s+|\n")
 
 
+@lru_cache(maxsize=4096)
 def _folded(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold()
 

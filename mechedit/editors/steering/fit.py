@@ -18,7 +18,7 @@ Nothing is fitted on, or checked by, a prompt that the evaluation asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -110,32 +110,40 @@ class Fits:
         self._sources = PromptEnds(
             model, list(chain.from_iterable(sources)), groups=_groups([len(texts) for texts in sources])
         )
-        self._rows = self._kept_rows([len(texts) for texts in sources])
-        self._own = PromptEnds(model, [text for one in prompts for text in one.own])
-        self._owner = [i for i, one in enumerate(prompts) for _ in one.own]
-        self._asks = self._own_rows()
-
-    def _kept_rows(self, sizes: Sequence[int]) -> list[Tensor]:
-        """Of each fact the source prompts that count: those that recall the old object, where there are enough."""
+        own = [one.own for one in prompts]
+        # Mostly the prompts that an edit checks itself on are its sources: then they run once.
+        same = all([*texts] == source for texts, source in zip(own, sources, strict=True))
+        self._own = self._sources if same else PromptEnds(model, list(chain.from_iterable(own)))
+        self._owner = [i for i, texts in enumerate(own) for _ in texts]
         said = self._sources.logits().argmax(-1).cpu()
-        rows, start = [], 0
-        for one, size in zip(self.prompts, sizes, strict=True):
-            plain = torch.arange(start, start + len(one.source))
-            recalled = plain[said[plain] == one.old]
-            kept = recalled if len(recalled) >= ENOUGH and not one.every else plain
-            rows.append(torch.cat([kept, torch.arange(start + len(one.source), start + size)]))
-            start += size
-        return rows
+        self._rows = [
+            torch.cat([recalled, torch.arange(int(plain[-1]) + 1, int(plain[-1]) + 1 + len(one.implied[0]))])
+            for one, plain, recalled in self._recalling(said, sources, [len(one.source) for one in prompts])
+        ]
+        if not same:
+            said = self._own.logits().argmax(-1).cpu()
+        self._asks = [
+            recalled for _, _, recalled in self._recalling(said, own, [len(texts) for texts in own])
+        ]
 
-    def _own_rows(self) -> Tensor:
-        """Which of the own prompts count [n_own]: those that recall the old object, where a fact has enough of them."""
-        said = self._own.logits().argmax(-1).cpu()
-        owner = torch.tensor(self._owner)
-        recalled = said == torch.tensor([self.prompts[n].old for n in self._owner])
-        for n, one in enumerate(self.prompts):
-            if one.every or int(recalled[owner == n].sum()) < ENOUGH:
-                recalled[owner == n] = True
-        return recalled
+    def _recalling(
+        self, said: Tensor, texts: Sequence[Sequence[str]], counts: Sequence[int]
+    ) -> Iterator[tuple[FitPrompts, Tensor, Tensor]]:
+        """Of each fact the places of its first `counts` texts, and of those that recall the old object.
+
+        Where too few do, all of them count.
+
+        Args:
+            said: The model's next token behind each text of all facts [n].
+            texts: Of each fact.
+            counts: How many of them may count.
+        """
+        start = 0
+        for one, mine, count in zip(self.prompts, texts, counts, strict=True):
+            plain = torch.arange(start, start + count)
+            recalled = plain[said[plain] == one.old]
+            yield one, plain, recalled if len(recalled) >= ENOUGH and not one.every else plain
+            start += len(mine)
 
     @torch.no_grad()
     def goals(self, targets: Sequence[Sequence[str]]) -> list[Goals]:
@@ -213,12 +221,11 @@ class Fits:
         best = [(among[0], -1.0)] * len(maps)
         waiting = list(range(len(maps)))
         tokens = torch.tensor([self.prompts[n].new for n in self._owner])
-        owner = torch.tensor(self._owner)
         for alpha in among:
             alphas = [alpha if n in waiting else 0.0 for n in range(len(maps))]
             said = self.steered(self._own, self._owner, maps, alphas).argmax(-1).cpu() == tokens
             for n in tuple(waiting):
-                share = float(said[(owner == n) & self._asks].double().mean())
+                share = float(said[self._asks[n]].double().mean())
                 if share > best[n][1]:
                     best[n] = alpha, share
                 if share == 1.0:

@@ -130,10 +130,12 @@ def learn_asked(
         max_fpr: The share of foreign prompts that the gate may open for (None: fewest errors, see the module).
         seed: Of the choice of templates.
     """
-    prompts = _written(facts, own, random.Random(f"relations:{seed}"))
+    relations = [own_relations(fact) for fact in facts]
+    prompts = _written(facts, own, relations, random.Random(f"relations:{seed}"))
     table = {name: templates for fact in facts for name, templates in relation_table(fact).items()}
     words = RelationWords.of(table)
-    said = torch.tensor([_word_score(words, table, prompt, facts[prompt.fact]) for prompt in prompts])
+    said = torch.tensor([_word_score(words, table, prompt, relations[prompt.fact]) for prompt in prompts])
+    asked = [mine or (fact.prompt,) for mine, fact in zip(relations, facts, strict=True)]
     known = [i for i, prompt in enumerate(prompts) if prompt.relation is not None]
     names = [prompt.relation or "" for prompt in prompts if prompt.relation is not None]
     layers = sorted({max(1, round(depth * model.shape.n_layers)) for depth in DEPTHS})
@@ -141,7 +143,7 @@ def learn_asked(
     best: tuple[float, RelationSpace, float, dict[str, float]] | None = None
     for (layer, at_layer), width in product(zip(layers, states, strict=True), WIDTHS):
         space = learn_relations(at_layer[known], names, layer=layer, width=width, words=words)
-        scores = said.to(at_layer) + _state_scores(space, space.coordinates(at_layer), prompts, known, facts)
+        scores = said.to(at_layer) + _state_scores(space, space.coordinates(at_layer), prompts, known, asked)
         threshold, rates = _threshold(scores, [prompt.kind for prompt in prompts], max_fpr)
         errors = 2 * rates["gate_missed"] + rates["gate_false"]
         if best is None or errors <= best[0]:
@@ -150,11 +152,16 @@ def learn_asked(
     return best[1], best[2], best[3]
 
 
-def _written(facts: Sequence[FactEdit], own: Sequence[Sequence[str]], dice: random.Random) -> list[_Written]:
+def _written(
+    facts: Sequence[FactEdit],
+    own: Sequence[Sequence[str]],
+    relations: Sequence[tuple[str, ...]],
+    dice: random.Random,
+) -> list[_Written]:
     """All prompts; the templates of other relations are dealt to the facts in turn."""
     prompts: list[_Written] = []
-    for n, (fact, texts) in enumerate(zip(facts, own, strict=True)):
-        table, mine = relation_table(fact), own_relations(fact)
+    for n, (fact, texts, mine) in enumerate(zip(facts, own, relations, strict=True)):
+        table = relation_table(fact)
         for kind, given in (("own", texts), ("measured", fact.paraphrase_prompts)):
             for text in given:
                 template = text.replace(fact.subject, "{}")
@@ -173,12 +180,12 @@ def _written(facts: Sequence[FactEdit], own: Sequence[Sequence[str]], dice: rand
 
 
 def _word_score(
-    words: RelationWords, table: Mapping[str, Sequence[str]], prompt: _Written, fact: FactEdit
+    words: RelationWords, table: Mapping[str, Sequence[str]], prompt: _Written, own: tuple[str, ...]
 ) -> float:
     """The words' log-odds for the fact, the prompt's template never seen."""
     seen = prompt.relation is not None and prompt.template in table.get(prompt.relation, ())
     without = (prompt.relation or "", prompt.template) if seen else None
-    return words.log_odds(prompt.template, own_relations(fact), without=without)
+    return words.log_odds(prompt.template, own, without=without)
 
 
 def _state_scores(
@@ -186,7 +193,7 @@ def _state_scores(
     coordinates: Tensor,
     prompts: Sequence[_Written],
     known: Sequence[int],
-    facts: Sequence[FactEdit],
+    asked: Sequence[tuple[str, ...]],
 ) -> Tensor:
     """The states' log-odds [n] for the fact that each prompt is about, its template and subject never seen."""
     scores = coordinates.new_zeros(len(prompts))
@@ -194,11 +201,10 @@ def _state_scores(
     template = torch.tensor([templates.index(prompt.template) for prompt in prompts])
     owner = torch.tensor([prompt.fact for prompt in prompts])
     others = torch.tensor(known)
-    for n, fact in enumerate(facts):
+    for n, relations in enumerate(asked):
         mine = (owner == n).nonzero()[:, 0]
         own = torch.tensor([i for i in mine.tolist() if prompts[i].kind == "own"])
         among = (template[others] != template[mine][:, None]) & (owner[others] != n)
-        relations = own_relations(fact) or (fact.prompt,)
         for row, i in enumerate(mine.tolist()):
             centres = own[own != i] if len(own) > 1 else own
             scores[i] = space.log_odds(
