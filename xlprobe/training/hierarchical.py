@@ -33,12 +33,29 @@ from reports.errors import InputError
 from xlprobe.encoders.batches import Batch
 from xlprobe.encoders.encoder import Encoder
 
-__all__ = ["HICTL", "bag_loss", "hard_contrastive", "word_contrastive"]
+__all__ = ["HICTL", "bag_loss", "hard_contrastive", "no_negatives", "word_contrastive"]
 
 HICTL = ("hictl", "hictl_sentence", "hictl_word")
 TEMPERATURE = 0.1
 SLACK = 0.9  # ζ: how much of the way to the positive's distance a negative is moved at most
 DRAWN = 512  # words of the vocabulary that are negatives of a batch
+
+
+def no_negatives(n: int, same: Tensor | None, device: torch.device) -> Tensor:
+    """Which of the 2n sentences of n pairs are no negatives of each other [2n, 2n]: itself, and the same pair again.
+
+    Args:
+        n: How many pairs.
+        same: Which pairs are the same again [n, n], bool; None: none.
+        device: Of the mask.
+
+    >>> int(no_negatives(2, torch.ones(2, 2, dtype=torch.bool), torch.device("cpu")).sum())
+    12
+    """
+    itself = torch.eye(2 * n, dtype=torch.bool, device=device)
+    if same is None:
+        return itself
+    return itself | (same & ~torch.eye(n, dtype=torch.bool, device=same.device)).to(device).repeat(2, 2)
 
 
 def hard_contrastive(
@@ -60,11 +77,7 @@ def hard_contrastive(
     cosines = _wide(z @ z.T)
     number = torch.arange(2 * n, device=z.device)
     partner = number.roll(n)
-    left_out = torch.eye(2 * n, dtype=torch.bool, device=z.device)
-    if same is not None:
-        left_out = left_out | (same & ~torch.eye(n, dtype=torch.bool, device=same.device)).repeat(2, 2).to(
-            z.device
-        )
+    left_out = no_negatives(n, same, z.device)
     with torch.no_grad():
         plain = (cosines / temperature).masked_fill(left_out, -torch.inf)
         certain = plain.softmax(1)[number, partner].mean()

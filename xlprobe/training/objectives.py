@@ -25,7 +25,7 @@ from reports.errors import InputError
 from xlprobe.encoders.batches import Batch, word_means, words_of
 from xlprobe.encoders.encoder import Encoder
 from xlprobe.training.cached_contrast import Vectors, in_parts, probe_layer, sentence_vectors
-from xlprobe.training.hierarchical import HICTL, bag_loss, hard_contrastive
+from xlprobe.training.hierarchical import HICTL, bag_loss, hard_contrastive, no_negatives
 from xlprobe.training.pretrain import IGNORE, mask_tokens, mlm_loss
 
 __all__ = ["OBJECTIVES", "Pair", "contrastive", "linked_words", "objective_loss", "probe_layer"]
@@ -53,11 +53,7 @@ def contrastive(
     True
     """
     z, n = normalize(torch.cat([x, y]), dim=1), len(x)
-    itself = torch.eye(2 * n, dtype=torch.bool, device=z.device)
-    if same is not None:
-        others = (same & ~torch.eye(n, dtype=torch.bool, device=same.device)).to(z.device)
-        itself = itself | others.repeat(2, 2)
-    scores = (z @ z.T / temperature).masked_fill(itself, -torch.inf)
+    scores = (z @ z.T / temperature).masked_fill(no_negatives(n, same, z.device), -torch.inf)
     partner = torch.cat([torch.arange(n, 2 * n), torch.arange(n)]).to(z.device)
     return cross_entropy(scores.float(), partner)
 

@@ -16,8 +16,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -141,13 +140,15 @@ def learn_asked(
     layers = sorted({max(1, round(depth * model.shape.n_layers)) for depth in DEPTHS})
     states = last_states(model, [prompt.text for prompt in prompts], [resid_pre(layer) for layer in layers])
     best: tuple[float, RelationSpace, float, dict[str, float]] | None = None
-    for (layer, at_layer), width in product(zip(layers, states, strict=True), WIDTHS):
-        space = learn_relations(at_layer[known], names, layer=layer, width=width, words=words)
-        scores = said.to(at_layer) + _state_scores(space, space.coordinates(at_layer), prompts, known, asked)
-        threshold, rates = _threshold(scores, [prompt.kind for prompt in prompts], max_fpr)
-        errors = 2 * rates["gate_missed"] + rates["gate_false"]
-        if best is None or errors <= best[0]:
-            best = errors, space, threshold, rates
+    for layer, at_layer in zip(layers, states, strict=True):
+        learned = learn_relations(at_layer[known], names, layer=layer, words=words)
+        coordinates = learned.coordinates(at_layer)
+        for space in (replace(learned, width=width) for width in WIDTHS):
+            scores = said.to(at_layer) + _state_scores(space, coordinates, prompts, known, asked)
+            threshold, rates = _threshold(scores, [prompt.kind for prompt in prompts], max_fpr)
+            errors = 2 * rates["gate_missed"] + rates["gate_false"]
+            if best is None or errors <= best[0]:
+                best = errors, space, threshold, rates
     assert best is not None
     return best[1], best[2], best[3]
 
@@ -205,10 +206,11 @@ def _state_scores(
         mine = (owner == n).nonzero()[:, 0]
         own = torch.tensor([i for i in mine.tolist() if prompts[i].kind == "own"])
         among = (template[others] != template[mine][:, None]) & (owner[others] != n)
-        for row, i in enumerate(mine.tolist()):
-            centres = own[own != i] if len(own) > 1 else own
+        scores[mine] = space.log_odds(coordinates[mine], coordinates[own], relations, among=among)
+        for i in own.tolist() if len(own) > 1 else []:  # an own prompt is held against the others
+            row = int((mine == i).nonzero()[0])
             scores[i] = space.log_odds(
-                coordinates[i : i + 1], coordinates[centres], relations, among=among[row : row + 1]
+                coordinates[i : i + 1], coordinates[own[own != i]], relations, among=among[row : row + 1]
             )[0]
     return scores
 

@@ -7,9 +7,10 @@
 2. *Target*: the form of the target prompts after which the model says the new object most often.
 3. *Rank*: the first of the candidates, the lowest before higher ones, with which most rewrite, paraphrase and doubt
    prompts of the facts give the new object, ungated, each edit as strong as its own prompts need.
-4. *Gate*: layer and threshold with the fewest errors on the facts' own paraphrases and doubts against their neighbours
-   and doubts about those, or the largest threshold within a stated rate of false openings. Of layers at or below the
-   first steered one: then one pass over a prompt both decides and steers.
+4. *Gate*: of "asked" what `mechedit.editors.steering.relation_prompts` learns. Of the others layer and threshold with
+   the fewest errors on the facts' own paraphrases and doubts against their neighbours and doubts about those, or the
+   largest threshold within a stated rate of false openings; of layers at or below the first steered one: then one pass
+   over a prompt both decides and steers.
 
 Everything chosen goes into the editor's `choice`, and with it into every edit and its file.
 """
@@ -191,7 +192,7 @@ def _asked_distances(
     assert space is not None
     sides: tuple[list[float], list[float]] = ([], [])
     for fact in facts:
-        names = (fact.subject, *fact.aliases)
+        names, relations = (fact.subject, *fact.aliases), own_relations(fact)
         groups = [
             editor.plain_prompts(fact),
             fact.paraphrase_prompts,
@@ -200,10 +201,10 @@ def _asked_distances(
         (states,) = last_states(model, [p for group in groups for p in group], [resid_pre(space.layer)])
         centres, *asked = space.coordinates(states).split([len(group) for group in groups])
         for side, prompts, coordinates in zip(sides, groups[1:], asked, strict=True):
-            scores = space.log_odds(coordinates, centres, own_relations(fact)).tolist() if prompts else []
+            scores = space.log_odds(coordinates, centres, relations).tolist() if prompts else []
             for prompt, score in zip(prompts, scores, strict=True):
                 text = without_subject(prompt, names)
-                words = space.words.log_odds(text or "", own_relations(fact))
+                words = space.words.log_odds(text or "", relations)
                 side.append(UNNAMED if text is None else -(score + words))
     least = min(sides[0] + sides[1])
     return [d - least for d in sides[0]], [d - least for d in sides[1]]
