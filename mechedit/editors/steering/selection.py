@@ -1,7 +1,7 @@
 """What MEGA chooses for itself, on facts that are never evaluated.
 
 1. *Window*: the run of layers where a statement in context that succeeds writes more of the new object than one that
-   fails (`mechedit.attribution.statement`), or the same run made wider, where that gives more prompts the new object.
+   fails (`mechedit.attribution.statement`), made wider by its own size as long as more prompts give the new object.
    *Heads*, where a number of them is asked for: those in the window whose attribution differs most, success minus
    failure.
 2. *Target*: the form of the target prompts after which the model says the new object most often.
@@ -134,10 +134,7 @@ def select(
         chosen, outcomes = _placed(editor, model, facts, contrast)
         choice |= outcomes
     if "auto" in (editor.window, editor.target, editor.rank):
-        windows = [chosen.layers(model)]
-        if editor.window == "auto":
-            windows = _widened(*windows[0], model.shape.n_layers)
-        chosen, share = _best_map(chosen, model, facts, windows)
+        chosen, share = _best_map(chosen, model, facts, widen=editor.window == "auto")
         choice |= {"right_ungated": share}
     if editor.gate == "asked" and (editor.threshold is None or editor.relations is None):
         own = [editor.plain_prompts(fact) for fact in facts]
@@ -246,43 +243,46 @@ def _named(heads: pd.DataFrame, window: tuple[int, int], count: int) -> dict[int
     return {int(layer): tuple(int(head) for head in group) for layer, group in groups}
 
 
-def _widened(first: int, last: int, n_layers: int) -> list[tuple[int, int]]:
-    """The window, then the same made wider by half and by the whole of its size, the narrowest first.
+def _wider(first: int, last: int, n_layers: int) -> list[tuple[int, int]]:
+    """The window made wider by its own size: below, above, and on both sides.
 
-    >>> _widened(20, 25, 30)
-    [(20, 25), (17, 25), (17, 28), (14, 25), (14, 28)]
+    >>> _wider(22, 23, 30), _wider(20, 25, 30)
+    ([(20, 23), (22, 25), (20, 25)], [(14, 25), (20, 29), (14, 29)])
     """
     size = last - first + 1
-    half = max(1, size // 2)
-    wider = [(0, 0), (half, 0), (half, half), (size, 0), (size, half)]
-    windows = [(max(0, first - below), min(n_layers - 1, last + above)) for below, above in wider]
-    return list(dict.fromkeys(windows))
+    below, above = max(0, first - size), min(n_layers - 1, last + size)
+    windows = dict.fromkeys([(below, last), (first, above), (below, above)])
+    return [window for window in windows if window != (first, last)]
 
 
 @torch.no_grad()
-def _best_map(
-    editor: S, model: HookedModel, facts: Sequence[FactEdit], windows: Sequence[tuple[int, int]]
-) -> tuple[S, float]:
+def _best_map(editor: S, model: HookedModel, facts: Sequence[FactEdit], *, widen: bool) -> tuple[S, float]:
     """Steps 1 to 3: the form, then the window, then the rank that gets most prompts right, and its share.
 
-    Below the steered layers nothing differs between the candidates: all prompts run once, and for each candidate their
-    last tokens alone.
+    The window grows by its own size as long as that helps: where the contrast names few layers, a map in them alone is
+    often too little. Below the steered layers nothing differs between the candidates: all prompts run once, and for
+    each candidate their last tokens alone.
     """
-    layers = range(min(first for first, _ in windows), max(last for _, last in windows) + 1)
+    named = editor.layers(model)
+    layers = range(model.shape.n_layers) if widen else range(named[0], named[1] + 1)
     fits = editor.fits(model, facts, editor.place(layers))
     goals, editor = _best_form(editor, fits, facts)
     trial = _Trial(model, facts, fits, goals, [_own_prompts(editor, fact) for fact in facts])
     ranks = RANKS if editor.rank == "auto" else (editor.rank,)
-    best: tuple[float, S] | None = None
-    for candidate in [(window, ranks[0]) for window in windows] + [(None, rank) for rank in ranks[1:]]:
-        if best is not None and best[0] == 1.0:
-            break
-        window = candidate[0] if best is None or candidate[0] is not None else best[1].window
-        chosen = replace(editor, window=window, rank=candidate[1])
-        share = trial.share_right(chosen)
-        if best is None or share > best[0]:
-            best = share, chosen
-    assert best is not None
+
+    def better(best: tuple[float, S], candidates: Iterable[S]) -> tuple[float, S]:
+        for candidate in candidates:
+            if best[0] == 1.0:
+                break
+            best = max(best, (trial.share_right(candidate), candidate), key=lambda pair: pair[0])
+        return best
+
+    first = replace(editor, window=named, rank=ranks[0])
+    best, before = (trial.share_right(first), first), -1.0
+    while widen and before < best[0] < 1.0:
+        before, window = best[0], best[1].layers(model)
+        best = better(best, (replace(best[1], window=w) for w in _wider(*window, model.shape.n_layers)))
+    best = better(best, (replace(best[1], rank=rank) for rank in ranks[1:]))
     return best[1], best[0]
 
 
