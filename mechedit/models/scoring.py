@@ -1,9 +1,10 @@
 """Log-probability of an object behind a prompt, as the model would reach it when it generates.
 
-Steps, for each batch of (prompt, object) pairs padded on the left:
+Steps, for each batch of prompts, padded on the left, with the objects that are asked behind each of them:
 
-1. one pass over the prompts fills the KV cache and predicts the first token of each object;
-2. one pass of a single position per further token, with the *right* object's token fed in (teacher forcing).
+1. one pass over the prompts, each once, fills the KV cache and predicts the first token of each object;
+2. the objects that go on take a copy each of their prompt's part of the cache;
+3. one pass of a single position per further token, with the *right* object's token fed in (teacher forcing).
 
 This is the path of `HookedModel.generate`, so a steering hook that addresses the last position as −1 acts
 where it acts during generation: at the prompt's last token and at each token behind it. One padded pass over
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
@@ -69,15 +71,27 @@ def score_pairs(model: BridgedModel, pairs: Sequence[Pair], *, batch_size: int =
     Args:
         model: Any bridged model, under its hooks.
         pairs: (ids of the prompt [T], ids of the object [n]) each.
-        batch_size: Pairs that run together.
+        batch_size: Prompts that run together.
 
     Raises:
         InputError: The batch size is below 1, or a pair is longer than the model's context.
     """
+    owners: dict[tuple[int, ...], list[int]] = {}
+    for i, (prompt, _) in enumerate(pairs):
+        owners.setdefault(tuple(prompt.tolist()), []).append(i)
+    prompts = list(owners.values())
     scores: dict[int, Scored] = {}
-    for batch in batches([len(prompt) for prompt, _ in pairs], batch_size):
-        rows = _batch_logits(model, [pairs[i] for i in batch])
-        scores |= {i: scored_row(row, pairs[i][1]) for i, row in zip(batch, rows, strict=True)}
+    for batch in batches([len(prompt) for prompt in owners], batch_size):
+        of_batch = [prompts[k] for k in batch]
+        rows = _batch_logits(
+            model,
+            [pairs[of_prompt[0]][0] for of_prompt in of_batch],
+            [[pairs[i][1] for i in of_prompt] for of_prompt in of_batch],
+        )
+        scores |= {
+            i: scored_row(row, pairs[i][1])
+            for i, row in zip(chain.from_iterable(of_batch), rows, strict=True)
+        }
     return [scores[i] for i in range(len(pairs))]
 
 
@@ -101,16 +115,25 @@ def scored_row(logits: torch.Tensor, target: torch.Tensor) -> Scored:
 
 
 @torch.no_grad()
-def _batch_logits(model: BridgedModel, pairs: Sequence[Pair]) -> list[torch.Tensor]:
-    """For each pair the logits [n, V] in front of each token of its object."""
-    ids, mask = model.pad([prompt for prompt, _ in pairs])
-    targets, _ = model.pad([target for _, target in pairs], side="right")
-    steps, cache = [], None
-    for position in range(targets.shape[1]):
-        is_last = position + 1 == targets.shape[1]
-        logits, cache = model.run(ids, mask, use_cache=not is_last, past_key_values=cache, logits_to_keep=1)
-        steps.append(logits[:, -1])
-        ids = targets[:, position : position + 1]
-        mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-    stacked = torch.stack(steps, dim=1)
-    return [stacked[row, : len(target)] for row, (_, target) in enumerate(pairs)]
+def _batch_logits(
+    model: BridgedModel, prompts: Sequence[torch.Tensor], objects: Sequence[Sequence[torch.Tensor]]
+) -> list[torch.Tensor]:
+    """For each object behind each prompt the logits [n, V] in front of each of its tokens."""
+    ids, mask = model.pad(prompts)
+    targets = [target for of_prompt in objects for target in of_prompt]
+    row = torch.tensor([k for k, of_prompt in enumerate(objects) for _ in of_prompt])
+    going_on = torch.tensor([i for i, target in enumerate(targets) if len(target) > 1], dtype=torch.long)
+    logits, cache = model.run(ids, mask, use_cache=len(going_on) > 0, logits_to_keep=1)
+    steps = [[logits[k, -1]] for k in row.tolist()]
+    if len(going_on):
+        rows = row[going_on].to(mask.device)
+        cache.batch_select_indices(rows)
+        mask = mask[rows]
+        fed, _ = model.pad([targets[i] for i in going_on.tolist()], side="right")
+        for position in range(fed.shape[1] - 1):
+            ids = fed[:, position : position + 1]
+            mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+            logits, cache = model.run(ids, mask, use_cache=True, past_key_values=cache, logits_to_keep=1)
+            for place, i in enumerate(going_on.tolist()):
+                steps[i].append(logits[place, -1])
+    return [torch.stack(each[: len(target)]) for each, target in zip(steps, targets, strict=True)]
