@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 GateKind = Literal["asked", "hidden", "cosine", "mahalanobis", "mean", "sentence", "always"]
-Position = Literal["every", "prompt"]
+Position = Literal["object", "prompt", "every"]
 Site = Literal["attn_out", "resid_mid", "mlp_out", "resid_post"]
 
 MODES = {
@@ -55,6 +55,7 @@ ABLATIONS = (
     *("prompts_1", "prompts_2", "prompts_50", "prompts_100", "source_forced", "source_both"),
     *(
         "independent",
+        "prompt_end",
         "every_token",
         "undoubted_gate",
         "gate_subject",

@@ -1,6 +1,6 @@
 """What each experiment is going to do, made of the facts and case ids that the run itself walks; no model is loaded.
 
-Counted are sequences that are scored (a prompt with an object behind it, or one pass of an attribution), and edits.
+Counted are sequences that are scored (a prompt with the objects behind it, or one pass of an attribution), and edits.
 Facts that the model does not know are not edited, so where there are some the run does less.
 """
 
@@ -119,8 +119,8 @@ def _plan(
 
 
 def _scored(facts: Sequence[FactEdit], families: Sequence[str]) -> int:
-    """The new and the true object behind every prompt of every fact (`measure`)."""
-    return sum(2 * len(FactQuestions(fact).read_by(families)) for fact in facts)
+    """Every prompt of every fact, with the new and the true object behind it (`measure`)."""
+    return sum(len({asked.prompt for asked in FactQuestions(fact).read_by(families)}) for fact in facts)
 
 
 def _read(n_models: int) -> int:
@@ -130,4 +130,5 @@ def _read(n_models: int) -> int:
 
 def _unedited(facts: Sequence[FactEdit]) -> int:
     """Whether each fact is known, its neighbours, and the running text (`baseline`)."""
-    return _read(1) + sum(1 + 2 * len(fact.neighborhood_prompts) for fact in facts)
+    near = {prompt for fact in facts for prompt in fact.neighborhood_prompts}
+    return _read(1) + len({fact.rewrite_prompt for fact in facts}) + len(near)
