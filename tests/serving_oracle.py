@@ -50,7 +50,7 @@ def alone(
     tokens = [] if isinstance(new, int) else list(new)
     logits: list[Tensor] = []
     handles = []
-    behind = [((), {} if edit is None else edit.maps, 1.0 if edit is None else edit.alpha)]
+    behind: list[Any] = [([], {} if edit is None else edit.maps, 1.0 if edit is None else edit.alpha)]
     behind += [] if edit is None else [(list(one.tokens), one.maps, one.alpha) for one in edit.following]
     for before, layer, fitted, alpha in [(b, n, maps[n], a) for b, maps, a in behind for n in maps]:
         assert edit is not None

@@ -98,7 +98,7 @@ class EvaluationConfig:
     skip_malformed: bool = False
     space: Space | None = None
     mode: Literal["single", "sequential", "batch"] = "single"
-    families: tuple[str, ...] = ("probability", "argmax", "doubt")
+    families: tuple[str, ...] = ("probability", "argmax", "doubt", "subject")
     references: str | None = None
     text: str | None = None
     seed: int = 0

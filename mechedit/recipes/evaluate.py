@@ -44,7 +44,7 @@ def run_evaluation(
     check_facts(model, facts, families=config.scored)
     references = _references(config)
     named_editor(config, model)  # refused before anything is measured or written
-    unedited = baseline(model, facts, text=config.text)
+    unedited = baseline(model, facts, families=config.scored, text=config.text)
     known = any(unedited.known)
     editor = chosen_editor(config, model, facts, data=config.data) if known else named_editor(config, model)
     for line in one_wording(editor, facts) if known else ():

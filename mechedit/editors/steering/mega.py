@@ -180,24 +180,11 @@ class MEGA:
     def fit(self, model: HookedModel, fact: FactEdit) -> SteeringEdit:
         """The edit of one fact as data: maps, gate and alpha. The model is left as it is.
 
-        `choice` says what the edit found out about itself: the form of its targets, how many of them succeed, and the
-        share of its own prompts that give the new object.
+        `choice` says what it found out about itself: the form of its targets, how many succeed, its own prompts' share.
         """
         edit = self.fit_all(model, [fact])[0]
-        if edit.choice.get("own_right") and edit.choice.get("object_right") == 0:
-            log.warning(
-                "case %s: behind none of the edit's own prompts the model goes on to the whole of %r",
-                fact.case_id,
-                fact.target_new,
-            )
-        if edit.choice.get("own_right") == 0:
-            log.warning(
-                "case %s: none of the edit's own prompts gives %r (%s of its targets succeed): it will do nothing; "
-                "take another window or model",
-                fact.case_id,
-                fact.target_new,
-                " of ".join(map(str, edit.choice["targets_right"])),
-            )
+        if failure := edit.failure:
+            log.warning("case %s: %s", fact.case_id, failure)
         return edit
 
     def fit_all(self, model: HookedModel, facts: Sequence[FactEdit]) -> list[SteeringEdit]:

@@ -96,6 +96,20 @@ class SteeringEdit:
         return sorted({*self.maps}.union(*(one.maps for one in self.following)))
 
     @property
+    def failure(self) -> str:
+        """What the edit has found out that it does not do; "" where it has found nothing."""
+        new, right = self.fact.target_new, self.choice.get("own_right")
+        if right == 0:
+            succeeded = " of ".join(map(str, self.choice["targets_right"]))
+            return (
+                f"none of the edit's own prompts gives {new!r} ({succeeded} of its targets succeed): it will do "
+                "nothing; take another window or model"
+            )
+        if right and self.choice.get("object_right") == 0:
+            return f"behind none of the edit's own prompts the model goes on to the whole of {new!r}"
+        return ""
+
+    @property
     def steers(self) -> bool:
         """Whether it moves anything once its gate is open."""
         return bool(self.moves)
