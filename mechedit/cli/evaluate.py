@@ -82,8 +82,8 @@ def add(commands: Any) -> None:
     p.add_argument("--mode", choices=tuple(MODES), default="single", help="how several facts are edited")
     p.add_argument(
         "--families",
-        default="probability,argmax,doubt",
-        help="of metrics: probability, argmax, doubt (the default), token, generation, ripple",
+        default="probability,argmax,doubt,subject",
+        help="of metrics: probability, argmax, doubt, subject (the default), token, generation, ripple",
     )
     p.add_argument("--references", help="JSON file, new object -> list of texts, for RS of generation")
     p.add_argument(

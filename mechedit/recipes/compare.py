@@ -43,7 +43,7 @@ __all__ = ["EditorComparison", "run_comparison"]
 
 #: By seed the facts that are measured, and those that choose.
 Splits = dict[int, tuple[list[FactEdit], list[FactEdit]]]
-FAMILIES = ("argmax", "probability", "doubt")
+FAMILIES = ("argmax", "probability", "doubt", "subject")
 FIVE = ("Acc", "Gen", "Spec", "DI", "DII")
 CELLS = {
     "acc": "Acc",
@@ -51,6 +51,7 @@ CELLS = {
     "spec": "Spec",
     "di": "DI",
     "dii": "DII",
+    "other": "Other",
     "es": "ES",
     "ps": "PS",
     "ns": "NS",
@@ -164,7 +165,7 @@ class _Study:
         choice = {"window": mega.window, **mega.choice}
         self.choices += [{"seed": seed, "key": key, "value": str(value)} for key, value in choice.items()]
         self.editors[seed] = [self._editor(name, mega, seed, selection) for name in self.config.editors]
-        unedited = baseline(self.model, facts, text=self.config.text)
+        unedited = baseline(self.model, facts, families=FAMILIES, text=self.config.text)
         for editor in self.editors[seed]:
             self._evaluate("editor", seed, editor, facts, unedited)
 
@@ -174,7 +175,7 @@ class _Study:
         mega = next(e for e in self.editors[seed] if e.name == "mega")
         assert isinstance(mega, MEGA)
         facts = facts[: self.config.ablation_facts]
-        unedited = baseline(self.model, facts, text=self.config.text)
+        unedited = baseline(self.model, facts, families=FAMILIES, text=self.config.text)
         ready = [self._editor(name, mega, seed, selection) for name in self.config.ablations]
         for editor in (mega, *ready):
             self._evaluate("ablation", seed, editor, facts, unedited)
@@ -286,6 +287,8 @@ def _summary(config: ComparisonConfig, model: HookedModel, result: EditorCompari
             "Mean is that of Acc, Gen, Spec, DI and DII, over the records that have all five.",
             "KL, in nats per token, and Top-1 compare the edited with the unedited model on running text.",
             "Spec counts a closed gate as success: read the row without a gate beside it.",
+            "Other asks about the same subject under other relations, in words that nothing is fitted on: the share of "
+            "prompts whose next token is the unedited model's.",
             *_ripple_notes(result.ripple),
         ],
         "not_done": [

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 GateKind = Literal["asked", "hidden", "cosine", "mahalanobis", "mean", "sentence", "always"]
-Position = Literal["every", "prompt"]
+Position = Literal["object", "prompt", "every"]
 Site = Literal["attn_out", "resid_mid", "mlp_out", "resid_post"]
 
 MODES = {
@@ -56,6 +56,7 @@ ABLATIONS = (
     *("prompts_1", "prompts_2", "prompts_50", "prompts_100", "source_forced", "source_both"),
     *(
         "independent",
+        "prompt_end",
         "every_token",
         "undoubted_gate",
         "gate_subject",
@@ -101,7 +102,7 @@ class EvaluationConfig:
     skip_malformed: bool = False
     space: Space | None = None
     mode: Literal["single", "sequential", "batch"] = "single"
-    families: tuple[str, ...] = ("probability", "argmax", "doubt")
+    families: tuple[str, ...] = ("probability", "argmax", "doubt", "subject")
     references: str | None = None
     text: str | None = None
     seed: int = 0

@@ -48,7 +48,7 @@ def run_evaluation(
     facts, first = evaluated_facts(config)
     check_facts(model, facts, families=config.scored)
     references = _references(config)
-    unedited = baseline(model, facts, text=config.text)
+    unedited = baseline(model, facts, families=config.scored, text=config.text)
     known = any(unedited.known)
     editor = chosen_editor(config, model, first, data=config.data) if known else named_editor(config, model)
     for line in one_wording(editor, facts) if known else ():

@@ -26,7 +26,8 @@ from mechedit.editors.contexts import Lengths
 from mechedit.editors.defaults import AUTO, Table, Tuned
 from mechedit.editors.steering.mega import MEGA, GateKind
 from mechedit.editors.steering.paraphrases import Paraphrases, paraphrases
-from mechedit.editors.steering.steer import SteeredModel, SteeringEdit
+from mechedit.editors.steering.steer import SteeredModel
+from mechedit.editors.steering.steering_edit import SteeringEdit
 from mechedit.models.hooked import HookedModel
 
 __all__ = ["SAKE"]
