@@ -12,7 +12,7 @@ from experiments.recipe import Plan
 from experiments.weight_files import local_bytes
 from mechedit.data import atlas
 from mechedit.data.case_keys import ablation_key, anatomy_key, attribution_key, evaluation_key, ripple_key
-from mechedit.data.facts import FactEdit, load_facts
+from mechedit.data.facts import FactEdit
 from mechedit.evaluation.questions import FAMILIES as FACT_ROLES
 from mechedit.evaluation.questions import N_PASSAGES, FactQuestions
 from mechedit.models.embedded import EMBEDDED, here
@@ -25,7 +25,14 @@ from mechedit.recipes.configurations import (
     EvaluationConfig,
     FaithfulnessConfig,
 )
-from mechedit.recipes.splits import ablated_facts, compared_facts, facts_and_selection, ripple_facts
+from mechedit.recipes.splits import (
+    ablated_facts,
+    anatomy_facts,
+    compared_facts,
+    evaluated_facts,
+    facts_and_selection,
+    ripple_facts,
+)
 
 __all__ = ["plan_anatomy", "plan_comparison", "plan_demo", "plan_evaluation", "plan_faithfulness"]
 
@@ -57,9 +64,7 @@ def plan_comparison(config: ComparisonConfig) -> Plan:
 
 def plan_anatomy(config: AnatomyConfig) -> Plan:
     """Of `mechedit.recipes.anatomy.run_anatomy`: a pass a fact, and one under each editor as set and made to fail."""
-    facts, selection = facts_and_selection(
-        config.data, embedded=config.model, limit=config.limit, selection=config.selection, seed=config.seed
-    )
+    facts, selection = anatomy_facts(config)
     splits = {"selection": selection, "fact": facts}
     cases = [anatomy_key(split, fact) for split, chosen in splits.items() for fact in chosen]
     edits = 2 * len(config.editors) * len(cases)
@@ -86,12 +91,7 @@ def plan_demo(config: DemoConfig) -> Plan:
 
 def plan_evaluation(config: EvaluationConfig) -> Plan:
     """Of `mechedit.recipes.evaluate.run_evaluation`."""
-    facts = load_facts(
-        config.data,
-        limit=config.limit,
-        skip_malformed=config.skip_malformed,
-        space=config.space or "auto",
-    )
+    facts = evaluated_facts(config)[0]
     cases = [evaluation_key(config.editor, fact, config.mode) for fact in facts]
     if "ripple" in config.families:
         cases += [ripple_key(config.editor, fact) for fact in facts]
