@@ -55,7 +55,7 @@ SHUFFLED = "shuffled"
 #: Rises whenever the same study gives other numbers, so that cases of two versions are not mixed.
 METHOD = 2
 KEPT = 2**31  # bytes of mean gradients that cases share
-_METRICS = ("cosine", "weak_retrieval", "strong_retrieval", "cka")
+_METRICS = ("cosine", "weak_retrieval", "strong_retrieval", "csls_retrieval", "cka")
 
 
 @dataclass(frozen=True)
