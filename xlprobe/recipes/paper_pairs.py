@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -160,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--encoder", help="of which encoder")
     options = parser.parse_args(argv)
-    print(write_pairs(options.data, options.out))
+    sys.stdout.write(f"{write_pairs(options.data, options.out)}\n")
     if options.recipe:
         recipe = replace(
             config.load(options.recipe, RealTextRecipe, experiment="real_text"), data=options.out
@@ -168,7 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         table = recipe.folder()
         assert isinstance(table, LanguageTable)
         texts = texts_of(table, recipe.pairs or table.pairs)
-        print(keep_used_tokens(options.encoder, texts, Path(options.out) / "encoder"), "tokens")
+        kept = keep_used_tokens(options.encoder, texts, Path(options.out) / "encoder")
+        sys.stdout.write(f"{kept} tokens\n")
 
 
 def _copy(file: Path, target: Path) -> None:

@@ -165,7 +165,7 @@ def case_ids(
     *,
     lacks: Callable[[str, str], str] = lambda pair, task: "",
 ) -> list[str]:
-    """Every case of the study, in the order in which they are run: whole seeds, and whole objectives, one after the other.
+    """Every case of the study, in the order in which they are run: seed by seed, objective by objective.
 
     Args:
         config: What is crossed with what.
