@@ -17,6 +17,7 @@ from reports.xl_figures import outcome_scatter
 from xlprobe.transfer.advice import Advice, advise
 from xlprobe.transfer.claims import claims
 from xlprobe.transfer.contest import contest, gradients_say_more
+from xlprobe.transfer.orthogonal import angles
 from xlprobe.transfer.prediction import predict
 from xlprobe.transfer.reach import KEYS, common_rows, whole_rows
 from xlprobe.transfer.trained import robustness
@@ -89,6 +90,11 @@ class Study(Result):
     def contest(self) -> pd.DataFrame:
         """The best predictor against each of the others (`xlprobe.transfer.contest`)."""
         return contest(_compared(_tried(self.cells)))
+
+    @property
+    def angles(self) -> pd.DataFrame:
+        """Each layer's cosine beside those that two useful gradients make (`xlprobe.transfer.orthogonal`)."""
+        return angles(self.gradients)
 
     def advice(self, task: str, *, pair: str | None = None) -> Advice:
         """Objective, weight and frozen layers, from gradients before any training (`xlprobe.transfer.advice`).
