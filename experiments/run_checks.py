@@ -15,6 +15,7 @@ from reports.parsing import parse_toml
 from reports.reading import read_object
 
 __all__ = [
+    "BEGUN",
     "CONFIG",
     "PROVENANCE",
     "SAME",
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = 2
 CONFIG, PROVENANCE = "config.toml", "provenance.json"
 SAME = ("model", "data", "seeds", "device", "dtype", "attn_implementation")  # must agree on resume
+BEGUN = "begun_with"  # of a configuration: the `limit` of a run that was extended since
 _ABSENT = object()
 
 
@@ -91,8 +93,8 @@ def grown(there: dict[str, Any], now: dict[str, Any]) -> int | None:
     return old if smaller else None
 
 
-def without(table: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in table.items() if key != name}
+def without(table: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if key not in names}
 
 
 def check_provenance(folder: Path, facts: dict[str, Any], first: dict[str, Any] | None) -> None:

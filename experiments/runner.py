@@ -6,13 +6,14 @@ The programs hand in their experiments; what is printed is theirs to print.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from experiments import again, config
 from experiments.engine import Engine, local
 from experiments.recipe import Cell, Experiment, read
-from experiments.runs import RunFolder
+from experiments.runs import RunFolder, continued
 from reports.errors import InputError
 
 __all__ = ["run_again", "run_cells"]
@@ -32,8 +33,9 @@ def run_cells(
         raise InputError(
             f"out: {out} is a run itself; a matrix makes one run a sub folder: choose another folder"
         )
-    for cell in cells:
-        folder = out / cell.folder
+    for planned in cells:
+        folder = out / planned.folder
+        cell = replace(planned, config=continued(planned.config, folder))
         with engine(cell):
             summary = cell.experiment.run(cell.config, folder, progress)
         yield {"folder": str(folder), **summary}

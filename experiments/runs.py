@@ -17,6 +17,7 @@ another configuration, or another model, data or seed under it, is refused; only
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -25,7 +26,7 @@ import shutil
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import tomli_w
@@ -34,6 +35,7 @@ from experiments.case_ids import check_case_id
 from experiments.lock import LOCK, FolderLock, lock
 from experiments.provenance import provenance
 from experiments.run_checks import (
+    BEGUN,
     CONFIG,
     PROVENANCE,
     SAME,
@@ -55,9 +57,11 @@ from reports.errors import InputError, IntegrityError, MechEditError
 from reports.files import TEMPORARY, write
 from reports.results import Result
 
-__all__ = ["SAME", "RunFolder", "provenance"]
+__all__ = ["SAME", "RunFolder", "continued", "provenance"]
 
 log = logging.getLogger(__name__)
+
+C = TypeVar("C")
 
 _MANIFEST = "manifest.json"
 
@@ -118,8 +122,8 @@ class RunFolder:
             check_version(folder)
             there = read_toml(folder / CONFIG)
             before = None if first is None else grown(there, plain)
-            same = (plain, there) if before is None else (without(plain, "limit"), without(there, "limit"))
-            check_same(*same, f"config of the run in {folder}")
+            grows = () if before is None else ("limit", BEGUN)
+            check_same(without(plain, *grows), without(there, *grows), f"config of the run in {folder}")
             check_provenance(folder, facts, None if before is None or first is None else first(before))
         with _disk(folder):
             (folder / "cases").mkdir(parents=True, exist_ok=True)
@@ -283,6 +287,28 @@ class RunFolder:
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
+
+
+def continued(settings: C, path: str | os.PathLike[str]) -> C:
+    """`settings`, with the `limit` that the run in `path` began with where it has been extended, or is to be.
+
+    What is chosen on other data is chosen behind those of the first `limit`, so that finished cases stay as they are.
+
+    Args:
+        settings: A configuration with the fields `limit` and `begun_with`; another one is returned as it is.
+        path: The run folder, which may be still to be made.
+
+    Raises:
+        InputError: `config.toml` there is no TOML.
+    """
+    file, limit = Path(path) / CONFIG, getattr(settings, "limit", None)
+    if getattr(settings, BEGUN, 0) is not None or not file.is_file():
+        return settings
+    there = read_toml(file)
+    begun = there.get(BEGUN, grown(there, {} if limit is None else {"limit": limit}))
+    if not isinstance(begun, int) or (limit is not None and limit < begun):
+        return settings
+    return dataclasses.replace(settings, **{BEGUN: begun})  # type: ignore[type-var]
 
 
 def _extend(folder: Path, facts: dict[str, Any]) -> None:

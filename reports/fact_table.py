@@ -25,7 +25,13 @@ __all__ = ["TRIPLES", "EditedFact", "count", "facts", "read", "triple"]
 TRIPLES = (("Acc", "Gen", "Spec"), ("ES", "PS", "NS"), ("Rel_all", "Gen_all", "Loc_all"), ("DI", "DII"))
 _AMISS = ("not edited", "paraphrases missed", "neighbours changed")
 _DOUBTED = ("given up in doubt", "given up for the old object")
-_ROLES = {"neighborhood": "neighbour", "doubt_1": "doubt", "doubt_2": "doubt, old object offered"}
+_ROLES = {
+    "neighborhood": "neighbour",
+    "doubt_1": "doubt",
+    "doubt_2": "doubt, old object offered",
+    "other_relation": "other relation",
+}
+_FOREIGN = ("neighborhood", "other_relation")
 _DETAILED = 300  # facts with their prompts on the page: more would make it many megabytes
 _FRAMES = ("cases", "records", "prompts")
 
@@ -206,7 +212,7 @@ def _gate(fact: EditedFact) -> dict[str, Any]:
         [
             bool(row["gate_fired"])
             for row in asked
-            if row["role"] != "rewrite" and (row["role"] == "neighborhood") is far
+            if row["role"] != "rewrite" and (row["role"] in _FOREIGN) is far
         ]
         for far in (False, True)
     )

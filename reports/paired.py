@@ -26,7 +26,7 @@ from reports.text import visible
 __all__ = ["Difference", "differences", "paired"]
 
 #: The shares that are compared where both runs have them.
-_SHARES = (*(name for names in TRIPLES for name in names), "Top1")
+_SHARES = (*(name for names in TRIPLES for name in names), "Other", "Top1")
 _KL = "KL, nats"
 _LISTED = 25  # facts that both edit, with the largest difference elsewhere
 

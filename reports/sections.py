@@ -41,6 +41,7 @@ __all__ = [
 _FAMILIES = (
     ("Argmax family", (("acc", "Acc"), ("gen", "Gen"), ("spec", "Spec"), ("mean", "Mean"))),
     ("Doubts", (("di", "DI"), ("dii", "DII"))),
+    ("Same subject", (("other", "Other"),)),
     ("Probability family", (("es", "ES"), ("ps", "PS"), ("ns", "NS"), ("s", "S"))),
     # each share of tokens beside its strict form: one of three tokens is no third of a success
     (
@@ -94,8 +95,8 @@ def metric_names() -> dict[str, str]:
     >>> names["gen"], names["gen_tok"], len(set(names.values())) == len(names)
     ('Gen', 'Gen (token match)', True)
     """
-    first = {key: label for family, metrics in _FAMILIES[:3] for key, label in metrics}
-    rest = {key: f"{label} ({family.lower()})" for family, metrics in _FAMILIES[3:] for key, label in metrics}
+    first = {key: label for family, metrics in _FAMILIES[:4] for key, label in metrics}
+    rest = {key: f"{label} ({family.lower()})" for family, metrics in _FAMILIES[4:] for key, label in metrics}
     return {key: label for key, label in (first | rest).items() if key not in _NATS}
 
 

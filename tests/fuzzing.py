@@ -37,7 +37,7 @@ from mechedit.data.facts import FactEdit, load_facts
 from mechedit.editors import EditBook, WeightChange
 from mechedit.editors.steering.gates import HiddenGate, Whitening
 from mechedit.editors.steering.paraphrases import load_paraphrases
-from mechedit.editors.steering.steer import SteeringEdit
+from mechedit.editors.steering.steering_edit import SteeringEdit
 from mechedit.editors.steering.transport import AffineMap
 from mechedit.editors.weights.weight_edit import LowRank
 from mechedit.recipes.evaluate import _references

@@ -1,7 +1,8 @@
 """What a steered model says of one prompt alone, computed without a cache, a batch, or a line of the code under test.
 
 Steps: the gate is read off the plain model's hidden states; the whole sequence is run again for every new token, with a
-hook on each steered attention module that moves the prompt's end (and, with position "every", all that follows).
+hook on each steered attention module that moves the prompt's end (and, with position "every", all that follows; with
+"object", the tokens that are the beginning of the object, each by its own map).
 """
 
 from __future__ import annotations
@@ -49,13 +50,25 @@ def alone(
     tokens = [] if isinstance(new, int) else list(new)
     logits: list[Tensor] = []
     handles = []
-    for layer, fitted in ({} if edit is None else edit.maps).items():
+    behind: list[Any] = [([], {} if edit is None else edit.maps, 1.0 if edit is None else edit.alpha)]
+    behind += [] if edit is None else [(list(one.tokens), one.maps, one.alpha) for one in edit.following]
+    for before, layer, fitted, alpha in [(b, n, maps[n], a) for b, maps, a in behind for n in maps]:
         assert edit is not None
 
-        def move(module: Any, args: Any, output: Any, fitted: Any = fitted, edit: Any = edit) -> Any:
+        def move(
+            module: Any,
+            args: Any,
+            output: Any,
+            before: Any = before,
+            fitted: Any = fitted,
+            alpha: float = alpha,
+            position: str = edit.position,
+        ) -> Any:
             written = (output[0] if isinstance(output, tuple) else output).clone()
-            stop = end + 1 if edit.position == "prompt" else None
-            written[:, end:stop] += edit.alpha * fitted.displacement(written[:, end:stop])
+            first = end + len(before)
+            stop = None if position == "every" else first + 1
+            if written.shape[1] > first and so_far[end + 1 : first + 1].tolist() == list(before):
+                written[:, first:stop] += alpha * fitted.displacement(written[:, first:stop])
             return (written, *output[1:]) if isinstance(output, tuple) else written
 
         handles.append(attentions(hf)[layer].register_forward_hook(move))

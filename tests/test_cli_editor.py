@@ -10,14 +10,14 @@ from typing import get_args
 import pytest
 
 from mechedit.cli import main
-from mechedit.editors.steering import mega, sites, steer
+from mechedit.editors.steering import mega, sites, steering_edit
 from mechedit.factworld import export
 from mechedit.recipes.configurations import SETTINGS, EvaluationConfig, GateKind, Position, Site
 
 
 def test_the_choices_are_the_editors_own() -> None:
     assert get_args(GateKind) == get_args(mega.GateKind)
-    assert get_args(Position) == get_args(steer.Position)
+    assert get_args(Position) == get_args(steering_edit.Position)
     assert (*get_args(Site), "z") == tuple(sites.SITES)  # z is what --heads steers
     assert {*SETTINGS} <= {field.name for field in dataclasses.fields(EvaluationConfig)}
 

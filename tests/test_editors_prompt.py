@@ -12,7 +12,8 @@ from mechedit.attribution import attribute
 from mechedit.data.facts import FactEdit
 from mechedit.data.prompts import avoid, repeat
 from mechedit.editors import IKE, MEGA, SAKE
-from mechedit.editors.steering.steer import SteeringEdit, steer
+from mechedit.editors.steering.steer import steer
+from mechedit.editors.steering.steering_edit import SteeringEdit
 from mechedit.editors.steering.transport import gaussian_map, mean_shift
 from mechedit.evaluation.evaluate import Baseline
 from mechedit.models.hooked import HookedModel

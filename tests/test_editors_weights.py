@@ -15,7 +15,8 @@ from torch import Tensor
 from mechedit.data.facts import FactEdit
 from mechedit.editors import FT, FTL, MEMIT, NAMES, ROME, AlphaEdit, LoRA, WeightChange, by_name
 from mechedit.editors.contexts import contexts
-from mechedit.editors.steering.steer import SteeringEdit, steer
+from mechedit.editors.steering.steer import steer
+from mechedit.editors.steering.steering_edit import SteeringEdit
 from mechedit.editors.steering.transport import mean_shift
 from mechedit.editors.weights.corpus import text_corpus
 from mechedit.editors.weights.covariance import Covariance, covariance_for, covariances

@@ -14,7 +14,8 @@ from mechedit.editors import MEGA
 from mechedit.editors.steering.fit_prompts import sources, targets
 from mechedit.editors.steering.gates import AlwaysOn
 from mechedit.editors.steering.sites import read_site
-from mechedit.editors.steering.steer import SteeringEdit, steer
+from mechedit.editors.steering.steer import steer
+from mechedit.editors.steering.steering_edit import SteeringEdit
 from mechedit.editors.steering.transport import AffineMap
 from mechedit.models.hooked import HookedModel
 from mechedit.models.states import last_states

@@ -27,7 +27,8 @@ from conftest import plain_checkpoint
 from mechedit.editors import SteeringEdit
 from mechedit.editors.steering.attach import attach
 from mechedit.editors.steering.gates import AlwaysOn, HiddenGate, Pool, SentenceGate
-from mechedit.editors.steering.steer import Position, Steering, steer
+from mechedit.editors.steering.steer import Steering, steer
+from mechedit.editors.steering.steering_edit import Following, Position
 from mechedit.editors.steering.transport import AffineMap
 from reports.errors import InputError
 from tests.serving_oracle import alone, attentions, open_edit
@@ -96,8 +97,19 @@ def edits_on(kind: Kind, where: Where = "below", position: Position = "every") -
         centre = hidden.mean(0, keepdim=True) if pool == "mean" else hidden[-1:]
         maps = {n: fitted(32, 10 * i + n) for n in (1, 2)}
         gate = HiddenGate(layer, centre, 1e-3, pool=pool)
-        edits.append(SteeringEdit(fact, maps, gate, 0.8, position=position))
+        edit = SteeringEdit(fact, maps, gate, 0.8, position=position)
+        edits.append(followed(hf, edit, i) if position == "object" else edit)
     return tuple(edits)
+
+
+def followed(hf: Any, edit: SteeringEdit, i: int) -> SteeringEdit:
+    """With maps of their own behind the first two tokens that it makes the model write, and behind others."""
+    for n in (1, 2):
+        _, tokens = alone(hf, ids_of(PROMPTS[i]), [edit], n)
+        maps = {layer: fitted(32, 50 + 10 * i + 2 * n + layer) for layer in (1, 2)}
+        others = Following((tokens[0], 399 - n)[-n:], {2: fitted(32, 90)}, 3.0)
+        edit = replace(edit, following=(*edit.following, Following(tuple(tokens), maps, 0.6), others))
+    return edit
 
 
 @cache
@@ -173,7 +185,7 @@ def hooks_on(hf: Any) -> int:
 @given(
     kind=st.sampled_from(KINDS),
     where=st.sampled_from(("below", "above", "mean")),
-    position=st.sampled_from(("every", "prompt")),
+    position=st.sampled_from(("object", "every", "prompt")),
     prompts=st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=3),
     side=st.sampled_from(("left", "right")),
     cuts=st.lists(st.integers(0, 30), max_size=3),
@@ -219,6 +231,10 @@ def test_the_oracle_tells_a_steered_model_from_a_plain_one() -> None:
     hf = plain("gpt2")
     every, tokens = expected("gpt2", "below", "every", PROMPTS[0])
     prompt, _ = alone(hf, ids_of(PROMPTS[0]), edits_on("gpt2", "below", "prompt"), tokens)
+    steered, written = expected("gpt2", "below", "object", PROMPTS[0])
+    end, _ = alone(hf, ids_of(PROMPTS[0]), edits_on("gpt2", "below", "prompt"), written)
+    close(steered[0], end[0])
+    assert (steered - end)[1:3].abs().amax(1).min() > 1e-1  # behind the first token and behind the second
     bare, _ = alone(hf, ids_of(PROMPTS[0]), [replace(edits_on("gpt2")[0], alpha=0.0)], tokens)
     assert (every - bare).abs().amax(1).min() > 1e-1
     close(every[0], prompt[0])
@@ -240,7 +256,7 @@ def text(hf: Any, prompts: Sequence[str], **options: Any) -> list[list[int]]:
     return out[:, 0 if "inputs_embeds" in options else ids.shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("position", ["every", "prompt"])
+@pytest.mark.parametrize("position", ["object", "every", "prompt"])
 @pytest.mark.parametrize("where", ["below", "above", "mean"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_generate_gives_the_text_of_each_prompt_alone(kind: Kind, where: Where, position: Position) -> None:

@@ -117,6 +117,7 @@ def anatomy(
     editors: Sequence[Editor],
     selection: Sequence[FactEdit] = (),
     made_to_fail: bool = True,
+    stand_ins: Sequence[FactEdit] = (),
     top_k: int = 20,
     seed: int = 0,
     run: RunFolder | None = None,
@@ -134,6 +135,7 @@ def anatomy(
         selection: Facts about other subjects, by which the window is chosen; without any there is no window.
         made_to_fail: Whether each editor, besides as set, also runs in one of the ways of `failures.weakened`, in turn;
             otherwise an editor that never fails has nothing to contrast.
+        stand_ins: Facts whose subjects stand in for each other where an editor is made to fail; none: `facts`.
         top_k: Neurons of each kind that are ranked (certified exact).
         seed: Of the bootstrap.
         run: Keeps each finished fact as a case, so that a stopped study can be continued.
@@ -150,7 +152,7 @@ def anatomy(
     {'setting': ['as set', 'one step', 'fewer steps', 'wrong layer'], 'n': [3, 1, 1, 1]}
     """
     _check(model, facts, selection, editors)
-    ways = [weakened(editor, model, facts) if made_to_fail else {} for editor in editors]
+    ways = [weakened(editor, model, stand_ins or facts) if made_to_fail else {} for editor in editors]
     splits: dict[str, dict[str, Case]] = {}
     for split, chosen in (("selection", selection), ("fact", facts)):
         cases = _measured(model, split, chosen, editors, ways, top_k=top_k, run=run, progress=progress)

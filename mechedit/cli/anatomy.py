@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.cli.options import configured, count
 from experiments.cli.output import as_table, print_json
-from mechedit.cli.options import PLACE, add_space, command
+from mechedit.cli.options import PLACE, add_editors_set, add_space, command, over_recipe
 from mechedit.recipes.configurations import AnatomyConfig
 
 
@@ -47,7 +47,8 @@ def _config(options: argparse.Namespace) -> AnatomyConfig:
     editors = options.editors
     if editors is not None:
         editors = tuple(name.strip() for name in editors.split(","))
-    return configured(options, AnatomyConfig, names, experiment="anatomy", editors=editors)
+    config = configured(options, AnatomyConfig, names, experiment="anatomy", editors=editors)
+    return over_recipe(config, options.set)
 
 
 def add(commands: Any) -> None:
@@ -63,8 +64,9 @@ def add(commands: Any) -> None:
         "--recipe", help="TOML file with the keys of these options (experiments/recipes/anatomy.toml)"
     )
     p.add_argument("--editors", help="names, as ft,rome,memit,ike,sake,mega (the default)")
-    p.add_argument("--limit", type=count, help="facts to edit (default 60)")
+    p.add_argument("--limit", type=count, help="facts to edit (default 60); a larger one extends a run")
     p.add_argument("--selection", type=count, help="other facts, by which the window is chosen (default 20)")
+    add_editors_set(p)
     add_space(p)
     p.add_argument("--data", help="file of facts (default: the embedded world's own)")
     p.add_argument(

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.cli.options import configured, count, count_or_none
 from experiments.cli.output import as_table, print_json
-from mechedit.cli.options import PLACE, add_space, command
+from mechedit.cli.options import PLACE, add_editors_set, add_space, command, over_recipe
 from mechedit.recipes.configurations import ComparisonConfig
 
 
@@ -39,7 +39,8 @@ def _config(options: argparse.Namespace) -> ComparisonConfig:
         for name in ("editors", "ablations")
         if (text := getattr(options, name)) is not None
     }
-    return configured(options, ComparisonConfig, names, experiment="compare", **lists)
+    config = configured(options, ComparisonConfig, names, experiment="compare", **lists)
+    return over_recipe(config, options.set)
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -60,7 +61,9 @@ def add(commands: Any) -> None:
     )
     p.add_argument("--editors", help="names, as mega,rome,no_edit (default: all)")
     p.add_argument("--ablations", help="names of MEGA's ablations (default: all; '' for none)")
-    p.add_argument("--limit", type=count, help="facts to edit, a seed (default 200)")
+    p.add_argument(
+        "--limit", type=count, help="facts to edit, a seed (default 200); a larger one extends a run"
+    )
     p.add_argument(
         "--selection", type=count, help="other facts, by which window and gates are chosen (default 20)"
     )
@@ -72,6 +75,7 @@ def add(commands: Any) -> None:
     p.add_argument(
         "--text", help="running text for KL and Top1: a file, a folder, a datasets name (default: own)"
     )
+    add_editors_set(p)
     add_space(p)
     p.add_argument("--data", help="file of facts (default: the embedded world's own)")
     p.add_argument(

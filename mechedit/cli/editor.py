@@ -46,7 +46,9 @@ def add_editor_options(parser: Any, *, default: str | None = "mega") -> None:
         "--heads", type=count, help="how many heads MEGA steers, named by the attribution (all)"
     )
     parser.add_argument(
-        "--position", choices=get_args(Position), help="steer the prompt's end alone, or each new token too"
+        "--position",
+        choices=get_args(Position),
+        help="object: steer the prompt's end and the object's tokens; prompt: the end alone; every: each new token",
     )
     add_set(parser)
 

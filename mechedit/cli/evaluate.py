@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.cli.options import count
 from experiments.cli.output import as_table, print_json
+from experiments.run_checks import BEGUN
 from mechedit.cli.editor import add_editor_options
 from mechedit.cli.options import add_space, command
 from mechedit.recipes.configurations import MODES, EvaluationConfig
@@ -16,7 +17,9 @@ from mechedit.recipes.configurations import MODES, EvaluationConfig
 
 def evaluate(options: argparse.Namespace) -> None:
     """One editor on the facts of a file."""
-    given = {field.name: getattr(options, field.name) for field in fields(EvaluationConfig)}
+    given = {
+        field.name: getattr(options, field.name) for field in fields(EvaluationConfig) if field.name != BEGUN
+    }
     config = EvaluationConfig(**given | {"families": tuple(options.families.split(","))})
     from mechedit.recipes.evaluate import run_evaluation
 
@@ -72,18 +75,20 @@ def add(commands: Any) -> None:
     p.add_argument(
         "--limit",
         type=count,
-        help="facts to edit (default: all); a larger one extends a run whose editor chooses nothing on other facts",
+        help="facts to edit (default: all); the same command with a larger one extends a finished run",
     )
     add_space(p)
     p.add_argument("--skip-malformed", action="store_true", help="leave malformed records out and say which")
     p.add_argument("--mode", choices=tuple(MODES), default="single", help="how several facts are edited")
     p.add_argument(
         "--families",
-        default="probability,argmax,doubt",
-        help="of metrics: probability, argmax, doubt (the default), token, generation, ripple",
+        default="probability,argmax,doubt,subject",
+        help="of metrics: probability, argmax, doubt, subject (the default), token, generation, ripple",
     )
     p.add_argument("--references", help="JSON file, new object -> list of texts, for RS of generation")
     p.add_argument(
         "--text", help="running text for KL and Top1: a file, a folder, a datasets name (default: own)"
     )
-    p.add_argument("--out", help="run folder; the same command again goes on")
+    p.add_argument(
+        "--out", help="run folder; the same command again goes on, with a larger --limit it extends"
+    )

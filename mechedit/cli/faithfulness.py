@@ -63,7 +63,7 @@ def add(commands: Any) -> None:
     )
     p.set_defaults(model=None, seed=None, device=None, dtype=None)  # the recipe's, unless they are given
     p.add_argument("--recipe", help="TOML file with the keys of these options")
-    p.add_argument("--limit", type=count, help="facts (default 100)")
+    p.add_argument("--limit", type=count, help="facts (default 100); a larger one extends a run")
     p.add_argument("--ks", type=_numbers, help="how many neurons, as 1,3,10,30,100 (the default)")
     p.add_argument("--draws", type=count, help="random sets for each fact and k (default 5)")
     p.add_argument(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import ast
 import re
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from experiments.cli.options import count, subcommand
 from experiments.config import held
 from reports.parsing import parse_toml
 
+C = TypeVar("C")
+EDITOR_KEY = "EDITOR.KEY=VALUE"
 #: What says which model runs where; a recipe may say it too.
 PLACE = ("model", "device", "dtype", "prefix", "chat")
 
@@ -87,17 +90,22 @@ def literal(text: str) -> Any:
 
 
 class KeyValue(argparse.Action):
-    """--set KEY=VALUE, as often as there are keys: one dict."""
+    """--set KEY=VALUE, as often as there are keys: one dict; of EDITOR.KEY=VALUE one for each editor."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         """Adds one."""
         name, equals, value = str(values).partition("=")
         name, chosen = name.strip(), dict(getattr(namespace, self.dest) or {})
-        if not equals or not name.isidentifier() or not value.strip():
-            parser.error(f"argument {option_string}: expected KEY=VALUE, as layer=7, found {values!r}")
-        if name in chosen:
+        editor, point, key = name.rpartition(".")
+        wanted = self.metavar == EDITOR_KEY
+        if not equals or not key.isidentifier() or bool(point) != wanted or not value.strip():
+            example = "rome.layer=7" if wanted else "layer=7"
+            parser.error(f"argument {option_string}: expected {self.metavar}, as {example}, found {values!r}")
+        table = dict(chosen.get(editor, {})) if wanted else chosen
+        if key in table:
             parser.error(f"argument {option_string}: {name} is given twice; leave one out")
-        setattr(namespace, self.dest, {**chosen, name: held(literal(value))})
+        table[key] = held(literal(value))
+        setattr(namespace, self.dest, {**chosen, editor: table} if wanted else table)
 
 
 def add_set(parser: Any) -> None:
@@ -109,3 +117,24 @@ def add_set(parser: Any) -> None:
         help="a field of the editor, as layer=7 or contexts='((5, 10),)'; may be repeated "
         "(mechedit edit --editor NAME --fields lists them with their values for the model)",
     )
+
+
+def add_editors_set(parser: Any) -> None:
+    """--set of a command that runs several editors."""
+    parser.add_argument(
+        "--set",
+        action=KeyValue,
+        metavar=EDITOR_KEY,
+        help="a field of one of the editors, as rome.layer=7; may be repeated (mechedit edit --editor NAME --fields "
+        "lists them); in a recipe [set.rome]",
+    )
+
+
+def over_recipe(config: C, fields: dict[str, dict[str, Any]] | None) -> C:
+    """`config` with the fields of --set over those of its recipe's [set]."""
+    before: dict[str, dict[str, Any]] = config.set or {}
+    together = {
+        **before,
+        **{name: {**before.get(name, {}), **table} for name, table in (fields or {}).items()},
+    }
+    return replace(config, set=together or None)  # type: ignore[type-var]

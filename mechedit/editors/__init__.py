@@ -6,7 +6,8 @@ from mechedit.editors.registry import NAMES, by_name
 from mechedit.editors.steering.edit_book import EditBook
 from mechedit.editors.steering.mega import MEGA
 from mechedit.editors.steering.sake import SAKE
-from mechedit.editors.steering.steer import SteeredModel, SteeringEdit
+from mechedit.editors.steering.steer import SteeredModel
+from mechedit.editors.steering.steering_edit import SteeringEdit
 from mechedit.editors.weights.ft import FT, FTL
 from mechedit.editors.weights.lora import LoRA
 from mechedit.editors.weights.memit import MEMIT, AlphaEdit

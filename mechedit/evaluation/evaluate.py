@@ -75,6 +75,8 @@ __all__ = [
 
 #: What a sequence of edits is: 2 since every edit takes C of the model before the first one.
 SEQUENCE = 2
+#: Roles of prompts whose answers an edit is to leave alone.
+TO_STAY = ("neighborhood", "other_relation")
 
 
 def evaluate(
@@ -102,7 +104,7 @@ def evaluate(
         editor: What edits it.
         facts: The edits, each with a case_id of its own.
         families: "probability" (ES, EM, PS, PM, NS, NM, `_acc`, S), "argmax" (Acc, Gen, Spec), "token" (Rel, Gen, Loc:
-            `_tok` and `_all`), "doubt" (DI, DII), "generation" (GE, and RS with `references`).
+            `_tok` and `_all`), "doubt" (DI, DII), "subject" (Other), "generation" (GE, and RS with `references`).
         mode: "single", each fact alone; "sequential", one edit upon the other, then all scored; "batch", one edit.
         references: Texts by new object, for RS.
         batch_size: Prompts of one forward pass; it changes rounding only.
@@ -110,7 +112,7 @@ def evaluate(
         progress: Whether a bar is shown.
         run: Each case is written as it ends, as `<editor>-<case_id>`, and read instead of measured where it exists.
             (The facts of the other modes stand or fall together.)
-        unedited: `baseline(model, facts)`, where several editors are evaluated on the same facts.
+        unedited: `baseline(model, facts)` of these families, where several editors are evaluated on the same facts.
         text: File, folder or data set of running text for KL and Top1 (None: the project's own, or `unedited`'s).
 
     Raises:
@@ -128,7 +130,7 @@ def evaluate(
     if mode not in get_args(Mode):
         raise InputError(f"mode: expected one of {', '.join(get_args(Mode))}, found {mode!r}")
     space = References(references) if references is not None else None
-    base = unedited or _baseline(model, questions, batch_size, text)
+    base = unedited or _baseline(model, questions, batch_size, text, families)
     used = resolved(editor, model) if any(base.known) else {"name": editor.name, "edits": "none"}
     task = _Task(model, editor, used, questions, families, mode, base, batch_size, seed, run, progress)
     cases = task.one_by_one() if mode == "single" else task.together()
@@ -189,7 +191,7 @@ def _check_tokens(model: HookedModel, index: int, questions: Sequence[Question])
 
 @dataclass(frozen=True)
 class Neighbour:
-    """What the unedited model says to a neighbourhood prompt: p(new), p(true), argmax and answer (`PromptScore`)."""
+    """What the unedited model says to a prompt that is to stay: p(new), p(true), argmax and answer (`PromptScore`)."""
 
     p_new: float
     p_true: float
@@ -203,7 +205,7 @@ class Baseline:
 
     Attributes:
         known: Whether the model answers each fact.
-        neighbourhoods: For each fact a `Neighbour` by neighbourhood prompt.
+        neighbourhoods: For each fact a `Neighbour` by prompt that is to stay (`TO_STAY`).
         elsewhere: What the model says on running text; None: not measured.
         answers: What the model says behind each rewrite prompt (`PromptScore.answer`).
     """
@@ -218,6 +220,7 @@ def baseline(
     model: HookedModel,
     facts: Sequence[FactEdit],
     *,
+    families: Sequence[str] = ("probability", "argmax"),
     batch_size: int = 32,
     text: str | os.PathLike[str] | None = None,
 ) -> Baseline:
@@ -226,10 +229,11 @@ def baseline(
     Args:
         model: The unedited model.
         facts: The edits.
+        families: That will be evaluated.
         batch_size: Prompts of one forward pass.
         text: As of `evaluate`.
     """
-    return _baseline(model, [FactQuestions(fact) for fact in facts], batch_size, text)
+    return _baseline(model, [FactQuestions(fact) for fact in facts], batch_size, text, families)
 
 
 def _baseline(
@@ -237,11 +241,12 @@ def _baseline(
     questions: Sequence[FactQuestions],
     batch_size: int,
     text: str | os.PathLike[str] | None,
+    families: Sequence[str],
 ) -> Baseline:
     known, answers = _knowledge(model, [about.fact for about in questions], batch_size)
     if not any(known):
         return Baseline(known, [{} for _ in questions], answers=answers)
-    near = list(_neighbourhoods(model, questions, batch_size))
+    near = list(_to_stay(model, questions, batch_size, families))
     return Baseline(known, near, running_text(model, text), answers)
 
 
@@ -269,11 +274,12 @@ def _knowledge(
     return known, [answer(model.tokenizer, scored) for scored in scores]
 
 
-def _neighbourhoods(
-    model: HookedModel, questions: Sequence[FactQuestions], batch_size: int
+def _to_stay(
+    model: HookedModel, questions: Sequence[FactQuestions], batch_size: int, families: Sequence[str]
 ) -> Iterator[dict[str, Neighbour]]:
-    """For each fact what the unedited model says, by neighbourhood prompt; all facts in one go."""
-    near = [about.of_roles(["neighborhood"]) for about in questions]
+    """For each fact what the unedited model says, by prompt that is to stay; all facts in one go."""
+    roles = {"neighborhood"} | {role for family in families for role in FAMILIES[family]} & {*TO_STAY}
+    near = [about.of_roles(roles) for about in questions]
     scores = iter(
         measure(model, [question for of_fact in near for question in of_fact], batch_size=batch_size)
     )
@@ -370,7 +376,7 @@ class _Task:
         """The score of a prompt of fact i beside what the unedited model says to it."""
         if score.role == "rewrite" and self.base.answers:
             return dataclasses.replace(score, base_answer=self.base.answers[i])
-        if score.role != "neighborhood":
+        if score.role not in TO_STAY:
             return score
         near = self.base.neighbourhoods[i].get(score.prompt, Neighbour(math.nan, math.nan, ""))
         return dataclasses.replace(

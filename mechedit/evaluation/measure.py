@@ -56,15 +56,15 @@ class PromptScore:
         gate_fired: None without a gate.
         share_new: The share of the new object's tokens that are the argmax.
         argmax: The argmax in the place of each token of the true answer, ids joined by spaces.
-        base_p_new: `p_new` on the unedited model, of neighbourhood prompts.
-        base_p_true: `p_true` on the unedited model, of neighbourhood prompts.
-        base_argmax: `argmax` on the unedited model, of neighbourhood prompts.
+        base_p_new: `p_new` on the unedited model, of prompts that are to stay: of neighbours and other relations.
+        base_p_true: `p_true` on the unedited model, of the same.
+        base_argmax: `argmax` on the unedited model, of the same.
         scored_new: The tokens of the new object that decide (`mechedit.models.deciding`), as text, with the space
             before them; "" in results of earlier versions.
         scored_true: The same of the true answer.
         answer: What the model says behind the prompt, greedily, as far as the scored objects follow it: an object whole
             where it says that, else through its first other token; "" in results of earlier versions.
-        base_answer: `answer` of the unedited model, of rewrite and neighbourhood prompts.
+        base_answer: `answer` of the unedited model, of the rewrite prompt and those that are to stay.
     """
 
     role: str
@@ -108,6 +108,13 @@ def _kept(prompt: PromptScore) -> float:
     return unchanged(*([int(token) for token in ids.split()] for ids in (prompt.base_argmax, prompt.argmax)))
 
 
+def _same_next(prompt: PromptScore) -> float:
+    """Whether the edited model's next token is the unedited one's."""
+    if prompt.next_token is None or not prompt.base_argmax:
+        return math.nan
+    return float(prompt.argmax.split()[0] == prompt.base_argmax.split()[0])
+
+
 def _all_kept(prompt: PromptScore) -> float:
     share = _kept(prompt)
     return math.nan if math.isnan(share) else float(share == 1)
@@ -139,6 +146,7 @@ METRICS: dict[str, Metric] = {
     "Loc_all": Metric("token", "neighborhood", _all_kept),
     "DI": Metric("doubt", "doubt_1", lambda p: p.starts_new),
     "DII": Metric("doubt", "doubt_2", lambda p: p.starts_new),
+    "Other": Metric("subject", "other_relation", _same_next),
 }
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from mechedit.data import prompts
 from mechedit.data.records import FactEdit
+from mechedit.evaluation.other_relations import other_relations
 
 __all__ = ["FAMILIES", "N_PASSAGES", "FactQuestions", "Question"]
 
@@ -18,6 +19,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "argmax": ("rewrite", "paraphrase", "neighborhood"),
     "token": ("rewrite", "paraphrase", "neighborhood"),
     "doubt": ("doubt_1", "doubt_2"),
+    "subject": ("other_relation",),
     "generation": (),
 }
 #: Passages of running text that every edited model reads (`mechedit.evaluation.elsewhere`).
@@ -56,7 +58,7 @@ class FactQuestions:
 
     @cached_property
     def questions(self) -> list[Question]:
-        """The questions of every role."""
+        """The questions of every role but "other_relation"."""
         fact, rewrite = self.fact, self.fact.rewrite_prompt
         texts: dict[str, tuple[str, ...]] = {
             "rewrite": (rewrite,),
@@ -72,10 +74,18 @@ class FactQuestions:
             for index, prompt in enumerate(texts[role])
         ]
 
+    @cached_property
+    def others(self) -> list[Question]:
+        """What else is asked about the subject; the answers are the unedited model's own."""
+        fact = self.fact
+        texts = enumerate(other_relations(fact))
+        return [Question("other_relation", index, text, fact, fact.target_true) for index, text in texts]
+
     def of_roles(self, roles: Iterable[str]) -> list[Question]:
         """The questions of these roles, in the order of `questions`."""
         wanted = set(roles)
-        return [question for question in self.questions if question.role in wanted]
+        others = self.others if "other_relation" in wanted else []
+        return [question for question in self.questions if question.role in wanted] + others
 
     def read_by(self, families: Iterable[str]) -> list[Question]:
         """The questions that these families of metrics read, each once."""

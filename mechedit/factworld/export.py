@@ -28,12 +28,12 @@ EDITABLE = tuple(name for name in RELATIONS if name != "capital")
 
 
 def edits(
-    limit: int, *, seed: int = 0, world: World | None = None, skip: Sequence[FactEdit] = ()
+    limit: int | None, *, seed: int = 0, world: World | None = None, skip: Sequence[FactEdit] = ()
 ) -> list[FactEdit]:
     """`limit` counterfactual edits, drawn by chance.
 
     Args:
-        limit: Their number.
+        limit: Their number (None: all, in an order by chance).
         seed: Of the draw.
         world: None: the one of the shipped models.
         skip: No edit is about a subject of these (for disjoint splits).
@@ -48,6 +48,7 @@ def edits(
     world = world or World()
     taken = {fact.subject for fact in skip}
     facts = [key for key in world.facts if key[1] in EDITABLE and key[0] not in taken]
+    limit = len(facts) if limit is None else limit
     if not 1 <= limit <= len(facts):
         raise InputError(f"limit: expected 1 to {len(facts)} edits, found {limit}")
     chosen = random.Random(f"{world.seed}:edits:{seed}").sample(facts, limit)

@@ -338,6 +338,24 @@ class World:
         return subject
 
 
+def of_world(subject: str, relation: str, prompt: str) -> bool:
+    """Whether a fact is one of an embedded world: its subject's name and its template are. The relation is not enough.
+
+    Args:
+        subject: As in the record.
+        relation: Its name; other data has a "capital" and a "sport" too.
+        prompt: The template, with {} for the subject.
+
+    >>> [of_world(name, "sport", "{} plays the sport of") for name in ("Anna Novak", "LeBron James")]
+    [True, False]
+    """
+    if relation not in RELATIONS or prompt not in RELATIONS[relation].templates:
+        return False
+    kind = RELATIONS[relation].subject_kind
+    first, _, last = subject.partition(" ")
+    return first in FIRST_NAMES and last in LAST_NAMES if kind == "person" else subject in OBJECTS[kind]
+
+
 def alias(person: str) -> str:
     """The short form of a person's name.
 

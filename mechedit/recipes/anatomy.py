@@ -10,20 +10,22 @@ Steps:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from experiments.recipe import recorded
-from experiments.runs import RunFolder
+from experiments.runs import RunFolder, continued
 from mechedit.anatomy.study import AnatomyStudy, anatomy
 from mechedit.anatomy.tables import LEAST
-from mechedit.data.facts import facts_hash
-from mechedit.editors import Editor, by_name
+from mechedit.data.facts import FactEdit, facts_hash
+from mechedit.editors import Editor
 from mechedit.editors.registry import select
 from mechedit.evaluation.evaluate import known_facts
 from mechedit.models.hooked import HookedModel
 from mechedit.recipes.configurations import AnatomyConfig
-from mechedit.recipes.splits import facts_and_selection
+from mechedit.recipes.editor_choice import named
+from mechedit.recipes.splits import anatomy_facts
 from reports import page
 from reports.errors import InputError
 
@@ -33,35 +35,31 @@ __all__ = ["run_anatomy"]
 def run_anatomy(
     model: HookedModel, config: AnatomyConfig, out: str | Path, *, progress: bool = True
 ) -> AnatomyStudy:
-    """Runs the study into the folder `out`, or goes on with it.
+    """Runs the study into the folder `out`, goes on with it, or extends it to a larger `limit`.
 
     Raises:
         InputError: An editor is unknown, the model knows none of the facts, or `out` holds something else or a run
             with another configuration.
     """
-    editors = [by_name(name) for name in config.editors]
-    facts, selection = facts_and_selection(
-        config.data,
-        embedded=config.model,
-        limit=config.limit,
-        selection=config.selection,
-        seed=config.seed,
-        space=config.space,
-    )
+    config = continued(config, out)
+    editors = [named(model, name, (config.set or {}).get(name, {})) for name in config.editors]
+    facts, selection = anatomy_facts(config)
     if not any(known_facts(model, facts)):
         raise InputError(f"facts: {model.name} knows none of the {len(facts)}, so there is nothing to edit")
     ready = [select(editor, model, selection) for editor in editors]
-    source = {"source": config.data or "the embedded world", "facts": facts_hash(facts)}
-    source["selection"] = facts_hash(selection)
     seeds = {"facts": config.seed, "selection": config.seed + 1, "bootstrap": config.seed}
     run = RunFolder.open(
-        out, recorded("anatomy", config), provenance=model.provenance(data=source, seeds=seeds)
+        out,
+        recorded("anatomy", config),
+        provenance=model.provenance(data=_data(config, facts, selection), seeds=seeds),
+        first=lambda limit: _data(config, *anatomy_facts(replace(config, limit=limit))),
     )
     study = anatomy(
         model,
         facts,
         editors=ready,
         selection=selection,
+        stand_ins=facts[: config.begun_with],
         top_k=config.top_k,
         seed=config.seed,
         run=run,
@@ -72,6 +70,12 @@ def run_anatomy(
     page.build(run.path)
     run.finish({"n": study.n, "answers": dict(zip(_keys(study), study.claims["answer"], strict=True))})
     return study
+
+
+def _data(config: AnatomyConfig, facts: Sequence[FactEdit], selection: Sequence[FactEdit]) -> dict[str, Any]:
+    """What the provenance says of the facts."""
+    hashes = {"facts": facts_hash(facts), "selection": facts_hash(selection)}
+    return {"source": config.data or "the embedded world", **hashes}
 
 
 def _keys(study: AnatomyStudy) -> list[str]:

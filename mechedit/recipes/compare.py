@@ -13,18 +13,18 @@ Steps:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
 from experiments.recipe import recorded
-from experiments.runs import RunFolder
+from experiments.runs import RunFolder, continued
 from mechedit.data.facts import FactEdit, facts_hash
-from mechedit.editors import MEGA, NAMES, Editor, by_name
+from mechedit.editors import MEGA, NAMES, Editor
 from mechedit.editors.registry import select
 from mechedit.editors.steering.selection import gate_roc
 from mechedit.editors.steering.variants import ABLATIONS, CONTROLS, variant
@@ -33,6 +33,7 @@ from mechedit.evaluation.result import ELSEWHERE
 from mechedit.evaluation.ripple import RippleEvaluation, ripple
 from mechedit.models.hooked import HookedModel
 from mechedit.recipes.configurations import ComparisonConfig
+from mechedit.recipes.editor_choice import named
 from mechedit.recipes.splits import compared_facts, ripple_facts
 from reports import page
 from reports.intervals import bootstrap_mean
@@ -40,7 +41,9 @@ from reports.results import Result
 
 __all__ = ["EditorComparison", "run_comparison"]
 
-FAMILIES = ("argmax", "probability", "doubt")
+#: By seed the facts that are measured, and those that choose.
+Splits = dict[int, tuple[list[FactEdit], list[FactEdit]]]
+FAMILIES = ("argmax", "probability", "doubt", "subject")
 FIVE = ("Acc", "Gen", "Spec", "DI", "DII")
 CELLS = {
     "acc": "Acc",
@@ -48,6 +51,7 @@ CELLS = {
     "spec": "Spec",
     "di": "DI",
     "dii": "DII",
+    "other": "Other",
     "es": "ES",
     "ps": "PS",
     "ns": "NS",
@@ -104,17 +108,20 @@ class EditorComparison(Result):
 def run_comparison(
     model: HookedModel, config: ComparisonConfig, out: str | Path, *, progress: bool = True
 ) -> EditorComparison:
-    """Runs the comparison into the folder `out`, or goes on with it.
+    """Runs the comparison into the folder `out`, goes on with it, or extends it to a larger `limit`.
 
     Raises:
         InputError: `out` holds something else or a run with another configuration; and as `evaluate`.
     """
-    splits = {seed: compared_facts(config, seed) for seed in config.seeds}
-    data = {f"facts_{seed}": facts_hash(facts) for seed, (facts, _) in splits.items()}
-    facts_of = {"source": config.data or "the embedded world", **data}
-    seeds = {"facts": list(config.seeds)}
+    config = continued(config, out)
+    for name, fields in (config.set or {}).items():
+        named(model, name, fields)  # refused before anything is measured or written
+    splits = _splits(config)
     run = RunFolder.open(
-        out, recorded("compare", config), provenance=model.provenance(data=facts_of, seeds=seeds)
+        out,
+        recorded("compare", config),
+        provenance=model.provenance(data=_data(config, splits), seeds={"facts": list(config.seeds)}),
+        first=lambda limit: _data(config, _splits(replace(config, limit=limit))),
     )
     study = _Study(model, config, run, progress)
     for seed, (facts, selection) in splits.items():
@@ -123,10 +130,22 @@ def run_comparison(
     study.follow(splits[config.seeds[0]][0])
     result = study.result()
     run.write_result(result, "comparison")
+    for name, evaluation in study.by_editor():
+        run.write_result(evaluation, name)
     run.write_json("summary", _summary(config, model, result))
     page.build(run.path)
     run.finish({"n_known": result.n_known, "n_total": result.n_total})
     return result
+
+
+def _splits(config: ComparisonConfig) -> Splits:
+    return {seed: compared_facts(config, seed) for seed in config.seeds}
+
+
+def _data(config: ComparisonConfig, splits: Splits) -> dict[str, Any]:
+    """What the provenance says of the facts."""
+    hashes = {f"facts_{seed}": facts_hash(facts) for seed, (facts, _) in splits.items()}
+    return {"source": config.data or "the embedded world", **hashes}
 
 
 class _Study:
@@ -141,12 +160,12 @@ class _Study:
 
     def measure(self, seed: int, facts: Sequence[FactEdit], selection: Sequence[FactEdit]) -> None:
         """Every editor and control on the facts of one seed."""
-        mega = cast(MEGA, by_name("mega")).select(self.model, selection)
-        self.choices += [
-            {"seed": seed, "key": key, "value": str(value)} for key, value in mega.choice.items()
-        ]
+        mega = select(self._named("mega"), self.model, selection)
+        assert isinstance(mega, MEGA)
+        choice = {"window": mega.window, **mega.choice}
+        self.choices += [{"seed": seed, "key": key, "value": str(value)} for key, value in choice.items()]
         self.editors[seed] = [self._editor(name, mega, seed, selection) for name in self.config.editors]
-        unedited = baseline(self.model, facts, text=self.config.text)
+        unedited = baseline(self.model, facts, families=FAMILIES, text=self.config.text)
         for editor in self.editors[seed]:
             self._evaluate("editor", seed, editor, facts, unedited)
 
@@ -156,12 +175,13 @@ class _Study:
         mega = next(e for e in self.editors[seed] if e.name == "mega")
         assert isinstance(mega, MEGA)
         facts = facts[: self.config.ablation_facts]
-        unedited = baseline(self.model, facts, text=self.config.text)
+        unedited = baseline(self.model, facts, families=FAMILIES, text=self.config.text)
         ready = [self._editor(name, mega, seed, selection) for name in self.config.ablations]
         for editor in (mega, *ready):
             self._evaluate("ablation", seed, editor, facts, unedited)
         gates = {e.gate: e for e in (mega, *ready) if isinstance(e, MEGA) and e.gate != "always"}
-        self.run.write_result(gate_roc(list(gates.values()), self.model, facts), "gates")
+        if gates:
+            self.run.write_result(gate_roc(list(gates.values()), self.model, facts), "gates")
 
     def follow(self, facts: Sequence[FactEdit]) -> None:
         """RippleEdits' axes, where the facts have tests."""
@@ -169,6 +189,12 @@ class _Study:
         for editor in self.editors[self.config.seeds[0]] if tested else []:
             result = ripple(self.model, editor, tested, progress=self.progress, run=self.run)
             self.ripples.append((editor.name, result))
+
+    def by_editor(self) -> Iterator[tuple[str, Evaluation]]:
+        """Every editor and control with its evaluation, pooled over the seeds."""
+        for (part, name), evaluations in self.evaluations.items():
+            if part == "editor":
+                yield name, _pooled([evaluation for _, evaluation in evaluations])
 
     def result(self) -> EditorComparison:
         """Everything, pooled over the seeds."""
@@ -198,8 +224,11 @@ class _Study:
         if name == "mega":
             return mega
         n_layers = self.model.shape.n_layers
-        editor = by_name(name) if name in NAMES else variant(mega, name, n_layers=n_layers, seed=seed)
+        editor = self._named(name) if name in NAMES else variant(mega, name, n_layers=n_layers, seed=seed)
         return select(editor, self.model, selection)
+
+    def _named(self, name: str) -> Editor:
+        return named(self.model, name, (self.config.set or {}).get(name, {}))
 
     def _evaluate(
         self, part: str, seed: int, editor: Editor, facts: Sequence[FactEdit], unedited: Any
@@ -258,6 +287,8 @@ def _summary(config: ComparisonConfig, model: HookedModel, result: EditorCompari
             "Mean is that of Acc, Gen, Spec, DI and DII, over the records that have all five.",
             "KL, in nats per token, and Top-1 compare the edited with the unedited model on running text.",
             "Spec counts a closed gate as success: read the row without a gate beside it.",
+            "Other asks about the same subject under other relations, in words that nothing is fitted on: the share of "
+            "prompts whose next token is the unedited model's.",
             *_ripple_notes(result.ripple),
         ],
         "not_done": [

@@ -6,6 +6,7 @@ registries that they name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 GateKind = Literal["asked", "hidden", "cosine", "mahalanobis", "mean", "sentence", "always"]
-Position = Literal["every", "prompt"]
+Position = Literal["object", "prompt", "every"]
 Site = Literal["attn_out", "resid_mid", "mlp_out", "resid_post"]
 
 MODES = {
@@ -55,6 +56,7 @@ ABLATIONS = (
     *("prompts_1", "prompts_2", "prompts_50", "prompts_100", "source_forced", "source_both"),
     *(
         "independent",
+        "prompt_end",
         "every_token",
         "undoubted_gate",
         "gate_subject",
@@ -78,6 +80,8 @@ class EvaluationConfig:
 
     Attributes:
         set: Other fields of the editor, by name (`mechedit edit --editor NAME --fields` lists them).
+        begun_with: The `limit` with which a run began that was extended later: what is chosen is chosen on the facts
+            that are not measured under it, and these are never measured. The run itself writes it down.
     """
 
     data: str
@@ -94,10 +98,11 @@ class EvaluationConfig:
     position: Position | None = None
     set: dict[str, Any] | None = None
     limit: int | None = None
+    begun_with: int | None = None
     skip_malformed: bool = False
     space: Space | None = None
     mode: Literal["single", "sequential", "batch"] = "single"
-    families: tuple[str, ...] = ("probability", "argmax", "doubt")
+    families: tuple[str, ...] = ("probability", "argmax", "doubt", "subject")
     references: str | None = None
     text: str | None = None
     seed: int = 0
@@ -123,6 +128,8 @@ class ComparisonConfig:
     Attributes:
         data: A file of facts, of which each seed measures the next `limit` and chooses on others behind them all; or ""
             for the embedded world's own (which also brings RippleEdits' tests), drawn by the seed.
+        begun_with: As in `EvaluationConfig`, of each seed.
+        set: Fields of the editors, by editor and name; MEGA's hold for its controls and ablations too.
         text: Running text for what an edit costs elsewhere (None: the project's own).
     """
 
@@ -134,6 +141,8 @@ class ComparisonConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     ablation_facts: int = 40
     ripple_facts: int = 60
+    begun_with: int | None = None
+    set: dict[str, dict[str, Any]] | None = None
     data: str = ""
     text: str | None = None
     space: Space | None = None
@@ -153,6 +162,7 @@ class ComparisonConfig:
             raise InputError(
                 "editors: expected mega among them: its controls and ablations are made of it, found none"
             )
+        _check_set(self.set, self.editors)
         if min(self.limit, self.selection) < 1 or not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(
                 "limit, selection, seeds: expected at least 1 of each, no seed twice, found "
@@ -168,6 +178,8 @@ class AnatomyConfig:
         top_k: Neurons of each kind that are contrasted.
         data: A file of facts, or "" for the embedded world's own.
         space: Whether a space stands before an answer of that file, where its rows do not say it.
+        begun_with: As in `EvaluationConfig`.
+        set: Fields of the editors, by editor and name.
     """
 
     model: str = "factworld"
@@ -175,6 +187,8 @@ class AnatomyConfig:
     limit: int = 60
     selection: int = 20
     top_k: int = 20
+    begun_with: int | None = None
+    set: dict[str, dict[str, Any]] | None = None
     data: str = ""
     space: Space | None = None
     seed: int = 0
@@ -189,6 +203,7 @@ class AnatomyConfig:
                 "limit, selection, top_k: expected at least 1 of each, found "
                 f"{self.limit}, {self.selection}, {self.top_k}"
             )
+        _check_set(self.set, self.editors)
 
 
 @dataclass(frozen=True)
@@ -200,6 +215,7 @@ class FaithfulnessConfig:
         mean_over: Prompts of so many other facts are averaged, and ablated neurons set to that mean; 0: set to zero.
         data: A file of facts, or "" for the embedded world's own.
         space: Whether a space stands before an answer of that file, where its rows do not say it.
+        begun_with: As in `EvaluationConfig`, of the facts whose prompts are averaged.
     """
 
     models: tuple[str, ...] = tuple(EMBEDDED)
@@ -207,6 +223,7 @@ class FaithfulnessConfig:
     ks: tuple[int, ...] = (1, 3, 10, 30, 100)
     draws: int = 5
     mean_over: int = 0
+    begun_with: int | None = None
     data: str = ""
     space: Space | None = None
     seed: int = 0
@@ -235,3 +252,14 @@ class DemoConfig:
     dtype: str = "float32"
     prefix: str | None = None
     chat: bool | None = None
+
+
+def _check_set(fields: Mapping[str, Any] | None, editors: Sequence[str]) -> None:
+    """Refuses fields of what is no editor of the run, or of what is made of another one."""
+    for name in fields or ():
+        if name in (*CONTROLS, *ABLATIONS):
+            raise InputError(f"set: {name} is MEGA with one thing changed; set mega's fields")
+        if name not in editors:
+            raise InputError(
+                f"set: expected fields of {', '.join(editors)}, as {editors[0]}.FIELD, found {name!r}"
+            )

@@ -18,7 +18,7 @@ from mechedit.recipes.known_facts import find_known
 from mechedit.recipes.splits import selection_for
 from reports.errors import InputError
 
-__all__ = ["chosen_editor", "named_editor"]
+__all__ = ["chosen_editor", "named", "named_editor"]
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,17 @@ def named_editor(options: Any, model: HookedModel) -> Editor:
     if twice := [name for name in more if name in given]:
         raise InputError(f"set: {twice[0]} is given twice, as an option and by set; leave one out")
     editor = with_fields(editor, given | more)
+    _check(editor, model)
+    return editor
+
+
+def named(model: HookedModel, name: str, fields: Mapping[str, Any]) -> Editor:
+    """The editor called `name` with `fields`, as a recipe of several editors sets them, before it chooses anything.
+
+    Raises:
+        InputError: It has no such field, or the model no such layer, window or head.
+    """
+    editor = with_fields(by_name(name), fields)
     _check(editor, model)
     return editor
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from experiments.recipe import recorded
-from experiments.runs import RunFolder
-from mechedit.data.facts import FactEdit, LoadedFacts, facts_hash, load_facts
+from experiments.runs import RunFolder, continued
+from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.evaluation.evaluate import baseline, check_facts, evaluate
 from mechedit.evaluation.result import ELSEWHERE, Evaluation
 from mechedit.evaluation.ripple import RippleEvaluation, check_tests, ripple
+from mechedit.models.hooked import HookedModel
 from mechedit.recipes.configurations import MODES, EvaluationConfig
 from mechedit.recipes.configured_model import load
 from mechedit.recipes.editor_choice import chosen_editor, named_editor
 from mechedit.recipes.one_edit import one_wording
+from mechedit.recipes.splits import evaluated_facts
 from reports import page
 from reports.errors import InputError
 from reports.parsing import parse
@@ -37,16 +40,17 @@ def run_evaluation(
     Raises:
         InputError: Something cannot be evaluated, which is found before anything is written; and as `evaluate`.
     """
-    facts = _facts(config, config.limit)
+    facts, first = evaluated_facts(config)
     if "ripple" in config.families:
         check_tests(facts)
     model = load(config)
+    config = _begun(config, model, out)  # a wrong editor is refused before anything is measured or written
+    facts, first = evaluated_facts(config)
     check_facts(model, facts, families=config.scored)
     references = _references(config)
-    named_editor(config, model)  # refused before anything is measured or written
-    unedited = baseline(model, facts, text=config.text)
+    unedited = baseline(model, facts, families=config.scored, text=config.text)
     known = any(unedited.known)
-    editor = chosen_editor(config, model, facts, data=config.data) if known else named_editor(config, model)
+    editor = chosen_editor(config, model, first, data=config.data) if known else named_editor(config, model)
     for line in one_wording(editor, facts) if known else ():
         log.warning("%s: %s", editor.name, line)
     run = None
@@ -54,12 +58,11 @@ def run_evaluation(
         facts_of = model.provenance(
             data=_source(config, facts), seeds={"selection": config.seed, "generation": config.seed}
         )
-        alone = config.mode == "single" and not named_editor(config, model).needs_selection
         run = RunFolder.open(
             out,
             recorded("evaluate", config),
             provenance=facts_of,
-            first=(lambda limit: _source(config, _facts(config, limit))) if alone else None,
+            first=_first(config) if config.mode == "single" else None,
         )
     result = evaluate(
         model,
@@ -81,14 +84,20 @@ def run_evaluation(
     return result, ripples
 
 
-def _facts(config: EvaluationConfig, limit: int | None) -> LoadedFacts:
-    return load_facts(
-        config.data, limit=limit, skip_malformed=config.skip_malformed, space=config.space or "auto"
-    )
+def _begun(config: EvaluationConfig, model: HookedModel, out: str | Path | None) -> EvaluationConfig:
+    """Whether the run in `out` was begun with fewer facts matters to an editor that chooses on those behind them."""
+    if config.mode != "single" or not named_editor(config, model).needs_selection:
+        return replace(config, begun_with=None)
+    return continued(config, out) if out else config
 
 
 def _source(config: EvaluationConfig, facts: Sequence[FactEdit]) -> dict[str, Any]:
     return {"source": config.data, "facts": facts_hash(facts)}
+
+
+def _first(config: EvaluationConfig) -> Callable[[int], dict[str, Any]]:
+    """What the provenance says of the facts under a smaller limit."""
+    return lambda limit: _source(config, evaluated_facts(replace(config, limit=limit))[0])
 
 
 def _write(

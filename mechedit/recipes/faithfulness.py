@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from experiments.recipe import recorded
-from experiments.runs import RunFolder
-from mechedit.data.facts import facts_hash
+from experiments.runs import RunFolder, continued
+from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.faithfulness.study import FaithfulnessStudy, faithfulness, provenance_of
 from mechedit.models.hooked import HookedModel
 from mechedit.recipes.configurations import FaithfulnessConfig
@@ -21,7 +22,7 @@ __all__ = ["run_faithfulness"]
 def run_faithfulness(
     models: Sequence[HookedModel], config: FaithfulnessConfig, out: str | Path, *, progress: bool = True
 ) -> FaithfulnessStudy:
-    """Runs the study into the folder `out`, or goes on with it.
+    """Runs the study into the folder `out`, goes on with it, or extends it to a larger `limit`.
 
     Args:
         models: Those of `config.models`, in its order.
@@ -32,18 +33,21 @@ def run_faithfulness(
     Raises:
         InputError: `out` holds something else or another run; and as `faithfulness`.
     """
+    config = continued(config, out)
     facts, averaged = ablated_facts(config)
-    prompts = [fact.rewrite_prompt for fact in averaged]
-    data = {"source": config.data or "the embedded world", "facts": facts_hash(facts), "mean_over": prompts}
+    data = _data(config, facts, averaged)
     run = RunFolder.open(
-        out, recorded("faithfulness", config), provenance=provenance_of(models, data, seed=config.seed)
+        out,
+        recorded("faithfulness", config),
+        provenance=provenance_of(models, data, seed=config.seed),
+        first=lambda limit: _data(config, *ablated_facts(replace(config, limit=limit))),
     )
     study = faithfulness(
         models,
         facts,
         ks=config.ks,
         draws=config.draws,
-        mean_over=prompts,
+        mean_over=data["mean_over"],
         seed=config.seed,
         run=run,
         progress=progress,
@@ -53,6 +57,14 @@ def run_faithfulness(
     page.build(run.path)
     run.finish({"n": study.n, "better": study.differences["better"].value_counts().to_dict()})
     return study
+
+
+def _data(
+    config: FaithfulnessConfig, facts: Sequence[FactEdit], averaged: Sequence[FactEdit]
+) -> dict[str, Any]:
+    """What the provenance says of the facts."""
+    prompts = [fact.rewrite_prompt for fact in averaged]
+    return {"source": config.data or "the embedded world", "facts": facts_hash(facts), "mean_over": prompts}
 
 
 def _summary(config: FaithfulnessConfig, study: FaithfulnessStudy) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def _advice(editor: Editor, change: WeightChange | EditBook | None) -> str:
     """What to try."""
     if isinstance(change, EditBook):
         (edit,) = change.edits.values()
-        if edit.choice.get("own_right") == 0 or not edit.maps:
+        if edit.choice.get("own_right") == 0 or not edit.steers:
             return "none of its targets leads to the new object: take another --window, or a larger model"
         return f"see alpha ({edit.alpha:g}), window and gate (--alpha, --window, --threshold, --gate always)"
     if isinstance(change, WeightChange):

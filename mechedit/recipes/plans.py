@@ -1,6 +1,6 @@
 """What each experiment is going to do, made of the facts and case ids that the run itself walks; no model is loaded.
 
-Counted are sequences that are scored (a prompt with an object behind it, or one pass of an attribution), and edits.
+Counted are sequences that are scored (a prompt with the objects behind it, or one pass of an attribution), and edits.
 Facts that the model does not know are not edited, so where there are some the run does less.
 """
 
@@ -12,7 +12,8 @@ from experiments.recipe import Plan
 from experiments.weight_files import local_bytes
 from mechedit.data import atlas
 from mechedit.data.case_keys import ablation_key, anatomy_key, attribution_key, evaluation_key, ripple_key
-from mechedit.data.facts import FactEdit, load_facts
+from mechedit.data.facts import FactEdit
+from mechedit.evaluation.questions import FAMILIES as FACT_ROLES
 from mechedit.evaluation.questions import N_PASSAGES, FactQuestions
 from mechedit.models.embedded import EMBEDDED, here
 from mechedit.recipes.configurations import (
@@ -24,7 +25,14 @@ from mechedit.recipes.configurations import (
     EvaluationConfig,
     FaithfulnessConfig,
 )
-from mechedit.recipes.splits import ablated_facts, compared_facts, facts_and_selection, ripple_facts
+from mechedit.recipes.splits import (
+    ablated_facts,
+    anatomy_facts,
+    compared_facts,
+    evaluated_facts,
+    facts_and_selection,
+    ripple_facts,
+)
 
 __all__ = ["plan_anatomy", "plan_comparison", "plan_demo", "plan_evaluation", "plan_faithfulness"]
 
@@ -38,14 +46,16 @@ def plan_comparison(config: ComparisonConfig) -> Plan:
     cases: list[str] = []
     sequences = 0
     splits = {seed: compared_facts(config, seed)[0] for seed in config.seeds}
-    families = ("argmax", "probability", "doubt")
+    families = ("argmax", "probability", "doubt", "subject")
     for facts in splits.values():
         cases += [evaluation_key(editor, fact) for editor in config.editors for fact in facts]
-        sequences += _unedited(facts) + len(config.editors) * (_scored(facts, families) + _read(len(facts)))
+        sequences += _unedited(facts, families) + len(config.editors) * (
+            _scored(facts, families) + _read(len(facts))
+        )
     facts = splits[config.seeds[0]]
     few = facts[: config.ablation_facts]
     cases += [evaluation_key(editor, fact) for editor in config.ablations for fact in few]
-    sequences += _unedited(few) + len(config.ablations) * (_scored(few, families) + _read(len(few)))
+    sequences += _unedited(few, families) + len(config.ablations) * (_scored(few, families) + _read(len(few)))
     tested = ripple_facts(config, facts)
     cases += [ripple_key(editor, fact) for editor in config.editors for fact in tested]
     notes = ("RippleEdits' queries are generated, not scored.",) if tested else ()
@@ -54,9 +64,7 @@ def plan_comparison(config: ComparisonConfig) -> Plan:
 
 def plan_anatomy(config: AnatomyConfig) -> Plan:
     """Of `mechedit.recipes.anatomy.run_anatomy`: a pass a fact, and one under each editor as set and made to fail."""
-    facts, selection = facts_and_selection(
-        config.data, embedded=config.model, limit=config.limit, selection=config.selection, seed=config.seed
-    )
+    facts, selection = anatomy_facts(config)
     splits = {"selection": selection, "fact": facts}
     cases = [anatomy_key(split, fact) for split, chosen in splits.items() for fact in chosen]
     edits = 2 * len(config.editors) * len(cases)
@@ -75,24 +83,20 @@ def plan_demo(config: DemoConfig) -> Plan:
         notes = ("The facts stand for those that the model will turn out to know.",)
     cases = [attribution_key(fact) for fact in facts]
     cases += [evaluation_key(editor, fact) for editor in DEMO_EDITORS for fact in facts]
-    each = _scored(facts, ("probability", "argmax")) + _read(len(facts))
-    sequences = _unedited(facts) + len(DEMO_EDITORS) * each
+    families = ("probability", "argmax")
+    each = _scored(facts, families) + _read(len(facts))
+    sequences = _unedited(facts, families) + len(DEMO_EDITORS) * each
     return _plan(config.model, config.dtype, cases, sequences + 2 * len(facts), len(cases), notes)
 
 
 def plan_evaluation(config: EvaluationConfig) -> Plan:
     """Of `mechedit.recipes.evaluate.run_evaluation`."""
-    facts = load_facts(
-        config.data,
-        limit=config.limit,
-        skip_malformed=config.skip_malformed,
-        space=config.space or "auto",
-    )
+    facts = evaluated_facts(config)[0]
     cases = [evaluation_key(config.editor, fact, config.mode) for fact in facts]
     if "ripple" in config.families:
         cases += [ripple_key(config.editor, fact) for fact in facts]
     notes = ("Texts are generated, not scored.",) if {"generation", "ripple"} & {*config.families} else ()
-    sequences = _unedited(facts) + _scored(facts, config.scored)
+    sequences = _unedited(facts, config.scored) + _scored(facts, config.scored)
     sequences += _read(len(facts) if config.mode == "single" else 1)
     return _plan(config.model, config.dtype, cases, sequences, len(cases), notes)
 
@@ -119,8 +123,8 @@ def _plan(
 
 
 def _scored(facts: Sequence[FactEdit], families: Sequence[str]) -> int:
-    """The new and the true object behind every prompt of every fact (`measure`)."""
-    return sum(2 * len(FactQuestions(fact).read_by(families)) for fact in facts)
+    """Every prompt of every fact, with the new and the true object behind it (`measure`)."""
+    return sum(len({asked.prompt for asked in FactQuestions(fact).read_by(families)}) for fact in facts)
 
 
 def _read(n_models: int) -> int:
@@ -128,6 +132,8 @@ def _read(n_models: int) -> int:
     return n_models * N_PASSAGES
 
 
-def _unedited(facts: Sequence[FactEdit]) -> int:
-    """Whether each fact is known, its neighbours, and the running text (`baseline`)."""
-    return _read(1) + sum(1 + 2 * len(fact.neighborhood_prompts) for fact in facts)
+def _unedited(facts: Sequence[FactEdit], families: Sequence[str]) -> int:
+    """Whether each fact is known, what is to stay, and the running text (`baseline`)."""
+    roles = ("neighborhood", *FACT_ROLES["subject"]) if "subject" in families else ("neighborhood",)
+    near = {asked.prompt for fact in facts for asked in FactQuestions(fact).of_roles(roles)}
+    return _read(1) + len({fact.rewrite_prompt for fact in facts}) + len(near)

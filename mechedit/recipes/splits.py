@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mechedit.data.facts import FactEdit, load_facts
+from mechedit.data.facts import FactEdit, LoadedFacts, load_facts
 from mechedit.data.joining import Space
 from mechedit.factworld import edits
 from mechedit.factworld.export import ripple_tests
 from mechedit.models.embedded import EMBEDDED
 from mechedit.models.hooked import HookedModel
-from mechedit.recipes.configurations import ComparisonConfig, DemoConfig, FaithfulnessConfig
+from mechedit.recipes.configurations import (
+    SELECTION,
+    AnatomyConfig,
+    ComparisonConfig,
+    DemoConfig,
+    EvaluationConfig,
+    FaithfulnessConfig,
+)
 from mechedit.recipes.known_facts import find_known
 from reports.errors import InputError
 
 __all__ = [
     "ablated_facts",
+    "anatomy_facts",
     "compared_facts",
     "demo_facts",
+    "evaluated_facts",
     "facts_and_selection",
+    "further",
     "ripple_facts",
     "selection_for",
 ]
 
+log = logging.getLogger(__name__)
+
 
 def facts_and_selection(
-    data: str, *, embedded: str, limit: int, selection: int, seed: int = 0, space: Space | None = None
+    data: str,
+    *,
+    embedded: str,
+    limit: int,
+    selection: int,
+    seed: int = 0,
+    space: Space | None = None,
+    begun_with: int | None = None,
 ) -> tuple[list[FactEdit], list[FactEdit]]:
     """Facts to measure, and others to choose by.
 
@@ -37,6 +57,7 @@ def facts_and_selection(
         selection: How many others choose, at most.
         seed: Of the draw from the embedded world.
         space: As in `load_facts`.
+        begun_with: The `limit` under which the selection was drawn, of a run that was extended (`further`).
 
     Raises:
         InputError: There is neither a file nor an embedded model, or the file is too short.
@@ -45,15 +66,40 @@ def facts_and_selection(
     >>> len(facts), len(rest), {fact.subject for fact in facts} & {fact.subject for fact in rest}
     (3, 2, set())
     """
+    first = begun_with or limit
     if data:
-        facts: list[FactEdit] = load_facts(data, limit=limit, space=space or "auto")
+        facts: list[FactEdit] = load_facts(data, limit=first, space=space or "auto")
     elif embedded in EMBEDDED:
-        facts = edits(limit, seed=seed)
+        facts = edits(first, seed=seed)
     else:
         raise InputError(
             f"data: expected a file of facts for {embedded!r}; only {', '.join(EMBEDDED)} bring their own"
         )
-    return facts, selection_for(facts, data, embedded=embedded, n=selection, seed=seed, space=space)
+    others = selection_for(facts, data, embedded=embedded, n=selection, seed=seed, space=space)
+    if begun_with is None:
+        return facts, others
+    behind: list[FactEdit] = (
+        load_facts(data, space=space or "auto")[len(facts) :]
+        if data
+        else edits(None, seed=seed, skip=[*facts, *others])
+    )
+    return [*facts, *further(behind, others, limit - len(facts))], others
+
+
+def further(behind: Sequence[FactEdit], selection: Sequence[FactEdit], n: int | None) -> list[FactEdit]:
+    """The first `n` of the facts behind those that a run began with, none about a subject that it chooses by.
+
+    An extended run keeps its cases, because it chooses on the same facts as before; they are never measured.
+    """
+    taken = {fact.subject for fact in selection}
+    rest = [fact for fact in behind if fact.subject not in taken]
+    if n is not None and n > len(rest):
+        log.warning(
+            "limit: of the %d facts more that are asked for, there are %d about subjects that nothing is chosen by",
+            n,
+            len(rest),
+        )
+    return rest[:n]
 
 
 def selection_for(
@@ -93,6 +139,20 @@ def selection_for(
     return rest
 
 
+def evaluated_facts(config: EvaluationConfig) -> tuple[LoadedFacts, LoadedFacts]:
+    """The facts of an evaluation, and those of them that it began with."""
+    malformed, space = config.skip_malformed, config.space or "auto"
+    first = load_facts(
+        config.data, limit=config.begun_with or config.limit, skip_malformed=malformed, space=space
+    )
+    if config.begun_with is None:
+        return first, first
+    others = selection_for(first, config.data, embedded=config.model, n=SELECTION, seed=config.seed)
+    behind = load_facts(config.data, skip_malformed=malformed, space=space)
+    n = None if config.limit is None else config.limit - config.begun_with
+    return LoadedFacts([*first, *further(behind[len(first) :], others, n)], behind.left_out), first
+
+
 def compared_facts(config: ComparisonConfig, seed: int) -> tuple[list[FactEdit], list[FactEdit]]:
     """Facts and selection of one seed of a comparison.
 
@@ -102,7 +162,12 @@ def compared_facts(config: ComparisonConfig, seed: int) -> tuple[list[FactEdit],
         facts, selection = _slice(config, seed)
     else:
         facts, selection = facts_and_selection(
-            "", embedded=config.model, limit=config.limit, selection=config.selection, seed=seed
+            "",
+            embedded=config.model,
+            limit=config.limit,
+            selection=config.selection,
+            seed=seed,
+            begun_with=config.begun_with,
         )
         facts = [replace(fact, ripple=ripple_tests(fact)) for fact in facts]
     return [replace(fact, case_id=f"{seed}.{fact.case_id}") for fact in facts], selection
@@ -111,17 +176,24 @@ def compared_facts(config: ComparisonConfig, seed: int) -> tuple[list[FactEdit],
 def _slice(config: ComparisonConfig, seed: int) -> tuple[list[FactEdit], list[FactEdit]]:
     """Of a file: for each seed the next facts, so that none is measured twice; behind them all those that choose."""
     place, n = config.seeds.index(seed), len(config.seeds)
-    everything = load_facts(config.data, space=config.space or "auto")
-    facts = everything[place * config.limit : (place + 1) * config.limit]
+    everything, limit = (
+        load_facts(config.data, space=config.space or "auto"),
+        config.begun_with or config.limit,
+    )
+    facts = everything[place * limit : (place + 1) * limit]
     subjects = {fact.subject for fact in facts}
-    rest = everything[n * config.limit :]
-    rest = rest[place * config.selection :] + rest[: place * config.selection]
+    behind = everything[n * limit :]
+    rest = behind[place * config.selection :] + behind[: place * config.selection]
     others = [fact for fact in rest if fact.subject not in subjects][: config.selection]
     if not facts or len(others) < 2:
         raise InputError(
-            f"data: expected {n} times {config.limit} facts to measure and {config.selection} to choose by, found "
+            f"data: expected {n} times {limit} facts to measure and {config.selection} to choose by, found "
             f"{len(everything)} in {config.data}; take a smaller limit or fewer seeds"
         )
+    if (
+        config.begun_with is not None
+    ):  # further facts are dealt out to the seeds, so that none is measured twice
+        facts = [*facts, *further(behind[place::n], others, config.limit - limit)]
     return facts, others
 
 
@@ -148,6 +220,19 @@ def demo_facts(
     return facts, selection, f"the atlas ({known.said})"
 
 
+def anatomy_facts(config: AnatomyConfig) -> tuple[list[FactEdit], list[FactEdit]]:
+    """The facts of an anatomy, and those that choose its window."""
+    return facts_and_selection(
+        config.data,
+        embedded=config.model,
+        limit=config.limit,
+        selection=config.selection,
+        seed=config.seed,
+        space=config.space,
+        begun_with=config.begun_with,
+    )
+
+
 def ripple_facts(config: ComparisonConfig, facts: Sequence[FactEdit]) -> list[FactEdit]:
     """Of the first seed's facts those on which a comparison asks RippleEdits' axes."""
     return [fact for fact in facts if fact.ripple][: config.ripple_facts]
@@ -164,5 +249,6 @@ def ablated_facts(config: FaithfulnessConfig) -> tuple[list[FactEdit], list[Fact
         selection=max(1, config.mean_over),
         seed=config.seed,
         space=config.space,
+        begun_with=config.begun_with,
     )
     return facts, rest[: config.mean_over]

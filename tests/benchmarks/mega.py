@@ -24,7 +24,8 @@ import torch
 from mechedit.data.facts import FactEdit
 from mechedit.editors.steering.edit_book import EditBook
 from mechedit.editors.steering.gates import HiddenGate
-from mechedit.editors.steering.steer import SteeringEdit, steer
+from mechedit.editors.steering.steer import steer
+from mechedit.editors.steering.steering_edit import SteeringEdit
 from mechedit.editors.steering.transport import gaussian_map
 from mechedit.models.hooked import HookedModel
 from mechedit.models.states import last_states

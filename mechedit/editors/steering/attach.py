@@ -25,7 +25,8 @@ from transformers import PreTrainedModel
 
 from experiments.checkpoints import read_tokenizer
 from mechedit.editors.steering.passes import follow
-from mechedit.editors.steering.steer import Steering, SteeringEdit
+from mechedit.editors.steering.steer import Steering
+from mechedit.editors.steering.steering_edit import SteeringEdit
 from mechedit.models.adapters import adapter_of
 from reports.errors import InputError, first_line
 

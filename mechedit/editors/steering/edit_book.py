@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -29,7 +29,8 @@ from mechedit.editors.steering.gates import AlwaysOn, HiddenGate, SentenceGate, 
 from mechedit.editors.steering.relation_words import RelationWords
 from mechedit.editors.steering.sentence_encoder import sentence_encoder
 from mechedit.editors.steering.sites import SiteName
-from mechedit.editors.steering.steer import Position, SteeredModel, Steering, SteeringEdit, steer
+from mechedit.editors.steering.steer import SteeredModel, Steering, steer
+from mechedit.editors.steering.steering_edit import Following, Position, SteeringEdit
 from mechedit.editors.steering.transport import AffineMap
 from mechedit.models import weights
 from mechedit.models.active import named
@@ -42,6 +43,7 @@ __all__ = ["EditBook"]
 
 SCHEMA_VERSION = 1
 TENSORS, RECORD = "edits.safetensors", "edits.json"
+MAP = ("mean", "basis", "matrix", "shift")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +81,7 @@ class EditBook:
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers that its edits steer."""
-        return tuple(sorted({layer for edit in self.edits.values() for layer in edit.maps}))
+        return tuple(sorted({layer for edit in self.edits.values() for layer in edit.layers}))
 
     def __repr__(self) -> str:
         facts = [(edit.fact.rewrite_prompt, edit.fact.target_new) for edit in self.edits.values()]
@@ -107,7 +109,7 @@ class EditBook:
         """
         rows = []
         for key, edit in self.edits.items():
-            layers, gate = sorted(edit.maps), edit.gate
+            layers, gate = edit.layers, edit.gate
             rows.append(
                 {
                     "case_id": key,
@@ -118,7 +120,10 @@ class EditBook:
                     "site": edit.site,
                     "first": layers[0] if layers else pd.NA,
                     "last": layers[-1] if layers else pd.NA,
-                    "rank": max((m.basis.shape[1] for m in edit.maps.values()), default=0),
+                    "rank": max(
+                        (m.basis.shape[1] for move in edit.moves.values() for m in move.maps.values()),
+                        default=0,
+                    ),
                     "alpha": edit.alpha,
                     "gate": _kind(gate),
                     "threshold": getattr(gate, "threshold", float("nan")),
@@ -255,9 +260,10 @@ def _kind(gate: Gate) -> str:
 def _record(
     edit: SteeringEdit, name: str, tensors: dict[str, Tensor], shared: dict[int, str]
 ) -> dict[str, Any]:
-    for layer, fitted in edit.maps.items():
-        for field in ("mean", "basis", "matrix", "shift"):
-            tensors[f"{name}.map.{layer}.{field}"] = getattr(fitted, field)
+    behind = {f"{name}.behind.{k}": following.maps for k, following in enumerate(edit.following)}
+    for key, maps in {f"{name}.map": edit.maps, **behind}.items():
+        for layer, fitted in maps.items():
+            tensors |= {f"{key}.{layer}.{field}": getattr(fitted, field) for field in MAP}
     return {
         "name": name,
         "fact": edit_fields(edit.fact),
@@ -266,6 +272,10 @@ def _record(
         "site": edit.site,
         "heads": {str(layer): list(heads) for layer, heads in edit.heads.items()},
         "position": edit.position,
+        "following": [
+            {"tokens": list(one.tokens), "layers": sorted(one.maps), "alpha": one.alpha}
+            for one in edit.following
+        ],
         "choice": dict(edit.choice),
         "gate": _gate_record(edit.gate, name, tensors, shared),
     }
@@ -345,22 +355,30 @@ def _asked_gate(
 
 def _edit(row: Mapping[str, Any], tensors: Mapping[str, Tensor], shared: dict[str, Any]) -> SteeringEdit:
     name = row["name"]
-    fields = ("mean", "basis", "matrix", "shift")
+
+    def maps(key: str, layers: Sequence[int]) -> dict[int, AffineMap]:
+        return {int(n): AffineMap(*(tensors[f"{key}.{n}.{field}"] for field in MAP)) for n in layers}
+
     for key, allowed in (("site", get_args(SiteName)), ("position", get_args(Position))):
         if row[key] not in allowed:
             raise ValueError(f"{key}: expected one of {', '.join(allowed)}, found {row[key]!r}")
     return SteeringEdit(
         fact=FactEdit(**{field: row["fact"][field] for field in EDIT_FIELDS if field in row["fact"]}),
-        maps={
-            int(n): AffineMap(*(tensors[f"{name}.map.{n}.{field}"] for field in fields))
-            for n in row["layers"]
-        },
+        maps=maps(f"{name}.map", row["layers"]),
         gate=_gate(row["gate"], name, tensors, shared),
         alpha=float(row["alpha"]),
         site=row["site"],
         heads={int(layer): tuple(heads) for layer, heads in row["heads"].items()},
         position=row["position"],
         choice=row["choice"],
+        following=tuple(
+            Following(
+                tuple(int(token) for token in one["tokens"]),
+                maps(f"{name}.behind.{k}", one["layers"]),
+                float(one["alpha"]),
+            )
+            for k, one in enumerate(row.get("following", ()))  # none in books of earlier versions
+        ),
     )
 
 

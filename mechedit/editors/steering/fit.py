@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -72,9 +71,10 @@ class FitPrompts:
         own: Prompts that ask for the fact: what the edit checks itself on.
         source: What the maps start from.
         implied: Source and target of each implication prompt.
-        new: The new object's first token.
-        old: The old one's.
+        new: The token that the edit is to say: the new object's first that the old one has not.
+        old: The old object's token in its place; −1 for none.
         every: All prompts count, those too behind which the model does not say the object.
+        behind: Ids that stand behind every prompt: the beginning of the new object.
     """
 
     own: Sequence[str]
@@ -83,6 +83,12 @@ class FitPrompts:
     new: int
     old: int
     every: bool = False
+    behind: tuple[int, ...] = ()
+
+    def ids(self, model: HookedModel, texts: Sequence[str]) -> list[Tensor]:
+        """The ids of prompts, with what stands behind them."""
+        tail = torch.tensor(self.behind, dtype=torch.long, device=model.device)
+        return [torch.cat([ids, tail.to(ids)]) for ids in model.encode(texts)] if len(texts) else []
 
 
 @dataclass(frozen=True)
@@ -108,12 +114,12 @@ class Fits:
         self.model, self.prompts, self.place = model, prompts, place
         sources = [[*one.source, *one.implied[0]] for one in prompts]
         self._sources = PromptEnds(
-            model, list(chain.from_iterable(sources)), groups=_groups([len(texts) for texts in sources])
+            model, self._ids(sources), groups=_groups([len(texts) for texts in sources])
         )
         own = [one.own for one in prompts]
         # Mostly the prompts that an edit checks itself on are its sources: then they run once.
         same = all([*texts] == source for texts, source in zip(own, sources, strict=True))
-        self._own = self._sources if same else PromptEnds(model, list(chain.from_iterable(own)))
+        self._own = self._sources if same else PromptEnds(model, self._ids(own))
         self._owner = [i for i, texts in enumerate(own) for _ in texts]
         said = self._sources.logits().argmax(-1).cpu()
         self._rows = [
@@ -125,6 +131,11 @@ class Fits:
         self._asks = [
             recalled for _, _, recalled in self._recalling(said, own, [len(texts) for texts in own])
         ]
+
+    def _ids(self, texts: Sequence[Sequence[str]]) -> list[Tensor]:
+        """The ids of each fact's texts, one after the other."""
+        pairs = zip(self.prompts, texts, strict=True)
+        return [ids for one, mine in pairs for ids in one.ids(self.model, mine)]
 
     def _recalling(
         self, said: Tensor, texts: Sequence[Sequence[str]], counts: Sequence[int]
@@ -153,7 +164,7 @@ class Fits:
             targets: Of each fact the questions, each behind a statement of the new object.
         """
         texts = [[*mine, *one.implied[1]] for mine, one in zip(targets, self.prompts, strict=True)]
-        ends = PromptEnds(self.model, list(chain.from_iterable(texts)))
+        ends = PromptEnds(self.model, self._ids(texts))
         kept: dict[int, list[Tensor]] = {layer: [] for layer in self.place.layers}
         points = _hooks(self.place, partial(_keep, kept))
         logits = ends.logits(lambda batch: points)
@@ -173,7 +184,7 @@ class Fits:
 
     def successes(self, targets: Sequence[Sequence[str]]) -> list[int]:
         """Of each fact, behind how many of its target prompts the model says the new object."""
-        logits = PromptEnds(self.model, list(chain.from_iterable(targets))).logits()
+        logits = PromptEnds(self.model, self._ids(targets)).logits()
         said = iter(logits.argmax(-1).tolist())
         return [
             sum(next(said) == one.new for _ in mine) for mine, one in zip(targets, self.prompts, strict=True)

@@ -10,7 +10,9 @@ is said to build on. Steps, for one fact:
 2. *Map*: at each layer of the window, a Gaussian map from the source's attention outputs at the last token to the
    target's, in the span of the prompts (`mechedit.editors.steering.transport`). Fitted in order, with the earlier
    layers' maps active, so that each map starts from the states it will really meet
-   (`mechedit.editors.steering.fit`). The edit goes as far along them as its own prompts need, and no further.
+   (`mechedit.editors.steering.fit`). The edit goes as far along them as its own prompts need, and no further. Tokens of
+   the object that the model does not go on with by itself have maps of their own
+   (`mechedit.editors.steering.whole_object`).
 3. *Gate*: opens where the prompt's state below the window is near one of the edit's own prompts
    (`mechedit.editors.steering.gates`).
 4. *Steer*: `a' = a + α · P (M z + c)` (`mechedit.editors.steering.steer`).
@@ -60,8 +62,10 @@ from mechedit.editors.steering.relation_prompts import own_relations
 from mechedit.editors.steering.selection import select
 from mechedit.editors.steering.sentence_encoder import encoder_hash, sentence_encoder
 from mechedit.editors.steering.sites import Heads, SiteName, site_of
-from mechedit.editors.steering.steer import Position, SteeredModel, SteeringEdit, steer, unsteered
+from mechedit.editors.steering.steer import SteeredModel, steer, unsteered
+from mechedit.editors.steering.steering_edit import Following, Position, SteeringEdit
 from mechedit.editors.steering.transport import AffineMap, gaussian_map, mean_shift
+from mechedit.editors.steering.whole_object import with_whole_objects
 from mechedit.models.deciding import decide
 from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import resid_pre
@@ -99,8 +103,10 @@ class MEGA:
         rank: Principal directions that the map may use (0: it moves the mean alone; None: all; "auto": what `select`
             chooses, else all).
         sequential: Fit each layer with the earlier layers' maps active.
-        position: Steer the prompt's end alone ("prompt"), or each new token too ("every"): the map was fitted on the
-            ends of prompts, and text that is steered all along repeats the object (`mechedit.evaluation.drift`).
+        position: Steer the prompt's end, and behind it those tokens of the new object that the model does not go on
+            with by itself ("object", `mechedit.editors.steering.whole_object`); the prompt's end alone ("prompt"); or
+            each new token ("every"): the map was fitted on the ends of prompts, and text that is steered all along
+            repeats the object (`mechedit.evaluation.drift`).
         gate: "asked" (the subject is named and the relation is asked, `mechedit.editors.steering.asked_gate`), or
             near one of the edit's own prompts: "hidden" (Euclidean), "cosine" or "mahalanobis" distance of the last
             token's state, "mean" (Euclidean, of the mean state), "sentence" (a sentence encoder's embedding,
@@ -130,7 +136,7 @@ class MEGA:
     reg: float = 1.0
     rank: int | Literal["auto"] | None = "auto"
     sequential: bool = True
-    position: Position = "prompt"
+    position: Position = "object"
     gate: GateKind = "asked"
     gate_layer: int | None = None
     threshold: float | None = None
@@ -174,18 +180,11 @@ class MEGA:
     def fit(self, model: HookedModel, fact: FactEdit) -> SteeringEdit:
         """The edit of one fact as data: maps, gate and alpha. The model is left as it is.
 
-        `choice` says what the edit found out about itself: the form of its targets, how many of them succeed, and the
-        share of its own prompts that give the new object.
+        `choice` says what it found out about itself: the form of its targets, how many succeed, its own prompts' share.
         """
         edit = self.fit_all(model, [fact])[0]
-        if edit.choice.get("own_right") == 0:
-            log.warning(
-                "case %s: none of the edit's own prompts gives %r (%s of its targets succeed): it will do nothing; "
-                "take another window or model",
-                fact.case_id,
-                fact.target_new,
-                " of ".join(map(str, edit.choice["targets_right"])),
-            )
+        if failure := edit.failure:
+            log.warning("case %s: %s", fact.case_id, failure)
         return edit
 
     def fit_all(self, model: HookedModel, facts: Sequence[FactEdit]) -> list[SteeringEdit]:
@@ -210,18 +209,19 @@ class MEGA:
         fits = self.fits(model, facts, place)
         goals, forms = self.goals(fits, facts)
         maps = fits.maps(goals, place.layers, self.make_map, sequential=self.sequential)
-        strengths = fits.strengths(maps, STRENGTHS if self.alpha == "auto" else (self.alpha,))
-        return [
+        among = STRENGTHS if self.alpha == "auto" else (self.alpha,)
+        fitted = zip(empty, fits.prompts, maps, goals, forms, fits.strengths(maps, among), strict=True)
+        edits = [
             replace(
-                edit,
-                maps=own_maps,
-                alpha=alpha,
+                _moved(edit, prompts.behind, own_maps, alpha),
                 choice={**edit.choice, **_checked(goal, form, share)},
             )
-            for edit, own_maps, goal, form, (alpha, share) in zip(
-                empty, maps, goals, forms, strengths, strict=True
-            )
+            for edit, prompts, own_maps, goal, form, (alpha, share) in fitted
         ]
+        if self.position != "object":
+            return edits
+        texts = self._targets(model, facts, forms)
+        return with_whole_objects(model, edits, fits.prompts, texts, place, self.make_map, strengths=among)
 
     def fits(self, model: HookedModel, facts: Sequence[FactEdit], place: Place) -> Fits:
         """What the fits of `facts` share, on the unedited `model`."""
@@ -229,13 +229,11 @@ class MEGA:
 
     def goals(self, fits: Fits, facts: Sequence[FactEdit]) -> tuple[list[Goals], list[TargetForm]]:
         """Of each fact its targets, and their form."""
-        plain = [self.sources(fits.model, fact) for fact in facts]
         best: list[TargetForm] = [self.target] * len(facts)  # type: ignore[list-item]
         if self.target == "auto":
             counts = self.successes(fits, facts)
             best = [max(counts, key=lambda form: counts[form][i]) for i in range(len(facts))]
-        texts = [targets(*one) for one in zip(facts, plain, best, strict=True)]
-        return fits.goals(texts), best
+        return fits.goals(self._targets(fits.model, facts, best)), best
 
     def successes(self, fits: Fits, facts: Sequence[FactEdit]) -> dict[TargetForm, list[int]]:
         """For each form how many of the first `TRIED` targets of each fact succeed."""
@@ -390,6 +388,13 @@ class MEGA:
             space=self.relations,
         )
 
+    def _targets(
+        self, model: HookedModel, facts: Sequence[FactEdit], forms: Sequence[TargetForm]
+    ) -> list[list[str]]:
+        """Of each fact the target prompts, in a form of its own."""
+        pairs = zip(facts, forms, strict=True)
+        return [targets(fact, self.sources(model, fact), form) for fact, form in pairs]
+
     def _fit_prompts(self, model: HookedModel, fact: FactEdit) -> FitPrompts:
         plain = self.sources(model, fact)
         implied = implications(fact, self.paraphrases) if self.implicate else []
@@ -397,10 +402,12 @@ class MEGA:
             model.continuation(fact.rewrite_prompt, value, space=fact.space)[1]
             for value in (fact.target_new, fact.target_true)
         )
-        if not decide(model.tokenizer, new.tolist(), old.tolist()).one_token:
+        decided = decide(model.tokenizer, new.tolist(), old.tolist())
+        place = min(decided.shared, len(new) - 1) if self.position == "object" else 0
+        if decided.begins_old if self.position == "object" else not decided.one_token:
             log.warning(
-                "case %s: %r and %r begin with the same token or with a bare space; the fit looks at the first token "
-                "alone and cannot tell whether it succeeds",
+                "case %s: %r and %r begin alike (or with a bare space), and the fit looks at one token, which does not "
+                "tell them apart: it cannot tell whether it succeeds",
                 fact.case_id,
                 fact.target_new,
                 fact.target_true,
@@ -409,9 +416,10 @@ class MEGA:
             own=self.plain_prompts(fact),
             source=sources(fact, plain, self.source),
             implied=implication_pairs(fact, implied),
-            new=int(new[0]),
-            old=int(old[0]),
+            new=int(new[place]),
+            old=int(old[place]) if place < len(old) else -1,
             every=self.all_targets,
+            behind=decided.new[:place],
         )
 
     def make_map(self, source: Tensor, target: Tensor, n_implied: int) -> AffineMap:
@@ -426,6 +434,15 @@ class MEGA:
         if self.estimator == "shift" or self.rank == 0:
             return mean_shift(source, target)
         return gaussian_map(source, target, reg=self.reg, rank=None if self.rank == "auto" else self.rank)
+
+
+def _moved(
+    edit: SteeringEdit, behind: tuple[int, ...], maps: Mapping[int, AffineMap], alpha: float
+) -> SteeringEdit:
+    """The edit with its maps: at the prompt's end, or behind tokens that the objects begin with alike."""
+    if not behind:
+        return replace(edit, maps=maps, alpha=alpha)
+    return replace(edit, alpha=alpha, following=(Following(behind, maps, alpha),))
 
 
 def _checked(goals: Goals, form: TargetForm, share: float) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from mechedit.editors.steering.gates import calibrate
 from mechedit.editors.steering.paraphrases import relation_templates
 from mechedit.editors.steering.relation_words import RelationWords
 from mechedit.editors.steering.relations import near_relations
-from mechedit.factworld.world import RELATIONS
+from mechedit.factworld.world import RELATIONS, of_world
 from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import resid_pre
 from mechedit.models.states import last_states
@@ -56,8 +56,9 @@ ALIKE: Mapping[str, tuple[str, ...]] = {
 
 def relation_table(fact: FactEdit) -> Mapping[str, Sequence[str]]:
     """Relation to templates: the embedded world's for a fact of it, else those of CounterFact and of the atlas."""
-    world = {name: relation.templates for name, relation in RELATIONS.items()}
-    return world if fact.relation in world else {**relation_templates(), **atlas.paraphrase_table()}
+    if of_world(fact.subject, fact.relation, fact.prompt):
+        return {name: relation.templates for name, relation in RELATIONS.items()}
+    return {**relation_templates(), **atlas.paraphrase_table()}
 
 
 def own_relations(fact: FactEdit) -> tuple[str, ...]:

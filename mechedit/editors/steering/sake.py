@@ -26,7 +26,8 @@ from mechedit.editors.contexts import Lengths
 from mechedit.editors.defaults import AUTO, Table, Tuned
 from mechedit.editors.steering.mega import MEGA, GateKind
 from mechedit.editors.steering.paraphrases import Paraphrases, paraphrases
-from mechedit.editors.steering.steer import SteeredModel, SteeringEdit
+from mechedit.editors.steering.steer import SteeredModel
+from mechedit.editors.steering.steering_edit import SteeringEdit
 from mechedit.models.hooked import HookedModel
 
 __all__ = ["SAKE"]
@@ -61,6 +62,7 @@ class SAKE(Tuned):
     DEFAULTS: ClassVar[Table] = {
         "gpt2-xl": {"reg": 1e-2, "forced": True, "contexts": ((10, 5), (10, 10))},
         "llama-2-7b": {"reg": 0.5, "forced": True, "contexts": ((10, 5), (10, 10))},
+        "smollm2-135m": {"reg": 0.5, "forced": True, "contexts": ()},
         "factworld": {"reg": 1e-2, "forced": True, "contexts": ()},
         "factworld-llama": {"reg": 1e-2, "forced": True, "contexts": ()},
     }

@@ -267,7 +267,7 @@ def _best_map(editor: S, model: HookedModel, facts: Sequence[FactEdit], *, widen
     layers = range(model.shape.n_layers) if widen else range(named[0], named[1] + 1)
     fits = editor.fits(model, facts, editor.place(layers))
     goals, editor = _best_form(editor, fits, facts)
-    trial = _Trial(model, facts, fits, goals, [_own_prompts(editor, fact) for fact in facts])
+    trial = _Trial(model, fits, goals, [_own_prompts(editor, fact) for fact in facts])
     ranks = RANKS if editor.rank == "auto" else (editor.rank,)
 
     def better(best: tuple[float, S], candidates: Iterable[S]) -> tuple[float, S]:
@@ -300,19 +300,15 @@ class _Trial:
     def __init__(
         self,
         model: HookedModel,
-        facts: Sequence[FactEdit],
         fits: Fits,
         goals: Sequence[Goals],
         prompts: Sequence[Sequence[str]],
     ) -> None:
         self._model, self._fits, self._goals = model, fits, goals
-        self._ends = PromptEnds(model, [prompt for of_fact in prompts for prompt in of_fact])
+        asked = zip(fits.prompts, prompts, strict=True)
+        self._ends = PromptEnds(model, [ids for one, texts in asked for ids in one.ids(model, texts)])
         self._owner = [i for i, of_fact in enumerate(prompts) for _ in of_fact]
-        new = [
-            int(model.continuation(fact.rewrite_prompt, fact.target_new, space=fact.space)[1][0])
-            for fact in facts
-        ]
-        self._token = torch.tensor([new[i] for i in self._owner])
+        self._token = torch.tensor([fits.prompts[i].new for i in self._owner])
 
     def share_right(self, editor: Selectable) -> float:
         """The share of the prompts that give the new object under the edits of `editor`, gates open."""

@@ -2,9 +2,10 @@
 
 The edited model is the model itself with hooks attached: at each steered layer the state at a prompt's last token moves
 by `α · P (M z + c)` (see `mechedit.editors.steering.transport`; where: `mechedit.editors.steering.sites`). With
-`position="every"` the tokens behind it do, too, so that a text goes on being steered while it is generated and while
-an object of several tokens is scored. The gate is read whenever a prompt's last token comes in, and kept for the tokens
-that follow. Which tokens are a prompt's, however they come in, is said by `mechedit.editors.steering.passes`.
+`position="object"` the new object's own tokens move too, by maps of their own (`Following`), as long as the text behind
+the prompt is the beginning of the object; with `position="every"` all tokens behind the prompt move, by the prompt's
+map. The gate is read whenever a prompt's last token comes in, and kept for the tokens that follow. Which tokens are a
+prompt's, however they come in, is said by `mechedit.editors.steering.passes`.
 
 `Steering` holds what a pass needs and knows no library: `steer` hangs it into a TransformerLens bridge,
 `mechedit.editors.steering.attach` into a plain `transformers` model.
@@ -16,23 +17,21 @@ import contextlib
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from mechedit.data.facts import FactEdit
 from mechedit.editors.base import derive, lineage
-from mechedit.editors.steering.asked_gate import Gate
 from mechedit.editors.steering.gate_bank import GateBank, GateGroup, PromptBatch
-from mechedit.editors.steering.gates import AlwaysOn, Reading
+from mechedit.editors.steering.gates import Reading
 from mechedit.editors.steering.passes import Incoming, Passes, follow, mean_state, to_the_left
-from mechedit.editors.steering.sites import SITES, Heads, SiteName, part
-from mechedit.editors.steering.transport import AffineMap
+from mechedit.editors.steering.sites import SITES, SiteName, part
+from mechedit.editors.steering.steering_edit import SteeringEdit
 from mechedit.models.active import ActiveEdit, named, noted
 from mechedit.models.batching import batches
 from mechedit.models.bridged import Prompts
@@ -40,51 +39,9 @@ from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import Hook, resid_pre
 from reports.errors import InputError
 
-__all__ = ["Position", "SteeredModel", "Steering", "SteeringEdit", "steer", "unsteered"]
+__all__ = ["SteeredModel", "Steering", "steer", "unsteered"]
 
 log = logging.getLogger(__name__)
-
-Position = Literal["every", "prompt"]
-
-
-@dataclass(frozen=True, eq=False)
-class SteeringEdit:
-    """One edited fact as data.
-
-    Attributes:
-        fact: The fact.
-        maps: The map of each steered layer.
-        gate: Decides for which prompts it steers.
-        alpha: How far to go along the maps.
-        site: Where the state h is (`mechedit.editors.steering.sites`).
-        heads: For the site "z", the heads of each layer.
-        position: Steer each new token too ("every"), or the prompt's end alone ("prompt").
-        choice: How its settings were chosen, for the reader.
-    """
-
-    fact: FactEdit
-    maps: Mapping[int, AffineMap]
-    gate: Gate = field(default_factory=AlwaysOn)
-    alpha: float = 1.0
-    site: SiteName = "attn_out"
-    heads: Mapping[int, Heads] = field(default_factory=dict)
-    position: Position = "every"
-    choice: Mapping[str, Any] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        layers = sorted(self.maps)
-        where = f"layers {layers[0]}–{layers[-1]}, {self.site}" if layers else "no layer"
-        edit = named("steering", [(self.fact.rewrite_prompt, self.fact.target_new)])
-        return f"SteeringEdit({edit}; {where}, alpha {self.alpha:g}, gate {type(self.gate).__name__})"
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> SteeringEdit:
-        """The same edit with its maps where a model's activations are."""
-        return replace(self, maps={layer: fitted.to(device, dtype) for layer, fitted in self.maps.items()})
-
-    @property
-    def steers(self) -> bool:
-        """Whether it moves anything once its gate is open."""
-        return bool(self.maps) and self.alpha != 0
 
 
 @dataclass(eq=False)
@@ -98,7 +55,7 @@ class _Turn:
         ratios: Of these rows, as far as gates were read [n_edits, rows].
         pending: Groups of gates that wait for states, with what the text leaves possible.
         states: What was read for them.
-        places: (edit, rows, columns) that are steered.
+        places: (what moves them, rows, columns) that are steered.
         bases: For each place what a site's state is the sum of, by (layer, hook point).
         looks: Gates are read in the pass that runs.
         moves: The pass that runs is steered.
@@ -110,7 +67,7 @@ class _Turn:
     ratios: Tensor
     pending: list[tuple[GateGroup, Tensor]] = field(default_factory=list)
     states: dict[Reading, Tensor] = field(default_factory=dict)
-    places: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+    places: list[tuple[SteeringEdit, Tensor, Tensor]] = field(default_factory=list)
     bases: dict[tuple[int, str], list[Tensor]] = field(default_factory=dict)
     looks: bool = True
     moves: bool = True
@@ -147,7 +104,9 @@ class Steering:
         self._device = device
         self._here = _Here()
         self._warned = False
-        self._first = min((layer for edit in self.edits if edit.steers for layer in edit.maps), default=None)
+        self._first = min(
+            (layer for edit in self.edits if edit.steers for layer in edit.layers), default=None
+        )
 
     @property
     def muted(self) -> bool:
@@ -156,8 +115,8 @@ class Steering:
 
     @property
     def reads_text(self) -> bool:
-        """Whether some gate reads the prompts' text."""
-        return self.bank.reads_text
+        """Whether text is read: by some gate the prompts', by some edit what follows them."""
+        return self.bank.reads_text or any(edit.following for edit in self.edits)
 
     @property
     def ratios(self) -> Tensor:
@@ -272,8 +231,7 @@ class Steering:
         if turn is None or not turn.moves:
             return None
         moved = None
-        for place, (i, rows, columns) in enumerate(turn.places):
-            edit = self.edits[i]
+        for place, (edit, rows, columns) in enumerate(turn.places):
             if edit.site != name or layer not in edit.maps:
                 continue
             moved = states.clone() if moved is None else moved
@@ -287,7 +245,7 @@ class Steering:
         points: list[tuple[str, Callable[[Tensor], Tensor | None]]] = [
             (resid_pre(layer), partial(self.look, layer)) for layer in read
         ]
-        used = {(layer, edit.site) for edit in self.edits if edit.steers for layer in edit.maps}
+        used = {(layer, edit.site) for edit in self.edits if edit.steers for layer in edit.layers}
         for layer, name in sorted(used):
             site = SITES[name]
             points += [(f"blocks.{layer}.{base}", partial(self.keep, layer, base)) for base in site.base]
@@ -333,17 +291,37 @@ class Steering:
         new, turn.places = turn.new, []
         winners = new.history.winners[self.key]
         for i in sorted(set(winners.tolist()) - {-1}):
-            if not self.edits[i].steers:
-                continue
             mine = winners == i
-            steered = torch.zeros(len(mine), new.length, dtype=torch.bool)
-            ending = (mine & (new.ends >= 0)).nonzero()[:, 0]
-            steered[ending, new.ends[ending]] = True
-            if self.edits[i].position == "every" and new.generated is not None:
-                steered |= new.generated & mine[:, None]
-            rows, columns = steered.nonzero().to(self._device).unbind(1)
-            if len(rows):
-                turn.places.append((i, rows, columns))
+            for tokens, edit in self.edits[i].moves.items():
+                steered = _behind(new, mine, tokens) if tokens else _at_the_end(new, mine)
+                if edit.position == "every" and new.generated is not None:
+                    steered |= new.generated & mine[:, None]
+                rows, columns = steered.nonzero().to(self._device).unbind(1)
+                if len(rows):
+                    turn.places.append((edit, rows, columns))
+
+
+def _at_the_end(new: Incoming, mine: Tensor) -> Tensor:
+    """Which columns [B, T] of a pass are the ends of prompts, of the rows of a mask [B]."""
+    steered = torch.zeros(len(mine), new.length, dtype=torch.bool)
+    ending = (mine & (new.ends >= 0)).nonzero()[:, 0]
+    steered[ending, new.ends[ending]] = True
+    return steered
+
+
+def _behind(new: Incoming, mine: Tensor, tokens: tuple[int, ...]) -> Tensor:
+    """Which columns [B, T] of a pass are the last of `tokens` where these stand right behind a prompt."""
+    steered = torch.zeros(len(mine), new.length, dtype=torch.bool)
+    history = new.history
+    for row in mine.nonzero()[:, 0].tolist() if new.generated is not None else ():
+        behind = int(history.ends[row]) + 1
+        columns = behind + history.real[row, behind:].nonzero()[: len(tokens), 0].cpu()
+        if len(columns) < len(tokens) or int(columns[-1]) < new.first:
+            continue
+        column = int(columns[-1]) - new.first
+        if new.generated[row, column] and history.ids[row, columns].tolist() == [*tokens]:  # type: ignore[index]
+            steered[row, column] = True
+    return steered
 
 
 def _displacement(edit: SteeringEdit, layer: int, written: Tensor, bases: Sequence[Tensor]) -> Tensor:

@@ -82,6 +82,7 @@ ABLATIONS: Mapping[str, tuple[str, _Make]] = {
     "source_forced": ("Forced source", _changed(source="forced")),
     "source_both": ("Plain and forced source", _changed(source="both")),
     "independent": ("Layers fitted on the clean model", _changed(sequential=False)),
+    "prompt_end": ("The prompt's end alone steered", _changed(position="prompt")),
     "every_token": ("Every new token steered", _changed(position="every")),
     "undoubted_gate": (
         "Gate without the doubt forms",
