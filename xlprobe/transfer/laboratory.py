@@ -98,6 +98,23 @@ class Sizes:
     `finetune_lr` was chosen for the embedded languages among 5e-4 to 4e-3, by accuracy on sentences of the training
     split that were not trained on. Topics of the source language are then right in 98 %, those of unaligned targets in
     35 to 73 % (three seeds), where chance is 17 %.
+
+    Attributes:
+        bitext: Sentence pairs to align on.
+        train: Sentences of the source language to learn a task from.
+        test: Sentences of each language that are asked.
+        held_out: Parallel sentences for distances and retrieval, in no training.
+        align_steps: Steps of an alignment.
+        finetune_steps: Steps of fine-tuning on a task.
+        head_steps: Steps that train a head on the frozen encoder, before gradients are read.
+        align_lr: Learning rate of the alignment; left out: what suits the encoder.
+        finetune_lr: Learning rate of fine-tuning; left out: what suits the encoder.
+        probe_batches: Batches over which gradients are averaged.
+        batch: Sentences, or pairs, of a batch.
+        layer: The layer that is aligned; left out: two thirds up.
+        pooling: How a sentence's words become one vector.
+        micro: Sentences that go through the encoder at once in an alignment; 0: the whole batch.
+        tuned: Whether fine-tuning trains the whole model or its head.
     """
 
     bitext: int = 1600
