@@ -28,7 +28,7 @@ from torch.nn.functional import pad
 from mechedit.attribution.layers import PLACE
 from mechedit.attribution.passes import Pass, base_rows
 from mechedit.attribution.ranking.neurons import Ranked, Ranking, Sign
-from mechedit.attribution.ranking.suppress_bound import LIKELIEST, Moments, lowest_scores
+from mechedit.attribution.ranking.suppress_bound import LIKELIEST, RowMoments, lowest_scores
 from mechedit.attribution.terms import KINDS, Kind, SubLayer, unit_vectors
 
 __all__ = ["MARGIN", "certified", "jensen_bound"]
@@ -49,7 +49,7 @@ def jensen_bound(u_target: Tensor, mean: Tensor) -> Tensor:
     return u_target - mean
 
 
-def certified(passes: Sequence[Pass], *, k: int, sign: Sign, moments: Moments | None = None) -> Ranking:
+def certified(passes: Sequence[Pass], *, k: int, sign: Sign, moments: RowMoments | None = None) -> Ranking:
     """The best k value neurons of each kind, as `exhaustive` finds them; over several passes scores and bounds add up.
 
     Args:
@@ -75,7 +75,7 @@ def certified(passes: Sequence[Pass], *, k: int, sign: Sign, moments: Moments | 
     )
 
 
-def _bounds(forward: Pass, kind: Kind, sign: Sign, moments: Moments | None) -> Tensor:
+def _bounds(forward: Pass, kind: Kind, sign: Sign, moments: RowMoments | None) -> Tensor:
     """How large (promote) or how low (suppress) each unit of a kind can score [n_layers, n, m].
 
     For "suppress" the sign is turned, so that the largest come first in both.
@@ -121,7 +121,7 @@ class _Search:
     """Step 3 for one kind of unit: what to score next, and the scores so far (turned as the bounds are)."""
 
     def __init__(
-        self, passes: Sequence[Pass], kind: Kind, *, k: int, sign: Sign, moments: Moments | None
+        self, passes: Sequence[Pass], kind: Kind, *, k: int, sign: Sign, moments: RowMoments | None
     ) -> None:
         self.sub_layers: list[list[SubLayer]] = [forward.sub_layers(kind) for forward in passes]
         self.kind, self.sign = kind, sign

@@ -11,7 +11,7 @@ for a mean m, a variance s² (or more) and u ≤ m + b. Steps:
 2. On T the mean is what is left of E_p[x]. No token has more than p̄, the largest probability there, so that
    E_T[(x − a)²] ≤ (p̄ / ε) (q − Σ_S (x − a)²), where a is the mean of x over the whole vocabulary and q the sum of its
    squared deviations, and x ≤ a + R, where R = |r| · max_w |W_w − mean W|.
-3. a, q and R of every row (`Moments`) are known from the mean and the covariance of W_U: once per model, with d_model
+3. a, q and R of every row (`RowMoments`) are known from the mean and the covariance of W_U: once per model, with d_model
    columns instead of d_vocab. With the frozen σ of a prompt they are divided by σ, σ² and σ.
 
 The bound scales: all that depends on the coefficient c is a few operations on numbers, for each source position too.
@@ -29,18 +29,18 @@ from mechedit.attribution.projection import Projection
 from mechedit.models.hooked import HookedModel
 from mechedit.models.outlets import Gain
 
-__all__ = ["LIKELIEST", "Moments", "lowest_scores", "vocabulary_moments"]
+__all__ = ["LIKELIEST", "RowMoments", "lowest_scores", "vocabulary_moments"]
 
 #: Tokens that are looked at one by one.
 LIKELIEST = 256
 _ROUNDING = {torch.float32: 2e-6, torch.float64: 1e-14}  # relative error of a product, with room to spare
 _SLACK = 1e-4  # by which sums of squares are taken too large, for the same reason
 _IN_MEMORY = 4  # how many models' moments are kept, the latest ones
-_memory: dict[str, Moments] = {}
+_memory: dict[str, RowMoments] = {}
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
+class RowMoments:
     """Of `((r − mean r) ⊙ γ) W_U` over the vocabulary: mean, sum of squared deviations, largest deviation (or more).
 
     Attributes:
@@ -52,8 +52,8 @@ class Moments:
     mlp: Tensor
 
 
-def vocabulary_moments(model: HookedModel) -> Moments:
-    """The model's `Moments`: from memory, or computed and kept."""
+def vocabulary_moments(model: HookedModel) -> RowMoments:
+    """The model's `RowMoments`: from memory, or computed and kept."""
     factors = (model.attn_outlet(0).factor, model.mlp_outlet(0).factor, model.shape.logit_scale)
     key = f"{model.hash} {model.dtype} {model.final_norm.kind} {factors} {model.device}"
     if key not in _memory:
@@ -113,7 +113,7 @@ def lowest_scores(
 
 
 @torch.no_grad()
-def _moments(model: HookedModel) -> Moments:
+def _moments(model: HookedModel) -> RowMoments:
     norm = model.final_norm
     unscaled = Projection(model.W_U, norm.weight.double(), norm.kind == "layer", None, sigma=1.0)
     mean, scatter, radius = _columns(unscaled)
@@ -126,7 +126,7 @@ def _moments(model: HookedModel) -> Moments:
     layers = range(model.shape.n_layers)
     attn = [of_rows(model.W_O(n).flatten(0, 1), model.attn_outlet(n).frozen()) for n in layers]
     mlp = [of_rows(model.W_out(n), model.mlp_outlet(n).frozen()) for n in layers]
-    return Moments(torch.stack(attn), torch.stack(mlp))
+    return RowMoments(torch.stack(attn), torch.stack(mlp))
 
 
 def _columns(projection: Projection) -> tuple[Tensor, Tensor, float]:
