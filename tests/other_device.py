@@ -14,14 +14,13 @@ It cannot show what only a real device has: kernels and their rounding, asynchro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["NAME", "OtherTensor", "other_device"]
@@ -60,6 +59,13 @@ class OtherTensor(Tensor):
     def __repr__(self) -> str:  # type: ignore[override]
         return f"{self.plain!r} on {NAME}"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> OtherTensor:
+        if id(self) not in memo:
+            copied = OtherTensor(self.plain.clone()).requires_grad_(self.requires_grad)
+            copied.__dict__.update({key: value for key, value in self.__dict__.items() if key != "plain"})
+            memo[id(self)] = copied
+        return memo[id(self)]
+
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
@@ -87,37 +93,49 @@ class _Mode(TorchDispatchMode):
 
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """An operation: its tensors checked, its values computed on the CPU, its result on the device that is due."""
-    leaves, structure = pytree.tree_flatten((args, kwargs))
-    inside = any(isinstance(x, OtherTensor) for x in leaves)
     asked = kwargs.get("device")
-    if not inside and (asked is None or asked.type != _DEVICE.type):
+    leaves = [*_leaves(args), *_leaves(kwargs.values())]
+    wrapped = {id(x.plain): x for x in leaves if isinstance(x, OtherTensor)}
+    if not wrapped and (asked is None or asked.type != _DEVICE.type):
         return func(*args, **kwargs)
-    if inside and func not in _BETWEEN_DEVICES:
+    if wrapped and func not in _BETWEEN_DEVICES:
         _check(func, args, leaves)
     if func is _ops._fused_sdp_choice.default:
         return 0  # attention by products: a fused kernel belongs to a device
     if func is _ops.copy_.default and not isinstance(args[0], OtherTensor):
         return func(args[0], args[1].plain, *args[2:])
-    wrapped = {id(x.plain): x for x in leaves if isinstance(x, OtherTensor)}
-    args, kwargs = pytree.tree_unflatten([_on_cpu(x) for x in leaves], structure)
-    result = func(*args, **kwargs)
-    if asked is not None and asked.type != _DEVICE.type:
-        return result
-    return pytree.tree_map_only(Tensor, lambda x: wrapped.get(id(x)) if id(x) in wrapped else OtherTensor(x), result)
+    plain_kwargs = {key: _CPU if key == "device" and value else _on_cpu(value) for key, value in kwargs.items()}
+    result = func(*_on_cpu(args), **plain_kwargs)
+    return result if asked is not None and asked.type != _DEVICE.type else _on_device(result, wrapped)
 
 
-def _on_cpu(leaf: Any) -> Any:
-    if isinstance(leaf, OtherTensor):
-        return leaf.plain
-    return _CPU if isinstance(leaf, torch.device) else leaf
+def _leaves(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _leaves(value)
+        elif isinstance(value, Tensor):
+            yield value
 
 
-def _check(func: Any, args: tuple[Any, ...], leaves: list[Any]) -> None:
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, OtherTensor):
+        return value.plain
+    return type(value)(map(_on_cpu, value)) if type(value) in (list, tuple) else value
+
+
+def _on_device(value: Any, known: dict[int, OtherTensor]) -> Any:
+    """A result of the CPU on the device; what was written in place is the tensor that it was."""
+    if isinstance(value, Tensor):
+        return known[id(value)] if id(value) in known else OtherTensor(value)
+    return type(value)(_on_device(x, known) for x in value) if type(value) in (list, tuple) else value
+
+
+def _check(func: Any, args: tuple[Any, ...], leaves: list[Tensor]) -> None:
     """Raise where a tensor of the CPU is among the arguments, but for CUDA's exceptions."""
     indices = {id(x) for x in args[1]} if func in _BY_INDEX else set()
     numbers = torch.Tag.pointwise in func.tags or func in _BY_NUMBER
     for place, x in enumerate(leaves):
-        if not isinstance(x, Tensor) or isinstance(x, OtherTensor) or id(x) in indices:
+        if isinstance(x, OtherTensor) or id(x) in indices:
             continue
         written = place == 0 and func._schema.is_mutable
         if x.dim() > 0 or not numbers or written:
