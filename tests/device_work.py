@@ -1,187 +1,241 @@
-"""What is run on another device and on the CPU alike: each piece takes a model and gives plain values."""
+"""What runs on another device as on the CPU: each piece takes a model, or an encoder, and gives values to compare."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
+from torch import Tensor
 
 import mechedit as me
+import xlprobe
+from mechedit.anatomy.explain import explain
 from mechedit.data.facts import FactEdit
-from mechedit.editors import MEGA, SAKE, EditBook, WeightChange
+from mechedit.editors import FT, MEGA, SAKE, EditBook, LoRA, WeightChange, by_name
+from mechedit.editors.weights.corpus import text_corpus
+from mechedit.editors.weights.covariance import covariances
+from mechedit.faithfulness.study import faithfulness
 from mechedit.models.hooked import HookedModel
+from xlprobe.encoders.encoder import Encoder
+from xlprobe.langworld.world import bitext, task
+from xlprobe.probes.gradient_stream import Loss
+from xlprobe.training.alignment import AlignmentLoss
+from xlprobe.training.loop import Training
+from xlprobe.training.task_model import TaskModel
 
-LENGTHS = ((2, 4),)
+__all__ = ["DECODER", "ENCODER", "values"]
 
-
-def facts() -> list[FactEdit]:
-    return me.factworld.edits(2, seed=3)
-
-
-def frames(result: Any) -> dict[str, Any]:
-    return {name: getattr(result, name) for name in ("layers", "heads", "mlp_neurons", "attn_neurons", "attn_query_neurons", "mlp_query_neurons") if hasattr(result, name)}
-
-
-def attribution(model: HookedModel, folder: Path) -> Any:
-    fact = facts()[0]
-    a = me.attribute(model, fact.rewrite_prompt, fact.target_true, top_k=10)
-    return frames(a) | {"logp": a.logp}
+FACTS = me.factworld.edits(2, seed=3)
+FACT = FACTS[0]
+FEW = Training(steps=2, batch=4, lr=1e-3)
+WINDOW = MEGA(window=(5, 6), rank=0, alpha=1.0, gate="always")
+BRIEF_FT = FT(layer=5, steps=2)
 
 
-def tolerance(model, folder):
-    fact = facts()[0]
-    a = me.attribute(model, fact.rewrite_prompt, fact.target_true, top_k=10, method="exhaustive", tokens="sum")
-    b = me.attribute(model, fact.rewrite_prompt, fact.target_true, top_k=10, biases="drop")
-    return frames(a)
+def values(result: Any) -> dict[str, Any]:
+    """A result's frames, tensors and numbers by name."""
+    assert is_dataclass(result)
+    named = {field.name: getattr(result, field.name) for field in fields(result)}
+    return {name: value for name, value in named.items() if isinstance(value, pd.DataFrame | Tensor | float)}
 
 
-def suppress(model, folder):
-    fact = facts()[0]
-    a = me.attribute(model, fact.rewrite_prompt, fact.target_true, top_k=10, sign="suppress", tokens="sum")
-    b = me.attribute(model, fact.rewrite_prompt, fact.target_new, top_k=10, also=a, sign="suppress")
-    return frames(a) | {"b": b.mlp_neurons}
+def says(model: HookedModel) -> Tensor:
+    return model.logits([FACT.rewrite_prompt, *FACT.neighborhood_prompts[:2]]).cpu()
 
 
-def many(model, folder):
-    r = me.attribute_many(model, [f.rewrite_prompt for f in facts()], [f.target_true for f in facts()], top_k=5, progress=False)
-    s = me.attribute_many(model, [f.rewrite_prompt for f in facts()], [f.target_true for f in facts()], top_k=5, sign="suppress", progress=False)
-    return {"a": r.summary(), "b": s.summary()}
+# -- mechedit ----------------------------------------------------------------------------------------------------
 
 
-def circuit(model, folder):
-    fact = facts()[0]
-    a = me.attribute(model, fact.rewrite_prompt, fact.target_true, top_k=10)
-    c = a.circuit() if hasattr(a, "circuit") else None
-    h = me.head_attention(model, a, k=4)
-    from mechedit.attribution.vocabulary import vocabulary
-    v = vocabulary(model, a.mlp_neurons)
-    d = me.contrast(model, fact.rewrite_prompt, fact.target_new, fact.target_true) if 0 else None
-    return {"h": h, "v": v}
+def attribute(**options: Any) -> Callable[[HookedModel, Path], Any]:
+    def work(model: HookedModel, folder: Path) -> Any:
+        attr = me.attribute(model, FACT.rewrite_prompt, FACT.target_true, top_k=8, **options)
+        return values(attr)
 
-
-def contrast(model, folder):
-    import inspect
-    fact = facts()[0]
-    print(inspect.signature(me.contrast))
-    a = me.contrast(model, fact.rewrite_prompt, fact.target_new, fact.target_true)
-    return frames(a)
-
-
-def _logits(edited, fact):
-    return edited.logits([fact.rewrite_prompt, *fact.neighborhood_prompts[:2]]).cpu()
-
-
-def _edit(name, **settings):
-    def work(model, folder):
-        editor = me.editors.by_name(name, **settings)
-        with editor.apply(model, facts()[0]) as edited:
-            x = _logits(edited, facts()[0])
-        with editor.apply(model, facts()) as edited:
-            y = _logits(edited, facts()[0])
-        return {"x": x, "y": y, "after": _logits(model, facts()[0])}
     return work
 
 
-def _cov(name, **settings):
-    def work(model, folder):
-        from mechedit.editors.weights.corpus import text_corpus
-        from mechedit.editors.weights.covariance import covariances
-        corpus = text_corpus([p for f in me.factworld.edits(30, seed=4) for p in (f.rewrite_prompt, *f.neighborhood_prompts)], source="s")
-        c = covariances(model, corpus, layers=range(model.shape.n_layers), progress=False)
-        s = {"covariance": c[3]} if name == "rome" else {"covariances": {k: c[k] for k in (3, 4)}}
-        s |= {"layer": 3} if name == "rome" else {"layers": (3, 4)}
-        return _edit(name, steps=3, contexts=LENGTHS, **s, **settings)(model, folder)
+def attribute_many(model: HookedModel, folder: Path) -> Any:
+    prompts, targets = [fact.rewrite_prompt for fact in FACTS], [fact.target_true for fact in FACTS]
+    many = me.attribute_many(model, prompts, targets, top_k=4, sign="suppress", progress=False)
+    return {str(i): values(attr) for i, attr in enumerate(many)}
+
+
+def circuit(model: HookedModel, folder: Path) -> Any:
+    attr = me.attribute(model, FACT.rewrite_prompt, FACT.target_true, top_k=8)
+    return values(me.head_attention(model, attr, k=4)) | {
+        "reads": attr.reads,
+        "ablated": values(me.ablate(model, attr, 3, draws=2)),
+    }
+
+
+def contrast(model: HookedModel, folder: Path) -> Any:
+    return values(me.contrast(model, FACT.rewrite_prompt, FACT.target_new, FACT.target_true, top_k=8))
+
+
+def edit(make: Callable[[HookedModel], Any]) -> Callable[[HookedModel, Path], Any]:
+    def work(model: HookedModel, folder: Path) -> Any:
+        editor = make(model)
+        with editor.apply(model, FACT) as edited:
+            alone = says(edited)
+        with editor.apply(model, FACTS) as edited:
+            return {"alone": alone, "together": says(edited)}
+
     return work
 
 
-def mega(model, folder):
-    m = MEGA(window=(5, 6)).select(model, me.factworld.edits(6, seed=5))
-    edits = list(m.fit_all(model, facts()))
-    book = EditBook.of(model, edits)
-    book = EditBook.load(book.save(folder / "book"))
-    with book.apply(model) as steered:
-        x = _logits(steered, facts()[0])
-        g = steered.generate([facts()[0].rewrite_prompt], max_new_tokens=5)
-    model.hf.generation_config.pad_token_id = 0
-    with book.attach(model.hf, tokenizer=model.tokenizer):
-        ids = torch.stack([model.encode([facts()[0].rewrite_prompt])[0]])
-        y = model.hf(ids).logits[:, -1].cpu()
-        z = model.hf.generate(ids, max_new_tokens=5, do_sample=False).tolist()
-    return {"x": x, "g": g, "y": y, "z": z}
+def of_text(name: str, **settings: Any) -> Callable[[HookedModel], Any]:
+    """ROME and its kind, with the second moments of a little text."""
+
+    def make(model: HookedModel) -> Any:
+        texts = [fact.rewrite_prompt for fact in me.factworld.edits(20, seed=4)]
+        moments = covariances(model, text_corpus(texts, source="prompts"), layers=(3, 4), progress=False)
+        if name == "rome":
+            settings.update(layer=3, covariance=moments[3])
+        else:
+            settings.update(layers=(3, 4), covariances=moments)
+        return by_name(name, steps=2, contexts=((2, 2),), **settings)
+
+    return make
 
 
-def _mega(**settings):
-    def work(model, folder):
-        m = MEGA(window=(5, 6), **settings).select(model, me.factworld.edits(6, seed=5))
-        with m.apply(model, facts()[0]) as steered:
-            return {"x": _logits(steered, facts()[0])}
+def chosen(editor: MEGA | SAKE) -> Callable[[HookedModel], Any]:
+    return lambda model: editor.select(model, me.factworld.edits(4, seed=5))
+
+
+def saved_change(model: HookedModel, folder: Path) -> Any:
+    with BRIEF_FT.apply(model, FACT) as edited:
+        edited.change.save(folder / "change")
+    with WeightChange.load(folder / "change", model).apply(model) as edited:
+        return {"logits": says(edited)}
+
+
+def book(model: HookedModel, folder: Path) -> Any:
+    """An object of which one token and one of which two are steered; saved, read, steered and attached."""
+    several = replace(FACTS[1], target_new="Delta Press")
+    edits = [WINDOW.fit(model, FACT), WINDOW.fit(model, several)]
+    assert edits[1].following
+    kept = EditBook.load(EditBook.of(model, edits).save(folder / "book"))
+    prompts = [FACT.rewrite_prompt, several.rewrite_prompt]
+    with kept.apply(model) as steered:
+        texts, logits = steered.generate(prompts, max_new_tokens=3), says(steered)
+    ids = torch.stack([model.encode([FACT.rewrite_prompt])[0]])
+    with kept.attach(model.hf, tokenizer=model.tokenizer), torch.no_grad():
+        attached = model.hf(ids).logits[:, -1].cpu()
+    return {"logits": logits, "attached": attached, "texts": texts}
+
+
+def evaluate(model: HookedModel, folder: Path) -> Any:
+    families = ("probability", "argmax", "token", "doubt", "subject")
+    return {"summary": me.evaluate(model, BRIEF_FT, [FACT], families=families, progress=False).summary()}
+
+
+def anatomy(model: HookedModel, folder: Path) -> Any:
+    return values(me.anatomy(model, FACTS, editors=[BRIEF_FT], top_k=4, progress=False))
+
+
+def explained(model: HookedModel, folder: Path) -> Any:
+    return values(explain(model, BRIEF_FT, FACT, neighbours=1, max_new_tokens=2))
+
+
+def faithful(model: HookedModel, folder: Path) -> Any:
+    known = me.factworld.edits(3, seed=3)
+    study = faithfulness([model], known, ks=(2,), draws=1, mean_over=["Anna lives in"], progress=False)
+    return values(study)
+
+
+def diagnose(model: HookedModel, folder: Path) -> Any:
+    return {"verdicts": [str(row) for row in me.diagnose(model).table["status"]]}
+
+
+DECODER: dict[str, Callable[[HookedModel, Path], Any]] = {
+    "attribute, certified": attribute(),
+    "attribute, exhaustive, all tokens": attribute(method="exhaustive", tokens="sum"),
+    "attribute, suppress, no biases": attribute(sign="suppress", biases="drop"),
+    "attribute_many": attribute_many,
+    "head_attention, reads, ablate": circuit,
+    "contrast": contrast,
+    "ft": edit(lambda model: BRIEF_FT),
+    "ft_l": edit(lambda model: by_name("ft_l", layer=5, steps=2)),
+    "lora": edit(lambda model: LoRA(steps=2)),
+    "ike": edit(lambda model: by_name("ike")),
+    "rome": edit(of_text("rome")),
+    "memit": edit(of_text("memit")),
+    "alphaedit": edit(of_text("alphaedit")),
+    "mega": edit(chosen(MEGA(window=(5, 6), rank=0))),
+    "mega, hidden gate": edit(chosen(MEGA(window=(5, 6), rank=0, alpha=1.0, gate="mahalanobis"))),
+    "sake": edit(chosen(SAKE())),
+    "WeightChange": saved_change,
+    "EditBook, attach, an object of several tokens": book,
+    "evaluate": evaluate,
+    "anatomy": anatomy,
+    "explain": explained,
+    "faithfulness": faithful,
+    "diagnose": diagnose,
+}
+
+
+# -- xlprobe -----------------------------------------------------------------------------------------------------
+
+
+def weights(encoder: Encoder) -> Tensor:
+    return torch.cat([weight.detach().cpu().flatten() for weight in encoder.model.parameters()])
+
+
+def align(objective: str) -> Callable[[Encoder, Path], Any]:
+    """Trained, stopped and taken up again from its folder."""
+
+    def work(encoder: Encoder, folder: Path) -> Any:
+        options: dict[str, Any] = {"objective": objective, "training": FEW, "progress": False}
+        trained = xlprobe.align(encoder, bitext("words", 8), folder=folder / "run", **options)
+        again = xlprobe.align(encoder, bitext("words", 8), folder=folder / "run", **options)
+        return {"weights": weights(trained), "again": weights(again)}
+
     return work
 
 
-def sake(model, folder):
-    m = me.editors.by_name("sake")
-    m = me.editors.select(m, model, me.factworld.edits(6, seed=5)) if hasattr(me.editors, "select") else m.select(model, me.factworld.edits(6, seed=5))
-    with m.apply(model, facts()) as steered:
-        return {"x": _logits(steered, facts()[0])}
+def distances(encoder: Encoder, folder: Path) -> Any:
+    return values(xlprobe.distances(encoder, bitext("words", 12), progress=False))
 
 
-def several(model, folder):
-    fact = facts()[0]
-    f = FactEdit(fact.subject, fact.prompt, fact.target_new + " and " + facts()[1].target_new, fact.target_true, case_id="x", neighborhood_prompts=fact.neighborhood_prompts)
-    e = MEGA(window=(5, 6), alpha=1.0, gate="always").fit(model, f)
-    print("following", len(e.following))
-    with MEGA(window=(5, 6), alpha=1.0, gate="always").apply(model, f) as s:
-        return {"x": _logits(s, f), "g": s.generate([f.rewrite_prompt], max_new_tokens=6)}
+def gradients(encoder: Encoder, folder: Path) -> Any:
+    rows = list(torch.arange(16).split(4))
+    of_task = TaskModel(encoder, task("pos", n_train=16, n_test=4), seed=0)
+    losses = {
+        "task": Loss("task", rows, of_task, (of_task.head,)),
+        "alignment": Loss("alignment", rows, AlignmentLoss(encoder, bitext("words", 16), "sentence")),
+    }
+    return values(xlprobe.gradients(encoder, **losses, steps=(1e-3,), progress=False))
 
 
-def evaluation(model, folder):
-    r = me.evaluate(model, me.editors.by_name("ft", layer=5, steps=3), facts(), families=("probability", "argmax", "token", "doubt", "subject", "generation"), progress=False)
-    return {"s": r.summary()}
+def finetune(kind: Any, **options: Any) -> Callable[[Encoder, Path], Any]:
+    def work(encoder: Encoder, folder: Path) -> Any:
+        plan = task(kind, n_train=12, n_test=6)
+        model = xlprobe.finetune(encoder, plan, training=FEW, progress=False, **options)
+        model.save(folder / "model")
+        again = TaskModel.load(folder / "model", device=str(encoder.device))
+        scores = {language: again.score(corpus) for language, corpus in plan.test.items()}
+        return {"weights": weights(model.encoder), "head": model.head.weight.detach().cpu(), "scores": scores}
+
+    return work
 
 
-def saved(model, folder):
-    import inspect
-    e = me.editors.by_name("ft", layer=5, steps=3)
-    with e.apply(model, facts()[0]) as edited:
-        x = _logits(edited, facts()[0])
-        change = WeightChange.between(model, edited) if hasattr(WeightChange, "between") else None
-    return {"x": x, "c": [n for n in dir(WeightChange) if n[0] != "_"]}
+def retrieval(encoder: Encoder, folder: Path) -> Any:
+    return {"retrieval": xlprobe.retrieval(encoder, bitext("words", 12))}
 
 
-def anatomy(model, folder):
-    r = me.anatomy(model, facts(), editors=[me.editors.by_name("ft", layer=5, steps=3), MEGA(window=(5, 6), alpha=1.0, gate="always")], progress=False)
-    from mechedit.anatomy.explain import explain
-    return {"s": str(r)}
-
-
-def explained(model, folder):
-    import inspect
-    from mechedit.anatomy.explain import explain
-    print(inspect.signature(explain), inspect.signature(me.edit_contrast), inspect.signature(me.statement_contrast), inspect.signature(me.ripple))
-    r = explain(model, me.editors.by_name("ft", layer=5, steps=3), facts()[0])
-    me.edit_contrast(model, me.editors.by_name("ft", layer=5, steps=3), facts()[0])
-    return {}
-
-
-def faithful(model, folder):
-    from mechedit.faithfulness.study import faithfulness
-    r = faithfulness([model], me.factworld.edits(6, seed=3), ks=(1, 3), draws=1, mean_over=["Anna lives in", "The city of"], progress=False)
-    return {"s": str(r)}
-
-
-def ablation(model, folder):
-    fact = facts()[0]
-    a = me.attribute(model, fact.rewrite_prompt, fact.target_true, top_k=10)
-    r = me.ablate(model, a, 3, draws=2)
-    return {"r": str(r)}
-
-
-def diagnosis(model, folder):
-    return {"d": str(me.diagnose(model))}
-
-
-WORK = {"attribution": attribution, "tolerance": tolerance, "suppress": suppress, "many": many, "circuit": circuit, "contrast": contrast,
-  "ft": _edit("ft", layer=5, steps=3), "ft_l": _edit("ft_l", layer=5, steps=3), "lora": _edit("lora", steps=2), "ike": _edit("ike"),
-  "rome": _cov("rome"), "memit": _cov("memit"), "alphaedit": _cov("alphaedit"), "mega": mega, "mahalanobis": _mega(gate="mahalanobis"), "hidden": _mega(gate="hidden"),
-  "sake": sake, "several": several, "evaluation": evaluation, "saved": saved, "anatomy": anatomy, "explained": explained, "faithful": faithful, "ablation": ablation, "diagnosis": diagnosis}
+ENCODER: dict[str, Callable[[Encoder, Path], Any]] = {
+    **{
+        f"align, {name}": align(name)
+        for name in ("sentence", "token", "mlm", "tlm", "l2", "hictl", "hictl_word")
+    },
+    "distances": distances,
+    "retrieval": retrieval,
+    "gradients": gradients,
+    "finetune, pos": finetune("pos"),
+    "finetune, topic, head alone": finetune("topic", train="head"),
+    "finetune, joint": finetune("pos", alignment=xlprobe.Joint(bitext("words", 8), "sentence")),
+}

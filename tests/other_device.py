@@ -9,7 +9,7 @@ the plain ones out, runs on the CPU and wraps what comes out:
    0-dim tensor of the CPU in arithmetic, an index of the CPU into a tensor of the device (`x[index]`), `copy_`;
 4. `x.numpy()` raises; `.cpu()`, `.item()` and `.tolist()` give values of the CPU.
 
-It cannot show what only a real device has: kernels and their rounding, asynchronous errors, streams, memory, speed.
+A sparse gradient becomes dense here. It cannot show what only a real device has: kernels and their rounding, asynchronous errors, streams, memory, speed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ NAME = "other"
 _CPU, _DEVICE = torch.device("cpu"), torch.device("privateuseone", 0)
 _ops = torch.ops.aten
 #: What reads an index of the CPU into a tensor of the device (its second argument).
-_BY_INDEX = {_ops.index.Tensor, _ops.index_put.default, _ops.index_put_.default, _ops._index_put_impl_.default}
+_BY_INDEX = {
+    _ops.index.Tensor,
+    _ops.index_put.default,
+    _ops.index_put_.default,
+    _ops._index_put_impl_.default,
+}
 #: What takes a number as a 0-dim tensor of the CPU, beside the elementwise operations.
 _BY_NUMBER = {
     *_BY_INDEX,
@@ -48,7 +53,8 @@ class OtherTensor(Tensor):
     @staticmethod
     def __new__(cls, plain: Tensor) -> OtherTensor:
         layout = {"strides": plain.stride(), "storage_offset": plain.storage_offset(), "dtype": plain.dtype}
-        made: OtherTensor = Tensor._make_wrapper_subclass(cls, plain.shape, device=_DEVICE, **layout)  # type: ignore[arg-type]
+        make: Any = Tensor._make_wrapper_subclass
+        made: OtherTensor = make(cls, plain.shape, device=_DEVICE, **layout)
         made.plain = plain
         return made
 
@@ -104,7 +110,9 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return 0  # attention by products: a fused kernel belongs to a device
     if func is _ops.copy_.default and not isinstance(args[0], OtherTensor):
         return func(args[0], args[1].plain, *args[2:])
-    plain_kwargs = {key: _CPU if key == "device" and value else _on_cpu(value) for key, value in kwargs.items()}
+    plain_kwargs = {
+        key: _CPU if key == "device" and value else _on_cpu(value) for key, value in kwargs.items()
+    }
     result = func(*_on_cpu(args), **plain_kwargs)
     return result if asked is not None and asked.type != _DEVICE.type else _on_device(result, wrapped)
 
@@ -126,7 +134,9 @@ def _on_cpu(value: Any) -> Any:
 def _on_device(value: Any, known: dict[int, OtherTensor]) -> Any:
     """A result of the CPU on the device; what was written in place is the tensor that it was."""
     if isinstance(value, Tensor):
-        return known[id(value)] if id(value) in known else OtherTensor(value)
+        if id(value) in known:
+            return known[id(value)]
+        return OtherTensor(value if value.layout == torch.strided else value.to_dense())
     return type(value)(_on_device(x, known) for x in value) if type(value) in (list, tuple) else value
 
 
@@ -156,7 +166,10 @@ def _register() -> None:
 def other_device() -> Iterator[torch.device]:
     """The device `other:0` exists inside. Modules keep their parameters' identity when they move, as with CUDA."""
     _register()
-    lifted, swapped = torch._C._only_lift_cpu_tensors(), torch.__future__.get_swap_module_params_on_conversion()
+    lifted, swapped = (
+        torch._C._only_lift_cpu_tensors(),
+        torch.__future__.get_swap_module_params_on_conversion(),
+    )
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=) copies where the mode sees it
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
