@@ -14,7 +14,6 @@ from torch import Tensor
 import mechedit as me
 import xlprobe
 from mechedit.anatomy.explain import explain
-from mechedit.data.facts import FactEdit
 from mechedit.editors import FT, MEGA, SAKE, EditBook, LoRA, WeightChange, by_name
 from mechedit.editors.weights.corpus import text_corpus
 from mechedit.editors.weights.covariance import covariances

@@ -9,7 +9,8 @@ the plain ones out, runs on the CPU and wraps what comes out:
    0-dim tensor of the CPU in arithmetic, an index of the CPU into a tensor of the device (`x[index]`), `copy_`;
 4. `x.numpy()` raises; `.cpu()`, `.item()` and `.tolist()` give values of the CPU.
 
-A sparse gradient becomes dense here. It cannot show what only a real device has: kernels and their rounding, asynchronous errors, streams, memory, speed.
+A sparse gradient becomes dense here. It cannot show what only a real device has: kernels and their rounding,
+asynchronous errors, streams, memory, speed.
 """
 
 from __future__ import annotations

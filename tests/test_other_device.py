@@ -22,7 +22,7 @@ from xlprobe.encoders.encoder import Encoder
 #: What is not run on it, and why.
 NOT_RUN = {
     "sparse gradients of embeddings": "a wrapped tensor has strides: a sparse gradient becomes dense on the device",
-    "precision bf16 and fp16": "autocast is a table of operations for each kind of device, and the private one's is empty",
+    "precision bf16 and fp16": "autocast has a table of operations for each kind of device; this one's is empty",
     "fused attention": "a fused kernel belongs to a device; here attention is computed by products",
     "several processes, several devices": "there is one device and one process",
     "memory (out of memory, peak, batches fitted to it)": "its values lie in the CPU's memory",
