@@ -133,11 +133,8 @@ def _context(folder: Path) -> dict[str, Any]:
 
 def _facts(folder: Path, editors: Sequence[Any]) -> dict[str, Any]:
     """The facts one by one; of several editors, in the order of the run's table, side by side."""
-    labels = {
-        row["name"]: row.get("label", row["name"])
-        for row in editors
-        if isinstance(row, dict) and "name" in row
-    }
+    named = [row for row in editors if isinstance(row, dict) and "name" in row]
+    labels = {str(row["name"]): str(row.get("label", row["name"])) for row in named}
     rows = by_fact(fact_table.read(folder), list(labels))
     section = fact_table.facts(rows)
     anchors = [row["anchor"] for row in section["rows"]] if section else []
