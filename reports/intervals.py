@@ -78,8 +78,7 @@ def bootstrap_mean(
     any NaN gives (nan, nan): a missing record is never dropped in silence.
 
     Wrong for few records: the interval is too narrow by about sqrt((n − 1)/n), and has no width at all for n = 1 or
-        where
-    all values agree; for a proportion use `wilson`.
+    where all values agree; for a proportion use `wilson`.
 
     Args:
         values: One value a record [n].

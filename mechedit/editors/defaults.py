@@ -3,10 +3,11 @@
 An editor's fields are `AUTO` until `Tuned.ready` fills them from the editor's own table, by family:
 
 - "gpt2-xl", "llama-2-7b": the published ones, recognised by their shape;
+- "smollm2-135m": tuned on eight facts that it knows (`mechedit tune`), by S, recognised by its shape too;
 - "factworld", "factworld-llama": the embedded models, tuned on facts that are never evaluated
   (`mechedit.evaluation.tune`);
 - any other model: those of the published model it is more like (gated MLP: LLaMA2-7B, else GPT2-XL), with layers at the
-  same relative depth.
+  same relative depth. Nobody has tuned these: `untuned` says so, and so do the settings and notes of a run.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from mechedit.models.embedded import EMBEDDED
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 
-__all__ = ["AUTO", "Table", "Tuned", "family"]
+__all__ = ["AUTO", "Table", "Tuned", "family", "untuned"]
 
 AUTO: Any = None  # a field that the model decides
 Table = Mapping[str, Mapping[str, Any]]
 
-# (layers, width) of the models that the papers tuned for
-SHAPES = {"gpt2-xl": (48, 1600), "llama-2-7b": (32, 4096)}
+# (layers, width) of the models that the papers, and this package, tuned for
+SHAPES = {"gpt2-xl": (48, 1600), "llama-2-7b": (32, 4096), "smollm2-135m": (30, 576)}
 
 
 def family(model: HookedModel) -> tuple[str, bool]:
@@ -33,8 +34,11 @@ def family(model: HookedModel) -> tuple[str, bool]:
     embedded = model.source.removeprefix("embedded:")
     if embedded != model.source and embedded in EMBEDDED:
         return embedded, True
-    like = "llama-2-7b" if model.shape.gated else "gpt2-xl"
-    return like, (model.shape.n_layers, model.shape.d_model) == SHAPES[like]
+    shape = (model.shape.n_layers, model.shape.d_model)
+    for name, tuned in SHAPES.items():
+        if shape == tuned and model.shape.gated == (name != "gpt2-xl"):
+            return name, True
+    return "llama-2-7b" if model.shape.gated else "gpt2-xl", False
 
 
 class Tuned:
@@ -67,6 +71,26 @@ class Tuned:
         for field_name in self.LAYERS:
             _require_layers(field_name, getattr(resolved, field_name), model.shape.n_layers)
         return resolved
+
+
+def untuned(editor: object, model: HookedModel) -> str:
+    """What a reader must know of settings that were found on another model; "" where there are none.
+
+    >>> import mechedit as me
+    >>> untuned(me.editors.ROME(), me.load_model("factworld")), untuned(me.editors.NoEdit(), me.load_model("factworld"))
+    ('', '')
+    """
+    if not isinstance(editor, Tuned):
+        return ""
+    name, exact = family(model)
+    taken = [
+        field.name
+        for field in dataclasses.fields(editor)  # type: ignore[arg-type]  # every editor is a dataclass
+        if getattr(editor, field.name) is AUTO and field.name in editor.DEFAULTS[name]
+    ]
+    if exact or not taken:
+        return ""
+    return f"untuned for this model: {', '.join(taken)} as for {name}, layers at the same relative depth"
 
 
 def _scaled(value: Any, of: int, to: int) -> Any:

@@ -120,6 +120,7 @@ class IKE(Tuned):
     DEFAULTS: ClassVar[Table] = {
         "gpt2-xl": {"demonstrations": 32},
         "llama-2-7b": {"demonstrations": 32},
+        "smollm2-135m": {"demonstrations": 32},
         "factworld": {"demonstrations": 3},  # the embedded models were trained on two to four
         "factworld-llama": {"demonstrations": 3},
     }

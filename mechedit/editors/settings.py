@@ -17,7 +17,7 @@ import torch
 
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors.base import Editor, Reads
-from mechedit.editors.defaults import Tuned
+from mechedit.editors.defaults import Tuned, untuned
 from mechedit.models.hooked import HookedModel
 
 __all__ = ["plain", "resolved"]
@@ -45,6 +45,8 @@ def resolved(editor: Editor, model: HookedModel) -> dict[str, Any]:
     ready: Any = editor.ready(model) if isinstance(editor, Tuned) else editor
     read = ready.reads(model) if isinstance(ready, Reads) else {}
     fields = [field.name for field in dataclasses.fields(ready) if field.compare and field.name not in read]
+    note = untuned(editor, model)
+    read = read | ({"defaults": {"about": note}} if note else {})
     return {"name": editor.name} | {name: plain(getattr(ready, name)) for name in fields} | read
 
 

@@ -237,7 +237,7 @@ def gather(
         model=model.name,
         families=families,
         mode=mode,
-        notes=_notes(cases, model),
+        notes=_notes(cases, model, editor.name, used),
         provenance={
             "model": {
                 "name": model.name,
@@ -276,10 +276,13 @@ def _costs(cases: Sequence[CaseScores]) -> pd.DataFrame:
     return _frame(rows, _ELSEWHERE_COLUMNS)
 
 
-def _notes(cases: Sequence[CaseScores], model: HookedModel) -> tuple[str, ...]:
+def _notes(
+    cases: Sequence[CaseScores], model: HookedModel, editor: str, settings: Mapping[str, Any]
+) -> tuple[str, ...]:
     notes = [] if any(case.known for case in cases) else [KNOWS_NONE]
     notes += [NOT_ROMES_PS] if any(case.fact.source_schema == "easyedit" for case in cases) else []
     notes += [OWN_ANSWERS] if any(case.fact.neighborhood_answers for case in cases) else []
+    notes += [f"{editor} is {note['about']}" for note in [settings.get("defaults")] if note]
     notes += [f"{model.quantization} weights, dequantised"] if model.quantization else []
     if short := [case.demonstrations for case in cases if case.demonstrations]:
         shown, asked = sorted({n for n, _ in short}), max(n + left_out for n, left_out in short)

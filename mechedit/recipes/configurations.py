@@ -175,6 +175,7 @@ class AnatomyConfig:
     """What an edit changes: `limit` facts are edited by each of `editors`, `selection` others choose.
 
     Attributes:
+        top_k: Neurons of each kind that are contrasted.
         data: A file of facts, or "" for the embedded world's own.
         space: Whether a space stands before an answer of that file, where its rows do not say it.
         begun_with: As in `EvaluationConfig`.
@@ -210,6 +211,7 @@ class FaithfulnessConfig:
     """Whose neurons carry the answer: `limit` facts on each of `models`, the `ks` best of each method ablated.
 
     Attributes:
+        models: Names, folders or ids, one study each.
         mean_over: Prompts of so many other facts are averaged, and ablated neurons set to that mean; 0: set to zero.
         data: A file of facts, or "" for the embedded world's own.
         space: Whether a space stands before an answer of that file, where its rows do not say it.

@@ -59,7 +59,12 @@ _TRAINING = Training(steps=6500, batch=64, lr=1e-3, warmup=500, decay=0.6, weigh
 
 @dataclass(frozen=True)
 class Pretraining:
-    """The small encoder and its training."""
+    """The small encoder and its training.
+
+    Attributes:
+        shape: Its size.
+        training: How it is trained on masked words.
+    """
 
     shape: Shape = _SHAPE
     training: Training = _TRAINING

@@ -33,7 +33,17 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of a small encoder of XLM-R's architecture."""
+    """The size of a small encoder of XLM-R's architecture.
+
+    Attributes:
+        vocabulary: Word pieces, at most.
+        d_model: Width of the stream.
+        n_layers: Blocks.
+        n_heads: Attention heads of a block.
+        d_ffn: Neurons of a block.
+        positions: Longest input, in word pieces.
+        dropout: Share of activations that training drops.
+    """
 
     vocabulary: int = 1200
     d_model: int = 96

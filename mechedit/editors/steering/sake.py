@@ -62,6 +62,7 @@ class SAKE(Tuned):
     DEFAULTS: ClassVar[Table] = {
         "gpt2-xl": {"reg": 1e-2, "forced": True, "contexts": ((10, 5), (10, 10))},
         "llama-2-7b": {"reg": 0.5, "forced": True, "contexts": ((10, 5), (10, 10))},
+        "smollm2-135m": {"reg": 0.5, "forced": True, "contexts": ()},
         "factworld": {"reg": 1e-2, "forced": True, "contexts": ()},
         "factworld-llama": {"reg": 1e-2, "forced": True, "contexts": ()},
     }

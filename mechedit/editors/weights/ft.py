@@ -63,6 +63,7 @@ class FT(WeightEditor):
     DEFAULTS: ClassVar[Table] = {
         "gpt2-xl": {"layer": 1, "steps": 25, "lr": 5e-4},
         "llama-2-7b": {"layer": 21, "steps": 25, "lr": 5e-4},
+        "smollm2-135m": {"layer": 3, "steps": 25, "lr": 2e-3},
         "factworld": {"layer": 4, "steps": 25, "lr": 2e-2},
         "factworld-llama": {"layer": 2, "steps": 25, "lr": 2e-2},
     }
@@ -132,6 +133,7 @@ class FTL(FT):
     DEFAULTS: ClassVar[Table] = {
         "gpt2-xl": {"layer": 0, "steps": 25, "lr": 5e-4, "epsilon": 5e-4},
         "llama-2-7b": {"layer": 21, "steps": 25, "lr": 5e-4, "epsilon": 5e-4},
+        "smollm2-135m": {"layer": 3, "steps": 25, "lr": 2e-3, "epsilon": 1e-2},  # the largest that binds
         "factworld": {"layer": 4, "steps": 25, "lr": 2e-2, "epsilon": 6e-2},
         "factworld-llama": {"layer": 2, "steps": 25, "lr": 2e-2, "epsilon": 0.1},
     }

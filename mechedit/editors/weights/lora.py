@@ -68,6 +68,7 @@ class LoRA(WeightEditor):
     DEFAULTS: ClassVar[Table] = {
         "gpt2-xl": {"steps": 70, "lr": 5e-3},
         "llama-2-7b": {"steps": 70, "lr": 5e-3},
+        "smollm2-135m": {"steps": 70, "lr": 1e-3},
         "factworld": {"steps": 70, "lr": 5e-3},
         "factworld-llama": {"steps": 70, "lr": 5e-3},
     }

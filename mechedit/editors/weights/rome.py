@@ -98,6 +98,8 @@ class ROME(WeightEditor):
                     "contexts": ((10, 5), (10, 10))},
         "llama-2-7b": {"layer": 5, "steps": 25, "lr": 0.5, "weight_decay": 1e-3, "kl_factor": 0.0625, "clamp": 4.0,
                        "contexts": ((10, 5), (10, 10))},
+        "smollm2-135m": {"layer": 3, "steps": 25, "lr": 0.5, "weight_decay": 1e-3, "kl_factor": 0.0625, "clamp": 4.0,
+                         "contexts": ((10, 5), (10, 10))},
         "factworld": {"layer": 0, "steps": 20, "lr": 1.0, "weight_decay": 1e-3, "kl_factor": 0.0625, "clamp": 20.0,
                       "contexts": ((3, 6),)},
         "factworld-llama": {"layer": 0, "steps": 25, "lr": 4.0, "weight_decay": 1e-3, "kl_factor": 0.0625,
