@@ -39,6 +39,7 @@ from reports.circuit import Circuit
 from reports.circuit import read as read_circuit
 from reports.errors import InputError, IntegrityError
 from reports.files import write
+from reports.readable import METRICS_MEAN, metric_words
 from reports.reading import read_frame, read_lines, read_object
 
 __all__ = ["build", "read_summary", "render"]
@@ -112,6 +113,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "circuit": sections.circuit(circuit) if circuit else None,
         "attention": attention.attention(looks) if looks else None,
         "result": _section(folder, "summary.json", sections.result, summary),
+        "metrics_mean": _metrics(summary["editors"]),
         "study": _study(folder, window),
         "faithfulness": _faithfulness(folder),
         **_facts(folder, summary["editors"]),
@@ -129,6 +131,12 @@ def _context(folder: Path) -> dict[str, Any]:
     )
     weights = f"{', '.join(stored)}, dequantised" if stored else ""
     return {"summary": summary, "window": window, "weights": weights, "absent": ", ".join(absent), **made}
+
+
+def _metrics(editors: Sequence[Any]) -> dict[str, str]:
+    """What the metrics of the run's table are."""
+    keys = {str(key) for row in editors if isinstance(row, dict) for key in row}
+    return metric_words([name for names in METRICS_MEAN for name in names if name.lower() in keys])
 
 
 def _facts(folder: Path, editors: Sequence[Any]) -> dict[str, Any]:

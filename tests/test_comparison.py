@@ -256,7 +256,7 @@ def test_fields_of_editors_are_set_by_editor(
     used = json.loads((tmp_path / "run" / "provenance.json").read_text())["settings"]
     (rome,), (mega,) = used["rome"].values(), used["mega"].values()
     assert (rome["steps"], rome["clamp"], mega["window"]) == (2, 4.0, [4, 6])
-    capsys.readouterr()
+    assert "DI, DII: it still does where its answer is doubted" in capsys.readouterr().out
     other = [*place[:-1], str(tmp_path / "other"), "--set"]
     with pytest.raises(SystemExit, match="2"):
         main([*other, "clamp=4"])
