@@ -28,7 +28,7 @@ def compare(options: argparse.Namespace) -> None:
         }
         print_json({"model": config.model, **known, **frames})
         return
-    for part in ("editor", "ablation"):
+    for part in ("editor", "ablation") if config.ablations else ("editor",):
         print(f"\n{part}s\n{as_table(result.wide(part).reset_index())}")
     words = metric_words(set(result.table["metric"]))
     print("\n" + "\n".join(f"{names}: {text}" for names, text in words.items()))
