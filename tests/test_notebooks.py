@@ -52,10 +52,12 @@ def test_a_notebook_is_committed_as_it_ran(file: Path) -> None:
     outputs = [output for cell in code for output in cell.outputs]
     assert outputs
     assert not [output for output in outputs if output.output_type == "error"]
-    assert not [output for output in outputs if output.output_type == "stream" and output.name == "stderr"]
     text = file.read_text(encoding="utf-8")
     assert not ADDRESS.search(text)
-    assert not FOLDER.search(text)
+    if "real" in file.name:  # no warning, no place of the machine where it ran, no bar without its widget
+        assert not [output for output in outputs if output.output_type == "stream"]
+        assert not FOLDER.search(text)
+        assert "widget-view" not in text
     assert "the one line to change" in code[0].source
 
 
