@@ -247,7 +247,7 @@ def angle_layers(frame: pd.DataFrame, *, panel: str = "panel") -> list[Axes]:
             axes.set(xlabel="layer", ylabel="cosine of the gradients" if axes is panels[0] else "")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _degrees(panels[-1])
-        _legend(panels, columns=4)
+        _legend(panels, columns=4 if len(names) > 2 else 2)
     return panels
 
 
