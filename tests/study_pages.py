@@ -26,8 +26,8 @@ PAPER = 0.01  # the size of the paper's gains, as a digest of its text has it
 RESULTS = """# The second paper's setting: four pairs, HiCTL, the whole model or its head
 
 Made by `python -m tests.study_pages results` from the run folders named below; no number is written by hand. Changes
-are of zero-shot accuracy in points, against no alignment with the same seed; intervals are 95 %. The claims are those of
-arXiv 2603.18863; what counts as an answer is our choice, and stands in the evidence. What is known of the paper's
+are of zero-shot accuracy in points, against no alignment with the same seed; intervals are 95 %. The claims are those
+of arXiv 2603.18863; what counts as an answer is our choice, and stands in the evidence. What is known of the paper's
 setting (pairs, HiCTL, tasks, trained parts) is from a digest of its text; corpora, sizes, rates and the source language
 of a pair (its first) are ours, and HiCTL's formula is from memory of the field. The control, `shuffled`, aligns by
 `sentence` on pairs that do not belong together.
