@@ -74,7 +74,9 @@ def _docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: li
     lines[:] = to_rst(lines, short_names().get)
 
 
-def _signature(app: Any, what: str, name: str, obj: Any, options: Any, args: str | None, back: str | None) -> Any:
+def _signature(
+    app: Any, what: str, name: str, obj: Any, options: Any, args: str | None, back: str | None
+) -> Any:
     """A signature without the marks that autodoc leaves in types of dataclass fields."""
     return None if args is None else (args.replace("~typing.", "").replace("~", ""), back)
 
