@@ -34,6 +34,7 @@ from reports import (
     html,
     sections,
 )
+from reports.beside import beside, by_fact
 from reports.circuit import Circuit
 from reports.circuit import read as read_circuit
 from reports.errors import InputError, IntegrityError
@@ -113,7 +114,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "result": _section(folder, "summary.json", sections.result, summary),
         "study": _study(folder, window),
         "faithfulness": _faithfulness(folder),
-        "facts": fact_table.facts(fact_table.read(folder)),
+        **_facts(folder, summary["editors"]),
         "gates": _gates(folder),
         "checkpoints": _checkpoints(folder),
         "provenance": rows,
@@ -128,6 +129,19 @@ def _context(folder: Path) -> dict[str, Any]:
     )
     weights = f"{', '.join(stored)}, dequantised" if stored else ""
     return {"summary": summary, "window": window, "weights": weights, "absent": ", ".join(absent), **made}
+
+
+def _facts(folder: Path, editors: Sequence[Any]) -> dict[str, Any]:
+    """The facts one by one; of several editors, in the order of the run's table, side by side."""
+    labels = {
+        row["name"]: row.get("label", row["name"])
+        for row in editors
+        if isinstance(row, dict) and "name" in row
+    }
+    rows = by_fact(fact_table.read(folder), list(labels))
+    section = fact_table.facts(rows)
+    anchors = [row["anchor"] for row in section["rows"]] if section else []
+    return {"facts": section, "beside": beside(rows, anchors, labels)}
 
 
 def _gates(folder: Path) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from reports.inline import fragment
 from reports.intervals import bootstrap_mean
 from reports.text import visible
 
-__all__ = ["Difference", "differences", "paired"]
+__all__ = ["Difference", "differences", "gets", "key", "paired"]
 
 #: The shares that are compared where both runs have them.
 _SHARES = (*(name for names in TRIPLES for name in names), "Other", "Top1")
@@ -70,8 +70,8 @@ def paired(
         second: Those of another one, or of the same one in another run.
         prefix: Starts the ids of the picture.
     """
-    keys = [{_key(fact): fact for fact in rows} for rows in (first, second)]
-    shared = [(keys[0][key], keys[1][key]) for key in keys[0] if key in keys[1]]
+    keys = [{key(fact): fact for fact in rows} for rows in (first, second)]
+    shared = [(keys[0][name], keys[1][name]) for name in keys[0] if name in keys[1]]
     shared = [(a, b) for a, b in shared if a.new.startswith(b.new) or b.new.startswith(a.new)]
     if not shared:
         return None
@@ -90,21 +90,22 @@ def paired(
             [
                 _line(pair, metrics)
                 for pair in known
-                if _gets(pair[side], metrics) and not _gets(pair[1 - side], metrics)
+                if gets(pair[side], metrics) and not gets(pair[1 - side], metrics)
             ]
             for side in (0, 1)
         ],
-        "both": sum(_gets(a, metrics) and _gets(b, metrics) for a, b in known),
+        "both": sum(gets(a, metrics) and gets(b, metrics) for a, b in known),
         "elsewhere": _elsewhere(known, metrics),
-        "neither": sum(not _gets(a, metrics) and not _gets(b, metrics) for a, b in known),
+        "neither": sum(not gets(a, metrics) and not gets(b, metrics) for a, b in known),
     }
 
 
-def _key(fact: EditedFact) -> tuple[str, ...]:
+def key(fact: EditedFact) -> tuple[str, ...]:
+    """What makes it the same fact under two editors."""
     return fact.case_id, fact.prompt
 
 
-def _gets(fact: EditedFact, metrics: Sequence[str]) -> bool:
+def gets(fact: EditedFact, metrics: Sequence[str]) -> bool:
     """Whether the edit succeeds on the fact's own prompt."""
     return bool(metrics) and fact.scores.get(metrics[0], (math.nan, 0))[0] == 1
 
@@ -114,7 +115,7 @@ def _elsewhere(pairs: Sequence[Pair], metrics: Sequence[str]) -> list[dict[str, 
     sizes = []
     for pair in pairs:
         gaps = [abs(b - a) for a, b in (_scores(pair, name) for name in metrics[1:]) if math.isfinite(b - a)]
-        if sum(gaps) > 0 and all(_gets(fact, metrics) for fact in pair):
+        if sum(gaps) > 0 and all(gets(fact, metrics) for fact in pair):
             sizes.append((sum(gaps), pair))
     ranked = sorted(sizes, key=lambda item: -item[0])[:_LISTED]
     return [_line(pair, metrics) for _, pair in ranked]

@@ -18,7 +18,15 @@ from reports.colours import LIGHT
 from reports.look import DIVERGING, check, row, style
 from reports.text import visible
 
-__all__ = ["cosine_heatmap", "distance_curves", "loss_curve", "norm_curves", "outcome_scatter"]
+__all__ = [
+    "angle_layers",
+    "cosine_heatmap",
+    "distance_curves",
+    "loss_curve",
+    "norm_curves",
+    "outcome_scatter",
+    "predictor_forest",
+]
 
 _GROUPS = ("query", "key", "value", "query_key_value", "output", "ffn_in", "ffn_out", "norms", "embeddings")
 _GROUP_LABELS = {"query_key_value": "query, key, value", "ffn_in": "FFN in", "ffn_out": "FFN out"}
@@ -193,6 +201,111 @@ def outcome_scatter(
                 axes.plot(part[x], part[y], linestyle="", label=visible(name), zorder=3, **look)
         axes.set(xlabel=visible(xlabel or x), ylabel=visible(ylabel or y))
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    return axes
+
+
+def angle_layers(frame: pd.DataFrame, *, panel: str = "panel") -> list[Axes]:
+    """Draws the cosine of task and alignment against layer, beside those that two useful gradients make.
+
+    A panel for each value of `panel`. The shaded band is what counts as nearly orthogonal: a third of the smaller of
+    the two useful cosines. A filled mark has its whole interval inside the band or outside of it, a hollow one not.
+
+    Args:
+        frame: layer, cosine, low, high, task_halves, source_target, bound, and the column `panel`; layer 0 is left out.
+        panel: The column that divides the rows among panels.
+
+    >>> frame = pd.DataFrame({"layer": [1, 2], "cosine": [0.0, 0.2], "low": [-0.1, 0.1], "high": [0.1, 0.3]})
+    >>> frame = frame.assign(task_halves=0.9, source_target=0.6, bound=0.2, panel="hictl, tags")
+    >>> [axes.get_title(loc="left") for axes in angle_layers(frame)]
+    ['hictl, tags']
+    """
+    needed = ("layer", "cosine", "low", "high", "task_halves", "source_target", "bound", panel)
+    check(frame, needed, key=("layer", panel))
+    names = list(dict.fromkeys(frame[panel]))
+    with style():
+        panels = row(len(names), width=max(4.6, min(9.6, 1.2 + 2.8 * len(names))), height=3.2, sharey=True)
+        for axes, name in zip(panels, names, strict=True):
+            part = frame[(frame[panel] == name) & (frame["layer"] > 0)].sort_values("layer")
+            x = part["layer"].to_numpy(dtype=float)
+            bound = part["bound"].to_numpy(dtype=float)
+            axes.fill_between(
+                x, -bound, bound, color=LIGHT["muted"], alpha=0.22, linewidth=0, label="nearly orthogonal"
+            )
+            axes.axhline(0, color=LIGHT["muted"], linewidth=0.8, zorder=1)
+            for index, (column, label) in enumerate(_USEFUL.items(), start=1):
+                _curve(axes, part[["layer", column]], "layer", column, index, label)
+            axes.vlines(x, part["low"], part["high"], color=LIGHT["pos"], linewidth=1.4, zorder=3)
+            clear = (part["low"].abs() <= bound) & (part["high"].abs() <= bound)
+            clear |= (part["low"] > bound) | (part["high"] < -bound)
+            axes.plot(x, part["cosine"], color=LIGHT["pos"], linewidth=1.0, zorder=3)
+            for shown, face in ((clear, LIGHT["pos"]), (~clear, LIGHT["paper"])):
+                axes.plot(
+                    x[shown], part["cosine"][shown], "o", color=LIGHT["pos"], markerfacecolor=face, zorder=4
+                )
+            axes.plot([], [], "o-", color=LIGHT["pos"], label="task against alignment")
+            axes.set_title(visible(str(name)))
+            axes.set(xlabel="layer", ylabel="cosine of the gradients" if axes is panels[0] else "")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _degrees(panels[-1])
+        _legend(panels, columns=4)
+    return panels
+
+
+_USEFUL = {"task_halves": "task, two halves", "source_target": "task in both languages"}
+
+
+def _degrees(axes: Axes) -> None:
+    """The angles of the cosines on a second axis at the right."""
+    low, high = axes.get_ylim()
+    second = axes.twinx()
+    shown = [
+        a for a in (0, 30, 45, 60, 70, 80, 85, 90, 95, 100, 110, 120) if low <= np.cos(np.radians(a)) <= high
+    ]
+    second.set_ylim(low, high)
+    second.set_yticks([float(np.cos(np.radians(a))) for a in shown], [f"{a}°" for a in shown])
+    second.grid(visible=False)
+    second.spines["right"].set_visible(True)
+
+
+def predictor_forest(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draws each predictor's ρ with its interval, and below it the one that is left given the pair (a diamond).
+
+    A mark whose interval lies on one side of 0 is filled, the others are hollow.
+
+    Args:
+        frame: label, spearman, low, high, partial, partial_low, partial_high; one row a predictor, in their order.
+        ax: The axes to draw into; None makes a figure.
+
+    >>> frame = pd.DataFrame({"label": ["retrieval"], "spearman": [0.5], "low": [0.1], "high": [0.8]})
+    >>> frame = frame.assign(partial=0.1, partial_low=-0.3, partial_high=0.4)
+    >>> [label.get_text() for label in predictor_forest(frame).get_yticklabels()]
+    ['retrieval']
+    """
+    check(frame, ("label", "spearman", "low", "high", "partial", "partial_low", "partial_high"))
+    marks = (("spearman", "low", "high", "o", "pos", -0.14, "all cells"),)
+    marks += (("partial", "partial_low", "partial_high", "D", "old", 0.2, "given the pair"),)
+    with style():
+        axes = row(1, width=6.4, height=1.1 + 0.36 * len(frame))[0] if ax is None else ax
+        axes.axvline(0, color=LIGHT["muted"], linewidth=0.8, zorder=1)
+        for value, low, high, marker, name, shift, label in marks:
+            colour = LIGHT[name]
+            for y, item in enumerate(frame.to_dict("records")):
+                if not np.isfinite(item[value]):
+                    continue
+                clear = item[low] > 0 or item[high] < 0
+                axes.plot([item[low], item[high]], [y + shift] * 2, color=colour, linewidth=1.4)
+                face = colour if clear else LIGHT["paper"]
+                axes.plot(
+                    [item[value]], [y + shift], marker, markersize=5, color=colour, markerfacecolor=face
+                )
+            axes.plot([], [], marker, color=colour, linestyle="-", label=label)
+        axes.set_yticks(range(len(frame)), [visible(str(label)) for label in frame["label"]])
+        axes.set_ylim(len(frame) - 0.5, -0.5)
+        axes.set_xlim(-1.05, 1.05)
+        axes.set(xlabel="Spearman's ρ with the change of score")
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return axes
 
 

@@ -1,8 +1,9 @@
 """The page of a transfer study, from its run folder alone: the same files give the same bytes.
 
 Read: `summary.json` (title, model, seeds, layer, claims, advice, notes, not_done), `cells.parquet`,
-`predictors.parquet`, `distances.parquet`, `gradients.parquet`, optionally `norms.parquet`, and the run's own
-`provenance.json` and `config.toml`. As `reports.page`: no network, no script, every string escaped.
+`predictors.parquet`, `distances.parquet`, `gradients.parquet`, optionally `norms.parquet`, `angles.parquet` and
+`contest.parquet`, and the run's own `provenance.json` and `config.toml`. As `reports.page`: no network, no script,
+every string escaped.
 """
 
 from __future__ import annotations
@@ -27,8 +28,14 @@ __all__ = ["build", "read_summary", "render"]
 _REQUIRED = ("cells", "predictors", "distances", "gradients")
 _PREDICTORS = {
     "delta_retrieval": "change of retrieval",
-    "delta_gap": "change of cosine gap",
+    "delta_strong": "change of strong retrieval",
+    "delta_csls": "change of retrieval by CSLS",
+    "delta_gap_early": "change of similarity, a third up",
+    "delta_gap": "change of similarity",
+    "delta_gap_last": "change of similarity, last layer",
+    "delta_cka": "change of linear CKA",
     "gradient_cosine": "gradient cosine",
+    "agreeing": "parameters without conflict",
     "norm_ratio": "norm ratio (log)",
 }
 _CURVES = {"cosine": "cosine", "weak_retrieval": "retrieval (weak)", "cka": "linear CKA"}
@@ -66,7 +73,7 @@ def _context(folder: Path) -> dict[str, Any]:
         if frame is None or frame.empty:
             raise IntegrityError(f"{folder / name}.parquet: expected this table of the study, found none")
         frames[name] = frame
-    norms = read_frame(folder, "norms")
+    norms, angles, contest = (read_frame(folder, name) for name in ("norms", "angles", "contest"))
     provenance = folder / "provenance.json"
     try:
         made = {
@@ -74,7 +81,8 @@ def _context(folder: Path) -> dict[str, Any]:
             "effects": _effects(frames["cells"]),
             "distances": _distances(frames["distances"]),
             "gradients": _gradients(frames["cells"], frames["gradients"], norms),
-            "prediction": _prediction(frames["cells"], frames["predictors"]),
+            "angles": _angles(angles),
+            "prediction": _prediction(frames["cells"], frames["predictors"]) | _contest(contest),
             "advice": _advice(summary["advice"]),
         }
     except (KeyError, TypeError, ValueError) as error:
@@ -211,6 +219,72 @@ def _gradients(cells: pd.DataFrame, gradients: pd.DataFrame, norms: pd.DataFrame
     return made
 
 
+def _angles(angles: pd.DataFrame | None) -> dict[str, Any] | None:
+    """The picture of each layer's cosine beside what useful gradients make, and a table of the encoder's answers."""
+    if angles is None or angles.empty:
+        return None
+    layers = angles[angles["layer"] > 0]
+    shown = ["cosine", "task_halves", "source_target", "bound"]
+    keys = ["objective", "task", "layer"]
+    mean = layers.groupby(keys, sort=False)[shown].mean()
+    half = (layers["high"] - layers["low"]) / 2
+    grouped = layers.assign(square=half**2).groupby(keys, sort=False)["square"]
+    error = (grouped.sum(min_count=1) ** 0.5) / grouped.size()  # of a mean of independent estimates
+    mean = mean.assign(low=mean["cosine"] - error, high=mean["cosine"] + error).reset_index()
+    mean["panel"] = mean["objective"] + ", " + mean["task"]
+    pictures = []
+    for index, (objective, part) in enumerate(mean.groupby("objective", sort=False)):
+        inside = int(((part["low"] >= -part["bound"]) & (part["high"] <= part["bound"])).sum())
+        sentence = (
+            f"{objective}, mean over pairs: in {inside} of {len(part)} layers the whole interval lies within a third "
+            "of what two useful gradients make."
+        )
+        title = f"{objective}: orthogonal to what?"
+        picture = _picture(xl_figures.angle_layers(part)[0], f"angles{index}", title, sentence)
+        pictures.append(picture | {"caption": title})
+    rows = [
+        [
+            visible(f"{row.pair}, {row.objective}, {row.task}"),
+            f"{_signed(row.cosine)} [{_signed(row.low)}, {_signed(row.high)}]",
+            _signed(row.task_halves),
+            _signed(row.source_target),
+            _signed(row.shuffled),
+            f"±{row.bound:.3f}",
+            visible(str(row.answer)),
+        ]
+        for row in angles[angles["layer"] < 0].itertuples()
+    ]
+    head = [
+        "Pair, objective, task",
+        "Cosine",
+        "Task, halves",
+        "Task, languages",
+        "Shuffled",
+        "A third",
+        "Answer",
+    ]
+    return {"pictures": pictures, "table": _table(head, rows, numeric=True)}
+
+
+def _contest(contest: pd.DataFrame | None) -> dict[str, Any]:
+    """The best predictor against each of the others."""
+    if contest is None or contest.empty:
+        return {"contest": None}
+    rows = [
+        [
+            _PREDICTORS.get(row.rival, visible(str(row.rival))),
+            f"{_signed(row.difference, 2)} [{_signed(row.low, 2)}, {_signed(row.high, 2)}]",
+            "more than 10,000" if row.cells > 1e4 else f"{math.ceil(row.cells):,}",
+            str(row.n),
+        ]
+        for row in contest.itertuples()
+    ]
+    best = str(contest["predictor"].iloc[0])
+    caption = f"Largest |ρ|: {_PREDICTORS.get(best, visible(best))}. How much larger than another's:"
+    head = ["Than that of", "Difference of |ρ|", "Cells to tell them apart", "n"]
+    return {"contest": _table(head, rows, caption=caption, numeric=True)}
+
+
 def _prediction(cells: pd.DataFrame, predictors: pd.DataFrame) -> dict[str, Any]:
     tried = cells[cells["objective"] != "shuffled"]
     scaled = tried.assign(**{c: 100 * tried[c] for c in ("delta_retrieval", "delta_score", "low", "high")})
@@ -228,12 +302,24 @@ def _prediction(cells: pd.DataFrame, predictors: pd.DataFrame) -> dict[str, Any]
         for row in predictors.itertuples()
     ]
     sentence = "One mark a pair, objective and task; vertical lines: 95 % intervals."
-    table = _table(
-        ["Predictor", "Spearman's ρ", "Same sign", "q² (leave one pair out)", "n"], rows, numeric=True
+    head = ["Predictor", "Spearman's ρ", "Same sign", "q² (leave one pair out)", "n"]
+    made = {"forest": None}
+    if "partial" in predictors:  # studies of earlier versions have none
+        head.insert(2, "Given the pair")
+        for cell, row in zip(rows, predictors.itertuples(), strict=True):
+            inside = f"[{_signed(row.partial_low, 2)}, {_signed(row.partial_high, 2)}]"
+            cell.insert(2, f"{_signed(row.partial, 2)} {inside}")
+        labels = [_PREDICTORS.get(name, name) for name in predictors["predictor"]]
+        forest = xl_figures.predictor_forest(predictors.assign(label=labels))
+        clear = int(((predictors["low"] > 0) | (predictors["high"] < 0)).sum())
+        told = f"{clear} of {len(predictors)} intervals lie on one side of 0 (filled marks)."
+        made["forest"] = _picture(forest, "forest", "Predictors side by side", told)
+    table = _table(head, rows, numeric=True)
+    return (
+        _picture(axes, "scatter", "Change of retrieval against change of score", sentence)
+        | {"table": table}
+        | made
     )
-    return _picture(axes, "scatter", "Change of retrieval against change of score", sentence) | {
-        "table": table
-    }
 
 
 def _advice(advice: list[dict[str, Any]]) -> dict[str, Any]:

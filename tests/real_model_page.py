@@ -31,8 +31,8 @@ Spec counts a closed gate as success: the row without a gate stands beside it, a
 atlas' paraphrases are templates that nothing is fitted on. EasyEdit's rephrase, one of CounterFact's *generation*
 prompts, is an implication rather than a paraphrase for many facts ("People around X speak the language of", for a
 continent); a gate that asks what is asked stays shut on those, which costs Gen there what it saves under the subject's
-other relations. An object of several tokens is steered at the prompt's end alone: what follows its first token is the
-model's own, and may go astray ("Tall|inn" to "Tall|ahassee").
+other relations. Other asks about the same subject under other relations, in words that no fit and no gate reads. Behind
+the first tokens of an object of several tokens maps of their own steer, where the model does not go on by itself.
 """
 
 

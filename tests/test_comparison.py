@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
+from experiments.config import load
 from experiments.runs import RunFolder
 from mechedit.cli import main
 from mechedit.editors import MEGA
 from mechedit.editors.steering.asked_gate import learn_relations
 from mechedit.editors.steering.variants import ABLATIONS, CONTROLS, variant
+from mechedit.evaluation.evaluate import Evaluation
+from mechedit.factworld import export
 from mechedit.models.hooked import HookedModel
 from mechedit.recipes.compare import EditorComparison, run_comparison
 from mechedit.recipes.configurations import ComparisonConfig
 from mechedit.recipes.plans import plan_comparison
+from mechedit.recipes.splits import compared_facts
 from reports.errors import InputError
 from reports.gates import roc_curve
+from reports.intervals import bootstrap_mean
+from reports.sections import number
+from tests.test_reports_batch import words
+from tests.test_reports_page import Outline
 
 SMALL = ComparisonConfig(
     editors=("mega", "gate_only", "no_edit"),
@@ -119,6 +129,149 @@ def test_a_roc_figure_wants_its_columns() -> None:
 def test_choices_are_kept(run: tuple[EditorComparison, Path]) -> None:
     chosen = run[0].choices.set_index(["seed", "key"])["value"]
     assert json.loads(chosen[0, "window"].replace("(", "[").replace(")", "]")) == [5, 7]
+
+
+# --- the facts one by one ---------------------------------------------------------------------------
+
+
+def test_the_evaluation_of_every_editor_is_kept(run: tuple[EditorComparison, Path]) -> None:
+    result, folder = run
+    for name in SMALL.editors:
+        kept = Evaluation.load(folder / "results" / name)
+        assert (kept.editor, kept.n_total) == (name, 6)
+        table = result.table[(result.table["editor"] == name) & (result.table["part"] == "editor")]
+        values = table.set_index("metric")["value"]
+        for metric, value in kept.summary().set_index("metric")["value"].items():
+            if metric in values.index:
+                assert value == pytest.approx(values[metric], nan_ok=True)
+
+
+def test_the_page_has_a_line_a_fact_with_what_each_editor_made_of_it(
+    run: tuple[EditorComparison, Path],
+) -> None:
+    folder = run[1]
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert Outline(text).faults == []
+    seen = words(text)
+    facts = [fact for seed in SMALL.seeds for fact in compared_facts(SMALL, seed)[0]]
+    kept = {name: Evaluation.load(folder / "results" / name) for name in SMALL.editors}
+    for fact in facts:
+        said = []
+        for name, evaluation in kept.items():
+            prompts, records = evaluation.prompts, evaluation.records
+            own = records[records["case_id"] == fact.case_id].set_index("metric")
+            counts = [
+                f"{metric} {round(own.loc[metric, 'value'] * own.loc[metric, 'n_prompts'])}"
+                f"/{own.loc[metric, 'n_prompts']}"
+                for metric in ("Gen", "Spec")
+            ]
+            chosen = prompts[(prompts["case_id"] == fact.case_id) & (prompts["role"] == "rewrite")]
+            tick = " ✓" if own.loc["Acc", "value"] == 1 else ""
+            said.append(f"{chosen['answer'].item()}{tick} {' '.join(counts)}")
+            assert (tick == "") == (name != "mega")  # the oracle tells them apart
+        start = f"{fact.rewrite_prompt} {fact.target_true} {fact.target_new} {fact.target_true}"
+        assert f"{start} 1 of 3 MEGA {' '.join(said)}" in seen
+    assert len(re.findall(r'<details id="fact-\d+"', text)) == 6 * 3
+
+
+def test_differences_are_paired_by_fact(run: tuple[EditorComparison, Path]) -> None:
+    """Against the evaluations' own records."""
+    seen = words((run[1] / "report.html").read_text(encoding="utf-8"))
+    assert "MEGA less each other editor, paired by fact" in seen
+    values = {
+        name: Evaluation.load(run[1] / "results" / name).records.pivot(
+            index="case_id", columns="metric", values="value"
+        )
+        for name in ("mega", "no_edit")
+    }
+    gains = (values["mega"] - values["no_edit"])[["Acc", "Gen", "Spec"]]
+    cells = [
+        f"{number(100 * gains[name].mean(), 1)} "
+        + " – ".join(number(100 * edge, 1) for edge in bootstrap_mean(gains[name].to_numpy()))
+        for name in gains
+    ]
+    assert f"No edit 6 6 0 0 0 {' '.join(cells)}" in seen
+
+
+# --- more of the same -------------------------------------------------------------------------------
+
+
+def test_a_finished_comparison_is_extended(factworld_gpt2: HookedModel, tmp_path: Path) -> None:
+    """Cases that exist stay, what is chosen is chosen on the same facts; done again from its folder it is the same."""
+    config = replace(SMALL, editors=("mega", "no_edit"), ripple_facts=0, limit=2)
+    first = run_comparison(factworld_gpt2, config, tmp_path / "run", progress=False)
+    written = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "run" / "cases").iterdir()}
+    more = run_comparison(factworld_gpt2, replace(config, limit=3), tmp_path / "run", progress=False)
+    assert (first.n_total, more.n_total) == (4, 6)
+    assert more.choices.equals(first.choices)
+    files = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "run" / "cases").iterdir()}
+    assert files.items() > written.items()
+    again = load(tmp_path / "run" / "config.toml", ComparisonConfig, experiment="compare")
+    assert (again.limit, again.begun_with) == (3, 2)
+    facts, selection = compared_facts(again, 0)
+    assert facts[:2] == compared_facts(config, 0)[0]
+    assert selection == compared_facts(config, 0)[1]
+    assert not {fact.subject for fact in facts} & {fact.subject for fact in selection}
+    second = run_comparison(factworld_gpt2, again, tmp_path / "again", progress=False)
+    assert second.equals(more)
+    assert {file.name for file in (tmp_path / "again" / "cases").iterdir()} == files.keys()
+    for change, message in (
+        ({"selection": 5}, "'selection' is 4 there and 5 now"),
+        ({"editors": ("mega",)}, "'editors' is"),
+        ({"limit": 2}, "'limit' is 3 there and 2 now"),
+        ({"set": {"mega": {"rank": 2}}}, "'set.mega.rank' is absent there and 2 now"),
+    ):
+        wanted = replace(config, **{"limit": 4} | change)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=message):
+            run_comparison(factworld_gpt2, wanted, tmp_path / "run", progress=False)
+
+
+def test_further_facts_of_a_file_are_measured_once_and_never_chosen_by(tmp_path: Path) -> None:
+    export(tmp_path / "facts.json", schema="counterfact", limit=30, seed=1)
+    begun = replace(SMALL, data=str(tmp_path / "facts.json"))
+    sizes = []
+    for limit in (3, 4, 7):
+        config = replace(begun, limit=limit, begun_with=3)
+        splits = [compared_facts(config, seed) for seed in config.seeds]
+        for seed, (facts, selection) in zip(config.seeds, splits, strict=True):
+            assert selection == compared_facts(begun, seed)[1]
+            assert facts[:3] == compared_facts(begun, seed)[0]
+            assert not {fact.subject for fact in facts} & {fact.subject for fact in selection}
+        prompts = [(fact.case_id.split(".", 1)[1]) for facts, _ in splits for fact in facts]
+        assert len(prompts) == len(set(prompts))
+        sizes.append([len(facts) for facts, _ in splits])
+    assert sizes == [[3, 3], [4, 4], [7, 7]]
+
+
+def test_fields_of_editors_are_set_by_editor(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(
+        'experiment = "compare"\neditors = ["mega", "rome", "no_edit"]\nablations = []\nlimit = 1\nselection = 4\n'
+        "seeds = [0]\nripple_facts = 0\n[set.rome]\nsteps = 2\nclamp = 3.0\n"
+    )
+    place = ["compare", "--recipe", str(recipe), "--quiet", "--out", str(tmp_path / "run")]
+    assert main([*place, "--set", "rome.clamp=4", "--set", "mega.window=4-6"]) == 0
+    used = json.loads((tmp_path / "run" / "provenance.json").read_text())["settings"]
+    (rome,), (mega,) = used["rome"].values(), used["mega"].values()
+    assert (rome["steps"], rome["clamp"], mega["window"]) == (2, 4.0, [4, 6])
+    capsys.readouterr()
+    other = [*place[:-1], str(tmp_path / "other"), "--set"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*other, "clamp=4"])
+    assert "expected EDITOR.KEY=VALUE, as rome.layer=7" in capsys.readouterr().err
+    for given, message in (
+        ("rome.clam=4", "rome has no field 'clam' to set, did you mean 'clamp'"),
+        ("ft.steps=4", "expected fields of mega, rome, no_edit"),
+        ("mega_ungated.alpha=1", "set mega's fields"),
+        ("rome.layer=99", "layer"),
+    ):
+        assert main([*other, given]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "other").exists()
 
 
 def test_the_plan_lists_the_cases_of_the_run(run: tuple[EditorComparison, Path]) -> None:

@@ -32,6 +32,7 @@ from mechedit.models.prompts import Prompt
 
 __all__ = ["LayerScores", "ScoredPass", "layer_scores"]
 
+NO_HEADS = pd.DataFrame({"layer": [], "head": [], "score": []})
 Unit = tuple[int, int]  # layer, and index within the layer: i, or h · d_head + j
 
 
@@ -90,11 +91,11 @@ class ScoredPass:
         self._accounts: dict[int, Account] = {}
 
     @torch.no_grad()
-    def layers(self, target: int) -> LayerScores:
-        """`LayerScores` of the target of this index."""
+    def layers(self, target: int, *, heads: bool = True) -> LayerScores:
+        """`LayerScores` of the target of this index, on request without its heads."""
         forward = self._pass(target, self._terms)
-        acc = forward.acc
-        return LayerScores(forward.target, acc.layers, head_frame(forward), acc.logp, acc.gap)
+        acc, frame = forward.acc, head_frame(forward) if heads else NO_HEADS
+        return LayerScores(forward.target, acc.layers, frame, acc.logp, acc.gap)
 
     @torch.no_grad()
     def top(self, target: int, k: int) -> dict[Kind, list[tuple[Unit, float]]]:

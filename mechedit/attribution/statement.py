@@ -20,11 +20,11 @@ import numpy as np
 import pandas as pd
 
 from experiments.progress import LONG, bar
-from mechedit.attribution.scored_pass import layer_scores
+from mechedit.attribution.scored_pass import ScoredPass
 from mechedit.attribution.window import best_window, window_scores
 from mechedit.data.facts import FactEdit
 from mechedit.data.prompts import avoid
-from mechedit.models.deciding import says_object
+from mechedit.models.deciding import decide, says_object
 from mechedit.models.hooked import HookedModel
 from reports.errors import InputError
 from reports.results import Result
@@ -58,14 +58,17 @@ class StatementContrast(Result):
         return window_scores(_attention(self.layers))
 
 
-def statement_contrast(model: HookedModel, facts: Sequence[FactEdit], *, seed: int = 0) -> StatementContrast:
+def statement_contrast(
+    model: HookedModel, facts: Sequence[FactEdit], *, heads: bool = True, seed: int = 0
+) -> StatementContrast:
     """Attributes statements in context for the new object and contrasts those that succeed with those that fail.
 
-    Cost: two forward passes a fact.
+    Cost: two forward passes a fact, and the vocabulary for each sub-layer and each head.
 
     Args:
         model: The model, as it is now.
         facts: Facts of at least two subjects.
+        heads: Score heads too; without, their frame is empty.
         seed: Of the bootstrap.
 
     Raises:
@@ -82,7 +85,7 @@ def statement_contrast(model: HookedModel, facts: Sequence[FactEdit], *, seed: i
         raise InputError(
             f"facts: expected at least two subjects to contrast statements about, found {len(facts)}"
         )
-    frames, heads, success = [], [], []
+    frames, of_heads, success = [], [], []
     with bar("statements", 2 * len(facts), unit="statement", delay=LONG) as shown:
         for i, fact in enumerate(facts):
             subjects = [later.subject for later in (*facts[i + 1 :], *facts[:i])]
@@ -91,10 +94,11 @@ def statement_contrast(model: HookedModel, facts: Sequence[FactEdit], *, seed: i
                 statement = fact.prompt.replace("{}", subject)
                 old, new, space = fact.target_true, fact.target_new, fact.space
                 prompt = avoid(statement, old, new, fact.rewrite_prompt, space=space)
-                (scores,) = layer_scores(model, prompt, [new], space=space)
+                scored = ScoredPass(model, prompt, [new], space=space)
+                scores = scored.layers(0, heads=heads)
                 frames.append(scores.layers)
-                heads.append(scores.heads)
-                success.append(says_object(model, [prompt], new, old, space=space)[0])
+                of_heads.append(scores.heads)
+                success.append(_says(model, scored, prompt, fact))
                 shown.update()
     outcome = np.array(success)
     if outcome.all() or not outcome.any():
@@ -106,11 +110,20 @@ def statement_contrast(model: HookedModel, facts: Sequence[FactEdit], *, seed: i
     layers = _difference(frames, outcome, seed=seed)
     return StatementContrast(
         layers,
-        _difference(heads, outcome, seed=seed),
+        _difference(of_heads, outcome, seed=seed),
         best_window(_attention(layers)),
         int(outcome.sum()),
         int((~outcome).sum()),
     )
+
+
+def _says(model: HookedModel, scored: ScoredPass, prompt: str, fact: FactEdit) -> bool:
+    """`says_object`, off the pass that has run already where one token decides."""
+    objects = (fact.target_new, fact.target_true)
+    new, old = (model.continuation(prompt, value, space=fact.space)[1].tolist() for value in objects)
+    if decide(model.tokenizer, new, old).one_token:
+        return scored.next_token == new[0]
+    return says_object(model, [prompt], *objects, space=fact.space)[0]
 
 
 def _attention(layers: pd.DataFrame) -> np.ndarray:

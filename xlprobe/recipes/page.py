@@ -55,7 +55,7 @@ def write_page(
     model = model or str(study.provenance.get("model", {}).get("name", "not named"))
     caution = caution or (INVENTED if study.laboratory == WorldLab.name else ONE)
     run = RunFolder(Path(out), {})
-    for name in ("cells", "predictors", "distances", "gradients"):
+    for name in ("cells", "predictors", "distances", "gradients", "angles", "contest"):
         run.write_frame(name, getattr(study, name))
     tasks = list(dict.fromkeys(study.cells["task"]))
     summary = {

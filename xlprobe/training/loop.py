@@ -39,7 +39,7 @@ from experiments.progress import bar
 from reports.errors import InputError, MechEditError
 from xlprobe.training.identity import claim, environment
 
-__all__ = ["Sampler", "Training", "TrainingError", "Watch", "train"]
+__all__ = ["Precision", "Sampler", "Training", "TrainingError", "Watch", "train"]
 
 logger = logging.getLogger(__name__)
 

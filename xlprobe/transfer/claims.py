@@ -9,9 +9,9 @@ ours [the abstract gives none] and stand in the evidence.
    held-out one better than their mean does (q² > 0, of at least three pairs); holds if the interval's upper end is
    below 0.5 (a quarter of the variance of ranks). Fewer than ten cells show nothing.
 2. *Alignment and task gradients are often close to orthogonal.* A cell is near if the interval of its cosine lies in
-   ±0.1, far if it lies outside, else open. Holds if more than half of the cells (Wilson) are near; does not hold if
-   more than half are far. Cells whose gradients are mostly noise (halves below 0.5) are left out: noise is orthogonal
-   to everything.
+   ±0.1 and within a third of what two useful gradients make (`xlprobe.transfer.orthogonal`), far if it lies outside,
+   else open. Holds if more than half of the cells (Wilson) are near; does not hold if more than half are far. Cells
+   whose gradients are mostly noise (halves below 0.5) are left out: noise is orthogonal to everything.
 3. *Benefits vary by language and task.* Holds if, for one objective, the changes of two cells differ (95 % for all
    differences together, Bonferroni); does not hold if every such difference lies within 2 points, interval and all.
 """
@@ -26,6 +26,7 @@ from typing import Any
 import pandas as pd
 
 from reports.intervals import wilson
+from xlprobe.transfer.orthogonal import SHARE, useful
 from xlprobe.transfer.verdict import NOISE, NOT_SHOWN, ORTHOGONAL, decide, needed, takes
 
 __all__ = ["claims"]
@@ -107,7 +108,10 @@ def _orthogonal(cells: pd.DataFrame) -> dict[str, str]:
     answer = "holds" if low > 0.5 else "does not hold" if far_low > 0.5 else NOT_SHOWN
     evidence = f"|cosine| ≤ {ORTHOGONAL} in {near} of {n} cells, {near / n:.0%} [{low:.0%}, {high:.0%}]"
     if undecided := n - near - far:
-        evidence += f", in {undecided} the interval holds {ORTHOGONAL} too"
+        evidence += f", in {undecided} the interval holds that bound too"
+    beside = clear.apply(useful, axis=1).median()
+    evidence += f", and at most a third of what two useful gradients make (median {_two(beside)}"
+    evidence += f"; the cells' {_two(clear['gradient_cosine'].abs().median())})"
     share = max(near, far) / n
     more = takes(
         max(n + 1, math.ceil(_Z**2 * ((0.5 / (share - 0.5)) ** 2 - 1)) if share > 0.5 else math.inf), "cells"
@@ -118,14 +122,20 @@ def _orthogonal(cells: pd.DataFrame) -> dict[str, str]:
 
 
 def _side(cell: dict[Any, Any]) -> str:
-    """Whether the cosine's whole interval is near 0, or far from it; open where too few batches give none.
+    """Whether the cosine's whole interval is near 0, against what useful gradients make too, or far from it.
 
     In a table of an earlier version, which has no such columns, a cosine stands for itself.
     """
+    yardstick = useful(cell)
+    bound = ORTHOGONAL if math.isnan(yardstick) else max(0.0, min(ORTHOGONAL, SHARE * yardstick))
     low, high = (float(cell.get(name, cell["gradient_cosine"])) for name in ("cosine_low", "cosine_high"))
-    if decide(low, high, near=(-ORTHOGONAL, ORTHOGONAL)) == "near":
+    if decide(low, high, near=(-bound, bound)) == "near":
         return "near"
-    return "far" if low > ORTHOGONAL or high < -ORTHOGONAL else "open"
+    return "far" if low > bound or high < -bound else "open"
+
+
+def _two(value: float) -> str:
+    return f"{value:.2f}"
 
 
 def _batches(cells: pd.DataFrame) -> str:

@@ -11,7 +11,7 @@ import math
 import random
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +28,20 @@ from xlprobe.training.conflict import Aggregator, check_weight
 from xlprobe.training.defaults import task_training
 from xlprobe.training.finetune import Joint, TaskModel, finetune, macro_f1
 from xlprobe.training.links import require_words
-from xlprobe.training.loop import Training, derive
+from xlprobe.training.loop import Precision, Training, derive
 
 __all__ = ["TASKS", "JointPlan", "Laboratory", "Score", "Sizes"]
 
 SOURCE = "source"  # what a material calls its one source language
 #: Sizes that came later, with the values at which a study is the one that it was before: provenance leaves them out.
-LATER: dict[str, Any] = {"layer": None, "pooling": "mean", "micro": 0, "tuned": "all"}
+LATER: dict[str, Any] = {
+    "layer": None,
+    "pooling": "mean",
+    "micro": 0,
+    "tuned": "all",
+    "head_lr": None,
+    "precision": "no",
+}
 TASKS: dict[str, Kind] = {"pos": "tagging", "topic": "classification"}
 
 
@@ -84,7 +91,9 @@ class Sizes:
     """Sentences of each set, steps of each training, sentences (or pairs) of a batch; what of the encoder is used.
 
     `layer` and `pooling` say which vectors are aligned, `micro` how many sentences go through the encoder at once,
-    `tuned` whether fine-tuning trains "all" or the "head".
+    `tuned` whether fine-tuning trains "all" or the "head", `head_lr` the rate of a head that is trained alone (None:
+    what suits one), `precision` the autocast of alignment and fine-tuning ("no", "bf16", "fp16"; gradients, distances
+    and scores are never cast).
 
     `finetune_lr` was chosen for the embedded languages among 5e-4 to 4e-3, by accuracy on sentences of the training
     split that were not trained on. Topics of the source language are then right in 98 %, those of unaligned targets in
@@ -123,6 +132,8 @@ class Sizes:
     pooling: Pooling = "mean"
     micro: int = 0
     tuned: Literal["all", "head"] = "all"
+    head_lr: float | None = None
+    precision: Precision = "no"
 
     def __post_init__(self) -> None:
         for key in fields(self):
@@ -136,6 +147,8 @@ class Sizes:
         Vectors(self.layer, self.pooling, self.micro)
         if self.tuned not in ("all", "head"):
             raise InputError(f"sizes.tuned: expected all or head, found {self.tuned!r}")
+        if self.precision not in get_args(Precision):
+            raise InputError(f"sizes.precision: expected no, bf16 or fp16, found {self.precision!r}")
 
 
 class Laboratory(ABC):
@@ -241,7 +254,7 @@ class Laboratory(ABC):
         sizes, learned, alignment = self.sizes, self._task(task, source), None
         rate = sizes.finetune_lr
         if train == "head":
-            rate = task_training(encoder, len(learned.train), head_only=True).lr
+            rate = sizes.head_lr or task_training(encoder, len(learned.train), head_only=True).lr
         if joint is not None:
             bitext = self._bitext(joint.pair, shuffled=False)
             alignment = Joint(
@@ -311,8 +324,9 @@ class Laboratory(ABC):
     def _training(self, steps: int, lr: float | None, seed: int) -> Training:
         if lr is None:
             raise InputError("sizes: expected learning rates, found none; only a `FileLab` chooses them")
-        micro = self.sizes.micro
-        return Training(steps=steps, batch=self.sizes.batch, lr=lr, warmup=10, seed=seed, micro=micro)
+        sizes = self.sizes
+        options = {"batch": sizes.batch, "micro": sizes.micro, "precision": sizes.precision}
+        return Training(steps=steps, lr=lr, warmup=10, seed=seed, **options)
 
     def _probed(self, n: int) -> tuple[Tensor, ...]:
         """The batches of a gradient, as numbers of the first of `n` items."""

@@ -1,15 +1,28 @@
 """Does a measured quantity predict what alignment does to a task's score? Pure functions over the study's table.
 
 A *cell* is a pair × objective × task: its change of score (mean over seeds, against no alignment with the same seed)
-and what was measured. For each predictor:
+and what was measured. The predictors, side by side:
+
+- `delta_gap_early`, `delta_gap`, `delta_gap_last`: change of similarity, the cosine of translations less that of random
+  pairs, in the layer one third up, the one that is aligned, and the last;
+- `delta_retrieval`, `delta_strong`, `delta_csls`, `delta_cka`: change of retrieval (weak, strong, weak by CSLS) and of
+  linear CKA in the layer that is aligned;
+- `gradient_cosine`, `norm_ratio`: of the two gradients before any training, where all objectives reach;
+- `agreeing`: the share of the encoder's parameters that are without conflict before any training: those of the cells
+  (layer × group) whose cosine is not below 0.
+
+For each:
 
 - Spearman's ρ with the change of score, and its percentile bootstrap interval over cells;
+- `partial`: the same given the pair, with its interval: the correlation of what the pair's mean leaves of the ranks. A
+  predictor that only tells pairs apart has none;
 - sign agreement: the share of cells in which predictor and change have the same sign, with Wilson's interval (for a
-  norm ratio the logarithm's sign: is the alignment's gradient the larger one?);
+  norm ratio the logarithm's sign: is the alignment's gradient the larger one? for `agreeing`: is it more than half?);
 - leave one pair out: a line fitted on the other pairs' cells predicts this pair's; `q2` = 1 − Σ(y − ŷ)²/Σ(y − ȳ)² with
   ȳ the other pairs' mean, so q2 ≤ 0 means that the predictor is no better than knowing nothing.
 
-A known flaw: cells of one pair share an encoder and a test set, so intervals over cells are somewhat too narrow.
+Which of two predicts better is another question (`xlprobe.transfer.contest`). A known flaw: cells of one pair share an
+encoder and a test set, so intervals over cells are somewhat too narrow.
 """
 
 from __future__ import annotations
@@ -24,14 +37,36 @@ from reports.errors import InputError
 from reports.intervals import wilson
 from reports.missing import explained
 
-__all__ = ["PREDICTORS", "leave_one_pair_out", "predict", "spearman"]
+__all__ = [
+    "PREDICTORS",
+    "correlations",
+    "leave_one_pair_out",
+    "partial_spearman",
+    "predict",
+    "scaled",
+    "spearman",
+]
 
-PREDICTORS = ("delta_retrieval", "delta_gap", "gradient_cosine", "norm_ratio")
+PREDICTORS = (
+    "delta_retrieval",
+    "delta_strong",
+    "delta_csls",
+    "delta_gap_early",
+    "delta_gap",
+    "delta_gap_last",
+    "delta_cka",
+    "gradient_cosine",
+    "agreeing",
+    "norm_ratio",
+)
 _RESAMPLES = 2000
 
 
 def predict(cells: pd.DataFrame, *, outcome: str = "delta_score", seed: int = 0) -> pd.DataFrame:
-    """Frame predictor, spearman, low, high, sign_agreement, sign_low, sign_high, q2, n, missing; one row a predictor.
+    """What each predictor says of the change of score; one row a predictor.
+
+    The columns are predictor, spearman, low, high, partial, partial_low, partial_high, sign_agreement, sign_low,
+    sign_high, q2, n, missing.
 
     Args:
         cells: Frame pair, the `outcome` and any of `PREDICTORS`; rows with a nan are left out, of n too.
@@ -52,9 +87,9 @@ def predict(cells: pd.DataFrame, *, outcome: str = "delta_score", seed: int = 0)
         if name not in cells:
             continue
         known = cells[["pair", name, outcome]].dropna()
-        x, y = known[name].to_numpy(dtype=float), known[outcome].to_numpy(dtype=float)
-        x = np.log(x) if name == "norm_ratio" else x
-        low, high = _interval(x, y, seed)
+        x, y = scaled(known[name]), known[outcome].to_numpy(dtype=float)
+        pairs = known["pair"].to_numpy()
+        (low, high), (partial_low, partial_high) = _interval(x, y, seed), _interval(x, y, seed, pairs)
         agreed = int((np.sign(x) == np.sign(y)).sum())
         sign_low, sign_high = wilson(agreed, len(x))
         rows.append(
@@ -63,10 +98,13 @@ def predict(cells: pd.DataFrame, *, outcome: str = "delta_score", seed: int = 0)
                 "spearman": spearman(x, y),
                 "low": low,
                 "high": high,
+                "partial": partial_spearman(x, y, pairs),
+                "partial_low": partial_low,
+                "partial_high": partial_high,
                 "sign_agreement": agreed / len(x) if len(x) else math.nan,
                 "sign_low": sign_low,
                 "sign_high": sign_high,
-                "q2": leave_one_pair_out(x, y, known["pair"].to_numpy()),
+                "q2": leave_one_pair_out(x, y, pairs),
                 "n": len(x),
             }
         )
@@ -75,8 +113,21 @@ def predict(cells: pd.DataFrame, *, outcome: str = "delta_score", seed: int = 0)
         return frame
     few = frame["n"].map(lambda n: "fewer than 3 cells" if n < 3 else "one side does not vary")
     share = dict.fromkeys(("sign_agreement", "sign_low", "sign_high"), "no cell has both values")
-    pairs = "fewer than two pairs, or the outcome does not vary"
-    return explained(frame, dict.fromkeys(("spearman", "low", "high"), few) | share | {"q2": pairs})
+    within = dict.fromkeys(
+        ("partial", "partial_low", "partial_high"), "one side does not vary within the pairs"
+    )
+    whole = {"q2": "fewer than two pairs, or the outcome does not vary"}
+    return explained(frame, dict.fromkeys(("spearman", "low", "high"), few) | within | share | whole)
+
+
+def scaled(values: pd.Series) -> np.ndarray:
+    """A predictor's values on the scale whose 0 parts the signs.
+
+    >>> scaled(pd.Series([1.0, 1.0], name="norm_ratio")).tolist()
+    [0.0, 0.0]
+    """
+    x = values.to_numpy(dtype=float)
+    return np.log(x) if values.name == "norm_ratio" else x - 0.5 if values.name == "agreeing" else x
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
@@ -85,12 +136,45 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
     >>> float(spearman(np.array([1.0, 2.0, 9.0]), np.array([0.1, 0.2, 0.3])))
     1.0
     """
-    if len(x) < 3:
-        return math.nan
-    a, b = rankdata(x), rankdata(y)
-    a, b = a - a.mean(), b - b.mean()
-    scale = math.sqrt(float(a @ a) * float(b @ b))
-    return float(a @ b) / scale if scale > 0 else math.nan
+    return float(correlations(x, y, np.arange(len(x))[None])[0]) if len(x) >= 3 else math.nan
+
+
+def partial_spearman(x: np.ndarray, y: np.ndarray, pairs: np.ndarray) -> float:
+    """The correlation of what the means of the pairs leave of the ranks; nan where nothing is left, or n < 3.
+
+    >>> x, pairs = np.array([1.0, 2.0, 8.0, 9.0]), np.array(list("aabb"))
+    >>> float(partial_spearman(x, np.array([2.0, 1.0, 9.0, 8.0]), pairs))
+    -1.0
+    """
+    return float(correlations(x, y, np.arange(len(x))[None], pairs)[0]) if len(x) >= 3 else math.nan
+
+
+def correlations(
+    x: np.ndarray, y: np.ndarray, draws: np.ndarray, pairs: np.ndarray | None = None
+) -> np.ndarray:
+    """Spearman's ρ of each resample of the cells [resamples], nan where it is undefined.
+
+    Args:
+        x: A predictor [cells].
+        y: The outcome [cells].
+        draws: The cells of each resample [resamples, n].
+        pairs: Given the pair: the pair of each cell.
+    """
+    codes = np.zeros(len(x), dtype=int) if pairs is None else np.unique(pairs, return_inverse=True)[1]
+    a, b = (_without_means(rankdata(values[draws], axis=1), codes[draws]) for values in (x, y))
+    spread = (a * a).sum(1) * (b * b).sum(1)
+    spread = np.where(spread > 1e-9, spread, np.nan)  # means of ranks are exact to about 1e-12
+    return np.asarray((a * b).sum(1) / np.sqrt(spread))
+
+
+def _without_means(ranks: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """The ranks [resamples, n] less the mean of their group in the same resample."""
+    n_groups = int(codes.max(initial=0)) + 1
+    cell = codes + n_groups * np.arange(len(codes))[:, None]
+    size = n_groups * len(codes)
+    sums = np.bincount(cell.ravel(), ranks.ravel(), minlength=size)
+    counts = np.bincount(cell.ravel(), minlength=size)
+    return np.asarray(ranks - (sums / np.maximum(counts, 1))[cell])
 
 
 def leave_one_pair_out(x: np.ndarray, y: np.ndarray, pairs: np.ndarray) -> float:
@@ -114,15 +198,15 @@ def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     return slope, float(y.mean()) - slope * float(x.mean())
 
 
-def _interval(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[float, float]:
+def _interval(
+    x: np.ndarray, y: np.ndarray, seed: int, pairs: np.ndarray | None = None
+) -> tuple[float, float]:
     """Percentile bootstrap over cells; draws in which ρ is undefined are left out."""
     if len(x) < 3:
         return math.nan, math.nan
     draws = np.random.default_rng(seed).integers(len(x), size=(_RESAMPLES, len(x)))
-    a, b = (rankdata(values[draws], axis=1) for values in (x, y))
-    a, b = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (a, b))
-    scale = np.sqrt((a * a).sum(1) * (b * b).sum(1))
-    values = (a * b).sum(1)[scale > 0] / scale[scale > 0]
+    values = correlations(x, y, draws, pairs)
+    values = values[np.isfinite(values)]
     if not len(values):
         return math.nan, math.nan
     low, high = np.quantile(values, [0.025, 0.975])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,6 +16,8 @@ from reports.results import Result
 from reports.xl_figures import outcome_scatter
 from xlprobe.transfer.advice import Advice, advise
 from xlprobe.transfer.claims import claims
+from xlprobe.transfer.contest import contest, gradients_say_more
+from xlprobe.transfer.orthogonal import angles
 from xlprobe.transfer.prediction import predict
 from xlprobe.transfer.reach import KEYS, common_rows, whole_rows
 from xlprobe.transfer.trained import robustness
@@ -48,10 +51,12 @@ class Study(Result):
     Attributes:
         cells: A row each pair × objective × task: delta_score with low, high, score, baseline, seed_sd, n, seeds;
             where two parts were trained delta_score_PART, low_PART, high_PART, score_PART, baseline_PART of the second
-            (`xlprobe.transfer.trained`); delta_retrieval and delta_gap, with retrieval before and after;
+            (`xlprobe.transfer.trained`); delta_retrieval, delta_strong, delta_csls, delta_gap (in the study's layer;
+            delta_gap_early one third up, delta_gap_last in the last) and delta_cka, with retrieval before and after;
             gradient_cosine with its interval and yardsticks, norm_ratio, over the parameters that both losses reach;
             common_cosine, common_ratio over those that all objectives reach (predictors take these); whole_cosine,
-            whole_ratio over all blocks; missing says why a value is nan.
+            whole_ratio over all blocks; agreeing, the share of parameters without conflict; missing says why a value is
+            nan.
         predictors: What predicts the change of score (`xlprobe.transfer.prediction`).
         scores: As `cells`, a row each trained part (train: "all" or "head") and seed.
         distances: Frame pair, objective, stage, seed and the columns of `Distances.layers`.
@@ -79,7 +84,17 @@ class Study(Result):
     def claims(self) -> list[dict[str, str]]:
         """The paper's claims with this study's answers: claim, answer, evidence."""
         tried = _tried(self.cells)
-        return [*claims(tried, self.predictors), *robustness(tried)]
+        return [*claims(tried, self.predictors), *gradients_say_more(_compared(tried)), *robustness(tried)]
+
+    @property
+    def contest(self) -> pd.DataFrame:
+        """The best predictor against each of the others (`xlprobe.transfer.contest`)."""
+        return contest(_compared(_tried(self.cells)))
+
+    @property
+    def angles(self) -> pd.DataFrame:
+        """Each layer's cosine beside those that two useful gradients make (`xlprobe.transfer.orthogonal`)."""
+        return angles(self.gradients)
 
     def advice(self, task: str, *, pair: str | None = None) -> Advice:
         """Objective, weight and frozen layers, from gradients before any training (`xlprobe.transfer.advice`).
@@ -136,10 +151,10 @@ def table_of(
         beside = rows[[*KEYS, "cosine", "ratio"]]
         beside = beside.rename(columns={"cosine": f"{name}_cosine", "ratio": f"{name}_ratio"})
         cells = cells.merge(beside, on=list(KEYS), how="left")
-    cells = _explained(cells)
+    cells = _explained(cells.merge(_agreeing(gradients), on=list(KEYS), how="left"))
     return Study(
         cells,
-        predict(_tried(cells).assign(**{name: cells[other] for name, other in _COMPARED.items()})),
+        predict(_compared(_tried(cells))),
         scores,
         distances,
         gradients,
@@ -155,7 +170,7 @@ def _explained(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells with the reasons of their NaNs; those of gradients are the control's, or stand with the gradients."""
     reason = cells["objective"].map({"shuffled": "the control has no gradients of its own"})
     reason = reason.fillna("its row of the study's gradients says why")
-    behind = list(cells)[list(cells).index("delta_gap") + 1 :]
+    behind = list(cells)[list(cells).index("gradient_cosine") :]
     return explained(cells, dict.fromkeys(behind, reason))
 
 
@@ -163,27 +178,49 @@ def _tried(cells: pd.DataFrame) -> pd.DataFrame:
     return cells[cells["objective"] != "shuffled"]
 
 
+def _compared(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells with what predictors take: gradients where all objectives reach."""
+    return cells.assign(**{name: cells[other] for name, other in _COMPARED.items() if other in cells})
+
+
+def _agreeing(gradients: pd.DataFrame) -> pd.DataFrame:
+    """The share of the blocks' parameters in whose cells both losses reach and do not conflict."""
+    rows = gradients[(gradients["scope"] == "cell") & (gradients["layer"] > 0)].dropna(subset=["cosine"])
+    rows = rows.assign(agreeing=rows["numel"] * (rows["cosine"] >= 0))
+    sums = rows.groupby(list(KEYS), sort=False)[["agreeing", "numel"]].sum()
+    return (sums["agreeing"] / sums["numel"]).rename("agreeing").reset_index()
+
+
+#: Columns of the cells: the measure whose change they are, and the layer as a share of the depth (None: the study's).
+_DELTAS: dict[str, tuple[str, float | None]] = {
+    "delta_retrieval": ("weak_retrieval", None),
+    "delta_gap": ("cosine", None),
+    "delta_strong": ("strong_retrieval", None),
+    "delta_csls": ("csls_retrieval", None),
+    "delta_cka": ("cka", None),
+    "delta_gap_early": ("cosine", 1 / 3),
+    "delta_gap_last": ("cosine", 1.0),
+}
+
+
 def _retrieval(distances: pd.DataFrame, layer: int) -> pd.DataFrame:
-    """Change of weak retrieval and of the cosine gap by sentence, aligned against pretrained, mean over seeds."""
-    rows = distances[(distances["layer"] == layer) & (distances["level"] == "sentence")]
-    rows = rows[
-        rows["metric"].isin(["weak_retrieval", "cosine"]) & rows["stage"].isin(["pretrained", "aligned"])
-    ]
-    rows = rows.assign(value=rows["gap"].where(rows["metric"] == "cosine", rows["matched"]))
-    mean = rows.groupby(["pair", "objective", "metric"])["value"].mean().unstack("metric")
-    rows_by_objective = []
-    for (pair, objective), row in mean.iterrows():
+    """Changes of what is measured by sentence, aligned against pretrained, mean over seeds; gaps but for retrieval."""
+    rows = distances[(distances["level"] == "sentence") & distances["stage"].isin(["pretrained", "aligned"])]
+    rows = rows.assign(value=rows["gap"].where(~rows["metric"].str.endswith("retrieval"), rows["matched"]))
+    mean = rows.groupby(["pair", "objective", "metric", "layer"])["value"].mean()
+    depth, known = int(distances["layer"].max()), set(rows["metric"])
+    cells = []
+    for pair, objective in mean.index.droplevel(["metric", "layer"]).unique():
         if objective == "none":
             continue
-        before = mean.loc[(pair, "none")]
-        rows_by_objective.append(
-            {
-                "pair": pair,
-                "objective": objective,
-                "retrieval_before": before["weak_retrieval"],
-                "retrieval_after": row["weak_retrieval"],
-                "delta_retrieval": row["weak_retrieval"] - before["weak_retrieval"],
-                "delta_gap": row["cosine"] - before["cosine"],
-            }
+        cell: dict[str, object] = {"pair": pair, "objective": objective}
+        before, after = (
+            mean.get((pair, name, "weak_retrieval", layer), math.nan) for name in ("none", objective)
         )
-    return pd.DataFrame(rows_by_objective)
+        cell |= {"retrieval_before": before, "retrieval_after": after}
+        for name, (metric, share) in _DELTAS.items():
+            if metric in known:  # studies of earlier versions measured fewer
+                at = (metric, layer if share is None else round(share * depth))
+                cell[name] = mean[(pair, objective, *at)] - mean[(pair, "none", *at)]
+        cells.append(cell)
+    return pd.DataFrame(cells)

@@ -54,8 +54,8 @@ logger = logging.getLogger(__name__)
 SHUFFLED = "shuffled"
 #: Rises whenever the same study gives other numbers, so that cases of two versions are not mixed.
 METHOD = 2
-KEPT = 2**28  # bytes of mean gradients that cases share
-_METRICS = ("cosine", "weak_retrieval", "strong_retrieval", "cka")
+KEPT = 2**31  # bytes of mean gradients that cases share
+_METRICS = ("cosine", "weak_retrieval", "strong_retrieval", "csls_retrieval", "cka")
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def case_ids(
     *,
     lacks: Callable[[str, str], str] = lambda pair, task: "",
 ) -> list[str]:
-    """Every case of the study, in the order in which they are run.
+    """Every case of the study, in the order in which they are run: seed by seed, objective by objective.
 
     Args:
         config: What is crossed with what.
@@ -180,12 +180,14 @@ def case_ids(
         reasons = dict.fromkeys(lacks(pair, task) for pair in pairs for task in tasks)
         raise InputError(f"data: no task can be studied on any pair: {'; '.join(reasons)}")
     objectives = [*config.objectives, *([SHUFFLED] if config.shuffled else [])]
-    cases = [f"none-{seed}" for seed in range(config.seeds)]
-    cases += [f"align-{p}-{o}-{s}" for p in pairs for o in objectives for s in range(config.seeds)]
-    probes = [
-        f"gradients-{p}-{o}-{t}" for p in pairs for o in config.objectives for t in tasks if not lacks(p, t)
-    ]
-    return [*cases, *probes]
+    cases = []
+    for seed in range(config.seeds):
+        cases.append(f"none-{seed}")
+        for objective in objectives:
+            cases += [f"align-{pair}-{objective}-{seed}" for pair in pairs]
+            if seed == 0 and objective in config.objectives:
+                cases += [f"gradients-{p}-{objective}-{t}" for p in pairs for t in tasks if not lacks(p, t)]
+    return cases
 
 
 def gaps(laboratory: Laboratory, pairs: Sequence[str], tasks: Sequence[str]) -> list[str]:

@@ -120,6 +120,7 @@ class Fits:
         # Mostly the prompts that an edit checks itself on are its sources: then they run once.
         same = all([*texts] == source for texts, source in zip(own, sources, strict=True))
         self._own = self._sources if same else PromptEnds(model, self._ids(own))
+        self._fitted: tuple[Sequence[Maps], Tensor] = ((), torch.tensor([]))
         self._owner = [i for i, texts in enumerate(own) for _ in texts]
         said = self._sources.logits().argmax(-1).cpu()
         self._rows = [
@@ -224,7 +225,8 @@ class Fits:
 
             return _hooks(self._at(layers), move)
 
-        self._sources.logits(hooks)
+        said = self._sources.logits(hooks).argmax(-1).cpu()
+        self._fitted = (fitted, said) if sequential and self._own is self._sources else ((), said)
         return fitted
 
     def strengths(self, maps: Sequence[Maps], among: Sequence[float]) -> list[tuple[float, float]]:
@@ -233,8 +235,7 @@ class Fits:
         waiting = list(range(len(maps)))
         tokens = torch.tensor([self.prompts[n].new for n in self._owner])
         for alpha in among:
-            alphas = [alpha if n in waiting else 0.0 for n in range(len(maps))]
-            said = self.steered(self._own, self._owner, maps, alphas).argmax(-1).cpu() == tokens
+            said = self._said(maps, [alpha if n in waiting else 0.0 for n in range(len(maps))]) == tokens
             for n in tuple(waiting):
                 share = float(said[self._asks[n]].double().mean())
                 if share > best[n][1]:
@@ -244,6 +245,12 @@ class Fits:
             if not waiting:
                 break
         return best
+
+    def _said(self, maps: Sequence[Maps], alphas: Sequence[float]) -> Tensor:
+        """The next token [n] behind the own prompts; at full length, the pass in which the maps were fitted says it."""
+        if maps is self._fitted[0] and set(alphas) == {1.0}:
+            return self._fitted[1]
+        return self.steered(self._own, self._owner, maps, alphas).argmax(-1).cpu()
 
     def steered(
         self, ends: PromptEnds, owner: Sequence[int], maps: Sequence[Maps], alphas: Sequence[float]

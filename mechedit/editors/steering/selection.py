@@ -219,7 +219,7 @@ def _placed(
     was found on the models that have one, which is said.
     """
     try:
-        contrast = contrast or statement_contrast(model, facts)
+        contrast = contrast or statement_contrast(model, facts, heads=isinstance(editor.heads, int))
     except InputError as error:
         if isinstance(editor.heads, int):
             raise

@@ -110,7 +110,7 @@ class MEMIT(WeightEditor):
                     "clamp": 0.75, "lam": 20000.0, "ridge": 10.0, "contexts": ((5, 10),)},
         "llama-2-7b": {"layers": (4, 8), "steps": 25, "lr": 0.5, "weight_decay": 1e-3, "kl_factor": 0.0625,
                        "clamp": 4.0, "lam": 15000.0, "ridge": 10.0, "contexts": ((5, 10),)},
-        "smollm2-135m": {"layers": (3, 5), "steps": 25, "lr": 0.5, "weight_decay": 1e-3, "kl_factor": 0.0625,
+        "smollm2-135m": {"layers": (4, 7), "steps": 25, "lr": 0.5, "weight_decay": 1e-3, "kl_factor": 0.0625,
                          "clamp": 4.0, "lam": 15000.0, "ridge": 10.0, "contexts": ((5, 10),)},
         "factworld": {"layers": (0, 2), "steps": 20, "lr": 2.0, "weight_decay": 1e-3, "kl_factor": 0.0625,
                       "clamp": 10.0, "lam": 10.0, "ridge": 0.1, "contexts": ((3, 6),)},
