@@ -15,7 +15,6 @@ from docs.site.docstrings import to_rst
 
 project = "mechedit and xlprobe"
 author = "the maintainers"
-project_copyright = "Apache-2.0"
 version = release = installed("mechedit")
 language = "en"
 
@@ -56,6 +55,7 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
+html_show_copyright = False
 html_show_search_summary = False  # a page read from a folder may not fetch others
 html_theme_options = {
     "navigation_with_keys": True,
@@ -74,13 +74,25 @@ def _docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: li
     lines[:] = to_rst(lines, short_names().get)
 
 
-def _signature(app: Any, what: str, name: str, obj: Any, options: Any, args: str | None, back: str | None) -> Any:
+def _signature(
+    app: Any, what: str, name: str, obj: Any, options: Any, args: str | None, back: str | None
+) -> Any:
     """A signature without the marks that autodoc leaves in types of dataclass fields."""
     return None if args is None else (args.replace("~typing.", "").replace("~", ""), back)
+
+
+def _accessible(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Captions in the sidebar get the level that their role asks for; code that scrolls can be reached by keyboard."""
+    if "furo_navigation_tree" in context:
+        tree = context["furo_navigation_tree"]
+        context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+    if "body" in context:
+        context["body"] = context["body"].replace("<pre>", '<pre tabindex="0">')
 
 
 def setup(app: Any) -> dict[str, bool]:
     """Hooks in ahead of napoleon, whose priority is 500."""
     app.connect("autodoc-process-docstring", _docstring, priority=400)
     app.connect("autodoc-process-signature", _signature)
+    app.connect("html-page-context", _accessible, priority=900)
     return {"parallel_read_safe": True}
