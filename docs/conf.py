@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -66,6 +67,10 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 
+#: The parameters of a long signature, which Sphinx writes as definitions without a term.
+PARAMETERS = re.compile(r"<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>", re.S)
+
+
 def _docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """A docstring's text as markup, before napoleon reads its sections. A constant's own: not its type's."""
     of_types = {inspect.cleandoc(kind.__doc__ or "").strip() for kind in (type(obj), obj) if what == "data"}
@@ -82,12 +87,17 @@ def _signature(
 
 
 def _accessible(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Captions in the sidebar get the level that their role asks for; code that scrolls can be reached by keyboard."""
+    """What axe asks for: captions in the sidebar get the level that their role asks for; code that scrolls can be reached by keyboard."""
     if "furo_navigation_tree" in context:
         tree = context["furo_navigation_tree"]
         context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
     if "body" in context:
-        context["body"] = context["body"].replace("<pre>", '<pre tabindex="0">')
+        body = context["body"].replace("<pre>", '<pre tabindex="0">')
+        context["body"] = PARAMETERS.sub(_as_lines, body)
+
+
+def _as_lines(found: re.Match[str]) -> str:
+    return f'<div class="params">{found[1].replace("<dd>", "<div>").replace("</dd>", "</div>")}</div>'
 
 
 def setup(app: Any) -> dict[str, bool]:

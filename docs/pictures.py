@@ -7,6 +7,7 @@ batch reports is a picture of a page and needs Chromium. The real model is SmolL
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import tempfile
 from functools import cache
@@ -129,28 +130,28 @@ def mega(run: Path) -> None:
 
 
 def choosing(run: Path) -> None:
-    """Generalisation against specificity of every row of a run on SmolLM2, with intervals."""
-    rows = read_summary(run)["editors"]
+    """Acc, Gen and Spec of every row of the first table of docs/real-model.md, with intervals."""
+    rows = _first_table(HERE.parent / "real-model.md")
+    marks = {"Acc": ("o", "ink"), "Gen": ("s", "new"), "Spec": ("D", "old")}
     with look.style():
-        (ax,) = look.row(1, width=5.4, height=0.55 + 0.33 * len(rows))
-        marks = {"acc": ("o", "Acc", "ink"), "gen": ("s", "Gen", "new"), "spec": ("D", "Spec", "old")}
+        (ax,) = look.row(1, width=6.4, height=0.55 + 0.33 * len(rows))
         for place, row in enumerate(reversed(rows)):
-            for shift, (key, (mark, label, colour)) in zip((0.22, 0, -0.22), marks.items(), strict=True):
-                cell, y = row[key], place + shift
-                ax.hlines(y, cell["low"], cell["high"], color=LIGHT[colour], linewidth=1)
-                ax.plot(
-                    cell["value"],
-                    y,
-                    mark,
-                    color=LIGHT[colour],
-                    markersize=4.5,
-                    label=label if not place else None,
-                )
-        ax.set_yticks(range(len(rows)), [row["label"] for row in reversed(rows)])
+            for shift, (name, (mark, colour)) in zip((0.22, 0, -0.22), marks.items(), strict=True):
+                value, low, high = map(float, re.findall(r"[\d.]+", row[name]))
+                y, label = place + shift, name if not place else None
+                ax.hlines(y, low, high, color=LIGHT[colour], linewidth=1)
+                ax.plot(value, y, mark, color=LIGHT[colour], markersize=4.5, label=label)
+        ax.set_yticks(range(len(rows)), [row[""] for row in reversed(rows)])
         ax.set_xlim(-0.03, 1.03)
-        ax.set_xlabel(f"share of prompts, {rows[0]['acc']['n']} facts, 95 % intervals")
+        ax.set_xlabel(f"share of prompts, {rows[0]['n']} facts, 95 % intervals")
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         look.save(ax, HERE / "choosing.svg")
+
+
+def _first_table(page: Path) -> list[dict[str, str]]:
+    lines = [line for line in page.read_text("utf-8").split("\n\n") if line.startswith("|")][0].splitlines()
+    heads, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(heads, row, strict=True)) for row in rows]
 
 
 def cross_lingual(run: Path) -> None:

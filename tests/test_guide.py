@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.site import commands, docstrings, errors, markdown, recipes
+from docs.site import commands, docstrings, errors, markdown, recipes, stage
 from tests.test_docs import blocks, dead_links
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,6 +107,12 @@ def test_a_message_is_read_off_the_source() -> None:
     source = 'def f(x):\n    raise InputError(f"x: expected {x!r}; " + "say it")\nprint("no error here")'
     assert list(errors.messages(source)) == [("InputError", "x: expected {x}; say it")]
     assert "layers: expected" in errors.page()
+
+
+def test_a_page_of_results_that_nobody_lists_is_listed(tmp_path: Path) -> None:
+    for name in ("index", "engines", "benchmarks", "paper-pairs"):
+        (tmp_path / f"{name}.md").write_text("x\nengines\n", "utf-8")
+    assert stage.with_all_results("../benchmarks\n", tmp_path) == "../paper-pairs\n../benchmarks\n"
 
 
 def test_prose_of_a_docstring_becomes_markup() -> None:
