@@ -149,7 +149,8 @@ def choosing(run: Path) -> None:
 
 
 def _first_table(page: Path) -> list[dict[str, str]]:
-    lines = [line for line in page.read_text("utf-8").split("\n\n") if line.startswith("|")][0].splitlines()
+    parts = page.read_text("utf-8").split("\n\n")
+    lines = next(part for part in parts if part.startswith("|")).splitlines()
     heads, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return [dict(zip(heads, row, strict=True)) for row in rows]
 
