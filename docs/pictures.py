@@ -149,7 +149,8 @@ def choosing(run: Path) -> None:
 
 
 def _first_table(page: Path) -> list[dict[str, str]]:
-    lines = [line for line in page.read_text("utf-8").split("\n\n") if line.startswith("|")][0].splitlines()
+    blocks = page.read_text("utf-8").split("\n\n")
+    lines = next(block for block in blocks if block.startswith("|")).splitlines()
     heads, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return [dict(zip(heads, row, strict=True)) for row in rows]
 
