@@ -87,7 +87,7 @@ def _signature(
 
 
 def _accessible(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """What axe asks for: captions have the level of their role, code that scrolls is reached by keyboard."""
+    """What axe asks for: a level for captions in the sidebar; code that scrolls can be reached by keyboard."""
     if "furo_navigation_tree" in context:
         tree = context["furo_navigation_tree"]
         context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')

@@ -23,7 +23,7 @@ import mechedit as me
 import xlprobe as xl
 from mechedit.attribution.passes import run_passes
 from mechedit.attribution.ranking.certified import _bounds, _Search
-from mechedit.attribution.ranking.vocabulary_ranges import vocabulary_ranges
+from mechedit.attribution.ranking.suppress_bound import vocabulary_moments
 from mechedit.models.hooked import HookedModel
 from reports import batch, figures, formats, look
 from reports.colours import LIGHT
@@ -54,13 +54,13 @@ def certificate(run: Path) -> None:
     """Both bounds of FFN neurons against their exact scores, and the k-th best."""
     model, k = smollm2(), 300
     passes, _ = run_passes(model, PROMPT, TARGET, tokens="first", biases="keep", space="auto")
-    search = _Search(passes, "mlp", k=k, sign="promote", ranges=None)
+    search = _Search(passes, "mlp", k=k, sign="promote", moments=None)
     # The first k by bound, and 4,000 drawn of the rest.
     rest = torch.randperm(len(search.order) - k, generator=torch.Generator().manual_seed(0))[:4000] + k
     search.chosen = search.order[torch.cat([torch.arange(k), rest.sort().values])]
     score = passes[0].scores(*search.vectors(0)).numpy()
     upper = search.bound[search.chosen].numpy()
-    lower = -_bounds(passes[0], "mlp", "suppress", vocabulary_ranges(model)).flatten()[search.chosen].numpy()
+    lower = -_bounds(passes[0], "mlp", "suppress", vocabulary_moments(model)).flatten()[search.chosen].numpy()
     kth = np.sort(score[:k])[0]
     assert (lower <= score + 1e-5).all()
     assert (score <= upper + 1e-5).all()
@@ -149,8 +149,8 @@ def choosing(run: Path) -> None:
 
 
 def _first_table(page: Path) -> list[dict[str, str]]:
-    blocks = page.read_text("utf-8").split("\n\n")
-    lines = next(block for block in blocks if block.startswith("|")).splitlines()
+    parts = page.read_text("utf-8").split("\n\n")
+    lines = next(part for part in parts if part.startswith("|")).splitlines()
     heads, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return [dict(zip(heads, row, strict=True)) for row in rows]
 

@@ -12,13 +12,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import mechedit.attribution.ranking.certified as certified_module
-from experiments.checkpoints import digest
 from mechedit.attribution import Attribution, attribute
-from mechedit.attribution.ranking.certified import chord_bound, jensen_bound
+from mechedit.attribution.ranking.certified import jensen_bound
 from mechedit.attribution.ranking.neurons import Sign
-from mechedit.attribution.ranking.vocabulary_ranges import _memory, compute_ranges, vocabulary_ranges
+from mechedit.attribution.ranking.suppress_bound import _memory, lowest_scores, vocabulary_moments
 from mechedit.factworld import edits
-from mechedit.models.cache import cache_folder
 from mechedit.models.hooked import HookedModel, load_model
 from reports.errors import InputError
 from tests.tiny import ARCHS, Arch, build, tiny_model
@@ -48,8 +46,51 @@ def test_no_bound_is_ever_violated(size: int, scale: float, seed: int) -> None:
     exact = inc(p, u, target)
     slack = 1e-12 * max(1.0, scale)
     assert exact <= jensen_bound(u[target], mean) + slack
-    for widen in (0.0, scale):  # a range that is too wide is still a bound
-        assert exact >= chord_bound(u[target], mean, u.min() - widen, u.max() + widen) - slack
+
+
+def moments_of(x: torch.Tensor) -> torch.Tensor:
+    """Mean, sum of squared deviations and largest deviation of rows [n, V]."""
+    deviations = x - x.mean(1, keepdim=True)
+    return torch.stack([x.mean(1), deviations.square().sum(1), deviations.abs().amax(1)], dim=1)
+
+
+def lowest(
+    x: torch.Tensor, p: torch.Tensor, c: torch.Tensor, k: int, target: int, spread: float = 1
+) -> torch.Tensor:
+    """The bound from below of units c · x; the squares of the moments times `spread`."""
+    order = p.argsort(descending=True)
+    known = torch.cat([p[order][: k + 1], p[order][k:].sum()[None]])
+    moments = moments_of(x) * torch.tensor([1, spread, 1]).double()
+    return lowest_scores(c, x[:, target], x @ p, x[:, order[:k]], moments, known)
+
+
+@given(
+    st.integers(3, 60),
+    st.sampled_from([1e-6, 1e-3, 0.1, 1.0, 30.0, 1e3]),
+    st.sampled_from([0.0, 0.3, 3.0, 20.0]),
+    st.integers(0, 10_000),
+)
+def test_no_score_is_below_the_bound_from_moments(size: int, scale: float, sharp: float, seed: int) -> None:
+    """Flat and sharp distributions, tiny and huge units of both signs."""
+    draw = torch.Generator().manual_seed(seed)
+    p = (sharp * torch.randn(size, generator=draw, dtype=torch.float64)).softmax(-1)
+    x = torch.randn(4, size, generator=draw, dtype=torch.float64) + torch.randn(4, 1, generator=draw)
+    c = scale * torch.randn(4, 3, generator=draw, dtype=torch.float64)
+    target, k = seed % size, 1 + seed % (size - 2)
+    exact = torch.stack(
+        [torch.stack([inc(p, one * row, target) for one in of_row]) for row, of_row in zip(x, c, strict=True)]
+    )
+    bound = lowest(x, p, c, k, target)
+    assert not bound.isnan().any()
+    assert (bound <= exact + 1e-11 * max(1.0, scale)).all()
+
+
+def test_the_bound_from_moments_fails_where_a_moment_is_too_small() -> None:
+    x = torch.tensor([[0.0, 0.0, 0.0, 0.0, 2.0, -2.0]]).double()
+    p = torch.tensor([0.4, 0.2, 0.1, 0.1, 0.1, 0.1]).double()
+    one = torch.ones(1, 1).double()
+    exact = inc(p, x[0], 0)
+    assert lowest(x, p, one, 3, 0).item() <= exact < lowest(x, p, one, 3, 0, spread=0.2).item()
 
 
 def test_the_bound_oracle_fails_where_the_mean_is_wrong() -> None:
@@ -57,9 +98,9 @@ def test_the_bound_oracle_fails_where_the_mean_is_wrong() -> None:
     assert inc(p, u, 0) > jensen_bound(u[0], 2 * (p * u).sum())
 
 
-def test_a_range_of_no_width_is_exact() -> None:
-    u = torch.full((3,), 0.7, dtype=torch.float64)
-    assert chord_bound(u[0], u.mean(), u.min(), u.max()).item() == pytest.approx(0.0, abs=1e-15)
+def test_a_unit_that_moves_all_tokens_alike_is_bounded_exactly() -> None:
+    x, p = torch.full((1, 5), 0.7, dtype=torch.float64), torch.full((5,), 0.2, dtype=torch.float64)
+    assert lowest(x, p, torch.ones(1, 1).double(), 2, 0).item() == pytest.approx(0.0, abs=1e-12)
 
 
 def assert_same_ranking(fast: Attribution, full: Attribution) -> None:
@@ -145,45 +186,36 @@ def test_a_bound_that_is_too_small_loses_neurons(monkeypatch: pytest.MonkeyPatch
         assert_same_ranking(fast, full)
 
 
-def test_ranges_hold_every_entry_and_are_kept_under_the_weights_hash() -> None:
+def test_moments_are_those_of_every_row_over_the_vocabulary() -> None:
     model = tiny_model("gpt2")
-    ranges = compute_ranges(model)
-    norm = model.final_norm
-    row = model.W_out(1)[5].double()
-    u = ((row - row.mean()) * norm.weight.double()) @ model.W_U.double()
-    torch.testing.assert_close(
-        ranges.mlp[1, 5].double(), torch.stack([u.min(), u.max()]), atol=1e-5, rtol=1e-5
-    )
-    first = vocabulary_ranges(model)
-    (file,) = cache_folder().iterdir()
-    assert model.hash in file.name
-    _memory.clear()
-    again = vocabulary_ranges(model)
-    assert torch.equal(first.attn, again.attn)
-    assert torch.equal(first.mlp, again.mlp)
-    assert vocabulary_ranges(tiny_model("gpt2-untied")).mlp.shape == first.mlp.shape
-    assert len(list(cache_folder().iterdir())) == 2
+    found = vocabulary_moments(model)
+    for layer, row, place in (
+        (1, model.W_out(1)[5], found.mlp[1, 5]),
+        (0, model.W_O(0)[2, 3], found.attn[0, 2 * 8 + 3]),
+    ):
+        r = row.double()
+        x = ((r - r.mean()) * model.final_norm.weight.double()) @ model.W_U.double()
+        mean, squares, largest = moments_of(x[None])[0]
+        torch.testing.assert_close(place[0], mean, atol=1e-6, rtol=1e-5)
+        assert squares <= place[1] <= squares * 1.01, layer
+        assert largest <= place[2]
+    assert vocabulary_moments(model) is found
+    assert vocabulary_moments(tiny_model("gpt2-untied")) is not found
 
 
-def test_the_certificate_says_which_ranges_were_read() -> None:
-    model = tiny_model("gpt2")
-    read = attribute(model, PROMPT, TARGET, top_k=5, sign="suppress").certificate["ranges"]
-    assert read == digest(vars(compute_ranges(model)))
-    (key,) = _memory
-    _memory[key] = replace(_memory[key], mlp=_memory[key].mlp * 2)  # looser, and still bounds
-    assert attribute(model, PROMPT, TARGET, top_k=5, sign="suppress").certificate["ranges"] != read
-    _memory.clear()
-    for options in ({"sign": "promote"}, {"sign": "suppress", "method": "exhaustive"}):
-        assert "ranges" not in attribute(model, PROMPT, TARGET, top_k=5, **options).certificate  # type: ignore[arg-type]
-
-
-def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_few_likely_tokens_are_enough_and_moments_that_are_too_small_lose_neurons(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setenv("MECHEDIT_CACHE", str(tmp_path / "file"))
-    assert_same_ranking(*both(tiny_model("gpt2"), 10, "suppress"))
-    assert "cannot be kept" in caplog.text
+    model = tiny_model("gpt2")
+    monkeypatch.setattr(certified_module, "LIKELIEST", 2)
+    pairs = [both(model, k, "suppress") for k in (5, 20, 60)]
+    for pair in pairs:
+        assert_same_ranking(*pair)
+    (key,) = _memory
+    _memory[key] = replace(_memory[key], mlp=0 * _memory[key].mlp, attn=0 * _memory[key].attn)
+    fast = attribute(model, PROMPT, TARGET, top_k=60, sign="suppress")
+    with pytest.raises(AssertionError):
+        assert_same_ranking(fast, pairs[-1][1])
 
 
 def test_an_unknown_method_is_refused() -> None:

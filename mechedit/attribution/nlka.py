@@ -30,7 +30,6 @@ from typing import Any, Literal
 
 import torch
 
-from experiments.checkpoints import digest
 from mechedit.attribution.circuits.query import N_VALUES
 from mechedit.attribution.circuits.query_frames import query_frames
 from mechedit.attribution.exact_scores import with_units
@@ -47,7 +46,7 @@ from mechedit.attribution.passes import Pass, TargetTokens, run_passes
 from mechedit.attribution.projection import Biases
 from mechedit.attribution.ranking.certified import certified
 from mechedit.attribution.ranking.neurons import Ranking, Sign, exhaustive
-from mechedit.attribution.ranking.vocabulary_ranges import vocabulary_ranges
+from mechedit.attribution.ranking.suppress_bound import vocabulary_moments
 from mechedit.attribution.result import Attribution
 from mechedit.attribution.tokens import joined_tokens, token_strings
 from mechedit.attribution.units import UNITS
@@ -200,7 +199,6 @@ def _scores(model: HookedModel, passes: Sequence[Pass], options: Options) -> dic
             "total": ranking.total,
             "blocks": "parallel: attention, then FFN" if model.shape.parallel else "sequential",
             "tolerance": TOLERANCE[first.projection.dtype],
-            **_read(model, options),
             **denominators,
         },
     }
@@ -213,14 +211,5 @@ def _rank(model: HookedModel, passes: Sequence[Pass], options: Options) -> Ranki
     kept = None if k is None else max(k, N_VALUES)
     if options.method == "exhaustive" or kept is None:
         return exhaustive(passes, k=kept, sign=sign)
-    ranges = vocabulary_ranges(model) if _reads_ranges(options) else None
-    return certified(passes, k=kept, sign=sign, ranges=ranges)
-
-
-def _reads_ranges(options: Options) -> bool:
-    return options.method == "certified" and options.sign == "suppress" and options.k is not None
-
-
-def _read(model: HookedModel, options: Options) -> dict[str, str]:
-    """What the ranking has read off the disk, for the certificate."""
-    return {"ranges": digest(vars(vocabulary_ranges(model)))} if _reads_ranges(options) else {}
+    moments = vocabulary_moments(model) if sign == "suppress" else None
+    return certified(passes, k=kept, sign=sign, moments=moments)

@@ -145,6 +145,11 @@ class Projection:
         column = self.W_U[:, token].double() * self.scale
         return column - column.mean() if self.centre else column
 
+    def columns(self, tokens: Tensor) -> Tensor:
+        """`B_t` of several tokens as columns [d_model, n], in `dtype`."""
+        columns = self.W_U[:, tokens].to(self.dtype) * self.scale.to(self.dtype)[:, None]
+        return columns - columns.mean(0) if self.centre else columns
+
     def _normed(self, states: Tensor) -> Tensor:
         """What W_U multiplies for rows z of states: `normalise` and β."""
         normed = self.normalise(states)

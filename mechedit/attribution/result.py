@@ -97,8 +97,7 @@ class Attribution(Result):
         reads: The strongest edges of the circuit; columns as in `circuits/edges.py`.
         promotes: Layer, neuron, side "promotes" | "demotes", rank, token_id, token, logit: what the contribution
             m_i · W_out[i] of the first rows of `mlp_neurons` adds to single tokens' logits.
-        certificate: Method, exact, ranges (the sha256 of the vocabulary's ranges, where the ranking read them),
-            evaluated and total (value neurons), blocks (the order inside a block, which for
+        certificate: Method, exact, evaluated and total (value neurons), blocks (the order inside a block, which for
             parallel ones is a definition), tolerance (nats), query and mlp_query (the denominators of the query
             neurons, and `pass`, the one of `passes` that they were read in: the last), reads (`edges` kept, of
             `edges_total`, whose |score| is `total` by kind).

@@ -4,15 +4,14 @@ With σ frozen the logits are linear in the residual. For a unit v at a base wit
 μ = E_p[u], the score is inc = u_t − log E_p[exp u], and
 
     inc ≤ u_t − μ = v · g,   g = B_t − Σ_k p_k B_k                                        (Jensen)
-    inc ≥ u_t − log(((β − μ) e^α + (μ − α) e^β) / (β − α))   for u within [α, β]          (chord of exp)
+
+and a bound from below by moments (`suppress_bound.py`).
 
 1. One product with the vocabulary gives B_t, μ's direction Σ_k p_k B_k and so g for all bases of all layers.
-2. A bound of a unit is then a dot product with its direction, times its coefficient.
+2. A bound of a unit is then a dot product with its direction, times its coefficient; from below it takes a product with
+   the columns of few tokens too.
 3. Units are scored exactly, over the vocabulary, in the order of their bound, some at a time over all layers
    together, until no bound that is left reaches the k-th best exact score: the top k is certified.
-
-The range of a row over the vocabulary does not depend on the prompt, but for the factor 1/σ: it is found once per
-model and kept on disk (`vocabulary_ranges.py`). "promote" needs the Jensen bound alone.
 
 Floating point: a bound is trusted to within `MARGIN` nats; scores closer to each other than that may change places.
 """
@@ -29,26 +28,14 @@ from torch.nn.functional import pad
 from mechedit.attribution.layers import PLACE
 from mechedit.attribution.passes import Pass, base_rows
 from mechedit.attribution.ranking.neurons import Ranked, Ranking, Sign
+from mechedit.attribution.ranking.suppress_bound import LIKELIEST, RowMoments, lowest_scores
 from mechedit.attribution.terms import KINDS, Kind, SubLayer, unit_vectors
 
-__all__ = ["MARGIN", "Ranges", "certified", "chord_bound", "jensen_bound"]
+__all__ = ["MARGIN", "certified", "jensen_bound"]
 
 #: How far, in nats, a bound may be off by rounding.
 MARGIN = 1e-6
 _SHARE = 12  # k + k // _SHARE units are scored first, then k // _SHARE at a time
-
-
-@dataclass(frozen=True)
-class Ranges:
-    """Smallest and largest entry of `((r − mean r) ⊙ γ) W_U` over the vocabulary; divided by σ, those of B r.
-
-    Attributes:
-        attn: Of the rows r of W_O [n_layers, n_heads · d_head, 2].
-        mlp: Of the rows r of W_out [n_layers, d_mlp, 2].
-    """
-
-    attn: Tensor
-    mlp: Tensor
 
 
 def jensen_bound(u_target: Tensor, mean: Tensor) -> Tensor:
@@ -62,37 +49,16 @@ def jensen_bound(u_target: Tensor, mean: Tensor) -> Tensor:
     return u_target - mean
 
 
-def chord_bound(u_target: Tensor, mean: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The lower bound of inc: u_t − log of the chord of exp over [low, high] at μ; elementwise, safe for any range.
-
-    Args:
-        u_target: u_t.
-        mean: μ = E_p[u].
-        low: A number that no entry of u lies below.
-        high: A number that no entry of u lies above.
-
-    >>> p, u = torch.tensor([0.5, 0.5]).double(), torch.tensor([1.0, 0.0]).double()
-    >>> exact = u[0] - (p * u.exp()).sum().log()
-    >>> bound = chord_bound(u[0], (p * u).sum(), u.min(), u.max())
-    >>> bool(torch.isclose(bound, exact))                # two values: the chord is exact
-    True
-    """
-    width = high - low
-    share = torch.where(width > 0, (mean - low) / width, torch.zeros_like(width)).clamp(0, 1)
-    # log((1 − s) e^low + s e^high) = high + log((1 − s) e^(low − high) + s)
-    return u_target - (high + torch.log((1 - share) * torch.exp(-width) + share))
-
-
-def certified(passes: Sequence[Pass], *, k: int, sign: Sign, ranges: Ranges | None = None) -> Ranking:
+def certified(passes: Sequence[Pass], *, k: int, sign: Sign, moments: RowMoments | None = None) -> Ranking:
     """The best k value neurons of each kind, as `exhaustive` finds them; over several passes scores and bounds add up.
 
     Args:
         passes: One for each token of the target that is scored.
         k: How many of each kind.
         sign: Whether the largest or the lowest scores are the best.
-        ranges: Those of the model; "suppress" needs them.
+        moments: Those of the model; "suppress" needs them.
     """
-    mlp, attn = (_Search(passes, kind, k=k, sign=sign, ranges=ranges) for kind in KINDS)
+    mlp, attn = (_Search(passes, kind, k=k, sign=sign, moments=moments) for kind in KINDS)
     searches = (mlp, attn)
     while any(wanted := [len(search.choose()) for search in searches]):
         scores = torch.zeros(sum(wanted), dtype=torch.float64)
@@ -109,38 +75,57 @@ def certified(passes: Sequence[Pass], *, k: int, sign: Sign, ranges: Ranges | No
     )
 
 
-def _bounds(forward: Pass, kind: Kind, sign: Sign, ranges: Ranges | None) -> Tensor:
+def _bounds(forward: Pass, kind: Kind, sign: Sign, moments: RowMoments | None) -> Tensor:
     """How large (promote) or how low (suppress) each unit of a kind can score [n_layers, n, m].
 
     For "suppress" the sign is turned, so that the largest come first in both.
     """
-    column = forward.projection.column(forward.target)
+    column, likeliest = forward.projection.column(forward.target), None
+    if sign == "suppress":
+        assert moments is not None, "suppress needs the rows' moments"
+        likeliest = _likeliest(forward, kind)
     bounds = []
     for i, part in enumerate(forward.sub_layers(kind)):
         coefficients = part.coefficients.double()
         both = torch.stack([column, forward.acc.means[i, PLACE[kind]]], dim=1)
         u_target, mu = part.product(both).double().unbind(1)
-        if sign == "promote":
+        if likeliest is None:
             bounds.append(coefficients * jensen_bound(u_target, mu)[:, None])
             continue
-        assert ranges is not None, "suppress needs the rows' ranges"
-        scale = forward.projection.sigma * part.gain.sigma
-        rows = getattr(ranges, kind)[i].to(coefficients.device).double() / scale
-        ends = coefficients[:, :, None] * rows[:, None, :]
-        u_target, mu = coefficients * u_target[:, None], coefficients * mu[:, None]
-        bounds.append(-chord_bound(u_target, mu, ends.amin(-1), ends.amax(-1)))
+        p, tokens = likeliest.p[i], likeliest.tokens[i]
+        sigma = forward.projection.sigma * float(part.gain.sigma)
+        scale = torch.tensor([sigma, sigma**2, sigma], dtype=torch.float64, device=u_target.device)
+        of_rows = getattr(moments, kind)[i].to(u_target.device) / scale
+        x = part.product(forward.projection.columns(tokens)).to(u_target.device)
+        bounds.append(-lowest_scores(coefficients, u_target, mu, x, of_rows, p))
     return torch.stack([bound.cpu() for bound in bounds])
+
+
+@dataclass(frozen=True, eq=False)
+class _Likeliest:
+    """The likeliest tokens [n_layers, k] at the bases of a kind, and their p as `lowest_scores` takes it."""
+
+    tokens: Tensor
+    p: Tensor
+
+
+def _likeliest(forward: Pass, kind: Kind) -> _Likeliest:
+    p = forward.acc.log_p[:, PLACE[kind]].double().exp()
+    k = min(LIKELIEST, p.shape[1] - 1)
+    top = p.topk(k + 1, dim=1)
+    rest = p.scatter(1, top.indices[:, :k], 0.0).sum(1)  # a difference of sums would lose small ones
+    return _Likeliest(top.indices[:, :k], torch.cat([top.values, rest[:, None]], dim=1))
 
 
 class _Search:
     """Step 3 for one kind of unit: what to score next, and the scores so far (turned as the bounds are)."""
 
     def __init__(
-        self, passes: Sequence[Pass], kind: Kind, *, k: int, sign: Sign, ranges: Ranges | None
+        self, passes: Sequence[Pass], kind: Kind, *, k: int, sign: Sign, moments: RowMoments | None
     ) -> None:
         self.sub_layers: list[list[SubLayer]] = [forward.sub_layers(kind) for forward in passes]
         self.kind, self.sign = kind, sign
-        bounds = [_bounds(forward, kind, sign, ranges) for forward in passes]
+        bounds = [_bounds(forward, kind, sign, moments) for forward in passes]
         self.columns = max(bound.shape[2] for bound in bounds)
         # A source position that an earlier pass does not have adds nothing there.
         padded = [pad(bound, (0, self.columns - bound.shape[2])) for bound in bounds]
