@@ -11,6 +11,7 @@
 #   make format   rewrite the code in the house's format
 #   make report-demo  four small runs, their reports, and an index of them, into OUT_REPORTS (runs/report-demo)
 #   make gallery  the pictures of the README, from the run in OUT (make demo)
+#   make pictures  the pictures of the guide, into docs/pictures (those of edits from OUT_REAL, make demo-real)
 #   make architectures  the table of docs/architectures.md, from the tests' results
 #   make house    the picture of docs/architecture.md, from the imports
 #   make audit    known vulnerabilities of what is installed, by pip-audit in a folder of its own (asks PyPI)
@@ -74,6 +75,9 @@ house: $(STAMP)
 gallery: $(STAMP)
 	$(BIN)/python -m reports.gallery $(OUT) docs/gallery
 
+pictures: $(STAMP)
+	$(BIN)/python docs/pictures.py --run $(OUT_REAL)
+
 install: $(STAMP)
 
 $(STAMP): pyproject.toml
@@ -122,7 +126,7 @@ site: $(SITE_STAMP)
 	@echo "$(SITE)/html/index.html"
 
 site-check: $(STAMP)
-	MECHEDIT_SITE=$(SITE)/html $(BIN)/python -m pytest tests/test_site.py $(PYTEST_ARGS)
+	MECHEDIT_SITE=$(abspath $(SITE)/html) $(BIN)/python -m pytest tests/test_site.py $(PYTEST_ARGS)
 
 # --strict: a package that cannot be asked about is a failure. Local versions (+cpu) are those of the index.
 audit: $(STAMP)

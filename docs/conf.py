@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -15,7 +16,6 @@ from docs.site.docstrings import to_rst
 
 project = "mechedit and xlprobe"
 author = "the maintainers"
-project_copyright = "Apache-2.0"
 version = release = installed("mechedit")
 language = "en"
 
@@ -56,6 +56,7 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
+html_show_copyright = False
 html_show_search_summary = False  # a page read from a folder may not fetch others
 html_theme_options = {
     "navigation_with_keys": True,
@@ -66,6 +67,10 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 
+#: The parameters of a long signature, which Sphinx writes as definitions without a term.
+PARAMETERS = re.compile(r"<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>", re.S)
+
+
 def _docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """A docstring's text as markup, before napoleon reads its sections. A constant's own: not its type's."""
     of_types = {inspect.cleandoc(kind.__doc__ or "").strip() for kind in (type(obj), obj) if what == "data"}
@@ -74,13 +79,30 @@ def _docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: li
     lines[:] = to_rst(lines, short_names().get)
 
 
-def _signature(app: Any, what: str, name: str, obj: Any, options: Any, args: str | None, back: str | None) -> Any:
+def _signature(
+    app: Any, what: str, name: str, obj: Any, options: Any, args: str | None, back: str | None
+) -> Any:
     """A signature without the marks that autodoc leaves in types of dataclass fields."""
     return None if args is None else (args.replace("~typing.", "").replace("~", ""), back)
+
+
+def _accessible(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """What axe asks for: a level for captions in the sidebar; code that scrolls can be reached by keyboard."""
+    if "furo_navigation_tree" in context:
+        tree = context["furo_navigation_tree"]
+        context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+    if "body" in context:
+        body = context["body"].replace("<pre>", '<pre tabindex="0">')
+        context["body"] = PARAMETERS.sub(_as_lines, body)
+
+
+def _as_lines(found: re.Match[str]) -> str:
+    return f'<div class="params">{found[1].replace("<dd>", "<div>").replace("</dd>", "</div>")}</div>'
 
 
 def setup(app: Any) -> dict[str, bool]:
     """Hooks in ahead of napoleon, whose priority is 500."""
     app.connect("autodoc-process-docstring", _docstring, priority=400)
     app.connect("autodoc-process-signature", _signature)
+    app.connect("html-page-context", _accessible, priority=900)
     return {"parallel_read_safe": True}

@@ -1,9 +1,9 @@
 """The loop over the cases of a run: how far it is, and where it may be stopped.
 
 `track` walks the cases, `bar` counts the parts of one step. On a terminal both show a bar; elsewhere (a file, a batch
-job) one line a minute, with the time that is left at the pace of that minute. Inside `interruptible` the first Ctrl-C
-stops the loop once the case at hand is done and saved (`Stopped`), the second at once; outside of a loop the first
-stops at once.
+job) a line after ten seconds, then one a minute, with the time that is left at the pace since the line before. Inside
+`interruptible` the first Ctrl-C stops the loop once the case at hand is done and saved (`Stopped`), the second at once;
+outside of a loop the first stops at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from types import FrameType
 from typing import Any, TypeVar
 
-__all__ = ["LONG", "Stopped", "bar", "how_to_go_on", "interruptible", "stop_asked", "track"]
+__all__ = ["LONG", "Stopped", "bar", "counted", "how_to_go_on", "interruptible", "stop_asked", "track"]
 
 T = TypeVar("T")
 SECONDS = 60.0  # between two lines where there is no terminal
@@ -162,6 +162,18 @@ def bar(
     return _Lines(label, total, unit, start)
 
 
+def counted(items: Sequence[T], label: str, *, unit: str = "step") -> Iterator[T]:
+    """Yields the `items` of one step of a case under a bar that is shown once they take `LONG`.
+
+    >>> list(counted(range(2), "loss"))
+    [0, 1]
+    """
+    with bar(label, len(items), unit=unit, delay=LONG) as shown:
+        for item in items:
+            yield item
+            shown.update()
+
+
 def _in_notebook() -> bool:
     """A notebook draws the bar itself."""
     shell = sys.modules.get("IPython")
@@ -169,12 +181,12 @@ def _in_notebook() -> bool:
 
 
 class _Lines:
-    """What a bar says, as a line a minute."""
+    """What a bar says, as a line after `LONG` and then one a minute."""
 
     def __init__(self, label: str, total: int | None, unit: str, start: int = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.n = self.said = self.begun = start
-        self.postfix = ""
+        self.postfix, self.said_anything = "", False
         self.start = self.last = time.monotonic()
 
     def __enter__(self) -> _Lines:
@@ -192,8 +204,8 @@ class _Lines:
 
         self.n += n
         now = time.monotonic()
-        if now - self.last >= SECONDS:
-            # of this minute: read cases do not count for the rest
+        if now - self.last >= (SECONDS if self.said_anything else min(LONG, SECONDS)):
+            # since the line before: read cases do not count for the rest
             rate = (self.n - self.said) / (now - self.last)
             line = tqdm.format_meter(
                 self.n,
@@ -208,7 +220,7 @@ class _Lines:
             )
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
-            self.last, self.said = now, self.n
+            self.last, self.said, self.said_anything = now, self.n, True
 
     def close(self) -> None:
         """Nothing to clear away."""

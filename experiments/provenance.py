@@ -45,8 +45,8 @@ def provenance(
     """Returns what a number depends on besides the configuration, for `RunFolder.open` and for a result.
 
     Added here: the device's name, torch's threads (sums are split among them), versions of the packages, Python,
-    platform, and the git commit with a `dirty` flag when the code runs from a checkout (else None). There is no time stamp, so
-    that the same run twice gives the same bytes.
+    platform, and the git commit with a `dirty` flag when the code runs from a checkout (else None). There is no time
+    stamp, so that the same run twice gives the same bytes.
 
     Args:
         model: Source and hash of the model.

@@ -12,7 +12,7 @@ from typing import Any
 
 from reports import sections
 from reports.fact_table import EditedFact, count, triple
-from reports.paired import differences, gets, key
+from reports.paired import Difference, differences, gets, key
 from reports.text import visible
 
 __all__ = ["beside", "by_fact"]
@@ -85,27 +85,29 @@ def _cell(fact: EditedFact, anchor: str, metrics: Sequence[str]) -> dict[str, An
 def _peers(lines: Sequence[Mapping[str, EditedFact]], called: Mapping[str, str]) -> dict[str, Any] | None:
     """The first editor less each other one."""
     first, *others = called
-    rows = []
+    rows: list[dict[str, Any]] = []
+    tables: list[dict[str, dict[str, str]]] = []
     for name in others:
         pairs = [(line[name], line[first]) for line in lines if {name, first} <= line.keys()]
         known = [pair for pair in pairs if pair[0].known and pair[1].known]
         metrics = triple([fact for pair in known for fact in pair])
         got = [(gets(a, metrics), gets(b, metrics)) for a, b in known]
+        tables.append({row.metric: _written(row) for row in differences(known)})
         rows.append(
             {
                 "label": called[name],
                 "n": len(known),
-                "differences": {row.metric: _written(row) for row in differences(known)},
+                "differences": tables[-1],
                 "counts": [
                     got.count(pair) for pair in ((False, True), (True, False), (True, True), (False, False))
                 ],
             }
         )
-    metrics = list(dict.fromkeys(metric for row in rows for metric in row["differences"]))
-    return {"first": called[first], "metrics": metrics, "rows": rows} if metrics else None
+    shown = list(dict.fromkeys(metric for written in tables for metric in written))
+    return {"first": called[first], "metrics": shown, "rows": rows} if shown else None
 
 
-def _written(row: Any) -> dict[str, str]:
+def _written(row: Difference) -> dict[str, str]:
     scale, digits = (1, 3) if row.metric.startswith("KL") else (100, 1)
     value, low, high = (sections.number(scale * x, digits) for x in (row.value, row.low, row.high))
     sort = repr(row.value) if math.isfinite(row.value) else ""

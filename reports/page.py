@@ -39,6 +39,7 @@ from reports.circuit import Circuit
 from reports.circuit import read as read_circuit
 from reports.errors import InputError, IntegrityError
 from reports.files import write
+from reports.readable import METRICS_MEAN, metric_words
 from reports.reading import read_frame, read_lines, read_object
 
 __all__ = ["build", "read_summary", "render"]
@@ -112,6 +113,7 @@ def _context(folder: Path) -> dict[str, Any]:
         "circuit": sections.circuit(circuit) if circuit else None,
         "attention": attention.attention(looks) if looks else None,
         "result": _section(folder, "summary.json", sections.result, summary),
+        "metrics_mean": _metrics(summary["editors"]),
         "study": _study(folder, window),
         "faithfulness": _faithfulness(folder),
         **_facts(folder, summary["editors"]),
@@ -131,13 +133,16 @@ def _context(folder: Path) -> dict[str, Any]:
     return {"summary": summary, "window": window, "weights": weights, "absent": ", ".join(absent), **made}
 
 
+def _metrics(editors: Sequence[Any]) -> dict[str, str]:
+    """What the metrics of the run's table are."""
+    keys = {str(key) for row in editors if isinstance(row, dict) for key in row}
+    return metric_words([name for names in METRICS_MEAN for name in names if name.lower() in keys])
+
+
 def _facts(folder: Path, editors: Sequence[Any]) -> dict[str, Any]:
     """The facts one by one; of several editors, in the order of the run's table, side by side."""
-    labels = {
-        row["name"]: row.get("label", row["name"])
-        for row in editors
-        if isinstance(row, dict) and "name" in row
-    }
+    named = [row for row in editors if isinstance(row, dict) and "name" in row]
+    labels = {str(row["name"]): str(row.get("label", row["name"])) for row in named}
     rows = by_fact(fact_table.read(folder), list(labels))
     section = fact_table.facts(rows)
     anchors = [row["anchor"] for row in section["rows"]] if section else []

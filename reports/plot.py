@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -19,6 +20,7 @@ __all__ = ["Plot", "after"]
 
 _DPI = 120
 _LETTER = 0.085  # inches, of a title
+_LEAST = 20  # letters of a line of a title
 _PROMPT = 90  # letters of a prompt in a title
 
 
@@ -38,13 +40,21 @@ class Plot:
     def __init__(self, panels: Axes | Sequence[Axes], *, title: str) -> None:
         self.panels = [panels] if isinstance(panels, Axes) else list(panels)
         self._title = title
-        width = float(self.figure.get_size_inches()[0])
-        lines = "\n".join(textwrap.wrap(title, max(20, int(width / _LETTER))))
+        letters = max(_LEAST, int(float(self.figure.get_size_inches()[0]) / _LETTER))
         with look.style():
-            if len(self.panels) == 1:
-                self.axes.set_title(lines)
-            else:
-                self.figure.suptitle(lines, x=0.01, ha="left", fontsize=10, fontweight="bold")
+            while self._titled(letters) and letters > _LEAST:
+                letters -= 4
+
+    def _titled(self, letters: int) -> bool:
+        """Writes the title in lines of so many letters; returns whether it runs out of the figure."""
+        lines = "\n".join(textwrap.wrap(self._title, letters))
+        if len(self.panels) == 1:
+            text = self.axes.set_title(lines)  # the one in the corner that the style names
+        else:
+            text = self.figure.suptitle(lines, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        with _quiet():
+            self.figure.draw_without_rendering()
+            return bool(text.get_window_extent().x1 > self.figure.bbox.x1)
 
     @property
     def axes(self) -> Axes:
@@ -67,10 +77,17 @@ class Plot:
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        with look.style(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        with look.style(), _quiet():
             self.figure.savefig(buffer, format="png", dpi=_DPI, facecolor=LIGHT["paper"])
         return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Says nothing of letters that no font has."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        yield
 
 
 def after(prompt: str) -> str:

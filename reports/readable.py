@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,9 +12,11 @@ from reports.text import clip, visible
 
 __all__ = [
     "DIFFERENCE_MEANS",
+    "METRICS_MEAN",
     "SCORE_MEANS",
     "WORDS_MEAN",
     "account_line",
+    "metric_words",
     "notebook_html",
     "prompt_text",
     "readable",
@@ -33,9 +35,51 @@ DIFFERENCE_MEANS = (
     "score: a − b, in nats: what the unit adds to log p of the one side less what it adds to that of the other; NaN: "
     "not known on one side."
 )
+#: What the metrics of an edit are, by those that one sentence explains.
+METRICS_MEAN = {
+    (
+        "Acc",
+        "Gen",
+        "Spec",
+    ): "the edited model goes on with the new object on the fact's prompt (Acc) and on paraphrases "
+    "of it (Gen), and answers about other subjects stay as they were (Spec).",
+    (
+        "DI",
+        "DII",
+    ): "it still does where its answer is doubted (DI), and where the old object is offered as well (DII).",
+    ("Other",): "the next token behind prompts about the same subject under other relations stays as it was.",
+    (
+        "ES",
+        "PS",
+        "NS",
+        "S",
+    ): "the new object is likelier than the old one on the prompt (ES) and on paraphrases (PS), "
+    "the old one than the new on neighbours (NS); S is their harmonic mean; EM, PM, NM say by how much, _acc whether "
+    "greedy decoding writes it.",
+    (
+        "Rel_tok",
+        "Gen_tok",
+        "Loc_tok",
+    ): "the share of an answer's tokens that are as wanted (Rel_tok, Gen_tok), or as "
+    "they were (Loc_tok); _all: whether all of them are.",
+    (
+        "KL",
+        "Top1",
+    ): "the edited beside the unedited model on running text: nats per token, and the share of passages with "
+    "the same likeliest token.",
+}
 #: The order in which a notebook shows frames: what recalls the fact first, sixty layers last.
 _ORDER = ("heads", "mlp_neurons", "attn_neurons", "head_positions")
 _TOKENS = 3  # that a neuron is said to promote
+
+
+def metric_words(names: Collection[str]) -> dict[str, str]:
+    """What the metrics called `names` are: by their names, joined, a sentence.
+
+    >>> list(metric_words(["Acc", "KL"]))
+    ['Acc, Gen, Spec', 'KL, Top1']
+    """
+    return {", ".join(key): text for key, text in METRICS_MEAN.items() if set(key).intersection(names)}
 
 
 def readable(

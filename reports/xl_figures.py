@@ -236,18 +236,23 @@ def angle_layers(frame: pd.DataFrame, *, panel: str = "panel") -> list[Axes]:
                 _curve(axes, part[["layer", column]], "layer", column, index, label)
             axes.vlines(x, part["low"], part["high"], color=LIGHT["pos"], linewidth=1.4, zorder=3)
             clear = (part["low"].abs() <= bound) & (part["high"].abs() <= bound)
-            clear |= (part["low"] > bound) | (part["high"] < -bound)
+            clear = (clear | (part["low"] > bound) | (part["high"] < -bound)).to_numpy()
             axes.plot(x, part["cosine"], color=LIGHT["pos"], linewidth=1.0, zorder=3)
             for shown, face in ((clear, LIGHT["pos"]), (~clear, LIGHT["paper"])):
                 axes.plot(
-                    x[shown], part["cosine"][shown], "o", color=LIGHT["pos"], markerfacecolor=face, zorder=4
+                    x[shown],
+                    part["cosine"].to_numpy()[shown],
+                    "o",
+                    color=LIGHT["pos"],
+                    markerfacecolor=face,
+                    zorder=4,
                 )
             axes.plot([], [], "o-", color=LIGHT["pos"], label="task against alignment")
             axes.set_title(visible(str(name)))
             axes.set(xlabel="layer", ylabel="cosine of the gradients" if axes is panels[0] else "")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _degrees(panels[-1])
-        _legend(panels, columns=4)
+        _legend(panels, columns=4 if len(names) > 2 else 2)
     return panels
 
 

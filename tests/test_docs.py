@@ -97,14 +97,16 @@ def test_readme_names_only_what_the_makefile_has(root: Path) -> None:
 def test_readme_code_runs(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The README's Python blocks, one of each package, word for word."""
+    """The README's Python blocks, the five lines and one of each package, word for word."""
     blocks_of_code = blocks((root / "README.md").read_text("utf-8"), "python")
     monkeypatch.chdir(tmp_path)
     printed = []
     for code in blocks_of_code:
         exec(compile(code, "README.md", "exec"), {})
         printed.append(capsys.readouterr().out)
-    of_mechedit, of_xlprobe = printed
+    first, of_mechedit, of_xlprobe = printed
+    assert "head" in first
+    assert (tmp_path / "first.svg").is_file()
     assert "head" in of_mechedit
     assert "Acc" in of_mechedit
     before, after = map(float, re.findall(r"0\.\d+|1\.0", of_xlprobe.splitlines()[0]))

@@ -46,11 +46,12 @@ def test_a_finished_run_is_extended(
     name: str, factworld_gpt2: HookedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mechedit.recipes.evaluate.load", lambda config: factworld_gpt2)
-    run, config = {
+    makers: dict[str, Callable[[], tuple[Run, Any]]] = {
         "anatomy": lambda: anatomy(factworld_gpt2),
         "faithfulness": lambda: faithfulness(factworld_gpt2),
         "evaluate": lambda: evaluation(factworld_gpt2, tmp_path),
-    }[name]()
+    }
+    run, config = makers[name]()
     out, limit = tmp_path / "run", config.limit
     run(config, out)
     written = {file.name: file.stat().st_mtime_ns for file in (out / "cases").iterdir()}

@@ -78,6 +78,17 @@ def test_a_plot_is_drawn_into_axes_of_one_s_own_and_saved(attr: Attribution, tmp
         assert image.size[0] == 330
 
 
+def test_a_title_of_wide_letters_stays_in_the_figure() -> None:
+    """Wrapped by its measured width: a count of letters alone lets the last of a line out."""
+    frame = pd.DataFrame({"layer": [0, 1], "module": "attn", "score": [0.1, 2]})
+    plot = Plot(layer_curve(frame), title="WWWW " * 30)
+    plot.figure.draw_without_rendering()
+    left = plot.axes._left_title  # type: ignore[attr-defined]
+    assert left.get_window_extent().x1 <= plot.figure.bbox.x1
+    left.set_text(" ".join(left.get_text().split()))
+    assert left.get_window_extent().x1 > plot.figure.bbox.x1  # the oracle sees one that runs out
+
+
 def test_several_panels_have_one_title() -> None:
     frame = pd.DataFrame({"layer": [0, 1], "module": "attn", "score": [0.0, 1.0]})
     panels = list(Figure().subplots(1, 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -354,6 +355,11 @@ def test_a_command_says_what_it_wrote(capsys: pytest.CaptureFixture[str], tmp_pa
     assert f"written: {tmp_path / 'change'} (the change alone)" in out
     assert "changed: layer 0 (WeightChange(rome" in out
     assert f"next: mechedit attribute --model factworld --edited {tmp_path / 'change'} --prompt" in out
+    (advice,) = [line for line in out.splitlines() if line.startswith("next: mechedit contrast")]
+    assert main(shlex.split(advice)[2:]) == 0  # it is a command that works
+    out = capsys.readouterr().out
+    assert "1 of " in out.splitlines()[0]
+    assert "score: after − before" in out
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -49,6 +49,7 @@ class Name:
 
     @property
     def full(self) -> str:
+        """Module and name."""
         return f"{self.module}.{self.name}"
 
 
@@ -76,9 +77,7 @@ def _of(module: str) -> Iterator[Name]:
         if isinstance(value, ModuleType):
             continue
         kind = "class" if inspect.isclass(value) else "function" if inspect.isroutine(value) else "data"
-        origin = (
-            _definition(module, name) if kind == "data" else f"{value.__module__}.{value.__qualname__}"
-        )
+        origin = _definition(module, name) if kind == "data" else f"{value.__module__}.{value.__qualname__}"
         yield Name(module, name, kind, origin, value)
 
 
@@ -146,10 +145,23 @@ def pages() -> dict[str, str]:
 
 
 def _index(rooms: list[str]) -> str:
-    lines = ["API", "===", "", "Every public name, by package and room. What most people need is in the first two.", ""]
+    lines = [
+        "API",
+        "===",
+        "",
+        "Every public name, by package and room. What most people need is in the first two.",
+        "",
+    ]
     for package in PACKAGES:
         held = [room for room in rooms if room.split(".")[0] == package]
-        lines += [".. toctree::", "   :maxdepth: 1", f"   :caption: {package}", "", *("   " + room for room in held), ""]
+        lines += [
+            ".. toctree::",
+            "   :maxdepth: 1",
+            f"   :caption: {package}",
+            "",
+            *("   " + room for room in held),
+            "",
+        ]
     return "\n".join(lines)
 
 

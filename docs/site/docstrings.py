@@ -4,8 +4,8 @@ Steps of `to_rst`, which runs before napoleon:
 
 1. doctests, and blocks that are indented below a paragraph, stay as they are written (literal blocks);
 2. the sections of Google's style keep their heads and indents, and each entry becomes one line;
-3. every paragraph becomes one line, in which `code` turns into a link where it is a public name, into ``code`` elsewhere,
-   and characters that would be markup are escaped.
+3. every paragraph becomes one line, in which `code` turns into a link where it is a public name, into ``code``
+   elsewhere, and characters that would be markup are escaped.
 """
 
 from __future__ import annotations

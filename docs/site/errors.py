@@ -51,15 +51,15 @@ def page() -> str:
     lines = [
         "# Errors",
         "",
-        "A message is one line that names the argument, what was expected, what was found, and what to do. A command prints",
-        "it on standard error and ends with the status below; anything else that is raised is a bug, and keeps its traceback.",
+        "A message is one line that names the argument, what was expected, what was found, and what to do. A command",
+        "prints it on standard error and ends with the status below; what else is raised is a bug, with its traceback.",
         "",
     ]
     for kind in KINDS:
         name, said = kind.__name__, " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split())
         lines += [f"`{name}`", f": {said} Exit status {STATUS.get(name, 1)}.", ""]
     lines += [
-        "From Python all of them are caught by `except reports.errors.MechEditError`; `InputError` is a `ValueError` too.",
+        "From Python `except reports.errors.MechEditError` catches all; `InputError` is a `ValueError` too.",
         "",
         "## Every message",
         "",

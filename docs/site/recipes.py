@@ -63,7 +63,7 @@ def type_name(hint: Any) -> str:
         return " | ".join(type_name(arg) for arg in args if arg is not type(None))
     if origin is tuple and Ellipsis not in args:
         return f"list of {len(args)}: {', '.join(map(type_name, args))}"
-    if origin is not None and origin in (list, tuple) or str(origin).endswith("Sequence'>"):
+    if (origin is not None and origin in (list, tuple)) or str(origin).endswith("Sequence'>"):
         return f"list of {type_name(args[0])}"
     if origin is not None:
         return "table" if len(args) < 2 or args[1] is Any else f"table of {type_name(args[1])}"
@@ -75,7 +75,7 @@ def type_name(hint: Any) -> str:
 
 @cache
 def _options(program: str, command: str) -> dict[str, str]:
-    """What the options of the recipe's command say, by their keys, and those of any command that mean the same there."""
+    """What the options of the recipe's command say, by their keys, and those that mean the same everywhere."""
     said: dict[str, str] = {}
     for leaf in commands.leaves(commands.parser(program)):
         for action in leaf._actions:
@@ -86,7 +86,7 @@ def _options(program: str, command: str) -> dict[str, str]:
 
 
 def meaning(cls: type[Any], key: str, program: str, experiment: str) -> str:
-    """What a key means: by its dataclass, else by the command's option of the same name; "" where nobody says it."""
+    """What a key means: by its dataclass, else by the command's option of that name; "" where nobody says it."""
     said = attributes(cls).get(key) or _options(program, experiment).get(key, "")
     return re.sub(r"\s*\((?:the )?default[^)]*\)", "", said)
 
@@ -132,17 +132,20 @@ def page() -> str:
     lines = [
         "# Recipes",
         "",
-        "A recipe is a TOML file whose key `experiment` says what is run; every other key is one of the tables below.",
-        "`mechedit run RECIPE KEY=VALUE` sets keys on top, `--dry-run` prints what they come to. An unknown key, or a value",
-        "of another type, is refused with the nearest valid one. `[matrix]` holds lists: one run for each combination. These",
-        "tables are read off the dataclasses that the recipes are built into.",
+        "A recipe is a TOML file whose key `experiment` says what is run; every other key stands in a table below.",
+        "`mechedit run RECIPE KEY=VALUE` sets keys on top, `--dry-run` prints what they come to. An unknown key, or",
+        "a value of another type, is refused with the nearest valid one. `[matrix]` holds lists: one run for each",
+        "combination. These tables are read off the dataclasses that the recipes are built into.",
         "",
     ]
     for program in commands.PROGRAMS:
         for name, experiment in import_module(f"{program}.recipes.registry").experiments().items():
             config = experiment.config
             lines += [f"## {name} ({program})", "", _summary(config), ""]
-            lines += [_example(name), table(["key", "type", "default", "meaning"], key_rows(config, program, name))]
+            lines += [
+                _example(name),
+                table(["key", "type", "default", "meaning"], key_rows(config, program, name)),
+            ]
             for key, nested in _nested(config):
                 lines += [f"### {name}: `[{key}]`", "", _summary(nested), ""]
                 lines += [table(["key", "type", "default", "meaning"], key_rows(nested, program, name))]

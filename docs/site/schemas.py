@@ -93,9 +93,10 @@ def page() -> str:
     head = [
         "# What is saved",
         "",
-        "JSON, TOML, Parquet and safetensors, never pickle: every file opens without this project. The tables below were",
-        "read off files that were saved when this page was built (a fact of the embedded world); values are of that run.",
-        "New fields get defaults, so that what an earlier version saved still opens; another `schema_version` is refused.",
+        "JSON, TOML, Parquet and safetensors, never pickle: every file opens without this project. The tables below",
+        "were read off files that were saved when this page was built (a fact of the embedded world); values are of",
+        "that run. New fields get defaults, so that what an earlier version saved still opens; another schema is",
+        "refused.",
         'JSON has no nan: `{"$float": "nan"}` stands for it.',
         "",
     ]
@@ -119,14 +120,18 @@ def _make(out: Path) -> None:
 
 
 def _keys_table(value: Any, depth: int = 3) -> str:
-    rows = ([code(path), kind.replace("|", "or"), code(shown)] for path, kind, shown in keys(value, depth=depth))
+    rows = (
+        [code(path), kind.replace("|", "or"), code(shown)] for path, kind, shown in keys(value, depth=depth)
+    )
     return table(["key", "type", "here"], rows)
 
 
 def _run_folder(run: Path) -> str:
     files = sorted({_general(file.relative_to(run)) for file in run.rglob("*") if file.is_file()})
     lines = ["## Run folders", "", "What `--out` of a command, and `mechedit run`, write.", ""]
-    lines += [table(["file", ""], ([code(name), cell(FILES.get(name, _result_file(name)))] for name in files))]
+    lines += [
+        table(["file", ""], ([code(name), cell(FILES.get(name, _result_file(name)))] for name in files))
+    ]
     case = next(iter(sorted((run / "cases").glob("*.json"))))
     for name, text in (
         ("config.toml", tomllib.loads((run / "config.toml").read_text("utf-8"))),
@@ -148,7 +153,12 @@ def _result_file(name: str) -> str:
 
 def _result(folder: Path) -> str:
     record = json.loads((folder / "result.json").read_text("utf-8"))
-    lines = ["## Results", "", "`result.save(folder)`: a `result.json`, and a Parquet file for each frame. Here an `Attribution`.", ""]
+    lines = [
+        "## Results",
+        "",
+        "`result.save(folder)`: a `result.json`, and a Parquet file for each frame. Here an `Attribution`.",
+        "",
+    ]
     lines += ["### result.json", "", _keys_table(record, depth=2), ""]
     for file in sorted(folder.glob("*.parquet")):
         frame = pd.read_parquet(file)
@@ -159,7 +169,12 @@ def _result(folder: Path) -> str:
 
 def _record(title: str, by: str, folder: Path) -> str:
     file = next(folder.glob("*.json"))
-    lines = [f"## {title}", "", f"{by} writes {' and '.join(f'`{f.name}`' for f in sorted(folder.iterdir()))}.", ""]
+    lines = [
+        f"## {title}",
+        "",
+        f"{by} writes {' and '.join(f'`{f.name}`' for f in sorted(folder.iterdir()))}.",
+        "",
+    ]
     lines += [_keys_table(json.loads(file.read_text("utf-8"))), ""]
     with safe_open(next(folder.glob("*.safetensors")), "pt") as tensors:
         rows = []
@@ -171,12 +186,17 @@ def _record(title: str, by: str, folder: Path) -> str:
 
 def _circuit(file: Path) -> str:
     record = json.loads(file.read_text("utf-8"))
-    said = f"`circuit().save(\"x.json\")` writes it. {api.summary(AttributionCircuit)}"
+    said = f'`circuit().save("x.json")` writes it. {api.summary(AttributionCircuit)}'
     return "\n".join(["## Circuits", "", said, "", _keys_table(record), ""])
 
 
 def _classes() -> str:
-    lines = ["## Every kind of result", "", "`kind` is what `result.json` says; a field that is a frame is a Parquet file.", ""]
+    lines = [
+        "## Every kind of result",
+        "",
+        "`kind` is what `result.json` says; a field that is a frame is a Parquet file.",
+        "",
+    ]
     for kind, cls in result_classes().items():
         said, hints = attributes(cls), typing.get_type_hints(cls)
         rows = [

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from docs.site import api, commands, errors, recipes, schemas
 
-__all__ = ["generated", "stage"]
+__all__ = ["generated", "stage", "with_all_results"]
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = (".md", ".rst", ".png", ".svg", ".py")
@@ -35,6 +35,16 @@ def stage(target: Path) -> None:
         _put(target / "notebooks" / file.name, file.read_bytes())
     for name, text in generated():
         _put(target / name, text.encode())
+    results = target / "results" / "index.md"
+    results.write_text(with_all_results(results.read_text("utf-8"), target), "utf-8")
+
+
+def with_all_results(text: str, source: Path) -> str:
+    """The list of results with every page of `docs/` that no other list names: a new one is linked as it comes."""
+    named = (source / "index.md").read_text("utf-8") + text
+    pages = [page.stem for page in sorted(source.glob("*.md")) if page.stem != "index"]
+    missing = [page for page in pages if not re.search(rf"^(\.\./)?{re.escape(page)}$", named, re.M)]
+    return text.replace("../benchmarks", "\n".join([*(f"../{page}" for page in missing), "../benchmarks"]), 1)
 
 
 def generated() -> Iterator[tuple[str, str]]:

@@ -23,6 +23,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from experiments.checkpoints import read_tokenizer
+from experiments.progress import counted
 from mechedit.anatomy.checkpoint_weights import StoredWeights, changed_weights, find_weights, under_weights
 from mechedit.anatomy.edit_contrast import under_edit
 from mechedit.attribution.options import Options
@@ -204,7 +205,10 @@ def _asked(
     change: Change, fact: FactEdit, prompts: Sequence[tuple[str, int, str]], top_k: int
 ) -> dict[str, Any]:
     """The fields of a contrast that need a fact."""
-    sides = {name: _attributed(change, fact, name, top_k) for name in OBJECTS}
+    sides = {
+        name: _attributed(change, fact, name, top_k)
+        for name in counted(OBJECTS, "attribution before and after", unit="object")
+    }
     units = {unit: [_frame(sides[name], unit, name) for name in OBJECTS] for unit in _UNITS}
     logp = {f"{name}_before": side.b.logp for name, side in sides.items()}
     return {

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from experiments.checkpoints import find_folder
+from experiments.progress import counted
 from experiments.weight_files import weight_files
 from mechedit.editors.base import derive
 from mechedit.models.embedded import FOLDERS
@@ -127,7 +128,7 @@ def changed_weights(model: HookedModel, stored: StoredWeights) -> pd.DataFrame:
     (‖Δ‖, Frobenius), share (‖Δ‖ / ‖W‖), largest (singular value of Δ).
     """
     rows = []
-    for name, weight in checkpoint_weights(model.hf):
+    for name, weight in counted(list(checkpoint_weights(model.hf)), "weights", unit="weight"):
         there = stored.read(name)
         coarse = max((weight.dtype, there.dtype), key=lambda dtype: torch.finfo(dtype).eps)
         if not torch.equal(weight.detach().cpu().to(coarse), there.to(coarse)):

@@ -17,6 +17,7 @@ def compare(options: argparse.Namespace) -> None:
     config = _config(options)
     from mechedit.recipes.compare import run_comparison
     from mechedit.recipes.configured_model import load
+    from reports.readable import metric_words
 
     result = run_comparison(load(config), config, options.out, progress=not options.quiet)
     report = Path(options.out) / "report.html"
@@ -27,9 +28,11 @@ def compare(options: argparse.Namespace) -> None:
         }
         print_json({"model": config.model, **known, **frames})
         return
-    for part in ("editor", "ablation"):
+    for part in ("editor", "ablation") if config.ablations else ("editor",):
         print(f"\n{part}s\n{as_table(result.wide(part).reset_index())}")
-    print(f"\nn known {result.n_known} of {result.n_total}\nreport: {report}")
+    words = metric_words(set(result.table["metric"]))
+    print("\n" + "\n".join(f"{names}: {text}" for names, text in words.items()))
+    print(f"n known {result.n_known} of {result.n_total}\nreport: {report}")
 
 
 def _config(options: argparse.Namespace) -> ComparisonConfig:

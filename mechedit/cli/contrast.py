@@ -10,6 +10,7 @@ from mechedit.cli.fact import add_fact_options, chosen_fact
 from mechedit.cli.options import command, top_k
 
 ROWS = 40  # of the table of weights
+SCORE = "before, after: nats that the unit adds to log p of the object; score: after − before"
 
 
 def contrast(options: argparse.Namespace) -> None:
@@ -42,7 +43,7 @@ def contrast(options: argparse.Namespace) -> None:
         columns = ["layer", "module", "rows", "columns", "rank", "norm", "share"]
         print(f"\nweights\n{as_table(result.weights[columns].head(ROWS))}")
     if len(result.answers):
-        print(f"\nanswers\n{as_table(result.answers)}")
+        print(f"\nanswers\n{as_table(result.answers)}\n\n{SCORE}")
         for name in ("new", "old"):
             before, after = (result.logp[f"{name}_{when}"] for when in ("before", "after"))
             text = result.target_new if name == "new" else result.target_true

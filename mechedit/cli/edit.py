@@ -81,12 +81,20 @@ def _show(
         print(f"WARNING: {line}")
     for option, path in written.items():
         print(f"written: {path} ({WRITTEN[option]})")
+    if options.save is not None:
+        print(f"next: mechedit contrast {_compared(options)}")
     if options.save_change is not None:
         where = f"--model {shlex.quote(options.model)} --edited {shlex.quote(options.save_change)}"
         prompt = shlex.quote(str(explanation.texts.loc[0, "prompt"]))
         print(
             f"next: mechedit attribute {where} --prompt {prompt} --target {shlex.quote(explanation.target_new)}"
         )
+
+
+def _compared(options: argparse.Namespace) -> str:
+    """The options by which the saved checkpoint is contrasted with the model."""
+    case = [] if options.case is None else ["--case", options.case]
+    return shlex.join(["--model", options.model, "--edited", options.save, "--fact", options.fact, *case])
 
 
 #: What lies in the folder of an option.

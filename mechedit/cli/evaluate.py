@@ -29,6 +29,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def _show(options: argparse.Namespace, result: Any, ripples: Any) -> None:
     from mechedit.recipes.one_edit import changed_layers
+    from reports.readable import metric_words
 
     table, name = result.summary(), result.editor
     if options.json:
@@ -51,6 +52,7 @@ def _show(options: argparse.Namespace, result: Any, ripples: Any) -> None:
         print(note)
     if result.n_known:
         print(as_table(table[["metric", "value", "low", "high", "n"]]))
+        print("\n".join(f"{names}: {text}" for names, text in metric_words(set(table["metric"])).items()))
     if ripples is not None:
         print("; ".join(f"{outcome} {n}" for outcome, n in ripples.outcomes().items()))
         print(as_table(ripples.summary()[["family", "metric", "value", "low", "high", "n", "n_tests"]]))

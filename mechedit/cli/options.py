@@ -132,7 +132,8 @@ def add_editors_set(parser: Any) -> None:
 
 def over_recipe(config: C, fields: dict[str, dict[str, Any]] | None) -> C:
     """`config` with the fields of --set over those of its recipe's [set]."""
-    before: dict[str, dict[str, Any]] = config.set or {}
+    settings: Any = config
+    before: dict[str, dict[str, Any]] = settings.set or {}
     together = {
         **before,
         **{name: {**before.get(name, {}), **table} for name, table in (fields or {}).items()},

@@ -45,6 +45,7 @@ NOT_ROMES_PS = "EasyEdit's rephrase prompts are CounterFact's generation prompts
 OWN_ANSWERS = "neighbours have answers of their own, not the edited fact's: not ROME's neighbourhood score"
 GENERATION = ("GE", "RS")
 ELSEWHERE = ("KL", "Top1")
+_NO_SHARES = ("KL", "GE")  # on no scale with the others
 _S_PARTS = ("ES", "PS", "NS")
 _RECORD_COLUMNS = {
     "case_id": "str",
@@ -179,8 +180,9 @@ class Evaluation(Result):
         return table.assign(note=[self._note(name) for name in rows])
 
     def plot(self, ax: Axes | None = None) -> Plot:
-        """The summary as points with intervals; drawn from the stored numbers alone."""
+        """The summary's shares as points with intervals, without KL (nats) and GE (bits); from the stored numbers."""
         table = self.summary()
+        table = table[~table["metric"].isin(_NO_SHARES)]
         table["label"] = [f"{row.metric} (n {row.n})" for row in table.itertuples()]
         drawn = forest(table, ax=ax, xlabel=f"{self.n_known} of {self.n_total} facts known")
         return Plot(drawn, title=f"{self.editor} on {self.model}")

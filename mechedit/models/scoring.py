@@ -21,6 +21,7 @@ from itertools import chain
 
 import torch
 
+from experiments.progress import counted
 from mechedit.models.batching import batches
 from mechedit.models.bridged import BridgedModel
 
@@ -81,7 +82,9 @@ def score_pairs(model: BridgedModel, pairs: Sequence[Pair], *, batch_size: int =
         owners.setdefault(tuple(prompt.tolist()), []).append(i)
     prompts = list(owners.values())
     scores: dict[int, Scored] = {}
-    for batch in batches([len(prompt) for prompt in owners], batch_size):
+    for batch in counted(
+        list(batches([len(prompt) for prompt in owners], batch_size)), "prompts", unit=f"{batch_size} prompts"
+    ):
         of_batch = [prompts[k] for k in batch]
         rows = _batch_logits(
             model,

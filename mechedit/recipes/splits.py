@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -73,7 +74,8 @@ def facts_and_selection(
         facts = edits(first, seed=seed)
     else:
         raise InputError(
-            f"data: expected a file of facts for {embedded!r}; only {', '.join(EMBEDDED)} bring their own"
+            f"data: expected a file of facts for {embedded!r}; only {', '.join(EMBEDDED)} bring their own "
+            f"(mechedit known --model {shlex.quote(embedded)} --out known.json writes the facts that it knows)"
         )
     others = selection_for(facts, data, embedded=embedded, n=selection, seed=seed, space=space)
     if begun_with is None:

@@ -90,11 +90,6 @@ class JointPlan:
 class Sizes:
     """Sentences of each set, steps of each training, sentences (or pairs) of a batch; what of the encoder is used.
 
-    `layer` and `pooling` say which vectors are aligned, `micro` how many sentences go through the encoder at once,
-    `tuned` whether fine-tuning trains "all" or the "head", `head_lr` the rate of a head that is trained alone (None:
-    what suits one), `precision` the autocast of alignment and fine-tuning ("no", "bf16", "fp16"; gradients, distances
-    and scores are never cast).
-
     `finetune_lr` was chosen for the embedded languages among 5e-4 to 4e-3, by accuracy on sentences of the training
     split that were not trained on. Topics of the source language are then right in 98 %, those of unaligned targets in
     35 to 73 % (three seeds), where chance is 17 %.
@@ -115,6 +110,8 @@ class Sizes:
         pooling: How a sentence's words become one vector.
         micro: Sentences that go through the encoder at once in an alignment; 0: the whole batch.
         tuned: Whether fine-tuning trains the whole model or its head.
+        head_lr: Learning rate of a head that is trained alone; left out: what suits the encoder.
+        precision: Autocast of alignment and fine-tuning; gradients, distances and scores are never cast.
     """
 
     bitext: int = 1600

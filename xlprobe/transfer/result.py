@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -17,6 +17,7 @@ from reports.xl_figures import outcome_scatter
 from xlprobe.transfer.advice import Advice, advise
 from xlprobe.transfer.claims import claims
 from xlprobe.transfer.contest import contest, gradients_say_more
+from xlprobe.transfer.guidelines import guidelines
 from xlprobe.transfer.orthogonal import angles
 from xlprobe.transfer.prediction import predict
 from xlprobe.transfer.reach import KEYS, common_rows, whole_rows
@@ -96,8 +97,16 @@ class Study(Result):
         """Each layer's cosine beside those that two useful gradients make (`xlprobe.transfer.orthogonal`)."""
         return angles(self.gradients)
 
-    def advice(self, task: str, *, pair: str | None = None) -> Advice:
+    @overload
+    def advice(self, task: None = None, *, pair: None = None) -> pd.DataFrame: ...
+
+    @overload
+    def advice(self, task: str, *, pair: str | None = None) -> Advice: ...
+
+    def advice(self, task: str | None = None, *, pair: str | None = None) -> Advice | pd.DataFrame:
         """Objective, weight and frozen layers, from gradients before any training (`xlprobe.transfer.advice`).
+
+        Without a task: the study's guidelines, a frame with a row each line (`xlprobe.transfer.guidelines`).
 
         Args:
             task: The task.
@@ -106,6 +115,8 @@ class Study(Result):
         Raises:
             InputError: The study lacks the task or the pair.
         """
+        if task is None:
+            return self._guidelines()
         rows = self.gradients[self.gradients["task"] == task]
         if pair is not None:
             rows = rows[rows["pair"] == pair]
@@ -114,6 +125,22 @@ class Study(Result):
                 f"task: the study has no gradients of {task!r}" + (f" on {pair!r}" if pair else "")
             )
         return advise(rows, task=task)
+
+    def _guidelines(self) -> pd.DataFrame:
+        tried = _tried(self.cells)
+        encoder = self.provenance.get("model", {}).get("name", "one encoder")
+        names = {key: ", ".join(dict.fromkeys(map(str, tried[key]))) for key in ("pair", "objective")}
+        return guidelines(
+            self.cells,
+            advice={str(task): self.advice(str(task)) for task in dict.fromkeys(tried["task"])},
+            contest=self.contest,
+            predictors=self.predictors,
+            robustness=robustness(tried),
+            condition=(
+                f"{encoder} on {self.laboratory}; {names['pair']}; {names['objective']} tried; {self.seeds} "
+                f"seed{'s' if self.seeds > 1 else ''}"
+            ),
+        )
 
     def plot(self, ax: Axes | None = None) -> Plot:
         """Draw the change of retrieval against the change of score."""

@@ -11,8 +11,8 @@ for a mean m, a variance s² (or more) and u ≤ m + b. Steps:
 2. On T the mean is what is left of E_p[x]. No token has more than p̄, the largest probability there, so that
    E_T[(x − a)²] ≤ (p̄ / ε) (q − Σ_S (x − a)²), where a is the mean of x over the whole vocabulary and q the sum of its
    squared deviations, and x ≤ a + R, where R = |r| · max_w |W_w − mean W|.
-3. a, q and R of every row (`RowMoments`) are known from the mean and the covariance of W_U: once per model, with d_model
-   columns instead of d_vocab. With the frozen σ of a prompt they are divided by σ, σ² and σ.
+3. a, q and R of every row (`RowMoments`) are known from the mean and the covariance of W_U: once per model, with
+   d_model columns instead of d_vocab. With the frozen σ of a prompt they are divided by σ, σ² and σ.
 
 The bound scales: all that depends on the coefficient c is a few operations on numbers, for each source position too.
 """

@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from experiments.progress import LONG, bar
 from mechedit.attribution.statement import StatementContrast, statement_contrast
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors.steering.asked_gate import RelationSpace, without_subject
@@ -265,24 +266,28 @@ def _best_map(editor: S, model: HookedModel, facts: Sequence[FactEdit], *, widen
     """
     named = editor.layers(model)
     layers = range(model.shape.n_layers) if widen else range(named[0], named[1] + 1)
-    fits = editor.fits(model, facts, editor.place(layers))
-    goals, editor = _best_form(editor, fits, facts)
-    trial = _Trial(model, fits, goals, [_own_prompts(editor, fact) for fact in facts])
     ranks = RANKS if editor.rank == "auto" else (editor.rank,)
+    with bar("window and map", None, unit="trial", delay=LONG) as shown:
+        fits = editor.fits(model, facts, editor.place(layers))
+        shown.update()
+        goals, editor = _best_form(editor, fits, facts)
+        shown.update()
+        trial = _Trial(model, fits, goals, [_own_prompts(editor, fact) for fact in facts])
 
-    def better(best: tuple[float, S], candidates: Iterable[S]) -> tuple[float, S]:
-        for candidate in candidates:
-            if best[0] == 1.0:
-                break
-            best = max(best, (trial.share_right(candidate), candidate), key=lambda pair: pair[0])
-        return best
+        def better(best: tuple[float, S], candidates: Iterable[S]) -> tuple[float, S]:
+            for candidate in candidates:
+                if best[0] == 1.0:
+                    break
+                best = max(best, (trial.share_right(candidate), candidate), key=lambda pair: pair[0])
+                shown.update()
+            return best
 
-    first = replace(editor, window=named, rank=ranks[0])
-    best, before = (trial.share_right(first), first), -1.0
-    while widen and before < best[0] < 1.0:
-        before, window = best[0], best[1].layers(model)
-        best = better(best, (replace(best[1], window=w) for w in _wider(*window, model.shape.n_layers)))
-    best = better(best, (replace(best[1], rank=rank) for rank in ranks[1:]))
+        first = replace(editor, window=named, rank=ranks[0])
+        best, before = (trial.share_right(first), first), -1.0
+        while widen and before < best[0] < 1.0:
+            before, window = best[0], best[1].layers(model)
+            best = better(best, (replace(best[1], window=w) for w in _wider(*window, model.shape.n_layers)))
+        best = better(best, (replace(best[1], rank=rank) for rank in ranks[1:]))
     return best[1], best[0]
 
 

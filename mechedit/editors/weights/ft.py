@@ -20,6 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from experiments.progress import counted
 from mechedit.data.facts import FactEdit
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import AUTO, Table
@@ -90,7 +91,7 @@ class FT(WeightEditor):
         weight = start.clone().requires_grad_()
         places = target_places(model, pairs)
         adam = torch.optim.Adam([weight], lr=self.lr)
-        for _ in range(self.steps):
+        for _ in counted(range(self.steps), self.name):
             with torch.enable_grad():
                 loss = self._loss(model, upper, places, weight)
             if loss < self.stop:

@@ -21,6 +21,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from experiments.progress import counted
 from mechedit.data.facts import FactEdit
 from mechedit.editors.base import as_facts
 from mechedit.editors.defaults import AUTO, Table
@@ -110,7 +111,7 @@ class LoRA(WeightEditor):
         row, column, tokens, shares = target_places(model, pairs)
         trained = [weight for weight in adapted.parameters() if weight.requires_grad]
         adam = torch.optim.Adam(trained, lr=self.lr)
-        for _ in range(self.steps):
+        for _ in counted(range(self.steps), self.name):
             with torch.enable_grad():
                 logits = adapted(input_ids=ids, attention_mask=mask, use_cache=False).logits[row, column]
                 log_p = logits.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from experiments.progress import counted
 from mechedit.editors.weights.subject import EditBatch
 from mechedit.editors.weights.upper_layers import Upper
 from reports.errors import InputError, IntegrityError
@@ -68,7 +69,7 @@ def find_delta(upper: Upper, batch: EditBatch, v0: Tensor, search: Search) -> Te
         drift = _log_probs(upper, upper(upper.resid_post), batch.drift_row, batch.drift_column)
     settled = torch.zeros_like(delta, requires_grad=False)
     finished = torch.zeros(len(delta), dtype=torch.bool, device=delta.device)
-    for step in range(search.steps):
+    for step in counted(range(search.steps), "value of the edit"):
         with torch.enable_grad():
             loss = losses(upper, batch, delta, scale, drift, search)
         if loss[~finished].isnan().any():
