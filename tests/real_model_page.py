@@ -1,4 +1,5 @@
-"""`docs/real-model.md`, made from run folders on a really pre-trained model: of `demo`, `compare` or `evaluate`.
+"""`docs/real-model.md`, made from run folders on a really pre-trained model: of `demo`, `compare`, `evaluate`,
+`faithfulness`.
 
     make demo-real
     .venv/bin/python -m tests.real_model_page docs/real-model.md runs/demo-real
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mechedit.faithfulness.study import FaithfulnessStudy
 from mechedit.recipes.compare import CELLS
 
 COLUMNS = {**CELLS, "mean": "mean"}
@@ -52,7 +54,8 @@ def _run(run: Path) -> str:
         f"{about['model'].get('quantization') or 'as trained'}. {date}, {about['device_name']}, "
         f"torch {versions['torch']}, transformers {versions['transformers']}, "
         f"TransformerLens {versions['transformer-lens']}.\n",
-        _table(summary["editors"]),
+        *([_table(summary["editors"])] if summary["editors"] else []),
+        *([_ablations(run)] if (run / "results" / "faithfulness").exists() else []),
     ]
     if summary.get("verdicts"):
         lines += ["\n| claim | answer | evidence |\n|---|---|---|"]
@@ -67,6 +70,21 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         cells = [_cell(row.get(key)) for key in keys]
         lines.append(f"| {row['label']} | {' | '.join(cells)} | {row['acc']['n']} |")
+    return "\n".join(lines)
+
+
+def _ablations(run: Path) -> str:
+    """NLKA's neurons against those of each peer, as many of them taken out."""
+    study = FaithfulnessStudy.load(run / "results" / "faithfulness")
+    lines = [
+        "| neurons | k | NLKA against | Δ log p, NLKA − the other, nats | n | whose matter more |",
+        "|---" * 6 + "|",
+    ]
+    for row in study.differences.to_dict("records"):
+        interval = f"{row['delta']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+        lines.append(
+            f"| {row['kind']} | {row['k']} | {row['peer']} | {interval} | {row['n']} | {row['better'] or 'not shown'} |"
+        )
     return "\n".join(lines)
 
 
