@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mechedit as me
 import xlprobe
+from mechedit.attribution.ranking.neurons import Ranked
 from mechedit.editors import NAMES
 from mechedit.models.hooked import HookedModel
 from tests.device_work import DECODER, ENCODER
@@ -35,7 +37,8 @@ NOT_RUN = {
 
 @pytest.fixture
 def device() -> Iterator[torch.device]:
-    with other_device() as there:
+    """The device; attention on the CPU too is computed by products, so that both round alike."""
+    with other_device() as there, sdpa_kernel(SDPBackend.MATH):
         yield there
 
 
@@ -116,10 +119,11 @@ def test_gradients_and_modules_are_those_of_the_cpu(device: torch.device) -> Non
 def test_a_misplaced_tensor_in_the_package_is_found(
     decoders: tuple[HookedModel, HookedModel], device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, there = decoders
-    monkeypatch.setattr(there, "encode", lambda texts: [torch.tensor([1, 2, 3]) for _ in texts])
+    """Value neurons left on the CPU: what kept `attribute` from running on a GPU."""
+    monkeypatch.setattr(Ranked, "to", lambda ranked, device: ranked)
+    me.attribute(decoders[0], "The mother tongue of", "English", top_k=4)
     with pytest.raises(RuntimeError, match="expected all tensors on other:0"):
-        there.logits(["a prompt"])
+        me.attribute(decoders[1], "The mother tongue of", "English", top_k=4)
 
 
 # -- the packages on it ------------------------------------------------------------------------------------------
