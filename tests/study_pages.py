@@ -34,9 +34,9 @@ the field. The control, `shuffled`, aligns by `sentence` on pairs that do not be
 
 The encoder of the real text is multilingual-e5-small with the tokens of this text alone
 (`xlprobe.encoders.used_tokens`). On real text the learning rates were chosen by scores on Kazakh test sentences, so
-levels are slightly flattered;
-changes are not chosen so: both sides of each are trained at the same rates. Each part holds the cases that were done of
-a recipe in `experiments/recipes`; its first line says which. Their gradients are read before any training.
+levels are slightly flattered; changes are not chosen so: both sides of each are trained at the same rates. Each part
+holds the cases that were done of a recipe in `experiments/recipes`, of which its first line says which. Gradients are
+read before any training.
 """
 READING = """
 ## What these runs cannot show
