@@ -334,7 +334,12 @@ def _step(
 def _accelerator(precision: Precision, device: torch.device | None) -> Accelerator:
     """A fresh one: accelerate keeps one state a process and refuses another precision or device later on."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision=precision, cpu=device is not None and device.type == "cpu")
+    accelerator = Accelerator(mixed_precision=precision, cpu=device is not None and device.type == "cpu")
+    if device is not None and accelerator.num_processes == 1:
+        accelerator.device_placement = (
+            False  # it knows the first GPU alone, and would move a module from "cuda:1"
+        )
+    return accelerator
 
 
 @contextlib.contextmanager

@@ -98,7 +98,8 @@ def attention_keys(model: HookedModel, view: ResidualView, values: Ranked, *, ce
         values: The value neurons.
         centre: Whether the mean that LayerNorm takes off x is taken off the keys.
     """
-    layer, shape = values.layer, model.shape
+    values, shape = values.to(view.resid_pre_all.device), model.shape
+    layer = values.layer
     head, dim, pos = values.places(width=shape.d_head, length=len(view.ids))
     columns, _ = _by_layer(lambda i, rows: (model.W_V(i)[head[rows].cpu(), :, dim[rows].cpu()], None), layer)
     norms = [model.norm1(i) for i in range(shape.n_layers)]
@@ -122,7 +123,8 @@ def mlp_keys(
         centre: Whether the mean that LayerNorm takes off x is taken off the keys.
         pos: Where they read [n]; None: at the last position.
     """
-    gated, layer = model.shape.gated, values.layer
+    values, gated = values.to(view.resid_pre_all.device), model.shape.gated
+    layer = values.layer
     parts = [_by_layer(_columns(model.W_in, model.b_in, values.index), layer)]
     if gated:
         parts.append(_by_layer(_columns(model.W_gate, model.b_gate, values.index), layer))

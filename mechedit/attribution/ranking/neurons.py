@@ -62,6 +62,10 @@ class Ranked:
         """The first k (None: all)."""
         return Ranked(self.score[:k], self.layer[:k], self.index[:k])
 
+    def to(self, device: torch.device) -> Ranked:
+        """The same neurons on another device."""
+        return Ranked(self.score.to(device), self.layer.to(device), self.index.to(device))
+
     def places(self, *, width: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
         """Head, dimension and source position [k] of attention neurons; the inverse of `attention_index`."""
         unit, pos = self.index // length, self.index % length

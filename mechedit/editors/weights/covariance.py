@@ -383,9 +383,9 @@ def _finished(model: HookedModel, digest: str, layer: int) -> list[Path]:
 
 
 def _read(file: Path, device: torch.device) -> Covariance:
-    with safe_open(file, framework="pt", device=str(device)) as stored:
+    with safe_open(file, framework="pt") as stored:
         metadata = stored.metadata()
-        moment = stored.get_tensor("moment")
+        moment = stored.get_tensor("moment").to(device)
     # A file of an earlier version holds neither; its name has a hash of what it was made of.
     made_of = json.loads(metadata["made_of"]) if "made_of" in metadata else {"kept_as": file.stem[-24:]}
     measured = float(metadata["condition"]) if "condition" in metadata else None
@@ -397,9 +397,9 @@ def _resumed(file: Path, files: dict[int, Path], device: torch.device) -> tuple[
     """Sums, tokens and batches of an unfinished pass."""
     if not file.is_file():
         return {}, 0, 0
-    with safe_open(file, framework="pt", device=str(device)) as stored:
+    with safe_open(file, framework="pt") as stored:
         metadata = stored.metadata()
-        sums = {layer: stored.get_tensor(str(layer)) for layer in files}
+        sums = {layer: stored.get_tensor(str(layer)).to(device) for layer in files}
     return sums, int(metadata["n_tokens"]), int(metadata["batch"])
 
 

@@ -207,7 +207,9 @@ class WeightChange:
         name = str(record.get("model", ""))
         if model is not None and record["model_hash"] != model.hash:
             return cls(*about, {}, name, file=file.with_name(RECORD))
-        tensors = load_file(file, device="cpu" if model is None else str(model.device))
+        tensors = load_file(file)
+        if model is not None:
+            tensors = {key: value.to(model.device) for key, value in tensors.items()}
         parts: dict[str, tuple[LowRank | Replaced, ...]] = {}
         for i, row in enumerate(record["parts"]):
             kind: type[LowRank] | type[Replaced] = LowRank if row["kind"] == "low_rank" else Replaced

@@ -1,0 +1,240 @@
+"""What runs on another device as on the CPU: each piece takes a model, or an encoder, and gives values to compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+import mechedit as me
+import xlprobe
+from mechedit.anatomy.explain import explain
+from mechedit.editors import FT, MEGA, SAKE, EditBook, LoRA, WeightChange, by_name
+from mechedit.editors.weights.corpus import text_corpus
+from mechedit.editors.weights.covariance import covariances
+from mechedit.faithfulness.study import faithfulness
+from mechedit.models.hooked import HookedModel
+from xlprobe.encoders.encoder import Encoder
+from xlprobe.langworld.world import bitext, task
+from xlprobe.probes.gradient_stream import Loss
+from xlprobe.training.alignment import AlignmentLoss
+from xlprobe.training.loop import Training
+from xlprobe.training.task_model import TaskModel
+
+__all__ = ["DECODER", "ENCODER", "values"]
+
+FACTS = me.factworld.edits(2, seed=3)
+FACT = FACTS[0]
+FEW = Training(steps=2, batch=4, lr=1e-3)
+WINDOW = MEGA(window=(5, 6), rank=0, alpha=1.0, gate="always")
+BRIEF_FT = FT(layer=5, steps=2)
+
+
+def values(result: Any) -> dict[str, Any]:
+    """A result's frames, tensors and numbers by name."""
+    assert is_dataclass(result)
+    named = {field.name: getattr(result, field.name) for field in fields(result)}
+    return {name: value for name, value in named.items() if isinstance(value, pd.DataFrame | Tensor | float)}
+
+
+def says(model: HookedModel) -> Tensor:
+    return model.logits([FACT.rewrite_prompt, *FACT.neighborhood_prompts[:2]]).cpu()
+
+
+# -- mechedit ----------------------------------------------------------------------------------------------------
+
+
+def attribute(**options: Any) -> Callable[[HookedModel, Path], Any]:
+    def work(model: HookedModel, folder: Path) -> Any:
+        attr = me.attribute(model, FACT.rewrite_prompt, FACT.target_true, top_k=8, **options)
+        return values(attr)
+
+    return work
+
+
+def attribute_many(model: HookedModel, folder: Path) -> Any:
+    prompts, targets = [fact.rewrite_prompt for fact in FACTS], [fact.target_true for fact in FACTS]
+    many = me.attribute_many(model, prompts, targets, top_k=4, sign="suppress", progress=False)
+    return {str(i): values(attr) for i, attr in enumerate(many)}
+
+
+def circuit(model: HookedModel, folder: Path) -> Any:
+    attr = me.attribute(model, FACT.rewrite_prompt, FACT.target_true, top_k=8)
+    return values(me.head_attention(model, attr, k=4)) | {
+        "reads": attr.reads,
+        "ablated": values(me.ablate(model, attr, 3, draws=2)),
+    }
+
+
+def contrast(model: HookedModel, folder: Path) -> Any:
+    return values(me.contrast(model, FACT.rewrite_prompt, FACT.target_new, FACT.target_true, top_k=8))
+
+
+def edit(make: Callable[[HookedModel], Any]) -> Callable[[HookedModel, Path], Any]:
+    def work(model: HookedModel, folder: Path) -> Any:
+        editor = make(model)
+        with editor.apply(model, FACT) as edited:
+            alone = says(edited)
+        with editor.apply(model, FACTS) as edited:
+            return {"alone": alone, "together": says(edited)}
+
+    return work
+
+
+def of_text(name: str, **settings: Any) -> Callable[[HookedModel], Any]:
+    """ROME and its kind, with the second moments of a little text."""
+
+    def make(model: HookedModel) -> Any:
+        texts = [fact.rewrite_prompt for fact in me.factworld.edits(20, seed=4)]
+        moments = covariances(model, text_corpus(texts, source="prompts"), layers=(3, 4), progress=False)
+        if name == "rome":
+            settings.update(layer=3, covariance=moments[3])
+        else:
+            settings.update(layers=(3, 4), covariances=moments)
+        return by_name(name, steps=2, contexts=((2, 2),), **settings)
+
+    return make
+
+
+def chosen(editor: MEGA | SAKE) -> Callable[[HookedModel], Any]:
+    return lambda model: editor.select(model, me.factworld.edits(4, seed=5))
+
+
+def saved_change(model: HookedModel, folder: Path) -> Any:
+    with BRIEF_FT.apply(model, FACT) as edited:
+        edited.change.save(folder / "change")
+    with WeightChange.load(folder / "change", model).apply(model) as edited:
+        return {"logits": says(edited)}
+
+
+def book(model: HookedModel, folder: Path) -> Any:
+    """An object of which one token and one of which two are steered; saved, read, steered and attached."""
+    several = replace(FACTS[1], target_new="Delta Press")
+    edits = [WINDOW.fit(model, FACT), WINDOW.fit(model, several)]
+    assert edits[1].following
+    kept = EditBook.load(EditBook.of(model, edits).save(folder / "book"))
+    prompts = [FACT.rewrite_prompt, several.rewrite_prompt]
+    with kept.apply(model) as steered:
+        texts, logits = steered.generate(prompts, max_new_tokens=3), says(steered)
+    ids = torch.stack([model.encode([FACT.rewrite_prompt])[0]])
+    with kept.attach(model.hf, tokenizer=model.tokenizer), torch.no_grad():
+        attached = model.hf(ids).logits[:, -1].cpu()
+    return {"logits": logits, "attached": attached, "texts": texts}
+
+
+def evaluate(model: HookedModel, folder: Path) -> Any:
+    families = ("probability", "argmax", "token", "doubt", "subject")
+    return {"summary": me.evaluate(model, BRIEF_FT, [FACT], families=families, progress=False).summary()}
+
+
+def anatomy(model: HookedModel, folder: Path) -> Any:
+    return values(me.anatomy(model, FACTS, editors=[BRIEF_FT], top_k=4, progress=False))
+
+
+def explained(model: HookedModel, folder: Path) -> Any:
+    return values(explain(model, BRIEF_FT, FACT, neighbours=1, max_new_tokens=2))
+
+
+def faithful(model: HookedModel, folder: Path) -> Any:
+    known = me.factworld.edits(3, seed=3)
+    study = faithfulness([model], known, ks=(2,), draws=1, mean_over=["Anna lives in"], progress=False)
+    return values(study)
+
+
+def diagnose(model: HookedModel, folder: Path) -> Any:
+    return {"verdicts": [str(row) for row in me.diagnose(model).table["status"]]}
+
+
+DECODER: dict[str, Callable[[HookedModel, Path], Any]] = {
+    "attribute, certified": attribute(),
+    "attribute, exhaustive, all tokens": attribute(method="exhaustive", tokens="sum"),
+    "attribute, suppress, no biases": attribute(sign="suppress", biases="drop"),
+    "attribute_many": attribute_many,
+    "head_attention, reads, ablate": circuit,
+    "contrast": contrast,
+    "ft": edit(lambda model: BRIEF_FT),
+    "ft_l": edit(lambda model: by_name("ft_l", layer=5, steps=2)),
+    "lora": edit(lambda model: LoRA(steps=2)),
+    "ike": edit(lambda model: by_name("ike")),
+    "rome": edit(of_text("rome")),
+    "memit": edit(of_text("memit")),
+    "alphaedit": edit(of_text("alphaedit")),
+    "mega": edit(chosen(MEGA(window=(5, 6), rank=0))),
+    "mega, hidden gate": edit(chosen(MEGA(window=(5, 6), rank=0, alpha=1.0, gate="mahalanobis"))),
+    "sake": edit(chosen(SAKE())),
+    "WeightChange": saved_change,
+    "EditBook, attach, an object of several tokens": book,
+    "evaluate": evaluate,
+    "anatomy": anatomy,
+    "explain": explained,
+    "faithfulness": faithful,
+    "diagnose": diagnose,
+}
+
+
+# -- xlprobe -----------------------------------------------------------------------------------------------------
+
+
+def weights(encoder: Encoder) -> Tensor:
+    return torch.cat([weight.detach().cpu().flatten() for weight in encoder.model.parameters()])
+
+
+def align(objective: str) -> Callable[[Encoder, Path], Any]:
+    """Trained, stopped and taken up again from its folder."""
+
+    def work(encoder: Encoder, folder: Path) -> Any:
+        options: dict[str, Any] = {"objective": objective, "training": FEW, "progress": False}
+        trained = xlprobe.align(encoder, bitext("words", 8), folder=folder / "run", **options)
+        again = xlprobe.align(encoder, bitext("words", 8), folder=folder / "run", **options)
+        return {"weights": weights(trained), "again": weights(again)}
+
+    return work
+
+
+def distances(encoder: Encoder, folder: Path) -> Any:
+    return values(xlprobe.distances(encoder, bitext("words", 12), progress=False))
+
+
+def gradients(encoder: Encoder, folder: Path) -> Any:
+    rows = list(torch.arange(16).split(4))
+    of_task = TaskModel(encoder, task("pos", n_train=16, n_test=4), seed=0)
+    losses = {
+        "task": Loss("task", rows, of_task, (of_task.head,)),
+        "alignment": Loss("alignment", rows, AlignmentLoss(encoder, bitext("words", 16), "sentence")),
+    }
+    return values(xlprobe.gradients(encoder, **losses, steps=(1e-3,), progress=False))
+
+
+def finetune(kind: Any, **options: Any) -> Callable[[Encoder, Path], Any]:
+    def work(encoder: Encoder, folder: Path) -> Any:
+        plan = task(kind, n_train=12, n_test=6)
+        model = xlprobe.finetune(encoder, plan, training=FEW, progress=False, **options)
+        model.save(folder / "model")
+        again = TaskModel.load(folder / "model", device=str(encoder.device))
+        scores = {language: again.score(corpus) for language, corpus in plan.test.items()}
+        return {"weights": weights(model.encoder), "head": model.head.weight.detach().cpu(), "scores": scores}
+
+    return work
+
+
+def retrieval(encoder: Encoder, folder: Path) -> Any:
+    return {"retrieval": xlprobe.retrieval(encoder, bitext("words", 12))}
+
+
+ENCODER: dict[str, Callable[[Encoder, Path], Any]] = {
+    **{
+        f"align, {name}": align(name)
+        for name in ("sentence", "token", "mlm", "tlm", "l2", "hictl", "hictl_word")
+    },
+    "distances": distances,
+    "retrieval": retrieval,
+    "gradients": gradients,
+    "finetune, pos": finetune("pos"),
+    "finetune, topic, head alone": finetune("topic", train="head"),
+    "finetune, joint": finetune("pos", alignment=xlprobe.Joint(bitext("words", 8), "sentence")),
+}
