@@ -287,8 +287,10 @@ def predictor_forest(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ['retrieval']
     """
     check(frame, ("label", "spearman", "low", "high", "partial", "partial_low", "partial_high"))
-    marks = (("spearman", "low", "high", "o", "pos", -0.14, "all cells"),)
-    marks += (("partial", "partial_low", "partial_high", "D", "old", 0.2, "given the pair"),)
+    marks = (
+        ("spearman", "low", "high", "o", "pos", -0.14, "all cells"),
+        ("partial", "partial_low", "partial_high", "D", "old", 0.2, "given the pair"),
+    )
     with style():
         axes = row(1, width=6.4, height=1.1 + 0.36 * len(frame))[0] if ax is None else ax
         axes.axvline(0, color=LIGHT["muted"], linewidth=0.8, zorder=1)

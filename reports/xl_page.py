@@ -303,7 +303,7 @@ def _prediction(cells: pd.DataFrame, predictors: pd.DataFrame) -> dict[str, Any]
     ]
     sentence = "One mark a pair, objective and task; vertical lines: 95 % intervals."
     head = ["Predictor", "Spearman's ρ", "Same sign", "q² (leave one pair out)", "n"]
-    made = {"forest": None}
+    made: dict[str, Any] = {"forest": None}
     if "partial" in predictors:  # studies of earlier versions have none
         head.insert(2, "Given the pair")
         for cell, row in zip(rows, predictors.itertuples(), strict=True):

@@ -98,7 +98,7 @@ def test_the_picture_shows_band_yardsticks_and_which_marks_are_clear() -> None:
     marks = [line for line in axes.get_lines() if line.get_marker() == "o" and line.get_linestyle() == "None"]
     filled, hollow = (np.asarray(line.get_xdata()).tolist() for line in marks)
     assert (filled, hollow) == ([1.0, 3.0], [2.0])
-    assert [to_hex(line.get_markerfacecolor()) for line in marks] == [LIGHT["pos"], LIGHT["paper"]]  # type: ignore[arg-type]
+    assert [to_hex(line.get_markerfacecolor()) for line in marks] == [LIGHT["pos"], LIGHT["paper"]]
     band = axes.collections[0].get_paths()[0].vertices
     assert np.abs(np.asarray(band)[:, 1]).max() == pytest.approx(0.2)
 

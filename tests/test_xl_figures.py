@@ -116,7 +116,9 @@ def test_the_page_is_whole_and_needs_nothing(folder: Path) -> None:
         "provenance",
     )
     assert set(sections) <= set(ids)
-    assert text.count("<svg") == 1 + 4 + 8 + 1  # effects, a pair each, objective × task each, scatter
+    assert (
+        text.count("<svg") == 1 + 4 + 8 + 4 + 1 + 1
+    )  # effects, pairs, objective × task, angles, scatter, forest
     assert "nan" not in " ".join(outline.words).split()
     assert len(text.encode()) < 3_000_000
 

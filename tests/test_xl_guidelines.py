@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def test_a_loss_is_shown_where_it_gains_more_than_wrong_pairs_do() -> None:
     assert (same["shown"], "no loss is shown to help" in same["guideline"]) == (False, True)
     noisy = lines(cells(gains, half=0.2))["loss"]
     assert not noisy["shown"]
-    assert "test sentences a cell" in noisy["figure"]
+    assert " pairs" in noisy["figure"].rsplit("; ", 1)[1]
+    assert "it would take about" in noisy["figure"]
 
 
 def test_the_interval_of_a_mean_is_the_wider_of_cells_and_pairs() -> None:
@@ -117,14 +119,26 @@ def test_a_study_gives_its_guidelines_where_no_task_is_named() -> None:
 
 def test_the_pages_of_run_folders_hold_the_runs_own_figures(tmp_path: Path) -> None:
     study = made_up_study()
-    study.save(tmp_path / "run" / "study")
+    study.save(tmp_path / "run" / "results" / "study")
     page = results_page([tmp_path / "run"])
     for row in study.cells.to_dict("records")[:4]:
         assert f"{100 * row['delta_score']:+.1f}".replace("-", "−") in page
     for claim in study.claims:
         assert f"| {claim['claim']} | {claim['answer']} |" in page
     assert "0.01" in page
+    assert "Gradients were measured in" not in page
     lines_of = advice_page([tmp_path / "run"])
     for line in study.advice().to_dict("records"):
         assert str(line["guideline"]) in lines_of
         assert str(line["figure"]).replace("|", "\\|") in lines_of
+
+
+def test_a_page_says_that_one_seed_has_no_spread_and_how_many_cells_lack_gradients(tmp_path: Path) -> None:
+    study = made_up_study()
+    cells = study.cells.copy()
+    cells.loc[cells.index[:3], "gradient_cosine"] = float("nan")
+    replace(study, cells=cells, seeds=1).save(tmp_path / "run" / "results" / "study")
+    tried = int((cells["objective"] != "shuffled").sum())
+    page = results_page([tmp_path / "run"])
+    assert f"Gradients were measured in {tried - 3} of {tried} cells" in page
+    assert "One seed" in page

@@ -43,8 +43,8 @@ def sources(folder: Path) -> Path:
             write(folder / "sib200" / names.flores / f"{part}.tsv", ["index_id\tcategory\ttext", *rows])
         if code != "en":
             for side in (code, "en"):
-                file = folder / "tatoeba" / f"tatoeba.{names.iso}-eng.{CODES[side].iso}"
-                write(file, [f"{side} pair {i}" for i in range(30)])
+                path = folder / "tatoeba" / f"tatoeba.{names.iso}-eng.{CODES[side].iso}"
+                write(path, [f"{side} pair {i}" for i in range(30)])
     return folder
 
 

@@ -1,4 +1,4 @@
-"""An encoder with the tokens of some text alone: the same states on this text, at a fraction of the memory and time.
+"""An encoder with the tokens of some text alone: the same states on this text, at a fraction of the memory.
 
 Of a multilingual encoder's parameters most are input embeddings (81 % of multilingual-e5-small, 69 % of XLM-R base),
 of which a study's text uses a tenth; AdamW moves through all of them in every step. Steps [Abdaoui et al. 2020, "Load

@@ -126,10 +126,10 @@ def check_pairs(folder: str | Path) -> None:
                 if code not in pair.split("-"):
                     continue
                 side = (bitext.source, bitext.target)[pair.split("-").index(code)]
-                if both := [words for words in side if text_hash(words) in hashes]:
+                if shared := [words for words in side if text_hash(words) in hashes]:
                     raise InputError(
-                        f"{file}: {len(both)} of its texts stand in the bitext of {pair} too, the first "
-                        f"{' '.join(both[0])[:40]!r}"
+                        f"{file}: {len(shared)} of its texts stand in the bitext of {pair} too, the first "
+                        f"{' '.join(shared[0])[:40]!r}"
                     )
     for pair, bitext in bitexts.items():
         if len(bitext) != len(aligned):

@@ -96,10 +96,11 @@ def _cells_for(rho: float, n: float, n_pairs: int) -> str:
 
 def _orthogonal(cells: pd.DataFrame) -> dict[str, str]:
     claim = "Alignment and task gradients are often close to orthogonal"
-    clear = cells[(cells["task_halves"] >= NOISE) & (cells["align_halves"] >= NOISE)].dropna(
-        subset=["gradient_cosine"]
-    )
-    left = f"; {len(cells) - len(clear)} cells are mostly noise and left out"
+    measured = cells.dropna(subset=["gradient_cosine"])
+    clear = measured[(measured["task_halves"] >= NOISE) & (measured["align_halves"] >= NOISE)]
+    left = f"; {len(measured) - len(clear)} cells are mostly noise and left out"
+    if len(measured) < len(cells):
+        left += f", {len(cells) - len(measured)} have no cosine"
     if not len(clear):
         return _answered(claim, NOT_SHOWN, "no cell has gradients above their noise" + left, _batches(cells))
     sides = [_side(row) for row in clear.to_dict("records")]

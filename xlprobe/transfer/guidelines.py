@@ -88,20 +88,21 @@ def _loss(cells: pd.DataFrame) -> tuple[str, dict[str, Any]]:
     value, low, high = changes[best]
     control = cells[cells["objective"] == "shuffled"]
     figure = f"mean change {_points(value, low, high)} over {_pairs(cells['pair'].nunique())}"
-    shown = low > 0
+    shown, pairs = low > 0, cells["pair"].nunique()
+    n_pairs = needed(value - low, [value], n=pairs)
     if len(control):
         base, base_low, base_high = mean_change(control)
         gap = math.hypot(high - value, base_high - base)
         shown = shown and value - base > gap
+        n_pairs = max(n_pairs, needed(gap, [value - base], n=pairs))
         figure += f"; wrong pairs {_points(base, base_low, base_high)}"
     if others := [f"{name} {_points(*changes[name])}" for name in changes if name != best]:
         figure += f"; {', '.join(others)}"
     task = _name(cells)
     if shown:
         return best, _line("loss", f"For {task}, align by {best}.", True, figure)
-    cell_n = float(cells["n"].mean()) if "n" in cells else math.nan
-    if not math.isnan(cell_n) and value > 0:
-        figure += f"; {takes(needed(value - low, [value], n=cell_n), 'test sentences a cell')}"
+    if value > 0:  # both spreads of a mean over pairs fall with their number, only one with test sentences
+        figure += f"; {takes(n_pairs, 'pairs')}"
     guideline = f"For {task}, no loss is shown to help; the best guess is {best}."
     return best, _line("loss", guideline, False, figure)
 

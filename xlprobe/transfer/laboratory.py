@@ -322,7 +322,7 @@ class Laboratory(ABC):
         if lr is None:
             raise InputError("sizes: expected learning rates, found none; only a `FileLab` chooses them")
         sizes = self.sizes
-        options = {"batch": sizes.batch, "micro": sizes.micro, "precision": sizes.precision}
+        options: dict[str, Any] = {"batch": sizes.batch, "micro": sizes.micro, "precision": sizes.precision}
         return Training(steps=steps, lr=lr, warmup=10, seed=seed, **options)
 
     def _probed(self, n: int) -> tuple[Tensor, ...]:
