@@ -147,7 +147,8 @@ def faithful(model: HookedModel, folder: Path) -> Any:
 
 
 def diagnose(model: HookedModel, folder: Path) -> Any:
-    return {"verdicts": [str(row) for row in me.diagnose(model).table["status"]]}
+    checks = me.diagnose(model).checks
+    return {"verdicts": [f"{name}: {ok}" for name, ok in zip(checks["check"], checks["ok"], strict=True)]}
 
 
 DECODER: dict[str, Callable[[HookedModel, Path], Any]] = {
@@ -203,7 +204,7 @@ def distances(encoder: Encoder, folder: Path) -> Any:
 def gradients(encoder: Encoder, folder: Path) -> Any:
     rows = list(torch.arange(16).split(4))
     of_task = TaskModel(encoder, task("pos", n_train=16, n_test=4), seed=0)
-    losses = {
+    losses: dict[str, Any] = {
         "task": Loss("task", rows, of_task, (of_task.head,)),
         "alignment": Loss("alignment", rows, AlignmentLoss(encoder, bitext("words", 16), "sentence")),
     }
