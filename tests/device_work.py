@@ -59,7 +59,7 @@ def attribute(**options: Any) -> Callable[[HookedModel, Path], Any]:
 
 def attribute_many(model: HookedModel, folder: Path) -> Any:
     prompts, targets = [fact.rewrite_prompt for fact in FACTS], [fact.target_true for fact in FACTS]
-    many = me.attribute_many(model, prompts, targets, top_k=4, sign="suppress", progress=False)
+    many = me.attribute_many(model, prompts, targets, top_k=4, progress=False)
     return {str(i): values(attr) for i, attr in enumerate(many)}
 
 
@@ -90,7 +90,7 @@ def of_text(name: str, **settings: Any) -> Callable[[HookedModel], Any]:
     """ROME and its kind, with the second moments of a little text."""
 
     def make(model: HookedModel) -> Any:
-        texts = [fact.rewrite_prompt for fact in me.factworld.edits(20, seed=4)]
+        texts = [fact.rewrite_prompt for fact in me.factworld.edits(8, seed=4)]
         moments = covariances(model, text_corpus(texts, source="prompts"), layers=(3, 4), progress=False)
         if name == "rome":
             settings.update(layer=3, covariance=moments[3])
@@ -102,7 +102,7 @@ def of_text(name: str, **settings: Any) -> Callable[[HookedModel], Any]:
 
 
 def chosen(editor: MEGA | SAKE) -> Callable[[HookedModel], Any]:
-    return lambda model: editor.select(model, me.factworld.edits(4, seed=5))
+    return lambda model: editor.select(model, me.factworld.edits(3, seed=5))
 
 
 def saved_change(model: HookedModel, folder: Path) -> Any:
@@ -141,13 +141,13 @@ def explained(model: HookedModel, folder: Path) -> Any:
 
 
 def faithful(model: HookedModel, folder: Path) -> Any:
-    known = me.factworld.edits(3, seed=3)
+    known = me.factworld.edits(2, seed=3)
     study = faithfulness([model], known, ks=(2,), draws=1, mean_over=["Anna lives in"], progress=False)
     return values(study)
 
 
 def diagnose(model: HookedModel, folder: Path) -> Any:
-    return {"verdicts": [str(row) for row in me.diagnose(model).table["status"]]}
+    return {"checks": me.diagnose(model).checks[["check", "must", "ok"]]}
 
 
 DECODER: dict[str, Callable[[HookedModel, Path], Any]] = {
