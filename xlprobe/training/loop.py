@@ -211,6 +211,8 @@ def train(
         InputError: Every parameter is frozen, or `folder` holds another training (with what differs).
     """
     accelerator = _accelerator(training.precision, device)
+    if not accelerator.device_placement:  # accelerate knows the first GPU alone, whichever the encoder is on
+        module.to(device)  # a head may be new
     sampler = Sampler(n_items, training.batch, training.seed, lengths)
     if folder and not claimed:
         claim(folder, dict(facts or {}) | _facts(module, training, n_items, accelerator.num_processes))
@@ -335,10 +337,7 @@ def _accelerator(precision: Precision, device: torch.device | None) -> Accelerat
     """A fresh one: accelerate keeps one state a process and refuses another precision or device later on."""
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(mixed_precision=precision, cpu=device is not None and device.type == "cpu")
-    if device is not None and accelerator.num_processes == 1:
-        accelerator.device_placement = (
-            False  # it knows the first GPU alone, and would move a module from "cuda:1"
-        )
+    accelerator.device_placement = device is None or accelerator.num_processes > 1
     return accelerator
 
 
