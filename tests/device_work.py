@@ -203,7 +203,7 @@ def distances(encoder: Encoder, folder: Path) -> Any:
 def gradients(encoder: Encoder, folder: Path) -> Any:
     rows = list(torch.arange(16).split(4))
     of_task = TaskModel(encoder, task("pos", n_train=16, n_test=4), seed=0)
-    losses = {
+    losses: dict[str, Any] = {
         "task": Loss("task", rows, of_task, (of_task.head,)),
         "alignment": Loss("alignment", rows, AlignmentLoss(encoder, bitext("words", 16), "sentence")),
     }
