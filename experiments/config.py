@@ -31,9 +31,10 @@ import tomli_w
 from reports.errors import InputError
 from reports.parsing import parse_toml
 
-__all__ = ["build", "checked", "dump", "held", "load", "read_table"]
+__all__ = ["BEGUN", "build", "checked", "dump", "held", "load", "read_table"]
 
 C = TypeVar("C")
+BEGUN = "begun_with"  # of a configuration: the `limit` of a run that was extended since
 
 
 class _Mismatch(Exception):

@@ -15,7 +15,6 @@ from reports.parsing import parse_toml
 from reports.reading import read_object
 
 __all__ = [
-    "BEGUN",
     "CONFIG",
     "PROVENANCE",
     "SAME",
@@ -32,7 +31,6 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = 2
 CONFIG, PROVENANCE = "config.toml", "provenance.json"
 SAME = ("model", "data", "seeds", "device", "dtype", "attn_implementation")  # must agree on resume
-BEGUN = "begun_with"  # of a configuration: the `limit` of a run that was extended since
 _ABSENT = object()
 
 

@@ -32,10 +32,10 @@ import pandas as pd
 import tomli_w
 
 from experiments.case_ids import check_case_id
+from experiments.config import BEGUN
 from experiments.lock import LOCK, FolderLock, lock
 from experiments.provenance import provenance
 from experiments.run_checks import (
-    BEGUN,
     CONFIG,
     PROVENANCE,
     SAME,

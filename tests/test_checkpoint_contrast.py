@@ -359,7 +359,7 @@ def test_on_smollm2_romes_edit_is_one_matrix_of_rank_one(smollm2: HookedModel, t
     fact = FactEdit("France", "The capital of {} is", "Paris", "Rome")
     corpus = text_corpus(SENTENCES * 20, source="s")
     c = covariances(smollm2, corpus, layers=[5], progress=False)[5]
-    change = replace(ROME(covariance=c), steps=5, contexts=()).change(smollm2, fact)
+    change = replace(ROME(layer=5, covariance=c), steps=5, contexts=()).change(smollm2, fact)
     ((part,),) = change.parts.values()
     assert isinstance(part, LowRank)
     with change.apply(smollm2) as edited:

@@ -107,6 +107,20 @@ def outcomes(seed: int) -> pd.DataFrame:
     return grid.to_frame(index=False).assign(x=x, delta_score=y, low=y - 0.3, high=y + 0.3)
 
 
+def angles(seed: int) -> pd.DataFrame:
+    layers, cosine = range(1, 7), noise(seed, 6) / 3
+    useful = {"task_halves": 0.8, "source_target": 0.6, "bound": 0.2, "panel": "a"}
+    return pd.DataFrame(
+        {"layer": layers, "cosine": cosine, "low": cosine - 0.1, "high": cosine + 0.1}
+    ).assign(**useful)
+
+
+def predictors(seed: int) -> pd.DataFrame:
+    rho = noise(seed, 4) / 3
+    frame = pd.DataFrame({"label": list("abcd"), "spearman": rho, "low": rho - 0.2, "high": rho + 0.2})
+    return frame.assign(partial=-rho, partial_low=-rho - 0.3, partial_high=-rho + 0.3)
+
+
 DRAWN: dict[str, Callable[[int], Axes]] = {
     "layer_curve": lambda s: figures.layer_curve(
         scaled(example.contrast().query("module == 'attn'"), s, "score")
@@ -138,6 +152,8 @@ DRAWN: dict[str, Callable[[int], Axes]] = {
     ),
     "cosine_heatmap": lambda s: xl_figures.cosine_heatmap(cosines(s)),
     "outcome_scatter": lambda s: xl_figures.outcome_scatter(outcomes(s), x="x"),
+    "angle_layers": lambda s: xl_figures.angle_layers(angles(s))[0],
+    "predictor_forest": lambda s: xl_figures.predictor_forest(predictors(s)),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.cli.options import count
 from experiments.cli.output import as_table, print_json
-from experiments.run_checks import BEGUN
+from experiments.config import BEGUN
 from mechedit.cli.editor import add_editor_options
 from mechedit.cli.options import add_space, command
 from mechedit.recipes.configurations import MODES, EvaluationConfig

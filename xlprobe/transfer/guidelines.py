@@ -5,7 +5,8 @@ that it stands on and the condition under which it was found, and is `shown` onl
 
 1. *loss*: the objective with the largest mean change over the pairs. Shown if its interval lies above 0 and, where
    there is the control, above the control's change too: what wrong pairs give as well is no alignment.
-2. *freeze*: the layers that the advice from gradients leaves out (`xlprobe.transfer.advice`). Shown if there is one.
+2. *freeze*: the layers that the advice from gradients leaves out (`xlprobe.transfer.advice`). Never shown: no study
+   here has trained with them frozen.
 3. *leave*: the pairs on which that objective takes from the score. Shown if an interval lies below 0 (95 % for all
    pairs together, Bonferroni).
 4. *train*: the whole model or its head alone, of two trained parts the one from which alignment takes less
@@ -112,10 +113,8 @@ def _freeze(advice: Advice) -> dict[str, Any]:
     if not advice.freeze:
         return _line("freeze", f"For {task}, no layer is shown to need freezing.", False, advice.reason)
     layers = ", ".join(map(str, advice.freeze))
-    guideline = (
-        f"For {task} with {advice.objective}, freeze layers {layers}: there it pulls against the task."
-    )
-    return _line("freeze", guideline, True, advice.reason)
+    guideline = f"For {task} with {advice.objective}, freeze layers {layers} first; that it helps is a guess."
+    return _line("freeze", guideline, False, advice.reason)
 
 
 def _leave(cells: pd.DataFrame, objective: str) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def angles(gradients: pd.DataFrame) -> pd.DataFrame:
     >>> row = {"pair": "a-b", "objective": "hictl", "task": "pos", "scope": "layer", "layer": 1}
     >>> row |= {"cosine": 0.05, "low": 0.02, "high": 0.08, "task_halves": 0.9, "source_target": 0.6}
     >>> row |= {"shuffled": 0.0, "align_halves": 0.9, "random_sd": 0.01}
-    >>> angles(pd.DataFrame([row]))[["useful", "bound", "answer"]].to_dict("records")
+    >>> angles(pd.DataFrame([row]))[["useful", "bound", "answer"]].round(2).to_dict("records")
     [{'useful': 0.6, 'bound': 0.2, 'answer': 'orthogonal'}]
     """
     rows = gradients[gradients["scope"].isin(["layer", "encoder"])].dropna(subset=["cosine"])
