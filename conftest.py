@@ -7,13 +7,15 @@ it when they are imported themselves.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from mechedit.models.hooked import HookedModel
     from xlprobe.encoders.encoder import Encoder
 
@@ -157,3 +159,16 @@ def langworld() -> Encoder:
     from xlprobe.encoders.encoder import load_encoder
 
     return load_encoder("langworld", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium; not for longer than a module, because its event loop would be in the way of others."""
+    from playwright.sync_api import sync_playwright
+
+    from reports.formats import chromium
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        yield running
+        running.close()

@@ -15,7 +15,9 @@ from numpy.typing import ArrayLike
 
 from reports.errors import InputError
 
-__all__ = ["bootstrap_mean", "difference_interval", "wilson"]
+__all__ = ["Z95", "bootstrap_mean", "difference_interval", "wilson"]
+
+Z95 = 1.959964  # a normal variable is within ± so many standard errors in 95 %
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlparse
@@ -33,7 +32,7 @@ from tests.test_reports_batch import write
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install 'mechedit[dev]'")
+pytest.importorskip("playwright.sync_api", reason="no playwright: pip install 'mechedit[dev]'")
 axe = pytest.importorskip(
     "axe_playwright_python.sync_playwright", reason="no axe: pip install 'mechedit[dev]'"
 )
@@ -42,14 +41,6 @@ pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on this 
 GRAPH = "document.getElementById('explore-graph')._cyreg.cy"
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("page", "short", "index", "compare", "facts", "paired", "edit")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from reports.formats import chromium
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install 'mechedit[dev]'")
+pytest.importorskip("playwright.sync_api", reason="no playwright: pip install 'mechedit[dev]'")
 SITE = Path(os.environ.get("MECHEDIT_SITE") or "nowhere").resolve()
 pytestmark = [
     pytest.mark.site,
@@ -77,14 +76,6 @@ def heard_on(view: Page, file: Path, site: Path) -> list[str]:
     view.on("request", lambda request: heard.append(request.url) if outside.match(request.url) else None)
     view.goto(file.as_uri())
     return heard
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 def view_of(browser: Browser, width: int) -> Page:

@@ -25,8 +25,8 @@ __all__ = ["AUTO", "Table", "Tuned", "family", "untuned"]
 AUTO: Any = None  # a field that the model decides
 Table = Mapping[str, Mapping[str, Any]]
 
-# (layers, width) of the models that the papers, and this package, tuned for
-SHAPES = {"gpt2-xl": (48, 1600), "llama-2-7b": (32, 4096), "smollm2-135m": (30, 576)}
+# (layers, width, gated MLP) of the models that the papers, and this package, tuned for
+SHAPES = {"gpt2-xl": (48, 1600, False), "llama-2-7b": (32, 4096, True), "smollm2-135m": (30, 576, True)}
 
 
 def family(model: HookedModel) -> tuple[str, bool]:
@@ -34,11 +34,10 @@ def family(model: HookedModel) -> tuple[str, bool]:
     embedded = model.source.removeprefix("embedded:")
     if embedded != model.source and embedded in EMBEDDED:
         return embedded, True
-    shape = (model.shape.n_layers, model.shape.d_model)
-    for name, tuned in SHAPES.items():
-        if shape == tuned and model.shape.gated == (name != "gpt2-xl"):
-            return name, True
-    return "llama-2-7b" if model.shape.gated else "gpt2-xl", False
+    shape = (model.shape.n_layers, model.shape.d_model, model.shape.gated)
+    like = "llama-2-7b" if model.shape.gated else "gpt2-xl"
+    exact = next((name for name, tuned in SHAPES.items() if shape == tuned), None)
+    return exact or like, exact is not None
 
 
 class Tuned:

@@ -43,7 +43,7 @@ from mechedit.editors.settings import resolved
 from mechedit.evaluation.elsewhere import Cost, RunningText, running_text
 from mechedit.evaluation.fluency import References, generated_texts
 from mechedit.evaluation.measure import PromptScore, answer, measure
-from mechedit.evaluation.questions import FAMILIES, FactQuestions, Question
+from mechedit.evaluation.questions import FAMILIES, TO_STAY, FactQuestions, Question
 from mechedit.evaluation.result import (
     KNOWS_NONE,
     NOT_ROMES_PS,
@@ -75,8 +75,6 @@ __all__ = [
 
 #: What a sequence of edits is: 2 since every edit takes C of the model before the first one.
 SEQUENCE = 2
-#: Roles of prompts whose answers an edit is to leave alone.
-TO_STAY = ("neighborhood", "other_relation")
 
 
 def evaluate(
@@ -278,8 +276,7 @@ def _to_stay(
     model: HookedModel, questions: Sequence[FactQuestions], batch_size: int, families: Sequence[str]
 ) -> Iterator[dict[str, Neighbour]]:
     """For each fact what the unedited model says, by prompt that is to stay; all facts in one go."""
-    roles = {"neighborhood"} | {role for family in families for role in FAMILIES[family]} & {*TO_STAY}
-    near = [about.of_roles(roles) for about in questions]
+    near = [about.to_stay(families) for about in questions]
     scores = iter(
         measure(model, [question for of_fact in near for question in of_fact], batch_size=batch_size)
     )

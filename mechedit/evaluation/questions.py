@@ -10,7 +10,7 @@ from mechedit.data import prompts
 from mechedit.data.records import FactEdit
 from mechedit.evaluation.other_relations import other_relations
 
-__all__ = ["FAMILIES", "N_PASSAGES", "FactQuestions", "Question"]
+__all__ = ["FAMILIES", "N_PASSAGES", "TO_STAY", "FactQuestions", "Question"]
 
 #: The roles of prompts that a family scores; the texts of "generation" are no scored prompts
 #: (`mechedit.evaluation.fluency`).
@@ -22,6 +22,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "subject": ("other_relation",),
     "generation": (),
 }
+#: Roles of prompts whose answers an edit is to leave alone.
+TO_STAY = ("neighborhood", "other_relation")
 #: Passages of running text that every edited model reads (`mechedit.evaluation.elsewhere`).
 N_PASSAGES = 24
 
@@ -86,6 +88,11 @@ class FactQuestions:
         wanted = set(roles)
         others = self.others if "other_relation" in wanted else []
         return [question for question in self.questions if question.role in wanted] + others
+
+    def to_stay(self, families: Iterable[str]) -> list[Question]:
+        """The questions whose answers are to stay as they are: neighbours, and what else these families ask."""
+        read = {role for family in families for role in FAMILIES[family]}
+        return self.of_roles({"neighborhood"} | read & {*TO_STAY})
 
     def read_by(self, families: Iterable[str]) -> list[Question]:
         """The questions that these families of metrics read, each once."""

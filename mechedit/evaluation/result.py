@@ -284,7 +284,7 @@ def _notes(
     notes = [] if any(case.known for case in cases) else [KNOWS_NONE]
     notes += [NOT_ROMES_PS] if any(case.fact.source_schema == "easyedit" for case in cases) else []
     notes += [OWN_ANSWERS] if any(case.fact.neighborhood_answers for case in cases) else []
-    notes += [f"{editor} is {note['about']}" for note in [settings.get("defaults")] if note]
+    notes += [f"{editor} is {settings['defaults']['about']}"] if "defaults" in settings else []
     notes += [f"{model.quantization} weights, dequantised"] if model.quantization else []
     if short := [case.demonstrations for case in cases if case.demonstrations]:
         shown, asked = sorted({n for n, _ in short}), max(n + left_out for n, left_out in short)

@@ -32,7 +32,7 @@ from mechedit.evaluation.evaluate import Evaluation, baseline, evaluate
 from mechedit.evaluation.result import ELSEWHERE
 from mechedit.evaluation.ripple import RippleEvaluation, ripple
 from mechedit.models.hooked import HookedModel
-from mechedit.recipes.configurations import ComparisonConfig
+from mechedit.recipes.configurations import COMPARED, ComparisonConfig
 from mechedit.recipes.editor_choice import named
 from mechedit.recipes.splits import compared_facts, ripple_facts
 from reports import page
@@ -43,7 +43,6 @@ __all__ = ["EditorComparison", "run_comparison"]
 
 #: By seed the facts that are measured, and those that choose.
 Splits = dict[int, tuple[list[FactEdit], list[FactEdit]]]
-FAMILIES = ("argmax", "probability", "doubt", "subject")
 FIVE = ("Acc", "Gen", "Spec", "DI", "DII")
 CELLS = {
     "acc": "Acc",
@@ -165,7 +164,7 @@ class _Study:
         choice = {"window": mega.window, **mega.choice}
         self.choices += [{"seed": seed, "key": key, "value": str(value)} for key, value in choice.items()]
         self.editors[seed] = [self._editor(name, mega, seed, selection) for name in self.config.editors]
-        unedited = baseline(self.model, facts, families=FAMILIES, text=self.config.text)
+        unedited = baseline(self.model, facts, families=COMPARED, text=self.config.text)
         for editor in self.editors[seed]:
             self._evaluate("editor", seed, editor, facts, unedited)
 
@@ -175,7 +174,7 @@ class _Study:
         mega = next(e for e in self.editors[seed] if e.name == "mega")
         assert isinstance(mega, MEGA)
         facts = facts[: self.config.ablation_facts]
-        unedited = baseline(self.model, facts, families=FAMILIES, text=self.config.text)
+        unedited = baseline(self.model, facts, families=COMPARED, text=self.config.text)
         ready = [self._editor(name, mega, seed, selection) for name in self.config.ablations]
         for editor in (mega, *ready):
             self._evaluate("ablation", seed, editor, facts, unedited)
@@ -237,7 +236,7 @@ class _Study:
             self.model,
             editor,
             facts,
-            families=FAMILIES,
+            families=COMPARED,
             progress=self.progress,
             run=self.run,
             unedited=unedited,

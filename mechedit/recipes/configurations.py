@@ -16,6 +16,7 @@ from reports.errors import InputError
 
 __all__ = [
     "ABLATIONS",
+    "COMPARED",
     "CONTROLS",
     "EDITORS",
     "MODES",
@@ -42,6 +43,8 @@ MODES = {
     "sequential": "one upon the other, scored when all are in",
     "batch": "all at once",
 }
+#: Families of metrics that a comparison measures.
+COMPARED = ("argmax", "probability", "doubt", "subject")
 SELECTION = 20  # facts by which a window, a gate and the like are chosen, none of them measured
 #: Fields of `EvaluationConfig`, and options of the command line, that are an editor's own.
 SETTINGS = ("window", "alpha", "gate", "gate_model", "threshold", "max_fpr", "site", "heads", "position")

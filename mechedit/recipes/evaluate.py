@@ -44,8 +44,9 @@ def run_evaluation(
     if "ripple" in config.families:
         check_tests(facts)
     model = load(config)
-    config = _begun(config, model, out)  # a wrong editor is refused before anything is measured or written
-    facts, first = evaluated_facts(config)
+    begun = _begun(config, model, out)  # a wrong editor is refused before anything is measured or written
+    if begun != config:
+        config, (facts, first) = begun, evaluated_facts(begun)
     check_facts(model, facts, families=config.scored)
     references = _references(config)
     unedited = baseline(model, facts, families=config.scored, text=config.text)

@@ -13,10 +13,10 @@ from experiments.weight_files import local_bytes
 from mechedit.data import atlas
 from mechedit.data.case_keys import ablation_key, anatomy_key, attribution_key, evaluation_key, ripple_key
 from mechedit.data.facts import FactEdit
-from mechedit.evaluation.questions import FAMILIES as FACT_ROLES
 from mechedit.evaluation.questions import N_PASSAGES, FactQuestions
 from mechedit.models.embedded import EMBEDDED, here
 from mechedit.recipes.configurations import (
+    COMPARED,
     CONTROLS,
     RANKINGS,
     AnatomyConfig,
@@ -46,7 +46,7 @@ def plan_comparison(config: ComparisonConfig) -> Plan:
     cases: list[str] = []
     sequences = 0
     splits = {seed: compared_facts(config, seed)[0] for seed in config.seeds}
-    families = ("argmax", "probability", "doubt", "subject")
+    families = COMPARED
     for facts in splits.values():
         cases += [evaluation_key(editor, fact) for editor in config.editors for fact in facts]
         sequences += _unedited(facts, families) + len(config.editors) * (
@@ -134,6 +134,5 @@ def _read(n_models: int) -> int:
 
 def _unedited(facts: Sequence[FactEdit], families: Sequence[str]) -> int:
     """Whether each fact is known, what is to stay, and the running text (`baseline`)."""
-    roles = ("neighborhood", *FACT_ROLES["subject"]) if "subject" in families else ("neighborhood",)
-    near = {asked.prompt for fact in facts for asked in FactQuestions(fact).of_roles(roles)}
+    near = {asked.prompt for fact in facts for asked in FactQuestions(fact).to_stay(families)}
     return _read(1) + len({fact.rewrite_prompt for fact in facts}) + len(near)

@@ -39,6 +39,7 @@ from torch import Tensor
 
 from experiments.progress import bar
 from reports.errors import InputError
+from reports.intervals import Z95
 from reports.missing import COLUMN
 from reports.plot import Plot
 from reports.results import Result
@@ -56,7 +57,6 @@ _CALLED = {
     "shuffled": "loss on shuffled pairs",
 }
 ENOUGH = 0.95  # cosine with the true gradient that `*_batches` asks for
-_Z = 1.959964
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -280,8 +280,8 @@ def _row(means: dict[str, Mean], dots: dict[tuple[str, str], float], cells: list
     n = sum(int(means["task"].layout.cells["numel"].iloc[i]) for i in cells)
     row = {
         "cosine": value,
-        "low": max(-1.0, value - _Z * error) if math.isfinite(error) else math.nan,
-        "high": min(1.0, value + _Z * error) if math.isfinite(error) else math.nan,
+        "low": max(-1.0, value - Z95 * error) if math.isfinite(error) else math.nan,
+        "high": min(1.0, value + Z95 * error) if math.isfinite(error) else math.nan,
         "corrected": dots["task", "align"] / math.sqrt(signal),
         "task_norm": norms["task"],
         "align_norm": norms["align"],

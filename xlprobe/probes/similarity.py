@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from reports.errors import InputError
-from reports.intervals import bootstrap_mean, wilson
+from reports.intervals import Z95, bootstrap_mean, wilson
 
 __all__ = ["METRICS", "MORE_METRICS", "Gap", "linear_cka", "measure", "procrustes", "retrieval_hits"]
 
@@ -37,7 +37,6 @@ MORE_METRICS = (
 RETRIEVAL_BY = ("cosine", "csls", "margin")
 _BLOCKS = 20  # of the jackknife
 _SHUFFLES = 5  # whose mean is the CKA of pairs that do not belong together
-_Z = 1.959964
 
 
 @dataclass(frozen=True)
@@ -241,7 +240,7 @@ def _cka_gap(x: Tensor, y: Tensor, generator: torch.Generator) -> Gap:
         random += cross.square() / (norm_x * norm_y) / len(orders)
     gap = float(matched[0] - random[0])
     error = float(((matched - random)[1:].var(correction=0) * (blocks - 1)).sqrt())
-    return Gap(float(matched[0]), float(random[0]), gap - _Z * error, gap + _Z * error, n)
+    return Gap(float(matched[0]), float(random[0]), gap - Z95 * error, gap + Z95 * error, n)
 
 
 def _cross_norms(a: Tensor, b: Tensor, n: int) -> Tensor:

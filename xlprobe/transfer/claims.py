@@ -25,7 +25,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.intervals import wilson
+from reports.intervals import Z95, wilson
 from xlprobe.transfer.orthogonal import SHARE, useful
 from xlprobe.transfer.verdict import NOISE, NOT_SHOWN, ORTHOGONAL, decide, needed, takes
 
@@ -34,7 +34,6 @@ __all__ = ["claims"]
 WEAK = 0.5  # of Spearman's ρ
 FEWEST_CELLS, FEWEST_PAIRS = 10, 3
 ALIKE = 0.02  # changes of score that differ by less are one change
-_Z = 1.959964
 
 
 def claims(cells: pd.DataFrame, predictors: pd.DataFrame) -> list[dict[str, str]]:
@@ -85,7 +84,7 @@ def _cells_for(rho: float, n: float, n_pairs: int) -> str:
     if n < FEWEST_CELLS or math.isnan(rho):
         return f"it would take at least {FEWEST_CELLS} cells"
     z, weak = math.atanh(max(-0.999, min(0.999, rho))), math.atanh(WEAK)
-    cells = max(float(FEWEST_CELLS), 3 + needed(_Z, [z, weak - z]))
+    cells = max(float(FEWEST_CELLS), 3 + needed(Z95, [z, weak - z]))
     if cells <= n:  # ρ is clear, what it predicts is not
         return f"it would take held-out pairs that it predicts (q² above 0), of at least {FEWEST_PAIRS}"
     return takes(cells, "cells") + (f" of at least {FEWEST_PAIRS} pairs" if n_pairs < FEWEST_PAIRS else "")
@@ -115,7 +114,7 @@ def _orthogonal(cells: pd.DataFrame) -> dict[str, str]:
     evidence += f"; the cells' {_two(clear['gradient_cosine'].abs().median())})"
     share = max(near, far) / n
     more = takes(
-        max(n + 1, math.ceil(_Z**2 * ((0.5 / (share - 0.5)) ** 2 - 1)) if share > 0.5 else math.inf), "cells"
+        max(n + 1, math.ceil(Z95**2 * ((0.5 / (share - 0.5)) ** 2 - 1)) if share > 0.5 else math.inf), "cells"
     )
     if undecided and share <= 0.5:
         more = "it would take narrower intervals of the cosines: more batches of each loss"
@@ -163,7 +162,7 @@ def _varies(cells: pd.DataFrame) -> dict[str, str]:
         return _answered(
             claim, NOT_SHOWN, evidence, "it would take at least 2 pairs or tasks of one objective"
         )
-    strict = NormalDist().inv_cdf(1 - 0.025 / len(pairs)) / _Z
+    strict = NormalDist().inv_cdf(1 - 0.025 / len(pairs)) / Z95
     apart = [(a, b) for a, b in pairs if _between(a, b) > strict * _half(a, b)]
     if apart:
         a, b = max(apart, key=lambda pair: _between(*pair))

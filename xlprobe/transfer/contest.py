@@ -25,6 +25,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from reports.intervals import Z95
 from xlprobe.transfer.prediction import PREDICTORS, correlations, scaled
 from xlprobe.transfer.verdict import NOT_SHOWN, needed, takes
 
@@ -36,7 +37,6 @@ RIVALS = ("delta_gap", "delta_retrieval")
 _RESAMPLES = 2000
 _STUDIES = 400
 _POWER = 0.841621  # a normal variable is above −0.84 in 80 %
-_Z = 1.959964
 
 
 def contest(
@@ -75,7 +75,7 @@ def contest(
         low, high = np.nanquantile(own - _sizes(known[rival], y, draws), [0.025, 0.975])
         gaps = far - _sizes(known[rival], y, studies)
         cells_needed = needed(
-            (_Z + _POWER) * float(np.nanstd(gaps)), [abs(float(np.nanmean(gaps)))], n=SIMULATED
+            (Z95 + _POWER) * float(np.nanstd(gaps)), [abs(float(np.nanmean(gaps)))], n=SIMULATED
         )
         difference = size[best] - size[rival]
         rows.append((best, rival, float(difference), float(low), float(high), cells_needed, n))
@@ -129,7 +129,7 @@ def ceiling(cells: pd.DataFrame) -> float:
     spread = float(known["delta_score"].var())
     if not spread > 0:
         return math.nan
-    error = ((known["high"] - known["low"]) / (2 * _Z)).pow(2).mean()
+    error = ((known["high"] - known["low"]) / (2 * Z95)).pow(2).mean()
     return max(0.0, 1 - float(error) / spread)
 
 

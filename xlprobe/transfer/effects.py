@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from reports.intervals import Z95
 from reports.missing import explained
 from xlprobe.transfer.laboratory import Score
 
@@ -37,8 +38,8 @@ def effects_of(scores: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 **row,
-                "low": value - 1.959964 * error,
-                "high": value + 1.959964 * error,
+                "low": value - Z95 * error,
+                "high": value + Z95 * error,
                 "score": float(group["score"].mean()),
                 "baseline": float(group["baseline"].mean()),
                 "seed_sd": spread,

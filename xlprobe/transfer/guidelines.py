@@ -25,12 +25,12 @@ from typing import Any
 
 import pandas as pd
 
+from reports.intervals import Z95
 from xlprobe.transfer.advice import Advice
 from xlprobe.transfer.verdict import needed, takes
 
 __all__ = ["guidelines", "mean_change"]
 
-_Z = 1.959964
 _TASKS = {"pos": "tags", "topic": "topics"}
 COLUMNS = ("task", "question", "guideline", "shown", "figure", "condition")
 
@@ -74,11 +74,11 @@ def mean_change(cells: pd.DataFrame) -> tuple[float, float, float]:
     [0.1, 0.029, 0.171]
     """
     n, value = len(cells), float(cells["delta_score"].mean())
-    errors = (cells["high"] - cells["low"]) / (2 * _Z)
+    errors = (cells["high"] - cells["low"]) / (2 * Z95)
     error = math.sqrt(float((errors**2).sum())) / n
     if n > 1:
         error = max(error, float(cells["delta_score"].std()) / math.sqrt(n))
-    return value, value - _Z * error, value + _Z * error
+    return value, value - Z95 * error, value + Z95 * error
 
 
 def _loss(cells: pd.DataFrame) -> tuple[str, dict[str, Any]]:
@@ -120,7 +120,7 @@ def _freeze(advice: Advice) -> dict[str, Any]:
 def _leave(cells: pd.DataFrame, objective: str) -> dict[str, Any]:
     """Where the best objective takes from the score."""
     tried = cells[cells["objective"] == objective].dropna(subset=["delta_score", "low", "high"])
-    strict = NormalDist().inv_cdf(1 - 0.025 / max(1, len(tried))) / _Z
+    strict = NormalDist().inv_cdf(1 - 0.025 / max(1, len(tried))) / Z95
     harmed = tried[tried["high"] + (strict - 1) * (tried["high"] - tried["delta_score"]) < 0]
     task = _name(cells)
     shown = harmed if len(harmed) else tried.nsmallest(1, "delta_score")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -81,13 +82,12 @@ class SteeringEdit:
         maps = {layer: fitted.to(device, dtype) for layer, fitted in self.maps.items()}
         return replace(self, maps=maps, following=tuple(f.to(device, dtype) for f in self.following))
 
-    @property
+    @cached_property
     def moves(self) -> Mapping[tuple[int, ...], SteeringEdit]:
-        """What acts, by the tokens that stand behind the prompt: none at its end."""
-        moves = {
-            one.tokens: replace(self, maps=one.maps, alpha=one.alpha, following=()) for one in self.following
-        }
-        moves = {(): self, **moves}
+        """What acts, by the tokens that stand behind the prompt: none at its end. Asked at every pass."""
+        moves: dict[tuple[int, ...], SteeringEdit] = {(): self}
+        for one in self.following:
+            moves[one.tokens] = replace(self, maps=one.maps, alpha=one.alpha, following=())
         return {tokens: move for tokens, move in moves.items() if move.maps and move.alpha != 0}
 
     @property
