@@ -87,12 +87,13 @@ def _signature(
 
 
 def _accessible(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """What axe asks for: a level for captions in the sidebar; code that scrolls can be reached by keyboard."""
+    """What axe asks for: a level for captions in the sidebar; what scrolls, code and tables, is reached by keyboard."""
     if "furo_navigation_tree" in context:
         tree = context["furo_navigation_tree"]
         context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
     if "body" in context:
         body = context["body"].replace("<pre>", '<pre tabindex="0">')
+        body = body.replace('<div class="table-wrapper', '<div tabindex="0" class="table-wrapper')
         context["body"] = PARAMETERS.sub(_as_lines, body)
 
 

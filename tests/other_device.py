@@ -163,9 +163,6 @@ def _register() -> None:
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     _setup_privateuseone_for_python_backend(NAME)
-    module: Any = getattr(torch, NAME)  # forked random states ask every device that there is
-    module.get_rng_state = lambda device=0: torch.zeros(0, dtype=torch.uint8)
-    module.set_rng_state = lambda state, device=0: None
 
 
 @contextmanager
