@@ -43,6 +43,7 @@ from mechedit.editors.steering.cache_history import (
 )
 from mechedit.editors.steering.cached_tokens import cached_ids, embedded_ids
 from mechedit.editors.steering.pass_arguments import Call, GivenPrompts, refuse_restarts
+from mechedit.models.hooking import unheard
 from reports.errors import InputError
 
 __all__ = ["Incoming", "Listener", "Passes", "follow", "mean_state", "to_the_left"]
@@ -229,7 +230,7 @@ class Passes:
         """The ids of the cached columns from `first` on, by what the cache holds."""
         base = self._base()
         assert base is not None
-        with self._inside(), contextlib.ExitStack() as stack:
+        with self._inside(), unheard(), contextlib.ExitStack() as stack:
             for listener in self.listeners:
                 stack.enter_context(listener.aside())
             return cached_ids(base, call.cache, real, first)
@@ -323,6 +324,7 @@ class Passes:
         options = {"past_key_values": cache, "use_cache": cache is not None}
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._inside())
+            stack.enter_context(unheard())
             for listener in self.listeners:
                 stack.enter_context(listener.look_ahead(listener in looking))
             stack.enter_context(torch.no_grad())
