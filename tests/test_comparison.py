@@ -280,15 +280,19 @@ def test_fields_of_editors_are_set_by_editor(
 ) -> None:
     recipe = tmp_path / "small.toml"
     recipe.write_text(
-        'experiment = "compare"\neditors = ["mega", "rome", "no_edit"]\nablations = []\nlimit = 1\nselection = 4\n'
+        'experiment = "compare"\neditors = ["mega", "rome", "no_edit"]\nlimit = 1\nselection = 4\n'
         "seeds = [0]\nripple_facts = 0\n[set.rome]\nsteps = 2\nclamp = 3.0\n"
     )
-    place = ["compare", "--recipe", str(recipe), "--quiet", "--out", str(tmp_path / "run")]
+    place = ["compare", "--recipe", str(recipe), "--quiet", "--ablations", "", "--out", str(tmp_path / "run")]
     assert main([*place, "--set", "rome.clamp=4", "--set", "mega.window=4-6"]) == 0
     used = json.loads((tmp_path / "run" / "provenance.json").read_text())["settings"]
     (rome,), (mega,) = used["rome"].values(), used["mega"].values()
     assert (rome["steps"], rome["clamp"], mega["window"]) == (2, 4.0, [4, 6])
-    assert "DI, DII: it still does where its answer is doubted" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "DI, DII: it still does where its answer is doubted" in printed
+    assert "editors\n" in printed
+    notes = json.loads((tmp_path / "run" / "summary.json").read_text())["notes"]
+    assert not [text for text in (printed, *notes) if "ablation" in text or "without a gate" in text]
     other = [*place[:-1], str(tmp_path / "other"), "--set"]
     with pytest.raises(SystemExit, match="2"):
         main([*other, "clamp=4"])
@@ -304,6 +308,32 @@ def test_fields_of_editors_are_set_by_editor(
         assert message in error
         assert error.count("\n") == 1
         assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--editors", "rome", "editors: expected mega among them"),
+        ("--editors", "", "editors: expected mega among them"),
+        ("--editors", "mega,rom", "found 'rom'"),
+        ("--ablations", "one_layer,nosuch", "ablations: expected some of late_window"),
+        ("--seeds", "", "argument --seeds: expected numbers, as 1,2,3, found ''"),
+        ("--seeds", "0,x", "argument --seeds: expected numbers, as 1,2,3, found '0,x'"),
+        ("--seeds", "0,0", "no seed twice"),
+        ("--limit", "x", "argument --limit: expected a number, found 'x'"),
+        ("--limit", "0", "argument --limit: expected at least 1, found 0"),
+    ],
+)
+def test_a_list_that_names_nothing_is_refused_in_one_line(
+    option: str, value: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = main(["compare", option, value, "--out", str(tmp_path / "run")])
+    except SystemExit as ended:
+        status = int(str(ended.code))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (status, said in line) == (2, True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_plan_lists_the_cases_of_the_run(run: tuple[EditorComparison, Path]) -> None:

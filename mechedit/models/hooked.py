@@ -22,6 +22,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from experiments.progress import waiting
 from mechedit.models.architecture import refuse_processed
 from mechedit.models.bridged import BridgedModel, Prompts
 from mechedit.models.generation import generate
@@ -84,12 +85,13 @@ def load_model(
         ...
     reports.errors.InputError: model: expected factworld, ..., found './no/such/folder': no such folder
     """
-    loaded, shown = _loaded(name, tokenizer, device, dtype)
-    with refused(f"{loaded.bridge.cfg.architecture} cannot be read"):
-        model = HookedModel(
-            loaded.bridge, loaded.tokenizer, name=shown, source=loaded.source, prefix=prefix, chat=chat
-        )
-        check_loaded(model, probe=loaded.probe, reference=loaded.reference)
+    with waiting(f"loading {name if isinstance(name, str | Path) else type(name).__name__}"):
+        loaded, shown = _loaded(name, tokenizer, device, dtype)
+        with refused(f"{loaded.bridge.cfg.architecture} cannot be read"):
+            model = HookedModel(
+                loaded.bridge, loaded.tokenizer, name=shown, source=loaded.source, prefix=prefix, chat=chat
+            )
+            check_loaded(model, probe=loaded.probe, reference=loaded.reference)
     return model
 
 

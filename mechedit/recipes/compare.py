@@ -282,10 +282,11 @@ def _summary(config: ComparisonConfig, model: HookedModel, result: EditorCompari
         "notes": [
             f"The unedited model knows {result.n_known} of the {result.n_total} facts; scores are over those.",
             f"Chosen for each seed on {config.selection} facts about other subjects; windows: {windows}.",
-            f"The ablations, below the editors, are on {config.ablation_facts} facts of the first seed.",
+            *_ablation_notes(config),
             "Mean is that of Acc, Gen, Spec, DI and DII, over the records that have all five.",
             "KL, in nats per token, and Top-1 compare the edited with the unedited model on running text.",
-            "Spec counts a closed gate as success: read the row without a gate beside it.",
+            "Spec counts a closed gate as success"
+            + (": read the row without a gate beside it." if "mega_ungated" in config.editors else "."),
             "Other asks about the same subject under other relations, in words that nothing is fitted on: the share of "
             "prompts whose next token is the unedited model's.",
             *_ripple_notes(result.ripple),
@@ -294,6 +295,13 @@ def _summary(config: ComparisonConfig, model: HookedModel, result: EditorCompari
             "Other settings of the weight editors than their tuned ones; edits one upon the other; a model of text."
         ],
     }
+
+
+def _ablation_notes(config: ComparisonConfig) -> list[str]:
+    if not config.ablations:
+        return []
+    n = min(config.ablation_facts, config.limit)
+    return [f"The ablations, below the editors, are on {n} facts of the first seed."]
 
 
 def _rows(table: pd.DataFrame, part: str, *, skip: str = "") -> list[dict[str, Any]]:
