@@ -9,6 +9,9 @@ The bridge's own hook context leaves five ways to change nothing, or to change i
 5. a value returned at `hook_resid_mid` is refused: that point is the input of the second norm, behind the branch,
    so the bridge would feed the new value to the MLP and add the old one to the residual stream.
 
+Where a model's layers lie on several devices, a hook sees every tensor on the unembedding's, and what it returns goes
+back to the layer's.
+
 Leaving the context by any way removes the hooks, exactly these; contexts nest.
 """
 
@@ -42,8 +45,9 @@ def attach(bridge: TransformerBridge, hooks: Sequence[Hook]) -> Iterator[None]:
     canonical = [_resolve(bridge, points, name) for name, _ in hooks]
     _refuse_twins([name for name, _ in hooks], canonical)
     fired = [0] * len(hooks)
+    home = bridge.unembed.original_component.weight.device
     wrapped = [
-        (point.name, partial(_call, fn, name, fired, i))
+        (point.name, partial(_call, fn, name, fired, i, home))
         for i, (point, (name, fn)) in enumerate(zip(canonical, hooks, strict=True))
     ]
     passes = [0]
@@ -90,17 +94,18 @@ def _call(
     name: str,
     fired: list[int],
     index: int,
+    home: torch.device,
     tensor: torch.Tensor,
     hook: HookPoint,
 ) -> torch.Tensor | None:
     fired[index] += 1
-    result = fn(tensor, hook)
+    result = fn(tensor.to(home), hook)
     if result is not None and name.endswith("hook_resid_mid"):
         raise InputError(
             f"hooks: {name!r} can be read but not replaced: the new value would reach the MLP and not the residual "
             f"stream; return it at {name.removesuffix('hook_resid_mid')}hook_attn_out, as attn_out + change"
         )
-    return result
+    return None if result is None else result.to(tensor.device)
 
 
 def _count(passes: list[int], *_: object) -> None:
