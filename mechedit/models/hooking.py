@@ -12,6 +12,9 @@ The bridge's own hook context leaves five ways to change nothing, or to change i
 Hooks see the caller's passes alone. Where an edit's gate needs a look ahead, a pass of its own before the caller's,
 hooks are not called in it (`unheard`): a hook that collects would have everything twice, and first as it is unedited.
 
+Where a model's layers lie on several devices, a hook sees every tensor on the unembedding's, and what it returns goes
+back to the layer's.
+
 Leaving the context by any way removes the hooks, exactly these; contexts nest.
 """
 
@@ -68,8 +71,9 @@ def attach(bridge: TransformerBridge, hooks: Sequence[Hook], *, always: bool = F
     canonical = [_resolve(bridge, points, name) for name, _ in hooks]
     _refuse_twins([name for name, _ in hooks], canonical)
     fired = [0] * len(hooks)
+    home = bridge.unembed.original_component.weight.device
     wrapped = [
-        (point.name, partial(_call, fn, name, always, fired, i))
+        (point.name, partial(_call, fn, name, always, fired, i, home))
         for i, (point, (name, fn)) in enumerate(zip(canonical, hooks, strict=True))
     ]
     passes = [0]
@@ -117,19 +121,20 @@ def _call(
     always: bool,
     fired: list[int],
     index: int,
+    home: torch.device,
     tensor: torch.Tensor,
     hook: HookPoint,
 ) -> torch.Tensor | None:
     if _HERE.unheard and not always:
         return None
     fired[index] += 1
-    result = fn(tensor, hook)
+    result = fn(tensor.to(home), hook)
     if result is not None and name.endswith("hook_resid_mid"):
         raise InputError(
             f"hooks: {name!r} can be read but not replaced: the new value would reach the MLP and not the residual "
             f"stream; return it at {name.removesuffix('hook_resid_mid')}hook_attn_out, as attn_out + change"
         )
-    return result
+    return None if result is None else result.to(tensor.device)
 
 
 def _count(passes: list[int], *_: object) -> None:
