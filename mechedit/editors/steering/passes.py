@@ -15,6 +15,9 @@ holds. They are
 When more of a prompt comes in behind an end that was steered (a further chunk, the next turn of a conversation), that
 end was none: the cached columns from there on are taken back and run again without steering, before the pass.
 
+A gate that lies above the first steered layer is read in a pass of its own over the same columns, before the caller's.
+Hooks of a `HookedModel` are not called in it; torch's own hooks on the modules are, and the last call is the caller's.
+
 All of this is kept per row in the cache (`mechedit.editors.steering.cache_history`) and per thread, so that sequences,
 batches and threads on one model do not mix.
 """
