@@ -12,7 +12,7 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -120,18 +120,25 @@ def find_folder(
 
 
 def require_memory(
-    n_bytes: int, *, device: torch.device, dtype: torch.dtype, folder: Path, argument: str = "model"
+    n_bytes: int,
+    *,
+    device: torch.device | Sequence[torch.device],
+    dtype: torch.dtype,
+    folder: Path,
+    argument: str = "model",
 ) -> None:
-    """Refuses weights that the free memory cannot hold; nothing has been loaded yet.
+    """Refuses weights that the free memory of a device, or of several together, cannot hold; nothing is loaded yet.
 
     Raises:
         InputError: With both sizes.
     """
-    free = free_bytes(device)
+    devices = [device] if isinstance(device, torch.device) else device
+    free = sum(map(free_bytes, devices))
     if n_bytes > free:
         raise InputError(
             f"{argument}: not enough memory: the weights of {folder} take {size(n_bytes)} in "
-            f"{str(dtype).removeprefix('torch.')}, {size(free)} are free on {device}; "
+            f"{str(dtype).removeprefix('torch.')}, {size(free)} are free on "
+            f"{', '.join(map(str, devices))}; "
             "use a smaller model, dtype='bfloat16' or another device"
         )
 

@@ -17,7 +17,7 @@ import xlprobe
 from mechedit.attribution.ranking.neurons import Ranked
 from mechedit.editors import NAMES
 from mechedit.models.hooked import HookedModel
-from tests.device_work import DECODER, ENCODER
+from tests.device_work import DECODER, ENCODER, SPREAD
 from tests.other_device import OtherTensor, other_device
 from xlprobe.encoders.encoder import Encoder
 
@@ -26,7 +26,10 @@ NOT_RUN = {
     "sparse gradients of embeddings": "a wrapped tensor has strides: a sparse gradient becomes dense on the device",
     "precision bf16 and fp16": "autocast has a table of operations for each kind of device; this one's is empty",
     "fused attention": "a fused kernel belongs to a device; here attention is computed by products",
-    "several processes, several devices": "there is one device and one process",
+    "several processes": "there is one process",
+    "gradients in layers of a second device": "torch has one backward queue for a device made in Python: editors of "
+    "weights run where the edited layer and all above lie on the first",
+    "pretrain": "the loop is align's with masked words alone, which runs",
     "memory (out of memory, peak, batches fitted to it)": "its values lie in the CPU's memory",
     "load_model(gguf), real models": "the same code behind the loading; too slow through a wrapper",
     "sentence_encoder": "it loads sentence-transformers on the CPU by design, and its vectors are moved",
@@ -102,6 +105,15 @@ def test_what_cuda_allows_is_allowed(device: torch.device) -> None:
         there.numpy()
 
 
+def test_two_devices_do_not_mix_either(device: torch.device) -> None:
+    first, second = torch.ones(2, 2, device=device), torch.ones(2, 2, device="other:1")
+    assert str((second @ second).device) == "other:1"
+    assert (second.to(device) + first).tolist() == [[2.0, 2.0], [2.0, 2.0]]
+    for mix in (lambda: first + second, lambda: second * first.sum(), lambda: first[second[0].long()]):
+        with pytest.raises(RuntimeError, match="expected all tensors on other:"):
+            mix()
+
+
 def test_gradients_and_modules_are_those_of_the_cpu(device: torch.device) -> None:
     here = torch.nn.Linear(3, 2)
     there = torch.nn.Linear(3, 2)
@@ -142,6 +154,48 @@ def test_xlprobe_agrees_with_the_cpu(
     name: str, encoders: tuple[Encoder, Encoder], device: torch.device, tmp_path: Path
 ) -> None:
     here, there = (ENCODER[name](encoder, tmp_path / str(i)) for i, encoder in enumerate(encoders))
+    assert_same(there, here)
+
+
+def spread_over(name: str) -> dict[str, str]:
+    """The lower half of an embedded model's layers on the second device, all else on the first."""
+    blocks, beside = {
+        "factworld": ("transformer.h", ("transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head")),
+        "factworld-llama": (
+            "model.layers",
+            ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"),
+        ),
+    }[name]
+    layers = me.load_model(name, device="cpu").shape.n_layers
+    return dict.fromkeys(beside, "other:0") | {
+        f"{blocks}.{layer}": "other:1" if layer < layers // 2 else "other:0" for layer in range(layers)
+    }
+
+
+@pytest.fixture(scope="module")
+def spread() -> dict[str, tuple[HookedModel, HookedModel]]:
+    """Each embedded model on the CPU, and by `device_map` on two devices."""
+    models = {}
+    with other_device(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # the device exists in this thread
+        for name in SPREAD:
+            moved = me.load_model(name, device_map=spread_over(name))
+            assert {str(weight.device) for weight in moved.hf.parameters()} == {"other:0", "other:1"}
+            models[name] = me.load_model(name, device="cpu"), moved
+    return models
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [(model, name) for model, names in SPREAD.items() for name in names]
+)
+def test_a_model_on_two_devices_agrees_with_the_cpu(
+    model: str,
+    name: str,
+    spread: dict[str, tuple[HookedModel, HookedModel]],
+    device: torch.device,
+    tmp_path: Path,
+) -> None:
+    here, there = (DECODER[name](model, tmp_path / str(i)) for i, model in enumerate(spread[model]))
     assert_same(there, here)
 
 

@@ -13,10 +13,14 @@ from torch import Tensor
 
 import mechedit as me
 import xlprobe
+from mechedit.anatomy.checkpoint_contrast import contrast_checkpoints
 from mechedit.anatomy.explain import explain
+from mechedit.attribution.statement import statement_contrast
 from mechedit.editors import FT, MEGA, SAKE, EditBook, LoRA, WeightChange, by_name
 from mechedit.editors.weights.corpus import text_corpus
 from mechedit.editors.weights.covariance import covariances
+from mechedit.evaluation.ripple import ripple
+from mechedit.factworld.export import ripple_tests
 from mechedit.faithfulness.study import faithfulness
 from mechedit.models.hooked import HookedModel
 from xlprobe.encoders.encoder import Encoder
@@ -25,8 +29,11 @@ from xlprobe.probes.gradient_stream import Loss
 from xlprobe.training.alignment import AlignmentLoss
 from xlprobe.training.loop import Training
 from xlprobe.training.task_model import TaskModel
+from xlprobe.transfer.laboratory import Sizes
+from xlprobe.transfer.study import StudyConfig, transfer_study
+from xlprobe.transfer.world_lab import WorldLab
 
-__all__ = ["DECODER", "ENCODER", "values"]
+__all__ = ["DECODER", "ENCODER", "SPREAD", "values"]
 
 FACTS = me.factworld.edits(2, seed=3)
 FACT = FACTS[0]
@@ -73,6 +80,23 @@ def circuit(model: HookedModel, folder: Path) -> Any:
 
 def contrast(model: HookedModel, folder: Path) -> Any:
     return values(me.contrast(model, FACT.rewrite_prompt, FACT.target_new, FACT.target_true, top_k=8))
+
+
+def outcome_contrast(model: HookedModel, folder: Path) -> Any:
+    pairs = [(fact.rewrite_prompt, word) for fact in FACTS for word in (fact.target_true, fact.target_new)]
+    results = [me.attribute(model, *pair, top_k=4) for pair in pairs]
+    return values(me.outcome_contrast(results, [True, False, True, False]))
+
+
+def statements(model: HookedModel, folder: Path) -> Any:
+    return values(statement_contrast(model, me.factworld.edits(3, seed=1)))
+
+
+def checkpoints(model: HookedModel, folder: Path) -> Any:
+    with BRIEF_FT.apply(model, FACT) as edited:
+        edited.save_pretrained(folder / "edited")
+    contrasted = contrast_checkpoints(model, folder / "edited", FACT, top_k=4, neighbours=1)
+    return {name: value for name, value in values(contrasted).items() if isinstance(value, pd.DataFrame)}
 
 
 def edit(make: Callable[[HookedModel], Any]) -> Callable[[HookedModel, Path], Any]:
@@ -132,6 +156,10 @@ def evaluate(model: HookedModel, folder: Path) -> Any:
     return {"summary": me.evaluate(model, BRIEF_FT, [FACT], families=families, progress=False).summary()}
 
 
+def rippled(model: HookedModel, folder: Path) -> Any:
+    return values(ripple(model, BRIEF_FT, [replace(FACT, ripple=ripple_tests(FACT)[:4])], progress=False))
+
+
 def anatomy(model: HookedModel, folder: Path) -> Any:
     return values(me.anatomy(model, FACTS, editors=[BRIEF_FT], top_k=4, progress=False))
 
@@ -157,6 +185,9 @@ DECODER: dict[str, Callable[[HookedModel, Path], Any]] = {
     "attribute_many": attribute_many,
     "head_attention, reads, ablate": circuit,
     "contrast": contrast,
+    "outcome_contrast": outcome_contrast,
+    "statement_contrast": statements,
+    "contrast_checkpoints": checkpoints,
     "ft": edit(lambda model: BRIEF_FT),
     "ft_l": edit(lambda model: by_name("ft_l", layer=5, steps=2)),
     "lora": edit(lambda model: LoRA(steps=2)),
@@ -170,10 +201,29 @@ DECODER: dict[str, Callable[[HookedModel, Path], Any]] = {
     "WeightChange": saved_change,
     "EditBook, attach, an object of several tokens": book,
     "evaluate": evaluate,
+    "ripple": rippled,
     "anatomy": anatomy,
     "explain": explained,
     "faithfulness": faithful,
     "diagnose": diagnose,
+}
+
+
+#: What runs on a model whose layers lie on two devices, by model: one with grouped heads, a gated MLP and rotary
+#: positions beside GPT-2.
+SPREAD = {
+    "factworld": ["attribute, certified", "EditBook, attach, an object of several tokens", "ft"],
+    "factworld-llama": [
+        "attribute, certified",
+        "attribute, suppress, no biases",
+        "attribute_many",
+        "head_attention, reads, ablate",
+        "contrast",
+        "EditBook, attach, an object of several tokens",
+        "mega, hidden gate",
+        "ike",
+        "explain",
+    ],
 }
 
 
@@ -222,6 +272,12 @@ def finetune(kind: Any, **options: Any) -> Callable[[Encoder, Path], Any]:
     return work
 
 
+def studied(encoder: Encoder, folder: Path) -> Any:
+    sizes = Sizes(16, 16, 8, 8, align_steps=1, finetune_steps=1, head_steps=1, probe_batches=2, batch=8)
+    plan = StudyConfig(("source-half",), ("sentence",), ("topic",), seeds=1, shuffled=False)
+    return values(transfer_study(WorldLab(encoder, sizes), plan, folder / "study", progress=False))
+
+
 def retrieval(encoder: Encoder, folder: Path) -> Any:
     return {"retrieval": xlprobe.retrieval(encoder, bitext("words", 12))}
 
@@ -234,6 +290,7 @@ ENCODER: dict[str, Callable[[Encoder, Path], Any]] = {
     "distances": distances,
     "retrieval": retrieval,
     "gradients": gradients,
+    "transfer_study": studied,
     "finetune, pos": finetune("pos"),
     "finetune, topic, head alone": finetune("topic", train="head"),
     "finetune, joint": finetune("pos", alignment=xlprobe.Joint(bitext("words", 8), "sentence")),

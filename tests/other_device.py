@@ -1,11 +1,11 @@
 """A device that is not the CPU, for machines that have none: its tensors hold real values, and mixing is an error.
 
-A tensor of the device `other:0` (torch's private backend, renamed) wraps a plain tensor of the CPU. An operation takes
-the plain ones out, runs on the CPU and wraps what comes out:
+A tensor of the device `other:0` or `other:1` (torch's private backend, renamed) wraps a plain tensor of the CPU. An
+operation takes the plain ones out, runs on the CPU and wraps what comes out:
 
 1. every operation below autograd passes through `run`, by the mode that `other_device()` switches on;
 2. factories (`torch.zeros(..., device="other")`) and copies (`x.to("other")`, `x.cpu()`) are the only ways in and out;
-3. an operation with tensors of both devices raises a RuntimeError, as CUDA's do. CUDA's exceptions hold here too: a
+3. an operation with tensors of several devices raises a RuntimeError, as CUDA's do. CUDA's exceptions hold here too: a
    0-dim tensor of the CPU in arithmetic, an index of the CPU into a tensor of the device (`x[index]`), `copy_`;
 4. `x.numpy()` raises; `.cpu()`, `.item()` and `.tolist()` give values of the CPU.
 
@@ -28,7 +28,7 @@ __all__ = ["NAME", "OtherTensor", "other_device"]
 
 NAME = "other"
 
-_CPU, _DEVICE = torch.device("cpu"), torch.device("privateuseone", 0)
+_CPU, _ANY = torch.device("cpu"), torch.device("privateuseone")  # whose type is renamed later
 _ops = torch.ops.aten
 #: What reads an index of the CPU into a tensor of the device (its second argument).
 _BY_INDEX = {
@@ -52,10 +52,10 @@ class OtherTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, plain: Tensor) -> OtherTensor:
+    def __new__(cls, plain: Tensor, index: int = 0) -> OtherTensor:
         layout = {"strides": plain.stride(), "storage_offset": plain.storage_offset(), "dtype": plain.dtype}
         make: Any = Tensor._make_wrapper_subclass
-        made: OtherTensor = make(cls, plain.shape, device=_DEVICE, **layout)
+        made: OtherTensor = make(cls, plain.shape, device=torch.device(_ANY.type, index), **layout)
         made.plain = plain
         return made
 
@@ -66,11 +66,11 @@ class OtherTensor(Tensor):
         return run(func, args, kwargs or {})
 
     def __repr__(self) -> str:  # type: ignore[override]
-        return f"{self.plain!r} on {NAME}"
+        return f"{self.plain!r} on {self.device}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OtherTensor:
         if id(self) not in memo:
-            copied = OtherTensor(self.plain.clone()).requires_grad_(self.requires_grad)
+            copied = OtherTensor(self.plain.clone(), self.device.index).requires_grad_(self.requires_grad)
             copied.__dict__.update({key: value for key, value in self.__dict__.items() if key != "plain"})
             memo[id(self)] = copied
         return memo[id(self)]
@@ -105,7 +105,7 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     asked = kwargs.get("device")
     leaves = [*_leaves(args), *_leaves(kwargs.values())]
     wrapped = {id(x.plain): x for x in leaves if isinstance(x, OtherTensor)}
-    if not wrapped and (asked is None or asked.type != _DEVICE.type):
+    if not wrapped and (asked is None or asked.type != _ANY.type):
         return func(*args, **kwargs)
     if wrapped and func not in _BETWEEN_DEVICES:
         _check(func, args, leaves)
@@ -117,7 +117,10 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key: _CPU if key == "device" and value else _on_cpu(value) for key, value in kwargs.items()
     }
     result = func(*_on_cpu(args), **plain_kwargs)
-    return result if asked is not None and asked.type != _DEVICE.type else _on_device(result, wrapped)
+    if asked is not None and asked.type != _ANY.type:
+        return result
+    device = next(iter(wrapped.values())).device if asked is None else asked
+    return _on_device(result, device.index or 0, wrapped)
 
 
 def _leaves(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -134,26 +137,27 @@ def _on_cpu(value: Any) -> Any:
     return type(value)(map(_on_cpu, value)) if type(value) in (list, tuple) else value
 
 
-def _on_device(value: Any, known: dict[int, OtherTensor]) -> Any:
+def _on_device(value: Any, index: int, known: dict[int, OtherTensor]) -> Any:
     """A result of the CPU on the device; what was written in place is the tensor that it was."""
     if isinstance(value, Tensor):
         if id(value) in known:
             return known[id(value)]
-        return OtherTensor(value if value.layout == torch.strided else value.to_dense())
-    return type(value)(_on_device(x, known) for x in value) if type(value) in (list, tuple) else value
+        return OtherTensor(value if value.layout == torch.strided else value.to_dense(), index)
+    return type(value)(_on_device(x, index, known) for x in value) if type(value) in (list, tuple) else value
 
 
 def _check(func: Any, args: tuple[Any, ...], leaves: list[Tensor]) -> None:
-    """Raise where a tensor of the CPU is among the arguments, but for CUDA's exceptions."""
+    """Raise where a tensor lies on another device than the first one that is not the CPU's, but for CUDA's exceptions."""
+    device = next(x.device for x in leaves if isinstance(x, OtherTensor))
     indices = {id(x) for x in args[1]} if func in _BY_INDEX else set()
     numbers = torch.Tag.pointwise in func.tags or func in _BY_NUMBER
     for place, x in enumerate(leaves):
-        if isinstance(x, OtherTensor) or id(x) in indices:
+        if x.device == device or (x.device == _CPU and id(x) in indices):
             continue
         written = place == 0 and func._schema.is_mutable
-        if x.dim() > 0 or not numbers or written:
+        if x.device != _CPU or x.dim() > 0 or not numbers or written:
             raise RuntimeError(
-                f"{func}: expected all tensors on {NAME}:0, found one of {tuple(x.shape)} on the CPU"
+                f"{func}: expected all tensors on {device}, found one of {tuple(x.shape)} on {x.device}"
             )
 
 
@@ -167,7 +171,7 @@ def _register() -> None:
 
 @contextmanager
 def other_device() -> Iterator[torch.device]:
-    """The device `other:0` exists inside. Modules keep their parameters' identity when they move, as with CUDA."""
+    """The devices `other:0`, which is given, and `other:1` exist inside. Modules keep their parameters' identity when they move, as with CUDA."""
     _register()
     lifted, swapped = (
         torch._C._only_lift_cpu_tensors(),
@@ -177,7 +181,7 @@ def other_device() -> Iterator[torch.device]:
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
         with _Mode():
-            yield _DEVICE
+            yield torch.device(_ANY.type, 0)
     finally:
         torch._C._set_only_lift_cpu_tensors(lifted)
         torch.__future__.set_swap_module_params_on_conversion(swapped)

@@ -20,7 +20,7 @@ from mechedit.editors.steering.variants import ABLATIONS, CONTROLS, variant
 from mechedit.evaluation.evaluate import Evaluation
 from mechedit.factworld import export
 from mechedit.models.hooked import HookedModel
-from mechedit.recipes.compare import EditorComparison, run_comparison
+from mechedit.recipes.compare import EditorComparison, _verdicts, run_comparison
 from mechedit.recipes.configurations import ComparisonConfig
 from mechedit.recipes.plans import plan_comparison
 from mechedit.recipes.splits import compared_facts
@@ -68,6 +68,38 @@ def test_mega_stands_above_its_controls(run: tuple[EditorComparison, Path]) -> N
     assert means["mega"] > 0.9
     assert means["mega"] > max(means["gate_only"], means["no_edit"]) + 0.3
     assert list(run[0].wide("ablation").index) == ["mega", "one_layer"]
+
+
+def test_verdicts_tell_editors_from_controls_and_the_mean_shift_from_both(
+    run: tuple[EditorComparison, Path],
+) -> None:
+    means = {
+        "mega": (0.90, 0.88, 0.92),
+        "mean_shift": (0.91, 0.89, 0.93),
+        "mega_ungated": (0.89, 0.87, 0.91),
+        "random_window": (0.30, 0.28, 0.32),
+        "no_edit": (0.20, 0.18, 0.22),
+        "rome": (0.50, 0.47, 0.53),
+        "ft": (0.95, 0.94, 0.96),
+    }
+    rows = [("editor", name, "mean", *values, 60) for name, values in means.items()]
+    table = pd.DataFrame(rows, columns=["part", "editor", "metric", "value", "low", "high", "n"])
+
+    def answers(left_out: str) -> list[tuple[str, str]]:
+        result = replace(run[0], table=table[table["editor"] != left_out])
+        return [
+            (verdict["answer"], verdict["evidence"].split(", ")[2].split(" 0")[0])
+            for verdict in _verdicts(result)
+        ]
+
+    assert answers("") == [
+        ("does not hold", "FT"),
+        ("not shown", "MEGA"),
+        ("holds", "Random layers"),
+        ("not shown", "Mean shift"),
+    ]
+    assert answers("ft")[0] == ("holds", "ROME")
+    assert answers("mega_ungated")[1] == ("holds", "Random layers")
 
 
 def test_what_follows_from_an_edit_is_there(run: tuple[EditorComparison, Path]) -> None:

@@ -88,7 +88,7 @@ def test_what_is_no_model_in_memory_is_refused_in_a_line() -> None:
     cases: list[tuple[str, Any, Any, dict[str, Any]]] = [
         ("tokenizer: expected that of GPT2LMHeadModel, found None", hf, None, {}),
         ("tokenizer: .* brings its own", tiny_folder("gpt2"), tokenizer, {}),
-        ("device, dtype: a model in memory keeps its own", hf, tokenizer, {"dtype": "float64"}),
+        ("device, dtype, device_map: a model in memory keeps its own", hf, tokenizer, {"dtype": "float64"}),
         ("model: expected a name, a folder or a PreTrainedModel .* found int", 3, tokenizer, {}),
         ("model: it is bridged already", bridged.hf, tokenizer, {}),
         (

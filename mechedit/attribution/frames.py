@@ -114,7 +114,7 @@ def promotes_frame(tokenizer: Any, forward: Pass, ranked: Ranked) -> pd.DataFram
         block = units[start : start + height]
         mlps = [forward.terms[layer].mlp for layer, _ in block]
         vectors = [
-            mlp.gain(mlp.coefficients[i, 0] * mlp.directions[i].to(mlp.coefficients.dtype))
+            mlp.gain(mlp.coefficients[i, 0] * mlp.directions[i].to(mlp.coefficients))
             for mlp, (_, i) in zip(mlps, block, strict=True)
         ]
         tokens = strongest_tokens(forward.projection.directions(torch.stack(vectors)))

@@ -75,8 +75,8 @@ def vocabulary(model: HookedModel, neurons: pd.DataFrame, *, top: int = 10) -> p
 
 def _vector(model: HookedModel, layer: int, *place: int) -> torch.Tensor:
     if len(place) == 1:
-        return model.mlp_outlet(layer).frozen()(model.W_out(layer)[place])
-    return model.attn_outlet(layer).frozen()(model.W_O(layer)[place])
+        return model.mlp_outlet(layer).frozen()(model.W_out(layer)[place].to(model.device))
+    return model.attn_outlet(layer).frozen()(model.W_O(layer)[place].to(model.device))
 
 
 def _check(model: HookedModel, units: pd.DataFrame) -> None:

@@ -82,7 +82,7 @@ class BridgedModel(PromptReader):
         s = self.shape
         size = f"{s.n_layers} layers, {s.n_heads} heads, d_model {s.d_model}"
         edited = "".join(f", edited by {edit.text}" for edit in active_edits(self.hf))
-        return f"{type(self).__name__}({self.name!r}, {s.architecture}, {size}, {self.dtype}, {self.device}{edited})"
+        return f"{type(self).__name__}({self.name!r}, {s.architecture}, {size}, {self.dtype}, {self.where}{edited})"
 
     @property
     def called(self) -> str:
@@ -96,8 +96,13 @@ class BridgedModel(PromptReader):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Where the weights are; of a model on several devices, where the unembedding is, and all that hooks see."""
         return self.W_U.device
+
+    @property
+    def where(self) -> str:
+        """The devices of all weights, as "cuda:0, cuda:1"."""
+        return ", ".join(sorted({str(weight.device) for weight in self.hf.parameters()}))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -155,7 +160,7 @@ class BridgedModel(PromptReader):
             model=self.identity,
             data=data,
             seeds=seeds,
-            device=str(self.device),
+            device=self.where,
             dtype=str(self.dtype).removeprefix("torch."),
             attn_implementation=str(getattr(self.hf.config, "_attn_implementation", "unknown")),
         )
@@ -249,6 +254,8 @@ class BridgedModel(PromptReader):
             yield self
 
     # -------------------------------------------------------------------------------------- raw weights
+    #
+    # Matrices are views on their layer's device; norms and biases, which are small, are given on `device`.
 
     def W_O(self, layer: int) -> torch.Tensor:
         """[n_heads, d_head, d_model]; a view."""
@@ -275,11 +282,11 @@ class BridgedModel(PromptReader):
 
     def b_O(self, layer: int) -> torch.Tensor | None:
         """[d_model], or None."""
-        return weights.bias(self._attn(layer).o)
+        return self._bias(self._attn(layer).o)
 
     def b_out(self, layer: int) -> torch.Tensor | None:
         """[d_model], or None."""
-        return weights.bias(self._mlp(layer).out)
+        return self._bias(self._mlp(layer).out)
 
     def norm1(self, layer: int) -> FinalNorm:
         """The norm that attention reads the stream through; of kind "none" where there is none (OLMo-2)."""
@@ -301,16 +308,16 @@ class BridgedModel(PromptReader):
 
     def b_V(self, layer: int) -> torch.Tensor | None:
         """[n_kv_heads, d_head], or None."""
-        bias = weights.bias(self._attn(layer).v)
+        bias = self._bias(self._attn(layer).v)
         return None if bias is None else bias.unflatten(0, (self.shape.n_kv_heads, self.shape.d_head))
 
     def b_in(self, layer: int) -> torch.Tensor | None:
         """[d_mlp], or None."""
-        return weights.bias(getattr(self._mlp(layer), "in"))
+        return self._bias(getattr(self._mlp(layer), "in"))
 
     def b_gate(self, layer: int) -> torch.Tensor | None:
         """[d_mlp], or None."""
-        return weights.bias(self._mlp(layer).gate) if self.shape.gated else None
+        return self._bias(self._mlp(layer).gate) if self.shape.gated else None
 
     @property
     def act_fn(self) -> torch.nn.Module:
@@ -350,7 +357,14 @@ class BridgedModel(PromptReader):
 
     def _norm(self, parent: Any, name: str) -> FinalNorm | None:
         """The norm of this name, or None."""
-        return weights.norm(getattr(parent, name), like=self.W_U[:, 0]) if hasattr(parent, name) else None
+        if not hasattr(parent, name):
+            return None
+        return weights.norm(getattr(parent, name), like=self.W_U[:, 0]).to(self.device)
+
+    def _bias(self, component: Any) -> torch.Tensor | None:
+        """The bias of a projection, or None."""
+        bias = weights.bias(component)
+        return None if bias is None else bias.to(self.device)
 
     def _outlet(self, layer: int, norm: str) -> Outlet:
         block = self._block(layer)

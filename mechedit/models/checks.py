@@ -255,7 +255,7 @@ def _leading(ids: Sequence[int], token: int | None) -> int:
 def _folded(norm: FinalNorm, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
     """The matrix [d, n] with the norm's weight and bias inside, on x [d] normed without them; in fp32."""
     wide = torch.float64 if W.dtype == torch.float64 else torch.float32
-    x, W, weight = x.to(wide), W.to(wide), norm.weight.to(wide)
+    x, W, weight = x.to(wide), W.to(x.device, wide), norm.weight.to(wide)
     inside = torch.zeros_like(W[0]) if norm.bias is None else norm.bias.to(wide) @ W
     inside = inside if bias is None else inside + bias.to(wide)
     return (norm.centre(x) / norm.scale(x)) @ (weight[:, None] * W) + inside

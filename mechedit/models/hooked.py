@@ -26,7 +26,7 @@ from experiments.progress import waiting
 from mechedit.models.architecture import refuse_processed
 from mechedit.models.bridged import BridgedModel, Prompts
 from mechedit.models.generation import generate
-from mechedit.models.loading import Checkpoint, load_checkpoint, take_over
+from mechedit.models.loading import Checkpoint, DeviceMap, load_checkpoint, take_over
 from mechedit.models.refusals import refused
 from mechedit.models.residual import ResidualView, view_residual
 from mechedit.models.saving import save_plain
@@ -42,6 +42,7 @@ def load_model(
     *,
     device: str = "auto",
     dtype: str | torch.dtype = "float32",
+    device_map: DeviceMap | None = None,
     prefix: str | None = None,
     chat: bool = False,
 ) -> HookedModel:
@@ -56,9 +57,8 @@ def load_model(
     they were stored. "smollm2" (extra `real`) is a pre-trained model of 135 million weights, in 4 bits.
 
     Memory at the peak: the weights and, for GPT-2, one more copy of its embeddings, which TransformerLens joins once
-    while it looks for hooks. Measured on GPT2-XL's shape: 1.06 times the weights. The smaller the model, the larger
-    the embeddings' share: by their sizes 1.15 for GPT2-medium and 1.3 for GPT2-small. In another dtype than the
-    file's, the pages of the file come on top, which the system may drop.
+    while it looks for hooks: 1.06 times the weights on GPT2-XL's shape (measured), by their sizes 1.3 for GPT2-small.
+    In another dtype than the file's, the pages of the file come on top, which the system may drop.
 
     A small forward pass checks the result: logits equal the plain model's, every hook that this package reads fires,
     sub-layers' outputs add up to the logits, and neurons read what they are said to read.
@@ -68,6 +68,9 @@ def load_model(
         tokenizer: Of a model in memory; every other brings its own.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
         dtype: "float32", "float64", "bfloat16" or "float16".
+        device_map: For a model that fits no single device: "auto" spreads its layers over all GPUs by accelerate; or a
+            dict of modules and devices, as transformers takes it. Hooks and views see everything on the device of
+            the unembedding.
         prefix: A special token (or several) that stands in front of every text, as "<|endoftext|>": some models know
             more behind it; `mechedit diagnose` says which.
         chat: Every text is the user's message of a conversation, in the tokenizer's own chat template, and what is
@@ -86,7 +89,7 @@ def load_model(
     reports.errors.InputError: model: expected factworld, ..., found './no/such/folder': no such folder
     """
     with waiting(f"loading {name if isinstance(name, str | Path) else type(name).__name__}"):
-        loaded, shown = _loaded(name, tokenizer, device, dtype)
+        loaded, shown = _loaded(name, tokenizer, device, dtype, device_map)
         with refused(f"{loaded.bridge.cfg.architecture} cannot be read"):
             model = HookedModel(
                 loaded.bridge, loaded.tokenizer, name=shown, source=loaded.source, prefix=prefix, chat=chat
@@ -100,18 +103,19 @@ def _loaded(
     tokenizer: PreTrainedTokenizerBase | None,
     device: str,
     dtype: str | torch.dtype,
+    device_map: DeviceMap | None,
 ) -> tuple[Checkpoint, str]:
     """The checkpoint, and what results call it."""
     if not isinstance(name, str | Path):
-        if (device, dtype) != ("auto", "float32"):
+        if (device, dtype, device_map) != ("auto", "float32", None):
             raise InputError(
-                "device, dtype: a model in memory keeps its own; move it first, and leave them out"
+                "device, dtype, device_map: a model in memory keeps its own; move it first, and leave them out"
             )
         loaded = take_over(name, tokenizer)
         return loaded, Path(loaded.source.removeprefix("memory:")).name
     if tokenizer is not None:
         raise InputError(f"tokenizer: {name} brings its own; leave it out, or give the model in memory")
-    loaded = load_checkpoint(str(name), device=device, dtype=dtype)
+    loaded = load_checkpoint(str(name), device=device, dtype=dtype, device_map=device_map)
     named = loaded.source.startswith(("embedded:", "installed:")) or "@" in loaded.source
     return loaded, str(name) if named else Path(name).name
 

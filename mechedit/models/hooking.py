@@ -9,6 +9,12 @@ The bridge's own hook context leaves five ways to change nothing, or to change i
 5. a value returned at `hook_resid_mid` is refused: that point is the input of the second norm, behind the branch,
    so the bridge would feed the new value to the MLP and add the old one to the residual stream.
 
+Hooks see the caller's passes alone. Where an edit's gate needs a look ahead, a pass of its own before the caller's,
+hooks are not called in it (`unheard`): a hook that collects would have everything twice, and first as it is unedited.
+
+Where a model's layers lie on several devices, a hook sees every tensor on the unembedding's, and what it returns goes
+back to the layer's.
+
 Leaving the context by any way removes the hooks, exactly these; contexts nest.
 """
 
@@ -16,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -25,14 +32,36 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reports.errors import InputError, IntegrityError
 
-__all__ = ["Hook", "attach", "in_block", "post", "resid_post", "resid_pre"]
+__all__ = ["Hook", "attach", "in_block", "post", "resid_post", "resid_pre", "unheard"]
 
 Hook = tuple[str, Callable[..., torch.Tensor | None]]
 
 
+class _Here(threading.local):
+    unheard = False
+
+
+_HERE = _Here()
+
+
 @contextlib.contextmanager
-def attach(bridge: TransformerBridge, hooks: Sequence[Hook]) -> Iterator[None]:
+def unheard() -> Iterator[None]:
+    """Passes of this thread in the block are none of the caller's: only hooks attached with `always` are called."""
+    before, _HERE.unheard = _HERE.unheard, True
+    try:
+        yield
+    finally:
+        _HERE.unheard = before
+
+
+@contextlib.contextmanager
+def attach(bridge: TransformerBridge, hooks: Sequence[Hook], *, always: bool = False) -> Iterator[None]:
     """Attach (name, fn) pairs, in order, for the length of the block; `fn(tensor, hook)` returns a tensor or None.
+
+    Args:
+        bridge: The model.
+        hooks: The pairs.
+        always: Whether they are called in passes that are `unheard` too.
 
     Raises:
         InputError: Names as in 1 to 3 above (nothing is attached then); out of the forward pass, a value as in 5.
@@ -42,8 +71,9 @@ def attach(bridge: TransformerBridge, hooks: Sequence[Hook]) -> Iterator[None]:
     canonical = [_resolve(bridge, points, name) for name, _ in hooks]
     _refuse_twins([name for name, _ in hooks], canonical)
     fired = [0] * len(hooks)
+    home = bridge.unembed.original_component.weight.device
     wrapped = [
-        (point.name, partial(_call, fn, name, fired, i))
+        (point.name, partial(_call, fn, name, always, fired, i, home))
         for i, (point, (name, fn)) in enumerate(zip(canonical, hooks, strict=True))
     ]
     passes = [0]
@@ -88,23 +118,27 @@ def _refuse_twins(names: list[str], points: list[HookPoint]) -> None:
 def _call(
     fn: Callable[..., torch.Tensor | None],
     name: str,
+    always: bool,
     fired: list[int],
     index: int,
+    home: torch.device,
     tensor: torch.Tensor,
     hook: HookPoint,
 ) -> torch.Tensor | None:
+    if _HERE.unheard and not always:
+        return None
     fired[index] += 1
-    result = fn(tensor, hook)
+    result = fn(tensor.to(home), hook)
     if result is not None and name.endswith("hook_resid_mid"):
         raise InputError(
             f"hooks: {name!r} can be read but not replaced: the new value would reach the MLP and not the residual "
             f"stream; return it at {name.removesuffix('hook_resid_mid')}hook_attn_out, as attn_out + change"
         )
-    return result
+    return None if result is None else result.to(tensor.device)
 
 
 def _count(passes: list[int], *_: object) -> None:
-    passes[0] += 1
+    passes[0] += not _HERE.unheard
 
 
 def in_block(layer: int, point: str) -> str:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import copy
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -40,9 +40,12 @@ from mechedit.models.embedded import EMBEDDED, FOLDERS, INSTALLED
 from mechedit.models.masks import narrow_windows
 from reports.errors import InputError
 
-__all__ = ["Checkpoint", "load_checkpoint", "read_model", "take_over"]
+__all__ = ["Checkpoint", "DeviceMap", "load_checkpoint", "read_model", "take_over"]
 
 logger = logging.getLogger(__name__)
+
+#: "auto", or the device of each part by its module's name, as transformers' `device_map`.
+DeviceMap = str | Mapping[str, str | int]
 
 ATTENTION = "eager"
 QUIET_BELOW = 2**30  # bytes; reading fewer takes about a second and needs no progress bar
@@ -67,19 +70,37 @@ class Checkpoint:
     reference: torch.Tensor
 
 
-def load_checkpoint(name: str, *, device: str = "auto", dtype: str | torch.dtype = "float32") -> Checkpoint:
+def load_checkpoint(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype = "float32",
+    device_map: DeviceMap | None = None,
+) -> Checkpoint:
     """Find, check, load and bridge the model called `name`.
 
     Args:
         name: An embedded model, a folder or an id.
         device: "auto", "cpu", "cuda", "cuda:1".
         dtype: A torch dtype or its name.
+        device_map: Which device each part goes to, instead of `device`.
 
     Raises:
         InputError: The model cannot be found, read or bridged, or the memory does not suffice.
     """
     target, precision = checkpoints.pick_device(device), checkpoints.pick_dtype(dtype)
     folder, source = _find_folder(name)
+    if device_map is not None:
+        if device != "auto":
+            raise InputError(
+                f"device, device_map: expected one of the two, found {device!r} and {device_map!r}"
+            )
+        if folder.is_file():
+            raise InputError(
+                f"device_map: expected a folder, found {folder.name}: a GGUF file goes to one device"
+            )
+        hf, tokenizer = _read_spread(folder, precision, device_map)
+        return _bridged(hf, tokenizer, source, where=str(folder))
     if folder.is_file():
         hf, tokenizer = _read_gguf(folder, target, precision)
     else:
@@ -97,7 +118,8 @@ def take_over(hf: object, tokenizer: PreTrainedTokenizerBase | None) -> Checkpoi
 
     Raises:
         InputError: It is no language model of transformers', an adapter is not merged, it is bridged already, its
-            weights lie on several devices or have several dtypes; and as `load_checkpoint`.
+            weights have several dtypes, or lie on several devices but not by a `device_map` of transformers' (or in part
+            on the CPU or the disk); and as `load_checkpoint`.
     """
     if tokenizer is None:
         raise InputError(f"tokenizer: expected that of {type(hf).__name__}, found None")
@@ -111,7 +133,10 @@ def take_over(hf: object, tokenizer: PreTrainedTokenizerBase | None) -> Checkpoi
     if any("_original_component" in part._modules for part in hf.modules()):
         raise InputError("model: it is bridged already; use the HookedModel, or load it again")
     places = {(weight.device, weight.dtype) for weight in hf.parameters()}
-    if len(places) != 1 or next(iter(places))[0].type == "meta":
+    spread = hasattr(hf, "hf_device_map") and all(device.type not in ("cpu", "meta") for device, _ in places)
+    if len({dtype for _, dtype in places}) != 1 or (
+        not spread and (len(places) != 1 or next(iter(places))[0].type == "meta")
+    ):
         shown = ", ".join(sorted(f"{dtype} on {device}".removeprefix("torch.") for device, dtype in places))
         raise InputError(f"model: expected weights of one dtype on one device, found {shown}")
     checkpoints.pick_dtype(next(iter(places))[1])
@@ -161,6 +186,27 @@ def _read_folder(
     tokenizer = checkpoints.read_tokenizer(folder)
     with checkpoints.progress_bar(shown=n_bytes >= QUIET_BELOW):
         return read_model(folder, dtype=dtype), tokenizer
+
+
+def _read_spread(
+    folder: Path, dtype: torch.dtype, device_map: DeviceMap
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The same over several devices, by accelerate: layers go one behind the other, and what passes between is moved."""
+    _require_architecture(folder)
+    devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())] or [torch.device("cpu")]
+    n_bytes = weight_elements(weight_files(folder)) * dtype.itemsize
+    if device_map == "auto":
+        checkpoints.require_memory(n_bytes, device=devices, dtype=dtype, folder=folder)
+    tokenizer = checkpoints.read_tokenizer(folder)
+    with checkpoints.progress_bar(shown=n_bytes >= QUIET_BELOW):
+        hf = read_model(folder, dtype=dtype, device_map=device_map)
+    kinds = {weight.device.type for weight in hf.parameters()}
+    if "meta" in kinds or len(kinds) > 1:
+        raise InputError(
+            f"device_map: {folder} does not fit the devices: accelerate left parts of it to the CPU or the disk, where "
+            "attribution and edits could not read them; use dtype='bfloat16' or more devices"
+        )
+    return hf, tokenizer
 
 
 def _read_gguf(
@@ -213,7 +259,7 @@ def _require_supported(config: PretrainedConfig, where: Path | str) -> None:
         raise InputError(f"model: {architecture} in {where} is not supported: {why}")
 
 
-def read_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
+def read_model(folder: Path, *, dtype: torch.dtype, device_map: DeviceMap | None = None) -> PreTrainedModel:
     """The plain Hugging Face model of a folder or a GGUF file.
 
     A weight that is missing or of another shape is refused; transformers would draw it at random and only log it.
@@ -235,6 +281,7 @@ def read_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **({} if device_map is None else {"device_map": device_map}),
         )
     faults = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if faults:

@@ -129,7 +129,7 @@ def _batch_logits(
     logits, cache = model.run(ids, mask, use_cache=len(going_on) > 0, logits_to_keep=1)
     steps = [[logits[k, -1]] for k in row.tolist()]
     if len(going_on):
-        rows = row[going_on].to(mask.device)
+        rows = row[going_on]  # on the CPU: layers may lie on several devices
         cache.batch_select_indices(rows)
         mask = mask[rows]
         fed, _ = model.pad([targets[i] for i in going_on.tolist()], side="right")

@@ -87,7 +87,10 @@ def conservation(model: BridgedModel, view: ResidualView) -> dict[str, tuple[tor
     following = torch.cat([view.resid_pre[1:], view.resid_final[None]])
     heads = torch.stack([model.attn_outlet(i)(_heads_output(model, view, i)) for i in layers])
     neurons = torch.stack(
-        [model.mlp_outlet(i)(_plus(view.mlp_post[i, -1] @ model.W_out(i), model.b_out(i))) for i in layers]
+        [
+            model.mlp_outlet(i)(_plus(_times(view.mlp_post[i, -1], model.W_out(i)), model.b_out(i)))
+            for i in layers
+        ]
     )
     return {
         "resid_pre + attn_out = resid_mid": (view.resid_pre + view.attn_out, view.resid_mid),
@@ -126,7 +129,7 @@ def reads(model: BridgedModel, view: ResidualView) -> dict[str, tuple[torch.Tens
 
 def _read(norm: FinalNorm, x: torch.Tensor, projection: Any) -> torch.Tensor:
     """norm(x) @ W + b of a bridged projection."""
-    return _plus(norm(x) @ matrix(projection), bias(projection))
+    return _plus(_times(norm(x), matrix(projection)), bias(projection))
 
 
 def _heads_output(model: BridgedModel, view: ResidualView, layer: int) -> torch.Tensor:
@@ -134,7 +137,7 @@ def _heads_output(model: BridgedModel, view: ResidualView, layer: int) -> torch.
     group = model.shape.n_heads // model.shape.n_kv_heads
     v = view.v[layer].repeat_interleave(group, dim=1)  # [T, H, d_head]
     z = torch.einsum("ht,thd->hd", view.pattern[layer], v)
-    return _plus(torch.einsum("hd,hdm->m", z, model.W_O(layer)), model.b_O(layer))
+    return _plus(_times(z.flatten(), model.W_O(layer).flatten(0, 1)), model.b_O(layer))
 
 
 @torch.no_grad()
@@ -163,4 +166,9 @@ def share_off(value: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def _plus(x: torch.Tensor, constant: torch.Tensor | None) -> torch.Tensor:
-    return x if constant is None else x + constant
+    return x if constant is None else x + constant.to(x.device)
+
+
+def _times(x: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
+    """x @ W, computed where W is and given where x is."""
+    return (x.to(W.device) @ W).to(x.device)

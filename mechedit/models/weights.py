@@ -7,7 +7,7 @@ model, and an edit of the model shows.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -85,6 +85,13 @@ class FinalNorm:
     bias: torch.Tensor | None
     eps: float
     kind: Literal["layer", "rms", "none"]
+
+    def to(self, device: torch.device) -> FinalNorm:
+        """The norm with its weights on this device; itself where they are there."""
+        if self.weight.device == device:
+            return self
+        bias = None if self.bias is None else self.bias.to(device)
+        return replace(self, weight=self.weight.to(device), bias=bias)
 
     def centre(self, x: torch.Tensor) -> torch.Tensor:
         """Subtract the mean from x [..., d] for a LayerNorm; an RMSNorm leaves it."""

@@ -323,12 +323,19 @@ def _verdicts(result: EditorComparison) -> list[dict[str, str]]:
         "editor"
     )
     mega = means.loc["mega"]
-    peers = means.drop(index=["mega"])
-    verdicts = []
-    if len(peers):
-        best = peers.loc[peers["value"].idxmax()]
-        claim = "MEGA stands above every other editor and control"
-        verdicts.append(_verdict(claim, mega, best, otherwise="not below"))
+    controls = means.index.isin(CONTROLS) | (means.index == "no_edit")
+    # The mean shift is MEGA with another map: it has a claim of its own.
+    verdicts = [
+        _verdict(claim, mega, peers.loc[peers["value"].idxmax()], otherwise="not shown")
+        for claim, peers in (
+            ("MEGA stands above every other editor", means[~controls].drop(index=["mega"])),
+            (
+                "MEGA stands above each of its controls",
+                means[controls].drop(index=["mean_shift"], errors="ignore"),
+            ),
+        )
+        if len(peers)
+    ]
     for name, claim in (
         ("random_window", "The window that the attribution names is worth more than a random one"),
         ("mean_shift", "The transport does more than the mean shift"),

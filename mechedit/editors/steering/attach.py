@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -48,28 +49,29 @@ def attach(
     however the block is left. A cache that was filled in the block keeps what was steered.
 
     Args:
-        hf: The model, on one device.
+        hf: The model, on one device or, by a `device_map`, on several.
         edits: Fitted on this model.
         tokenizer: The model's own, for gates that read text; None: that of the folder that `hf` was loaded from.
 
     Raises:
-        InputError: The model's modules are not found, it is spread over devices, or a gate that reads text has no
-            tokenizer. In a pass: what cannot be served (continuous batching and other packed rows, compiled models,
+        InputError: The model's modules are not found, weights are left to the disk or the CPU beside a GPU, or a gate
+            that reads text has no tokenizer. In a pass: what cannot be served (continuous batching and other packed rows, compiled models,
             text or a mean state of a prompt whose beginning was cached before the block).
     """
     weight = next(hf.parameters())
     steering = Steering(edits, device=weight.device, dtype=weight.dtype, tokenizer=tokenizer)
     if tokenizer is None and steering.bank.reads_text:
         steering.tokenizer = _tokenizer_of(hf)
-    devices = sorted({str(parameter.device) for parameter in hf.parameters()})
-    if len(devices) > 1:
-        raise InputError(f"hf: expected a model on one device, found {', '.join(devices)}; load it on one")
+    if any(parameter.is_meta for parameter in hf.parameters()):
+        raise InputError(
+            "hf: expected weights on devices, found some on the CPU or the disk; load it on devices"
+        )
     modules = _Modules.of(hf)
     with contextlib.ExitStack() as hooks:
         steering.passes = hooks.enter_context(follow(hf, steering))
         for name, fn in steering.points():
             _, layer, point = name.split(".", 2)
-            hooks.callback(modules.hang(point, int(layer), fn).remove)
+            hooks.callback(modules.hang(point, int(layer), partial(_at, weight.device, fn)).remove)
         yield steering
 
 
@@ -139,6 +141,12 @@ class _Modules:
             return block.get_submodule(self.projection).register_forward_pre_hook(heads)
         name = {"hook_attn_out": self.attn_out, "hook_mlp_out": self.mlp_out}[point]
         return block.get_submodule(name).register_forward_hook(partial(_after, fn, self.factor))
+
+
+def _at(home: torch.device, fn: Fn, states: Tensor) -> Tensor | None:
+    """`fn` of states that a layer on another device may have."""
+    moved = fn(states.to(home))
+    return None if moved is None else moved.to(states.device)
 
 
 def _before(fn: Fn, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
