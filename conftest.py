@@ -15,6 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from mechedit.models.hooked import HookedModel
     from xlprobe.encoders.encoder import Encoder
@@ -48,18 +49,6 @@ def real_model() -> str | None:
         return "smollm2"
     folder = Path(os.environ.get("MECHEDIT_REAL") or ROOT.parent / "real") / "smollm2-135m-instruct"
     return str(folder) if folder.is_dir() else None
-
-
-def plain_checkpoint() -> dict[str, str]:
-    """What `from_pretrained` of plain transformers is to be given for the same SmolLM2."""
-    from mechedit.models.embedded import INSTALLED
-
-    place = real_model()
-    assert place is not None
-    if place != "smollm2":
-        return {"pretrained_model_name_or_path": place}
-    file = INSTALLED[place].path(place)
-    return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -135,6 +124,26 @@ def smollm2() -> HookedModel:
     if place is None:
         pytest.skip("no SmolLM2; name the folder that holds it in MECHEDIT_REAL")
     return load_model(place, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def plain_smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The same SmolLM2 and its tokenizer by transformers alone, loaded once a process; tests leave them unchanged."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from mechedit.models.embedded import INSTALLED
+    from mechedit.models.gguf_file import parsed_once
+
+    place = real_model()
+    if place is None:
+        pytest.skip("no SmolLM2; name the folder that holds it in MECHEDIT_REAL")
+    options = {"pretrained_model_name_or_path": place}
+    if place in INSTALLED:
+        file = INSTALLED[place].path(place)
+        options = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    with parsed_once():
+        model = AutoModelForCausalLM.from_pretrained(**options, dtype="float32", attn_implementation="eager")
+        return model.eval(), AutoTokenizer.from_pretrained(**options)
 
 
 @pytest.fixture(scope="session")

@@ -161,7 +161,10 @@ def spread_over(name: str) -> dict[str, str]:
     """The lower half of an embedded model's layers on the second device, all else on the first."""
     blocks, beside = {
         "factworld": ("transformer.h", ("transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head")),
-        "factworld-llama": ("model.layers", ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")),
+        "factworld-llama": (
+            "model.layers",
+            ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"),
+        ),
     }[name]
     layers = me.load_model(name, device="cpu").shape.n_layers
     return dict.fromkeys(beside, "other:0") | {
@@ -182,7 +185,9 @@ def spread() -> dict[str, tuple[HookedModel, HookedModel]]:
     return models
 
 
-@pytest.mark.parametrize(("model", "name"), [(model, name) for model, names in SPREAD.items() for name in names])
+@pytest.mark.parametrize(
+    ("model", "name"), [(model, name) for model, names in SPREAD.items() for name in names]
+)
 def test_a_model_on_two_devices_agrees_with_the_cpu(
     model: str,
     name: str,

@@ -87,7 +87,10 @@ def conservation(model: BridgedModel, view: ResidualView) -> dict[str, tuple[tor
     following = torch.cat([view.resid_pre[1:], view.resid_final[None]])
     heads = torch.stack([model.attn_outlet(i)(_heads_output(model, view, i)) for i in layers])
     neurons = torch.stack(
-        [model.mlp_outlet(i)(_plus(_times(view.mlp_post[i, -1], model.W_out(i)), model.b_out(i))) for i in layers]
+        [
+            model.mlp_outlet(i)(_plus(_times(view.mlp_post[i, -1], model.W_out(i)), model.b_out(i)))
+            for i in layers
+        ]
     )
     return {
         "resid_pre + attn_out = resid_mid": (view.resid_pre + view.attn_out, view.resid_mid),
@@ -167,5 +170,5 @@ def _plus(x: torch.Tensor, constant: torch.Tensor | None) -> torch.Tensor:
 
 
 def _times(x: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
-    """x @ W, computed where W is and given where x is."""
+    """X @ W, computed where W is and given where x is."""
     return (x.to(W.device) @ W).to(x.device)

@@ -55,15 +55,17 @@ def attach(
 
     Raises:
         InputError: The model's modules are not found, weights are left to the disk or the CPU beside a GPU, or a gate
-            that reads text has no tokenizer. In a pass: what cannot be served (continuous batching and other packed rows, compiled models,
-            text or a mean state of a prompt whose beginning was cached before the block).
+            that reads text has no tokenizer. In a pass: what cannot be served (continuous batching and other packed
+            rows, compiled models, text or a mean state of a prompt whose beginning was cached before the block).
     """
     weight = next(hf.parameters())
     steering = Steering(edits, device=weight.device, dtype=weight.dtype, tokenizer=tokenizer)
     if tokenizer is None and steering.bank.reads_text:
         steering.tokenizer = _tokenizer_of(hf)
     if any(parameter.is_meta for parameter in hf.parameters()):
-        raise InputError("hf: expected weights on devices, found some on the CPU or the disk; load it on devices")
+        raise InputError(
+            "hf: expected weights on devices, found some on the CPU or the disk; load it on devices"
+        )
     modules = _Modules.of(hf)
     with contextlib.ExitStack() as hooks:
         steering.passes = hooks.enter_context(follow(hf, steering))
