@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -137,7 +137,7 @@ def plain_smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     place = real_model()
     if place is None:
         pytest.skip("no SmolLM2; name the folder that holds it in MECHEDIT_REAL")
-    options = {"pretrained_model_name_or_path": place}
+    options: dict[str, Any] = {"pretrained_model_name_or_path": place}
     if place in INSTALLED:
         file = INSTALLED[place].path(place)
         options = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
@@ -168,6 +168,12 @@ def langworld() -> Encoder:
     from xlprobe.encoders.encoder import load_encoder
 
     return load_encoder("langworld", device="cpu")
+
+
+@pytest.fixture
+def few_to_choose_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands choose an editor's window, map and gate by four facts instead of twenty."""
+    monkeypatch.setattr("mechedit.recipes.editor_choice.SELECTION", 4)
 
 
 @pytest.fixture(scope="module")

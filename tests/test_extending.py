@@ -41,12 +41,12 @@ def evaluation(model: HookedModel, folder: Path) -> tuple[Run, EvaluationConfig]
     return lambda config, out: run_evaluation(config, out, progress=False)[0], config
 
 
+@pytest.mark.usefixtures("few_to_choose_by")
 @pytest.mark.parametrize("name", ["anatomy", "faithfulness", "evaluate"])
 def test_a_finished_run_is_extended(
     name: str, factworld_gpt2: HookedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mechedit.recipes.evaluate.load", lambda config: factworld_gpt2)
-    monkeypatch.setattr("mechedit.recipes.editor_choice.SELECTION", 3)  # facts to choose by, for time's sake
     makers: dict[str, Callable[[], tuple[Run, Any]]] = {
         "anatomy": lambda: anatomy(factworld_gpt2),
         "faithfulness": lambda: faithfulness(factworld_gpt2),

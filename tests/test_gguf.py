@@ -75,10 +75,13 @@ def test_the_oracle_sees_another_head_order(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_file_is_parsed_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By transformers three times, for configuration, tokenizer and weights."""
-    parsed, parse = [], gguf.GGUFReader.__init__
-    monkeypatch.setattr(
-        gguf.GGUFReader, "__init__", lambda self, *a, **k: (parsed.append(a), parse(self, *a, **k))[1]
-    )
+    parse, parsed = gguf.GGUFReader.__init__, []
+
+    def counting(reader: Any, *arguments: Any) -> None:
+        parsed.append(arguments)
+        parse(reader, *arguments)
+
+    monkeypatch.setattr(gguf.GGUFReader, "__init__", counting)
     kept = gguf.GGUFReader, gguf.get_tensor_name_map
     load_model(file, device="cpu")
     assert len(parsed) == 1

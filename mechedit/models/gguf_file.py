@@ -76,12 +76,13 @@ def parsed_once() -> Iterator[None]:
     except ImportError:
         yield
         return
-    kept = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader, gguf.get_tensor_name_map = map(cache, kept)
+    names = vars(gguf)
+    kept = {name: names[name] for name in ("GGUFReader", "get_tensor_name_map")}
+    names.update({name: cache(function) for name, function in kept.items()})
     try:
         yield
     finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = kept
+        names.update(kept)
 
 
 def read_config(header: GgufHeader) -> PretrainedConfig:

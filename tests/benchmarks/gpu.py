@@ -113,7 +113,8 @@ def _mega(model: HookedModel, repeats: int) -> Iterator[tuple[str, float, str]]:
 def bandwidth(device: torch.device) -> float:
     """Bytes a second that the device reads and writes in a copy of 256 MB (CPU: 64 MB)."""
     source = torch.ones((16 if device.type == "cpu" else 64) * 2**20, device=device)
-    into, now, spent = torch.empty_like(source), clock(device), []
+    into, now = torch.empty_like(source), clock(device)
+    spent: list[float] = []
     for _ in range(5):
         began = now()
         into.copy_(source)
@@ -124,7 +125,8 @@ def bandwidth(device: torch.device) -> float:
 def _median(model: HookedModel, call: Callable[[], object], repeats: int) -> float:
     """Median seconds of a call that was made once before."""
     call()
-    now, spent = clock(model.device), []
+    now = clock(model.device)
+    spent: list[float] = []
     for _ in range(repeats):
         began = now()
         call()

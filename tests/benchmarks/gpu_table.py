@@ -1,4 +1,4 @@
-"""The table of docs/benchmarks.md, made of what `tests.benchmarks.gpu` measured on a GPU, or saying that nothing was."""
+"""The table of docs/benchmarks.md, of what `tests.benchmarks.gpu` measured on a GPU, or saying that nothing was."""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ editor runs to find its edit (FT's steps, MEGA's fit) is part of the call, and i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import mechedit as me
@@ -27,11 +29,10 @@ def bench_measure(*, model: str = "factworld", facts: int = 4) -> dict[str, Any]
         "ft": FT(layer=middle, steps=5),
         "mega": MEGA(window=window, alpha=1.0, rank=0, gate="always"),
     }
-    calls = {
-        name: lambda editor=editor: me.evaluate(loaded, editor, chosen, progress=False)
-        for name, editor in editors.items()
+    calls: dict[str, Callable[[], object]] = {
+        name: partial(me.evaluate, loaded, editor, chosen, progress=False) for name, editor in editors.items()
     }
-    calls["anatomy"] = lambda: me.anatomy(loaded, chosen, editors=[editors["ft"]], top_k=10, progress=False)
+    calls["anatomy"] = partial(me.anatomy, loaded, chosen, editors=[editors["ft"]], top_k=10, progress=False)
     result: dict[str, Any] = {}
     for name, call in calls.items():
         cost = measured(loaded, call)

@@ -94,7 +94,8 @@ def bench_nlka(
 
 def in_turn(calls: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> Times:
     """Seconds of each call by the clock of the device, one round after another; the first, a warm-up, is left out."""
-    now, times = clock(device), {name: [] for name in calls}
+    now = clock(device)
+    times: Times = {name: [] for name in calls}
     for _ in range(repeats + 1):
         for name, call in calls.items():
             began = now()
