@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.runs import RunFolder
-from experiments.settings import differences
+from experiments.settings import changes
 from reports.errors import InputError
 
 __all__ = ["TOLERANCE", "Comparison", "compare_runs"]
@@ -106,8 +106,8 @@ def _settings(cases: tuple[dict[str, Any], ...], recorded: tuple[dict[str, Any],
             of_run.get(name, {}).get(mark[name]) for of_run, mark in zip(recorded, marks, strict=True)
         )
         if old is not None and new is not None:
-            for key, before, now in differences(old, new):
-                yield f"{name}: {key} was {_short(before)}, is {_short(now)}"
+            for key, before, now in changes(old, new):
+                yield f"{name}: {key} was {before}, is {now}"
 
 
 def _differences(a: Any, b: Any, where: str) -> Iterator[tuple[str, float]]:

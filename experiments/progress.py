@@ -1,7 +1,8 @@
 """The loop over the cases of a run: how far it is, and where it may be stopped.
 
 `track` walks the cases, `bar` counts the parts of one step. On a terminal both show a bar; elsewhere (a file, a batch
-job) a line after ten seconds, then one a minute, with the time that is left at the pace since the line before. Inside
+job) a line after ten seconds, then one a minute, with the time that is left at the pace since the line before.
+`waiting` is for a step without parts: a line where it takes longer. Inside
 `interruptible` the first Ctrl-C stops the loop once the case at hand is done and saved (`Stopped`), the second at once;
 outside of a loop the first stops at once.
 """
@@ -14,11 +15,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from types import FrameType
 from typing import Any, TypeVar
 
-__all__ = ["LONG", "Stopped", "bar", "counted", "how_to_go_on", "interruptible", "stop_asked", "track"]
+__all__ = [
+    "LONG",
+    "Stopped",
+    "bar",
+    "counted",
+    "how_to_go_on",
+    "interruptible",
+    "stop_asked",
+    "track",
+    "waiting",
+]
 
 T = TypeVar("T")
 SECONDS = 60.0  # between two lines where there is no terminal
@@ -174,6 +185,35 @@ def counted(items: Sequence[T], label: str, *, unit: str = "step") -> Iterator[T
             shown.update()
 
 
+@contextlib.contextmanager
+def waiting(label: str) -> Iterator[None]:
+    """Says on standard error, once the block takes `LONG`, what is waited for; a notebook shows that it runs itself.
+
+    >>> with waiting("loading"):
+    ...     pass
+    """
+    stream = sys.stderr  # the block may put another one in its place
+
+    def speak() -> None:
+        if not _Signals.quiet and not _in_notebook():
+            stream.write(f"{label}: takes longer than {LONG:g} s\n")
+            stream.flush()
+
+    timer = _later(speak)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _later(speak: Callable[[], None]) -> threading.Timer:
+    """Calls `speak` after `LONG`, unless it is cancelled before."""
+    timer = threading.Timer(LONG, speak)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
 def _in_notebook() -> bool:
     """A notebook draws the bar itself."""
     shell = sys.modules.get("IPython")
@@ -181,13 +221,14 @@ def _in_notebook() -> bool:
 
 
 class _Lines:
-    """What a bar says, as a line after `LONG` and then one a minute."""
+    """What a bar says, as a line after `LONG`, even where no part is done by then, and then one a minute."""
 
     def __init__(self, label: str, total: int | None, unit: str, start: int = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.n = self.said = self.begun = start
         self.postfix, self.said_anything = "", False
         self.start = self.last = time.monotonic()
+        self._stream, self._timer = sys.stderr, _later(self._first)
 
     def __enter__(self) -> _Lines:
         return self
@@ -200,27 +241,36 @@ class _Lines:
         self.postfix = ", ".join(f"{name}={value}" for name, value in values.items())
 
     def update(self, n: int = 1) -> None:
-        from tqdm.std import tqdm
-
         self.n += n
         now = time.monotonic()
         if now - self.last >= (SECONDS if self.said_anything else min(LONG, SECONDS)):
-            # since the line before: read cases do not count for the rest
-            rate = (self.n - self.said) / (now - self.last)
-            line = tqdm.format_meter(
-                self.n,
-                self.total,
-                now - self.start,
-                ncols=0,
-                prefix=self.label,
-                unit=self.unit,
-                rate=rate,
-                postfix=self.postfix or None,
-                initial=self.begun,
-            )
-            sys.stderr.write(f"{line}\n")
-            sys.stderr.flush()
-            self.last, self.said, self.said_anything = now, self.n, True
+            self._speak(now)
+
+    def _first(self) -> None:
+        if not self.said_anything:
+            self._speak(time.monotonic())
+
+    def _speak(self, now: float) -> None:
+        from tqdm.std import tqdm
+
+        self._timer.cancel()
+        # since the line before: read cases do not count for the rest
+        rate = (self.n - self.said) / (now - self.last)
+        line = tqdm.format_meter(
+            self.n,
+            self.total,
+            now - self.start,
+            ncols=0,
+            prefix=self.label,
+            unit=self.unit,
+            rate=rate or None,
+            postfix=self.postfix or None,
+            initial=self.begun,
+        )
+        self.last, self.said, self.said_anything = now, self.n, True
+        self._stream.write(f"{line}\n")
+        self._stream.flush()
 
     def close(self) -> None:
-        """Nothing to clear away."""
+        """Says nothing more."""
+        self._timer.cancel()

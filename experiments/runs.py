@@ -51,7 +51,7 @@ from experiments.run_checks import (
     refuse_links,
     without,
 )
-from experiments.settings import fingerprint, identity
+from experiments.settings import changes, fingerprint, identity
 from reports.codec import encode
 from reports.errors import InputError, IntegrityError, MechEditError
 from reports.files import TEMPORARY, write
@@ -187,8 +187,10 @@ class RunFolder:
         for case_id in cases:
             before = self._made_with(case_id).get(name, mark)
             if before != mark and before in recorded:
-                there = identity(recorded[before])
-                check_same(identity(plain), there, f"settings of {name} in {self.path}")
+                there, what = recorded[before], f"settings of {name} in {self.path}"
+                for key, old, new in changes(there, plain):
+                    raise InputError(f"{what}: {key!r} is {old} there and {new} now; choose another folder")
+                check_same(identity(plain), identity(there), what)
         if mark not in recorded:
             kept = {**facts.get("settings", {}), name: {**recorded, mark: plain}}
             self._withdraw_manifest()

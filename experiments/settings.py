@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["differences", "fingerprint", "identity"]
+__all__ = ["changes", "differences", "fingerprint", "identity"]
 
 ABOUT = "about"
+HASH = re.compile("[0-9a-f]{64}")
 
 
 def identity(settings: Any) -> Any:
@@ -51,3 +53,25 @@ def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any,
             yield from differences(first, second, f"{where}[{i}]")
     elif repr(old) != repr(new):  # repr: nan equals nan, 1 differs from True
         yield where, old, new
+
+
+def changes(old: Any, new: Any) -> Iterator[tuple[str, str, str]]:
+    """Yields `differences` as a reader is told them: hashes by their first digits, with the source "about" names.
+
+    >>> old, new = ({"c": {"text": digit * 64, "about": {"source": file}}} for digit, file in ("0a", "1b"))
+    >>> list(changes(old, new))
+    [('c.text', "'000000000000…' (a)", "'111111111111…' (b)")]
+    """
+    for key, before, now in differences(old, new):
+        yield key, _told(before, old, key), _told(now, new, key)
+
+
+def _told(value: Any, settings: Any, key: str) -> str:
+    if not (isinstance(value, str) and HASH.fullmatch(value)):
+        text = " ".join(repr(value).split())
+        return text if len(text) <= 60 else f"{text[:59]}…"
+    for part in key.split(".")[:-1]:
+        settings = settings.get(part) if isinstance(settings, Mapping) else None
+    about = settings.get(ABOUT) if isinstance(settings, Mapping) else None
+    source = about.get("source") if isinstance(about, Mapping) else None
+    return f"'{value[:12]}…'" + (f" ({source})" if source else "")

@@ -133,18 +133,21 @@ class Result:
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def _repr_html_(self) -> str:
-        """An escaped table of the plain fields, then the first rows of each frame."""
+        """An escaped table of the plain fields and the first rows of each frame; folded behind `summary()`, if any."""
         rows, tables = [], []
         for name, value in _values(self):
             if isinstance(value, pd.DataFrame):
-                shown = value.head(10).map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
                 caption = f"<p><strong>{html.escape(name)}</strong> {html.escape(_short(value))}</p>"
-                tables.append(caption + shown.to_html(escape=True, border=0, index=False))
+                tables.append(caption + _table(value.head(10)))
             else:
                 cells = f"<th>{html.escape(name)}</th><td>{html.escape(visible(_short(value)))}</td>"
                 rows.append(f"<tr>{cells}</tr>")
         head = f"<p><strong>{html.escape(type(self).__name__)}</strong></p>"
-        return f"<div>{head}<table>{''.join(rows)}</table>{''.join(tables)}</div>"
+        fields = f"<table>{''.join(rows)}</table>{''.join(tables)}"
+        if callable(summary := getattr(self, "summary", None)):
+            names = ", ".join(name for name, _ in _values(self))
+            fields = f"{_table(summary())}<details><summary>{html.escape(names)}</summary>{fields}</details>"
+        return f"<div>{head}{fields}</div>"
 
 
 def _values(result: Result) -> Iterator[tuple[str, Any]]:
@@ -153,6 +156,11 @@ def _values(result: Result) -> Iterator[tuple[str, Any]]:
     for field in dataclasses.fields(result):
         if field.init:
             yield field.name, getattr(result, field.name)
+
+
+def _table(frame: pd.DataFrame) -> str:
+    shown = frame.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
+    return str(shown.to_html(escape=True, border=0, index=False, float_format=lambda value: f"{value:.4g}"))
 
 
 def _short(value: object) -> str:

@@ -31,9 +31,9 @@ READING = """
 
 Spec counts a closed gate as success: the row without a gate stands beside it, and "Gate alone" steers nothing. The
 atlas' paraphrases are templates that nothing is fitted on. EasyEdit's rephrase, one of CounterFact's *generation*
-prompts, is an implication rather than a paraphrase for many facts ("People around X speak the language of", for a
-continent); a gate that asks what is asked stays shut on those, which costs Gen there what it saves under the subject's
-other relations. Other asks about the same subject under other relations, in words that no fit and no gate reads. Behind
+prompts, leans on many facts rather than asking for them ("People around X speak the language of", for a continent): the
+gate learns such phrasings from indirect templates of the package's own and still takes some for another question, which
+costs Gen there. Other asks about the same subject under other relations, in words that no fit and no gate reads. Behind
 the first tokens of an object of several tokens maps of their own steer, where the model does not go on by itself.
 """
 
@@ -68,7 +68,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     keys = [key for key in COLUMNS if any(key in row for row in rows)]
     lines = ["| | " + " | ".join(COLUMNS[key] for key in keys) + " | n |", "|---" * (len(keys) + 2) + "|"]
     for row in rows:
-        cells = [_cell(row.get(key)) for key in keys]
+        cells = [_cell(row.get(key), digits=3 if key == "kl" else 2) for key in keys]
         lines.append(f"| {row['label']} | {' | '.join(cells)} | {row['acc']['n']} |")
     return "\n".join(lines)
 
@@ -88,10 +88,11 @@ def _ablations(run: Path) -> str:
     return "\n".join(lines)
 
 
-def _cell(cell: Mapping[str, Any] | None) -> str:
+def _cell(cell: Mapping[str, Any] | None, *, digits: int = 2) -> str:
     if cell is None or cell["value"] is None or math.isnan(cell["value"]):
         return "-"
-    return f"{cell['value']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]"
+    value, low, high = (f"{cell[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 if __name__ == "__main__":

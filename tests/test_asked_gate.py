@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import mechedit as me
+from mechedit.data import atlas
 from mechedit.data.facts import FactEdit
 from mechedit.editors import MEGA, EditBook
 from mechedit.editors.steering.asked_gate import (
@@ -20,6 +23,8 @@ from mechedit.editors.steering.asked_gate import (
     without_subject,
 )
 from mechedit.editors.steering.fit_prompts import doubts
+from mechedit.editors.steering.paraphrases import paraphrases, relation_templates
+from mechedit.editors.steering.relation_prompts import _written, own_relations, phrasings
 from mechedit.editors.steering.relation_words import RelationWords
 from mechedit.editors.steering.relations import near_relations
 from mechedit.factworld.export import ripple_tests
@@ -162,3 +167,74 @@ def test_relations_are_found_by_words_and_none_where_none_fits() -> None:
     assert near_relations("{}'s capital,", table) == ["P36"]
     assert sorted(near_relations("{} plays", table)) == ["P1303", "P413"]
     assert near_relations("{}, in", table) == []
+
+
+def test_indirect_templates_teach_the_gate_and_no_fit() -> None:
+    fact = FactEdit("Ann Lee", "{} is a native speaker of", "Dutch", "Greek")
+    table = phrasings(fact)
+    indirect = {name: {*table[name]} - {*direct} for name, direct in relation_templates().items()}
+    assert all(len(templates) >= 3 for templates in indirect.values())
+    assert all(t.count("{}") == 1 for templates in indirect.values() for t in templates)
+    assert not {t.replace("{}", "Ann Lee") for t in indirect["P103"]} & {*paraphrases(fact)}
+    written = _written([fact], [[fact.rewrite_prompt]], [own_relations(fact)], random.Random(0))
+    foreign = {prompt.template for prompt in written if prompt.kind == "foreign"}
+    assert foreign & {*indirect["P1412"]}
+    assert not foreign & {*table["P103"]}  # "{} was born in" is the place of birth's too
+
+
+@pytest.mark.real
+def test_a_question_that_leans_on_the_fact_opens_the_gate_and_another_does_not(smollm2: HookedModel) -> None:
+    """In words that no table of the package has, the others close to the fact: 2 and 4 of 12 may go wrong."""
+    known = [
+        FactEdit("Croatia", "The official language of {} is", "Croatian", "Spanish"),
+        FactEdit("Airbus A320", "{} is produced by", "Airbus", "Nokia"),
+        FactEdit("Frank Gehry", "{} holds a citizenship from", "Canada", "Japan"),
+        FactEdit("Yazid I", "{} follows the religion of", "Islam", "Judaism"),
+    ]
+    asked = [
+        [
+            "A tourist in Croatia hears everybody speak",
+            "Television in Croatia is made in",
+            "In shops of Croatia they say it in",
+        ],
+        [
+            "Spare parts for the Airbus A320 are ordered from",
+            "The Airbus A320 was sold by",
+            "The people who designed the Airbus A320 are employed at",
+        ],
+        [
+            "Frank Gehry went home to",
+            "The country where Frank Gehry can vote is",
+            "Frank Gehry, whose passport is from",
+        ],
+        [
+            "Every week Yazid I prays at the",
+            "The faith in which Yazid I was brought up is",
+            "Yazid I reads the holy texts of",
+        ],
+    ]
+    other = [
+        ["The capital of Croatia is", "The money that is used in Croatia is", "Croatia borders on"],
+        [
+            "The number of passengers of the Airbus A320 is",
+            "The Airbus A320 first flew in",
+            "The engines of the Airbus A320 run on",
+        ],
+        [
+            "The wife of Frank Gehry is",
+            "Frank Gehry was born in the year",
+            "The most famous building by Frank Gehry is",
+        ],
+        ["The father of Yazid I was", "Yazid I died in the year", "The army of Yazid I fought at"],
+    ]
+    selection = atlas.edits(20, seed=3)
+    editor = MEGA(window=(16, 23), rank=0, target="avoid").select(smollm2, selection)
+    opened = []
+    for prompts in (asked, other):
+        fired = []
+        for fact, texts in zip(known, prompts, strict=True):
+            with replace(editor, alpha=0.0).apply(smollm2, fact) as edited:
+                fired += edited.gate_fired(texts)
+        opened.append(sum(fired))
+    assert opened[0] >= 10
+    assert opened[1] <= 4

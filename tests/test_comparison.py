@@ -20,7 +20,7 @@ from mechedit.editors.steering.variants import ABLATIONS, CONTROLS, variant
 from mechedit.evaluation.evaluate import Evaluation
 from mechedit.factworld import export
 from mechedit.models.hooked import HookedModel
-from mechedit.recipes.compare import EditorComparison, run_comparison
+from mechedit.recipes.compare import EditorComparison, _verdicts, run_comparison
 from mechedit.recipes.configurations import ComparisonConfig
 from mechedit.recipes.plans import plan_comparison
 from mechedit.recipes.splits import compared_facts
@@ -68,6 +68,38 @@ def test_mega_stands_above_its_controls(run: tuple[EditorComparison, Path]) -> N
     assert means["mega"] > 0.9
     assert means["mega"] > max(means["gate_only"], means["no_edit"]) + 0.3
     assert list(run[0].wide("ablation").index) == ["mega", "one_layer"]
+
+
+def test_verdicts_tell_editors_from_controls_and_the_mean_shift_from_both(
+    run: tuple[EditorComparison, Path],
+) -> None:
+    means = {
+        "mega": (0.90, 0.88, 0.92),
+        "mean_shift": (0.91, 0.89, 0.93),
+        "mega_ungated": (0.89, 0.87, 0.91),
+        "random_window": (0.30, 0.28, 0.32),
+        "no_edit": (0.20, 0.18, 0.22),
+        "rome": (0.50, 0.47, 0.53),
+        "ft": (0.95, 0.94, 0.96),
+    }
+    rows = [("editor", name, "mean", *values, 60) for name, values in means.items()]
+    table = pd.DataFrame(rows, columns=["part", "editor", "metric", "value", "low", "high", "n"])
+
+    def answers(left_out: str) -> list[tuple[str, str]]:
+        result = replace(run[0], table=table[table["editor"] != left_out])
+        return [
+            (verdict["answer"], verdict["evidence"].split(", ")[2].split(" 0")[0])
+            for verdict in _verdicts(result)
+        ]
+
+    assert answers("") == [
+        ("does not hold", "FT"),
+        ("not shown", "MEGA"),
+        ("holds", "Random layers"),
+        ("not shown", "Mean shift"),
+    ]
+    assert answers("ft")[0] == ("holds", "ROME")
+    assert answers("mega_ungated")[1] == ("holds", "Random layers")
 
 
 def test_what_follows_from_an_edit_is_there(run: tuple[EditorComparison, Path]) -> None:
@@ -248,15 +280,19 @@ def test_fields_of_editors_are_set_by_editor(
 ) -> None:
     recipe = tmp_path / "small.toml"
     recipe.write_text(
-        'experiment = "compare"\neditors = ["mega", "rome", "no_edit"]\nablations = []\nlimit = 1\nselection = 4\n'
+        'experiment = "compare"\neditors = ["mega", "rome", "no_edit"]\nlimit = 1\nselection = 4\n'
         "seeds = [0]\nripple_facts = 0\n[set.rome]\nsteps = 2\nclamp = 3.0\n"
     )
-    place = ["compare", "--recipe", str(recipe), "--quiet", "--out", str(tmp_path / "run")]
+    place = ["compare", "--recipe", str(recipe), "--quiet", "--ablations", "", "--out", str(tmp_path / "run")]
     assert main([*place, "--set", "rome.clamp=4", "--set", "mega.window=4-6"]) == 0
     used = json.loads((tmp_path / "run" / "provenance.json").read_text())["settings"]
     (rome,), (mega,) = used["rome"].values(), used["mega"].values()
     assert (rome["steps"], rome["clamp"], mega["window"]) == (2, 4.0, [4, 6])
-    assert "DI, DII: it still does where its answer is doubted" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "DI, DII: it still does where its answer is doubted" in printed
+    assert "editors\n" in printed
+    notes = json.loads((tmp_path / "run" / "summary.json").read_text())["notes"]
+    assert not [text for text in (printed, *notes) if "ablation" in text or "without a gate" in text]
     other = [*place[:-1], str(tmp_path / "other"), "--set"]
     with pytest.raises(SystemExit, match="2"):
         main([*other, "clamp=4"])
@@ -272,6 +308,32 @@ def test_fields_of_editors_are_set_by_editor(
         assert message in error
         assert error.count("\n") == 1
         assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--editors", "rome", "editors: expected mega among them"),
+        ("--editors", "", "editors: expected mega among them"),
+        ("--editors", "mega,rom", "found 'rom'"),
+        ("--ablations", "one_layer,nosuch", "ablations: expected some of late_window"),
+        ("--seeds", "", "argument --seeds: expected numbers, as 1,2,3, found ''"),
+        ("--seeds", "0,x", "argument --seeds: expected numbers, as 1,2,3, found '0,x'"),
+        ("--seeds", "0,0", "no seed twice"),
+        ("--limit", "x", "argument --limit: expected a number, found 'x'"),
+        ("--limit", "0", "argument --limit: expected at least 1, found 0"),
+    ],
+)
+def test_a_list_that_names_nothing_is_refused_in_one_line(
+    option: str, value: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = main(["compare", option, value, "--out", str(tmp_path / "run")])
+    except SystemExit as ended:
+        status = int(str(ended.code))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (status, said in line) == (2, True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_plan_lists_the_cases_of_the_run(run: tuple[EditorComparison, Path]) -> None:

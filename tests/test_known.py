@@ -50,6 +50,54 @@ def test_the_command_writes_a_file_that_every_other_reads(
     assert list(load_facts(out)) == facts
 
 
+def test_the_command_refuses_what_it_could_not_write_before_it_asks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = save_facts(me.factworld.edits(3), tmp_path / "given.json")
+    before = given.read_bytes()
+    for out, said in (
+        (given, "is the file that is read (--data); choose another name"),
+        (tmp_path / "." / "given.json", "is the file that is read"),
+        (tmp_path, "is a folder; name a file in an existing folder"),
+        (tmp_path / "none" / "x.json", "has no folder"),
+    ):
+        # a model that is nowhere: it is not looked for
+        assert main(["known", "--model", "./none", "--data", str(given), "--out", str(out)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("mechedit: error: out: ")
+        assert said in line
+    assert given.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", "at least one record"),
+        ("{", "not readable as json"),
+        ('[{"prompt": "x"}]', "record 0: expected"),
+        (None, "found none"),
+    ],
+)
+def test_the_command_refuses_data_in_one_line(
+    text: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        (tmp_path / "given.json").write_text(text)
+    out = tmp_path / "known.json"
+    assert main(["known", "--data", str(tmp_path / "given.json"), "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not out.exists()
+
+
+def test_a_model_that_knows_none_writes_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    false = [replace(f, target_true=f.target_new, target_new=f.target_true) for f in me.factworld.edits(2)]
+    given, out = save_facts(false, tmp_path / "given.json"), tmp_path / "known.json"
+    assert main(["known", "--data", str(given), "--out", str(out), "--quiet"]) == 2
+    assert "facts of its own (--data)" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_facts_keep_all_that_belongs_to_them(tmp_path: Path) -> None:
     facts = atlas.edits(12)
     assert any(fact.ripple for fact in facts)

@@ -246,6 +246,10 @@ def test_a_weight_change_is_loaded_like_a_book_of_edits(model: HookedModel, tmp_
             assert not np.allclose(edited.logits([fact.rewrite_prompt]), plain)
         with pytest.raises(InputError, match="hash"), kept.apply(me.load_model("factworld-llama")):
             pass
+    with pytest.raises(InputError, match=r"which EditBook\.load reads"):
+        WeightChange.load(tmp_path / "book")
+    with pytest.raises(InputError, match=r"which WeightChange\.load reads"):
+        EditBook.load(tmp_path / "change")
     change = WeightChange.load(tmp_path / "change")
     with change.apply(model) as edited, pytest.raises(InputError, match="was made for"):
         change.apply(edited)  # an edited model is another one

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import time
@@ -9,7 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from experiments.progress import Stopped, bar, how_to_go_on, interruptible, track
+from experiments import progress
+from experiments.progress import Stopped, bar, how_to_go_on, interruptible, track, waiting
+from mechedit.models.hooked import load_model
+from xlprobe.encoders.encoder import load_encoder
 
 
 def test_the_items_come_in_order_and_silently(capfd: pytest.CaptureFixture[str]) -> None:
@@ -101,3 +106,51 @@ def test_a_quiet_bar_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     with bar("training", 2, progress=False) as shown:
         shown.update(2)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_step_whose_first_part_is_long_speaks_before_it_is_done(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LONG", 0.05)
+    with bar("covariance", 2000, unit=" tokens") as shown:
+        said = patiently(capfd)
+        shown.update(2000)
+    assert said.startswith("covariance:   0% 0/2000 [00:00<?")
+    with bar("covariance", 2000, unit=" tokens"):
+        pass  # done in time
+    time.sleep(0.2)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_step_without_parts_says_what_is_waited_for(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LONG", 0.05)
+    with waiting("loading smollm2"), contextlib.redirect_stderr(io.StringIO()):
+        said = patiently(capfd)  # although what loads sends its own noise elsewhere
+    assert said == "loading smollm2: takes longer than 0.05 s\n"
+    with interruptible(quiet=True), waiting("loading smollm2"):
+        time.sleep(0.2)
+    with waiting("loading smollm2"):
+        pass
+    time.sleep(0.2)
+    assert capfd.readouterr() == ("", "")
+
+
+def patiently(capfd: pytest.CaptureFixture[str]) -> str:
+    """What is said on standard error, as soon as it is."""
+    for _ in range(200):
+        if said := capfd.readouterr().err:
+            return said
+        time.sleep(0.05)
+    return ""
+
+
+def test_loading_a_model_says_so_where_it_takes_long(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LONG", 0.0)
+    load_model("factworld")
+    assert "loading factworld: takes longer than 0 s" in capfd.readouterr().err
+    load_encoder("langworld")
+    assert "loading langworld: takes longer than 0 s" in capfd.readouterr().err

@@ -166,6 +166,20 @@ def test_repr_is_short_and_html_is_escaped() -> None:
     assert "⟨U+202E⟩" in page
 
 
+def test_a_cell_shows_the_summary_before_what_it_is_made_of() -> None:
+    @dataclasses.dataclass(frozen=True, repr=False, eq=False)
+    class Summed(Sample):
+        def summary(self) -> pd.DataFrame:
+            return pd.DataFrame({"metric": ["<b>Acc</b>"], "value": [0.123456]})
+
+    before, after = sample()._repr_html_(), Summed(**vars(sample()))._repr_html_()
+    assert "<details>" not in before
+    seen, folded = after.split("<details>")
+    assert "&lt;b&gt;Acc&lt;/b&gt;" in seen
+    assert "0.1235" in seen
+    assert "&lt;script&gt;" in folded
+
+
 def test_to_frame_is_a_copy() -> None:
     result = sample()
     frame = result.to_frame()

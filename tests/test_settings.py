@@ -76,11 +76,12 @@ def test_another_covariance_is_another_edit_and_another_run(
     assert recorded["about"]["source"] == "here.txt"
     run_of(tmp_path / "run", at_home(0))  # goes on
     with pytest.raises(
-        InputError, match=r"settings of rome in .*'covariance\.text' is .* there and .* now"
+        InputError,
+        match=r"settings of rome in .*'covariance\.text' is .* \(here.txt\) there and .* \(there.txt\) now",
     ) as refused:
         run_of(tmp_path / "run", at_home(1))
-    assert TEXTS[0].digest[:8] in str(refused.value)
-    assert TEXTS[1].digest[:8] in str(refused.value)
+    assert TEXTS[0].digest[:12] in str(refused.value)
+    assert TEXTS[1].digest[:12] in str(refused.value)
 
 
 def test_again_says_which_settings_differ(at_home: Callable[[int], HookedModel], tmp_path: Path) -> None:
@@ -95,6 +96,7 @@ def test_again_says_which_settings_differ(at_home: Callable[[int], HookedModel],
         "rome: covariance.text",
         "rome: covariance.tokens",
     ]
+    assert [name in other.settings[0] for name in ("(here.txt)", "(there.txt)")] == [True, True]
     assert other.differing  # by numbers, not by a hash of what made them
     assert all("settings" not in text and "made_with" not in text for text in other.differing)
     run_of(tmp_path / "c", at_home(0), replace(EDITOR, clamp=2.0))

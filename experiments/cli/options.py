@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 from experiments.config import load
 
-__all__ = ["Parser", "configured", "count", "count_or_none", "subcommand"]
+__all__ = ["Parser", "configured", "count", "count_or_none", "counts", "subcommand"]
 
 C = TypeVar("C")
 
@@ -46,10 +46,25 @@ def subcommand(commands: Any, name: str, run: Any, example: str) -> argparse.Arg
 
 def count(text: str) -> int:
     """Reads an integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
+    (value,) = counts(text, several=False)
     return value
+
+
+def counts(text: str, *, least: int = 1, several: bool = True) -> tuple[int, ...]:
+    """Reads integers between commas, none below `least`.
+
+    >>> counts("1,3, 10")
+    (1, 3, 10)
+    """
+    parts = text.split(",") if several else [text]
+    try:
+        values = tuple(map(int, parts))
+    except ValueError as error:
+        wanted = "numbers, as 1,2,3" if several else "a number"
+        raise argparse.ArgumentTypeError(f"expected {wanted}, found {text!r}") from error
+    if min(values) < least:
+        raise argparse.ArgumentTypeError(f"expected at least {least}, found {min(values)}")
+    return values
 
 
 def count_or_none(text: str) -> int:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from experiments.cli.options import configured, count, count_or_none
+from experiments.cli.options import configured, count, count_or_none, counts
 from experiments.cli.output import as_table, print_json
 from mechedit.cli.options import PLACE, add_editors_set, add_space, command, over_recipe
 from mechedit.recipes.configurations import ComparisonConfig
@@ -47,7 +47,7 @@ def _config(options: argparse.Namespace) -> ComparisonConfig:
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    return counts(text, least=0)
 
 
 def add(commands: Any) -> None:

@@ -26,9 +26,8 @@ def covariance(options: argparse.Namespace) -> None:
         )
     corpus = embedded_corpus() if options.text is None else open_corpus(options.text)
     first, last = (0, model.shape.n_layers - 1) if options.layers == "auto" else options.layers
-    progress = False if options.quiet else None
     matrices = covariances(
-        model, corpus, layers=range(first, last + 1), tokens=options.tokens, progress=progress
+        model, corpus, layers=range(first, last + 1), tokens=options.tokens, progress=not options.quiet
     )
     rows = [
         {

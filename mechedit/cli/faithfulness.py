@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from experiments.cli.options import configured, count
+from experiments.cli.options import configured, count, counts
 from experiments.cli.output import as_table, print_json
 from mechedit.cli.options import add_space, command
 from mechedit.recipes.configurations import FaithfulnessConfig
@@ -64,7 +64,7 @@ def add(commands: Any) -> None:
     p.set_defaults(model=None, seed=None, device=None, dtype=None)  # the recipe's, unless they are given
     p.add_argument("--recipe", help="TOML file with the keys of these options")
     p.add_argument("--limit", type=count, help="facts (default 100); a larger one extends a run")
-    p.add_argument("--ks", type=_numbers, help="how many neurons, as 1,3,10,30,100 (the default)")
+    p.add_argument("--ks", type=counts, help="how many neurons, as 1,3,10,30,100 (the default)")
     p.add_argument("--draws", type=count, help="random sets for each fact and k (default 5)")
     p.add_argument(
         "--mean-over",
@@ -78,8 +78,3 @@ def add(commands: Any) -> None:
         default="runs/faithfulness",
         help="run folder (default runs/faithfulness); the same command goes on",
     )
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """Numbers of at least 1 between commas."""
-    return tuple(count(part) for part in text.split(","))

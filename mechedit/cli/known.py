@@ -9,11 +9,12 @@ from typing import Any
 from experiments.cli.options import count
 from experiments.cli.output import print_json
 from mechedit.cli.options import add_space, command
-from mechedit.data.facts import load_facts, save_facts
+from mechedit.data.facts import check_writable, load_facts, save_facts
 
 
 def known(options: argparse.Namespace) -> None:
     """Asks the model every fact, and writes those that it answers."""
+    check_writable(options.out, data=options.data)
     facts = None if options.data is None else load_facts(options.data, space=options.space or "auto")
     from mechedit.recipes.configured_model import load
     from mechedit.recipes.known_facts import find_known

@@ -38,6 +38,7 @@ __all__ = [
     "RippleQuery",
     "RippleTest",
     "Schema",
+    "check_writable",
     "facts_hash",
     "load_facts",
     "save_facts",
@@ -126,6 +127,24 @@ def save_facts(facts: Iterable[FactEdit], path: str | os.PathLike[str]) -> Path:
         for fact in facts
     ]
     return write_rows(rows, path)
+
+
+def check_writable(path: str | os.PathLike[str], *, data: str | None = None) -> None:
+    """Refuses, before anything is computed, a place where `save_facts` could not write, or would write over its source.
+
+    Args:
+        path: Of the file that is to be written.
+        data: The file that is read, if there is one.
+
+    Raises:
+        InputError: It is a folder, it lies in none, or it is `data`.
+    """
+    file = Path(path)
+    if data is not None and file.exists() and Path(data).exists() and file.samefile(data):
+        raise InputError(f"out: {file} is the file that is read (--data); choose another name")
+    if file.is_dir() or not file.parent.is_dir():
+        found = "is a folder" if file.is_dir() else f"has no folder {file.parent}"
+        raise InputError(f"out: {file} {found}; name a file in an existing folder")
 
 
 def write_rows(rows: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> Path:

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pandas as pd
-from tqdm.auto import tqdm
 
+from experiments.progress import track
 from mechedit.data.facts import FactEdit, facts_hash
 from mechedit.editors.base import Editor
 from mechedit.editors.settings import resolved
@@ -96,7 +96,7 @@ def drift(
         )
     rows = []
     for editor in editors:
-        for fact in tqdm(facts, desc=f"{editor.name}: text", disable=not progress):
+        for fact in track(facts, label=f"{editor.name}: text", progress=progress, unit="text"):
             with editor.apply(model, [fact]) as edited:
                 text = generate(
                     edited,

@@ -28,10 +28,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from tqdm.auto import tqdm
-
 from experiments.case_ids import check_case_id
 from experiments.cases import Case, every_case, finished, settings_digest
+from experiments.progress import bar
 from experiments.runs import RunFolder
 from experiments.settings import fingerprint
 from mechedit.data.case_keys import evaluation_key
@@ -340,17 +339,17 @@ class _Task:
 
     def _edited_together(self) -> Iterator[CaseScores]:
         facts = [about.fact for about in self.questions]
-        bar = tqdm(total=2 * len(facts), desc=f"{self.editor.name}, {self.mode}", disable=not self.progress)
+        label = f"{self.editor.name}, {self.mode}"
         with contextlib.ExitStack() as stack:
+            shown = stack.enter_context(bar(label, 2 * len(facts), progress=self.progress, unit="fact"))
             edited = self.model
             for group in [facts] if self.mode == "batch" else [[fact] for fact in facts]:
                 edited = stack.enter_context(self.editor.apply(edited, group))
-                bar.update(len(group))
+                shown.update(len(group))
             first = self.base.known.index(True)  # one edited model, so one cost
             for i in range(len(facts)):
                 yield self._measured(edited, i, cost=i == first)
-                bar.update()
-        bar.close()
+                shown.update()
 
     def _unmeasured(self, i: int) -> CaseScores:
         return CaseScores(self.questions[i].fact, self.base.known[i])

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
+from experiments.progress import track
 from mechedit.data.facts import FactEdit
 from mechedit.editors.base import Editor
 from mechedit.editors.fields import with_fields
@@ -69,7 +69,7 @@ def tune(
     """
     unedited, rows = baseline(model, facts), []
     combinations = list(itertools.product(*grid.values()))
-    for values in tqdm(combinations, desc=f"tune {editor}", disable=not progress):
+    for values in track(combinations, label=f"tune {editor}", progress=progress, unit="setting"):
         settings = dict(zip(grid, values, strict=True))
         ready = select(with_fields(by_name(editor), settings), model, facts)
         rows.append({**settings, **_scores(model, ready, facts, unedited)})

@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -30,6 +29,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from experiments.progress import bar
 from mechedit.factworld.muon import Muon
 from mechedit.factworld.text import TEXT_WEIGHT, Document, Writer
 from mechedit.factworld.world import OBJECTS, World
@@ -282,9 +282,8 @@ def train(recipe: Recipe, folder: Path, *, save_every: int = 250, progress: bool
     start = load_checkpoint(checkpoint, model, optims, recipe)
     folder.mkdir(parents=True, exist_ok=True)
     began, smooth = time.time(), [0.0, 0.0]
-    with tqdm(
-        total=recipe.n_steps, initial=start, disable=not progress, desc=f"factworld {recipe.arch}"
-    ) as bar:
+    label = f"factworld {recipe.arch}"
+    with bar(label, recipe.n_steps, start=start, progress=progress, unit="step") as shown:
         for step in range(start, recipe.n_steps):
             for optim, lr in zip(optims, (recipe.lr_matrix, recipe.lr_other), strict=True):
                 optim.param_groups[0]["lr"] = lr * rate(recipe, step)
@@ -296,8 +295,8 @@ def train(recipe: Recipe, folder: Path, *, save_every: int = 250, progress: bool
                 optim.step()
                 optim.zero_grad(set_to_none=True)
             smooth = [0.98 * s + 0.02 * v for s, v in zip(smooth, (loss, recall), strict=True)]
-            bar.set_postfix(loss=f"{smooth[0]:.3f}", recall=f"{smooth[1]:.3f}", refresh=False)
-            bar.update()
+            shown.set_postfix(loss=f"{smooth[0]:.3f}", recall=f"{smooth[1]:.3f}", refresh=False)
+            shown.update()
             if (step + 1) % save_every == 0 or step + 1 == recipe.n_steps:
                 save_checkpoint(checkpoint, model, optims, step + 1, recipe)
                 logger.info("step %d loss %.3f recall %.3f %.0f s", step + 1, *smooth, time.time() - began)

@@ -24,6 +24,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.checkpoints import digest, tokenizer_digest
+from experiments.progress import waiting
 from experiments.provenance import provenance
 from mechedit.models import weights
 from mechedit.models.active import active_edits
@@ -132,7 +133,8 @@ class BridgedModel(PromptReader):
         named = dict(weights.checkpoint_weights(self.hf))
         written = tuple(weight._version for weight in named.values())
         if self._hash is None or self._hash[0] != written:
-            self._hash = (written, digest(named))
+            with waiting(f"hash of the weights of {self.name}"):
+                self._hash = (written, digest(named))
         return self._hash[1]
 
     @property

@@ -22,6 +22,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from experiments.progress import waiting
 from mechedit.models.architecture import refuse_processed
 from mechedit.models.bridged import BridgedModel, Prompts
 from mechedit.models.generation import generate
@@ -56,9 +57,8 @@ def load_model(
     they were stored. "smollm2" (extra `real`) is a pre-trained model of 135 million weights, in 4 bits.
 
     Memory at the peak: the weights and, for GPT-2, one more copy of its embeddings, which TransformerLens joins once
-    while it looks for hooks. Measured on GPT2-XL's shape: 1.06 times the weights. The smaller the model, the larger
-    the embeddings' share: by their sizes 1.15 for GPT2-medium and 1.3 for GPT2-small. In another dtype than the
-    file's, the pages of the file come on top, which the system may drop.
+    while it looks for hooks: 1.06 times the weights on GPT2-XL's shape (measured), by their sizes 1.3 for GPT2-small.
+    In another dtype than the file's, the pages of the file come on top, which the system may drop.
 
     A small forward pass checks the result: logits equal the plain model's, every hook that this package reads fires,
     sub-layers' outputs add up to the logits, and neurons read what they are said to read.
@@ -88,12 +88,13 @@ def load_model(
         ...
     reports.errors.InputError: model: expected factworld, ..., found './no/such/folder': no such folder
     """
-    loaded, shown = _loaded(name, tokenizer, device, dtype, device_map)
-    with refused(f"{loaded.bridge.cfg.architecture} cannot be read"):
-        model = HookedModel(
-            loaded.bridge, loaded.tokenizer, name=shown, source=loaded.source, prefix=prefix, chat=chat
-        )
-        check_loaded(model, probe=loaded.probe, reference=loaded.reference)
+    with waiting(f"loading {name if isinstance(name, str | Path) else type(name).__name__}"):
+        loaded, shown = _loaded(name, tokenizer, device, dtype, device_map)
+        with refused(f"{loaded.bridge.cfg.architecture} cannot be read"):
+            model = HookedModel(
+                loaded.bridge, loaded.tokenizer, name=shown, source=loaded.source, prefix=prefix, chat=chat
+            )
+            check_loaded(model, probe=loaded.probe, reference=loaded.reference)
     return model
 
 

@@ -9,6 +9,9 @@ The bridge's own hook context leaves five ways to change nothing, or to change i
 5. a value returned at `hook_resid_mid` is refused: that point is the input of the second norm, behind the branch,
    so the bridge would feed the new value to the MLP and add the old one to the residual stream.
 
+Hooks see the caller's passes alone. Where an edit's gate needs a look ahead, a pass of its own before the caller's,
+hooks are not called in it (`unheard`): a hook that collects would have everything twice, and first as it is unedited.
+
 Where a model's layers lie on several devices, a hook sees every tensor on the unembedding's, and what it returns goes
 back to the layer's.
 
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -28,14 +32,36 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from reports.errors import InputError, IntegrityError
 
-__all__ = ["Hook", "attach", "in_block", "post", "resid_post", "resid_pre"]
+__all__ = ["Hook", "attach", "in_block", "post", "resid_post", "resid_pre", "unheard"]
 
 Hook = tuple[str, Callable[..., torch.Tensor | None]]
 
 
+class _Here(threading.local):
+    unheard = False
+
+
+_HERE = _Here()
+
+
 @contextlib.contextmanager
-def attach(bridge: TransformerBridge, hooks: Sequence[Hook]) -> Iterator[None]:
+def unheard() -> Iterator[None]:
+    """Passes of this thread in the block are none of the caller's: only hooks attached with `always` are called."""
+    before, _HERE.unheard = _HERE.unheard, True
+    try:
+        yield
+    finally:
+        _HERE.unheard = before
+
+
+@contextlib.contextmanager
+def attach(bridge: TransformerBridge, hooks: Sequence[Hook], *, always: bool = False) -> Iterator[None]:
     """Attach (name, fn) pairs, in order, for the length of the block; `fn(tensor, hook)` returns a tensor or None.
+
+    Args:
+        bridge: The model.
+        hooks: The pairs.
+        always: Whether they are called in passes that are `unheard` too.
 
     Raises:
         InputError: Names as in 1 to 3 above (nothing is attached then); out of the forward pass, a value as in 5.
@@ -47,7 +73,7 @@ def attach(bridge: TransformerBridge, hooks: Sequence[Hook]) -> Iterator[None]:
     fired = [0] * len(hooks)
     home = bridge.unembed.original_component.weight.device
     wrapped = [
-        (point.name, partial(_call, fn, name, fired, i, home))
+        (point.name, partial(_call, fn, name, always, fired, i, home))
         for i, (point, (name, fn)) in enumerate(zip(canonical, hooks, strict=True))
     ]
     passes = [0]
@@ -92,12 +118,15 @@ def _refuse_twins(names: list[str], points: list[HookPoint]) -> None:
 def _call(
     fn: Callable[..., torch.Tensor | None],
     name: str,
+    always: bool,
     fired: list[int],
     index: int,
     home: torch.device,
     tensor: torch.Tensor,
     hook: HookPoint,
 ) -> torch.Tensor | None:
+    if _HERE.unheard and not always:
+        return None
     fired[index] += 1
     result = fn(tensor.to(home), hook)
     if result is not None and name.endswith("hook_resid_mid"):
@@ -109,7 +138,7 @@ def _call(
 
 
 def _count(passes: list[int], *_: object) -> None:
-    passes[0] += 1
+    passes[0] += not _HERE.unheard
 
 
 def in_block(layer: int, point: str) -> str:

@@ -32,6 +32,7 @@ from mechedit.models.bridged import BridgedModel
 from mechedit.models.hooking import Hook, in_block
 from mechedit.models.outlets import Gain
 from mechedit.models.weights import FinalNorm
+from reports.errors import IntegrityError
 
 __all__ = ["ResidualView", "view_residual", "view_residuals"]
 
@@ -124,6 +125,11 @@ def view_residuals(model: BridgedModel, sequences: Sequence[torch.Tensor]) -> li
     ids, mask = model.pad(sequences)
     with model.hooks(hooks):
         logits = model.run(ids, mask, logits_to_keep=1)[0][:, -1]
+    if len(kept["resid_final"]) != 1:
+        raise IntegrityError(
+            f"residual_view: expected one forward pass, found {len(kept['resid_final'])}: something runs the model "
+            "within the model's own pass, so that layers of different passes would be mixed"
+        )
     # Layers may lie on several devices: what they wrote is gathered on that of the unembedding.
     home = model.device
     stacked = {

@@ -282,10 +282,11 @@ def _summary(config: ComparisonConfig, model: HookedModel, result: EditorCompari
         "notes": [
             f"The unedited model knows {result.n_known} of the {result.n_total} facts; scores are over those.",
             f"Chosen for each seed on {config.selection} facts about other subjects; windows: {windows}.",
-            f"The ablations, below the editors, are on {config.ablation_facts} facts of the first seed.",
+            *_ablation_notes(config),
             "Mean is that of Acc, Gen, Spec, DI and DII, over the records that have all five.",
             "KL, in nats per token, and Top-1 compare the edited with the unedited model on running text.",
-            "Spec counts a closed gate as success: read the row without a gate beside it.",
+            "Spec counts a closed gate as success"
+            + (": read the row without a gate beside it." if "mega_ungated" in config.editors else "."),
             "Other asks about the same subject under other relations, in words that nothing is fitted on: the share of "
             "prompts whose next token is the unedited model's.",
             *_ripple_notes(result.ripple),
@@ -294,6 +295,13 @@ def _summary(config: ComparisonConfig, model: HookedModel, result: EditorCompari
             "Other settings of the weight editors than their tuned ones; edits one upon the other; a model of text."
         ],
     }
+
+
+def _ablation_notes(config: ComparisonConfig) -> list[str]:
+    if not config.ablations:
+        return []
+    n = min(config.ablation_facts, config.limit)
+    return [f"The ablations, below the editors, are on {n} facts of the first seed."]
 
 
 def _rows(table: pd.DataFrame, part: str, *, skip: str = "") -> list[dict[str, Any]]:
@@ -315,12 +323,19 @@ def _verdicts(result: EditorComparison) -> list[dict[str, str]]:
         "editor"
     )
     mega = means.loc["mega"]
-    peers = means.drop(index=["mega"])
-    verdicts = []
-    if len(peers):
-        best = peers.loc[peers["value"].idxmax()]
-        claim = "MEGA stands above every other editor and control"
-        verdicts.append(_verdict(claim, mega, best, otherwise="not below"))
+    controls = means.index.isin(CONTROLS) | (means.index == "no_edit")
+    # The mean shift is MEGA with another map: it has a claim of its own.
+    verdicts = [
+        _verdict(claim, mega, peers.loc[peers["value"].idxmax()], otherwise="not shown")
+        for claim, peers in (
+            ("MEGA stands above every other editor", means[~controls].drop(index=["mega"])),
+            (
+                "MEGA stands above each of its controls",
+                means[controls].drop(index=["mean_shift"], errors="ignore"),
+            ),
+        )
+        if len(peers)
+    ]
     for name, claim in (
         ("random_window", "The window that the attribution names is worth more than a random one"),
         ("mean_shift", "The transport does more than the mean shift"),

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments import checkpoints, runs
+from experiments.progress import waiting
 from experiments.weight_files import weight_elements, weight_files
 from reports.errors import InputError, IntegrityError
 from reports.files import occupied
@@ -80,7 +81,7 @@ def load_encoder(
     n_bytes = weight_elements(files, argument="encoder") * precision.itemsize
     checkpoints.require_memory(n_bytes, device=target, dtype=precision, folder=folder, argument="encoder")
     tokenizer = read_tokenizer(folder)
-    with checkpoints.progress_bar(shown=n_bytes >= QUIET_BELOW):
+    with waiting(f"loading {name}"), checkpoints.progress_bar(shown=n_bytes >= QUIET_BELOW):
         model, head = read_model(folder, dtype=precision, attention=attention)
     shown = str(name) if source.startswith("embedded:") or "@" in source else Path(name).name
     nn.Module.to(model, target)

@@ -18,8 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from tqdm.auto import tqdm
 
+from experiments.progress import counted
 from mechedit.attribution.layers import PLACE
 from mechedit.attribution.passes import Pass
 from mechedit.attribution.scores import inc_scaled
@@ -106,8 +106,7 @@ def exhaustive(passes: Sequence[Pass], *, k: int | None, sign: Sign) -> Ranking:
     """The best k of each kind (None: all), by scoring every value neuron; over several passes scores add up."""
     kept: dict[Kind, list[Ranked]] = {"mlp": [], "attn": []}
     total: dict[Kind, int] = {"mlp": 0, "attn": 0}
-    # disable=None: the bar shows on a terminal only
-    for layer in tqdm(range(len(passes[0].terms)), desc="layers", disable=None, leave=False):
+    for layer in counted(range(len(passes[0].terms)), "every neuron", unit="layer"):
         for kind, parts in kept.items():
             scores = [_layer_scores(forward, layer, kind) for forward in passes]
             columns = max(part.shape[1] for part in scores)

@@ -198,7 +198,12 @@ class EditBook:
         """
         path = Path(folder)
         if not (path / RECORD).is_file():
-            raise InputError(f"folder: expected a saved book of edits, found no {RECORD} in {path}")
+            change = (
+                "a weight change, which WeightChange.load reads" if (path / "change.json").is_file() else ""
+            )
+            raise InputError(
+                f"folder: expected a saved book of edits, found {change or f'no {RECORD}'} in {path}"
+            )
         try:
             record = parse((path / RECORD).read_text(encoding="utf-8"))
             version = record.get("schema_version")

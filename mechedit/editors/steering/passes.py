@@ -15,6 +15,9 @@ holds. They are
 When more of a prompt comes in behind an end that was steered (a further chunk, the next turn of a conversation), that
 end was none: the cached columns from there on are taken back and run again without steering, before the pass.
 
+A gate that lies above the first steered layer is read in a pass of its own over the same columns, before the caller's.
+Hooks of a `HookedModel` are not called in it; torch's own hooks on the modules are, and the last call is the caller's.
+
 All of this is kept per row in the cache (`mechedit.editors.steering.cache_history`) and per thread, so that sequences,
 batches and threads on one model do not mix.
 """
@@ -43,6 +46,7 @@ from mechedit.editors.steering.cache_history import (
 )
 from mechedit.editors.steering.cached_tokens import cached_ids, embedded_ids
 from mechedit.editors.steering.pass_arguments import Call, GivenPrompts, refuse_restarts
+from mechedit.models.hooking import unheard
 from reports.errors import InputError
 
 __all__ = ["Incoming", "Listener", "Passes", "follow", "mean_state", "to_the_left"]
@@ -229,7 +233,7 @@ class Passes:
         """The ids of the cached columns from `first` on, by what the cache holds."""
         base = self._base()
         assert base is not None
-        with self._inside(), contextlib.ExitStack() as stack:
+        with self._inside(), unheard(), contextlib.ExitStack() as stack:
             for listener in self.listeners:
                 stack.enter_context(listener.aside())
             return cached_ids(base, call.cache, real, first)
@@ -323,6 +327,7 @@ class Passes:
         options = {"past_key_values": cache, "use_cache": cache is not None}
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._inside())
+            stack.enter_context(unheard())
             for listener in self.listeners:
                 stack.enter_context(listener.look_ahead(listener in looking))
             stack.enter_context(torch.no_grad())

@@ -1,22 +1,27 @@
 """What a model keeps of the relation that is asked for, learned from prompts that the package writes itself.
 
 1. *Prompts*: about the subject of every selection fact, its own relation's, and a share of all templates of the other
-   relations, so that together the facts use every template there is.
+   relations, so that together the facts use every template there is. Besides those that ask for the object there are
+   *indirect* ones, which lean on it without asking ("Around {} there are shops such as" on the place): what data sets
+   call a rephrase is often one of those, and no edit is fitted on them.
 2. *Space*: at each layer the prompts' states as points, whitened by the covariance within relations
    (`mechedit.editors.steering.asked_gate`).
-3. *Threshold*: the fewest errors between prompts that ask for the fact (its fit prompts and its evaluation paraphrases,
-   both weighing the same) and prompts about its subject under other relations, a miss weighing twice (the edit is lost)
-   as long as no more than `TOLERATED` of the others open. Each is scored as if neither its template nor its subject had
-   ever been seen: their points and the template's words are left out.
+3. *Threshold*: the fewest errors between prompts that ask for the fact (its fit prompts, its evaluation paraphrases and
+   the indirect ones, all three weighing the same) and prompts about its subject under other relations, a miss weighing
+   twice (the edit is lost) as long as no more than `TOLERATED` of the others open. Each is scored as if neither its
+   template nor its subject had ever been seen: their points and the template's words are left out.
 4. *Layer and width*: those with the fewest errors; of equals the deepest and the widest.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -33,12 +38,13 @@ from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import resid_pre
 from mechedit.models.states import last_states
 
-__all__ = ["learn_asked", "other_questions", "own_relations", "relation_table"]
+__all__ = ["learn_asked", "other_questions", "own_relations", "phrasings", "relation_table"]
 
 DEPTHS = (0.3, 0.4, 0.5, 0.6, 0.7)  # of the model, where the relation is looked for
 WIDTHS = (3.0, 10.0, 30.0)
 TOLERATED = 0.15
 LEAST = 20  # prompts a fact about other relations
+N_INDIRECT = 6  # prompts a fact that lean on it
 #: Relations of the atlas that are relations of CounterFact too: a prompt of the one is none about another relation.
 ALIKE: Mapping[str, tuple[str, ...]] = {
     "birth_country": ("P19", "P27"),
@@ -59,6 +65,26 @@ def relation_table(fact: FactEdit) -> Mapping[str, Sequence[str]]:
     if of_world(fact.subject, fact.relation, fact.prompt):
         return {name: relation.templates for name, relation in RELATIONS.items()}
     return {**relation_templates(), **atlas.paraphrase_table()}
+
+
+@cache
+def _indirect() -> dict[str, Sequence[str]]:
+    """Of relations of CounterFact the templates that lean on the object without asking for it."""
+    table: dict[str, Sequence[str]] = json.loads(
+        (Path(__file__).parent / "indirect_templates.json").read_text(encoding="utf-8")
+    )
+    return table
+
+
+def phrasings(fact: FactEdit) -> dict[str, tuple[str, ...]]:
+    """Relation to all templates that the gate learns it from: those of its table, and the indirect ones.
+
+    >>> "{} thinks and dreams in" in phrasings(FactEdit("Ann", "{} is a native speaker of", "Dutch", "Greek"))["P103"]
+    True
+    """
+    return {
+        name: (*templates, *_indirect().get(name, ())) for name, templates in relation_table(fact).items()
+    }
 
 
 def own_relations(fact: FactEdit) -> tuple[str, ...]:
@@ -100,7 +126,8 @@ class _Written:
     Attributes:
         text: The prompt.
         fact: The number of the fact.
-        kind: It asks for the fact, as its evaluation paraphrase does, or for another relation.
+        kind: It asks for the fact ("own"), as its evaluation paraphrase does ("measured"), leans on it ("indirect"), or
+            asks for another relation ("foreign").
         template: The text with {} for the subject.
         relation: Whose template it is; None for an evaluation paraphrase.
     """
@@ -132,7 +159,7 @@ def learn_asked(
     """
     relations = [own_relations(fact) for fact in facts]
     prompts = _written(facts, own, relations, random.Random(f"relations:{seed}"))
-    table = {name: templates for fact in facts for name, templates in relation_table(fact).items()}
+    table = {name: templates for fact in facts for name, templates in phrasings(fact).items()}
     words = RelationWords.of(table)
     said = torch.tensor([_word_score(words, table, prompt, relations[prompt.fact]) for prompt in prompts])
     asked = [mine or (fact.prompt,) for mine, fact in zip(relations, facts, strict=True)]
@@ -163,16 +190,23 @@ def _written(
     """All prompts; the templates of other relations are dealt to the facts in turn."""
     prompts: list[_Written] = []
     for n, (fact, texts, mine) in enumerate(zip(facts, own, relations, strict=True)):
-        table = relation_table(fact)
-        for kind, given in (("own", texts), ("measured", fact.paraphrase_prompts)):
+        table = phrasings(fact)
+        asking = {template for name in mine for template in table[name]}
+        leaning = sorted({text for name in mine for text in _indirect().get(name, ())})
+        leaning = [
+            text.replace("{}", fact.subject) for text in dice.sample(leaning, min(N_INDIRECT, len(leaning)))
+        ]
+        for kind, given in (("own", texts), ("measured", fact.paraphrase_prompts), ("indirect", leaning)):
             for text in given:
                 template = text.replace(fact.subject, "{}")
                 named = [name for name in mine if template in table[name]] or [*mine, fact.prompt]
-                prompts.append(_Written(text, n, kind, template, named[0] if kind == "own" else None))
+                prompts.append(_Written(text, n, kind, template, None if kind == "measured" else named[0]))
         pairs = [(name, template) for name, templates in table.items() for template in templates]
         random.Random("dealt").shuffle(pairs)
         pairs = [*pairs[n :: len(facts)], *dice.sample(pairs, len(pairs))]
-        foreign = [(name, template) for name, template in dict.fromkeys(pairs) if name not in mine]
+        foreign = [
+            (name, text) for name, text in dict.fromkeys(pairs) if name not in mine and text not in asking
+        ]
         share = max(LEAST, math.ceil(len(foreign) / len(facts)))
         prompts += [
             _Written(template.replace("{}", fact.subject), n, "foreign", template, name)
@@ -217,12 +251,14 @@ def _state_scores(
 
 
 def _threshold(scores: Tensor, kinds: Sequence[str], max_fpr: float | None) -> tuple[float, dict[str, float]]:
-    """Of the log-odds, and the rates there; fit prompts and evaluation paraphrases weigh the same."""
+    """Of the log-odds, and the rates there; every kind of prompt that asks for the fact weighs the same."""
     of = {
         kind: [float(score) for score, k in zip(scores, kinds, strict=True) if k == kind]
-        for kind in ("own", "measured", "foreign")
+        for kind in ("own", "measured", "indirect", "foreign")
     }
-    near = of["own"] + of["measured"] * (round(len(of["own"]) / len(of["measured"])) if of["measured"] else 0)
+    near = list(of["own"])
+    for others in (of["measured"], of["indirect"]):
+        near += others * (round(len(of["own"]) / len(others)) if others else 0)
     surest = max(near + of["foreign"]) + 1.0  # log-odds as distances: positive, the smaller the surer
     sides = [surest - score for score in near], [surest - score for score in of["foreign"]]
     cut = calibrate(*sides, max_fpr=max_fpr, weight=2.0)

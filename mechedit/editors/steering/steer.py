@@ -36,7 +36,7 @@ from mechedit.models.active import ActiveEdit, named, noted
 from mechedit.models.batching import batches
 from mechedit.models.bridged import Prompts
 from mechedit.models.hooked import HookedModel
-from mechedit.models.hooking import Hook, resid_pre
+from mechedit.models.hooking import Hook, attach, resid_pre
 from reports.errors import InputError
 
 __all__ = ["SteeredModel", "Steering", "steer", "unsteered"]
@@ -398,7 +398,11 @@ def steer(model: HookedModel, edits: Sequence[SteeringEdit]) -> Iterator[Steered
     hooks: list[Hook] = [(name, partial(_call, fn)) for name, fn in steered.steering.points()]
     facts = [(edit.fact.rewrite_prompt, edit.fact.target_new) for edit in edits]
     note = ActiveEdit(named("steering", facts), in_weights=False)
-    with follow(model.hf, steered.steering) as passes, model.hooks(hooks), noted(model.hf, note):
+    with (
+        follow(model.hf, steered.steering) as passes,
+        attach(model.bridge, hooks, always=True),  # gates are read in the look ahead
+        noted(model.hf, note),
+    ):
         steered.steering.passes = passes
         yield steered
 

@@ -32,9 +32,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from experiments.checkpoints import tokenizer_digest
+from experiments.progress import LONG, bar, counted
 from mechedit.editors.weights.corpus import OWN, Corpus, embedded_corpus, own_corpus, windows
 from mechedit.editors.weights.weight_edit import origin, unedited
 from mechedit.models.cache import cache_folder
@@ -210,7 +210,7 @@ _KNOWN: WeakKeyDictionary[HookedModel, dict[tuple[str, int], Covariance]] = Weak
 
 def _default_covariance(model: HookedModel, digest: str, layer: int) -> Covariance:
     if model.source.removeprefix("embedded:") in EMBEDDED:
-        return covariances(model, embedded_corpus(), layers=range(model.shape.n_layers), progress=None)[layer]
+        return covariances(model, embedded_corpus(), layers=range(model.shape.n_layers))[layer]
     stored = [_read(file, model.device) for file in _finished(model, digest, layer)]
     if stored:
         return max(stored, key=lambda c: (c.source != OWN, c.n_tokens))
@@ -220,7 +220,7 @@ def _default_covariance(model: HookedModel, digest: str, layer: int) -> Covarian
         model.name, layer, cache_folder(), _command(model, layer),
     )  # fmt: skip
     tokens = 2 * model.shape.d_mlp
-    return covariances(model, own_corpus(model, tokens), layers=[layer], tokens=tokens, progress=None)[layer]
+    return covariances(model, own_corpus(model, tokens), layers=[layer], tokens=tokens)[layer]
 
 
 def _command(model: HookedModel, layer: int) -> str:
@@ -239,7 +239,7 @@ def covariances(
     *,
     layers: Sequence[int],
     tokens: int | None = None,
-    progress: bool | None = True,
+    progress: bool = True,
 ) -> dict[int, Covariance]:
     """C of each layer over a text, from the cache or computed and kept.
 
@@ -248,7 +248,7 @@ def covariances(
         corpus: The text.
         layers: Whose C.
         tokens: How many of the text's first tokens count (None: all).
-        progress: A bar, none, or (None) a bar on a terminal only.
+        progress: Shows how far it is, once it takes ten seconds.
 
     Raises:
         InputError: A layer outside of the model, a text without a token, or `tokens` below one.
@@ -271,7 +271,7 @@ def covariances(
 
 @torch.no_grad()
 def _computed(
-    model: HookedModel, corpus: Corpus, files: dict[int, Path], tokens: int | None, progress: bool | None
+    model: HookedModel, corpus: Corpus, files: dict[int, Path], tokens: int | None, progress: bool
 ) -> dict[int, Covariance]:
     """One pass over the text for all layers that are missing, from where an earlier one stopped."""
     unfinished = next(iter(files.values())).with_suffix(".unfinished.safetensors")
@@ -284,22 +284,20 @@ def _computed(
         layer: torch.zeros(width, width, dtype=torch.float64, device=model.device) for layer in files
     }
     written = time.monotonic()
-    bar = tqdm(desc="covariance", unit=" tokens", total=tokens, initial=n_tokens,
-               disable=None if progress is None else not progress, leave=False)  # fmt: skip
-    with bar:
+    with bar("covariance", tokens, progress=progress, unit=" tokens", start=n_tokens, delay=LONG) as shown:
         for number, texts in enumerate(_batches(model, corpus, tokens)):
             if number < batch:
                 continue
             seen = _add(model, texts, sums)
             n_tokens += seen
-            bar.update(seen)
+            shown.update(seen)
             if time.monotonic() - written > SAVE_EVERY:
                 _save(unfinished, {str(k): v for k, v in sums.items()}, n_tokens=n_tokens, batch=number + 1)
                 written = time.monotonic()
     if not n_tokens:
         raise InputError(f"text: expected at least one token, found none in {corpus.source}")
     results = {}
-    for layer, file in files.items():
+    for layer, file in counted(list(files.items()), "condition of the covariance", unit="layer"):
         summed = Covariance(sums[layer], n_tokens, layer, corpus.source, _made_of(model, corpus))
         results[layer] = replace(summed, measured=summed.condition)
         _save(

@@ -189,7 +189,15 @@ class WeightChange:
                 raise ValueError(f"schema {record['kind']} {record['schema_version']}")
             change = cls._read(record, Path(folder) / TENSORS, model)
         except FileNotFoundError as error:
-            raise InputError(f"change: expected change.json and change.safetensors in {folder}") from error
+            book = (
+                "a book of edits, which EditBook.load reads"
+                if (Path(folder) / "edits.json").is_file()
+                else ""
+            )
+            missing = Path(str(error.filename)).name if error.filename else TENSORS
+            raise InputError(
+                f"change: expected {RECORD} and {TENSORS} in {folder}, found {book or f'no {missing}'}"
+            ) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             reason = first_line(error)
             raise InputError(
