@@ -94,11 +94,11 @@ def survives(work: Work, folder: Path, *, kills: int, seed: int) -> int:
 
 
 def test_a_killed_evaluation_ends_in_the_same_bytes(evaluation: Work, tmp_path: Path) -> None:
-    assert survives(evaluation, tmp_path, kills=2, seed=0) > 0
+    assert survives(evaluation, tmp_path, kills=2, seed=3) > 0
 
 
 def test_a_killed_study_ends_in_the_same_bytes(study: Work, tmp_path: Path) -> None:
-    assert survives(study, tmp_path, kills=2, seed=0) > 0
+    assert survives(study, tmp_path, kills=2, seed=3) > 0
 
 
 @pytest.mark.faults
