@@ -8,6 +8,7 @@ from typing import Any
 
 from mechedit.data import atlas
 from mechedit.data.facts import FactEdit, load_facts
+from mechedit.data.joining import Space
 from mechedit.editors import MEGA, Editor, by_name
 from mechedit.editors.defaults import Tuned
 from mechedit.editors.fields import settable, with_fields
@@ -114,10 +115,11 @@ def chosen_editor(
         others = selection_for(facts, data, embedded=options.model, n=SELECTION, seed=options.seed)
         return select(editor, model, others)
     if data:
-        read = {"space": options.space or "auto", "skip_malformed": getattr(options, "skip_malformed", False)}
-        if others := others_behind(facts, data, n=SELECTION, **read):
+        malformed: bool = getattr(options, "skip_malformed", False)
+        space: Space = options.space or "auto"
+        if others := others_behind(facts, data, n=SELECTION, space=space, skip_malformed=malformed):
             return select(editor, model, others)
-        subjects |= {fact.subject for fact in load_facts(data, **read)}
+        subjects |= {fact.subject for fact in load_facts(data, space=space, skip_malformed=malformed)}
     return select(editor, model, _of_the_atlas(model, subjects, editor.name, seed=options.seed))
 
 
