@@ -114,7 +114,10 @@ def chosen_editor(
         others = selection_for(facts, data, embedded=options.model, n=SELECTION, seed=options.seed)
         return select(editor, model, others)
     if data:
-        read = {"space": options.space or "auto", "skip_malformed": getattr(options, "skip_malformed", False)}
+        read: dict[str, Any] = {
+            "space": options.space or "auto",
+            "skip_malformed": getattr(options, "skip_malformed", False),
+        }
         if others := others_behind(facts, data, n=SELECTION, **read):
             return select(editor, model, others)
         subjects |= {fact.subject for fact in load_facts(data, **read)}
