@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from mechedit.models.hooked import HookedModel
     from xlprobe.encoders.encoder import Encoder
@@ -48,18 +49,6 @@ def real_model() -> str | None:
         return "smollm2"
     folder = Path(os.environ.get("MECHEDIT_REAL") or ROOT.parent / "real") / "smollm2-135m-instruct"
     return str(folder) if folder.is_dir() else None
-
-
-def plain_checkpoint() -> dict[str, str]:
-    """What `from_pretrained` of plain transformers is to be given for the same SmolLM2."""
-    from mechedit.models.embedded import INSTALLED
-
-    place = real_model()
-    assert place is not None
-    if place != "smollm2":
-        return {"pretrained_model_name_or_path": place}
-    file = INSTALLED[place].path(place)
-    return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -138,6 +127,26 @@ def smollm2() -> HookedModel:
 
 
 @pytest.fixture(scope="session")
+def plain_smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The same SmolLM2 and its tokenizer by transformers alone, loaded once a process; tests leave them unchanged."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from mechedit.models.embedded import INSTALLED
+    from mechedit.models.gguf_file import parsed_once
+
+    place = real_model()
+    if place is None:
+        pytest.skip("no SmolLM2; name the folder that holds it in MECHEDIT_REAL")
+    options: dict[str, Any] = {"pretrained_model_name_or_path": place}
+    if place in INSTALLED:
+        file = INSTALLED[place].path(place)
+        options = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    with parsed_once():
+        model = AutoModelForCausalLM.from_pretrained(**options, dtype="float32", attn_implementation="eager")
+        return model.eval(), AutoTokenizer.from_pretrained(**options)
+
+
+@pytest.fixture(scope="session")
 def factworld_gpt2() -> HookedModel:
     """The embedded GPT-2 model, loaded once a process; tests leave it unchanged."""
     from mechedit.models.hooked import load_model
@@ -159,6 +168,12 @@ def langworld() -> Encoder:
     from xlprobe.encoders.encoder import load_encoder
 
     return load_encoder("langworld", device="cpu")
+
+
+@pytest.fixture
+def few_to_choose_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands choose an editor's window, map and gate by four facts instead of twenty."""
+    monkeypatch.setattr("mechedit.recipes.editor_choice.SELECTION", 4)
 
 
 @pytest.fixture(scope="module")

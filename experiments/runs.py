@@ -113,18 +113,9 @@ class RunFolder:
             IntegrityError: The run there is damaged or of another schema version.
             MechEditError: The disk does not take it.
         """
-        folder = Path(path)
-        text = _to_toml(config)
-        plain = tomllib.loads(text)
-        facts, before = encode(provenance, where="provenance"), None
-        refuse_links(folder)
-        if is_run(folder):
-            check_version(folder)
-            there = read_toml(folder / CONFIG)
-            before = None if first is None else grown(there, plain)
-            grows = () if before is None else ("limit", BEGUN)
-            check_same(without(plain, *grows), without(there, *grows), f"config of the run in {folder}")
-            check_provenance(folder, facts, None if before is None or first is None else first(before))
+        folder, text = Path(path), _to_toml(config)
+        before = cls.check(folder, config, provenance=provenance, first=first)
+        plain, facts = tomllib.loads(text), encode(provenance, where="provenance")
         with _disk(folder):
             (folder / "cases").mkdir(parents=True, exist_ok=True)
         held = lock(folder)
@@ -138,6 +129,34 @@ class RunFolder:
         with _disk(folder):
             _sync_folder(folder)
         return cls(folder, plain, held=held)
+
+    @staticmethod
+    def check(
+        path: str | os.PathLike[str],
+        config: dict[str, Any],
+        *,
+        provenance: dict[str, Any],
+        first: Callable[[int], dict[str, Any]] | None = None,
+    ) -> int | None:
+        """Refuses what `open` would, before a choice that takes long; nothing is written.
+
+        Arguments and errors are those of `open`.
+
+        Returns:
+            The smaller `limit` of the run that is there, where it would be extended, else None.
+        """
+        folder, plain = Path(path), tomllib.loads(_to_toml(config))
+        facts = encode(provenance, where="provenance")
+        refuse_links(folder)
+        if not is_run(folder):
+            return None
+        check_version(folder)
+        there = read_toml(folder / CONFIG)
+        before = None if first is None else grown(there, plain)
+        grows = () if before is None else ("limit", BEGUN)
+        check_same(without(plain, *grows), without(there, *grows), f"config of the run in {folder}")
+        check_provenance(folder, facts, None if before is None or first is None else first(before))
+        return before
 
     @property
     def finished(self) -> bool:

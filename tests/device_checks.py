@@ -17,6 +17,7 @@ import xlprobe
 from mechedit.attribution.ranking.neurons import Ranked
 from mechedit.editors import NAMES
 from mechedit.models.hooked import HookedModel
+from mechedit.models.weights import FinalNorm
 from tests.device_work import DECODER, ENCODER, SPREAD
 from tests.other_device import OtherTensor, other_device
 from xlprobe.encoders.encoder import Encoder
@@ -197,6 +198,14 @@ def test_a_model_on_two_devices_agrees_with_the_cpu(
 ) -> None:
     here, there = (DECODER[name](model, tmp_path / str(i)) for i, model in enumerate(spread[model]))
     assert_same(there, here)
+
+
+def test_a_norm_left_on_the_second_device_is_found(
+    spread: dict[str, tuple[HookedModel, HookedModel]], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FinalNorm, "to", lambda norm, device: norm)
+    with pytest.raises(RuntimeError, match="expected all tensors on other:"):
+        me.attribute(spread["factworld-llama"][1], "The mother tongue of", "English", top_k=4)
 
 
 def test_every_editor_runs_or_is_said_not_to() -> None:

@@ -16,6 +16,7 @@ import xlprobe
 from mechedit.anatomy.checkpoint_contrast import contrast_checkpoints
 from mechedit.anatomy.explain import explain
 from mechedit.attribution.statement import statement_contrast
+from mechedit.diagnose import PROBES
 from mechedit.editors import FT, MEGA, SAKE, EditBook, LoRA, WeightChange, by_name
 from mechedit.editors.weights.corpus import text_corpus
 from mechedit.editors.weights.covariance import covariances
@@ -137,9 +138,10 @@ def saved_change(model: HookedModel, folder: Path) -> Any:
 
 
 def book(model: HookedModel, folder: Path) -> Any:
-    """An object of which one token and one of which two are steered; saved, read, steered and attached."""
+    """An edit under a gate that reads states, and one that steers two tokens of its object: saved, read, attached."""
     several = replace(FACTS[1], target_new="Delta Press")
-    edits = [WINDOW.fit(model, FACT), WINDOW.fit(model, several)]
+    hidden = replace(WINDOW, gate="hidden", gate_layer=1, threshold=1.0)
+    edits = [hidden.fit(model, FACT), WINDOW.fit(model, several)]
     assert edits[1].following
     kept = EditBook.load(EditBook.of(model, edits).save(folder / "book"))
     prompts = [FACT.rewrite_prompt, several.rewrite_prompt]
@@ -175,7 +177,7 @@ def faithful(model: HookedModel, folder: Path) -> Any:
 
 
 def diagnose(model: HookedModel, folder: Path) -> Any:
-    return {"checks": me.diagnose(model).checks[["check", "must", "ok"]]}
+    return {"checks": me.diagnose(model, PROBES[::2]).checks[["check", "must", "ok"]]}
 
 
 DECODER: dict[str, Callable[[HookedModel, Path], Any]] = {
@@ -220,9 +222,7 @@ SPREAD = {
         "head_attention, reads, ablate",
         "contrast",
         "EditBook, attach, an object of several tokens",
-        "mega, hidden gate",
         "ike",
-        "explain",
     ],
 }
 

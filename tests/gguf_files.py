@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
 from transformers import (
-    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedModel,
@@ -21,8 +20,6 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from conftest import real_model
-from mechedit.models.embedded import here
 from tests.tiny import N_CTX, build_tokenizer, random_hf, randomise
 
 LLAMA = {
@@ -80,17 +77,6 @@ def hf_model(arch: str, *, seed: int = 0) -> PreTrainedModel:
             )
         )
     randomise(model)
-    return model.eval()
-
-
-def plain_smollm2() -> PreTrainedModel:
-    """SmolLM2 by transformers alone: from the installed file, else from the folder that MECHEDIT_REAL names."""
-    place = Path(here().get("smollm2") or str(real_model()))
-    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
-    if place.is_dir():
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(place, **options)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(place.parent, gguf_file=place.name, **options)
     return model.eval()
 
 

@@ -147,7 +147,7 @@ def _on_device(value: Any, index: int, known: dict[int, OtherTensor]) -> Any:
 
 
 def _check(func: Any, args: tuple[Any, ...], leaves: list[Tensor]) -> None:
-    """Raise where a tensor lies on another device than the first one that is not the CPU's, but for CUDA's exceptions."""
+    """Raise where a tensor lies elsewhere than the first one that is not the CPU's, but for CUDA's exceptions."""
     device = next(x.device for x in leaves if isinstance(x, OtherTensor))
     indices = {id(x) for x in args[1]} if func in _BY_INDEX else set()
     numbers = torch.Tag.pointwise in func.tags or func in _BY_NUMBER
@@ -171,7 +171,10 @@ def _register() -> None:
 
 @contextmanager
 def other_device() -> Iterator[torch.device]:
-    """The devices `other:0`, which is given, and `other:1` exist inside. Modules keep their parameters' identity when they move, as with CUDA."""
+    """The devices `other:0`, which is given, and `other:1` exist inside.
+
+    Modules keep their parameters' identity when they move, as with CUDA.
+    """
     _register()
     lifted, swapped = (
         torch._C._only_lift_cpu_tensors(),

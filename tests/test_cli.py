@@ -48,6 +48,7 @@ def test_attribute_all_gives_every_neuron(capsys: pytest.CaptureFixture[str]) ->
     assert len(result["attn_neurons"]) == 8 * 96 * len(result["ids"])
 
 
+@pytest.mark.usefixtures("few_to_choose_by")
 def test_evaluate_writes_a_run_and_reads_it_again(
     capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
 ) -> None:
@@ -207,7 +208,7 @@ def test_evaluate_in_other_modes_and_families(
     capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "texts.json").write_text('{"Greek": ["Greek is spoken in Athens."]}', encoding="utf-8")
-    argv = ("evaluate", "--editor", "ft", "--data", data, "--limit", "3")
+    argv = ("evaluate", "--editor", "ft", "--data", data, "--limit", "2")
     both = run(
         capsys,
         *(*argv, "--mode", "sequential", "--families", "token,generation", "--out", tmp_path / "run"),
@@ -216,7 +217,7 @@ def test_evaluate_in_other_modes_and_families(
     assert both["mode"] == "sequential"
     assert {"Rel_tok", "Rel_all", "Loc_tok", "Loc_all", "GE"} <= set(both["scores"])
     assert (tmp_path / "run" / "report.html").is_file()
-    assert len(list((tmp_path / "run" / "cases").glob("ft-sequential-*.json"))) == 3
+    assert len(list((tmp_path / "run" / "cases").glob("ft-sequential-*.json"))) == 2
 
 
 def test_evaluate_runs_ripple_edits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

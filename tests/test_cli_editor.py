@@ -22,6 +22,7 @@ def test_the_choices_are_the_editors_own() -> None:
     assert {*SETTINGS} <= {field.name for field in dataclasses.fields(EvaluationConfig)}
 
 
+@pytest.mark.usefixtures("few_to_choose_by")
 def test_evaluate_takes_mega_as_it_is_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     export(tmp_path / "facts.json", schema="counterfact", limit=2, seed=9)
     argv = [

@@ -230,18 +230,18 @@ def test_differences_are_paired_by_fact(run: tuple[EditorComparison, Path]) -> N
 
 def test_a_finished_comparison_is_extended(factworld_gpt2: HookedModel, tmp_path: Path) -> None:
     """Cases that exist stay, what is chosen is chosen on the same facts; done again from its folder it is the same."""
-    config = replace(SMALL, editors=("mega", "no_edit"), ripple_facts=0, limit=2)
+    config = replace(SMALL, editors=("mega", "no_edit"), ablations=(), ripple_facts=0, limit=1, seeds=(0,))
     first = run_comparison(factworld_gpt2, config, tmp_path / "run", progress=False)
     written = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "run" / "cases").iterdir()}
-    more = run_comparison(factworld_gpt2, replace(config, limit=3), tmp_path / "run", progress=False)
-    assert (first.n_total, more.n_total) == (4, 6)
+    more = run_comparison(factworld_gpt2, replace(config, limit=2), tmp_path / "run", progress=False)
+    assert (first.n_total, more.n_total) == (1, 2)
     assert more.choices.equals(first.choices)
     files = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "run" / "cases").iterdir()}
     assert files.items() > written.items()
     again = load(tmp_path / "run" / "config.toml", ComparisonConfig, experiment="compare")
-    assert (again.limit, again.begun_with) == (3, 2)
+    assert (again.limit, again.begun_with) == (2, 1)
     facts, selection = compared_facts(again, 0)
-    assert facts[:2] == compared_facts(config, 0)[0]
+    assert facts[:1] == compared_facts(config, 0)[0]
     assert selection == compared_facts(config, 0)[1]
     assert not {fact.subject for fact in facts} & {fact.subject for fact in selection}
     second = run_comparison(factworld_gpt2, again, tmp_path / "again", progress=False)
@@ -250,10 +250,10 @@ def test_a_finished_comparison_is_extended(factworld_gpt2: HookedModel, tmp_path
     for change, message in (
         ({"selection": 5}, "'selection' is 4 there and 5 now"),
         ({"editors": ("mega",)}, "'editors' is"),
-        ({"limit": 2}, "'limit' is 3 there and 2 now"),
+        ({"limit": 1}, "'limit' is 2 there and 1 now"),
         ({"set": {"mega": {"rank": 2}}}, "'set.mega.rank' is absent there and 2 now"),
     ):
-        wanted = replace(config, **{"limit": 4} | change)
+        wanted = replace(config, **{"limit": 3} | change)
         with pytest.raises(InputError, match=message):
             run_comparison(factworld_gpt2, wanted, tmp_path / "run", progress=False)
 

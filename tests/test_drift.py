@@ -30,13 +30,13 @@ def test_a_text_is_read_by_whole_words() -> None:
 def test_an_edit_starts_with_the_new_object_and_the_unedited_model_does_not(
     factworld_gpt2: HookedModel, tmp_path: Path
 ) -> None:
-    facts = me.factworld.edits(3, seed=11)
+    facts = me.factworld.edits(2, seed=11)
     mega = MEGA(window=(5, 7), alpha=1.0, gate="always")
-    found = drift(factworld_gpt2, [mega, NoEdit()], facts, length=30, progress=False)
+    found = drift(factworld_gpt2, [mega, NoEdit()], facts, length=16, progress=False)
     table = found.summary().set_index("editor")
     assert table["starts"].to_dict() == {"mega": 1.0, "no_edit": 0.0}
     assert table.loc["no_edit", "returns"] == 1.0
-    assert found.equals(drift(factworld_gpt2, [mega, NoEdit()], facts, length=30, progress=False))
+    assert found.equals(drift(factworld_gpt2, [mega, NoEdit()], facts, length=16, progress=False))
     assert Drift.load(found.save(tmp_path / "drift")).equals(found)
 
 

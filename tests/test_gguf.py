@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import struct
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from experiments.gguf_header import read_header
 from experiments.weight_files import local_bytes
@@ -21,7 +22,7 @@ from mechedit.models.hooked import HookedModel, load_model
 from mechedit.models.saving import save_pretrained
 from mechedit.models.weights import checkpoint_weights
 from reports.errors import InputError
-from tests.gguf_files import Change, hf_model, plain_smollm2, write
+from tests.gguf_files import Change, hf_model, write
 from tests.tiny import END, build_tokenizer
 
 TEXT = "The mother tongue of Danielle Darrieux is"
@@ -70,6 +71,24 @@ def test_the_oracle_sees_another_head_order(tmp_path: Path, monkeypatch: pytest.
     model = load_model(tmp_path / "tiny.gguf", device="cpu")
     ids = model.tokenize(TEXT)
     assert (model.run(*model.pad([ids]))[0] - plain(ids[None]).logits).abs().max() > 0.01
+
+
+def test_a_file_is_parsed_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By transformers three times, for configuration, tokenizer and weights."""
+    parse, parsed = gguf.GGUFReader.__init__, []
+
+    def counting(reader: Any, *arguments: Any) -> None:
+        parsed.append(arguments)
+        parse(reader, *arguments)
+
+    monkeypatch.setattr(gguf.GGUFReader, "__init__", counting)
+    kept = gguf.GGUFReader, gguf.get_tensor_name_map
+    load_model(file, device="cpu")
+    assert len(parsed) == 1
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == kept
+    AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    assert len(parsed) == 3  # the oracle counts
 
 
 def test_saved_as_safetensors_it_is_the_same_model(tmp_path: Path) -> None:
@@ -241,9 +260,9 @@ def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.real
-def test_smollm2_is_what_transformers_reads(smollm2: HookedModel) -> None:
+def test_smollm2_is_what_transformers_reads(smollm2: HookedModel, plain_smollm2: Any) -> None:
     """The oracle: transformers alone, on the same file or folder."""
-    plain = plain_smollm2()
+    plain, _ = plain_smollm2
     state = plain.state_dict()
     for name, weight in checkpoint_weights(smollm2.hf):
         assert torch.equal(weight, state[name]), name

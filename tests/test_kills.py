@@ -46,9 +46,9 @@ PLAN = StudyConfig(("source-half",), ("sentence",), ("topic",), seeds=2, shuffle
 
 @pytest.fixture(scope="module")
 def evaluation(tmp_path_factory: pytest.TempPathFactory, factworld_gpt2: HookedModel) -> Work:
-    """`mechedit evaluate` on ten facts that it does not edit; the model is loaded anew in each process."""
+    """`mechedit evaluate` on six facts that it does not edit; the model is loaded anew in each process."""
     data = tmp_path_factory.mktemp("facts") / "facts.json"
-    export(data, schema="counterfact", limit=10, seed=9)
+    export(data, schema="counterfact", limit=6, seed=9)
     config = EvaluationConfig(str(data), editor="no_edit", families=("argmax",), device="cpu")
 
     def work(folder: Path) -> None:
@@ -94,11 +94,11 @@ def survives(work: Work, folder: Path, *, kills: int, seed: int) -> int:
 
 
 def test_a_killed_evaluation_ends_in_the_same_bytes(evaluation: Work, tmp_path: Path) -> None:
-    assert survives(evaluation, tmp_path, kills=3, seed=0) > 0
+    assert survives(evaluation, tmp_path, kills=2, seed=3) > 0
 
 
 def test_a_killed_study_ends_in_the_same_bytes(study: Work, tmp_path: Path) -> None:
-    assert survives(study, tmp_path, kills=3, seed=0) > 0
+    assert survives(study, tmp_path, kills=2, seed=3) > 0
 
 
 @pytest.mark.faults

@@ -234,6 +234,36 @@ def test_options_that_do_not_exist(folder: Path, options: dict[str, Any], match:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"device": "cpu", "device_map": "auto"}, "device, device_map: expected one of the two"),
+        ({"device_map": {"": "nowhere"}}, "cannot be loaded"),
+    ],
+)
+def test_a_map_of_devices_that_cannot_be_is_refused(
+    folder: Path, options: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(InputError, match=match) as refused:
+        load_model(folder, **options)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_map_of_devices_without_a_gpu_is_the_cpu(folder: Path) -> None:
+    spread, plain = load_model(folder, device_map="auto"), load_model(folder, device="cpu")
+    assert spread.where == "cpu"
+    assert torch.equal(spread.logits(["Paris is"]), plain.logits(["Paris is"]))
+
+
+def test_several_devices_are_asked_for_their_memory_together(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.checkpoints.free_bytes", lambda device: 100)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(InputError, match=r"not enough memory: .* are free on cuda:0, cuda:1"):
+        load_model(folder, device_map="auto")
+
+
 def test_cuda_where_there_is_none(folder: Path) -> None:
     with pytest.raises(InputError, match="torch sees no CUDA device"):
         load_model(folder, device="cuda")

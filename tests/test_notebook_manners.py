@@ -276,20 +276,18 @@ def warned(cells: list[nbformat.NotebookNode]) -> str:
 
 @pytest.mark.filterwarnings("default")  # of the kernel's own machinery
 def test_a_notebook_without_ipywidgets_is_warned_of_nothing_and_shows_everything(root: Path) -> None:
-    cells = run(
-        [
-            "import mechedit as me",
-            "[getattr(me, name) for name in me.__all__]; model = me.load_model('factworld')",
-            "attr = me.attribute(model, 'The capital of France is', ' Paris', top_k=20)\nattr",
-            "attr.plot()",
-            "attr.circuit()",
-        ],
-        root,
-    )
+    """The first notebook, from a clean kernel, and every public name."""
+    notebook = nbformat.read(root / "experiments" / "notebooks" / "1_attribute_a_fact.ipynb", as_version=4)
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    cells = run([*sources, "[getattr(me, name) for name in me.__all__]"], root)
     assert warned(cells) == ""
-    kinds = [set(cell.outputs[-1].data) - {"text/plain"} for cell in cells[2:]]
-    assert kinds == [{"text/html"}, {"image/png"}, {"text/html"}]
-    assert "<svg" in cells[4].outputs[-1].data["text/html"]
+    kinds = {
+        source.splitlines()[-1]: set(cell.outputs[-1].data) - {"text/plain"}
+        for source, cell in zip(sources[1:], cells[1:], strict=False)
+    }
+    assert kinds["found"] == kinds["found.circuit(max_units=20)"] == {"text/html"}
+    assert kinds["found.plot()"] == {"image/png"}
+    assert "<svg" in cells[sources.index("found.circuit(max_units=20)")].outputs[-1].data["text/html"]
 
 
 @pytest.mark.filterwarnings("default")

@@ -18,7 +18,6 @@ from tokenizers import models as tokenizer_models
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import mechedit as me
-from conftest import plain_checkpoint, real_model
 from mechedit.cli import main
 from mechedit.data.facts import FactEdit
 from mechedit.editors import IKE, MEMIT
@@ -348,22 +347,22 @@ def test_perplexity_is_that_of_a_plain_loop(chat: tuple[HookedModel, Any, Any]) 
 
 
 @pytest.mark.real
-def test_smollm2_reads_better_behind_endoftext_and_speaks_in_its_template(smollm2: HookedModel) -> None:
-    model, place = smollm2, plain_checkpoint()
+def test_smollm2_reads_better_behind_endoftext_and_speaks_in_its_template(
+    smollm2: HookedModel, plain_smollm2: Any
+) -> None:
+    model, (plain, tokenizer) = smollm2, plain_smollm2
     notes: list[str] = []
     (check,) = best_prefix(model, notes)
     assert check.ok
     assert 0.1 < check.measured < 0.3
     assert "<|endoftext|> lowers" in notes[0]
-    behind = me.load_model(str(real_model()), device="cpu", prefix=END)
+    behind = HookedModel(model.bridge, model.tokenizer, name="smollm2", source=model.source, prefix=END)
     notes = []
     (check,) = best_prefix(behind, notes)
     assert not notes
     messages = [{"role": "user", "content": "What is the capital of France?"}]
-    tokenizer = AutoTokenizer.from_pretrained(**place)
     wanted = template_ids(tokenizer, messages, add_generation_prompt=True)
     assert model.tokenize(messages).tolist() == wanted
-    plain = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32).eval()
     ids = torch.tensor([wanted])
     made = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
     text = tokenizer.decode(made[0, len(wanted) :], skip_special_tokens=True)

@@ -23,7 +23,6 @@ from transformers import (
     StaticCache,
 )
 
-from conftest import plain_checkpoint
 from mechedit.editors import SteeringEdit
 from mechedit.editors.steering.attach import attach
 from mechedit.editors.steering.gates import AlwaysOn, HiddenGate, Pool, SentenceGate
@@ -648,14 +647,8 @@ def test_what_cannot_be_served_is_refused_in_one_line() -> None:
 
 @pytest.mark.real
 @torch.no_grad()
-def test_a_pretrained_model_is_served_as_the_prompt_alone() -> None:
-    from transformers import AutoTokenizer
-
-    place = plain_checkpoint()
-    hf: Any = AutoModelForCausalLM.from_pretrained(
-        **place, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    tokenizer = AutoTokenizer.from_pretrained(**place, padding_side="left")
+def test_a_pretrained_model_is_served_as_the_prompt_alone(plain_smollm2: Any) -> None:
+    hf, tokenizer = plain_smollm2
     asked = ["The capital of France is", "The mother tongue of Danielle Darrieux is"]
     ids = [tokenizer(prompt, return_tensors="pt").input_ids[0] for prompt in asked]
     centre = hf(ids[0][None], output_hidden_states=True).hidden_states[14][0, -1:]
@@ -663,7 +656,7 @@ def test_a_pretrained_model_is_served_as_the_prompt_alone() -> None:
     edit = SteeringEdit(FACT, {12: fitted(d, 1), 16: fitted(d, 2)}, HiddenGate(14, centre, 1e-2), 60.0)
     answers = [alone(hf, row, [edit], 3) for row in ids]
     assert answers[0][1] != alone(hf, ids[0], [replace(edit, alpha=0.0)], 3)[1]
-    batch = tokenizer(asked, return_tensors="pt", padding=True)
+    batch = tokenizer(asked, return_tensors="pt", padding=True, padding_side="left")
     with attach(hf, [edit]):
         for way in ({}, {"prefill_chunk_size": 2}, {"cache_implementation": "static"}):
             out = hf.generate(

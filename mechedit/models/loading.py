@@ -118,8 +118,8 @@ def take_over(hf: object, tokenizer: PreTrainedTokenizerBase | None) -> Checkpoi
 
     Raises:
         InputError: It is no language model of transformers', an adapter is not merged, it is bridged already, its
-            weights have several dtypes, or lie on several devices but not by a `device_map` of transformers' (or in part
-            on the CPU or the disk); and as `load_checkpoint`.
+            weights have several dtypes, or lie on several devices but not by a `device_map` of transformers' (or in
+            part on the CPU or the disk); and as `load_checkpoint`.
     """
     if tokenizer is None:
         raise InputError(f"tokenizer: expected that of {type(hf).__name__}, found None")
@@ -191,7 +191,7 @@ def _read_folder(
 def _read_spread(
     folder: Path, dtype: torch.dtype, device_map: DeviceMap
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The same over several devices, by accelerate: layers go one behind the other, and what passes between is moved."""
+    """The same over several devices, by accelerate, which moves what passes from one layer to the next."""
     _require_architecture(folder)
     devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())] or [torch.device("cpu")]
     n_bytes = weight_elements(weight_files(folder)) * dtype.itemsize
@@ -220,12 +220,12 @@ def _read_gguf(
     checkpoints.require_memory(
         gguf_file.load_bytes(header, dtype), device=torch.device("cpu"), dtype=dtype, folder=file
     )
-    config = gguf_file.read_config(header)
-    _require_supported(config, file)
-    tokenizer = gguf_file.read_tokenizer(header)
-    logger.info("dequantising %s: %s", file.name, header.quantization or "float weights")
-    hf = gguf_file.read_model(header, config, dtype=dtype, attention=ATTENTION, shown=shown)
-    return hf, tokenizer
+    with gguf_file.parsed_once():
+        config = gguf_file.read_config(header)
+        _require_supported(config, file)
+        tokenizer = gguf_file.read_tokenizer(header)
+        logger.info("dequantising %s: %s", file.name, header.quantization or "float weights")
+        return gguf_file.read_model(header, config, dtype=dtype, attention=ATTENTION, shown=shown), tokenizer
 
 
 # ------------------------------------------------------------------------------------------ finding it
@@ -269,8 +269,9 @@ def read_model(folder: Path, *, dtype: torch.dtype, device_map: DeviceMap | None
     """
     if folder.is_file():
         header = read_header(folder)
-        config = gguf_file.read_config(header)
-        return gguf_file.read_model(header, config, dtype=dtype, attention=ATTENTION, shown=False)
+        with gguf_file.parsed_once():
+            config = gguf_file.read_config(header)
+            return gguf_file.read_model(header, config, dtype=dtype, attention=ATTENTION, shown=False)
     load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
     with refusals.refused(f"{folder} cannot be loaded"):
         model, report = load(

@@ -170,5 +170,5 @@ def _plus(x: torch.Tensor, constant: torch.Tensor | None) -> torch.Tensor:
 
 
 def _times(x: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
-    """x @ W, computed where W is and given where x is."""
+    """X @ W, computed where W is and given where x is."""
     return (x.to(W.device) @ W).to(x.device)

@@ -46,14 +46,14 @@ def run_anatomy(
     facts, selection = anatomy_facts(config)
     if not any(known_facts(model, facts)):
         raise InputError(f"facts: {model.name} knows none of the {len(facts)}, so there is nothing to edit")
-    ready = [select(editor, model, selection) for editor in editors]
     seeds = {"facts": config.seed, "selection": config.seed + 1, "bootstrap": config.seed}
-    run = RunFolder.open(
-        out,
-        recorded("anatomy", config),
-        provenance=model.provenance(data=_data(config, facts, selection), seeds=seeds),
-        first=lambda limit: _data(config, *anatomy_facts(replace(config, limit=limit))),
-    )
+    folder: dict[str, Any] = {
+        "provenance": model.provenance(data=_data(config, facts, selection), seeds=seeds),
+        "first": lambda limit: _data(config, *anatomy_facts(replace(config, limit=limit))),
+    }
+    RunFolder.check(out, recorded("anatomy", config), **folder)
+    ready = [select(editor, model, selection) for editor in editors]
+    run = RunFolder.open(out, recorded("anatomy", config), **folder)
     study = anatomy(
         model,
         facts,

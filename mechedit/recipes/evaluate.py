@@ -49,22 +49,19 @@ def run_evaluation(
         config, (facts, first) = begun, evaluated_facts(begun)
     check_facts(model, facts, families=config.scored)
     references = _references(config)
+    seeds = {"selection": config.seed, "generation": config.seed}
+    folder: dict[str, Any] = {
+        "provenance": model.provenance(data=_source(config, facts), seeds=seeds),
+        "first": _first(config) if config.mode == "single" else None,
+    }
+    if out:
+        RunFolder.check(out, recorded("evaluate", config), **folder)
     unedited = baseline(model, facts, families=config.scored, text=config.text)
     known = any(unedited.known)
     editor = chosen_editor(config, model, first, data=config.data) if known else named_editor(config, model)
     for line in one_wording(editor, facts) if known else ():
         log.warning("%s: %s", editor.name, line)
-    run = None
-    if out:
-        facts_of = model.provenance(
-            data=_source(config, facts), seeds={"selection": config.seed, "generation": config.seed}
-        )
-        run = RunFolder.open(
-            out,
-            recorded("evaluate", config),
-            provenance=facts_of,
-            first=_first(config) if config.mode == "single" else None,
-        )
+    run = RunFolder.open(out, recorded("evaluate", config), **folder) if out else None
     result = evaluate(
         model,
         editor,

@@ -21,46 +21,45 @@ from mechedit.models.batching import batches
 from mechedit.models.embedded import EMBEDDED
 from mechedit.models.hooked import HookedModel
 from mechedit.recipes.known_facts import find_known
+from tests.benchmarks.shapes import about
 
-__all__ = ["bench_choose"]
+__all__ = ["bench_choose", "facts_of", "measured"]
 
 
 def bench_choose(*, model: str, facts: int) -> dict[str, Any]:
     """The benchmark as one dict: select_ratio, fit_ratio, and processor seconds of each and of its floor."""
     loaded = me.load_model(model)
-    chosen = _facts(loaded, model, facts + 1)
+    chosen = facts_of(loaded, model, facts + 1)
     ready: list[MEGA] = []
-    select = _measured(loaded, lambda: ready.append(MEGA().select(loaded, chosen[:facts])))
-    fit = _measured(loaded, lambda: ready[0].fit(loaded, chosen[facts]))
+    select = measured(loaded, lambda: ready.append(MEGA().select(loaded, chosen[:facts])))
+    fit = measured(loaded, lambda: ready[0].fit(loaded, chosen[facts]))
     return {
         "select_ratio": select["seconds"] / select["floor_seconds"],
         "fit_ratio": fit["seconds"] / fit["floor_seconds"],
         **{f"select_{key}": value for key, value in select.items()},
         **{f"fit_{key}": value for key, value in fit.items()},
         "facts": facts,
-        "model": model,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **about(loaded),
     }
 
 
-def _facts(model: HookedModel, name: str, n: int) -> list[FactEdit]:
+def facts_of(model: HookedModel, name: str, n: int) -> list[FactEdit]:
     return me.factworld.edits(n) if name in EMBEDDED else find_known(model, limit=n, progress=False).facts
 
 
-def _measured(model: HookedModel, call: Callable[[], object]) -> dict[str, float]:
-    with _recorded(model) as prompts:
-        seconds = _seconds(call)
+def measured(model: HookedModel, call: Callable[[], object]) -> dict[str, float]:
+    with recorded(model) as prompts:
+        spent = seconds(call)
     return {
-        "seconds": seconds,
-        "floor_seconds": _seconds(lambda: _run_once(model, sorted(prompts))),
+        "seconds": spent,
+        "floor_seconds": seconds(lambda: run_once(model, sorted(prompts))),
         "prompts": len(prompts),
         "tokens": sum(map(len, prompts)),
     }
 
 
 @contextmanager
-def _recorded(model: HookedModel) -> Iterator[set[tuple[int, ...]]]:
+def recorded(model: HookedModel) -> Iterator[set[tuple[int, ...]]]:
     """The prompts that run from their beginning, as ids."""
     prompts: set[tuple[int, ...]] = set()
     run = model.run
@@ -78,12 +77,12 @@ def _recorded(model: HookedModel) -> Iterator[set[tuple[int, ...]]]:
 
 
 @torch.no_grad()
-def _run_once(model: HookedModel, prompts: list[tuple[int, ...]]) -> None:
+def run_once(model: HookedModel, prompts: list[tuple[int, ...]]) -> None:
     for batch in batches([len(prompt) for prompt in prompts], 64):
         model.run(*model.pad([torch.tensor(prompts[i]) for i in batch]), logits_to_keep=1)
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def seconds(call: Callable[[], object]) -> float:
     began = time.process_time()
     call()
     return time.process_time() - began

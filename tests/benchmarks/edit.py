@@ -13,9 +13,7 @@ a cache or a batch of facts.
 
 from __future__ import annotations
 
-import platform
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -31,7 +29,7 @@ from mechedit.editors.weights.value_search import Search, find_delta
 from mechedit.factworld import edits
 from mechedit.models.hooked import HookedModel
 from mechedit.models.states import last_states
-from tests.benchmarks.shapes import random_gpt2
+from tests.benchmarks.shapes import about, bench_model, clock
 
 __all__ = ["bench_edit", "plain_delta"]
 
@@ -39,37 +37,43 @@ CONTEXTS: Lengths = ((10, 5), (10, 10))  # ROME's
 
 
 def bench_edit(
-    *, shape: str = "gpt2-small", facts: int = 32, steps: int = 5, repeats: int = 3
+    *,
+    shape: str = "gpt2-small",
+    model: str = "",
+    facts: int = 32,
+    steps: int = 5,
+    repeats: int = 3,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """As one dict: single_speedup, batch_speedup, max_diff (of v* from the plain loop's), seconds per edit.
 
     The plain loop is timed on `repeats` facts, alternating with the single edit of the same fact; the batch once.
     """
-
     records = edits(facts)
     # No stop before the last step: the two must do the same number of them.
     search = Search(steps, lr=0.5, weight_decay=0.5, kl_factor=0.0625, clamp=4.0, stop=0.0)
-    with random_gpt2(shape) as model:
-        layer, before = model.shape.n_layers // 3, contexts(model, CONTEXTS)
+    loaded = bench_model(shape, model, device=device)
+    layer, before, now = loaded.shape.n_layers // 3, contexts(loaded, CONTEXTS), clock(loaded.device)
 
-        def fast(chosen: Sequence[FactEdit]) -> tuple[Tensor, Tensor]:
-            requests = edit_batch(model, chosen, before)
-            upper = upper_part(model, layer, requests.texts, requests.starts)
-            v0 = mlp_out(model, layer, chosen)
-            return v0, find_delta(upper, requests, v0, search)
+    def fast(chosen: Sequence[FactEdit]) -> tuple[Tensor, Tensor]:
+        requests = edit_batch(loaded, chosen, before)
+        upper = upper_part(loaded, layer, requests.texts, requests.starts)
+        v0 = mlp_out(loaded, layer, chosen)
+        return v0, find_delta(upper, requests, v0, search)
 
-        def plain(fact: FactEdit) -> Tensor:
-            return plain_delta(model, layer, fact, before, mlp_out(model, layer, [fact])[0], search)
+    def plain(fact: FactEdit) -> Tensor:
+        return plain_delta(loaded, layer, fact, before, mlp_out(loaded, layer, [fact])[0], search)
 
-        fast(records[:1])  # warm
-        timed = [(_timed(partial(plain, fact)), _timed(partial(fast, [fact]))) for fact in records[:repeats]]
-        batch_seconds, (v0, together) = _timed(partial(fast, records))
-        worst = max(
-            float((slow - fast_delta).abs().max())
-            for i, ((_, slow), (_, (_, single))) in enumerate(timed)
-            for fast_delta in (single[0], together[i])
-        )
-        n_layers = model.shape.n_layers
+    fast(records[:1])  # warm
+    timed = [
+        (_timed(now, partial(plain, fact)), _timed(now, partial(fast, [fact]))) for fact in records[:repeats]
+    ]
+    batch_seconds, (v0, together) = _timed(now, partial(fast, records))
+    worst = max(
+        float((slow - fast_delta).abs().max())
+        for i, ((_, slow), (_, (_, single))) in enumerate(timed)
+        for fast_delta in (single[0], together[i])
+    )
     slow_seconds = statistics.median(seconds for (seconds, _), _ in timed)
     single_seconds = statistics.median(seconds for _, (seconds, _) in timed)
     return {
@@ -82,11 +86,8 @@ def bench_edit(
         "steps": steps,
         "contexts": len(before),
         "layer": layer,
-        "n_layers": n_layers,
-        "shape": shape,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
+        "n_layers": loaded.shape.n_layers,
+        **about(loaded, "" if model else shape),
     }
 
 
@@ -139,7 +140,7 @@ def plain_delta(
     return delta.detach()
 
 
-def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    began = time.perf_counter()
+def _timed(now: Callable[[], float], call: Callable[[], Any]) -> tuple[float, Any]:
+    began = now()
     result = call()
-    return time.perf_counter() - began, result
+    return now() - began, result

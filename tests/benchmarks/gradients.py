@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from experiments.memory import watched
+from xlprobe.encoders.encoder import load_encoder
 from xlprobe.encoders.parameters import parameter_table
 from xlprobe.probes.gradient_stream import Layout, Mean, dot, probing
 
@@ -41,13 +42,18 @@ WAYS = ("probe", "backwards", "flatten")
 
 
 def bench_gradients(
-    *, shape: str = "xlm-roberta-base", batches: int = 4, batch_size: int = 8, tokens: int = 32
+    *,
+    shape: str = "xlm-roberta-base",
+    model: str = "",
+    batches: int = 4,
+    batch_size: int = 8,
+    tokens: int = 32,
 ) -> dict[str, Any]:
     """The benchmark as one dict: ratio_to_two_backwards, memory_ratio, speedup_vs_flatten, max_diff, and what they
     are made of; `batches` batches of each loss. max_diff is that of the cosine, cell by cell, from plain lists'."""
-    bench = _Bench(shape, batch_size, tokens)
+    bench = _Bench(model or shape, batch_size, tokens)
     seconds, max_diff = bench.times(batches)
-    peaks = {way: _measured_apart(way, shape, batch_size, tokens) for way in WAYS}
+    peaks = {way: _measured_apart(way, model or shape, batch_size, tokens) for way in WAYS}
     compared = 2 * bench.layout.numel * 4
     per_batch = seconds["probe"] + seconds["compare"] / batches
     return {
@@ -62,29 +68,36 @@ def bench_gradients(
         "parameters": bench.layout.numel,
         "batches": batches,
         "batch": [batch_size, tokens],
-        "shape": shape,
+        "shape": model or shape,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "machine": platform.machine(),
     }
 
 
+def random_encoder(layers: int, width: int, heads: int, inner: int, vocabulary: int) -> XLMRobertaModel:
+    """XLM-R of these sizes."""
+    config = XLMRobertaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=inner,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+    )
+    return XLMRobertaModel(config, add_pooling_layer=False).eval()
+
+
 class _Bench:
-    """A random encoder and two losses on it: one of a token task, one contrastive over pairs of sentences."""
+    """An encoder, random or loaded, and two losses on it: of a token task, and contrastive over pairs of sentences."""
 
     def __init__(self, shape: str, batch_size: int, tokens: int) -> None:
-        layers, width, heads, inner, vocabulary = SHAPES[shape]
         torch.manual_seed(0)
-        config = XLMRobertaConfig(
-            vocab_size=vocabulary,
-            hidden_size=width,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            intermediate_size=inner,
-            max_position_embeddings=514,
-            type_vocab_size=1,
+        self.model: Any = (
+            random_encoder(*SHAPES[shape]) if shape in SHAPES else load_encoder(shape, device="cpu").model
         )
-        self.model = XLMRobertaModel(config, add_pooling_layer=False).eval()
+        width, vocabulary = self.model.config.hidden_size, self.model.config.vocab_size
         self.layout = Layout.of(self.model, parameter_table(self.model))
         self.head = nn.Linear(width, 17).requires_grad_(False)
         self.labels = torch.randint(17, (batch_size, tokens))

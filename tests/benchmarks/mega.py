@@ -12,7 +12,6 @@ the machine does falls on both sides:
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from mechedit.editors.steering.steering_edit import SteeringEdit
 from mechedit.editors.steering.transport import gaussian_map
 from mechedit.models.hooked import HookedModel
 from mechedit.models.states import last_states
-from tests.benchmarks.shapes import random_gpt2
+from tests.benchmarks.shapes import about, bench_model, clock
 
 __all__ = ["bench_mega"]
 
@@ -38,19 +37,19 @@ D_MODEL, N_PROMPTS, REG = 4096, 200, 1e-2
 EDITS, CENTRES = 1000, 10
 
 
-def bench_mega(*, repeats: int = 5, fit: bool = True) -> dict[str, Any]:
+def bench_mega(
+    *,
+    shape: str = "gpt2-small",
+    model: str = "",
+    repeats: int = 5,
+    fit: bool = True,
+    device: str = "cpu",
+) -> dict[str, Any]:
     """The benchmark as one dict: fit_speedup_vs_pot, fit_max_diff, forward_ratio, generate_ratio,
     thousand_edits_ratio."""
     result: dict[str, Any] = _fit(repeats) if fit else {}
-    with random_gpt2("gpt2-small") as model:
-        result |= _steered(model, repeats)
-    return {
-        **result,
-        "shape": "gpt2-small",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-    }
+    loaded = bench_model(shape, model, device=device)
+    return {**result, **_steered(loaded, repeats), **about(loaded, "" if model else shape)}
 
 
 def _fit(repeats: int) -> dict[str, Any]:
@@ -60,10 +59,13 @@ def _fit(repeats: int) -> dict[str, Any]:
     source = torch.randn(N_PROMPTS, D_MODEL, generator=draw, dtype=torch.float64)
     target = 1.5 * torch.randn(N_PROMPTS, D_MODEL, generator=draw, dtype=torch.float64) + 1
     fitted = gaussian_map(source, target, reg=REG)
-    ours = _median(lambda: gaussian_map(source, target, reg=REG), repeats)
-    began = time.perf_counter()
+    now = time.process_time
+    ours = statistics.median(
+        _time(now, lambda: gaussian_map(source, target, reg=REG)) for _ in range(repeats)
+    )
+    began = now()
     theirs = ot.da.LinearTransport(reg=REG).fit(Xs=source.numpy(), Xt=target.numpy())
-    pot = time.perf_counter() - began
+    pot = now() - began
     moved = torch.from_numpy(theirs.transform(source.numpy()))
     return {
         "fit_speedup_vs_pot": pot / ours,
@@ -79,7 +81,7 @@ def _fit(repeats: int) -> dict[str, Any]:
 def _steered(model: HookedModel, repeats: int) -> dict[str, Any]:
     prompts = [f"{PROMPT} {i}" for i in range(8)]
     edits = _edits(model, prompts[0])
-    book = EditBook.of(model, edits)
+    book, now = EditBook.of(model, edits), clock(model.device)
 
     def forward() -> None:
         model.logits(prompts)
@@ -90,9 +92,9 @@ def _steered(model: HookedModel, repeats: int) -> dict[str, Any]:
     with steer(model, edits[:1]) as steered:
         assert steered.gate_fired(prompts) == [True] + [False] * 7
     return {
-        "forward_ratio": _ratio(forward, lambda: steer(model, edits[:1]), 4 * repeats),
-        "generate_ratio": _ratio(tokens, lambda: steer(model, edits[:1]), repeats),
-        "thousand_edits_ratio": _ratio(forward, lambda: book.apply(model), 4 * repeats),
+        "forward_ratio": _ratio(now, forward, lambda: steer(model, edits[:1]), 4 * repeats),
+        "generate_ratio": _ratio(now, tokens, lambda: steer(model, edits[:1]), repeats),
+        "thousand_edits_ratio": _ratio(now, forward, lambda: book.apply(model), 4 * repeats),
         "edits": len(book),
         "batch": len(prompts),
     }
@@ -104,41 +106,40 @@ def _edits(model: HookedModel, prompt: str) -> list[SteeringEdit]:
     from mechedit.editors.steering.transport import gaussian_map
     from mechedit.models.hooking import resid_pre
 
-    d, window = model.shape.d_model, range(4, 8)
+    d, first = model.shape.d_model, model.shape.n_layers // 3
+    window = range(first, first + 4)
     draw = torch.Generator().manual_seed(1)
     fact = FactEdit("Anna Novak", "The mother tongue of {} is", "Greek", "French")
     clouds = torch.randn(2, CENTRES, d, generator=draw)
     maps = {layer: gaussian_map(clouds[0], clouds[1], reg=1.0) for layer in window}
-    (state,) = last_states(model, [prompt], [resid_pre(4)])
-    (far_states,) = last_states(model, [f"{prompt} and more {i}" for i in range(CENTRES)], [resid_pre(4)])
+    (state,) = last_states(model, [prompt], [resid_pre(first)])
+    (far_states,) = last_states(model, [f"{prompt} and more {i}" for i in range(CENTRES)], [resid_pre(first)])
     apart = float((far_states - state).norm(dim=1).min())
     edits = []
     for i in range(EDITS):
         centres = far_states + (0.1 if i else 0.0) * torch.randn(CENTRES, d, generator=draw)
         if i == 0:
             centres[0] = state
-        gate = HiddenGate(4, centres, 1e-3 * apart)
+        gate = HiddenGate(first, centres, 1e-3 * apart)
         edits.append(SteeringEdit(replace(fact, case_id=i), maps, gate))
     return edits
 
 
-def _ratio(call: Callable[[], object], steered: Callable[[], Any], repeats: int) -> float:
+def _ratio(
+    now: Callable[[], float], call: Callable[[], object], steered: Callable[[], Any], repeats: int
+) -> float:
     """Median of the ratios of neighbouring runs, under the edit over without it; both warm, hooks put on outside."""
     ratios = []
     call()
     for _ in range(repeats):
-        plain = _time(call)
+        plain = _time(now, call)
         with steered():
             call()
-            ratios.append(_time(call) / plain)
+            ratios.append(_time(now, call) / plain)
     return statistics.median(ratios)
 
 
-def _median(call: Callable[[], object], repeats: int) -> float:
-    return statistics.median(_time(call) for _ in range(repeats))
-
-
-def _time(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def _time(now: Callable[[], float], call: Callable[[], object]) -> float:
+    began = now()
     call()
-    return time.perf_counter() - began
+    return now() - began

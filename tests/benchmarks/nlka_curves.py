@@ -23,7 +23,7 @@ import mechedit as me
 from mechedit.models.hooked import HookedModel
 from reports.look import row, style
 from tests.benchmarks.nlka import PROMPT, TARGET
-from tests.benchmarks.shapes import random_gpt2
+from tests.benchmarks.shapes import bench_model
 
 __all__ = ["bench_curves", "plot_curves"]
 
@@ -35,15 +35,15 @@ def bench_curves(out: Path, *, repeats: int = 3) -> dict[str, Any]:
     """Measures the three curves and writes `nlka_curves.json` and `nlka_curves.svg` into `out`; the dict is the
     JSON's: `points`, a list of rows axis, value, ratio_to_forward, seconds, seconds_forward, evaluated."""
     points: list[dict[str, Any]] = []
-    with random_gpt2("gpt2-small") as model:
-        points += [{"axis": "k", "value": k, **_point(model, PROMPT, k, repeats)} for k in K]
-        for length in LENGTHS:
-            prompt = _prompt(model, length)
-            value = len(model.tokenize(prompt))
-            points.append({"axis": "length", "value": value, **_point(model, prompt, 300, repeats)})
+    model = bench_model("gpt2-small")
+    points += [{"axis": "k", "value": k, **_point(model, PROMPT, k, repeats)} for k in K]
+    for length in LENGTHS:
+        prompt = _prompt(model, length)
+        value = len(model.tokenize(prompt))
+        points.append({"axis": "length", "value": value, **_point(model, prompt, 300, repeats)})
     for layers in DEPTHS:
-        with random_gpt2("gpt2-small", layers=layers) as model:
-            points.append({"axis": "depth", "value": layers, **_point(model, PROMPT, 300, repeats)})
+        deep = bench_model("gpt2-small", layers=layers)
+        points.append({"axis": "depth", "value": layers, **_point(deep, PROMPT, 300, repeats)})
     result = {
         "points": points,
         "repeats": repeats,

@@ -55,8 +55,8 @@ def attach(
 
     Raises:
         InputError: The model's modules are not found, weights are left to the disk or the CPU beside a GPU, or a gate
-            that reads text has no tokenizer. In a pass: what cannot be served (continuous batching and other packed rows, compiled models,
-            text or a mean state of a prompt whose beginning was cached before the block).
+            that reads text has no tokenizer. In a pass: what cannot be served (continuous batching and other packed
+            rows, compiled models, text or a mean state of a prompt whose beginning was cached before the block).
     """
     weight = next(hf.parameters())
     steering = Steering(edits, device=weight.device, dtype=weight.dtype, tokenizer=tokenizer)
