@@ -55,7 +55,7 @@ def bench_model(
 
 
 def _config(shape: str, layers: int | None) -> PretrainedConfig:
-    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    ends: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0}
     if shape in LLAMA_SHAPES:
         depth, width, heads, inner, vocabulary = LLAMA_SHAPES[shape]
         return LlamaConfig(
