@@ -18,6 +18,7 @@ project = "mechedit and xlprobe"
 author = "the maintainers"
 version = release = installed("mechedit")
 language = "en"
+smartquotes = False  # commands are copied out of tables
 
 extensions = [
     "sphinx.ext.autodoc",

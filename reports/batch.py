@@ -43,6 +43,7 @@ _PANELS, _DRAWN = 3, 30  # metrics and lines of the picture
 #: Units of the kinds of run whose first metrics are drawn, each with one unit.
 _UNITS = dict.fromkeys(("edit", "explanation", "anatomy", "scores"), "per cent")
 _UNITS |= {"faithfulness": "nats", "transfer": "points", "attribution": "nats", "prompts": "nats"}
+_UNITS["checkpoints"] = "nats"
 _PARALLEL = 8  # fewer runs are done before a second process has imported what it needs
 
 

@@ -3,9 +3,10 @@
 A run is a folder with `config.toml` or `summary.json`, or a saved result. The kinds are told apart by their files:
 `edit` (editors and their metrics), `explanation` (one edit and its prompts: `reports.edit_page`), `anatomy` (editors
 and the share of edits that succeed as set), `faithfulness` (model, kind of neuron and method, with the change of log
-p), `transfer` (a study of `xlprobe`: pair, objective and task, with the change of the score and the cosine of the
-gradients), `attribution` and `prompts` (one attribution, and those of many prompts: `reports.attribution_page`), and
-single results of `xlprobe`: `distances`, `gradients`, `scores` and `training` (`reports.probe_page`).
+p), `checkpoints` (what an edited checkpoint differs in from its base), `transfer` (a study of `xlprobe`: pair,
+objective and task, with the change of the score and the cosine of the gradients), `attribution` and `prompts` (one
+attribution, and those of many prompts: `reports.attribution_page`), and single results of `xlprobe`: `distances`,
+`gradients`, `scores` and `training` (`reports.probe_page`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ COLUMNS = {
     "explanation": ("Fact", "Single edits, prompts as wanted, per cent"),
     "anatomy": ("Editor", "Anatomy of edits: success as set, per cent"),
     "faithfulness": ("Model, neurons, method", "Faithfulness: change of log p in nats, by neurons ablated"),
+    "checkpoints": ("Checkpoint, fact", "Edited checkpoints beside their base: change of log p in nats"),
     "transfer": ("Pair, objective, task", "Alignment and transfer: points, and cosine of the gradients"),
     "distances": ("Level, layer", "Distances: matched − random"),
     "gradients": ("Losses, parameters", "Gradients of task and alignment"),
@@ -105,7 +107,7 @@ def kind_of(folder: Path) -> str:
         return single
     if (folder / "cells.parquet").is_file():
         return "transfer"
-    studies = ("anatomy", "faithfulness")
+    studies = ("anatomy", "faithfulness", "checkpoints")
     return next((name for name in studies if (folder / "results" / name / "result.json").is_file()), "edit")
 
 
@@ -361,5 +363,28 @@ def _faithfulness(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict
     return rows
 
 
+def _checkpoints(folder: Path, summary: dict[str, Any]) -> list[tuple[str, dict[str, Estimate]]]:
+    record = read_object(folder / "results" / "checkpoints" / "result.json")
+    values, changed = record["values"], record["frames"]["weights"]["rows"]
+    label = f"{values['edited']}, {changed} of {values['n_weights']} weights: {summary['subtitle']}"
+    logp = values["logp"]
+    sides = [side for side in ("new", "old") if f"{side}_after" in logp]
+    return [
+        (
+            label,
+            {
+                f"Change of log p, {side} object": Estimate(logp[f"{side}_after"] - logp[f"{side}_before"])
+                for side in sides
+            },
+        )
+    ]
+
+
 _SINGLE = {"distances": _distances, "gradients": _gradients, "scores": _scores, "training": _training}
-_ROWS = {"edit": _edit, "anatomy": _anatomy, "faithfulness": _faithfulness, "transfer": _transfer}
+_ROWS = {
+    "edit": _edit,
+    "anatomy": _anatomy,
+    "faithfulness": _faithfulness,
+    "checkpoints": _checkpoints,
+    "transfer": _transfer,
+}

@@ -26,6 +26,7 @@ from mechedit.editors.weights.corpus import text_corpus
 from mechedit.editors.weights.covariance import covariances
 from mechedit.editors.weights.weight_edit import LowRank
 from mechedit.models.hooked import HookedModel, load_model
+from reports import overview
 from reports.errors import InputError
 from tests.tiny import ARCHS, SENTENCES, Arch, tiny_folder, tiny_model
 
@@ -352,6 +353,13 @@ def test_the_command_prints_and_writes_a_page(
     assert said["weights"][0]["rank"] == 1
     assert main([*place[:-2], "--out", str(tmp_path / "alone")]) == 0
     assert "What both answer" not in (tmp_path / "alone" / "report.html").read_text(encoding="utf-8")
+    line, alone = overview.read(run), overview.read(tmp_path / "alone")  # of an index over runs
+    ((label, scores),), ((_, none),) = line.rows, alone.rows
+    assert (line.kind, alone.kind, none) == ("checkpoints", "checkpoints", {})
+    assert "1 of 40 weights" in label
+    new = loaded.logp["new_after"] - loaded.logp["new_before"]
+    assert next(iter(scores.values())).value == pytest.approx(new)
+    assert list(scores) == ["Change of log p, new object", "Change of log p, old object"]
 
 
 @pytest.mark.real

@@ -18,10 +18,12 @@ from mechedit.editors.steering.relation_prompts import other_questions, own_rela
 from mechedit.editors.steering.selection import _placed
 from mechedit.evaluation.evaluate import known_facts
 from mechedit.factworld.export import ripple_tests
+from mechedit.models.embedded import FOLDERS
 from mechedit.models.hooked import HookedModel
-from mechedit.recipes.configurations import ComparisonConfig, DemoConfig
+from mechedit.recipes.configurations import SELECTION, ComparisonConfig, DemoConfig, EvaluationConfig
+from mechedit.recipes.editor_choice import chosen_editor
 from mechedit.recipes.known_facts import find_known
-from mechedit.recipes.splits import compared_facts, demo_facts
+from mechedit.recipes.splits import compared_facts, demo_facts, evaluated_facts, others_behind
 from reports.errors import InputError
 from tests.tiny import tiny_model
 
@@ -118,6 +120,27 @@ def test_a_fact_in_ones_own_words(tmp_path: Path) -> None:
         load_facts(file)
     with pytest.raises(InputError, match="out"):
         save_facts([], tmp_path / "none" / "x.json")
+
+
+def test_few_facts_of_ones_own_are_edited_by_what_is_chosen_on_the_atlas(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the guide says: a model folder, a file of three facts, an editor that chooses on others."""
+    folder = tmp_path / "my-model"
+    folder.symlink_to(FOLDERS["factworld"])
+    facts = me.factworld.edits(7)
+    # none, one and four behind the three that are measured; one is none to choose by, and is measured by an extension
+    for n, behind, extended in ((3, 0, 3), (4, 0, 4), (7, 4, 3)):
+        data = str(save_facts(facts[:n], tmp_path / f"{n}.json"))
+        config = EvaluationConfig(data=data, model=str(folder), editor="sake", limit=3)
+        measured, first = evaluated_facts(config)
+        assert list(measured) == list(first) == facts[:3]
+        assert others_behind(first, data, n=SELECTION) == facts[n - behind : n]
+        assert len(evaluated_facts(replace(config, limit=7, begun_with=3))[0]) == extended
+    config = replace(config, data=str(tmp_path / "3.json"))
+    editor = chosen_editor(config, me.load_model(folder), facts[:3], data=config.data)
+    assert not editor.needs_selection
+    assert "sake is chosen on 20 facts of the atlas that the model knows" in caplog.text
 
 
 def test_of_a_file_no_fact_is_measured_under_two_seeds(tmp_path: Path) -> None:

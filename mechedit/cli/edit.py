@@ -80,7 +80,7 @@ def _show(
     for line in warnings:
         print(f"WARNING: {line}")
     for option, path in written.items():
-        print(f"written: {path} ({WRITTEN[option]})")
+        print(f"written: {path} ({WRITTEN[option].format(path=shlex.quote(path))})")
     if options.save is not None:
         print(f"next: mechedit contrast {_compared(options)}")
     if options.save_change is not None:
@@ -101,7 +101,7 @@ def _compared(options: argparse.Namespace) -> str:
 WRITTEN = {
     "save": "the edited checkpoint",
     "save_change": "the change alone",
-    "out": "the explanation",
+    "out": "the explanation; its page: mechedit report {path}",
 }
 
 

@@ -6,7 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mechedit.data import atlas
 from mechedit.data.facts import FactEdit, load_facts
+from mechedit.data.joining import Space
 from mechedit.editors import MEGA, Editor, by_name
 from mechedit.editors.defaults import Tuned
 from mechedit.editors.fields import settable, with_fields
@@ -15,7 +17,7 @@ from mechedit.models.embedded import EMBEDDED
 from mechedit.models.hooked import HookedModel
 from mechedit.recipes.configurations import SELECTION, SETTINGS
 from mechedit.recipes.known_facts import find_known
-from mechedit.recipes.splits import selection_for
+from mechedit.recipes.splits import others_behind, selection_for
 from reports.errors import InputError
 
 __all__ = ["chosen_editor", "named", "named_editor"]
@@ -87,8 +89,8 @@ def chosen_editor(
         model: Unedited.
         facts: Those that are measured.
         data: The file that they are from, or "".
-        choose_on: A file of facts to choose on; "": those behind `facts` in their file, the embedded world's, or atlas
-            facts that the model knows.
+        choose_on: A file of facts to choose on; "": those behind `facts` in their file, the embedded world's, or, where
+            there are not two of them, atlas facts that the model knows.
 
     Raises:
         InputError: As `named_editor`, and for facts to choose on that are too few or that nothing is chosen on.
@@ -109,10 +111,26 @@ def chosen_editor(
                 f"data: expected at least 2 facts about other subjects to choose on, found {len(others)} in {choose_on}"
             )
         return select(editor, model, others)
-    if data or options.model in EMBEDDED:
+    if options.model in EMBEDDED:
         others = selection_for(facts, data, embedded=options.model, n=SELECTION, seed=options.seed)
         return select(editor, model, others)
-    known = find_known(model, limit=SELECTION + len(subjects), seed=options.seed)
-    others = [fact for fact in known.facts if fact.subject not in subjects][:SELECTION]
-    log.warning("%s is chosen on %d facts of the atlas that the model knows", editor.name, len(others))
-    return select(editor, model, others)
+    if data:
+        malformed: bool = getattr(options, "skip_malformed", False)
+        space: Space = options.space or "auto"
+        if others := others_behind(facts, data, n=SELECTION, space=space, skip_malformed=malformed):
+            return select(editor, model, others)
+        subjects |= {fact.subject for fact in load_facts(data, space=space, skip_malformed=malformed)}
+    return select(editor, model, _of_the_atlas(model, subjects, editor.name, seed=options.seed))
+
+
+def _of_the_atlas(model: HookedModel, subjects: set[str], name: str, *, seed: int) -> list[FactEdit]:
+    """Facts of the atlas that the model knows, about none of `subjects`."""
+    asked = [fact for fact in atlas.edits(None, seed) if fact.subject not in subjects]
+    others = find_known(model, asked, limit=SELECTION).facts
+    if len(others) < 2:
+        raise InputError(
+            f"data: expected at least 2 facts to choose on, found that {model.name} knows {len(others)} of the atlas'; "
+            "give a file that holds some behind those that are measured, or --window 4-7 --gate always"
+        )
+    log.warning("%s is chosen on %d facts of the atlas that the model knows", name, len(others))
+    return others

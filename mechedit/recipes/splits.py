@@ -32,6 +32,7 @@ __all__ = [
     "evaluated_facts",
     "facts_and_selection",
     "further",
+    "others_behind",
     "ripple_facts",
     "selection_for",
 ]
@@ -130,15 +131,23 @@ def selection_for(
         return edits(n, seed=seed + 1, skip=facts)
     if not data:
         raise InputError(f"data: expected a file of facts, {n} of which choose window and gate, found none")
-    subjects = {fact.subject for fact in facts}
-    behind = load_facts(data, limit=len(facts) + 4 * n, space=space or "auto")
-    rest = [fact for fact in behind if fact.subject not in subjects][:n]
-    if len(rest) < 2:
+    rest = others_behind(facts, data, n=n, space=space)
+    if not rest:
         raise InputError(
             f"data: {data} holds no facts beyond the {len(facts)} that are measured, and window, gate and the like are "
             "chosen on others; take a smaller --limit, or give them (--window 4-7 --gate always)"
         )
     return rest
+
+
+def others_behind(
+    facts: Sequence[FactEdit], data: str, *, n: int, space: Space | None = None, skip_malformed: bool = False
+) -> list[FactEdit]:
+    """Of the file `data` up to `n` facts about other subjects than those of `facts`; one alone is none to choose by."""
+    subjects = {fact.subject for fact in facts}
+    behind = load_facts(data, limit=len(facts) + 4 * n, skip_malformed=skip_malformed, space=space or "auto")
+    rest = [fact for fact in behind if fact.subject not in subjects][:n]
+    return rest if len(rest) > 1 else []
 
 
 def evaluated_facts(config: EvaluationConfig) -> tuple[LoadedFacts, LoadedFacts]:
@@ -149,7 +158,10 @@ def evaluated_facts(config: EvaluationConfig) -> tuple[LoadedFacts, LoadedFacts]
     )
     if config.begun_with is None:
         return first, first
-    others = selection_for(first, config.data, embedded=config.model, n=SELECTION, seed=config.seed)
+    if config.model in EMBEDDED:
+        others = selection_for(first, config.data, embedded=config.model, n=SELECTION, seed=config.seed)
+    else:
+        others = others_behind(first, config.data, n=SELECTION, space=config.space, skip_malformed=malformed)
     behind = load_facts(config.data, skip_malformed=malformed, space=space)
     n = None if config.limit is None else config.limit - config.begun_with
     return LoadedFacts([*first, *further(behind[len(first) :], others, n)], behind.left_out), first

@@ -55,7 +55,6 @@ def bench_model(
 
 
 def _config(shape: str, layers: int | None) -> PretrainedConfig:
-    ends: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0}
     if shape in LLAMA_SHAPES:
         depth, width, heads, inner, vocabulary = LLAMA_SHAPES[shape]
         return LlamaConfig(
@@ -66,11 +65,19 @@ def _config(shape: str, layers: int | None) -> PretrainedConfig:
             num_attention_heads=heads,
             max_position_embeddings=2048,
             tie_word_embeddings=False,
-            **ends,
+            bos_token_id=0,
+            eos_token_id=0,
         )
     depth, width, heads = GPT2_SHAPES[shape]
     vocabulary = TINY_VOCABULARY if shape == "gpt2-tiny" else VOCABULARY
-    return GPT2Config(n_layer=layers or depth, n_embd=width, n_head=heads, vocab_size=vocabulary, **ends)
+    return GPT2Config(
+        n_layer=layers or depth,
+        n_embd=width,
+        n_head=heads,
+        vocab_size=vocabulary,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
 
 
 @torch.no_grad()
