@@ -1,5 +1,5 @@
 """`docs/real-model.md`, made from run folders on a really pre-trained model: of `demo`, `compare`, `evaluate`,
-`faithfulness`.
+`anatomy`, `faithfulness`.
 
     make demo-real
     .venv/bin/python -m tests.real_model_page docs/real-model.md runs/demo-real
@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mechedit.anatomy.study import AnatomyStudy
 from mechedit.faithfulness.study import FaithfulnessStudy
 from mechedit.recipes.compare import CELLS
 
@@ -56,6 +57,7 @@ def _run(run: Path) -> str:
         f"TransformerLens {versions['transformer-lens']}.\n",
         *([_table(summary["editors"])] if summary["editors"] else []),
         *([_ablations(run)] if (run / "results" / "faithfulness").exists() else []),
+        *([_claims(run)] if (run / "results" / "anatomy").exists() else []),
     ]
     if summary.get("verdicts"):
         lines += ["\n| claim | answer | evidence |\n|---|---|---|"]
@@ -85,6 +87,20 @@ def _ablations(run: Path) -> str:
         lines.append(
             f"| {row['kind']} | {row['k']} | {row['peer']} | {interval} | {row['n']} | {row['better'] or 'not shown'} |"
         )
+    return "\n".join(lines)
+
+
+def _claims(run: Path) -> str:
+    """Outcomes under each editor and setting, and the paper's claims on them."""
+    study = AnatomyStudy.load(run / "results" / "anatomy")
+    lines = ["| editor | setting | n | succeed | on all paraphrases too |", "|---" * 5 + "|"]
+    for row in study.outcomes.to_dict("records"):
+        lines.append(
+            f"| {row['editor']} | {row['setting']} | {row['n']} | {row['n_success']} | {row['n_strict']} |"
+        )
+    lines += ["", "| claim | editor | answer | evidence |", "|---" * 4 + "|"]
+    for row in study.claims.to_dict("records"):
+        lines.append(f"| {row['claim']} | {row['editor']} | {row['answer']} | {row['evidence']} |")
     return "\n".join(lines)
 
 
