@@ -130,11 +130,7 @@ def view_residuals(model: BridgedModel, sequences: Sequence[torch.Tensor]) -> li
             f"residual_view: expected one forward pass, found {len(kept['resid_final'])}: something runs the model "
             "within the model's own pass, so that layers of different passes would be mixed"
         )
-    # Layers may lie on several devices: what they wrote is gathered on that of the unembedding.
-    home = model.device
-    stacked = {
-        name: torch.stack([part.to(home) for part in kept[name]], dim=1) for name in (*points, *scales)
-    }
+    stacked = {name: torch.stack(kept[name], dim=1) for name in (*points, *scales)}
     stacked["z"] = stacked["z"].flatten(3)  # some bridges have an axis of heads
     if model.shape.parallel:  # there is no such stream: it is defined
         stacked["resid_mid_all"] = stacked["resid_pre_all"] + stacked["resid_mid_all"]
@@ -143,8 +139,8 @@ def view_residuals(model: BridgedModel, sequences: Sequence[torch.Tensor]) -> li
             ids=ids_of_row,
             resid_pre=stacked["resid_pre_all"][row, :, -1].clone(),
             resid_mid=stacked["resid_mid_all"][row, :, -1].clone(),
-            resid_final=kept["resid_final"][0][row].to(home),
-            logits=logits[row].detach().to(home, copy=True),
+            resid_final=kept["resid_final"][0][row],
+            logits=logits[row].detach().to(model.device, copy=True),
             **{name: _unpadded(values[row], name, len(ids_of_row)) for name, values in stacked.items()},
         )
         for row, ids_of_row in enumerate(sequences)

@@ -20,7 +20,14 @@ from mechedit.factworld.world import HOPS, RELATIONS
 from reports.errors import InputError
 from reports.parsing import parse
 
-__all__ = ["Paraphrases", "implications", "load_paraphrases", "paraphrases", "relation_templates"]
+__all__ = [
+    "Paraphrases",
+    "implications",
+    "indirect_templates",
+    "load_paraphrases",
+    "paraphrases",
+    "relation_templates",
+]
 
 # rewrite template, or relation -> other templates of the same relation, each with {} in the subject's place
 Paraphrases = Mapping[str, Sequence[str]]
@@ -99,12 +106,19 @@ def _near(fact: FactEdit, table: Paraphrases) -> tuple[str, ...]:
     return tuple(template for relation in near for template in relation_templates()[relation])
 
 
-@cache
 def relation_templates() -> dict[str, Sequence[str]]:
     """This package's own templates of the relations of CounterFact, by their ids."""
-    table: dict[str, Sequence[str]] = json.loads(
-        (Path(__file__).parent / "counterfact_templates.json").read_text(encoding="utf-8")
-    )
+    return _templates("counterfact_templates.json")
+
+
+def indirect_templates() -> dict[str, Sequence[str]]:
+    """Of the same relations those that lean on the object without asking for it: no edit is fitted on them."""
+    return _templates("indirect_templates.json")
+
+
+@cache
+def _templates(name: str) -> dict[str, Sequence[str]]:
+    table: dict[str, Sequence[str]] = json.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))
     return table
 
 

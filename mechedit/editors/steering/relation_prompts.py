@@ -15,13 +15,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -30,7 +27,7 @@ from mechedit.data import atlas
 from mechedit.data.facts import FactEdit
 from mechedit.editors.steering.asked_gate import RelationSpace, learn_relations
 from mechedit.editors.steering.gates import calibrate
-from mechedit.editors.steering.paraphrases import relation_templates
+from mechedit.editors.steering.paraphrases import indirect_templates, relation_templates
 from mechedit.editors.steering.relation_words import RelationWords
 from mechedit.editors.steering.relations import near_relations
 from mechedit.factworld.world import RELATIONS, of_world
@@ -67,24 +64,14 @@ def relation_table(fact: FactEdit) -> Mapping[str, Sequence[str]]:
     return {**relation_templates(), **atlas.paraphrase_table()}
 
 
-@cache
-def _indirect() -> dict[str, Sequence[str]]:
-    """Of relations of CounterFact the templates that lean on the object without asking for it."""
-    table: dict[str, Sequence[str]] = json.loads(
-        (Path(__file__).parent / "indirect_templates.json").read_text(encoding="utf-8")
-    )
-    return table
-
-
 def phrasings(fact: FactEdit) -> dict[str, tuple[str, ...]]:
     """Relation to all templates that the gate learns it from: those of its table, and the indirect ones.
 
     >>> "{} thinks and dreams in" in phrasings(FactEdit("Ann", "{} is a native speaker of", "Dutch", "Greek"))["P103"]
     True
     """
-    return {
-        name: (*templates, *_indirect().get(name, ())) for name, templates in relation_table(fact).items()
-    }
+    indirect = indirect_templates()
+    return {name: (*templates, *indirect.get(name, ())) for name, templates in relation_table(fact).items()}
 
 
 def own_relations(fact: FactEdit) -> tuple[str, ...]:
@@ -192,11 +179,10 @@ def _written(
     for n, (fact, texts, mine) in enumerate(zip(facts, own, relations, strict=True)):
         table = phrasings(fact)
         asking = {template for name in mine for template in table[name]}
-        leaning = sorted({text for name in mine for text in _indirect().get(name, ())})
-        leaning = [
-            text.replace("{}", fact.subject) for text in dice.sample(leaning, min(N_INDIRECT, len(leaning)))
-        ]
-        for kind, given in (("own", texts), ("measured", fact.paraphrase_prompts), ("indirect", leaning)):
+        leaning = sorted({text for name in mine for text in indirect_templates().get(name, ())})
+        leaning = dice.sample(leaning, min(N_INDIRECT, len(leaning)))
+        indirect = [template.replace("{}", fact.subject) for template in leaning]
+        for kind, given in (("own", texts), ("measured", fact.paraphrase_prompts), ("indirect", indirect)):
             for text in given:
                 template = text.replace(fact.subject, "{}")
                 named = [name for name in mine if template in table[name]] or [*mine, fact.prompt]
