@@ -280,3 +280,17 @@ def test_help_and_wrong_usage_load_nothing_heavy(root: Path) -> None:
 def test_a_heavy_import_would_be_seen(root: Path) -> None:
     code = "import sys, mechedit.models.hooked; sys.exit(0 if 'torch' in sys.modules else 1)"
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
+def test_a_line_is_said_once_however_often_its_cause_is_met(root: Path) -> None:
+    code = (
+        "import sys, types, logging; from experiments.cli.program import execute\n"
+        "log = logging.getLogger('facts')\n"
+        "def run(options):\n"
+        "    for line in ('first', 'second', 'first', 'second'):\n"
+        "        log.warning('%s reading', line)\n"
+        "parser = types.SimpleNamespace(prog='p', parse_args=lambda argv: types.SimpleNamespace(run=run))\n"
+        "sys.exit(execute(parser, []))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert said.stderr.splitlines() == ["facts: first reading", "facts: second reading"]

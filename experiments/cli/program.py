@@ -21,7 +21,9 @@ def execute(parser: Parser, argv: Sequence[str] | None) -> int:
         The exit status: 0 done, 1 failed, 2 wrong usage (both one line on standard error), 130 interrupted,
         141 nobody reads the output any more.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    lines = logging.StreamHandler(sys.stderr)
+    lines.addFilter(_Once())
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", handlers=[lines])
     options = parser.parse_args(argv)
     try:
         with interruptible(quiet=bool(getattr(options, "quiet", False))):
@@ -44,6 +46,20 @@ def execute(parser: Parser, argv: Sequence[str] | None) -> int:
         )
         print(f"{parser.prog}: {advice}", file=sys.stderr)
         return 130
+
+
+class _Once(logging.Filter):
+    """Lets each line through once: a file that a command reads several times has one thing to say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[tuple[str, str]] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        line = (record.name, record.getMessage())
+        new = line not in self.said
+        self.said.add(line)
+        return new
 
 
 def _fail(program: str, error: Exception | str, status: int) -> int:
