@@ -187,7 +187,12 @@ def spread() -> dict[str, tuple[HookedModel, HookedModel]]:
 
 
 @pytest.mark.parametrize(
-    ("model", "name"), [(model, name) for model, names in SPREAD.items() for name in names]
+    ("model", "name"),
+    [
+        pytest.param(model, name, marks=() if name in always else pytest.mark.slow)
+        for model, always in SPREAD.items()
+        for name in DECODER
+    ],
 )
 def test_a_model_on_two_devices_agrees_with_the_cpu(
     model: str,

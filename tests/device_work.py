@@ -116,11 +116,12 @@ def of_text(name: str, **settings: Any) -> Callable[[HookedModel], Any]:
 
     def make(model: HookedModel) -> Any:
         texts = [fact.rewrite_prompt for fact in me.factworld.edits(8, seed=4)]
-        moments = covariances(model, text_corpus(texts, source="prompts"), layers=(3, 4), progress=False)
+        layers = (1,) if name == "rome" else (3, 4)  # of a model on two devices: below, or one on each
+        moments = covariances(model, text_corpus(texts, source="prompts"), layers=layers, progress=False)
         if name == "rome":
-            settings.update(layer=3, covariance=moments[3])
+            settings.update(layer=1, covariance=moments[1])
         else:
-            settings.update(layers=(3, 4), covariances=moments)
+            settings.update(layers=layers, covariances=moments)
         return by_name(name, steps=2, contexts=((2, 2),), **settings)
 
     return make
@@ -211,10 +212,17 @@ DECODER: dict[str, Callable[[HookedModel, Path], Any]] = {
 }
 
 
-#: What runs on a model whose layers lie on two devices, by model: one with grouped heads, a gated MLP and rotary
-#: positions beside GPT-2.
+#: What always runs on a model whose layers lie on two devices, by model: one with grouped heads, a gated MLP and rotary
+#: positions beside GPT-2. The rest of `DECODER` does among the slow tests.
 SPREAD = {
-    "factworld": ["attribute, certified", "EditBook, attach, an object of several tokens", "ft"],
+    "factworld": [
+        "attribute, certified",
+        "EditBook, attach, an object of several tokens",
+        "ft",
+        "lora",
+        "rome",
+        "faithfulness",
+    ],
     "factworld-llama": [
         "attribute, certified",
         "attribute, suppress, no biases",
@@ -223,6 +231,8 @@ SPREAD = {
         "contrast",
         "EditBook, attach, an object of several tokens",
         "ike",
+        "memit",
+        "mega",
     ],
 }
 

@@ -183,7 +183,8 @@ def other_device() -> Iterator[torch.device]:
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=) copies where the mode sees it
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
-        with _Mode():
+        # Torch counts one device of a backend in Python, and has no thread for gradients on the second: they run here.
+        with _Mode(), torch.autograd.set_multithreading_enabled(False):
             yield torch.device(_ANY.type, 0)
     finally:
         torch._C._set_only_lift_cpu_tensors(lifted)

@@ -116,7 +116,7 @@ def _gradients(model: HookedModel, ids: Tensor, target: int) -> NeuronScores:
             lambda logits: logits[0, -1].log_softmax(dim=-1)[target],
             names_filter=[resid_pre(0), *names],  # the first point may come without a gradient
         )
-    last = [cast(Tensor, recorded.gradients[name])[0, -1] for name in names]
+    last = [cast(Tensor, recorded.gradients[name])[0, -1].to(ids.device) for name in names]
     mlp, attn = torch.stack(last[::2]), torch.stack(last[1::2])
     return NeuronScores(mlp, attn[..., None])
 

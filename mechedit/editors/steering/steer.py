@@ -340,9 +340,9 @@ def _displacement(edit: SteeringEdit, layer: int, written: Tensor, bases: Sequen
 
 def _of_prompts(states: Tensor, turn: _Turn) -> tuple[Tensor, Tensor]:
     """States [n, T, d] of the prompts that end in this pass (NaN: not seen), and which are their own [n, T]."""
-    history, rows = turn.new.history, turn.rows.to(states.device)
-    columns = torch.arange(states.shape[1], device=states.device)
-    inside = history.real[rows] & (columns <= history.ends[turn.rows].to(states.device)[:, None])
+    rows, columns = turn.rows.to(states.device), torch.arange(states.shape[1], device=states.device)
+    real, ends = (x.to(states.device) for x in (turn.new.history.real, turn.new.history.ends))
+    inside = real[rows] & (columns <= ends[rows][:, None])
     return states[rows].where(inside[:, :, None], 0), inside
 
 

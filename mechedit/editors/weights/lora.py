@@ -160,4 +160,9 @@ def shared_twin(model: HookedModel) -> PreTrainedModel:
     for name, _ in list(twin.named_buffers()):
         path, _, leaf = name.rpartition(".")
         twin.get_submodule(path).register_buffer(leaf, buffers[name], persistent=False)
+    devices = getattr(model.hf, "hf_device_map", {})
+    if len({*devices.values()}) > 1:
+        from accelerate import dispatch_model
+
+        dispatch_model(twin, devices)  # moves what passes from one layer to the next, as in the model itself
     return twin.eval()

@@ -179,10 +179,14 @@ def upper_part(model: HookedModel, layer: int, texts: Sequence[Tensor], starts: 
 
 
 def mlp_output(model: HookedModel, layer: int, keys: Tensor) -> Tensor:
-    """What the layer's W_out writes for keys [..., d_mlp]: k W_out + b_out [..., d_model], fp32 at least."""
-    keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
-    written, bias = keys @ model.W_out(layer).to(keys.dtype), model.b_out(layer)
-    return written if bias is None else written + bias
+    """What the layer's W_out writes for keys [..., d_mlp]: k W_out + b_out [..., d_model], fp32 at least.
+
+    On the device of the keys, wherever the layer lies.
+    """
+    weight, bias = model.W_out(layer), model.b_out(layer)
+    wide = keys.to(weight.device, torch.promote_types(keys.dtype, torch.float32))
+    written = wide @ weight.to(wide.dtype)
+    return (written if bias is None else written + bias.to(written.device)).to(keys.device)
 
 
 def _keys_values(cache: Any, layer: int) -> tuple[Tensor | None, Tensor | None]:
