@@ -95,9 +95,12 @@ def metric_names() -> dict[str, str]:
     >>> names["gen"], names["gen_tok"], len(set(names.values())) == len(names)
     ('Gen', 'Gen (token match)', True)
     """
-    first = {key: label for family, metrics in _FAMILIES[:4] for key, label in metrics}
-    rest = {key: f"{label} ({family.lower()})" for family, metrics in _FAMILIES[4:] for key, label in metrics}
-    return {key: label for key, label in (first | rest).items() if key not in _NATS}
+    return {
+        key: f"{label} ({family.lower()})" if family.startswith("Token match") else label
+        for family, metrics in _FAMILIES
+        for key, label in metrics
+        if key not in _NATS
+    }
 
 
 def layers(frame: pd.DataFrame, window: tuple[int, int] | None) -> dict[str, Any] | None:
