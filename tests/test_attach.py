@@ -21,7 +21,7 @@ from mechedit.editors.steering.sites import SiteName, read_site
 from mechedit.editors.steering.steer import steer
 from mechedit.editors.steering.transport import AffineMap, mean_shift
 from mechedit.models.hooked import HookedModel, load_model
-from mechedit.models.hooking import resid_pre
+from mechedit.models.hooking import post, resid_post, resid_pre
 from mechedit.models.states import last_states, mean_states
 from reports.errors import InputError, IntegrityError
 from tests.test_steering import FACT, OTHER, PROMPTS, TABLE
@@ -210,6 +210,33 @@ def test_mean_states_are_of_the_prompt_alone(folder: Path) -> None:
     (together,) = mean_states(model, PROMPTS, [resid_pre(1)])
     alone = torch.cat([mean_states(model, [p], [resid_pre(1)])[0] for p in PROMPTS])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_a_pass_for_states_ends_where_the_last_of_them_is_read(folder: Path) -> None:
+    model = hooked(folder)
+    ids, mask = model.pad(model.encode(PROMPTS))
+    whole: dict[str, torch.Tensor] = {}
+    points = [resid_pre(0), post(0)]
+    keep = [
+        (point, lambda states, hook, point=point: whole.update({point: states[:, -1]})) for point in points
+    ]
+    with torch.no_grad(), model.hooks(keep):
+        model.run(ids, mask)
+    ran: list[int] = []
+    handles = [
+        block.register_forward_pre_hook(lambda *_, layer=layer: ran.append(layer))
+        for layer, block in enumerate(model.bridge.blocks)
+    ]
+    try:
+        read = last_states(model, PROMPTS, points)
+        assert {*ran} == {0}
+        last_states(model, PROMPTS[:1], [resid_post(1)])
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert ran[-2:] == [0, 1]
+    for point, states in zip(points, read, strict=True):
+        torch.testing.assert_close(states, whole[point], rtol=1e-4, atol=1e-5)
 
 
 # -- books ----------------------------------------------------------------------------------------------------

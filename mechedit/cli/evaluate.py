@@ -51,8 +51,11 @@ def _show(options: argparse.Namespace, result: Any, ripples: Any) -> None:
     for note in result.notes:
         print(note)
     if result.n_known:
-        print(as_table(table[["metric", "value", "low", "high", "n"]]))
-        print("\n".join(f"{names}: {text}" for names, text in metric_words(set(table["metric"])).items()))
+        measured, missing = table[table["n"] > 0], table.loc[table["n"] == 0, "metric"]
+        print(as_table(measured[["metric", "value", "low", "high", "n"]]))
+        if len(missing):
+            print(f"not measured, as no fact has the prompts: {', '.join(missing)}")
+        print("\n".join(f"{names}: {text}" for names, text in metric_words(set(measured["metric"])).items()))
     if ripples is not None:
         print("; ".join(f"{outcome} {n}" for outcome, n in ripples.outcomes().items()))
         print(as_table(ripples.summary()[["family", "metric", "value", "low", "high", "n", "n_tests"]]))

@@ -1,7 +1,12 @@
-"""Hidden states of many prompts: at their last tokens, or their mean over tokens."""
+"""Hidden states of many prompts: at their last tokens, or their mean over tokens.
+
+A pass ends where the last of the points has been read: no layer above it runs, and neither does the unembedding. Hooks of
+the caller's on what lies above hear nothing of it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -60,8 +65,8 @@ def _states(
     with bar("states", len(ids), unit="prompt", delay=LONG) as shown:
         for batch in batches([len(sequence) for sequence in ids], batch_size):
             padded, mask = model.pad([ids[i] for i in batch])
-            hooks = [(point, partial(_keep, store, mask, pool)) for point, store in kept.items()]
-            with model.hooks(hooks):
+            hooks = [(point, partial(_keep, kept, point, mask, pool)) for point in kept]
+            with model.hooks(hooks), contextlib.suppress(_AllRead):
                 model.run(padded, mask, logits_to_keep=1)
             order += batch
             shown.update(len(batch))
@@ -83,10 +88,21 @@ def _parts(model: BridgedModel, point: str) -> tuple[str, ...]:
     return (point,)
 
 
+class _AllRead(Exception):
+    """Ends a pass: every point has been read. An `Exception`, so that torch calls the hooks that close a pass."""
+
+
 def _keep(
-    store: list[Tensor], mask: Tensor, pool: Callable[[Tensor, Tensor], Tensor], states: Tensor, hook: object
+    kept: dict[str, list[Tensor]],
+    point: str,
+    mask: Tensor,
+    pool: Callable[[Tensor, Tensor], Tensor],
+    states: Tensor,
+    hook: object,
 ) -> None:
-    store.append(pool(states.detach(), mask))
+    kept[point].append(pool(states.detach(), mask))
+    if len({len(store) for store in kept.values()}) == 1:
+        raise _AllRead
 
 
 def _last(states: Tensor, mask: Tensor) -> Tensor:
