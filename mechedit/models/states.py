@@ -1,7 +1,7 @@
 """Hidden states of many prompts: at their last tokens, or their mean over tokens.
 
-A pass ends where the last of the points has been read: no layer above it runs, and neither does the unembedding. Hooks of
-the caller's on what lies above hear nothing of it.
+A pass ends where the last of the points has been read: no layer above it runs, and neither does the unembedding. A
+caller's hooks on what lies above hear nothing of it.
 """
 
 from __future__ import annotations
