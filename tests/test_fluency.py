@@ -100,7 +100,7 @@ def test_a_prompt_that_is_longer_stays(factworld_gpt2: HookedModel) -> None:
 
 
 def test_generation_is_a_family_of_the_evaluation(factworld_gpt2: HookedModel) -> None:
-    facts = edits(3, seed=6)
+    facts = edits(2, seed=6)
     references = {facts[0].target_new: [f"It is {facts[0].target_new}."]}
     families = ("generation", "argmax")
     result = evaluate(
@@ -109,9 +109,9 @@ def test_generation_is_a_family_of_the_evaluation(factworld_gpt2: HookedModel) -
     table = result.summary().set_index("metric")
     assert list(table.index) == ["Acc", "Gen", "Spec", "GE", "RS", "KL", "Top1"]
     by_hand = [record_entropy(generated_texts(factworld_gpt2, fact)) for fact in facts]
-    assert table.loc["GE", "value"] == pytest.approx(sum(by_hand) / 3)
+    assert table.loc["GE", "value"] == pytest.approx(sum(by_hand) / len(facts))
     assert table.loc["GE", "interval"] == "bootstrap"
     assert table.loc["RS", "n"] == sum(fact.target_new == facts[0].target_new for fact in facts)
     assert len(result.generations) == sum(len(fact.generation_prompts) for fact in facts)
-    plain = evaluate(factworld_gpt2, NoEdit(), facts, families=families, progress=False)
+    plain = evaluate(factworld_gpt2, NoEdit(), facts[:1], families=families, progress=False)
     assert "RS" not in set(plain.summary()["metric"])
