@@ -25,8 +25,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from experiments.progress import LONG, bar
 from mechedit.editors.steering.sites import SITES, Heads, SiteName, part
 from mechedit.editors.steering.transport import AffineMap
+from mechedit.models.batching import batches
 from mechedit.models.ends import EndBatch, PromptEnds
 from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import Hook, in_block
@@ -165,13 +167,8 @@ class Fits:
             targets: Of each fact the questions, each behind a statement of the new object.
         """
         texts = [[*mine, *one.implied[1]] for mine, one in zip(targets, self.prompts, strict=True)]
-        ends = PromptEnds(self.model, self._ids(texts))
         kept: dict[int, list[Tensor]] = {layer: [] for layer in self.place.layers}
-        points = _hooks(self.place, partial(_keep, kept))
-        logits = ends.logits(lambda batch: points)
-        order = (
-            torch.tensor([row for batch in ends.batches for row in batch.rows]).argsort().to(logits.device)
-        )
+        logits, order = self._once(texts, _hooks(self.place, partial(_keep, kept)))
         states = {layer: torch.cat(parts)[order] for layer, parts in kept.items()}
         found, start = [], 0
         for mine, one in zip(targets, self.prompts, strict=True):
@@ -185,11 +182,24 @@ class Fits:
 
     def successes(self, targets: Sequence[Sequence[str]]) -> list[int]:
         """Of each fact, behind how many of its target prompts the model says the new object."""
-        logits = PromptEnds(self.model, self._ids(targets)).logits()
-        said = iter(logits.argmax(-1).tolist())
+        said = iter(self._once(targets)[0].argmax(-1).tolist())
         return [
             sum(next(said) == one.new for _ in mine) for mine, one in zip(targets, self.prompts, strict=True)
         ]
+
+    @torch.no_grad()
+    def _once(self, texts: Sequence[Sequence[str]], hooks: Sequence[Hook] = ()) -> tuple[Tensor, Tensor]:
+        """One pass of prompts that are read once: the logits behind them, and where in the passes each has run."""
+        ids = self._ids(texts)
+        parts, rows = [], []
+        with bar("prompts", len(ids), unit="prompt", delay=LONG) as shown, self.model.hooks(list(hooks)):
+            for batch in batches([len(sequence) for sequence in ids], TOGETHER):
+                padded, mask = self.model.pad([ids[i] for i in batch])
+                parts.append(self.model.run(padded, mask, logits_to_keep=1)[0][:, -1])
+                rows += batch
+                shown.update(len(batch))
+        order = torch.tensor(rows).argsort().to(parts[0].device)
+        return torch.cat(parts)[order], order
 
     @torch.no_grad()
     def maps(
