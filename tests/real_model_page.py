@@ -52,7 +52,7 @@ def _run(run: Path) -> str:
     lines = [
         f"\n## {summary['title']}\n",
         f"{summary['subtitle']}. Model: {summary['model']}, weights "
-        f"{about['model'].get('quantization') or 'as trained'}. {date}, {about['device_name']}, "
+        f"{_weights(about['model'])}. {date}, {about['device_name']}, "
         f"torch {versions['torch']}, transformers {versions['transformers']}, "
         f"TransformerLens {versions['transformer-lens']}.\n",
         *([_table(summary["editors"])] if summary["editors"] else []),
@@ -64,6 +64,12 @@ def _run(run: Path) -> str:
         lines += [f"| {v['claim']} | {v['answer']} | {v['evidence']} |" for v in summary["verdicts"]]
     lines += ["", *(f"- {note}" for note in summary.get("notes", []))]
     return "\n".join(lines) + "\n"
+
+
+def _weights(model: Mapping[str, Any]) -> str:
+    """Of the model, or of each of several by its name."""
+    each = [model] if "hash" in model else list(model.values())
+    return ", ".join(sorted({one.get("quantization") or "as trained" for one in each}))
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
