@@ -118,6 +118,7 @@ def test_the_script_of_ones_own_encoder_runs(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """docs/own_encoder.py, word for word, on a tiny encoder and a data folder of the real one's shape."""
+    monkeypatch.setattr("reports.batch._PARALLEL", 100)  # no process of its own for ten small pages
     data = write_data(tmp_path / "data")
     argv = ["--encoder", str(tiny_folder("xlm-roberta")), "--data", str(data), "--out", str(tmp_path / "out")]
     monkeypatch.syspath_prepend(root / "docs")

@@ -47,6 +47,7 @@ def test_a_finished_run_is_extended(
     name: str, factworld_gpt2: HookedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mechedit.recipes.evaluate.load", lambda config: factworld_gpt2)
+    monkeypatch.setattr("reports.page.build", lambda run: None)  # four pages, which are not looked at here
     makers: dict[str, Callable[[], tuple[Run, Any]]] = {
         "anatomy": lambda: anatomy(factworld_gpt2),
         "faithfulness": lambda: faithfulness(factworld_gpt2),

@@ -19,6 +19,7 @@ from tests.test_reports_page import Outline, addresses
 from tests.xl_study_example import study as made_up_study
 from tests.xl_tiny import tiny_encoder
 from xlprobe.cli import main
+from xlprobe.langworld.train import train_langworld
 from xlprobe.langworld.world import bitext, task
 from xlprobe.probes.distances import Distances, distances
 from xlprobe.probes.gradients import Gradients, gradients
@@ -176,7 +177,7 @@ COMMANDS = {
 def test_every_command_with_out_has_a_page_and_quiet_is_quiet(
     command: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xlprobe.langworld.train.SENTENCES", 40)
+    monkeypatch.setitem(train_langworld.__kwdefaults__, "sentences", 400)
     for name in "ab":
         text = "\n".join(f"{word} river {i}" for i, word in enumerate(("this", "my", "two", "the", "all")))
         (tmp_path / name).write_text(text + "\n")

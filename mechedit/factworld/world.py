@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 __all__ = ["HOPS", "OBJECTS", "RELATIONS", "World", "alias"]
 
@@ -323,8 +323,7 @@ class World:
 
     def held_out(self, subject: str, relation: str) -> tuple[int, ...]:
         """Indices of the templates in which the training text never states this fact."""
-        rng = random.Random(f"{self.seed}:held_out:{subject}:{relation}")
-        return tuple(sorted(rng.sample(range(len(RELATIONS[relation].templates)), HELD_OUT_PER_FACT)))
+        return _held_out(self.seed, subject, relation)
 
     def seen(self, subject: str, relation: str) -> tuple[int, ...]:
         """Indices of the remaining templates."""
@@ -336,6 +335,12 @@ class World:
         for relation in HOPS[hop].path:
             subject = (changed or {}).get((subject, relation)) or self.facts[subject, relation]
         return subject
+
+
+@lru_cache(maxsize=2**14)  # a fact's neighbours ask it of every subject
+def _held_out(seed: int, subject: str, relation: str) -> tuple[int, ...]:
+    rng = random.Random(f"{seed}:held_out:{subject}:{relation}")
+    return tuple(sorted(rng.sample(range(len(RELATIONS[relation].templates)), HELD_OUT_PER_FACT)))
 
 
 def of_world(subject: str, relation: str, prompt: str) -> bool:
