@@ -6,6 +6,7 @@ import math
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from mechedit.editors.steering.paraphrases import paraphrases, relation_template
 from mechedit.editors.steering.relation_prompts import _written, own_relations, phrasings
 from mechedit.editors.steering.relation_words import RelationWords
 from mechedit.editors.steering.relations import near_relations
+from mechedit.evaluation.elsewhere import N_PASSAGES, Cost, running_text
 from mechedit.factworld.export import ripple_tests
 from mechedit.models.hooked import HookedModel
 
@@ -154,6 +156,42 @@ def test_a_book_keeps_the_gate(
         expected = edited.logits(prompts)
     with again.apply(factworld_gpt2) as edited:
         assert torch.equal(edited.logits(prompts), expected)
+
+
+def test_running_text_that_names_nobody_is_not_read_again(
+    mega: MEGA,
+    facts: list[FactEdit],
+    factworld_gpt2: HookedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What an edit costs there is 0 by its words; where the subject is named it is what the whole pass says."""
+    fact, place = facts[0], tmp_path / "text.txt"
+    place.write_text(
+        f"{fact.rewrite_prompt} a thing that nobody in the whole town has heard of before today " * 9
+    )
+    plain, naming = running_text(factworld_gpt2), running_text(factworld_gpt2, place)
+    ran: list[int] = []
+    run = HookedModel.run
+
+    def counted(self: HookedModel, ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> Any:
+        ran.append(len(ids))
+        return run(self, ids, mask, **options)
+
+    with replace(mega, alpha=3.0).apply(factworld_gpt2, fact) as edited:
+        monkeypatch.setattr(HookedModel, "run", counted)
+        assert plain.cost(edited) == Cost(0.0, 1.0, N_PASSAGES, plain.digest)
+        assert not ran
+        shut, cost = edited.shut_by_words(naming.texts), naming.cost(edited)
+        assert 0 < sum(shut) < len(shut)
+        assert ran == [len(shut) - sum(shut)]
+        monkeypatch.setattr(type(edited), "shut_by_words", lambda self, prompts: [False] * len(prompts))
+        whole = naming.cost(edited)
+        assert ran[1:] == [len(shut)]
+    assert cost.kl == pytest.approx(whole.kl, rel=1e-4, abs=1e-7)
+    assert cost.top1 == whole.top1
+    with replace(mega, alpha=3.0, gate="always").apply(factworld_gpt2, fact) as edited:
+        assert not any(edited.shut_by_words(plain.texts))
 
 
 def test_relations_are_found_by_words_and_none_where_none_fits() -> None:

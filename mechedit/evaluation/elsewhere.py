@@ -5,7 +5,8 @@ Steps:
 1. `N_PASSAGES` passages of at most `LENGTH` tokens are taken from a text, evenly spread and cut at words: by default
    prose of this project's documentation (`running_text.txt`), else a text that the user names;
 2. once, the unedited model p reads them: its distribution over the token behind each passage is kept;
-3. for each edit, in one pass, the edited model q reads the same passages, and over them
+3. for each edit, in one pass, the edited model q reads the same passages (but those whose words alone keep the gate of
+   a steering edit shut: there q is p), and over them
    KL = mean of Σ_v p(v) · (log p(v) − log q(v)), in nats per token,
    Top1 = share of passages behind which the likeliest token is still the same.
 
@@ -29,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mechedit.editors.steering.steer import SteeredModel
 from mechedit.editors.weights.corpus import open_corpus
 from mechedit.evaluation.questions import N_PASSAGES
 from mechedit.models.hooked import HookedModel
@@ -73,25 +75,33 @@ class RunningText:
     """Passages, and what the unedited model says behind each of them.
 
     Attributes:
+        unedited: The model that is compared with.
         texts: The passages.
         logps: The unedited model's log-probabilities [n, d_vocab], fp32 on the CPU.
         source: The text, as a reader knows it; "" for the project's own.
         digest: sha256 of the passages.
     """
 
+    unedited: HookedModel
     texts: tuple[str, ...]
     logps: Tensor
     source: str
     digest: str
 
     def cost(self, edited: HookedModel) -> Cost:
-        """Compares `edited` with the unedited model, in one pass."""
+        """Compares `edited` with the unedited model, in one pass over the passages where it may be another."""
         ids = edited.encode(self.texts)
         held = [i for i, row in enumerate(ids) if edited.n_ctx is None or len(row) <= edited.n_ctx]
         if not held:
             return Cost(math.nan, math.nan, 0, self.digest)
-        logps = _logps(edited, [ids[i] for i in held])
         before = self.logps[held]
+        logps = before.clone()
+        # An edit that steers the unedited model, and whose gate the words keep shut, is that model to the last bit.
+        shut = [False] * len(ids)
+        if isinstance(edited, SteeredModel) and edited.base is self.unedited:
+            shut = edited.shut_by_words(self.texts)
+        if read := [row for row, i in enumerate(held) if not shut[i]]:
+            logps[read] = _logps(edited, [ids[held[row]] for row in read])
         if logps.isnan().any() or before.isnan().any():
             return Cost(math.nan, math.nan, len(held), self.digest)
         same = (before.argmax(-1) == logps.argmax(-1)).double().mean()
@@ -126,7 +136,7 @@ def running_text(model: HookedModel, text: str | os.PathLike[str] | None = None)
         raise InputError(f"text: expected running text, found no word in {corpus.source}")
     digest = hashlib.sha256("\n".join(taken).encode()).hexdigest()
     return RunningText(
-        taken, _logps(model, model.encode(taken)), "" if text is None else corpus.source, digest
+        model, taken, _logps(model, model.encode(taken)), "" if text is None else corpus.source, digest
     )
 
 

@@ -360,6 +360,17 @@ class SteeredModel(HookedModel):
         """For each prompt whether the gate of an edit opens."""
         return (self._ratios(prompts, batch_size) <= 1).any(0).tolist()
 
+    def shut_by_words(self, prompts: Prompts) -> list[bool]:
+        """For each prompt whether its words alone keep the gates of these edits shut: there `base` speaks.
+
+        False says nothing: what the gates read in a pass may keep them shut too.
+        """
+        batch = PromptBatch(self.encode(prompts), self.tokenizer)
+        possible = torch.zeros(len(batch), dtype=torch.bool)
+        for group in self.steering.bank.groups:
+            possible |= group.screen(batch).any(0).cpu()
+        return (~possible).tolist()
+
     def claims(self, prompts: Prompts, *, batch_size: int = 64) -> pd.DataFrame:
         """Which edits claim which prompts: frame prompt (its index), case_id, ratio (distance over threshold), steers.
 
