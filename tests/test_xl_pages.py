@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -177,9 +178,7 @@ COMMANDS = {
 def test_every_command_with_out_has_a_page_and_quiet_is_quiet(
     command: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        train_langworld, "__kwdefaults__", (train_langworld.__kwdefaults__ or {}) | {"sentences": 400}
-    )
+    monkeypatch.setattr("xlprobe.langworld.train.train_langworld", partial(train_langworld, sentences=400))
     for name in "ab":
         text = "\n".join(f"{word} river {i}" for i, word in enumerate(("this", "my", "two", "the", "all")))
         (tmp_path / name).write_text(text + "\n")

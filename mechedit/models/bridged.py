@@ -233,10 +233,19 @@ class BridgedModel(PromptReader):
             raise InputError("prompts: expected some, found none")
         ids = self.encode(prompts)
         rows: dict[int, torch.Tensor] = {}
-        for batch in batches([len(sequence) for sequence in ids], batch_size):
-            logits = self.run(*self.pad([ids[i] for i in batch]), logits_to_keep=1)[0][:, -1]
+        for batch, logits in self.logits_by_batch(ids, batch_size=batch_size):
             rows |= dict(zip(batch, logits, strict=True))
         return torch.stack([rows[i] for i in range(len(ids))])
+
+    def logits_by_batch(
+        self, ids: Sequence[torch.Tensor], *, batch_size: int = 32
+    ) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """`logits` as the passes are made: which of the prompts ran together, and theirs [n, d_vocab].
+
+        Gradients are recorded as the caller has set it.
+        """
+        for batch in batches([len(sequence) for sequence in ids], batch_size):
+            yield batch, self.run(*self.pad([ids[i] for i in batch]), logits_to_keep=1)[0][:, -1]
 
     @contextlib.contextmanager
     def hooks(self, hooks: Sequence[Hook]) -> Iterator[Self]:

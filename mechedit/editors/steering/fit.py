@@ -28,7 +28,6 @@ from torch import Tensor
 from experiments.progress import LONG, bar
 from mechedit.editors.steering.sites import SITES, Heads, SiteName, part
 from mechedit.editors.steering.transport import AffineMap
-from mechedit.models.batching import batches
 from mechedit.models.ends import EndBatch, PromptEnds
 from mechedit.models.hooked import HookedModel
 from mechedit.models.hooking import Hook, in_block
@@ -193,9 +192,8 @@ class Fits:
         ids = self._ids(texts)
         parts, rows = [], []
         with bar("prompts", len(ids), unit="prompt", delay=LONG) as shown, self.model.hooks(list(hooks)):
-            for batch in batches([len(sequence) for sequence in ids], TOGETHER):
-                padded, mask = self.model.pad([ids[i] for i in batch])
-                parts.append(self.model.run(padded, mask, logits_to_keep=1)[0][:, -1])
+            for batch, logits in self.model.logits_by_batch(ids, batch_size=TOGETHER):
+                parts.append(logits)
                 rows += batch
                 shown.update(len(batch))
         order = torch.tensor(rows).argsort().to(parts[0].device)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from accelerate import dispatch_model
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -162,7 +163,5 @@ def shared_twin(model: HookedModel) -> PreTrainedModel:
         twin.get_submodule(path).register_buffer(leaf, buffers[name], persistent=False)
     devices = getattr(model.hf, "hf_device_map", {})
     if len({*devices.values()}) > 1:
-        from accelerate import dispatch_model
-
         dispatch_model(twin, devices)  # moves what passes from one layer to the next, as in the model itself
     return twin.eval()
