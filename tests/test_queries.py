@@ -14,6 +14,7 @@ from mechedit.attribution import Attribution, attribute
 from mechedit.attribution.circuits import keys, query
 from mechedit.attribution.circuits.keys import attention_keys, mlp_keys
 from mechedit.attribution.circuits.query import Source, key_weights, layer_reads
+from mechedit.attribution.circuits.writers import Readers, neuron_reads
 from mechedit.attribution.passes import run_passes
 from mechedit.attribution.ranking.neurons import exhaustive
 from mechedit.attribution.terms import layer_terms
@@ -142,18 +143,20 @@ def test_conservation_fails_where_a_source_is_left_out() -> None:
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_own_parts_alone_make_up_the_read_where_nothing_steers(arch: Arch) -> None:
-    """Not by construction: neurons, heads and biases are summed up, the stream's differences are not used."""
-    sources, of = reads(arch)
+    """Not by construction: neurons and biases are summed up, the stream's differences are not used."""
+    model, (sources, of) = tiny_model(arch), reads(arch)
+    passes, _ = run_passes(model, PROMPT, TARGET, tokens="first", biases="keep")
     assert {source.module for source in sources} == {"embed", "attn", "mlp"}
-    for value in range(0, len(of.read), 7):
-        layer = int(of.layer[value])
-        for source in sources:
-            if source.neurons is None or source.layer >= layer:
-                continue
-            bias = tiny_model(arch).b_out(source.layer)
-            read = source.neurons[:, value].double().sum()
-            read = read + (0 if bias is None else of.key[value].double() @ bias.double())
-            assert float(read) == pytest.approx(float(source.read[value]), abs=1e-4)
+    everything = Readers(of.key.double(), of.pos)
+    for source in sources:
+        if source.module != "mlp":
+            continue
+        neurons = neuron_reads(model, passes[0].view, passes[0].terms[source.layer], everything)
+        bias = model.b_out(source.layer)
+        own = neurons.double().sum(1) + (0 if bias is None else everything.key @ bias.double())
+        later = of.layer > source.layer
+        assert torch.allclose(own[later], source.read[later], atol=1e-4)
+        assert (source.read[~later] == 0).all()
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama-gqa"])

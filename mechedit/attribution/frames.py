@@ -23,6 +23,7 @@ __all__ = [
     "attn_frame",
     "head_frame",
     "head_places",
+    "head_vectors",
     "neuron_frame",
     "position_frame",
     "promotes_frame",
@@ -37,11 +38,25 @@ PROMOTES_ROWS, PROMOTES_TOKENS = 40, 5
 POSITION_ROWS = 50
 
 
-def head_frame(forward: Pass) -> pd.DataFrame:
-    """Frame layer, head, score of all heads, in the order of the place."""
+def head_vectors(forward: Pass) -> tuple[Tensor, Tensor]:
+    """What each head adds [n_layers · n_heads, d_model], in the order of the place, and the rows of the bases."""
     vectors = torch.stack([term.heads() for term in forward.terms])
-    layer, head = torch.cartesian_prod(*map(torch.arange, vectors.shape[:2])).unbind(1)
-    scores = forward.scores(vectors.flatten(0, 1), base_rows("attn", layer))
+    layer = torch.arange(len(vectors)).repeat_interleave(vectors.shape[1])
+    return vectors.flatten(0, 1), base_rows("attn", layer).to(vectors.device)
+
+
+def head_frame(forward: Pass, scores: Tensor | None = None) -> pd.DataFrame:
+    """Frame layer, head, score of all heads, in the order of the place.
+
+    Args:
+        forward: The pass.
+        scores: Those of `head_vectors`; None: they are computed.
+    """
+    scores = forward.scores(*head_vectors(forward)) if scores is None else scores
+    n_layers = len(forward.terms)
+    layer, head = torch.cartesian_prod(torch.arange(n_layers), torch.arange(len(scores) // n_layers)).unbind(
+        1
+    )
     return pd.DataFrame({"layer": layer.numpy(), "head": head.numpy(), "score": scores.numpy()})
 
 

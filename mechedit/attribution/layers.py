@@ -101,10 +101,10 @@ def accounts(passes: Sequence[AccountInputs]) -> list[Account]:
     projections = [inputs.projection for inputs in passes]
     log_p = stacked_logits(projections, [plan.states for plan in plans])
     parts = log_p.split([len(plan.states) for plan in plans])
-    logps = [_normalised(part, plan) for part, plan in zip(parts, plans, strict=True)]
-    at_bases = [part[: len(plan.steps)].exp() for part, plan in zip(parts, plans, strict=True)]
+    measured = [_normalised(part, plan) for part, plan in zip(parts, plans, strict=True)]
+    logps, at_bases = zip(*measured, strict=True)
     means = stacked_expectations(projections, at_bases).split([len(plan.steps) for plan in plans])
-    return [plan.account(*measured) for plan, *measured in zip(plans, parts, logps, means, strict=True)]
+    return [plan.account(*part) for plan, *part in zip(plans, parts, logps, means, strict=True)]
 
 
 class _Plan:
@@ -144,16 +144,21 @@ class _Plan:
         )
 
 
-def _normalised(logits: Tensor, plan: _Plan) -> Tensor:
-    """Turns logits [n, d_vocab] into log p in place; returns the target's log p [n] in fp64."""
+def _normalised(logits: Tensor, plan: _Plan) -> tuple[Tensor, Tensor]:
+    """Turns logits [n, d_vocab] into log p in place; returns the target's log p [n] in fp64, and p at the bases."""
     projection = plan.inputs.projection
     total = torch.empty(len(logits), dtype=torch.float64, device=logits.device)
+    p = torch.empty_like(logits[: len(plan.steps)])
     rows = projection.rows(bytes_each=2 * 8)
     for start in range(0, len(logits), rows):
         block = slice(start, start + rows)
-        total[block] = logits[block].double().logsumexp(dim=-1)
+        peak = logits[block].amax(dim=-1, keepdim=True)
+        grown = (logits[block] - peak).exp_()
+        sums = grown.sum(dim=-1, keepdim=True, dtype=torch.float64)
+        total[block] = (sums.log() + peak.double())[:, 0]
         logits[block] -= total[block, None].to(logits.dtype)
-    return projection.target_logits(plan.states, plan.inputs.target) - total
+        p[block] = (grown.div_(sums.to(grown.dtype)))[: len(p[block])]
+    return projection.target_logits(plan.states, plan.inputs.target) - total, p
 
 
 def contrast_scores(

@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from mechedit.attribution.circuits.query import N_VALUES
 from mechedit.attribution.circuits.query_frames import query_frames
@@ -36,6 +37,7 @@ from mechedit.attribution.exact_scores import with_units
 from mechedit.attribution.frames import (
     attn_frame,
     head_frame,
+    head_vectors,
     neuron_frame,
     position_frame,
     promotes_frame,
@@ -44,7 +46,7 @@ from mechedit.attribution.frames import (
 from mechedit.attribution.options import Method, Options
 from mechedit.attribution.passes import Pass, TargetTokens, run_passes
 from mechedit.attribution.projection import Biases
-from mechedit.attribution.ranking.certified import certified
+from mechedit.attribution.ranking.certified import certified_along
 from mechedit.attribution.ranking.neurons import Ranking, Sign, exhaustive
 from mechedit.attribution.ranking.suppress_bound import vocabulary_moments
 from mechedit.attribution.result import Attribution
@@ -177,15 +179,14 @@ def _scores(model: HookedModel, passes: Sequence[Pass], options: Options) -> dic
     k, sign = options.k, options.sign
     # All positions where all neurons are scored; and the positions of several passes can only be summed over all heads.
     all_heads = options.method == "exhaustive" or k is None or len(passes) > 1
-    heads = [head_frame(forward) for forward in passes]
-    pairs = zip(passes, heads, strict=True)
-    positions = [position_frame(forward, frame, all_heads=all_heads) for forward, frame in pairs]
-    ranking = _rank(model, passes, options)
+    ranking, scored = _rank(model, passes, options)
+    heads = head_frame(passes[0], scored)
+    positions = [position_frame(forward, heads, all_heads=all_heads) for forward in passes]
     first, last = passes[0], passes[-1]
     mlp, attn = ranking.mlp.first(k), ranking.attn.first(k)
     queries, denominators = query_frames(model, passes, ranking, k=k, sign=sign)
     return {
-        "heads": summed(heads, keys=UNITS["heads"]),
+        "heads": heads,
         "head_positions": summed(positions, keys=UNITS["head_positions"]),
         "mlp_neurons": neuron_frame(mlp),
         "attn_neurons": attn_frame(attn, length=len(last.view.ids), width=model.shape.d_head),
@@ -204,12 +205,16 @@ def _scores(model: HookedModel, passes: Sequence[Pass], options: Options) -> dic
     }
 
 
-def _rank(model: HookedModel, passes: Sequence[Pass], options: Options) -> Ranking:
-    """The best neurons; all are enumerated where all are to be shown, for then there is nothing to leave out."""
-    k, sign = options.k, options.sign
+def _rank(model: HookedModel, passes: Sequence[Pass], options: Options) -> tuple[Ranking, Tensor]:
+    """The best neurons, and the scores of all heads; all neurons are enumerated where all are to be shown.
+
+    For then there is nothing to leave out.
+    """
     # Query neurons read N_VALUES value neurons, however few are shown.
-    kept = None if k is None else max(k, N_VALUES)
-    if options.method == "exhaustive" or kept is None:
-        return exhaustive(passes, k=kept, sign=sign)
+    k, sign = None if options.k is None else max(options.k, N_VALUES), options.sign
+    heads = [head_vectors(forward) for forward in passes]
+    if options.method == "exhaustive" or k is None:
+        scores = [forward.scores(*of_pass) for forward, of_pass in zip(passes, heads, strict=True)]
+        return exhaustive(passes, k=k, sign=sign), torch.stack(scores).sum(dim=0)
     moments = vocabulary_moments(model) if sign == "suppress" else None
-    return certified(passes, k=kept, sign=sign, moments=moments)
+    return certified_along(passes, heads, k=k, sign=sign, moments=moments)

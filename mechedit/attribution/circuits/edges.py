@@ -26,128 +26,178 @@ import torch
 from torch import Tensor
 
 from mechedit.attribution.circuits.keys import Keys, mlp_keys
-from mechedit.attribution.circuits.query import Source
+from mechedit.attribution.circuits.writers import Readers, Reading
 from mechedit.attribution.ranking.neurons import Ranked
+from mechedit.attribution.terms import LayerTerms
 from mechedit.models.hooked import HookedModel
 from mechedit.models.residual import ResidualView
 
-__all__ = ["EDGES", "read_edges"]
+__all__ = ["EDGES", "Edges"]
 
 #: How many edges from query neurons to value neurons of either kind a result holds.
 EDGES = 100
 _COLUMNS = ("source", "source_layer", "source_neuron", "pos", "target", "layer", "head", "dim", "neuron")
+_NUMBERS = ("read", "read_gate", "fraction", "score", "target_score")
+_Columns = dict[str, list[Any]]
 
 
-def read_edges(
-    model: HookedModel,
-    view: ResidualView,
-    attn: Ranked,
-    mlp: Ranked,
-    keys: Keys,
-    sources: Sequence[Source],
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The edges as a frame, and how much was left out.
+class Edges:
+    """The edges below the value neurons of one pass; `read_neurons` has to give `readings` what they ask for.
 
     Args:
-        model: The model, as it is now.
-        view: The forward pass.
         attn: Attention value neurons.
         mlp: FFN value neurons.
         keys: Centred, of `attn` and then of `mlp`.
-        sources: All that the keys read.
-
-    Returns:
-        The frame: source ("embed" | "mlp"), source_layer and source_neuron (−1 for the embedding), pos (where it is
-        read), target ("attn" | "mlp": a value neuron, "query": an FFN neuron that is a source), layer, head, dim,
-        neuron (−1 where the target has none), read, read_gate (NaN where there is one key), fraction, score,
-        target_score. And the account of the edges from query neurons: edges (kept), edges_total, total (the |score| of
-        all of them, by the kind of their value neuron: "attn", "mlp").
     """
-    owner = _owner(len(attn.score), len(mlp.score), keys)
-    scores = torch.cat([attn.score, mlp.score]).to(keys.score)
-    kinds = {"attn": range(len(attn.score)), "mlp": range(len(attn.score), len(scores))}
-    strongest = {kind: _strongest(sources, keys, owner, scores, of=of) for kind, of in kinds.items()}
-    picked = [edges for kept, _, _ in strongest.values() for edges in kept]
-    names = _names(attn, mlp, length=len(view.ids), width=model.shape.d_head)
-    embed = sources[0].read[None]
-    values = torch.arange(len(scores), device=owner.device)
-    parts = [
-        _rows(embed, values * 0, values, keys, owner, scores) | {"source": "embed"} | _pick(names, values)
-    ]
-    parts[0] |= {"source_layer": -1, "source_neuron": [-1] * len(values)}
-    for source, unit, value in picked:
-        assert source.neurons is not None
-        rows = _rows(source.neurons, unit, value, keys, owner, scores) | _pick(names, value)
-        parts.append(rows | {"source": "mlp", "source_layer": source.layer, "source_neuron": unit.tolist()})
-    for part in parts:
-        part |= {name: [part[name]] * len(part["pos"]) for name in ("source", "source_layer")}
-    frame = pd.DataFrame({name: [value for part in parts for value in part[name]] for name in parts[0]})
-    frame = pd.concat([frame, _query_rows(model, view, frame)], ignore_index=True)
-    account = {
-        "edges": int((frame["source"] == "mlp").sum()),
-        "edges_total": sum(count for _, count, _ in strongest.values()),
-        "total": {kind: total for kind, (_, _, total) in strongest.items()},
-    }
-    return frame[[*_COLUMNS, "read", "read_gate", "fraction", "score", "target_score"]], account
+
+    def __init__(self, attn: Ranked, mlp: Ranked, keys: Keys) -> None:
+        self._attn, self._mlp = attn, mlp
+        scores = torch.cat([attn.score, mlp.score]).to(keys.score)
+        self._receivers = _Receivers(keys, scores, n_attn=len(attn.score))
+        every, n_attn = self._receivers.first, len(attn.score)
+        self._strongest = [_Strongest(self._receivers, part) for part in (every[:n_attn], every[n_attn:])]
+
+    @property
+    def readings(self) -> Sequence[Reading]:
+        """What has to be read of FFN neurons, by the kind of the value neuron."""
+        return self._strongest
+
+    def frame(
+        self, model: HookedModel, view: ResidualView, terms: Sequence[LayerTerms]
+    ) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """The edges as a frame, and how much was left out.
+
+        Args:
+            model: The model, as it is now.
+            view: The forward pass.
+            terms: Those of all layers.
+
+        Returns:
+            The frame: source ("embed" | "mlp"), source_layer and source_neuron (−1 for the embedding), pos (where it is
+            read), target ("attn" | "mlp": a value neuron, "query": an FFN neuron that is a source), layer, head, dim,
+            neuron (−1 where the target has none), read, read_gate (NaN where there is one key), fraction, score,
+            target_score. And the account of the edges from query neurons: edges (kept), edges_total, total (the |score|
+            of all of them, by the kind of their value neuron: "attn", "mlp").
+        """
+        receivers, every = self._receivers, self._receivers.first
+        pos = receivers.keys.pos
+        names = _names(self._attn, self._mlp, length=len(view.ids), width=model.shape.d_head)
+        parts = [receivers.rows(_embedding(view, pos[every]), every) | _EMBED | _pick(names, every)]
+        for best in self._strongest:
+            layer, unit, value = best.edges()
+            rows = receivers.rows(_written(model, view, terms, layer, unit, pos[value]), value)
+            source = {"source": "mlp", "source_layer": layer.tolist(), "source_neuron": unit.tolist()}
+            parts.append(rows | source | _pick(names, value))
+        frame = _frame(parts)
+        frame = pd.concat([frame, _query_rows(model, view, frame)], ignore_index=True)
+        sums = torch.stack([best.total for best in self._strongest])
+        account = {
+            "edges": int((frame["source"] == "mlp").sum()),
+            "edges_total": int(sums[:, 1].sum()),
+            "total": dict(zip(("attn", "mlp"), sums[:, 0].tolist(), strict=True)),
+        }
+        return frame, account
 
 
-def _owner(n_attn: int, n_mlp: int, keys: Keys) -> Tensor:
-    """Which value neuron each key belongs to, attention ones first."""
-    times = (len(keys.score) - n_attn) // max(1, n_mlp)
-    return torch.cat([torch.arange(n_attn), n_attn + torch.arange(n_mlp).repeat(times)]).to(keys.pos.device)
+#: The columns of an edge from the embedding.
+_EMBED = {"source": "embed", "source_layer": -1, "source_neuron": -1}
 
 
-def _strongest(
-    sources: Sequence[Source], keys: Keys, owner: Tensor, scores: Tensor, *, of: range
-) -> tuple[list[tuple[Source, Tensor, Tensor]], int, float]:
-    """The `EDGES` of largest |score| to the value neurons `of`; how many there are that are not 0, and their sum.
+class _Receivers:
+    """n value neurons with the keys that they read with: number i's first key is key i, a gate's lies behind all."""
 
-    The edges by layer: the source, which of its neurons, which value neurons.
+    def __init__(self, keys: Keys, scores: Tensor, *, n_attn: int) -> None:
+        n, self.keys, self.scores = len(scores), keys, scores
+        self.first = torch.arange(n, device=scores.device)
+        self.last = torch.where(self.first >= n_attn, self.first + len(keys.pos) - n, self.first)
+        self.gated = self.last != self.first
+        self.read = keys.read
+
+    def tangents(self) -> Tensor:
+        """`score · Σ_keys slope · k` [n, d_model], fp64: what gives an edge's score."""
+        sloped = self.keys.slope[:, None] * self.keys.key.double()
+        return self.scores[:, None] * (sloped[self.first] + self.gated[:, None] * sloped[self.last])
+
+    def rows(self, wrote: Tensor, value: Tensor) -> dict[str, Any]:
+        """The columns with numbers of edges from what was written [m, d_model], fp64, to the receivers `value` [m]."""
+        keys, gated = self.keys, self.gated[value]
+        ends = (self.first[value], self.last[value])
+        up, gate = ((wrote * keys.key[end].double()).sum(dim=1) for end in ends)
+        slope = [keys.slope[end] for end in ends]
+        fraction = slope[0] * up + torch.where(gated, slope[1] * gate, 0.0)
+        return {
+            "pos": keys.pos[ends[0]].tolist(),
+            "read": (up / self.read[ends[0]]).tolist(),
+            "read_gate": torch.where(gated, gate / self.read[ends[1]], torch.nan).tolist(),
+            "fraction": fraction.tolist(),
+            "score": (fraction * self.scores[value]).tolist(),
+            "target_score": self.scores[value].tolist(),
+        }
+
+
+class _Strongest:
+    """The `EDGES` of largest |score| to some receivers, of all pairs with an FFN neuron that lies before them.
+
+    Args:
+        receivers: All of them.
+        value: Which [n].
     """
-    total, count, n = 0.0, 0, len(of)
-    best: list[tuple[Source, Tensor, Tensor]] = []
-    read = (owner >= of.start) & (owner < of.stop)  # the keys of one value neuron lie n apart
-    weight = (keys.slope * scores[owner])[read]
-    for source in sources:
-        if source.neurons is None:
-            continue
-        size = (source.neurons[:, read] * weight.to(source.neurons)).unflatten(1, (-1, n)).sum(dim=1).abs_()
-        total += float(size.sum(dtype=torch.float64))
-        count += int(size.count_nonzero())
-        best.append((source, *size.flatten().topk(min(EDGES, size.numel()))))
-    candidates = torch.cat([sizes for _, sizes, _ in best])
-    least = candidates.topk(min(EDGES, len(candidates))).values[-1]
-    kept = [(source, place[(sizes >= least) & (sizes > 0)]) for source, sizes, place in best]
-    return [(source, place // n, of.start + place % n) for source, place in kept if len(place)], count, total
+
+    def __init__(self, receivers: _Receivers, value: Tensor) -> None:
+        self._value = value
+        self._key, self._pos = receivers.tangents()[value], receivers.keys.pos[value]
+        self._layer = receivers.keys.layer[value]
+        self._size = self._key.new_zeros(0)
+        self._edge = value.new_zeros(3, 0)
+        self.total = torch.zeros(2, dtype=torch.float64, device=value.device)  # Σ |score|; how many are not 0
+
+    def readers(self, layer: int) -> Readers:
+        """`Reading.readers`."""
+        return Readers(self._key * (self._layer > layer)[:, None], self._pos)
+
+    def take(self, layer: int, reads: Tensor) -> None:
+        """`Reading.take`."""
+        size = reads.abs_()
+        self.total += torch.stack([size.sum(dtype=torch.float64), size.count_nonzero()])
+        least = self._size[-1] if len(self._size) == EDGES else 0.0
+        unit = (size.amax(dim=0) > least).nonzero()[:, 0] if len(size) else self._value[:0]
+        chosen, value = size[:, unit].T.gt(least).nonzero().unbind(1)
+        unit = unit[chosen]
+        edge = torch.stack([torch.full_like(unit, layer), unit, self._value[value]])
+        sizes = torch.cat([self._size, size[value, unit].to(self._size)])
+        self._size, kept = sizes.topk(min(EDGES, len(sizes)))
+        self._edge = torch.cat([self._edge, edge], dim=1)[:, kept]
+
+    def edges(self) -> Tensor:
+        """Layer, neuron and receiver [3, m], by layer, and within it the largest first."""
+        return self._edge[:, self._edge[0].sort(stable=True).indices]
 
 
-def _fold(per_key: Tensor, owner: Tensor, n: int) -> Tensor:
-    """[rows, n] from [rows, keys]: summed over the keys of each value neuron."""
-    return per_key.new_zeros(len(per_key), n).index_add_(1, owner, per_key)
+def _embedding(view: ResidualView, pos: Tensor) -> Tensor:
+    """What the embedding wrote at positions [n], [n, d_model]."""
+    return view.resid_pre_all[0, pos].double()
 
 
-def _rows(
-    reads: Tensor, unit: Tensor, value: Tensor, keys: Keys, owner: Tensor, scores: Tensor
-) -> dict[str, Any]:
-    """The columns with numbers of edges from rows `unit` of `reads` [rows, keys] to the value neurons `value`."""
-    reads = reads[unit].double()
-    edge = torch.arange(len(unit), device=owner.device)
-    fraction = _fold(reads * keys.slope, owner, len(scores))[edge, value]
-    owned = owner[None] == torch.arange(len(scores), device=owner.device)[:, None]
-    first, last = owned.int().argmax(1), owned.shape[1] - 1 - owned.flip(1).int().argmax(1)
-    share = reads / keys.read
-    gate = torch.where(first == last, torch.nan, 1.0)[value] * share[edge, last[value]]
-    return {
-        "pos": keys.pos[first[value]].tolist(),
-        "read": share[edge, first[value]].tolist(),
-        "read_gate": gate.tolist(),
-        "fraction": fraction.tolist(),
-        "score": (fraction * scores[value]).tolist(),
-        "target_score": scores[value].tolist(),
-    }
+def _written(
+    model: HookedModel,
+    view: ResidualView,
+    terms: Sequence[LayerTerms],
+    layer: Tensor,
+    unit: Tensor,
+    pos: Tensor,
+) -> Tensor:
+    """What FFN neurons wrote at positions [m], [m, d_model], fp64."""
+    wrote = pos.new_zeros(len(unit), view.resid_pre_all.shape[-1], dtype=torch.float64)
+    for i in layer.unique().tolist():
+        edges = (layer == i).nonzero()[:, 0]
+        directions, units, there = terms[i].mlp.directions, unit[edges], pos[edges]
+        rows = directions[units.to(directions.device)].to(wrote)
+        coefficients = view.mlp_post[i, there, units].double()
+        wrote[edges] = view.mlp_gain(model, i, there)(coefficients[:, None] * rows)
+    return wrote
 
 
-def _names(attn: Ranked, mlp: Ranked, *, length: int, width: int) -> dict[str, list[Any]]:
+def _names(attn: Ranked, mlp: Ranked, *, length: int, width: int) -> _Columns:
     """The columns that name the value neurons, attention ones first."""
     head, dim, _ = attn.places(width=width, length=length)
     n_attn, n_mlp = len(attn.score), len(mlp.score)
@@ -160,8 +210,19 @@ def _names(attn: Ranked, mlp: Ranked, *, length: int, width: int) -> dict[str, l
     }
 
 
-def _pick(names: dict[str, list[Any]], value: Tensor) -> dict[str, Any]:
+def _pick(names: _Columns, value: Tensor) -> _Columns:
     return {name: [column[i] for i in value.tolist()] for name, column in names.items()}
+
+
+def _frame(parts: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Rows of several parts; what is no list holds for all rows of its part."""
+    names = (*_COLUMNS, *_NUMBERS)
+    columns: _Columns = {name: [] for name in names}
+    for part in parts:
+        for name in names:
+            values = part[name]
+            columns[name] += values if isinstance(values, list) else [values] * len(part["pos"])
+    return pd.DataFrame(columns)
 
 
 def _query_rows(model: HookedModel, view: ResidualView, frame: pd.DataFrame) -> pd.DataFrame:
@@ -175,8 +236,7 @@ def _query_rows(model: HookedModel, view: ResidualView, frame: pd.DataFrame) -> 
     layer, neuron, pos = (torch.tensor(queries[name].tolist(), device=device) for name in place)
     scores = torch.tensor(queries["score"].tolist(), dtype=torch.float64, device=device)
     keys = mlp_keys(model, view, Ranked(scores, layer, neuron), centre=True, pos=pos)
-    embed = (view.resid_pre_all[0, keys.pos].double() * keys.key.double()).sum(dim=1)
-    values = torch.arange(len(scores), device=device)
-    rows = _rows(embed[None], values * 0, values, keys, _owner(0, len(scores), keys), scores)
+    receivers = _Receivers(keys, scores, n_attn=0)
+    rows = receivers.rows(_embedding(view, pos), receivers.first)
     target = {"target": "query", "layer": layer.tolist(), "head": -1, "dim": -1, "neuron": neuron.tolist()}
-    return pd.DataFrame(rows | target | {"source": "embed", "source_layer": -1, "source_neuron": -1})
+    return _frame([rows | target | _EMBED])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from mechedit.attribution.circuits.edges import read_edges
+from mechedit.attribution.circuits.edges import Edges
 from mechedit.attribution.circuits.keys import Keys, attention_keys, mlp_keys
 from mechedit.attribution.circuits.query import (
     N_VALUES,
@@ -19,8 +19,8 @@ from mechedit.attribution.circuits.query import (
     key_weights,
     layer_reads,
     query_layers,
-    query_neurons,
 )
+from mechedit.attribution.circuits.writers import QueryNeurons, read_neurons
 from mechedit.attribution.frames import neuron_frame
 from mechedit.attribution.passes import Pass
 from mechedit.attribution.ranking.neurons import Ranked, Ranking, Sign
@@ -49,13 +49,13 @@ def query_frames(
     guarded = last.projection.biases == "keep"  # "drop" reproduces the reference: raw keys, no guard
     attn, mlp = ranking.attn.first(N_VALUES), ranking.mlp.first(N_VALUES)
     keys = _keys(model, last, attn, mlp, centre=guarded)
-    sources, weights = layer_reads(model, last.view, last.terms, keys), key_weights(keys, guard=guarded)
-    centred = (keys, sources)
-    if not guarded:
-        keys = _keys(model, last, attn, mlp, centre=True)
-        centred = (keys, layer_reads(model, last.view, last.terms, keys))
-    edges, total = read_edges(model, last.view, attn, mlp, *centred)
-    neurons, mlp_neurons = query_neurons(sources, weights, k=k, sign=sign)
+    weights, run = key_weights(keys, guard=guarded), (model, last.view, last.terms)
+    centred = keys if guarded else _keys(model, last, attn, mlp, centre=True)
+    queries, below = QueryNeurons(keys, weights), Edges(attn, mlp, centred)
+    read_neurons(*run, [queries, *below.readings])
+    neurons, mlp_neurons = queries.best(k, sign)
+    edges, total = below.frame(*run)
+    sources = layer_reads(*run, keys)
     layers = pd.DataFrame(query_layers(sources, weights), columns=["layer", "module", "attn", "mlp"])
     frames = {
         "query_neurons": neuron_frame(neurons),

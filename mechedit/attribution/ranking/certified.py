@@ -27,7 +27,7 @@ from torch.nn.functional import pad
 
 from mechedit.attribution.layers import PLACE
 from mechedit.attribution.passes import Pass, base_rows
-from mechedit.attribution.ranking.neurons import Ranked, Ranking, Sign
+from mechedit.attribution.ranking.neurons import Ranked, Ranking, Sign, leading
 from mechedit.attribution.ranking.suppress_bound import LIKELIEST, RowMoments, lowest_scores
 from mechedit.attribution.terms import KINDS, Kind, SubLayer, unit_vectors
 
@@ -58,21 +58,47 @@ def certified(passes: Sequence[Pass], *, k: int, sign: Sign, moments: RowMoments
         sign: Whether the largest or the lowest scores are the best.
         moments: Those of the model; "suppress" needs them.
     """
-    mlp, attn = (_Search(passes, kind, k=k, sign=sign, moments=moments) for kind in KINDS)
-    searches = (mlp, attn)
-    while any(wanted := [len(search.choose()) for search in searches]):
+    return certified_along(passes, [], k=k, sign=sign, moments=moments)[0]
+
+
+def certified_along(
+    passes: Sequence[Pass],
+    others: Sequence[tuple[Tensor, Tensor]],
+    *,
+    k: int,
+    sign: Sign,
+    moments: RowMoments | None = None,
+) -> tuple[Ranking, Tensor]:
+    """`certified`, and the scores [n] of other vectors, which share its first pass over the vocabulary.
+
+    Args:
+        passes: As there.
+        others: Of each pass the vectors [n, d_model] and the rows of their bases [n], or nothing at all.
+        k: As there, and so are sign and moments.
+        sign: Likewise.
+        moments: Likewise.
+    """
+    searches = [_Search(passes, kind, k=k, sign=sign, moments=moments) for kind in KINDS]
+    n_others, beside = len(others[0][1]) if others else 0, torch.zeros(0, dtype=torch.float64)
+    waiting = n_others
+    while any(wanted := [waiting, *(len(search.choose()) for search in searches)]):
         scores = torch.zeros(sum(wanted), dtype=torch.float64)
         for n, forward in enumerate(passes):
-            vectors, bases = zip(*(search.vectors(n) for search in searches), strict=True)
+            parts = [others[n]] if waiting else []
+            vectors, bases = zip(*parts, *(search.vectors(n) for search in searches), strict=True)
             scores += forward.scores(torch.cat(vectors), torch.cat(bases))
-        for search, part in zip(searches, scores.split(wanted), strict=True):
-            search.take(part)
-    return Ranking(
+        part, *found = scores.split(wanted)
+        beside, waiting = (part, 0) if waiting else (beside, 0)
+        for search, of_search in zip(searches, found, strict=True):
+            search.take(of_search)
+    mlp, attn = searches
+    ranking = Ranking(
         mlp.ranked(),
         attn.ranked(),
         evaluated=(len(mlp.scores), len(attn.scores)),
         total=len(mlp.bound) + len(attn.bound),
     )
+    return ranking, beside
 
 
 def _bounds(forward: Pass, kind: Kind, sign: Sign, moments: RowMoments | None) -> Tensor:
@@ -130,20 +156,23 @@ class _Search:
         # A source position that an earlier pass does not have adds nothing there.
         padded = [pad(bound, (0, self.columns - bound.shape[2])) for bound in bounds]
         self.bound = sum(padded[1:], padded[0]).flatten()
-        self.order = torch.sort(self.bound, descending=True, stable=True).indices
         self.size = bounds[0].shape[1] * self.columns
-        self.k = min(k, len(self.order))
+        self.k = min(k, len(self.bound))
+        self.order = self.bound.new_zeros(0, dtype=torch.long)  # as far as it was asked for
         self.scores = torch.empty(0, dtype=torch.float64)
         self.chosen = self.order[:0]
 
     def choose(self) -> Tensor:
         """The next units in the order of their bound, or none: then the best k are certified."""
         done, step = len(self.scores), max(8, self.k // _SHARE)
+        wanted = done + step if done else self.k + step
+        if wanted > len(self.order) < len(self.bound):
+            self.order = leading(self.bound, 2 * wanted)
+        following = self.order[done:wanted]
         if not done:
-            self.chosen = self.order[: self.k + step]
+            self.chosen = following
             return self.chosen
         kth = float(self.scores.topk(self.k).values[-1])
-        following = self.order[done : done + step]
         self.chosen = following[self.bound[following] >= kth - MARGIN]
         return self.chosen
 

@@ -25,7 +25,7 @@ from mechedit.attribution.passes import Pass
 from mechedit.attribution.scores import inc_scaled
 from mechedit.attribution.terms import Kind
 
-__all__ = ["Ranked", "Ranking", "Sign", "attention_index", "exhaustive"]
+__all__ = ["Ranked", "Ranking", "Sign", "attention_index", "exhaustive", "leading"]
 
 Sign = Literal["promote", "suppress"]
 
@@ -48,7 +48,7 @@ class Ranked:
     def best(cls, parts: Sequence[Ranked], *, k: int | None, sign: Sign) -> Ranked:
         """The k best of several rankings (None: all), given in the order of their layers."""
         score = torch.cat([part.score for part in parts])
-        order = torch.sort(score, descending=sign == "promote", stable=True).indices[:k]
+        order = leading(score, len(score) if k is None else k, descending=sign == "promote")
         layer, index = (torch.cat([getattr(part, name) for part in parts]) for name in ("layer", "index"))
         return cls(score[order], layer[order], index[order])
 
@@ -70,6 +70,20 @@ class Ranked:
         """Head, dimension and source position [k] of attention neurons; the inverse of `attention_index`."""
         unit, pos = self.index // length, self.index % length
         return unit // width, unit % width, pos
+
+
+def leading(values: Tensor, k: int, *, descending: bool = True) -> Tensor:
+    """The first k places of a stable sort of values [n]; only those that can be among them are sorted.
+
+    >>> leading(torch.tensor([1.0, 3.0, 3.0, 2.0]), 2).tolist()
+    [1, 2]
+    """
+    if k < len(values):
+        bound = values.topk(k, largest=descending).values[-1]
+        among = (values >= bound if descending else values <= bound).nonzero()[:, 0]
+    else:
+        among = torch.arange(len(values), device=values.device)
+    return among[values[among].sort(descending=descending, stable=True).indices[:k]]
 
 
 def attention_index(head: Tensor, dim: Tensor, pos: Tensor, *, width: int, length: int) -> Tensor:
