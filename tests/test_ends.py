@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -44,6 +46,37 @@ def test_a_hook_at_the_end_does_what_it_does_in_a_whole_pass(arch: Arch) -> None
     moved = PromptEnds(model, PROMPTS).logits(lambda batch: hooks)
     assert torch.allclose(moved, whole, atol=1e-4)
     assert not torch.allclose(moved, model.logits(PROMPTS), atol=1e-2)  # the push is seen
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_prompts_go_on_with_tokens_behind_them_and_nothing_before_runs_again(arch: Arch) -> None:
+    model = tiny_model(arch)
+    ends, ids = PromptEnds(model, PROMPTS, groups=[[4, 0, 2], [1, 3]]), model.encode(PROMPTS)
+    rows, tokens = [2, 0, 3, 2, 1], [(5,), (7, 9, 11), (5,), (6, 5), ()]
+    whole = model.logits(
+        [
+            torch.cat([ids[row], torch.tensor(more).to(ids[row])])
+            for row, more in zip(rows, tokens, strict=True)
+        ]
+    )
+    seen: list[int] = []
+    run = model.run
+
+    def counting(ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> Any:
+        seen.append(ids.numel())
+        return run(ids, mask, **options)
+
+    model.run = counting  # type: ignore[method-assign]
+    try:
+        further = ends.continued(rows, tokens)
+    finally:
+        del model.run
+    assert sum(seen) == sum(map(len, tokens))  # of each prompt the old end and all but the new one
+    for _ in range(2):
+        assert torch.allclose(further.logits(), whole, atol=1e-4)
+    assert torch.allclose(ends.logits(), model.logits(PROMPTS), atol=1e-4)  # these stay as they were
+    others = ends.continued(rows, [(8, *more[1:]) if more else () for more in tokens])
+    assert not torch.allclose(others.logits()[:4], whole[:4], atol=1e-2)
 
 
 def test_rows_of_a_batch_are_those_of_the_list() -> None:

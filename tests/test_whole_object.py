@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import mechedit as me
 from mechedit.data.facts import FactEdit
 from mechedit.editors import MEGA, EditBook, SteeringEdit
 from mechedit.editors.steering.gates import AlwaysOn
 from mechedit.editors.steering.steer import steer
+from mechedit.editors.steering.whole_object import _shares
 from mechedit.models.hooked import HookedModel
+from mechedit.models.scoring import score_pairs
 
 EDITOR = MEGA(window=(4, 7), rank=0, gate="always")
 REAL = MEGA(window=(12, 23), rank=0, target="new_fact", gate="always")
@@ -73,6 +76,26 @@ def test_objects_that_begin_alike_are_steered_where_they_part(
     )  # "Silver" alone would be all of them
     at_the_end = replace(EDITOR, position="prompt").fit(factworld_gpt2, fact)
     assert at_the_end.choice["own_right"] == 1.0  # of a token that tells nothing
+
+
+@pytest.mark.parametrize("objects", [("Delta Press", ""), ("Silver Foods", "Silver Press")])
+def test_the_shares_of_an_edit_are_those_of_the_steered_model(
+    factworld_gpt2: HookedModel, employer: FactEdit, objects: tuple[str, str]
+) -> None:
+    """Whole passes of the steered model over prompt and object; an edit that goes no way has other shares."""
+    new, old = objects
+    fact = replace(employer, target_new=new, target_true=old or employer.target_true)
+    edit = EDITOR.fit(factworld_gpt2, fact)
+    fits = EDITOR.fits(factworld_gpt2, [fact], EDITOR.place(range(4, 8)))
+    ids = torch.tensor(fits.prompts[0].whole)
+    with steer(factworld_gpt2, [replace(edit, gate=AlwaysOn())]) as steered:
+        prompts = factworld_gpt2.encode(EDITOR.plain_prompts(fact))
+        hits = torch.stack(
+            [scored.hits for scored in score_pairs(steered, [(p, ids) for p in prompts])]
+        ).double()
+    assert _shares(fits, 0, edit) == [*hits.mean(0).tolist(), float(hits.prod(1).mean())]
+    if not old:  # where both objects begin alike the model says that by itself
+        assert _shares(fits, 0, replace(edit, alpha=0.0, following=())) != _shares(fits, 0, edit)
 
 
 def test_a_book_keeps_what_follows(factworld_gpt2: HookedModel, employer: FactEdit, tmp_path: Path) -> None:

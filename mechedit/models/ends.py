@@ -5,14 +5,15 @@ A hook that touches only a prompt's last position leaves keys and values of all 
 1. every prompt runs once without its last token, and its KV cache is kept;
 2. the last token alone runs under whatever hooks are attached, as often as asked; the cache is cut back each time.
 
-A run costs one token a prompt instead of all of them, and gives the logits of the whole pass up to rounding.
+A run costs one token a prompt instead of all of them, and gives the logits of the whole pass up to rounding. More
+tokens can be put behind a prompt: then these run, and what stands before them does not run again.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class EndBatch:
 
     Attributes:
         rows: The index of each in the list of all.
-        last: The last tokens [B, 1].
+        last: The last tokens [B, 1]; [B, n] where tokens were put behind them.
         mask: Of the whole prompts [B, T], padded on the left.
         cache: Keys and values of what stands before the last tokens; None where nothing does.
     """
@@ -43,12 +44,43 @@ class EndBatch:
 
     def logits(self, model: BridgedModel) -> Tensor:
         """Next-token logits [B, d_vocab] behind the prompts, under the hooks that are attached to `model`."""
-        cache = None
-        if self.cache is not None:
-            # A cache is written to in place: this pass gets a copy, which shares no memory with the kept one.
-            cache = copy.deepcopy(self.cache)
-        options = {"use_cache": cache is not None, "past_key_values": cache, "logits_to_keep": 1}
-        return model.run(self.last, self.mask, **options)[0][:, -1]
+        return self._run(model, logits_to_keep=1)[0][:, -1]
+
+    def every(self, model: BridgedModel) -> Tensor:
+        """Next-token logits [B, n, d_vocab] behind each of the last tokens, likewise."""
+        return self._run(model, logits_to_keep=self.last.shape[1])[0]
+
+    def behind(self, picks: Sequence[int], tokens: Sequence[Sequence[int]]) -> EndBatch:
+        """These prompts of the batch with tokens behind them, as many each, as further last tokens [m, n].
+
+        Args:
+            picks: Their places in the batch, m of them.
+            tokens: Behind each.
+        """
+        place = torch.tensor(list(picks), device=self.last.device)
+        more = torch.tensor([list(row) for row in tokens], dtype=torch.long, device=self.last.device)
+        more = more.view(len(place), -1)
+        cache = copy.deepcopy(self.cache)
+        if cache is not None and list(picks) != list(range(len(self.rows))):
+            cache.batch_select_indices(place)
+        mask = torch.cat([self.mask[place], torch.ones_like(more).to(self.mask)], dim=1)
+        rows = [self.rows[pick] for pick in picks]
+        return EndBatch(rows, torch.cat([self.last[place], more], dim=1), mask, cache)
+
+    def advanced(self, model: BridgedModel) -> EndBatch:
+        """The same prompts with one last token: those before it have run, and are part of the cache."""
+        if self.last.shape[1] == 1:
+            return self
+        run = EndBatch(self.rows, self.last[:, :-1], self.mask[:, :-1], self.cache)
+        cache = run._run(model, logits_to_keep=1, use_cache=True)[1]
+        return EndBatch(self.rows, self.last[:, -1:], self.mask, cache)
+
+    def _run(self, model: BridgedModel, **options: Any) -> tuple[Tensor, Any]:
+        # A cache is written to in place: this pass gets a copy, which shares no memory with the kept one.
+        cache = copy.deepcopy(self.cache)
+        return model.run(
+            self.last, self.mask, **{"use_cache": cache is not None, "past_key_values": cache, **options}
+        )
 
 
 class PromptEnds:
@@ -85,6 +117,34 @@ class PromptEnds:
             for rows in split:
                 self.batches.append(self._batch([ids[i] for i in rows], list(rows)))
                 shown.update(len(rows))
+
+    def picked(self, rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> Iterator[EndBatch]:
+        """Some of the prompts with tokens behind each, in batches; `EndBatch.rows` are places in the list `rows`.
+
+        Args:
+            rows: Their indices among all; one may come several times.
+            tokens: Behind each; those that have as many run together.
+        """
+        place = {row: (n, i) for n, batch in enumerate(self.batches) for i, row in enumerate(batch.rows)}
+        together: dict[tuple[int, int], list[int]] = {}
+        for i, (row, more) in enumerate(zip(rows, tokens, strict=True)):
+            together.setdefault((place[row][0], len(more)), []).append(i)
+        for (n, _), mine in together.items():
+            batch = self.batches[n].behind([place[rows[i]][1] for i in mine], [tokens[i] for i in mine])
+            yield replace(batch, rows=mine)
+
+    @torch.no_grad()
+    def continued(self, rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> PromptEnds:
+        """The ends of prompts with tokens behind them; only what is behind a prompt runs.
+
+        Args:
+            rows: Indices of the prompts.
+            tokens: Behind each.
+        """
+        ends = copy.copy(self)
+        ends.n = len(rows)
+        ends.batches = [batch.advanced(self.model) for batch in self.picked(rows, tokens)]
+        return ends
 
     def _batch(self, ids: Sequence[Tensor], rows: list[int]) -> EndBatch:
         padded, mask = self.model.pad(ids)

@@ -1,14 +1,15 @@
 """What MEGA's selection and fit cost, against the forward passes that they cannot do without.
 
-The floor is every distinct prompt that the call runs, run once, unhooked, batched by length, with one position of
-logits. So what is above it: prompts that are run again, last tokens under candidate maps, attribution, linear algebra.
+The floor is every distinct prompt that the call reads, run once from its beginning, unhooked, batched by length, with
+one position of logits; a prompt with the first tokens of an object behind it is one of its own. So what is above it:
+prompts that are run again, last tokens under candidate maps, attribution, linear algebra.
 Processor time within one run; the call first, then its floor, on prompts recorded on the way.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,28 +18,34 @@ import torch
 import mechedit as me
 from mechedit.data.facts import FactEdit
 from mechedit.editors import MEGA
+from mechedit.editors.steering.fit import Fits
 from mechedit.models.batching import batches
 from mechedit.models.embedded import EMBEDDED
+from mechedit.models.ends import PromptEnds
 from mechedit.models.hooked import HookedModel
 from mechedit.recipes.known_facts import find_known
 from tests.benchmarks.shapes import about
 
 __all__ = ["bench_choose", "facts_of", "measured"]
 
+#: Facts that are fitted, one by one, behind those that `select` chooses on.
+FITTED = 5
+
 
 def bench_choose(*, model: str, facts: int) -> dict[str, Any]:
     """The benchmark as one dict: select_ratio, fit_ratio, and processor seconds of each and of its floor."""
     loaded = me.load_model(model)
-    chosen = facts_of(loaded, model, facts + 1)
+    chosen = facts_of(loaded, model, facts + FITTED)
     ready: list[MEGA] = []
     select = measured(loaded, lambda: ready.append(MEGA().select(loaded, chosen[:facts])))
-    fit = measured(loaded, lambda: ready[0].fit(loaded, chosen[facts]))
+    fit = measured(loaded, lambda: [ready[0].fit(loaded, fact) for fact in chosen[facts:]])
     return {
         "select_ratio": select["seconds"] / select["floor_seconds"],
         "fit_ratio": fit["seconds"] / fit["floor_seconds"],
         **{f"select_{key}": value for key, value in select.items()},
         **{f"fit_{key}": value for key, value in fit.items()},
         "facts": facts,
+        "fitted": FITTED,
         **about(loaded),
     }
 
@@ -60,20 +67,28 @@ def measured(model: HookedModel, call: Callable[[], object]) -> dict[str, float]
 
 @contextmanager
 def recorded(model: HookedModel) -> Iterator[set[tuple[int, ...]]]:
-    """The prompts that run from their beginning, as ids."""
+    """The prompts that run from their beginning, and those that fits go on with, as ids."""
     prompts: set[tuple[int, ...]] = set()
-    run = model.run
+    run, read = model.run, Fits._read
 
     def recording(ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> Any:
         if options.get("past_key_values") is None:
             prompts.update(tuple(row[real.bool()].tolist()) for row, real in zip(ids, mask, strict=True))
         return run(ids, mask, **options)
 
+    def reading(
+        fits: Fits, name: str, texts: Sequence[Sequence[str]], *, like: str | None = None
+    ) -> PromptEnds:
+        prompts.update(tuple(ids.tolist()) for ids in fits._ids(texts))
+        return read(fits, name, texts, like=like)
+
     model.run = recording  # type: ignore[method-assign]
+    Fits._read = reading  # type: ignore[method-assign, assignment]
     try:
         yield prompts
     finally:
         del model.run
+        Fits._read = read  # type: ignore[method-assign]
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ Nothing is fitted on, or checked by, a prompt that the evaluation asks.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -76,6 +77,7 @@ class FitPrompts:
         old: The old object's token in its place; −1 for none.
         every: All prompts count, those too behind which the model does not say the object.
         behind: Ids that stand behind every prompt: the beginning of the new object.
+        whole: The ids of the whole new object.
     """
 
     own: Sequence[str]
@@ -85,6 +87,12 @@ class FitPrompts:
     old: int
     every: bool = False
     behind: tuple[int, ...] = ()
+    whole: tuple[int, ...] = ()
+
+    @property
+    def rest(self) -> int:
+        """How many tokens the new object has behind the one that is fitted."""
+        return max(0, len(self.whole) - len(self.behind) - 1)
 
     def ids(self, model: HookedModel, texts: Sequence[str]) -> list[Tensor]:
         """The ids of prompts, with what stands behind them."""
@@ -108,19 +116,29 @@ class Fits:
         model: The unedited model.
         prompts: Of each fact.
         place: The site, its heads, and every layer that a candidate may steer.
+        before: Fits of these facts and others for earlier tokens, whose `goals` were kept, and which of its facts each
+            of these is: what it has run does not run again.
     """
 
     @torch.no_grad()
-    def __init__(self, model: HookedModel, prompts: Sequence[FitPrompts], place: Place) -> None:
+    def __init__(
+        self,
+        model: HookedModel,
+        prompts: Sequence[FitPrompts],
+        place: Place,
+        *,
+        before: tuple[Fits, Sequence[int]] | None = None,
+    ) -> None:
         self.model, self.prompts, self.place = model, prompts, place
+        self._before = before
+        self._ends: dict[str, PromptEnds] = {}
+        self._places: dict[str, list[range]] = {}  # of each fact's prompts among the ends
         sources = [[*one.source, *one.implied[0]] for one in prompts]
-        self._sources = PromptEnds(
-            model, self._ids(sources), groups=_groups([len(texts) for texts in sources])
-        )
+        self._sources = self._read("source", sources)
         own = [one.own for one in prompts]
         # Mostly the prompts that an edit checks itself on are its sources: then they run once.
         same = all([*texts] == source for texts, source in zip(own, sources, strict=True))
-        self._own = self._sources if same else PromptEnds(model, self._ids(own))
+        self._own = self._read("own", own, like="source" if same else None)
         self._fitted: tuple[Sequence[Maps], Tensor] = ((), torch.tensor([]))
         self._owner = [i for i, texts in enumerate(own) for _ in texts]
         said = self._sources.logits().argmax(-1).cpu()
@@ -133,6 +151,27 @@ class Fits:
         self._asks = [
             recalled for _, _, recalled in self._recalling(said, own, [len(texts) for texts in own])
         ]
+
+    def _read(self, name: str, texts: Sequence[Sequence[str]], *, like: str | None = None) -> PromptEnds:
+        """The ends of each fact's texts, those of one fact in one batch, under a name.
+
+        Those that were read under the name `like`, where they are the same.
+        """
+        self._places[name] = _ranges([len(mine) for mine in texts])
+        if like is not None:
+            self._ends[name] = self._ends[like]
+        elif self._before is None:
+            groups = _groups([len(mine) for mine in texts])
+            self._ends[name] = PromptEnds(self.model, self._ids(texts), groups=groups)
+        else:
+            fits, facts = self._before
+            rows: list[int] = []
+            tails: list[tuple[int, ...]] = []
+            for fact, one, mine in zip(facts, self.prompts, texts, strict=True):
+                rows += fits._places[name][fact][: len(mine)]
+                tails += [one.behind[len(fits.prompts[fact].behind) :]] * len(mine)
+            self._ends[name] = fits._ends[name].continued(rows, tails)
+        return self._ends[name]
 
     def _ids(self, texts: Sequence[Sequence[str]]) -> list[Tensor]:
         """The ids of each fact's texts, one after the other."""
@@ -159,15 +198,23 @@ class Fits:
             start += len(mine)
 
     @torch.no_grad()
-    def goals(self, targets: Sequence[Sequence[str]]) -> list[Goals]:
+    def goals(self, targets: Sequence[Sequence[str]], *, keep: bool = False) -> list[Goals]:
         """Step 1: of each fact, what its target prompts lead to.
 
         Args:
             targets: Of each fact the questions, each behind a statement of the new object.
+            keep: Fits of later tokens are to start from them.
         """
         texts = [[*mine, *one.implied[1]] for mine, one in zip(targets, self.prompts, strict=True)]
         kept: dict[int, list[Tensor]] = {layer: [] for layer in self.place.layers}
-        logits, order = self._once(texts, _hooks(self.place, partial(_keep, kept)))
+        hooks = _hooks(self.place, partial(_keep, kept))
+        if keep or self._before is not None:
+            ends = self._read("target", texts)
+            logits = ends.logits(lambda batch: hooks)
+            order = torch.tensor([row for batch in ends.batches for row in batch.rows]).argsort()
+            order = order.to(logits.device)
+        else:
+            logits, order = self._once(texts, hooks)
         states = {layer: torch.cat(parts)[order] for layer, parts in kept.items()}
         found, start = [], 0
         for mine, one in zip(targets, self.prompts, strict=True):
@@ -254,6 +301,35 @@ class Fits:
                 break
         return best
 
+    @torch.no_grad()
+    def spoken(self, fact: int, steps: Mapping[int, tuple[Maps, float]]) -> Tensor:
+        """The next token behind a fact's own prompts, and behind each token of its object there, [n_own, n_tokens].
+
+        Args:
+            fact: Which.
+            steps: Before which tokens of the object it is steered, by which maps and how far.
+        """
+        one = self.prompts[fact]
+        start, place = len(one.behind), self._places["own"][fact]
+        said = torch.empty(len(place), len(one.whole) - start, dtype=torch.long)
+        for batch in self._own.picked(list(place), [one.whole[start:-1]] * len(place)):
+            every = torch.arange(len(batch.rows), device=batch.last.device)
+
+            def move(
+                step: tuple[Maps, float], layer: int, h: Tensor, rows: Tensor = every
+            ) -> list[tuple[Tensor, Tensor]]:
+                maps, alpha = step
+                return [(rows, alpha * maps[layer].displacement(h))]
+
+            hooks = [
+                hook
+                for token, step in steps.items()
+                for hook in _hooks(self._at(sorted(step[0])), partial(move, step), at=token - start)
+            ]
+            with self.model.hooks(hooks):
+                said[batch.rows] = batch.every(self.model).argmax(-1).cpu()
+        return said
+
     def _said(self, maps: Sequence[Maps], alphas: Sequence[float]) -> Tensor:
         """The next token [n] behind the own prompts; at full length, the pass in which the maps were fitted says it."""
         if maps is self._fitted[0] and set(alphas) == {1.0}:
@@ -312,6 +388,12 @@ def _groups(sizes: Sequence[int]) -> list[list[int]]:
     return groups
 
 
+def _ranges(sizes: Sequence[int]) -> list[range]:
+    """The places of each fact's prompts where they stand one after the other."""
+    ends = list(itertools.accumulate(sizes, initial=0))
+    return [range(*pair) for pair in itertools.pairwise(ends)]
+
+
 def _chosen(logits: Tensor, token: int, *, every: bool) -> tuple[Tensor, int]:
     """The targets that count, of logits [n, d_vocab] behind them, and how many succeed."""
     success = logits.argmax(-1) == token
@@ -328,8 +410,8 @@ def _keep(store: dict[int, list[Tensor]], layer: int, h: Tensor) -> tuple[()]:
     return ()
 
 
-def _hooks(place: Place, move: Move) -> list[Hook]:
-    """Hooks by which `move` changes the last position at every steered layer.
+def _hooks(place: Place, move: Move, *, at: int = -1) -> list[Hook]:
+    """Hooks by which `move` changes one position, the last unless told, at every steered layer.
 
     `move` goes from a layer and the states h [B, d] there to rows and their displacements.
     """
@@ -337,19 +419,19 @@ def _hooks(place: Place, move: Move) -> list[Hook]:
     bases: dict[tuple[int, str], Tensor] = {}
 
     def keep(layer: int, base: str, states: Tensor, hook: object) -> None:
-        bases[layer, base] = states[:, -1].detach()
+        bases[layer, base] = states[:, at].detach()
 
     def write(layer: int, states: Tensor, hook: object) -> Tensor:
-        h = place.part(layer, states[:, -1])
+        h = place.part(layer, states[:, at])
         for base in site.base:
             h = h + bases[layer, base]
         written = states.clone()
         for rows, displacement in move(layer, h):
             if place.site == "z":
                 heads = torch.tensor(place.heads[layer], device=rows.device)
-                written[rows[:, None], -1, heads] += displacement.unflatten(1, (len(heads), -1))
+                written[rows[:, None], at, heads] += displacement.unflatten(1, (len(heads), -1))
             else:
-                written[rows, -1] += displacement
+                written[rows, at] += displacement
         return written
 
     hooks: list[Hook] = []

@@ -63,7 +63,7 @@ from mechedit.editors.steering.selection import select
 from mechedit.editors.steering.sentence_encoder import encoder_hash, sentence_encoder
 from mechedit.editors.steering.sites import Heads, SiteName, site_of
 from mechedit.editors.steering.steer import SteeredModel, steer, unsteered
-from mechedit.editors.steering.steering_edit import Following, Position, SteeringEdit
+from mechedit.editors.steering.steering_edit import Position, SteeringEdit
 from mechedit.editors.steering.transport import AffineMap, gaussian_map, mean_shift
 from mechedit.editors.steering.whole_object import with_whole_objects
 from mechedit.models.deciding import decide
@@ -207,33 +207,36 @@ class MEGA:
         if self.alpha == 0:  # the gate alone
             return empty
         fits = self.fits(model, facts, place)
-        goals, forms = self.goals(fits, facts)
+        whole = self.position == "object" and any(one.rest for one in fits.prompts)
+        goals, forms = self.goals(fits, facts, keep=whole)
         maps = fits.maps(goals, place.layers, self.make_map, sequential=self.sequential)
         among = STRENGTHS if self.alpha == "auto" else (self.alpha,)
         fitted = zip(empty, fits.prompts, maps, goals, forms, fits.strengths(maps, among), strict=True)
         edits = [
             replace(
-                _moved(edit, prompts.behind, own_maps, alpha),
+                edit.moved(prompts.behind, own_maps, alpha),
                 choice={**edit.choice, **_checked(goal, form, share)},
             )
             for edit, prompts, own_maps, goal, form, (alpha, share) in fitted
         ]
-        if self.position != "object":
+        if not whole:
             return edits
         texts = self._targets(model, facts, forms)
-        return with_whole_objects(model, edits, fits.prompts, texts, place, self.make_map, strengths=among)
+        return with_whole_objects(fits, edits, texts, self.make_map, strengths=among)
 
     def fits(self, model: HookedModel, facts: Sequence[FactEdit], place: Place) -> Fits:
         """What the fits of `facts` share, on the unedited `model`."""
         return Fits(model, [self._fit_prompts(model, fact) for fact in facts], place)
 
-    def goals(self, fits: Fits, facts: Sequence[FactEdit]) -> tuple[list[Goals], list[TargetForm]]:
-        """Of each fact its targets, and their form."""
+    def goals(
+        self, fits: Fits, facts: Sequence[FactEdit], *, keep: bool = False
+    ) -> tuple[list[Goals], list[TargetForm]]:
+        """Of each fact its targets, and their form; `keep` as in `Fits.goals`."""
         best: list[TargetForm] = [self.target] * len(facts)  # type: ignore[list-item]
         if self.target == "auto":
             counts = self.successes(fits, facts)
             best = [max(counts, key=lambda form: counts[form][i]) for i in range(len(facts))]
-        return fits.goals(self._targets(fits.model, facts, best)), best
+        return fits.goals(self._targets(fits.model, facts, best), keep=keep), best
 
     def successes(self, fits: Fits, facts: Sequence[FactEdit]) -> dict[TargetForm, list[int]]:
         """For each form how many of the first `TRIED` targets of each fact succeed."""
@@ -420,6 +423,7 @@ class MEGA:
             old=int(old[place]) if place < len(old) else -1,
             every=self.all_targets,
             behind=decided.new[:place],
+            whole=tuple(new.tolist()),
         )
 
     def make_map(self, source: Tensor, target: Tensor, n_implied: int) -> AffineMap:
@@ -434,15 +438,6 @@ class MEGA:
         if self.estimator == "shift" or self.rank == 0:
             return mean_shift(source, target)
         return gaussian_map(source, target, reg=self.reg, rank=None if self.rank == "auto" else self.rank)
-
-
-def _moved(
-    edit: SteeringEdit, behind: tuple[int, ...], maps: Mapping[int, AffineMap], alpha: float
-) -> SteeringEdit:
-    """The edit with its maps: at the prompt's end, or behind tokens that the objects begin with alike."""
-    if not behind:
-        return replace(edit, maps=maps, alpha=alpha)
-    return replace(edit, alpha=alpha, following=(Following(behind, maps, alpha),))
 
 
 def _checked(goals: Goals, form: TargetForm, share: float) -> dict[str, Any]:

@@ -77,6 +77,12 @@ class SteeringEdit:
         edit = named("steering", [(self.fact.rewrite_prompt, self.fact.target_new)])
         return f"SteeringEdit({edit}; {where}, alpha {self.alpha:g}, gate {type(self.gate).__name__})"
 
+    def moved(self, behind: tuple[int, ...], maps: Mapping[int, AffineMap], alpha: float) -> SteeringEdit:
+        """The edit with its maps: at the prompt's end, or behind tokens that the objects begin with alike."""
+        if not behind:
+            return replace(self, maps=maps, alpha=alpha)
+        return replace(self, alpha=alpha, following=(Following(behind, maps, alpha),))
+
     def to(self, device: torch.device, dtype: torch.dtype) -> SteeringEdit:
         """The same edit with its maps where a model's activations are."""
         maps = {layer: fitted.to(device, dtype) for layer, fitted in self.maps.items()}

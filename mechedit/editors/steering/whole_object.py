@@ -17,22 +17,17 @@ from dataclasses import replace
 
 import torch
 
-from mechedit.editors.steering.fit import FitPrompts, Fits, MapMaker, Place
-from mechedit.editors.steering.gates import AlwaysOn
-from mechedit.editors.steering.steer import steer
+from mechedit.editors.steering.fit import FitPrompts, Fits, MapMaker
 from mechedit.editors.steering.steering_edit import Following, SteeringEdit
-from mechedit.models.hooked import HookedModel
 from mechedit.models.scoring import score_pairs
 
 __all__ = ["with_whole_objects"]
 
 
 def with_whole_objects(
-    model: HookedModel,
+    fits: Fits,
     edits: Sequence[SteeringEdit],
-    prompts: Sequence[FitPrompts],
     targets: Sequence[Sequence[str]],
-    place: Place,
     make: MapMaker,
     *,
     strengths: Sequence[float],
@@ -40,53 +35,47 @@ def with_whole_objects(
     """The edits, each with maps for the tokens of its object that need them.
 
     Args:
-        model: The unedited model.
-        edits: Fitted for one token each.
-        prompts: What each is fitted on.
+        fits: By which the edits were fitted for one token each; its goals were kept.
+        edits: In the order of its facts.
         targets: The target prompts of each.
-        place: Where they steer.
         make: Fits one map.
         strengths: How far a map may go.
     """
-    objects = [_object(model, edit) for edit in edits]
-    rest = [range(len(one.behind) + 1, len(ids)) for one, ids in zip(prompts, objects, strict=True)]
-    shares = [_shares(model, edits[i], prompts[i], objects[i]) if rest[i] else [] for i in range(len(edits))]
-    entries = [(i, j) for i, tokens in enumerate(rest) for j in tokens if shares[i][j] < 1.0]
+    prompts = fits.prompts
+    shares = [_shares(fits, i, edits[i]) if prompts[i].rest else [] for i in range(len(edits))]
+    tokens = [range(len(one.whole) - one.rest, len(one.whole)) for one in prompts]
+    entries = [(i, j) for i, later in enumerate(tokens) for j in later if shares[i][j] < 1.0]
     done = list(edits)
     if entries:
-        asked = [_continued(prompts[i], objects[i], j) for i, j in entries]
-        fits = Fits(model, asked, place)
-        goals = fits.goals([targets[i] for i, _ in entries])
-        maps = fits.maps(goals, place.layers, make)
-        found = zip(entries, maps, fits.strengths(maps, strengths), strict=True)
+        asked = [_continued(prompts[i], j) for i, j in entries]
+        further = Fits(fits.model, asked, fits.place, before=(fits, [i for i, _ in entries]))
+        goals = further.goals([targets[i] for i, _ in entries])
+        maps = further.maps(goals, fits.place.layers, make)
+        found = zip(entries, maps, further.strengths(maps, strengths), strict=True)
         for (i, j), fitted, (alpha, _) in found:
-            following = Following(objects[i][:j], fitted, alpha)
+            following = Following(prompts[i].whole[:j], fitted, alpha)
             done[i] = replace(done[i], following=(*done[i].following, following))
     for i in sorted({i for i, _ in entries}):
-        shares[i] = _shares(model, done[i], prompts[i], objects[i])
+        shares[i] = _shares(fits, i, done[i])
     return [
         replace(edit, choice={**edit.choice, "object_right": mine[-1]}) if mine else edit
         for edit, mine in zip(done, shares, strict=True)
     ]
 
 
-def _object(model: HookedModel, edit: SteeringEdit) -> tuple[int, ...]:
-    fact = edit.fact
-    ids = model.continuation(fact.rewrite_prompt, fact.target_new, space=fact.space)[1]
-    return tuple(int(token) for token in ids)
-
-
-def _shares(
-    model: HookedModel, edit: SteeringEdit, prompts: FitPrompts, tokens: tuple[int, ...]
-) -> list[float]:
+def _shares(fits: Fits, fact: int, edit: SteeringEdit) -> list[float]:
     """Of each token the share of own prompts behind which it is said, its gate open; last, of the whole object."""
-    ids = torch.tensor(tokens, device=model.device)
-    with steer(model, [replace(edit, gate=AlwaysOn())]) as steered:
-        scores = score_pairs(steered, [(prompt, ids) for prompt in model.encode(prompts.own)])
-    hits = torch.stack([scored.hits for scored in scores]).double()
-    return [*hits.mean(0).tolist(), float(hits.prod(1).mean())]
+    one, model = fits.prompts[fact], fits.model
+    steps = {len(tokens): (move.maps, move.alpha) for tokens, move in edit.moves.items()}
+    hits = fits.spoken(fact, steps) == torch.tensor(one.whole[len(one.behind) :])
+    if one.behind:  # what it says by itself
+        begun = torch.tensor(one.behind, device=model.device)
+        scores = score_pairs(model, [(prompt, begun) for prompt in model.encode(one.own)])
+        hits = torch.cat([torch.stack([scored.hits for scored in scores]).cpu(), hits], dim=1)
+    return [*hits.double().mean(0).tolist(), float(hits.double().prod(1).mean())]
 
 
-def _continued(prompts: FitPrompts, tokens: tuple[int, ...], j: int) -> FitPrompts:
+def _continued(prompts: FitPrompts, j: int) -> FitPrompts:
     """The fit of token j of an object."""
-    return replace(prompts, behind=tokens[:j], new=tokens[j], old=-1, implied=([], []))
+    whole = prompts.whole
+    return replace(prompts, behind=whole[:j], new=whole[j], old=-1, implied=([], []))
