@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from mechedit.attribution.circuits.keys import Keys, mlp_keys
-from mechedit.attribution.circuits.writers import Readers, Reading
+from mechedit.attribution.circuits.writers import NeuronReading, Readers
 from mechedit.attribution.ranking.neurons import Ranked
 from mechedit.attribution.terms import LayerTerms
 from mechedit.models.hooked import HookedModel
@@ -58,7 +58,7 @@ class Edges:
         self._strongest = [_Strongest(self._receivers, part) for part in (every[:n_attn], every[n_attn:])]
 
     @property
-    def readings(self) -> Sequence[Reading]:
+    def readings(self) -> Sequence[NeuronReading]:
         """What has to be read of FFN neurons, by the kind of the value neuron."""
         return self._strongest
 
@@ -152,11 +152,11 @@ class _Strongest:
         self.total = torch.zeros(2, dtype=torch.float64, device=value.device)  # Σ |score|; how many are not 0
 
     def readers(self, layer: int) -> Readers:
-        """`Reading.readers`."""
+        """`NeuronReading.readers`."""
         return Readers(self._key * (self._layer > layer)[:, None], self._pos)
 
     def take(self, layer: int, reads: Tensor) -> None:
-        """`Reading.take`."""
+        """`NeuronReading.take`."""
         size = reads.abs_()
         self.total += torch.stack([size.sum(dtype=torch.float64), size.count_nonzero()])
         least = self._size[-1] if len(self._size) == EDGES else 0.0

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from mechedit.attribution.circuits.keys import GUARD, Keys
-from mechedit.attribution.terms import LayerTerms, own_and_steering
+from mechedit.attribution.terms import Kind, LayerTerms, own_and_steering
 from mechedit.models.hooked import HookedModel
 from mechedit.models.residual import ResidualView
 
@@ -60,8 +60,8 @@ def layer_reads(
     names, wrote, sees = [(-1, "embed")], [view.resid_pre_all[0, positions].double()], [keys.layer >= 0]
     for term in terms:
         is_last = term.layer + 1 == len(terms)  # nothing reads the last FFN
-        ffn = (wrote[0] * 0, None) if is_last else _ffn(model, view, term, positions)
-        parts = dict(zip(_MODULES, (*_attention(model, view, term, positions), *ffn), strict=True))
+        ffn = (wrote[0] * 0, None) if is_last else _wrote(model, view, term, positions, "mlp")
+        parts = dict(zip(_MODULES, (*_wrote(model, view, term, positions, "attn"), *ffn), strict=True))
         for module, part in parts.items():
             if part is not None:
                 names.append((term.layer, module))
@@ -107,31 +107,18 @@ def key_account(keys: Keys, of: Tensor, *, guard: bool) -> dict[str, Any]:
     }
 
 
-def _attention(model: HookedModel, view: ResidualView, term: LayerTerms, pos: Tensor) -> _Parts:
-    """What a layer's attention wrote at positions pos [P], and what a hook put on top, [P, d_model] each."""
+def _wrote(model: HookedModel, view: ResidualView, term: LayerTerms, pos: Tensor, kind: Kind) -> _Parts:
+    """What a sub-layer wrote at positions pos [P], and what a hook put on top, [P, d_model] each."""
     i = term.layer
-    before, after = view.resid_pre_all[i, pos].double(), view.resid_mid_all[i, pos].double()
+    if kind == "attn":
+        before, after, weights, bias = view.resid_pre_all[i], view.resid_mid_all[i], view.z[i], model.b_O(i)
+        gain, outlet = view.attn_gain(model, i, pos), model.attn_outlet(i)
+    else:
+        before, after = view.resid_mid_all[i], view.resid_pre_all[i + 1]
+        weights, bias = view.mlp_post[i], model.b_out(i)
+        gain, outlet = view.mlp_gain(model, i, pos), model.mlp_outlet(i)
+    stream, directions = after[pos].double(), getattr(term, kind).directions
+    added = stream - before[pos].double()
     return own_and_steering(
-        after - before,
-        term.attn.directions,
-        view.z[i, pos],
-        model.b_O(i),
-        gain=view.attn_gain(model, i, pos),
-        shift=model.attn_outlet(i).shift,
-        stream=after,
-    )
-
-
-def _ffn(model: HookedModel, view: ResidualView, term: LayerTerms, pos: Tensor) -> _Parts:
-    """Likewise of its FFN, with a layer behind it."""
-    i = term.layer
-    before, after = view.resid_mid_all[i, pos].double(), view.resid_pre_all[i + 1, pos].double()
-    return own_and_steering(
-        after - before,
-        term.mlp.directions,
-        view.mlp_post[i, pos],
-        model.b_out(i),
-        gain=view.mlp_gain(model, i, pos),
-        shift=model.mlp_outlet(i).shift,
-        stream=after,
+        added, directions, weights[pos], bias, gain=gain, shift=outlet.shift, stream=stream
     )

@@ -24,7 +24,7 @@ from mechedit.attribution.terms import LayerTerms, product
 from mechedit.models.hooked import HookedModel
 from mechedit.models.residual import ResidualView
 
-__all__ = ["QueryNeurons", "Readers", "Reading", "neuron_reads", "read_neurons"]
+__all__ = ["QueryNeurons", "Readers", "NeuronReading", "neuron_reads", "read_neurons"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Readers:
     pos: Tensor
 
 
-class Reading(Protocol):
+class NeuronReading(Protocol):
     """Who asks about FFN neurons, layer by layer."""
 
     def readers(self, layer: int) -> Readers:
@@ -51,7 +51,7 @@ class Reading(Protocol):
 
 
 def read_neurons(
-    model: HookedModel, view: ResidualView, terms: Sequence[LayerTerms], readings: Sequence[Reading]
+    model: HookedModel, view: ResidualView, terms: Sequence[LayerTerms], readings: Sequence[NeuronReading]
 ) -> None:
     """Gives each what it asks for, in the order of the layers."""
     for term in terms:
@@ -83,13 +83,13 @@ class QueryNeurons:
         self._scored: tuple[list[Ranked], list[Ranked]] = ([], [])
 
     def readers(self, layer: int) -> Readers:
-        """`Reading.readers`."""
+        """`NeuronReading.readers`."""
         seen = self._weighted * self._keys.after(layer, attention=False)[:, None]
         key = seen.new_zeros(len(self._places), seen.shape[1]).index_add_(0, self._group, seen)
         return Readers(key, self._places // 2)
 
     def take(self, layer: int, reads: Tensor) -> None:
-        """`Reading.take`."""
+        """`NeuronReading.take`."""
         for kind, parts in enumerate(self._scored):
             scores = reads[self._places % 2 == kind].sum(dim=0, dtype=torch.float64)
             parts.append(Ranked.of_layer(layer, scores))
