@@ -105,9 +105,17 @@ def test_logits_are_those_of_transformers_alone_padded_and_cached(name: str, dty
 @every_family
 def test_the_ends_of_prompts_alone_give_the_logits_of_whole_passes(name: str) -> None:
     model, prompts = model_of(name), [LONG, "Anna", SENTENCES[2], PROMPT]
-    torch.testing.assert_close(
-        PromptEnds(model, prompts).logits(), model.logits(prompts), atol=2e-5, rtol=1e-4
-    )
+    ends = PromptEnds(model, prompts)
+    torch.testing.assert_close(ends.logits(), model.logits(prompts), atol=2e-5, rtol=1e-4)
+    rows, tokens = [2, 0, 3], [(5, 7), (7, 9), (6, 5)]
+    ids = model.encode(prompts)
+    longer = [torch.cat([ids[row], torch.tensor(more)]) for row, more in zip(rows, tokens, strict=True)]
+    further = ends.continued(rows, tokens)
+    torch.testing.assert_close(further.logits(), model.logits(longer), atol=2e-5, rtol=1e-4)
+    for batch in ends.picked(rows, tokens):
+        for place, found in zip(batch.rows, batch.every(model), strict=True):
+            whole = model.run(longer[place][None], torch.ones_like(longer[place])[None])[0][0, -3:]
+            torch.testing.assert_close(found, whole, atol=2e-5, rtol=1e-4)
 
 
 def test_a_window_that_is_dropped_is_seen_at_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
