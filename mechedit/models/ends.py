@@ -60,8 +60,9 @@ class EndBatch:
         place = torch.tensor(list(picks), device=self.last.device)
         more = torch.tensor([list(row) for row in tokens], dtype=torch.long, device=self.last.device)
         more = more.view(len(place), -1)
-        cache = copy.deepcopy(self.cache)
+        cache = self.cache  # never written to: every run takes a copy
         if cache is not None and list(picks) != list(range(len(self.rows))):
+            cache = copy.deepcopy(cache)
             cache.batch_select_indices(place)
         mask = torch.cat([self.mask[place], torch.ones_like(more).to(self.mask)], dim=1)
         rows = [self.rows[pick] for pick in picks]

@@ -21,7 +21,6 @@ from mechedit.editors import MEGA
 from mechedit.editors.steering.fit import Fits
 from mechedit.models.batching import batches
 from mechedit.models.embedded import EMBEDDED
-from mechedit.models.ends import PromptEnds
 from mechedit.models.hooked import HookedModel
 from mechedit.recipes.known_facts import find_known
 from tests.benchmarks.shapes import about
@@ -76,11 +75,9 @@ def recorded(model: HookedModel) -> Iterator[set[tuple[int, ...]]]:
             prompts.update(tuple(row[real.bool()].tolist()) for row, real in zip(ids, mask, strict=True))
         return run(ids, mask, **options)
 
-    def reading(
-        fits: Fits, name: str, texts: Sequence[Sequence[str]], *, like: str | None = None
-    ) -> PromptEnds:
+    def reading(fits: Fits, name: str, texts: Sequence[Sequence[str]]) -> None:
         prompts.update(tuple(ids.tolist()) for ids in fits._ids(texts))
-        return read(fits, name, texts, like=like)
+        read(fits, name, texts)
 
     model.run = recording  # type: ignore[method-assign]
     Fits._read = reading  # type: ignore[method-assign, assignment]

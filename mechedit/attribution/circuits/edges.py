@@ -54,8 +54,9 @@ class Edges:
         self._attn, self._mlp = attn, mlp
         scores = torch.cat([attn.score, mlp.score]).to(keys.score)
         self._receivers = _Receivers(keys, scores, n_attn=len(attn.score))
-        every, n_attn = self._receivers.first, len(attn.score)
-        self._strongest = [_Strongest(self._receivers, part) for part in (every[:n_attn], every[n_attn:])]
+        of_kinds = self._receivers.every.split([len(attn.score), len(mlp.score)])
+        tangents = self._receivers.tangents()
+        self._strongest = [_Strongest(keys, tangents, of_kind) for of_kind in of_kinds]
 
     @property
     def readings(self) -> Sequence[NeuronReading]:
@@ -79,7 +80,7 @@ class Edges:
             target_score. And the account of the edges from query neurons: edges (kept), edges_total, total (the |score|
             of all of them, by the kind of their value neuron: "attn", "mlp").
         """
-        receivers, every = self._receivers, self._receivers.first
+        receivers, every = self._receivers, self._receivers.every
         pos = receivers.keys.pos
         names = _names(self._attn, self._mlp, length=len(view.ids), width=model.shape.d_head)
         parts = [receivers.rows(_embedding(view, pos[every]), every) | _EMBED | _pick(names, every)]
@@ -104,31 +105,30 @@ _EMBED = {"source": "embed", "source_layer": -1, "source_neuron": -1}
 
 
 class _Receivers:
-    """n value neurons with the keys that they read with: number i's first key is key i, a gate's lies behind all."""
+    """n value neurons with the keys that they read with: number i has key i, a gated FFN's another one behind all."""
 
     def __init__(self, keys: Keys, scores: Tensor, *, n_attn: int) -> None:
         n, self.keys, self.scores = len(scores), keys, scores
-        self.first = torch.arange(n, device=scores.device)
-        self.last = torch.where(self.first >= n_attn, self.first + len(keys.pos) - n, self.first)
-        self.gated = self.last != self.first
+        self.every = torch.arange(n, device=scores.device)
+        self.gate = torch.where(self.every >= n_attn, self.every + len(keys.pos) - n, self.every)
+        self.gated = self.gate != self.every
         self.read = keys.read
 
     def tangents(self) -> Tensor:
         """`score · Σ_keys slope · k` [n, d_model], fp64: what gives an edge's score."""
         sloped = self.keys.slope[:, None] * self.keys.key.double()
-        return self.scores[:, None] * (sloped[self.first] + self.gated[:, None] * sloped[self.last])
+        return self.scores[:, None] * (sloped[self.every] + self.gated[:, None] * sloped[self.gate])
 
     def rows(self, wrote: Tensor, value: Tensor) -> dict[str, Any]:
         """The columns with numbers of edges from what was written [m, d_model], fp64, to the receivers `value` [m]."""
         keys, gated = self.keys, self.gated[value]
-        ends = (self.first[value], self.last[value])
-        up, gate = ((wrote * keys.key[end].double()).sum(dim=1) for end in ends)
-        slope = [keys.slope[end] for end in ends]
-        fraction = slope[0] * up + torch.where(gated, slope[1] * gate, 0.0)
+        other = self.gate[value]
+        read, gate = ((wrote * keys.key[own].double()).sum(dim=1) for own in (value, other))
+        fraction = keys.slope[value] * read + torch.where(gated, keys.slope[other] * gate, 0.0)
         return {
-            "pos": keys.pos[ends[0]].tolist(),
-            "read": (up / self.read[ends[0]]).tolist(),
-            "read_gate": torch.where(gated, gate / self.read[ends[1]], torch.nan).tolist(),
+            "pos": keys.pos[value].tolist(),
+            "read": (read / self.read[value]).tolist(),
+            "read_gate": torch.where(gated, gate / self.read[other], torch.nan).tolist(),
             "fraction": fraction.tolist(),
             "score": (fraction * self.scores[value]).tolist(),
             "target_score": self.scores[value].tolist(),
@@ -139,14 +139,14 @@ class _Strongest:
     """The `EDGES` of largest |score| to some receivers, of all pairs with an FFN neuron that lies before them.
 
     Args:
-        receivers: All of them.
-        value: Which [n].
+        keys: Those of all receivers.
+        tangents: Likewise (`_Receivers.tangents`).
+        value: Which receivers [n].
     """
 
-    def __init__(self, receivers: _Receivers, value: Tensor) -> None:
+    def __init__(self, keys: Keys, tangents: Tensor, value: Tensor) -> None:
         self._value = value
-        self._key, self._pos = receivers.tangents()[value], receivers.keys.pos[value]
-        self._layer = receivers.keys.layer[value]
+        self._key, self._pos, self._layer = tangents[value], keys.pos[value], keys.layer[value]
         self._size = self._key.new_zeros(0)
         self._edge = value.new_zeros(3, 0)
         self.total = torch.zeros(2, dtype=torch.float64, device=value.device)  # Σ |score|; how many are not 0
@@ -237,6 +237,6 @@ def _query_rows(model: HookedModel, view: ResidualView, frame: pd.DataFrame) -> 
     scores = torch.tensor(queries["score"].tolist(), dtype=torch.float64, device=device)
     keys = mlp_keys(model, view, Ranked(scores, layer, neuron), centre=True, pos=pos)
     receivers = _Receivers(keys, scores, n_attn=0)
-    rows = receivers.rows(_embedding(view, pos), receivers.first)
+    rows = receivers.rows(_embedding(view, pos), receivers.every)
     target = {"target": "query", "layer": layer.tolist(), "head": -1, "dim": -1, "neuron": neuron.tolist()}
     return _frame([rows | target | _EMBED])

@@ -79,8 +79,7 @@ def certified_along(
         moments: Likewise.
     """
     searches = [_Search(passes, kind, k=k, sign=sign, moments=moments) for kind in KINDS]
-    n_others, beside = len(others[0][1]) if others else 0, torch.zeros(0, dtype=torch.float64)
-    waiting = n_others
+    waiting, beside = len(others[0][1]) if others else 0, torch.zeros(0, dtype=torch.float64)
     while any(wanted := [waiting, *(len(search.choose()) for search in searches)]):
         scores = torch.zeros(sum(wanted), dtype=torch.float64)
         for n, forward in enumerate(passes):

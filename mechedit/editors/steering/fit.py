@@ -19,7 +19,7 @@ Nothing is fitted on, or checked by, a prompt that the evaluation asks.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -134,33 +134,29 @@ class Fits:
         self._ends: dict[str, PromptEnds] = {}
         self._places: dict[str, list[range]] = {}  # of each fact's prompts among the ends
         sources = [[*one.source, *one.implied[0]] for one in prompts]
-        self._sources = self._read("source", sources)
+        self._read("source", sources)
         own = [one.own for one in prompts]
         # Mostly the prompts that an edit checks itself on are its sources: then they run once.
         same = all([*texts] == source for texts, source in zip(own, sources, strict=True))
-        self._own = self._read("own", own, like="source" if same else None)
+        if same:
+            self._ends["own"], self._places["own"] = self._ends["source"], self._places["source"]
+        else:
+            self._read("own", own)
         self._fitted: tuple[Sequence[Maps], Tensor] = ((), torch.tensor([]))
         self._owner = [i for i, texts in enumerate(own) for _ in texts]
-        said = self._sources.logits().argmax(-1).cpu()
-        self._rows = [
-            torch.cat([recalled, torch.arange(int(plain[-1]) + 1, int(plain[-1]) + 1 + len(one.implied[0]))])
-            for one, plain, recalled in self._recalling(said, sources, [len(one.source) for one in prompts])
-        ]
+        said = self._ends["source"].logits().argmax(-1).cpu()
+        pairs = list(zip(prompts, self._places["source"], strict=True))
+        plain = self._recalling(said, [place[: len(one.source)] for one, place in pairs])
+        implied = [torch.arange(place.start + len(one.source), place.stop) for one, place in pairs]
+        self._rows = [torch.cat(rows) for rows in zip(plain, implied, strict=True)]
         if not same:
-            said = self._own.logits().argmax(-1).cpu()
-        self._asks = [
-            recalled for _, _, recalled in self._recalling(said, own, [len(texts) for texts in own])
-        ]
+            said = self._ends["own"].logits().argmax(-1).cpu()
+        self._asks = self._recalling(said, self._places["own"])
 
-    def _read(self, name: str, texts: Sequence[Sequence[str]], *, like: str | None = None) -> PromptEnds:
-        """The ends of each fact's texts, those of one fact in one batch, under a name.
-
-        Those that were read under the name `like`, where they are the same.
-        """
+    def _read(self, name: str, texts: Sequence[Sequence[str]]) -> None:
+        """Reads each fact's texts up to their ends, those of one fact in one batch, and keeps them under a name."""
         self._places[name] = _ranges([len(mine) for mine in texts])
-        if like is not None:
-            self._ends[name] = self._ends[like]
-        elif self._before is None:
+        if self._before is None:
             groups = _groups([len(mine) for mine in texts])
             self._ends[name] = PromptEnds(self.model, self._ids(texts), groups=groups)
         else:
@@ -171,31 +167,25 @@ class Fits:
                 rows += fits._places[name][fact][: len(mine)]
                 tails += [one.behind[len(fits.prompts[fact].behind) :]] * len(mine)
             self._ends[name] = fits._ends[name].continued(rows, tails)
-        return self._ends[name]
 
     def _ids(self, texts: Sequence[Sequence[str]]) -> list[Tensor]:
         """The ids of each fact's texts, one after the other."""
         pairs = zip(self.prompts, texts, strict=True)
         return [ids for one, mine in pairs for ids in one.ids(self.model, mine)]
 
-    def _recalling(
-        self, said: Tensor, texts: Sequence[Sequence[str]], counts: Sequence[int]
-    ) -> Iterator[tuple[FitPrompts, Tensor, Tensor]]:
-        """Of each fact the places of its first `counts` texts, and of those that recall the old object.
-
-        Where too few do, all of them count.
+    def _recalling(self, said: Tensor, places: Sequence[range]) -> list[Tensor]:
+        """Of each fact those of its places behind which the model says the old object; where too few are, all.
 
         Args:
             said: The model's next token behind each text of all facts [n].
-            texts: Of each fact.
-            counts: How many of them may count.
+            places: Of each fact the texts that may count.
         """
-        start = 0
-        for one, mine, count in zip(self.prompts, texts, counts, strict=True):
-            plain = torch.arange(start, start + count)
+        found = []
+        for one, place in zip(self.prompts, places, strict=True):
+            plain = torch.arange(place.start, place.stop)
             recalled = plain[said[plain] == one.old]
-            yield one, plain, recalled if len(recalled) >= ENOUGH and not one.every else plain
-            start += len(mine)
+            found.append(recalled if len(recalled) >= ENOUGH and not one.every else plain)
+        return found
 
     @torch.no_grad()
     def goals(self, targets: Sequence[Sequence[str]], *, keep: bool = False) -> list[Goals]:
@@ -209,7 +199,8 @@ class Fits:
         kept: dict[int, list[Tensor]] = {layer: [] for layer in self.place.layers}
         hooks = _hooks(self.place, partial(_keep, kept))
         if keep or self._before is not None:
-            ends = self._read("target", texts)
+            self._read("target", texts)
+            ends = self._ends["target"]
             logits = ends.logits(lambda batch: hooks)
             order = torch.tensor([row for batch in ends.batches for row in batch.rows]).argsort()
             order = order.to(logits.device)
@@ -280,8 +271,9 @@ class Fits:
 
             return _hooks(self._at(layers), move)
 
-        said = self._sources.logits(hooks).argmax(-1).cpu()
-        self._fitted = (fitted, said) if sequential and self._own is self._sources else ((), said)
+        said = self._ends["source"].logits(hooks).argmax(-1).cpu()
+        same = self._ends["own"] is self._ends["source"]
+        self._fitted = (fitted, said) if sequential and same else ((), said)
         return fitted
 
     def strengths(self, maps: Sequence[Maps], among: Sequence[float]) -> list[tuple[float, float]]:
@@ -312,7 +304,7 @@ class Fits:
         one = self.prompts[fact]
         start, place = len(one.behind), self._places["own"][fact]
         said = torch.empty(len(place), len(one.whole) - start, dtype=torch.long)
-        for batch in self._own.picked(list(place), [one.whole[start:-1]] * len(place)):
+        for batch in self._ends["own"].picked(list(place), [one.whole[start:-1]] * len(place)):
             every = torch.arange(len(batch.rows), device=batch.last.device)
 
             def move(
@@ -334,7 +326,7 @@ class Fits:
         """The next token [n] behind the own prompts; at full length, the pass in which the maps were fitted says it."""
         if maps is self._fitted[0] and set(alphas) == {1.0}:
             return self._fitted[1]
-        return self.steered(self._own, self._owner, maps, alphas).argmax(-1).cpu()
+        return self.steered(self._ends["own"], self._owner, maps, alphas).argmax(-1).cpu()
 
     def steered(
         self, ends: PromptEnds, owner: Sequence[int], maps: Sequence[Maps], alphas: Sequence[float]
