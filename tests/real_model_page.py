@@ -4,7 +4,8 @@
     make demo-real
     .venv/bin/python -m tests.real_model_page docs/real-model.md runs/demo-real
 
-Every number on the page is read from the runs; what is written here is only how to read it.
+The sections of these runs take the place of those with the same heading; others stay as they are. Every number is
+read from the runs; what is written here is only how to read it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import datetime
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,17 @@ the first tokens of an object of several tokens maps of their own steer, where t
 """
 
 
-def page(runs: Sequence[Path]) -> str:
-    """The page of finished runs, in their order."""
-    return INTRODUCTION + "".join(_run(run) for run in runs) + READING
+def page(runs: Sequence[Path], before: str = "") -> str:
+    """The page of finished runs, in their order, behind the sections of other runs that stand in the page `before`."""
+    sections = dict(_sections(before)) | dict(pair for run in runs for pair in _sections(_run(run)))
+    sections.pop(READING.split("\n")[1], None)
+    return INTRODUCTION + "".join(sections.values()) + READING
+
+
+def _sections(text: str) -> Iterator[tuple[str, str]]:
+    """Heading and text of each section of a page."""
+    for part in text.split("\n## ")[1:]:
+        yield f"## {part.split(chr(10))[0]}", "\n## " + part.rstrip("\n") + "\n"
 
 
 def _run(run: Path) -> str:
@@ -118,4 +127,6 @@ def _cell(cell: Mapping[str, Any] | None, *, digits: int = 2) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(page([Path(run) for run in sys.argv[2:]]), encoding="utf-8")
+    out = Path(sys.argv[1])
+    before = out.read_text(encoding="utf-8") if out.exists() else ""
+    out.write_text(page([Path(run) for run in sys.argv[2:]], before), encoding="utf-8")

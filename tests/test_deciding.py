@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from mechedit.evaluation.questions import FactQuestions
 from mechedit.faithfulness.rankings import rank
 from mechedit.models.deciding import begins, decide, says_object, through_text, written_text
 from mechedit.models.hooked import HookedModel, load_model
+from mechedit.models.scoring import score_pairs
 from reports.errors import InputError
 from tests import tiny
 from tests.tiny import tiny_model
@@ -174,6 +176,28 @@ def test_another_spelling_is_read_as_far_as_it_decides(taught: HookedModel) -> N
     assert acc(taught, dataclasses.replace(named, target_new_aliases=("San Antonio",))) == 1.0
     alike = dataclasses.replace(named, target_true="San Antonio", target_new_aliases=("San Diego",))
     assert acc(taught, alike) == 0.0
+
+
+def test_other_spellings_that_cannot_begin_are_not_read(
+    taught: HookedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read or not, a spelling counts where the model's greedy text begins with what decides."""
+    asked: list[str] = []
+
+    def watched(model: HookedModel, pairs: Any, **options: Any) -> Any:
+        asked.extend(str(model.tokenizer.decode(ids)).strip() for _, ids in pairs)
+        return score_pairs(model, pairs, **options)
+
+    monkeypatch.setattr("mechedit.evaluation.measure.score_pairs", watched)
+    fact = dataclasses.replace(CITIES, target_true="San Diego", target_new="Rome")
+    said = greedy(taught, fact.rewrite_prompt, 2)
+    names = ("San Antonio", "San Francisco", "Santa Fe", "Oslo", "San", "Antonio")
+    for name in names:
+        asked.clear()
+        ids = taught.continuation(fact.rewrite_prompt, name)[1].tolist()
+        hit = acc(taught, dataclasses.replace(fact, target_new_aliases=(name,)))
+        assert hit == float(name in ("San Antonio", "San")), name
+        assert (name in asked) == (ids[0] == said[0] and len(ids) > 1), name
 
 
 def test_a_lone_target_is_attributed_through_its_first_text(model: HookedModel, tmp_path: Path) -> None:

@@ -3,7 +3,10 @@ be what the same edit gives whose gate is always open and needs no second pass."
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -104,3 +107,61 @@ def test_what_is_measured_in_an_edited_model_is_that_of_the_caller_s_pass(
     unedited = torch.as_tensor(measure(model, fact)).double()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert found.shape != unedited.shape or not torch.allclose(found, unedited, atol=1e-3)  # it would be seen
+
+
+@contextlib.contextmanager
+def counted_rows(model: HookedModel) -> Iterator[list[int]]:
+    """How many rows each layer has run, by torch's own hooks on the modules."""
+    rows = [0] * model.shape.n_layers
+
+    def count(layer: int, module: Any, args: Any, output: Any) -> None:
+        rows[layer] += (output[0] if isinstance(output, tuple) else output).shape[0]
+
+    layers: Any = model.hf.base_model.h
+    handles = [module.register_forward_hook(partial(count, i)) for i, module in enumerate(layers)]
+    try:
+        yield rows
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_a_look_ahead_ends_where_the_last_gate_has_read(factworld_gpt2: HookedModel, fact: FactEdit) -> None:
+    inner = MEGA(window=(1, 3), rank=0, target="avoid", gate="hidden", gate_layer=4, threshold=1e9)
+    outer = replace(inner, window=(2, 4), gate_layer=5)
+    with (
+        inner.apply(factworld_gpt2, fact) as once,
+        outer.apply(once, fact) as edited,
+        counted_rows(edited) as rows,
+    ):
+        edited.logits([fact.rewrite_prompt])
+    assert rows == [2, 2, 2, 2, 2, 1, 1, 1]  # layers 0 to 4 twice: the outer gate reads the input of layer 5
+
+
+@pytest.mark.parametrize("gate_layer", [1, 7])
+def test_what_gates_say_is_what_they_say_in_whole_passes(
+    factworld_gpt2: HookedModel, gate_layer: int
+) -> None:
+    """Prompts that words leave open are run as far as the gate reads, others not at all."""
+    facts = me.factworld.edits(6)
+    prompts = [prompt for fact in facts[:3] for prompt in (fact.rewrite_prompt, *fact.neighborhood_prompts)]
+    for named in (False, True):
+        mega = MEGA(
+            window=(2, 4), rank=0, target="avoid", gate="hidden", gate_layer=gate_layer, threshold=9.0
+        )
+        if named:
+            mega = replace(mega, gate="asked", threshold=None, gate_layer=None).select(
+                factworld_gpt2, facts[3:]
+            )
+        with mega.apply(factworld_gpt2, facts[:2]) as edited:
+            whole = []
+            for prompt in prompts:
+                edited.logits([prompt])
+                whole.append((edited.steering.ratios <= 1).any().item())
+            with counted_rows(edited) as rows:
+                assert edited.gate_fired(prompts) == whole
+            assert {True, False} == set(whole)
+            asked = len(prompts) - sum(edited.shut_by_words(prompts))
+            assert (asked < len(prompts)) == named
+            last = edited.steering.last_read
+            assert rows == [asked] * last + [0] * (edited.shape.n_layers - last)

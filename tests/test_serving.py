@@ -26,7 +26,8 @@ from transformers import (
 from mechedit.editors import SteeringEdit
 from mechedit.editors.steering.attach import attach
 from mechedit.editors.steering.gates import AlwaysOn, HiddenGate, Pool, SentenceGate
-from mechedit.editors.steering.steer import Steering, steer
+from mechedit.editors.steering.steer import steer
+from mechedit.editors.steering.steering import Steering
 from mechedit.editors.steering.steering_edit import Following, Position
 from mechedit.editors.steering.transport import AffineMap
 from reports.errors import InputError

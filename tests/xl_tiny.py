@@ -11,6 +11,7 @@ import math
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -90,14 +91,7 @@ def build_tokenizer(arch: Arch) -> PreTrainedTokenizerBase:
         if arch == "modernbert":
             return _modernbert_tokenizer(core)
         return RobertaTokenizer(vocab=saved["vocab"], merges=merges)
-    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    core.normalizer, core.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    core.train_from_iterator(
-        TEXTS * 4,
-        trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False),
-    )
-    return BertTokenizer(vocab=_model_of(core)["vocab"])
+    return BertTokenizer(vocab=_wordpiece_vocabulary())
 
 
 def _modernbert_tokenizer(core: Tokenizer) -> PreTrainedTokenizerBase:
@@ -124,21 +118,38 @@ def _model_of(core: Tokenizer) -> dict[str, Any]:
 
 
 def _unigram_vocabulary() -> list[tuple[str, float]]:
-    """Special pieces, then the commonest beginnings and insides of words with log frequencies, equal ones by name.
-
-    Counted here, because the library's trainer breaks ties by a hash table: other ids in every process, and with them
-    another outcome of whatever a test trains.
-    """
-    words = [f"▁{word}" for text in TEXTS for word in text.split()]
-    counts = Counter(
-        w[i:j] for w in words for i in range(len(w)) for j in range(i + 1, min(i + 6, len(w)) + 1)
+    """Special pieces, then the commonest beginnings and insides of words with log frequencies, equal ones by name."""
+    counts = _pieces([f"▁{word}" for text in TEXTS for word in text.split()])
+    total = sum(counts.values())
+    scored = sorted(
+        ((piece, math.log(n / total)) for piece, n in counts.items()), key=lambda x: (-x[1], x[0])
     )
-    kept = [piece for piece in sorted(counts) if len(piece) == 1]
-    longer = sorted((p for p in counts if len(p) > 1), key=lambda p: (-counts[p] * len(p), p))
-    kept += longer[: VOCABULARY - len(kept) - 5]
-    total = sum(counts[piece] for piece in kept)
-    scored = sorted(((piece, math.log(counts[piece] / total)) for piece in kept), key=lambda x: (-x[1], x[0]))
     return [(name, 0.0) for name in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")] + scored
+
+
+def _wordpiece_vocabulary() -> dict[str, int]:
+    """Special pieces, then the commonest beginnings of words, and insides behind ##, by name."""
+    normal, split = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    words = [word for text in TEXTS for word, _ in split.pre_tokenize_str(normal.normalize_str(text))]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(_pieces(words, inside="##"))]
+    return {piece: i for i, piece in enumerate(pieces)}
+
+
+def _pieces(words: Sequence[str], inside: str = "") -> dict[str, int]:
+    """Counts of the letters of `words` and of the longer pieces that cover most, as many as a vocabulary holds.
+
+    Counted here, because the library's trainers break ties by a hash table: other ids in every process, and with them
+    another outcome of whatever a test measures.
+    """
+    counts = Counter(
+        ((inside if i else "") + w[i:j], j - i)
+        for w in words
+        for i in range(len(w))
+        for j in range(i + 1, min(i + 6, len(w)) + 1)
+    )
+    kept = {piece: n for (piece, size), n in counts.items() if size == 1}
+    longer = sorted((-n * size, piece, n) for (piece, size), n in counts.items() if size > 1)
+    return kept | {piece: n for _, piece, n in longer[: VOCABULARY - len(kept) - 5]}
 
 
 def random_hf(

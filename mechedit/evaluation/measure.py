@@ -234,12 +234,19 @@ def answer(tokenizer: Any, *scores: Scored) -> str:
 
 
 def _begun(tokenizer: Any, new: Scored, true: Scored, decided: Deciding, texts: tuple[str, str]) -> float:
-    """`begins` of teacher-forced scores."""
+    """`begins` of teacher-forced scores; NaN where a logit is."""
+    if new.logps[: decided.n_new].isnan().any():
+        return math.nan
+    return _says(tokenizer, new.argmax, true, decided, texts)
+
+
+def _says(
+    tokenizer: Any, argmax: Sequence[int], true: Scored, decided: Deciding, texts: tuple[str, str]
+) -> float:
+    """`begins` of the likeliest tokens in the place of an object's, beside the scores of the true one."""
     n = decided.n_new
     goes_on = decided.begins_old and true.argmax[n] == true.ids[n]
-    if new.logps[:n].isnan().any():
-        return math.nan
-    return begins(tokenizer, new.argmax, decided, texts, goes_on=goes_on)
+    return begins(tokenizer, argmax, decided, texts, goes_on=goes_on)
 
 
 def _with_aliases(
@@ -250,18 +257,24 @@ def _with_aliases(
     *,
     batch_size: int,
 ) -> list[PromptScore]:
-    """`measured`, where a prompt is also answered by another spelling of the new object."""
-    asked = [
-        (i, name, model.continuation(question.prompt, name, space=question.fact.space))
-        for i, (question, score) in enumerate(zip(questions, measured, strict=True))
-        for name in question.fact.target_new_aliases
-        if score.starts_new == 0.0
-    ]
-    results = list(measured)
-    named = score_pairs(model, [pair for _, _, pair in asked], batch_size=batch_size)
-    for (i, name, _), alias in zip(asked, named, strict=True):
+    """`measured`, where a prompt is also answered by another spelling of the new object.
+
+    The likeliest token behind the prompt is known: it decides alone, or must begin a spelling that is read on.
+    """
+    results, asked = list(measured), []
+    for i, (question, score) in enumerate(zip(questions, measured, strict=True)):
         true = scores[len(questions) + i]
-        decided = decide(model.tokenizer, alias.ids, true.ids)
-        if _begun(model.tokenizer, alias, true, decided, (name, questions[i].true)) == 1.0:
+        for name in question.fact.target_new_aliases if score.starts_new == 0.0 else ():
+            pair = model.continuation(question.prompt, name, space=question.fact.space)
+            decided = decide(model.tokenizer, pair[1].tolist(), true.ids)
+            if decided.n_new == 1:
+                if _says(model.tokenizer, true.argmax[:1], true, decided, (name, question.true)) == 1.0:
+                    results[i] = replace(results[i], starts_new=1.0)
+            elif decided.new[0] == true.argmax[0]:
+                asked.append((i, name, decided, pair))
+    named = score_pairs(model, [pair for *_, pair in asked], batch_size=batch_size)
+    for (i, name, decided, _), alias in zip(asked, named, strict=True):
+        true = scores[len(questions) + i]
+        if _says(model.tokenizer, alias.argmax, true, decided, (name, questions[i].true)) == 1.0:
             results[i] = replace(results[i], starts_new=1.0)
     return results

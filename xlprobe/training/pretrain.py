@@ -8,13 +8,13 @@
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaTokenizer
 
@@ -55,17 +55,36 @@ class Shape:
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerBase:
-    """XLM-R's kind of tokenizer (unigram over words that begin with ▁), trained on `texts`."""
-    core = Tokenizer(models.Unigram())
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
-    )
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocabulary, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False
-    )
-    core.train_from_iterator(texts, trainer)
-    pieces = [(piece, score) for piece, score in json.loads(core.to_str())["model"]["vocab"]]
-    return XLMRobertaTokenizer(vocab=pieces)
+    """XLM-R's kind of tokenizer (unigram over words that begin with ▁), trained on `texts`.
+
+    By SentencePiece, as XLM-R's own, in one thread: the same texts give the same pieces, ids and scores, without which
+    a seed would say nothing. (The trainer of `tokenizers` goes by the order of a hash table, another in every process.)
+
+    Raises:
+        InputError: `vocabulary` is too small for the characters of `texts`.
+    """
+    model = io.BytesIO()
+    try:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            vocab_size=vocabulary,
+            hard_vocab_limit=False,
+            control_symbols=["<pad>", "<mask>"],
+            normalization_rule_name="identity",
+            character_coverage=1.0,
+            max_sentence_length=2**30,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise InputError(
+            f"vocabulary: expected room for the characters of the texts, found {vocabulary} ({error})"
+        ) from error
+    core = SentencePieceProcessor(model_proto=model.getvalue())
+    pieces = [(core.id_to_piece(i), core.get_score(i)) for i in range(len(core))]
+    text = [(piece, score) for piece, score in pieces if piece not in SPECIAL]
+    return XLMRobertaTokenizer(vocab=[*((name, 0.0) for name in SPECIAL), *text])
 
 
 def build_encoder(shape: Shape, tokenizer: PreTrainedTokenizerBase, *, seed: int, name: str) -> Encoder:

@@ -1,6 +1,6 @@
 """Steering edits on a plain `transformers` model: nobody needs a hooked one to serve an edit.
 
-The same `Steering` (mechedit.editors.steering.steer) as on a hooked model, hung into the modules by forward hooks:
+The same `Steering` (mechedit.editors.steering.steering) as on a hooked model, hung into the modules by forward hooks:
 
 | hook point | module |
 |---|---|
@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from experiments.checkpoints import read_tokenizer
 from mechedit.editors.steering.passes import follow
-from mechedit.editors.steering.steer import Steering
+from mechedit.editors.steering.steering import Steering
 from mechedit.editors.steering.steering_edit import SteeringEdit
 from mechedit.models.adapters import adapter_of
 from reports.errors import InputError, first_line

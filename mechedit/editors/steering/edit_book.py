@@ -29,7 +29,8 @@ from mechedit.editors.steering.gates import AlwaysOn, HiddenGate, SentenceGate, 
 from mechedit.editors.steering.relation_words import RelationWords
 from mechedit.editors.steering.sentence_encoder import sentence_encoder
 from mechedit.editors.steering.sites import SiteName
-from mechedit.editors.steering.steer import SteeredModel, Steering, steer
+from mechedit.editors.steering.steer import SteeredModel, steer
+from mechedit.editors.steering.steering import Steering
 from mechedit.editors.steering.steering_edit import Following, Position, SteeringEdit
 from mechedit.editors.steering.transport import AffineMap
 from mechedit.models import weights

@@ -15,8 +15,9 @@ holds. They are
 When more of a prompt comes in behind an end that was steered (a further chunk, the next turn of a conversation), that
 end was none: the cached columns from there on are taken back and run again without steering, before the pass.
 
-A gate that lies above the first steered layer is read in a pass of its own over the same columns, before the caller's.
-Hooks of a `HookedModel` are not called in it; torch's own hooks on the modules are, and the last call is the caller's.
+A gate that lies above the first steered layer is read in a pass of its own over the same columns, before the caller's,
+that ends where the last gate has read. Hooks of a `HookedModel` are not called in it; torch's own hooks on the modules
+are, and the last call is the caller's.
 
 All of this is kept per row in the cache (`mechedit.editors.steering.cache_history`) and per thread, so that sequences,
 batches and threads on one model do not mix.
@@ -49,7 +50,7 @@ from mechedit.editors.steering.pass_arguments import Call, GivenPrompts, refuse_
 from mechedit.models.hooking import unheard
 from reports.errors import InputError
 
-__all__ = ["Incoming", "Listener", "Passes", "follow", "mean_state", "to_the_left"]
+__all__ = ["GatesRead", "Incoming", "Listener", "Passes", "follow", "mean_state", "to_the_left"]
 
 
 @dataclass(eq=False)
@@ -75,10 +76,18 @@ class Incoming:
     replayed: bool = False
 
 
+class GatesRead(Exception):
+    """Ends a pass: all gates have read. An `Exception`, so that torch calls the hooks that close a pass."""
+
+
 class Listener(Protocol):
     """What is told of the passes: a `Steering`."""
 
     key: str
+
+    @property
+    def last_read(self) -> int:
+        """The last layer that it reads, −1 where it reads none."""
 
     @property
     def reads_text(self) -> bool:
@@ -90,8 +99,8 @@ class Listener(Protocol):
     def open(self, new: Incoming) -> bool:
         """Before a pass; whether it needs a look ahead: a pass over the same columns in which nothing is steered."""
 
-    def look_ahead(self, wanted: bool) -> contextlib.AbstractContextManager[None]:
-        """Around the pass that looks ahead, which this listener wanted or another did."""
+    def look_ahead(self, wanted: bool, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Around the pass that looks ahead, which this listener wanted or another did; the `last` to read ends it."""
 
     def close(self) -> None:
         """After the pass."""
@@ -325,12 +334,16 @@ class Passes:
         """A pass over the same columns that steers nothing and leaves the cache alone."""
         cache = None if call.cache is None else copied(call.cache)
         options = {"past_key_values": cache, "use_cache": cache is not None}
+        last = max(
+            reversed(looking), key=lambda listener: listener.last_read
+        )  # hooks run as they were attached
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._inside())
             stack.enter_context(unheard())
             for listener in self.listeners:
-                stack.enter_context(listener.look_ahead(listener in looking))
+                stack.enter_context(listener.look_ahead(listener in looking, last=listener is last))
             stack.enter_context(torch.no_grad())
+            stack.enter_context(contextlib.suppress(GatesRead))
             module(**{**call.arguments, **options})
 
     @contextlib.contextmanager
