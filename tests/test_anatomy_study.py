@@ -18,7 +18,7 @@ from experiments.config import load as load_config
 from experiments.runs import RunFolder
 from mechedit import attribute
 from mechedit.anatomy import AnatomyStudy, anatomy
-from mechedit.anatomy.claims import HOLDS, NOT, agreement_table, claim_table
+from mechedit.anatomy.claims import agreement_table, claim_table
 from mechedit.anatomy.failures import AS_SET, weakened
 from mechedit.anatomy.features import Runs, columns, gather
 from mechedit.anatomy.one_fact import Setting, measure_fact, settings_for
@@ -33,6 +33,7 @@ from mechedit.editors import FT, IKE, MEGA, NoEdit
 from mechedit.factworld import edits
 from mechedit.models.hooked import HookedModel
 from mechedit.recipes.configurations import AnatomyConfig
+from reports.answers import HOLDS, NOT, NOT_SHOWN
 from reports.errors import InputError, IntegrityError
 from reports.page import build
 from tests.tiny import tiny_model
@@ -141,11 +142,12 @@ LATE = profile(new_attn={4: 1.0, 5: 2.0}, new_mlp={5: 0.5}, old_attn={4: -1.0}, 
     [
         (LATE, HOLDS, HOLDS),
         (-LATE, NOT, NOT),
-        (profile(new_attn={0: 1.0, 1: 1.0}), NOT, NOT),  # early layers promote
-        (profile(new_attn={0: 2.0, 1: 2.0, 4: 1.0}), NOT, NOT),  # late ones too, but less
+        (profile(new_attn={0: 1.0, 1: 1.0}), NOT, NOT_SHOWN),  # early layers promote
+        (profile(new_attn={0: 2.0, 1: 2.0, 4: 1.0}), NOT, NOT_SHOWN),  # late ones too, but less
         (profile(new_steer={4: 1.0}, old_steer={4: -1.0}, old_mlp={4: -1.0}), HOLDS, HOLDS),
-        (profile(new_mlp={5: 3.0}, old_mlp={5: -3.0}), NOT, NOT),  # the MLP alone
-        (profile(old_attn={5: -3.0}), NOT, NOT),  # attention alone
+        (profile(new_mlp={5: 3.0}, old_mlp={5: -3.0}), NOT_SHOWN, NOT_SHOWN),  # the MLP alone
+        (profile(old_attn={5: -3.0}), NOT_SHOWN, NOT_SHOWN),  # attention alone
+        (profile(old_attn={5: -3.0}, old_mlp={2: 0.5}), NOT_SHOWN, NOT),  # attention against the MLP
     ],
 )
 def test_a_claim_is_answered_by_what_is_there(d: np.ndarray, promotes: str, suppress: str) -> None:
@@ -157,7 +159,31 @@ def test_noise_is_no_finding() -> None:
     given = answers(
         contrast_of(profile(new_attn={4: 0.01}, old_attn={3: -0.01}, old_mlp={3: -0.01}), noise=2.0)
     )
-    assert set(given.values()) == {NOT, "not enough failures"}
+    assert set(given.values()) == {NOT_SHOWN, "not enough failures"}
+
+
+def test_a_mean_that_an_editor_contradicts_shows_nothing() -> None:
+    """One editor suppresses by attention, the other by the MLP: both do in the mean, and together in none."""
+    one = profile(old_attn={5: -9.0}, old_mlp={5: 2.0})
+    other = profile(old_attn={5: 1.0}, old_mlp={5: -9.0})
+    features, success = [], []
+    names = ["editor", "setting", "case_id", "fact", "success", "strict", "gained", "lost"]
+    rows = []
+    for editor, d in (("a", one), ("b", other)):
+        for fact in range(2 * LEAST):
+            for good in (True, False):
+                rows.append((editor, "as set", "x", fact, good, good, 0.0, 0.0))
+                features.append(d * good + 0.01 * np.random.default_rng(len(rows)).normal(size=d.shape))
+                success.append(good)
+    runs = Runs(
+        pd.DataFrame(rows, columns=names), np.array(features), np.zeros((len(rows), 2, 2, 1)), 2 * LEAST
+    )
+    contrasts = success_contrasts(runs)
+    table = claim_table(contrasts, agreement_table(contrasts, n_layers=L), n_layers=L)
+    suppress = table[table["key"] == "suppress"].set_index("editor")
+    assert suppress["answer"].to_dict() == {"a": NOT, "b": NOT, "pooled": NOT_SHOWN}
+    assert suppress.loc["pooled", "high"] < 0
+    assert suppress.loc["pooled", "evidence"].endswith("alone it does not hold for a, b")
 
 
 def test_nothing_is_said_with_too_few_facts() -> None:

@@ -1,4 +1,4 @@
-"""The paper's claims, tested on the numbers of one model: "holds", "does not hold", or not enough runs to say.
+"""The paper's claims, tested on the numbers of one model: an answer (`reports.answers`), or not enough runs to say.
 
 Claims of "The Anatomy of an Edit" (arXiv 2603.20795, abstract), in the words of success − failure differences d of
 Δ log p (nats); "mid-to-late" is every layer from a third of the depth on [our reading]:
@@ -9,9 +9,10 @@ Claims of "The Anatomy of an Edit" (arXiv 2603.20795, abstract), in the words of
   objects) is above 0, and above what profiles with their layers shuffled reach (97.5 %).
 
 Attention is what really is added to the stream: the heads' output and, under an editor that steers it, the steering
-term, whose own part the evidence names. "Above" and "below" are those of a 95 % bootstrap interval over facts. An
-answer needs both outcomes on at least `tables.LEAST` facts. A claim that does not hold may be untrue or too weak for
-this n: the numbers stand beside it.
+term, whose own part the evidence names. "Above" and "below" are those of a 95 % bootstrap interval over facts: a claim
+holds where all its conditions do, does not hold where the opposite of one is shown, else neither is shown. An answer
+needs both outcomes on at least `tables.LEAST` facts. Over the editors together a claim is not answered by a mean that
+one of them alone contradicts.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ import pandas as pd
 from mechedit.anatomy.features import POOLED, columns
 from mechedit.anatomy.success_contrast import SuccessContrast, interval
 from mechedit.anatomy.tables import ALL, LEAST
+from reports.answers import HOLDS, NOT, NOT_SHOWN, answer
 
-__all__ = ["HOLDS", "NOT", "TOO_FEW", "agreement_table", "claim_table", "first_mid_layer"]
+__all__ = ["TOO_FEW", "agreement_table", "claim_table", "first_mid_layer"]
 
-HOLDS, NOT = "holds", "does not hold"
 TOO_FEW = {"failure": "not enough failures", "success": "not enough successes"}
 CLAIMS = {
     "promotes": "Mid-to-late attention promotes the new object",
@@ -62,13 +63,15 @@ def claim_table(
         n_layers: Of the model.
     """
     rows = []
-    ready = list(_ready(contrasts))
+    ready = _ready(contrasts)
     for (editor, setting), contrast in contrasts.items():
         if setting != ALL:
             continue
-        for row in (_promotes(editor, contrast, n_layers), _suppress(editor, contrast, n_layers)):
+        for test in (_promotes, _suppress):
+            row = test(editor, contrast, n_layers)
             if editor == POOLED and ready:
-                row["evidence"] = f"mean of {', '.join(ready)}: {row['evidence']}"
+                alone = {name: str(test(name, own, n_layers)["answer"]) for name, own in ready.items()}
+                row |= _of_the_mean(str(row["answer"]), str(row["evidence"]), alone)
             elif editor == POOLED:
                 # All runs together would compare one editor's failures with another's successes.
                 row["answer"] = TOO_FEW["failure"]
@@ -112,6 +115,16 @@ def _ready(contrasts: Mapping[tuple[str, str], SuccessContrast]) -> dict[str, Su
     }
 
 
+def _of_the_mean(answered: str, evidence: str, alone: Mapping[str, str]) -> dict[str, object]:
+    """Answer and evidence of the editors' mean, beside those of each editor."""
+    opposite = {HOLDS: NOT, NOT: HOLDS}.get(answered)
+    against = [name for name, own in alone.items() if own == opposite]
+    evidence = f"mean of {', '.join(alone)}: {evidence}"
+    if not against:
+        return {"answer": answered, "evidence": evidence}
+    return {"answer": NOT_SHOWN, "evidence": f"{evidence}; alone it {opposite} for {', '.join(against)}"}
+
+
 def _promotes(editor: str, contrast: SuccessContrast, n_layers: int) -> dict[str, object]:
     mid = first_mid_layer(n_layers)
     late, early = (
@@ -127,7 +140,8 @@ def _promotes(editor: str, contrast: SuccessContrast, n_layers: int) -> dict[str
         f"[{apart_low:+.3f}, {apart_high:+.3f}]"
     )
     evidence += _steering(contrast, "new", ATTENTION, n_layers)
-    return _row("promotes", editor, contrast, low > 0 and apart_low > 0, (value, low, high), evidence)
+    answered = answer((low, high), (apart_low, apart_high))
+    return _row("promotes", editor, contrast, answered, (value, low, high), evidence)
 
 
 def _suppress(editor: str, contrast: SuccessContrast, n_layers: int) -> dict[str, object]:
@@ -138,8 +152,8 @@ def _suppress(editor: str, contrast: SuccessContrast, n_layers: int) -> dict[str
     ]
     evidence = f"on the old object, success less failure, nats over all layers: {'; '.join(shares)}"
     evidence += _steering(contrast, "old", (*ATTENTION, *FFN), n_layers)
-    holds = all(high < 0 for _, _, high in parts.values())
-    return _row("suppress", editor, contrast, holds, parts["attention"], evidence)
+    answered = answer(*((-high, -low) for _, low, high in parts.values()))
+    return _row("suppress", editor, contrast, answered, parts["attention"], evidence)
 
 
 def _steering(contrast: SuccessContrast, obj: str, modules: tuple[str, ...], n_layers: int) -> str:
@@ -167,27 +181,27 @@ def _agree(agreement: pd.DataFrame) -> dict[str, object]:
         f"{least['b']}, correlation {least['correlation']:+.2f} [{least['low']:+.2f}, {least['high']:+.2f}], shuffled "
         f"layers up to {least['null']:+.2f}; the median of all pairs {agreement['correlation'].median():+.2f}"
     )
-    holds = bool(passed.all())
+    beyond = agreement["correlation"] - agreement["null"], agreement["high"] - agreement["null"]
+    answered = answer(*zip(agreement["low"], agreement["high"], strict=True), *zip(*beyond, strict=True))
     values = {"value": least["correlation"], "low": least["low"], "high": least["high"]}
-    return {**row, "answer": HOLDS if holds else NOT, "evidence": evidence, **none, **values}
+    return {**row, "answer": answered, "evidence": evidence, **none, **values}
 
 
 def _row(
     key: str,
     editor: str,
     contrast: SuccessContrast,
-    holds: bool,
+    answered: str,
     value: tuple[float, float, float],
     evidence: str,
 ) -> dict[str, object]:
-    answer = HOLDS if holds else NOT
     if not contrast.enough(LEAST):
         success, failure = contrast.facts_success, contrast.facts_failure
-        answer = TOO_FEW["failure" if failure < LEAST else "success"]
+        answered = TOO_FEW["failure" if failure < LEAST else "success"]
         evidence = f"succeeded on {success} facts, failed on {failure}; {LEAST} of each are needed"
     counts = {"n_success": contrast.n_success, "n_failure": contrast.n_failure}
     names = dict(zip(("value", "low", "high"), value, strict=True))
-    return {"key": key, "editor": editor, "answer": answer, "evidence": evidence, **names, **counts}
+    return {"key": key, "editor": editor, "answer": answered, "evidence": evidence, **names, **counts}
 
 
 def _mask(n_layers: int, obj: str, modules: tuple[str, ...], layers: range | None = None) -> np.ndarray:

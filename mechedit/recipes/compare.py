@@ -36,6 +36,7 @@ from mechedit.recipes.configurations import COMPARED, ComparisonConfig
 from mechedit.recipes.editor_choice import named
 from mechedit.recipes.splits import compared_facts, ripple_facts
 from reports import page
+from reports.answers import above
 from reports.intervals import bootstrap_mean
 from reports.results import Result
 
@@ -326,7 +327,7 @@ def _verdicts(result: EditorComparison) -> list[dict[str, str]]:
     controls = means.index.isin(CONTROLS) | (means.index == "no_edit")
     # The mean shift is MEGA with another map: it has a claim of its own.
     verdicts = [
-        _verdict(claim, mega, peers.loc[peers["value"].idxmax()], otherwise="not shown")
+        _verdict(claim, mega, peers.loc[peers["value"].idxmax()])
         for claim, peers in (
             ("MEGA stands above every other editor", means[~controls].drop(index=["mega"])),
             (
@@ -342,17 +343,13 @@ def _verdicts(result: EditorComparison) -> list[dict[str, str]]:
         ("sake", "Attention outputs are a better place to steer than the final state (SAKE)"),
     ):
         if name in means.index:
-            verdicts.append(_verdict(claim, mega, means.loc[name], otherwise="not shown"))
+            verdicts.append(_verdict(claim, mega, means.loc[name]))
     return verdicts
 
 
-def _verdict(claim: str, mega: pd.Series, peer: pd.Series, *, otherwise: str) -> dict[str, str]:
-    """Whether MEGA stands above a peer; `otherwise` is the answer where the intervals overlap."""
-    answer = "does not hold"
-    if mega["low"] > peer["high"]:
-        answer = "holds"
-    elif mega["high"] >= peer["low"]:
-        answer = otherwise
+def _verdict(claim: str, mega: pd.Series, peer: pd.Series) -> dict[str, str]:
+    """Whether MEGA stands above a peer."""
+    answer = above((mega["low"], mega["high"]), (peer["low"], peer["high"]))
     values = [f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for row in (mega, peer)]
     evidence = f"mean of five: MEGA {values[0]}, {LABELS[str(peer.name)]} {values[1]}, n {int(mega['n'])}"
     return {"claim": claim, "answer": answer, "evidence": evidence}

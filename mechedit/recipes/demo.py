@@ -35,6 +35,7 @@ from mechedit.models.hooked import HookedModel
 from mechedit.recipes.configurations import DemoConfig
 from mechedit.recipes.splits import demo_facts
 from reports import page
+from reports.answers import NOT_SHOWN, above, answer
 from reports.intervals import bootstrap_mean
 from reports.text import visible
 
@@ -221,27 +222,26 @@ def _verdicts(contrast: StatementContrast, rows: Sequence[dict[str, Any]]) -> li
     first, last = contrast.window
     attn = contrast.layers[contrast.layers["module"] == "attn"]
     inside = attn[attn["layer"].between(first, last)]
-    promoted = bool((inside["low"] > 0).all()) and first >= attn["layer"].max() / 3
+    promoted = answer(*zip(inside["low"], inside["high"], strict=True))
+    if first < attn["layer"].max() / 3:  # whatever these layers do, mid-to-late ones they are not
+        promoted = NOT_SHOWN
     mega, drawn, shift = (by_name[name]["mean"] for name in ("mega", "random_window", "mean_shift"))
+    steered, random, shifted = ((cell["low"], cell["high"]) for cell in (mega, drawn, shift))
     return [
         {
             "claim": "Mid-to-late attention promotes the new object where an edit succeeds",
-            "answer": "holds"
-            if promoted
-            else "not shown"
-            if inside["difference"].sum() > 0
-            else "does not hold",
+            "answer": promoted,
             "evidence": f"layers {first} to {last}: {inside['difference'].sum():+.2f} nats more than in failures; "
             f"all other layers {attn['difference'].sum() - inside['difference'].sum():+.2f}",
         },
         {
             "claim": "Steering the aligned layers edits; other layers do not",
-            "answer": "holds" if mega["low"] > drawn["high"] else "does not hold",
+            "answer": above(steered, random),
             "evidence": f"mean of Acc, Gen, Spec {mega['value']:.2f} against {drawn['value']:.2f} at random layers",
         },
         {
             "claim": "The transport does more than the mean shift",
-            "answer": "holds" if mega["low"] > shift["high"] else "not shown",
+            "answer": above(steered, shifted),
             "evidence": f"{mega['value']:.2f} [{mega['low']:.2f}, {mega['high']:.2f}] against "
             f"{shift['value']:.2f} [{shift['low']:.2f}, {shift['high']:.2f}]",
         },

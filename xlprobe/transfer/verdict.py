@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from reports.answers import NOT_SHOWN
+
 __all__ = ["NOISE", "NOT_SHOWN", "ORTHOGONAL", "decide", "needed", "takes"]
 
-NOT_SHOWN = "not shown"
 NOISE = 0.5  # halves of a mean gradient below it: mostly noise
 ORTHOGONAL = 0.1  # |cosine| up to which two gradients count as orthogonal
 
