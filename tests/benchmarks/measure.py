@@ -7,6 +7,7 @@ editor runs to find its edit (FT's steps, MEGA's fit) is part of the call, and i
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,17 +18,22 @@ from tests.benchmarks.shapes import about
 
 __all__ = ["bench_measure"]
 
+#: Facts by which MEGA's gate is chosen.
+CHOOSE = 8
+
 
 def bench_measure(*, model: str = "factworld", facts: int = 4) -> dict[str, Any]:
     """The benchmark as one dict: for each editor, and for anatomy, seconds a fact and their ratio to the floor."""
     loaded = me.load_model(model)
-    chosen, middle = facts_of(loaded, model, facts), loaded.shape.n_layers // 2
-    window = (middle, loaded.shape.n_layers - 1)
+    known, middle = facts_of(loaded, model, facts + CHOOSE), loaded.shape.n_layers // 2
+    chosen, others = known[:facts], known[facts:]
+    mega = MEGA(window=(middle, loaded.shape.n_layers - 1), alpha=1.0, rank=0, target="new_fact")
     editors: dict[str, Editor] = {
         "no_edit": by_name("no_edit"),
         "ike": by_name("ike"),
         "ft": FT(layer=middle, steps=5),
-        "mega": MEGA(window=window, alpha=1.0, rank=0, gate="always"),
+        "mega": mega.select(loaded, others),
+        "mega_ungated": replace(mega, gate="always"),
     }
     calls: dict[str, Callable[[], object]] = {
         name: partial(me.evaluate, loaded, editor, chosen, progress=False) for name, editor in editors.items()
