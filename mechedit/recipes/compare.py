@@ -270,10 +270,11 @@ def _scores(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def _summary(config: ComparisonConfig, model: HookedModel, result: EditorComparison) -> dict[str, Any]:
+    others = {*config.editors} - {"mega", "no_edit", *CONTROLS}
     chosen = result.choices.set_index(["key", "seed"])["value"]
     windows = ", ".join(f"{chosen['window', seed]} (seed {seed})" for seed in config.seeds)
     return {
-        "title": "MEGA and the other editors",
+        "title": "MEGA and the other editors" if others else "MEGA and its controls",
         "subtitle": f"{config.limit} facts under each of {len(config.seeds)} seeds, one edit at a time",
         "model": f"{config.model} ({model.shape.architecture}, {model.shape.n_layers} layers)",
         "n": result.n_known,

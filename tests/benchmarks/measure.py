@@ -18,7 +18,7 @@ from tests.benchmarks.shapes import about
 
 __all__ = ["bench_measure"]
 
-#: Facts by which MEGA's gate is chosen.
+#: Facts by which MEGA is chosen.
 CHOOSE = 8
 
 
@@ -27,12 +27,12 @@ def bench_measure(*, model: str = "factworld", facts: int = 4) -> dict[str, Any]
     loaded = me.load_model(model)
     known, middle = facts_of(loaded, model, facts + CHOOSE), loaded.shape.n_layers // 2
     chosen, others = known[:facts], known[facts:]
-    mega = MEGA(window=(middle, loaded.shape.n_layers - 1), alpha=1.0, rank=0, target="new_fact")
+    mega = MEGA().select(loaded, others)
     editors: dict[str, Editor] = {
         "no_edit": by_name("no_edit"),
         "ike": by_name("ike"),
         "ft": FT(layer=middle, steps=5),
-        "mega": mega.select(loaded, others),
+        "mega": mega,
         "mega_ungated": replace(mega, gate="always"),
     }
     calls: dict[str, Callable[[], object]] = {
