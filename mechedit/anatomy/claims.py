@@ -62,21 +62,17 @@ def claim_table(
         agreement: Of every two editors (`agreement_table`).
         n_layers: Of the model.
     """
-    rows = []
+    rows = [
+        test(editor, contrast, n_layers)
+        for (editor, setting), contrast in contrasts.items()
+        if setting == ALL
+        for test in (_promotes, _suppress)
+    ]
     ready = _ready(contrasts)
-    for (editor, setting), contrast in contrasts.items():
-        if setting != ALL:
-            continue
-        for test in (_promotes, _suppress):
-            row = test(editor, contrast, n_layers)
-            if editor == POOLED and ready:
-                alone = {name: str(test(name, own, n_layers)["answer"]) for name, own in ready.items()}
-                row |= _of_the_mean(str(row["answer"]), str(row["evidence"]), alone)
-            elif editor == POOLED:
-                # All runs together would compare one editor's failures with another's successes.
-                row["answer"] = TOO_FEW["failure"]
-                row["evidence"] = f"no editor has {LEAST} facts of each outcome"
-            rows.append(row)
+    alone = {(row["key"], row["editor"]): row["answer"] for row in rows if row["editor"] in ready}
+    for row in rows:
+        if row["editor"] == POOLED:
+            row |= _of_the_mean(row, {name: alone[row["key"], name] for name in ready})
     rows.append(_agree(agreement))
     table = pd.DataFrame(rows)
     table.insert(0, "claim", [CLAIMS[key] for key in table["key"]])
@@ -115,13 +111,15 @@ def _ready(contrasts: Mapping[tuple[str, str], SuccessContrast]) -> dict[str, Su
     }
 
 
-def _of_the_mean(answered: str, evidence: str, alone: Mapping[str, str]) -> dict[str, object]:
-    """Answer and evidence of the editors' mean, beside those of each editor."""
-    opposite = {HOLDS: NOT, NOT: HOLDS}.get(answered)
+def _of_the_mean(row: Mapping[str, object], alone: Mapping[str, object]) -> dict[str, object]:
+    """Answer and evidence of the editors' mean, `row`, beside the answers of each editor."""
+    if not alone:  # all runs together would compare one editor's failures with another's successes
+        return {"answer": TOO_FEW["failure"], "evidence": f"no editor has {LEAST} facts of each outcome"}
+    opposite = {HOLDS: NOT, NOT: HOLDS}.get(str(row["answer"]))
     against = [name for name, own in alone.items() if own == opposite]
-    evidence = f"mean of {', '.join(alone)}: {evidence}"
+    evidence = f"mean of {', '.join(alone)}: {row['evidence']}"
     if not against:
-        return {"answer": answered, "evidence": evidence}
+        return {"answer": row["answer"], "evidence": evidence}
     return {"answer": NOT_SHOWN, "evidence": f"{evidence}; alone it {opposite} for {', '.join(against)}"}
 
 

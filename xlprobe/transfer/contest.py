@@ -25,9 +25,10 @@ import math
 import numpy as np
 import pandas as pd
 
+from reports.answers import NOT_SHOWN, answer
 from reports.intervals import Z95
 from xlprobe.transfer.prediction import PREDICTORS, correlations, scaled
-from xlprobe.transfer.verdict import NOT_SHOWN, needed, takes
+from xlprobe.transfer.verdict import needed, takes
 
 __all__ = ["ceiling", "contest", "gradients_say_more"]
 
@@ -97,12 +98,9 @@ def gradients_say_more(cells: pd.DataFrame) -> list[dict[str, str]]:
     )
     if rows.empty:
         return []
-    answer, n = NOT_SHOWN, int(rows["n"].iloc[0])
+    answered, n = NOT_SHOWN, int(rows["n"].iloc[0])
     if n >= FEWEST_CELLS:
-        if (rows["low"] > 0).all():
-            answer = "holds"
-        elif (rows["high"] < 0).any():
-            answer = "does not hold"
+        answered = answer(*zip(rows["low"], rows["high"], strict=True))
     told = "; ".join(
         f"than {_NAMES[row.rival]} by {_signed(row.difference)} [{_signed(row.low)}, {_signed(row.high)}]"
         for row in rows.itertuples()
@@ -111,10 +109,10 @@ def gradients_say_more(cells: pd.DataFrame) -> list[dict[str, str]]:
     share = ceiling(cells)
     if not math.isnan(share):
         evidence += f"; {share:.0%} of the changes' spread is more than noise"
-    if answer == NOT_SHOWN:
+    if answered == NOT_SHOWN:
         evidence += f"; {takes(max(FEWEST_CELLS, float(rows['cells'].max())), 'cells')}"
     claim = "Gradient similarity says more than embedding similarity and retrieval do"
-    return [{"claim": claim, "answer": answer, "evidence": evidence}]
+    return [{"claim": claim, "answer": answered, "evidence": evidence}]
 
 
 def ceiling(cells: pd.DataFrame) -> float:

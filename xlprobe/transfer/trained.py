@@ -15,8 +15,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from reports.answers import NOT_SHOWN, answer
 from reports.errors import InputError
-from xlprobe.transfer.verdict import NOT_SHOWN, decide, needed, takes
+from xlprobe.transfer.verdict import needed, takes
 
 __all__ = ["PARTS", "beside", "check_parts", "robustness", "score_key"]
 
@@ -82,19 +83,17 @@ def robustness(cells: pd.DataFrame) -> list[dict[str, str]]:
     saved = np.maximum(0, -whole) - np.maximum(0, -head)
     draws = np.random.default_rng(0).integers(len(saved), size=(RESAMPLES, len(saved)))
     low, high = np.quantile(saved[draws].mean(1), [0.025, 0.975])
-    answer = NOT_SHOWN
-    if len(saved) >= FEWEST_CELLS and low * high > 0:
-        answer = decide(float(low), float(high), holds=(0.0, 1.0), does_not_hold=(-1.0, 0.0))
+    answered = answer((low, high)) if len(saved) >= FEWEST_CELLS else NOT_SHOWN
     evidence = (
         f"alignment takes {_points(np.maximum(0, -whole).mean())} points from the whole model and "
         f"{_points(np.maximum(0, -head).mean())} from the head alone, mean harm max(0, −Δ) of {len(saved)} cells: less "
         f"by {_signed(saved.mean())} [{_signed(low)}, {_signed(high)}]; mean change {_signed(whole.mean())} and "
         f"{_signed(head.mean())}, worst {_signed(whole.min())} and {_signed(head.min())}"
     )
-    if answer == NOT_SHOWN:
+    if answered == NOT_SHOWN:
         cells_needed = needed(float(high - low) / 2, [abs(float(saved.mean()))], n=len(saved))
         evidence += f"; {takes(max(FEWEST_CELLS, cells_needed), 'cells')}"
-    return [{"claim": claim, "answer": answer, "evidence": evidence}]
+    return [{"claim": claim, "answer": answered, "evidence": evidence}]
 
 
 def _points(value: float) -> str:
